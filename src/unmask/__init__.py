@@ -1,0 +1,60 @@
+"""Few-step masked-diffusion language models: train a teacher, distil it, draw text exactly, measure honestly.
+
+    model = unmask.load("runs/demo/model")
+    samples = unmask.sample(model, n=4, length=128, steps=16)
+
+A public name is imported from its home on first use (PEP 562), so that `import unmask` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unmask.diffusion import duality as duality
+    from unmask.diffusion.processes import MaskedProcess as MaskedProcess
+    from unmask.diffusion.processes import UniformProcess as UniformProcess
+    from unmask.diffusion.schedules import LogLinear as LogLinear
+    from unmask.diffusion.trajectory import Trajectory as Trajectory
+    from unmask.diffusion.trajectory import trajectory as trajectory
+    from unmask.evaluation.judges import generative_perplexity as generative_perplexity
+    from unmask.evaluation.metrics import entropy as entropy
+    from unmask.models.pretrained import Model as Model
+    from unmask.models.pretrained import load as load
+    from unmask.objectives.consistency import distillation_loss as distillation_loss
+    from unmask.prediction import Prediction as Prediction
+    from unmask.recipes.run import distill as distill
+    from unmask.samplers.loop import sample as sample
+else:
+    # Type checkers do not see it: to them a name that is not imported above is a mistake.
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'unmask' has no attribute {name!r}; it has {', '.join(_HOMES)}")
+        if name == "duality":  # the one name that is a module
+            return import_module("unmask.diffusion.duality")
+        found: object = vars(import_module(_HOMES[name]))[name]
+        globals()[name] = found
+        return found
+
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LogLinear": "unmask.diffusion.schedules",
+    "MaskedProcess": "unmask.diffusion.processes",
+    "Model": "unmask.models.pretrained",
+    "Prediction": "unmask.prediction",
+    "Trajectory": "unmask.diffusion.trajectory",
+    "UniformProcess": "unmask.diffusion.processes",
+    "distill": "unmask.recipes.run",
+    "distillation_loss": "unmask.objectives.consistency",
+    "duality": "unmask.diffusion",
+    "entropy": "unmask.evaluation.metrics",
+    "generative_perplexity": "unmask.evaluation.judges",
+    "load": "unmask.models.pretrained",
+    "sample": "unmask.samplers.loop",
+    "trajectory": "unmask.diffusion.trajectory",
+}
+
+
+def __dir__() -> list[str]:
+    return [*_HOMES, "__version__"]

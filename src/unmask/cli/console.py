@@ -1,0 +1,76 @@
+"""What all verbs print with: lines, tables, a progress bar where there is a terminal, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+Advance = Callable[[str, int, int], None]  # stage, done, total
+
+
+def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
+    """Arguments to a dataclass, with its docstring as help; exits with code 2 on wrong use."""
+    ask = partial(tyro.cli, kind, prog=f"unmask {verb}", args=list(arguments), config=(tyro.conf.AvoidSubcommands,))
+    answer: T = ask() if default is None else ask(default=default)
+    return answer
+
+
+def say(line: str) -> None:
+    """A line for people."""
+    console().print(line, markup=False, highlight=False)
+
+
+def console() -> Console:
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def emit(value: Any) -> None:
+    """A JSON value for machines."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; figures stand on the right."""
+    grid = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) for row in rows)
+        grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    console().print(grid)
+
+
+@contextmanager
+def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
+    """(advance, say): a bar with the time left on a terminal, a line a tenth of a stage elsewhere."""
+    if sys.stdout.isatty():
+        with Progress(
+            TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=Console(),
+        ) as bar:  # fmt: skip
+            tasks: dict[str, Any] = {}
+
+            def advance(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage, total=total)
+                bar.update(tasks[stage], completed=done, total=total)
+
+            yield advance, lambda line: bar.console.print(line, markup=False, highlight=False)
+        return
+
+    def plain(stage: str, done: int, total: int) -> None:
+        if done and done * 10 // total > (done - 1) * 10 // total:
+            say(f"{stage}: {done}/{total}")
+            sys.stdout.flush()
+
+    yield plain, say

@@ -1,0 +1,61 @@
+"""`unmask demo`: the whole job of the paper in one command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from unmask.cli.console import parse, progress, say, table
+from unmask.recipes.demo import Demo, demo
+from unmask.recipes.schema import Recipe
+from unmask.recipes.study import Study
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Distil a small teacher on real text, measure what was gained, and write report.html and report.json.
+
+    corpus        "sotu" (comes with shipped models), "pydocs", a file or a folder: others train everything first
+    out           the run directory
+    from_scratch  train teacher and judge although they are shipped
+    """
+
+    corpus: str = Demo().corpus
+    out: Path = Path("runs/demo")
+    from_scratch: bool = False
+    student: Recipe = field(default_factory=lambda: Demo().student)
+    teacher: Recipe = field(default_factory=lambda: Demo().teacher)
+    judge: Recipe = field(default_factory=lambda: Demo().judge)
+    study: Study = field(default_factory=Study)
+
+
+def main(verb: str, arguments: Sequence[str]) -> int:
+    asked = parse(Arguments, verb, arguments)
+    settings = replace(
+        Demo(corpus=asked.corpus, from_scratch=asked.from_scratch),
+        student=asked.student, teacher=asked.teacher, judge=asked.judge, study=asked.study,
+    )  # fmt: skip
+    asked.out.mkdir(parents=True, exist_ok=True)
+    report = None
+    with progress() as (advance, note):
+        for event in demo(settings, asked.out):
+            advance(event.stage, event.done, event.total)
+            if event.line is not None:
+                note(event.line)
+            report = event.report
+    if report is None:
+        say(f"stopped; the state is saved in {asked.out}, and the same command goes on from there")
+        return 1
+    from unmask.report.page import write_report
+
+    (asked.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    page = write_report(report, asked.out)
+    for name in ("teacher", "student"):
+        rows = [[row["steps"], row["nfe"], row["gen_ppl"], row["sem"], row["entropy"]] for row in report[name]]
+        table(name, ["steps", "calls", "gen PPL", "sem", "entropy"], rows)
+    for sentence in report["verdict"]:
+        say(sentence)
+    say(f"\n{page} shows it all, with pictures and a player ({report['seconds']['total']:.0f} s)")
+    return 0

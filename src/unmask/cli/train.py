@@ -1,0 +1,73 @@
+"""`unmask train` and `unmask distill`: carry out a recipe in a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from unmask.cli.console import emit, parse, progress, say
+from unmask.recipes.book import RECIPES, recipe
+from unmask.recipes.estimate import estimate
+from unmask.recipes.run import run
+from unmask.recipes.schema import Consistency, Recipe, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a recipe. Every field of the recipe is a flag.
+
+    out      the run directory (runs/NAME); where it holds a state of this recipe, the run goes on from there
+    dry_run  print the resolved recipe with its parameters, memory and tokens, and train nothing
+    fresh    refuse a run directory that already holds a run
+    json     print JSON lines instead of sentences
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    dry_run: bool = False
+    fresh: bool = False
+    json: bool = False
+
+
+def main(verb: str, arguments: Sequence[str]) -> int:
+    names = ", ".join(function().name for function in RECIPES if _fits(verb, function()))
+    if not arguments or arguments[0].startswith("-"):
+        say(f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]\nrecipes: {names}")
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    name, *rest = arguments
+    chosen = _chosen(name)
+    if not _fits(verb, chosen):
+        other = "distill" if verb == "train" else "train"
+        raise ValueError(f"recipe {chosen.name!r} is for `unmask {other}`: its objective is {chosen.objective.kind}")
+    asked = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
+    out = asked.out or (Path(name) if Path(name).is_dir() else Path("runs") / asked.recipe.name)
+    if asked.dry_run:
+        emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
+        return 0
+    with progress() as (advance, note):
+        step = 0
+        for update in run(asked.recipe, out, say=note, resume=not asked.fresh):
+            advance(asked.recipe.name, step := update.step, asked.recipe.steps)
+            if asked.json:
+                note(json.dumps(update.record()))
+            elif update.student is not None or update.step % 100 == 0:
+                speed = update.tokens / update.seconds
+                note(f"step {update.step}: loss {update.loss:.4f} nats a token, {speed:.0f} tokens a second")
+    done = step >= asked.recipe.steps or step == 0
+    say(f"{out}/model holds the model" if done else f"stopped; `unmask {verb} {out}` goes on from the state in {out}")
+    return 0 if done else 1
+
+
+def _chosen(name: str) -> Recipe:
+    """A recipe by name, or the one of a run directory."""
+    saved = Path(name) / "recipe.json"
+    return from_json(Recipe, json.loads(saved.read_text("utf-8"))) if saved.exists() else recipe(name)
+
+
+def _fits(verb: str, chosen: Recipe) -> bool:
+    return (verb == "distill") == isinstance(chosen.objective, Consistency)

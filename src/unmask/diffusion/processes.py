@@ -1,0 +1,194 @@
+"""The two ways to ruin a text: cover its tokens, or replace them by random ones.
+
+A process is three things: what noise is (`prior`), one exact step back (`posterior`), and the price of a model's
+guess (`nelbo`). Both forward processes are `Trajectory`: a token is itself with probability alpha, else noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask.diffusion.divergences import Rows, cross_entropy, row_loss, spread
+from unmask.diffusion.schedules import check_unit
+from unmask.prediction import Prediction
+from unmask.types import PerSequence, PerToken, Probs, Tokens
+
+
+class Process(Protocol):
+    """A forward process over tokens 0 .. vocab_size - 1."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
+        """Pure noise in the shape of `like` [B, L]."""
+        ...
+
+    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+        """q(z_s | z_t, x0), alpha_s >= alpha_t, with a guess p_x0 [B, L, V] in place of x0: probabilities [B, L, V]."""
+        ...
+
+    def nelbo(
+        self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
+    ) -> PerToken:
+        """The integrand of the negative evidence lower bound at t, [B, L] nats >= 0; -dalpha_t is multiplied in."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaskedProcess:
+    """Absorbing-state noise: a token is itself or MASK (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
+
+    vocab_size counts MASK; `mask_id` is one of 0 .. vocab_size - 1.
+    """
+
+    vocab_size: int
+    mask_id: int
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.vocab_size)
+        if not 0 <= self.mask_id < self.vocab_size:
+            raise ValueError(
+                f"mask_id is a row of the vocabulary: want 0 <= mask_id < {self.vocab_size} = vocab_size, "
+                f"got {self.mask_id}"
+            )
+
+    def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
+        """All MASK."""
+        return torch.full_like(like, self.mask_id)
+
+    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+        """A shown token stays; a MASK is revealed at rate (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, Eq. 6)."""
+        alpha_t, alpha_s = _levels(alpha_t, alpha_s)
+        rate = ((alpha_s - alpha_t) / (1 - alpha_t)).where(alpha_t < 1, 1.0)
+        mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
+        revealed = _as(rate, p_x0) * p_x0 + _as(1 - rate, p_x0) * mask
+        shown = F.one_hot(z_t, self.vocab_size).to(p_x0)
+        return torch.where((z_t == self.mask_id)[..., None], revealed, shown)
+
+    def nelbo(
+        self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
+    ) -> PerToken:
+        """-alpha'_t / (1 - alpha_t) * -log p(x0) at every MASK (MDLM, Eq. 10): log-linear, the cross-entropy over t."""
+        check_unit(alpha_t, "alpha")
+        masked = z_t == self.mask_id
+        surprise = spread(cross_entropy(prediction, x0, masked), masked)
+        weight = -dalpha_t.double() / (1 - alpha_t.double())
+        return torch.where(masked, surprise * weight.to(surprise)[:, None], 0.0)  # not 0 * inf where alpha_t = 1
+
+
+@dataclass(frozen=True)
+class UniformProcess:
+    """Uniform-state noise: a token is itself or any token at all (Duo, Sahoo et al. 2025, arXiv 2506.10892).
+
+    Its formulae are exact for the leave-one-out law of x0_i, given the other positions (see `Denoiser`).
+    """
+
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.vocab_size)
+
+    def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
+        """Uniform tokens."""
+        return torch.randint(self.vocab_size, like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+        """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3):
+
+        ((a_t K x_z + r - a_t) z + (a_s - a_t) x + (1 - r) (1 - a_s) / K) / (a_t K x_z + 1 - a_t)
+        """
+        alpha_t, alpha_s = _levels(alpha_t, alpha_s)
+        size = self.vocab_size
+        r = (alpha_t / alpha_s).where(alpha_s > 0, 1.0)
+        stay, reveal, stray = r - alpha_t, alpha_s - alpha_t, (1 - r) * (1 - alpha_s) / size  # in float64: they cancel
+        z = F.one_hot(z_t, size).to(p_x0)
+        own = _as(size * alpha_t, p_x0) * p_x0.gather(-1, z_t[..., None])
+        joint = (own + _as(stay, p_x0)) * z + _as(reveal, p_x0) * p_x0 + _as(stray, p_x0)
+        return joint / (own + _as(1 - alpha_t, p_x0))
+
+    def nelbo(
+        self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
+    ) -> PerToken:
+        """lim KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt, Rao-Blackwellised (Duo, Eq. 12), at every position."""
+        check_unit(alpha_t, "alpha")
+        everywhere = torch.ones_like(x0, dtype=torch.bool)
+        inside = alpha_t.double().clamp(max=1 - 2**-53)  # at 1 the bound has a limit, its formula has 0 / 0
+        alpha = inside[:, None].expand(x0.shape).flatten()
+        slope = -dalpha_t.double()[:, None].expand(x0.shape).flatten()
+        rule = UniformRate(x0.flatten(), z_t.flatten(), alpha, slope, self.vocab_size)
+        return spread(row_loss(prediction, rule, prediction.rows(None)), everywhere)
+
+
+@dataclass(frozen=True)
+class UniformRate:
+    """The row rule of Duo's bound. With y_j = K a p_j + 1 - a and c = -a' / (K a):
+
+    value = c (K/y_z - K/y_z(x0) + A (K log y_z - S) + B [x0 != z] (log y_z - log y_x0) + const), S = sum_j log y_j,
+    A = kappa if x0 = z else 1, B = K a / (1 - a), kappa = (1 - a) / (K a + 1 - a); zero where p is x0's point mass.
+    Worked in float64: S and K log y_z nearly cancel.
+    """
+
+    x0: Tensor  # [N]
+    z: Tensor  # [N]
+    alpha: Tensor  # [N] float64
+    slope: Tensor  # [N] float64, -alpha'
+    size: int  # K
+
+    def _terms(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        size, alpha = self.size, self.alpha[rows]
+        y = size * alpha[:, None] * log_p.double().exp() + 1 - alpha[:, None]
+        same = self.x0[rows] == self.z[rows]
+        kappa = (1 - alpha) / (size * alpha + 1 - alpha)
+        own = torch.where(same, kappa, 1.0)
+        other = torch.where(same, 0.0, size * alpha / (1 - alpha))
+        return y, same, kappa, own, other, (self.slope[rows] / (size * alpha)).where(alpha > 0, 0.0)
+
+    def value(self, log_p: Tensor, rows: Rows) -> Tensor:
+        size, alpha = self.size, self.alpha[rows]
+        y, same, kappa, own, other, scale = self._terms(log_p, rows)
+        log_y = y.log()
+        log_y_z, log_y_x = (log_y.gather(-1, token[rows, None]).squeeze(-1) for token in (self.z, self.x0))
+        y_z = log_y_z.exp()
+        truth = torch.where(same, size * alpha + 1 - alpha, 1 - alpha)
+        constant = torch.where(same, (size - 1) * kappa, -1 / kappa) * kappa.log()
+        rate = (
+            size / y_z - size / truth + own * (size * log_y_z - log_y.sum(-1)) + other * (log_y_z - log_y_x) + constant
+        )
+        return (scale * rate).to(log_p.dtype)
+
+    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
+        y, _, _, own, other, scale = self._terms(log_p, rows)
+        z, x0 = self.z[rows, None], self.x0[rows, None]
+        y_z, y_x = y.gather(-1, z), y.gather(-1, x0)
+        slope = -own[:, None] / y
+        slope.scatter_add_(-1, z, (own[:, None] * self.size + other[:, None]) / y_z - self.size / y_z**2)
+        slope.scatter_add_(-1, x0, -other[:, None] / y_x)
+        p = log_p.double().exp()
+        slope = slope * (scale * self.size * self.alpha[rows])[:, None]
+        return (p * (slope - (p * slope).sum(-1, keepdim=True))).to(log_p.dtype)
+
+
+def _levels(alpha_t: PerSequence, alpha_s: PerSequence) -> tuple[PerSequence, PerSequence]:
+    check_unit(alpha_t, "alpha")
+    check_unit(alpha_s, "alpha")
+    if alpha_t.device.type == "cpu" and bool((alpha_s < alpha_t).any()):
+        raise ValueError(
+            f"alpha_s is the share of text left one step back: want alpha_s >= alpha_t, got {alpha_s.tolist()} and "
+            f"{alpha_t.tolist()}; are they swapped?"
+        )
+    return alpha_t.double(), alpha_s.double()
+
+
+def _as(alpha: PerSequence, table: Probs) -> Tensor:
+    return alpha.to(table)[:, None, None]
+
+
+def _check_vocabulary(vocab_size: int) -> None:
+    if vocab_size < 2:
+        raise ValueError(f"vocab_size counts the tokens, MASK included: want vocab_size >= 2, got {vocab_size}")

@@ -1,0 +1,42 @@
+"""The randomness of a corruption as a value: drawn once, read at any noise level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from unmask.diffusion.schedules import check_unit
+from unmask.types import PerSequence, PerToken, Tokens
+
+if TYPE_CHECKING:
+    from unmask.diffusion.processes import Process
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One path from text to noise, its randomness fixed: z_t,i = x0_i while u_i < alpha_t, noise_i after that.
+
+    This is Mask(x0, u, gamma) of Latent Shadows (arXiv 2602.00792, Eq. 13) where `noise` is MASK: two reads at
+    s < t are MCD's coupled pair, and the tokens masked at s are a subset of those masked at t (Theorem 3.3).
+    Where `noise` is a uniform token, the pair has the law of Duo's Gaussian arg max path (arXiv 2506.10892): the
+    arg max leaves x0 once, for a competitor that never changes.
+
+    x0 [B, L] may be data or a model's completion; noise [B, L]; u [B, L] in [0, 1), float64.
+    """
+
+    x0: Tokens
+    noise: Tokens
+    u: PerToken
+
+    def at(self, alpha: PerSequence) -> Tokens:
+        """z [B, L] at alpha [B], the share of text left."""
+        check_unit(alpha, "alpha")
+        return torch.where(self.u < alpha.to(self.u.device)[:, None], self.x0, self.noise)
+
+
+def trajectory(process: Process, x0: Tokens, generator: torch.Generator | None = None) -> Trajectory:
+    """Draw u ~ U[0, 1) a token and the noise of `process`: the forward process from x0 [B, L]."""
+    u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
+    return Trajectory(x0, process.prior(x0, generator=generator), u)

@@ -1,0 +1,282 @@
+"""Judges: language models that say how surprising a text is, and the one rule by which their surprise is counted.
+
+The default rule is that of MDLM and Duo (arXiv 2406.07524, 2506.10892): decode, retokenise with the judge's tokenizer,
+add no start token, score each token after the first in float32, count an EOS token only the first time and text after
+it all the same. Two repairs: no remainder of samples is dropped, and padding is never scored, so that a text's score
+does not depend on its neighbours. A text longer than the context is read in windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from unmask.diffusion.divergences import cross_entropy
+from unmask.evaluation import measure
+from unmask.evaluation.measure import Measure, Stamp
+from unmask.prediction import Prediction
+from unmask.types import PerToken, Tokens
+
+CONTEXT = 1024
+EosRule: TypeAlias = Literal["first", "all"]
+Texts: TypeAlias = Tokens | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a judge read, an entry a text: nats (float64 [n]), counted tokens [n], and, of texts, UTF-8 bytes [n]."""
+
+    nats: Tensor
+    tokens: Tensor
+    bytes: Tensor | None = None
+
+
+class Judge(Protocol):
+    """Texts, or ids [n, L] where `stamp.retokenised` is False, -> `Scores`."""
+
+    @property
+    def stamp(self) -> Stamp: ...
+
+    def __call__(self, texts: Texts) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class LanguageModelJudge:
+    """The rule above, around any next-token model.
+
+    next_nats  ids [B, T] -> -log p of ids[:, 1:] given what stands before, [B, T - 1] nats
+    encode     text -> ids, special tokens read from their spelling; None: this judge only reads ids
+    eos_id     the token of `stamp.eos_rule`; None: there is none
+    start_id   put before each text where `stamp.prefixed`
+    """
+
+    stamp: Stamp
+    vocab_size: int
+    next_nats: Callable[[Tokens], PerToken]
+    encode: Callable[[str], Sequence[int]] | None
+    eos_id: int | None
+    start_id: int | None = None
+    batch_size: int = 8
+    device: torch.device | str = "cpu"
+
+    def __call__(self, texts: Texts) -> Scores:
+        """Every text, whole. A text of one token counts none, unless a start token stands before it."""
+        rows, size = self._rows(texts)
+        nats = torch.zeros(len(rows), dtype=torch.float64)
+        count = torch.zeros(len(rows), dtype=torch.int64)
+        windows = [(owner, part) for owner, row in enumerate(rows) for part in self._windows(row)]
+        for first in range(0, len(windows), self.batch_size):
+            owners, parts = zip(*windows[first : first + self.batch_size], strict=True)
+            ids = pad_sequence([ids for ids, _ in parts], batch_first=True)
+            counted = pad_sequence([counted for _, counted in parts], batch_first=True)[:, 1:]
+            surprise = self.next_nats(ids.to(self.device)).double().cpu()
+            owner = torch.tensor(owners)
+            nats.index_add_(0, owner, surprise.where(counted, 0.0).sum(dim=1))
+            count.index_add_(0, owner, counted.sum(dim=1))
+        return Scores(nats, count, size)
+
+    def _rows(self, texts: Texts) -> tuple[list[Tensor], Tensor | None]:
+        if isinstance(texts, Tensor) == self.stamp.retokenised:
+            reads, remedy = (
+                ("texts", "decode the samples first") if self.stamp.retokenised else ("ids [n, L]", "encode")
+            )
+            raise ValueError(f"judge {self.stamp.name} was built to read {reads}: {remedy}, or build it with ids=...")
+        if isinstance(texts, Tensor):
+            if texts.numel() and not 0 <= int(texts.min()) <= int(texts.max()) < self.vocab_size:
+                raise ValueError(
+                    f"ids are scored as they are: judge {self.stamp.name} knows 0 .. {self.vocab_size - 1}, got "
+                    f"{int(texts.min())} .. {int(texts.max())}. Let it retokenise texts (ids=False)"
+                )
+            return list(texts.cpu()), None
+        if self.encode is None:
+            raise ValueError(f"judge {self.stamp.name} has no tokenizer to read texts with: build it with ids=True")
+        rows = [torch.tensor(list(self.encode(text)), dtype=torch.int64) for text in texts]
+        return rows, torch.tensor([len(text.encode()) for text in texts], dtype=torch.int64)
+
+    def _windows(self, row: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        """(ids, counted) of at most `context` + 1 ids, the last only a target; each token after the first counts once.
+
+        The last window of a long row slides back to be full, so that its tokens have a context too.
+        """
+        counted = eos_weight(row, self.eos_id if self.stamp.eos_rule == "first" else None)
+        if self.stamp.prefixed and self.start_id is not None:
+            row = torch.cat([row.new_tensor([self.start_id]), row])
+            counted = torch.cat([counted.new_tensor([False]), counted])
+        context = self.stamp.context
+        for first in range(0, len(row) - 1, context):
+            start = max(0, min(first, len(row) - 1 - context))
+            new = torch.arange(len(row)) > first
+            yield row[start : start + context + 1], (counted & new)[start : start + context + 1]
+
+
+def eos_weight(row: Tokens, eos_id: int | None) -> Tensor:
+    """Which tokens of a row [..., T] count: all but EOS, and EOS the first time.
+
+    >>> eos_weight(torch.tensor([5, 0, 6, 0, 7]), eos_id=0)
+    tensor([ True,  True,  True, False,  True])
+    """
+    if eos_id is None:
+        return torch.ones_like(row, dtype=torch.bool)
+    eos = row == eos_id
+    return ~eos | (eos.cumsum(dim=-1) == 1)
+
+
+class NextToken(Protocol):
+    """ids [B, T] -> at each position, the law of the token after it."""
+
+    def __call__(self, ids: Tokens) -> Prediction: ...
+
+
+class TextCodec(Protocol):
+    """What a judge asks of `text.tokenizers.Tokenizer`."""
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    def encode(self, text: str, specials: bool = False) -> list[int]: ...
+
+
+def predictor_nats(predictor: NextToken, ids: Tokens) -> PerToken:
+    """-log p(ids[:, 1:]), [B, T - 1] nats, a chunk of vocabulary rows at a time."""
+    with torch.no_grad():
+        prediction = predictor(ids[:, :-1])
+        return cross_entropy(prediction, ids[:, 1:], prediction.rows(None)).view(prediction.shape)
+
+
+def causal_judge(
+    predictor: NextToken,
+    vocab_size: int,
+    tokenizer: TextCodec | None,
+    weights: Mapping[str, Tensor],
+    *,
+    name: str,
+    context: int,
+    ids: bool = False,
+    prefixed: bool = False,
+    eos_rule: EosRule = "first",
+    eos_id: int | None = None,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+) -> LanguageModelJudge:
+    """Our own autoregressive model as a judge: `CausalModel.predictor` in evaluation mode, and its tokenizer.
+
+    weights  the network's state dict, for the stamp
+    ids      True: score ids as they are (model and judge share the tokenizer); False: retokenise texts
+    eos_id   where there is no tokenizer to ask
+    """
+    if tokenizer is None and not ids:
+        raise ValueError(f"judge {name} has no tokenizer to read texts with: build it with ids=True")
+    eos_id = eos_id if tokenizer is None else tokenizer.eos_id
+    start_id = eos_id if tokenizer is None or tokenizer.bos_id is None else tokenizer.bos_id
+    if prefixed and start_id is None:
+        raise ValueError(f"judge {name} has neither BOS nor EOS to put before a text: build it with prefixed=False")
+    return LanguageModelJudge(
+        Stamp(name, weights_digest(weights), weights_dtype(weights), context, not ids, prefixed, eos_rule),
+        vocab_size,
+        lambda rows: predictor_nats(predictor, rows),
+        None if tokenizer is None else lambda text: tokenizer.encode(text, specials=True),
+        eos_id,
+        start_id,
+        batch_size,
+        device,
+    )
+
+
+def huggingface_judge(
+    path_or_hub_id: str,
+    *,
+    revision: str | None = None,
+    ids: bool = False,
+    context: int | None = None,
+    eos_rule: EosRule = "first",
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+) -> LanguageModelJudge:
+    """Any `AutoModelForCausalLM` as a judge, by hub id ("gpt2-large") or directory, in float32; runs no code of theirs.
+
+    context: `CONTEXT` tokens, or as many as the model reads where it reads fewer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(path_or_hub_id, revision=revision, dtype=torch.float32)
+    network = network.eval().to(device)
+    tokenizer = None if ids else AutoTokenizer.from_pretrained(path_or_hub_id, revision=revision)
+    weights = network.state_dict()
+    config = network.config.get_text_config()
+    positions = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2: n_positions
+    longest = config.to_dict().get(positions) or CONTEXT
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    name = path_or_hub_id.rstrip("/").rsplit("/", 1)[-1]
+    if context is not None and not 2 <= context <= longest:
+        raise ValueError(f"context is how many tokens judge {name} reads at a time: want 2 .. {longest}, got {context}")
+
+    def next_nats(rows: Tokens) -> PerToken:
+        with torch.no_grad():
+            logits = network(input_ids=rows[:, :-1], use_cache=False).logits
+        pairs = zip(logits, rows[:, 1:], strict=True)  # a row at a time: float32 log-softmax of [B, T, V] is gigabytes
+        return torch.stack([F.cross_entropy(row.float(), target, reduction="none") for row, target in pairs])
+
+    return LanguageModelJudge(
+        Stamp(
+            name,
+            weights_digest(weights),
+            weights_dtype(weights),
+            context or min(longest, CONTEXT),
+            retokenised=not ids,
+            prefixed=False,
+            eos_rule=eos_rule,
+        ),
+        network.get_input_embeddings().num_embeddings,
+        next_nats,
+        None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
+        ends[0] if tokenizer is None else tokenizer.eos_token_id,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Names, shapes and bits of the weights -> 16 hex digits: the same model anywhere has the same one."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def weights_dtype(weights: Mapping[str, Tensor]) -> str:
+    """The precision of the weights: "float32", or "bfloat16+float32" where they differ."""
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values() if tensor.is_floating_point()}
+    return "+".join(sorted(kinds))
+
+
+def perplexity(scores: Scores, unit: str = "perplexity") -> Measure:
+    """exp(all nats / all tokens), with a bootstrap standard error over texts."""
+    return measure.perplexity(scores.nats.numpy(), scores.tokens.numpy(), unit)
+
+
+def bits_per_byte(scores: Scores) -> Measure:
+    """Nats of the counted tokens / (ln 2 x UTF-8 bytes of the texts): what a token is does not matter to it.
+
+    Without a start token the first token of a text is free.
+    """
+    if scores.bytes is None:
+        raise ValueError("bits per byte needs texts: a judge built with ids=True never saw any")
+    bits = scores.nats / torch.log(torch.tensor(2.0, dtype=torch.float64))
+    return measure.pooled(bits.numpy(), scores.bytes.numpy(), "bits per byte")
+
+
+def generative_perplexity(tokens_or_texts: Texts, judge: Judge) -> Measure:
+    """Perplexity of samples under a judge. Never print it alone: repetition scores better than good text."""
+    return perplexity(judge(tokens_or_texts), f"perplexity under {judge.stamp.name}")

@@ -1,0 +1,232 @@
+"""A number with its spread, and the two labels without which it means nothing: `Protocol` and `Setting`.
+
+No torch here: whoever reads results (the report, the command line) reads them through this file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Index: TypeAlias = NDArray[np.int64]
+
+DRAWS = 1000  # bootstrap resamples
+
+GEN_PPL = "gen_ppl"
+NATS, TOKENS = "nats", "tokens"  # per-sample columns behind gen_ppl
+SECONDS = "seconds"  # wall clock a sample
+ENTROPIES = {  # column -> what it is called in a sentence
+    "entropy": "unigram entropy",
+    "pooled_entropy": "pooled 4-gram entropy",
+    "completion_disagreement": "completion disagreement",
+}
+
+
+class UnequalProtocols(ValueError):
+    """Rows measured under different protocols were about to share a table."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A value, its unit, the number n of samples behind it, and its standard error (None where n = 1 tells nothing)."""
+
+    value: float
+    unit: str
+    n: int
+    sem: float | None = None
+
+    def __str__(self) -> str:
+        """
+        >>> print(Measure(41.23, "perplexity", 800, 0.17))
+        41.23 ± 0.17 perplexity (n = 800)
+        """
+        if self.sem is None:
+            return f"{self.value:.4g} {self.unit} (n = {self.n})"
+        decimals = 2 if self.sem == 0 else min(max(0, 1 - int(np.floor(np.log10(self.sem)))), 6)
+        return f"{self.value:.{decimals}f} ± {self.sem:.{decimals}f} {self.unit} (n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What of a judge decides the number it gives.
+
+    revision     digest of its weights
+    context      tokens that it reads at a time
+    retokenised  True: texts, in the judge's own tokens; False: the model's ids as they are
+    prefixed     True: a start token is put before the text, so that the first token counts too
+    eos_rule     "first": an EOS counts only the first time (the rule of MDLM and Duo); "all": every token counts
+    """
+
+    name: str
+    revision: str
+    dtype: str
+    context: int
+    retokenised: bool
+    prefixed: bool
+    eos_rule: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What must be equal before two rows may share a table or a figure.
+
+    length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version.
+    """
+
+    judge: Stamp
+    length: int
+    samples: int
+    precision: str
+    data: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What labels a row: the model's digest, and how its texts were drawn. `nfe` is measured: mean calls a sample."""
+
+    model: str
+    sampler: str
+    steps: int
+    nfe: float
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    name      whose line: "teacher", "student", "data", ...
+    measures  by name: "gen_ppl", "entropy", "seconds", ...
+    samples   per-sample values by name ("nats", "tokens", "entropy", ...): what a paired bootstrap needs. Columns of
+              equal length are paired: entry i belongs to latent i, of whichever model.
+    """
+
+    name: str
+    protocol: Protocol
+    setting: Setting
+    measures: Mapping[str, Measure]
+    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. The figures that a reader looks for stand on top; `from_json` reads the rest."""
+        gen_ppl = self.measures.get(GEN_PPL)
+        top = {
+            "name": self.name,
+            "steps": self.setting.steps,
+            "nfe": self.setting.nfe,
+            "temperature": self.setting.temperature,
+            **{key: measure.value for key, measure in self.measures.items()},
+            "sem": None if gen_ppl is None else gen_ppl.sem,
+        }
+        return top | {
+            "protocol": asdict(self.protocol),
+            "setting": asdict(self.setting) | {"seeds": list(self.setting.seeds)},
+            "measures": {key: asdict(measure) for key, measure in self.measures.items()},
+            "samples": {key: list(map(float, values)) for key, values in self.samples.items()},
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Row:
+        """The row that `to_json` wrote; ValueError names what is missing or foreign."""
+        try:
+            protocol, setting = dict(data["protocol"]), dict(data["setting"])
+            return Row(
+                data["name"],
+                Protocol(**protocol | {"judge": Stamp(**protocol["judge"])}),
+                Setting(**setting | {"seeds": tuple(setting["seeds"])}),
+                {key: Measure(**measure) for key, measure in data["measures"].items()},
+                data["samples"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a row that this version of unmask wrote: {error}. Measure it again") from error
+
+
+def require_same_protocol(rows: Iterable[Row]) -> Protocol:
+    """The protocol that all rows share; `UnequalProtocols` names each field that differs, with its values."""
+    rows = list(rows)
+    if not rows:
+        raise ValueError("no rows: a table needs at least one")
+    table = [_flat(asdict(row.protocol)) for row in rows]
+    differing = [name for name in table[0] if any(fields[name] != table[0][name] for fields in table)]
+    if differing:
+        lines = [f"{name}: {', '.join(_groups(rows, [fields[name] for fields in table]))}" for name in differing]
+        raise UnequalProtocols(
+            "these rows were measured under different protocols and may not share a table. "
+            + "; ".join(lines)
+            + ". Measure them again under one protocol"
+        )
+    return rows[0].protocol
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _groups(rows: Sequence[Row], values: Sequence[object]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for row, value in zip(rows, values, strict=True):
+        names.setdefault(json.dumps(value), []).append(row.name)
+    return [f"{value} ({', '.join(dict.fromkeys(owners))})" for value, owners in names.items()]
+
+
+def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Index:
+    """Bootstrap indices [draws, n]. The same n and seed give the same indices: that is what pairs two rows."""
+    return np.random.default_rng(seed).integers(n, size=(draws, n))
+
+
+def pooled_mean(total: Floats, count: Floats, index: Index) -> Floats:
+    """sum(total) / sum(count) within each resample of `index` [D, n] -> [D]; nan where nothing was counted."""
+    counted: Floats = count[index].sum(-1)
+    mean: Floats = np.divide(total[index].sum(-1), counted, out=np.full(counted.shape, np.nan), where=counted > 0)
+    return mean
+
+
+def pooled(
+    total: ArrayLike, count: ArrayLike, unit: str, of: Callable[[Floats], Floats] = lambda mean: mean
+) -> Measure:
+    """of(sum(total) / sum(count)) over samples, with a bootstrap standard error over samples.
+
+    total, count [n]: of each sample. `of=np.exp` makes a perplexity of nats and tokens.
+    """
+    totals, counts = np.asarray(total, np.float64), np.asarray(count, np.float64)
+    n = len(totals)
+    if not counts.sum() > 0:
+        raise ValueError(f"{unit} is a mean over counted tokens: want at least one, got {n} samples without any")
+    value = float(of(pooled_mean(totals, counts, np.arange(n)[None]))[0])
+    return Measure(value, unit, n, float(np.nanstd(of(pooled_mean(totals, counts, resamples(n))))) if n > 1 else None)
+
+
+def mean(values: ArrayLike, unit: str) -> Measure:
+    """The mean of values [n] and its bootstrap standard error."""
+    table = np.asarray(values, np.float64)
+    return pooled(table, np.ones_like(table), unit)
+
+
+def perplexity(nats: ArrayLike, tokens: ArrayLike, unit: str = "perplexity") -> Measure:
+    """exp of the pooled mean nats a token; nats, tokens [n] of each sample."""
+    return pooled(nats, tokens, unit, of=np.exp)
+
+
+def over_seeds(measures: Sequence[Measure]) -> Measure:
+    """One measure from the same one at several training seeds: their mean, and the standard error from their spread.
+
+    n counts seeds. Two at least before any verdict.
+    """
+    units = {measure.unit for measure in measures}
+    if len(units) != 1:
+        raise ValueError(f"seeds of one measure share a unit, got {sorted(units) or 'no measure'}")
+    values = np.array([measure.value for measure in measures])
+    n = len(values)
+    return Measure(float(values.mean()), units.pop(), n, float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None)

@@ -1,0 +1,150 @@
+"""What a text, and a set of texts, repeats: entropies, n-grams, overlap, and the disagreement of completions.
+
+Each function answers a value per sample, so that every mean has a standard error and every comparison can be paired.
+Token ids are int64 [n, L], n samples of L tokens. Everything is exact counting in float64, no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unmask.rng import address, uniform
+from unmask.types import PerSequence, Tokens
+
+_HALVES = 0x48414C46  # stream of the positions that `completion_disagreement` covers
+
+
+def entropy(tokens: Tokens) -> PerSequence:
+    """Unigram entropy of each sample's token ids, -sum_v (c_v/L) ln(c_v/L): [n] nats, at most ln L.
+
+    As the field measures it (Duo, arXiv 2506.10892), not corrected for L. Blind to all samples being one and the same.
+
+    >>> entropy(torch.tensor([[5, 5, 5, 5], [1, 2, 1, 2]]))
+    tensor([0.0000, 0.6931], dtype=torch.float64)
+    """
+    share = own_counts(grams(tokens, 1)).double() / tokens.shape[1]
+    return -share.log().mean(dim=1)
+
+
+def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
+    """Entropy of n-grams pooled over all samples, shared out: the mean of the values [rows] is that entropy, nats.
+
+    A sample's value is the mean of -ln(share of the pool) over its n-grams, which is also the influence of that sample
+    on the entropy: their spread gives its standard error. It grows with the number of samples; compare at equal n.
+
+    >>> pooled_entropy(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    tensor([0.6931, 0.6931], dtype=torch.float64)
+    """
+    ids = grams(tokens, n)
+    share = ids.flatten().bincount().double()[ids] / ids.numel()
+    return -share.log().mean(dim=1)
+
+
+def repetition(tokens: Tokens, n: int) -> PerSequence:
+    """Share of a sample's n-grams that stand in it already: 1 - distinct / all, [rows].
+
+    >>> repetition(torch.tensor([[1, 2, 1, 2, 1]]), 2)
+    tensor([0.5000], dtype=torch.float64)
+    """
+    return 1 - own_counts(grams(tokens, n)).double().reciprocal().mean(dim=1)
+
+
+def distinct_n(tokens: Tokens, n: int) -> PerSequence:
+    """Distinct n-grams of the whole set / all n-grams, shared out: the mean of the values [rows] is distinct-n.
+
+    >>> distinct_n(torch.tensor([[1, 2, 3], [1, 2, 3]]), 2).mean()
+    tensor(0.5000, dtype=torch.float64)
+    """
+    ids = grams(tokens, n)
+    return ids.flatten().bincount()[ids].double().reciprocal().mean(dim=1)
+
+
+def overlap(tokens: Tokens, n: int = 4, subset: int = 64) -> PerSequence:
+    """Share of a sample's n-grams that stand in another sample, mean over the others: [min(rows, subset)].
+
+    Over the first `subset` rows, every ordered pair. 1 where all samples are one text, whatever its entropy.
+
+    >>> overlap(torch.tensor([[1, 2, 3], [1, 2, 4]]), n=2)
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    ids = grams(tokens[:subset], n)
+    rows = len(ids)
+    if rows < 2:
+        raise ValueError(f"overlap compares samples with one another: want at least 2, got {rows}")
+    counts = torch.zeros(rows, int(ids.max()) + 1, device=ids.device)
+    counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
+    shared = (counts @ (counts > 0).to(counts).T).double() / ids.shape[1]
+    return (shared.sum(dim=1) - shared.diagonal()) / (rows - 1)
+
+
+def half_masked(texts: Tokens, share: float = 0.5, seed: int = 0) -> Tokens:
+    """Texts [T, L] with round(share L) positions a text, chosen by (seed, text), set to -1: free to complete."""
+    count, length = texts.shape
+    rows = torch.arange(count, device=texts.device)[:, None]
+    columns = torch.arange(length, device=texts.device)[None]
+    order = uniform(address(_HALVES, seed, rows, columns)).argsort(dim=1).argsort(dim=1)
+    return texts.masked_fill(order < round(share * length), -1)
+
+
+def completion_disagreement(
+    complete: Callable[[Tokens], Tokens], texts: Tokens, completions: int = 16, share: float = 0.5, seed: int = 0
+) -> PerSequence:
+    """P(two completions of a half-masked real text differ at a masked position), mean over its positions: [T].
+
+    complete      pinned ids [completions, L], -1 where free -> ids [completions, L]; called once a text
+    texts         real rows [T, L]; entry i of the answer belongs to text i, whichever model completes it
+
+    Diversity given a context: a method that keeps one mode for each context keeps its unigram entropy and loses this.
+    """
+    if completions < 2:
+        raise ValueError(f"disagreement is between completions of one text: want completions >= 2, got {completions}")
+    values = []
+    for pinned in half_masked(texts, share, seed):
+        free = pinned == -1
+        if not free.any():
+            raise ValueError(f"share = {share} is the part of a text to complete: it covers none of {len(free)} tokens")
+        drawn = complete(pinned.expand(completions, -1).contiguous())
+        if drawn.shape != (completions, len(pinned)) or not bool((drawn[:, ~free] == pinned[~free]).all()):
+            raise ValueError("a completion keeps the pinned tokens and the shape [completions, L]; this one does not")
+        values.append(disagreement(drawn[:, free]))
+    return torch.stack(values)
+
+
+def disagreement(rows: Tokens) -> Tensor:
+    """P(two of k rows differ at a position), mean over positions: rows [k, M] -> scalar, unbiased for the law behind.
+
+    >>> disagreement(torch.tensor([[1, 7], [1, 8], [1, 8]]))
+    tensor(0.3333, dtype=torch.float64)
+    """
+    k = len(rows)
+    agreeing = own_counts(rows.T).double() - 1  # with how many others each row agrees
+    return 1 - agreeing.mean() / (k - 1)
+
+
+def grams(tokens: Tokens, n: int) -> Tokens:
+    """Number the n-grams: ids [rows, L - n + 1], equal exactly where the n-grams are equal, 0 .. distinct - 1."""
+    rows, length = tokens.shape
+    if not (rows >= 1 and 1 <= n <= length):
+        raise ValueError(f"n-grams of tokens [rows, L] want rows >= 1 and 1 <= n <= L, got {rows, length} and n = {n}")
+    single = _number(tokens)
+    size, ids = int(single.max()) + 1, single
+    for shift in range(1, n):  # ids < rows L and size < V, so the pair fits 64 bits
+        ids = _number(ids[:, :-1] * size + single[:, shift:])
+    return ids
+
+
+def _number(values: Tensor) -> Tokens:
+    inverse: Tensor = torch.unique(values, return_inverse=True)[1]
+    return inverse
+
+
+def own_counts(ids: Tokens) -> Tokens:
+    """How often each entry of ids [n, L] stands in its own row, itself included: [n, L], sorted by id within a row."""
+    ids = ids.sort(dim=1).values
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    run = starts.long().cumsum(dim=1) - 1
+    return torch.zeros_like(ids).scatter_add_(1, run, torch.ones_like(ids)).gather(1, run)

@@ -1,0 +1,121 @@
+"""The answers of the frontier in plain words, whichever way they fall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from unmask.evaluation.curves import Estimate
+from unmask.evaluation.frontier import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
+from unmask.evaluation.measure import ENTROPIES
+
+BETTER, WORSE, EQUAL, OPEN = "better", "worse", "no difference seen", "no interval"
+
+
+def judge_gain(gain: Estimate) -> str:
+    """What a gain and its interval allow to be said of the student."""
+    if gain.low is None or gain.high is None:
+        return OPEN
+    return BETTER if gain.low > 1 else WORSE if gain.high < 1 else EQUAL
+
+
+def verdict(answers: Answers, training_seeds: int = 1) -> list[str]:
+    """Sentences with figures. Intervals are 95 %; a win is called only where all three diversities agree."""
+    at = answers.equal_entropy[0].at
+    columns = {
+        column: [entry for entry in answers.equal_entropy if entry.column == column and entry.at == at]
+        for column in ENTROPIES
+    }
+    return [
+        *map(_same_steps, answers.same_steps),
+        *(_equal_entropy(column, entries) for column, entries in columns.items()),
+        _win(list(columns.values()), at),
+        *_equal_seconds(answers.equal_seconds),
+        *map(_speed, answers.speed),
+        _seeds(training_seeds),
+    ]
+
+
+def _same_steps(entry: SameSteps) -> str:
+    diversity = ", ".join(
+        f"{ENTROPIES[column]} {entry.student_entropy[column]:.4g} against {entry.teacher_entropy[column]:.4g}"
+        for column in ENTROPIES
+        if column in entry.student_entropy and column in entry.teacher_entropy
+    )
+    return (
+        f"Same steps ({entry.steps}), temperature 1: gen_ppl of the student {entry.student:.4g}, of the teacher "
+        f"{entry.teacher:.4g}, gain {_gain(entry.gain)}; {diversity or 'no diversity was measured'}."
+    )
+
+
+def _equal_entropy(column: str, entries: list[EqualEntropy]) -> str:
+    target = entries[0].target
+    if target is None:
+        return f"Equal {ENTROPIES[column]}: not measured."
+    clauses = "; ".join(f"{entry.steps} steps {_clause(entry)}" for entry in entries)
+    return (
+        f"Equal {ENTROPIES[column]} ({target:.4g}, {entries[0].at}), against a temperature-scaled teacher: {clauses}."
+    )
+
+
+def _clause(entry: EqualEntropy) -> str:
+    if entry.gain is None or entry.student is None or entry.teacher is None:
+        return str(entry.reason)
+    return f"{entry.student.gen_ppl.value:.4g} to {entry.teacher.gen_ppl.value:.4g}, gain {_gain(entry.gain)}"
+
+
+def _win(columns: list[list[EqualEntropy]], at: str) -> str:
+    """The one line that may claim something: each step count, all columns together."""
+    said: dict[str, list[str]] = {}
+    for entries in zip(*columns, strict=True):
+        words = {judge_gain(entry.gain) if entry.gain else "not reached" for entry in entries}
+        said.setdefault(words.pop() if len(words) == 1 else "mixed", []).append(str(entries[0].steps))
+    figures = "; ".join(f"{word} at {', '.join(steps)} steps" for word, steps in said.items())
+    claim = "beats" if set(said) == {BETTER} else "beats at some steps" if BETTER in said else "does not beat"
+    return (
+        f"By all {len(columns)} diversities of {at} together, the student {claim} a teacher that only lowers its "
+        f"temperature ({figures})."
+    )
+
+
+def _equal_seconds(entries: list[EqualSeconds]) -> Iterator[str]:
+    for column, name in ENTROPIES.items():
+        clauses = (
+            f"{entry.steps} steps in {entry.seconds:.3g} s, gain {_gain(entry.gain)}"
+            if entry.gain and entry.seconds
+            else f"{entry.steps} steps {entry.reason}"
+            for entry in entries
+            if entry.column == column
+        )
+        yield f"Equal seconds and {name}, against a temperature-scaled teacher: {'; '.join(clauses)}."
+
+
+def _speed(entry: Speed) -> str:
+    who = "the student" if entry.model == "student" else "a temperature-scaled teacher alone"
+    goal = f"the teacher's gen_ppl {entry.reference:.4g} at {entry.reference_steps} steps"
+    if entry.steps is None or entry.calls is None or entry.support is None:
+        return f"Speed at its {ENTROPIES[entry.column]}: {who} does not come to {goal} ({entry.reason})."
+    seconds = "seconds not measured" if entry.seconds is None else f"{_times(entry.seconds)} seconds"
+    return (
+        f"Speed at its {ENTROPIES[entry.column]}: {who} comes to {goal} in {entry.steps} steps, "
+        f"{_times(entry.calls)} calls, {seconds} (so in {entry.support:.0%} of resamples)."
+    )
+
+
+def _times(ratio: float) -> str:
+    """
+    >>> _times(4.0), _times(0.5)
+    ('4.00 times fewer', '2.00 times more')
+    """
+    return f"{ratio:.2f} times fewer" if ratio >= 1 else f"{1 / ratio:.2f} times more"
+
+
+def _gain(gain: Estimate) -> str:
+    if gain.low is None or gain.high is None:
+        return f"{gain.value:.3f} (no interval: too few resamples reach the target)"
+    return f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}], {judge_gain(gain)}"
+
+
+def _seeds(count: int) -> str:
+    if count < 2:
+        return "One training seed: figures of one run, not yet a verdict on the method, which takes two at least."
+    return f"{count} training seeds."

@@ -1,0 +1,170 @@
+"""The network of MDLM, SDTT and Duo: a diffusion transformer over tokens, and its causal form for the baseline.
+
+One architecture serves them all, with the same names and shapes of weights, so one class loads every public
+checkpoint (Sahoo et al. 2024, arXiv 2406.07524, after Peebles and Xie 2023, arXiv 2212.09748).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from unmask.models.layers import Block, Branch, Cache, Embedding, Linear, OutputLayer, Rotary, SigmaEmbedding
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a network; together with the weights they say everything about it.
+
+    vocab_size  V, MASK included
+    length      L, tokens of a training row; rotary positions set no limit, but quality beyond L is not promised
+    width       D, a multiple of `heads`; each head's width D / heads is even (rotary turns pairs)
+    cond_dim    C, width of the noise conditioning; unused in a causal network
+    dropout     on the outputs of the two branches of each block, in training
+    causal      attend to the past only, without noise conditioning: the autoregressive baseline
+
+    ValueError for sizes that cannot be built.
+    """
+
+    vocab_size: int
+    length: int
+    width: int
+    blocks: int
+    heads: int
+    cond_dim: int = 128
+    dropout: float = 0.1
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "length", "width", "blocks", "heads", "cond_dim"):
+            size = getattr(self, name)
+            if size < 1:
+                raise ValueError(f"{name} is a size of the network: want at least 1, got {size}")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width is shared by the heads, an even number of channels each: want a multiple of "
+                f"2 x heads = {2 * self.heads}, got width {self.width}; change width or heads"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a share of the channels: want 0 <= dropout < 1, got {self.dropout}")
+
+
+def tiny(vocab_size: int, length: int = 1024) -> Shape:
+    """Duo's smallest network: 8 blocks of width 256."""
+    return Shape(vocab_size, length, width=256, blocks=8, heads=8)
+
+
+def small(vocab_size: int, length: int = 1024) -> Shape:
+    """The network of nearly every published result: 12 blocks of width 768; 169,627,218 weights at V = 50258."""
+    return Shape(vocab_size, length, width=768, blocks=12, heads=12)
+
+
+def medium(vocab_size: int, length: int = 1024) -> Shape:
+    """24 blocks of width 1024; about 424 M weights at V = 50258."""
+    return Shape(vocab_size, length, width=1024, blocks=24, heads=16)
+
+
+def large(vocab_size: int, length: int = 1024) -> Shape:
+    """SDTT's largest: 24 blocks of width 1536; about 863 M weights at V = 50258."""
+    return Shape(vocab_size, length, width=1536, blocks=24, heads=16)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the noise level does to every branch of a network: made for each call, or once where it never changes."""
+
+    blocks: tuple[tuple[Branch, Branch], ...]
+    output: Branch
+
+
+class DiT(nn.Module):
+    """Tokens [B, L] (or soft input: logits [B, L, V]) and noise sigma [B] -> raw logits [B, L, V].
+
+    `sigma = -log alpha` in nats; None stands for the constant conditioning of sigma = 0 that time-agnostic models
+    were trained with, computed once for all rows. A causal network takes no sigma, and its logits at position i
+    are about token i + 1.
+
+    `compute_dtype` is the precision of the matrix products in the blocks (bfloat16 on a GPU); weights, residual
+    stream, normalisations, hidden states and head keep the precision of the weights. It may be set at any time.
+    """
+
+    def __init__(self, shape: Shape, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.shape = shape
+        self.compute_dtype = compute_dtype
+        cond_dim = None if shape.causal else shape.cond_dim
+        self.vocab_embed = Embedding(shape.vocab_size, shape.width)
+        self.sigma_map = None if cond_dim is None else SigmaEmbedding(cond_dim)
+        self.rotary_emb = Rotary(shape.width // shape.heads, shape.length)
+        blocks = [Block(shape.width, shape.heads, cond_dim, shape.dropout) for _ in range(shape.blocks)]
+        self.blocks = cast(Iterable[Block], nn.ModuleList(blocks))
+        self.output_layer = OutputLayer(shape.width, shape.vocab_size, cond_dim)
+
+    @property
+    def head(self) -> Linear:
+        """The map from hidden rows [N, D] to logits [N, V]."""
+        return self.output_layer.linear
+
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Raw logits [B, L, V] at every position: for small vocabularies, tests and foreign callers."""
+        logits: Tensor = self.head(self.hidden(tokens, sigma))
+        return logits
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        sigma: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Tensor:
+        """What the head reads: [B, L, D].
+
+        `conditioning` saves computing it from sigma. With a `cache` a causal network reads `tokens` as the
+        continuation of what the cache holds and appends them to it.
+        """
+        self._check(tokens, cache)
+        if sigma is not None and sigma.shape != tokens.shape[:1]:
+            raise ValueError(f"sigma has one value a row, [B] = {list(tokens.shape[:1])}, got {list(sigma.shape)}")
+        conditioning = conditioning or self.conditioning(sigma)
+        past = 0 if cache is None else cache.length
+        angles = self.rotary_emb(past, tokens.shape[1])
+        x = self.vocab_embed(tokens)
+        for index, (block, branches) in enumerate(zip(self.blocks, conditioning.blocks, strict=True)):
+            x = block(x, branches, angles, self.compute_dtype, cache, index)
+        return conditioning.output.enter(x)
+
+    def conditioning(self, sigma: Tensor | None = None) -> Conditioning:
+        """Fold the adaLN layers of every block at noise sigma [B], or at the constant one (None)."""
+        condition = None
+        if self.sigma_map is None:
+            if sigma is not None:
+                raise ValueError("sigma is the noise that a denoiser is told: leave it out for a causal network")
+        else:
+            weight = self.vocab_embed.embedding
+            constant = weight.new_zeros(1)
+            condition = self.sigma_map(constant if sigma is None else sigma.to(weight.dtype))
+        blocks = tuple(block.branches(condition) for block in self.blocks)
+        return Conditioning(blocks, self.output_layer.branch(condition))
+
+    def _check(self, tokens: Tensor, cache: Cache | None) -> None:
+        if cache is not None and not self.shape.causal:
+            raise ValueError("a cache holds the past of a causal network; this one sees the whole row at once")
+        vocab_size = self.shape.vocab_size
+        if tokens.is_floating_point():
+            if tokens.dim() != 3 or tokens.shape[2] != vocab_size:
+                raise ValueError(f"soft input has shape [B, L, {vocab_size}], got {tuple(tokens.shape)}")
+            return
+        if tokens.dim() != 2:
+            raise ValueError(f"token ids have shape [B, L], got {tuple(tokens.shape)}")
+        if tokens.device.type == "cpu" and tokens.numel():  # elsewhere reading the values would stall the device
+            low, high = (int(end) for end in torch.aminmax(tokens))
+            if low < 0 or high >= vocab_size:
+                raise ValueError(
+                    f"token ids of this network lie in 0, ..., {vocab_size - 1}, got {low} to {high}; "
+                    f"was the text encoded with another tokenizer?"
+                )

@@ -1,0 +1,257 @@
+"""The parts of the transformer: projections, embedding, noise embedding, rotary angles, attention, block, output layer.
+
+Names of submodules are those of the public MDLM, Duo and SDTT checkpoints, and submodules are registered in the
+order of their moving-average lists. The residual stream and every normalisation keep the precision of the
+weights; the matrix products run in the precision that the network asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SINUSOID_SIZE = 256
+ROTARY_BASE = 10000.0
+
+
+class Linear(nn.Linear):
+    """A linear map computed in the precision of its input, whatever the precision its weights are kept in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+def zero_linear(inputs: int, outputs: int) -> Linear:
+    """A linear map that starts as zero, so that a new network starts as the identity and a uniform guess."""
+    layer = Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Embedding(nn.Module):
+    """Token ids [B, L] -> vectors [B, L, D]; logits [B, L, V] -> the mean vector under their softmax."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, width))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.is_floating_point():
+            return torch.softmax(tokens, dim=-1).to(self.embedding.dtype) @ self.embedding
+        return F.embedding(tokens, self.embedding)
+
+
+class SigmaEmbedding(nn.Module):
+    """Noise sigma = -log alpha [b] -> conditioning vector [b, C]: cosines, sines, a two-layer network, SiLU."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Linear(SINUSOID_SIZE, cond_dim), nn.SiLU(), Linear(cond_dim, cond_dim))
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        half = SINUSOID_SIZE // 2
+        frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=sigma.device))
+        angle = sigma[:, None] * frequency.to(sigma.dtype)
+        return F.silu(self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1)))
+
+
+@dataclass(frozen=True)
+class Angles:
+    """cos and sin [L, 1, 1, H] of the rotary angle of each position, for heads of width 2 H."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Turn the halves (x1, x2) of the last axis of [B, L, ..., heads, 2 H]; rounds to x's precision once."""
+        x1, x2 = x.chunk(2, dim=-1)
+        turned = torch.cat([x1 * self.cos - x2 * self.sin, x2 * self.cos + x1 * self.sin], dim=-1)
+        return turned.to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): position m turns pair j by m 10000^(-2j / head width).
+
+    Only the frequencies belong to the state; the table of angles is made once and grows with the longest row seen.
+    """
+
+    def __init__(self, head_width: int, length: int) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+        self.inv_freq: Tensor
+        self.register_buffer("inv_freq", 1.0 / ROTARY_BASE**exponent)
+        self._length = length
+        self._table: Angles | None = None
+
+    def forward(self, first: int, length: int) -> Angles:
+        """The angles of positions first, ..., first + length - 1."""
+        stop = first + length
+        if stop > self._length:
+            self._length, self._table = 2 * stop, None
+        table, freq = self._table, self.inv_freq
+        if table is None or table.cos.device != freq.device or table.cos.dtype != freq.dtype:
+            table = self._table = self._angles()
+        return Angles(table.cos[first:stop], table.sin[first:stop])
+
+    # The table outlives the caller's mode, and training could not use one that was made in inference mode.
+    @torch.inference_mode(False)
+    def _angles(self) -> Angles:
+        position = torch.arange(self._length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
+        angle = torch.outer(position, self.inv_freq)[:, None, None]
+        return Angles(angle.cos(), angle.sin())
+
+
+@dataclass
+class Cache:
+    """Keys and values [B, heads, L, head width] of the positions a causal network has read, one pair a block."""
+
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Positions read so far."""
+        return self.pairs[0][0].shape[2] if self.pairs else 0
+
+    def append(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new positions of one block; returns all its keys and values."""
+        if block == len(self.pairs):
+            self.pairs.append((keys, values))
+        else:
+            old_keys, old_values = self.pairs[block]
+            self.pairs[block] = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+        return self.pairs[block]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """How a residual branch enters and leaves: x + gate * f(norm(x) * weight + bias).
+
+    weight, bias, gate [D] where all sequences share them, [B, 1, D] where each has its own;
+    bias and gate None in a network without conditioning.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    gate: Tensor | None = None
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Normalise over the last axis and scale."""
+        if self.weight.dim() == 1:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+        normal = F.layer_norm(x, x.shape[-1:])
+        return normal * self.weight if self.bias is None else torch.addcmul(self.bias, normal, self.weight)
+
+    def leave(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add what the branch gave to the stream."""
+        return x + out if self.gate is None else torch.addcmul(x, self.gate, out)
+
+
+class LayerNorm(nn.Module):
+    """The weight [D] of a layer normalisation without bias; a `Branch` applies it together with the conditioning."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def branch(self, modulation: Sequence[Tensor] = ()) -> Branch:
+        """The branch that adaLN's (shift, scale[, gate]) [b, D] make of this norm; b = 1 stands for all sequences."""
+        if not modulation:
+            return Branch(self.weight)
+        shift, scale, *gate = (part[0] if len(part) == 1 else part[:, None] for part in modulation)
+        return Branch(self.weight * (1 + scale), shift, *gate)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer network on a residual stream x [B, L, D].
+
+    With `cond_dim` C it is a bidirectional adaLN block (Peebles and Xie 2023, arXiv 2212.09748); with None a plain
+    causal one. Dropout acts on what the two branches give, in training only.
+    """
+
+    def __init__(self, width: int, heads: int, cond_dim: int | None, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.norm1 = LayerNorm(width)
+        self.attn_qkv = Linear(width, 3 * width, bias=False)
+        self.attn_out = Linear(width, width, bias=False)
+        self.norm2 = LayerNorm(width)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(approximate="tanh"), Linear(4 * width, width))
+        self.adaLN_modulation = None if cond_dim is None else zero_linear(cond_dim, 6 * width)
+
+    def branches(self, condition: Tensor | None) -> tuple[Branch, Branch]:
+        """The attention and network branches under a conditioning vector [b, C] (b = B, or 1 for all sequences)."""
+        if self.adaLN_modulation is None or condition is None:
+            return self.norm1.branch(), self.norm2.branch()
+        parts = self.adaLN_modulation(condition).chunk(6, dim=-1)
+        return self.norm1.branch(parts[:3]), self.norm2.branch(parts[3:])
+
+    def forward(
+        self,
+        x: Tensor,
+        branches: tuple[Branch, Branch],
+        angles: Angles,
+        dtype: torch.dtype,
+        cache: Cache | None = None,
+        index: int = 0,
+    ) -> Tensor:
+        """x [B, L, D] -> [B, L, D]; products in `dtype`; a causal block appends to place `index` of the cache."""
+        attention, network = branches
+        out = self.attend(attention.enter(x).to(dtype), angles, cache, index)
+        x = attention.leave(x, F.dropout(out, self.dropout, self.training))
+        out = self.mlp(network.enter(x).to(dtype))
+        return network.leave(x, F.dropout(out, self.dropout, self.training))
+
+    def attend(self, h: Tensor, angles: Angles, cache: Cache | None, index: int) -> Tensor:
+        """Multi-head attention over the row (and what the cache holds before it), scale 1 / sqrt(head width)."""
+        qkv = self.attn_qkv(h).view(*h.shape[:2], 3, self.heads, -1)
+        queries, keys = (part.transpose(1, 2) for part in angles.rotate(qkv[:, :, :2]).unbind(2))
+        values = qkv[:, :, 2].transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.append(index, keys, values)
+        new, read = queries.shape[2], keys.shape[2]
+        causal = self.adaLN_modulation is None and new > 1
+        mask = None
+        if causal and read > new:
+            mask = torch.ones(new, read, dtype=torch.bool, device=h.device).tril(read - new)
+        out = attention(queries, keys, values, mask, causal and mask is None)
+        joined: Tensor = self.attn_out(out.transpose(1, 2).flatten(2))
+        return joined
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(head width)) v over heads [B, H, L, d]; `mask` True: may be read."""
+    if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
+    # PyTorch's fused kernel for CPUs goes backwards 5 to 8 times slower in bfloat16 than plain products do.
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    out: Tensor = scores.softmax(-1) @ values
+    return out
+
+
+class OutputLayer(nn.Module):
+    """The last normalisation, and `linear`: the head from width D to the vocabulary. Both start as a uniform guess."""
+
+    def __init__(self, width: int, vocab_size: int, cond_dim: int | None) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(width)
+        self.linear = zero_linear(width, vocab_size)
+        self.adaLN_modulation = None if cond_dim is None else zero_linear(cond_dim, 2 * width)
+
+    def branch(self, condition: Tensor | None) -> Branch:
+        """The last normalisation under a conditioning vector [b, C]."""
+        if self.adaLN_modulation is None or condition is None:
+            return self.norm_final.branch()
+        return self.norm_final.branch(self.adaLN_modulation(condition).chunk(2, dim=-1))

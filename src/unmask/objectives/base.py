@@ -1,0 +1,48 @@
+"""What a method of training is, seen from the loop that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unmask.types import PerToken, Tokens
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a micro-batch: sum(per_token) / sum(weight), both sums taken over accumulation and ranks.
+
+    per_token  [B, L] nats, differentiable
+    weight     [B, L]: what counts, 1 a token where the mean is over all tokens
+    metrics    detached means over the micro-batch's weight; the loop averages them with that weight
+    """
+
+    per_token: PerToken
+    weight: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What to learn. Frozen helpers (a teacher) are arguments of its constructor; all noise comes from `generator`."""
+
+    def __call__(self, network: Any, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss: ...
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Trainable networks besides the student, by name."""
+        ...
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Networks that are not trained but belong to the run's state, by name: the teacher."""
+        ...
+
+    def turn(self, step: int) -> str:
+        """The name of the network that this step trains."""
+        ...
+
+    def prepare(self, step: int, student: nn.Module) -> None:
+        """Whatever must happen before `step`; the hard reset of a teacher at the start of a round."""
+        ...

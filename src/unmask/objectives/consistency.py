@@ -1,0 +1,135 @@
+"""Masked Consistency Distillation: the student at z_t imitates the teacher at z_s, on one trajectory.
+
+Latent Shadows, arXiv 2602.00792, section 3.3 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unmask.diffusion.divergences import cross_entropy, forward_kl, reverse_kl, spread
+from unmask.diffusion.processes import MaskedProcess
+from unmask.diffusion.schedules import NoiseSchedule
+from unmask.diffusion.trajectory import trajectory
+from unmask.objectives.base import Loss
+from unmask.objectives.rounds import Rounds
+from unmask.prediction import Prediction
+from unmask.rng import stratified
+from unmask.types import Denoiser, PerToken, Tokens
+
+Direction = Literal["reverse", "forward"]
+Revealed = Literal["cross_entropy", "divergence", "none"]
+Coupling = Literal["locked", "independent"]
+Reduction = Literal["tokens", "masked"]
+
+
+def distillation_loss(
+    student: Prediction,
+    teacher: Prediction,
+    x0: Tokens,
+    mask_t: Tensor,
+    mask_s: Tensor,
+    *,
+    temperature: float = 1.0,
+    direction: Direction = "reverse",
+    revealed: Revealed = "cross_entropy",
+) -> PerToken:
+    """Eq. 14: sum_i m_s KL(p(.|z_t) || q(.|z_s; tau)) + (m_t - m_s) (-log p(x0|z_t)), a term a token.
+
+    student, teacher  predictions at z_t and z_s; the teacher is detached
+    mask_t, mask_s    bool [B, L], the MASKs of z_t and z_s
+    temperature       tau of the teacher only; below 1 it sharpens
+    direction         "reverse" KL(student || teacher), as Eq. 14 is written; "forward" KL(teacher || student)
+    revealed          the term where only the teacher sees the token: Eq. 14's "cross_entropy"; the same "divergence"
+                      as elsewhere (reverse: about 1e6 nats, the teacher's law is a point mass there; forward: equal to
+                      the cross-entropy); or "none"
+
+    Returns [B, L] nats >= 0: divergence on mask_t & mask_s, the revealed term on mask_t & ~mask_s, 0 elsewhere.
+    """
+    for name, mask in (("mask_t", mask_t), ("mask_s", mask_s)):
+        if mask.dtype != torch.bool or mask.shape != x0.shape:
+            raise ValueError(
+                f"{name} marks MASKs, bool [B, L] = {tuple(x0.shape)}: got {mask.dtype} {tuple(mask.shape)}"
+            )
+    if direction not in ("reverse", "forward"):
+        raise ValueError(f'direction of the divergence: want "reverse" or "forward", got {direction!r}')
+    if revealed not in ("cross_entropy", "divergence", "none"):
+        raise ValueError(
+            'revealed names the term where only the teacher sees: want "cross_entropy", "divergence" or "none", '
+            f"got {revealed!r}"
+        )
+    divergence = reverse_kl if direction == "reverse" else forward_kl
+    both, only_teacher = mask_t & mask_s, mask_t & ~mask_s
+    distilled = mask_t if revealed == "divergence" else both
+    loss = spread(divergence(student, teacher, distilled, temperature), distilled)
+    if revealed == "cross_entropy":
+        loss = loss + spread(cross_entropy(student, x0, only_teacher), only_teacher)
+    return loss
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Algorithm 1: t ~ U(delta, 1], s = t - delta, z_t and z_s on one trajectory; teacher: the student of last round.
+
+    teacher    a denoiser that is a module; overwritten at the start of every round
+    coupling   "locked": both views read one u (Theorem 3.3); "independent": z_s has its own
+    reduction  the mean is over all B L "tokens", as in Duo's DCD, or over the "masked" ones of z_t; the paper is silent
+    """
+
+    process: MaskedProcess
+    schedule: NoiseSchedule
+    teacher: nn.Module
+    rounds: Rounds
+    direction: Direction = "reverse"
+    revealed: Revealed = "cross_entropy"
+    coupling: Coupling = "locked"
+    reduction: Reduction = "tokens"
+
+    def __call__(self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss:
+        delta = self.rounds.delta(step)
+        t = delta + (1 - delta) * stratified(len(x0), generator, x0.device)
+        alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha((t - delta).clamp(min=0))
+        path = trajectory(self.process, x0, generator)
+        z_t = path.at(alpha_t)
+        z_s = (path if self.coupling == "locked" else trajectory(self.process, x0, generator)).at(alpha_s)
+        mask_t, mask_s = z_t == self.process.mask_id, z_s == self.process.mask_id
+        with torch.no_grad():
+            target = self.teacher(z_s, alpha_s)
+        per_token = distillation_loss(
+            network(z_t, alpha_t),
+            target,
+            x0,
+            mask_t,
+            mask_s,
+            temperature=self.rounds.temperature(step),
+            direction=self.direction,
+            revealed=self.revealed,
+        )
+        weight = torch.ones_like(per_token) if self.reduction == "tokens" else mask_t.to(per_token)
+        return Loss(per_token, weight, self._metrics(per_token.detach(), mask_t & ~mask_s, weight.sum(), step))
+
+    def _metrics(self, per_token: Tensor, revealed: Tensor, weight: Tensor, step: int) -> dict[str, Tensor]:
+        """The two sums of Eq. 14, and the round, so that a loss that explodes can be explained."""
+        reconstruction = (per_token * revealed).sum() / weight.clamp(min=1)
+        distillation = (per_token * ~revealed).sum() / weight.clamp(min=1)
+        round_ = torch.tensor(float(self.rounds.round(step)), device=weight.device)
+        return {"distillation": distillation, "reconstruction": reconstruction, "round": round_}
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {"teacher": self.teacher}
+
+    def turn(self, step: int) -> str:
+        return "student"
+
+    def prepare(self, step: int, student: nn.Module) -> None:
+        """Hard reset at the start of a round: teacher <- stopgrad(student)."""
+        if self.rounds.starts(step):
+            self.teacher.load_state_dict(student.state_dict())
+            self.teacher.eval().requires_grad_(False)

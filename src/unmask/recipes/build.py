@@ -1,0 +1,197 @@
+"""From a recipe to the objects that run it: the one place that knows every class."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+
+from unmask.diffusion.processes import MaskedProcess
+from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.models.dit import DiT, Shape
+from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
+from unmask.models.pretrained import CausalModel, Model, load
+from unmask.objectives.autoregressive import NextToken
+from unmask.objectives.base import Objective
+from unmask.objectives.consistency import Consistency
+from unmask.objectives.nelbo import Nelbo
+from unmask.recipes import schema
+from unmask.recipes.schema import Data, Recipe
+from unmask.rng import address
+from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
+from unmask.text.packing import pack
+from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The rows of a recipe: int64 [n, L] to train on and [m, L] to measure on, and what encoded them."""
+
+    train: Tensor
+    held_out: Tensor
+    tokenizer: Tokenizer
+    digest: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training loop needs: `student` is trained on `objective`; `model(network)` wraps its weights for use."""
+
+    objective: Objective
+    student: nn.Module
+    schedule: NoiseSchedule
+    tokenizer: Tokenizer | None
+    recipe: Recipe
+
+    def model(self, student: nn.Module) -> Model | CausalModel:
+        """A model of the given student's weights, in eval mode, to sample from and to save."""
+        student = copy.deepcopy(student).eval().requires_grad_(False)
+        if isinstance(student, CausalPredictor):
+            return CausalModel(student.network, self.tokenizer, student)
+        if not isinstance(student, NetworkDenoiser) or student.mask_id is None:
+            raise TypeError(f"a student is a masked denoiser or a next-token predictor, not {type(student).__name__}")
+        process = MaskedProcess(student.vocab_size, student.mask_id)
+        return Model(student, process, self.schedule, self.tokenizer, student.network)
+
+
+def documents(data: Data) -> Split:
+    """The documents that a recipe trains on and holds out."""
+    corpus = load_corpus(data.corpus)
+    if data.part != "all":
+        corpus = halves(corpus)[0 if data.part == "first half" else 1]
+    return split(corpus)
+
+
+def texts(recipe: Recipe) -> Texts:
+    """Load, tokenize and pack what the recipe names."""
+    parts = documents(recipe.data)
+    tokenizer = tokenizer_of(recipe.data, parts.train)
+    train, held_out = (
+        rows(part, tokenizer, recipe.network.length, recipe.data.wrap) for part in (parts.train, parts.held_out)
+    )
+    return Texts(train, held_out, tokenizer, parts.held_out.digest)
+
+
+def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False) -> Tensor:
+    """The documents of a corpus as token rows [n, L]."""
+    ids = tokenizer.encode_batch(list(corpus.documents))
+    return pack(ids, length, tokenizer.eos_id, wrap, tokenizer.bos_id)
+
+
+def tokenizer_of(data: Data, train: Corpus) -> Tokenizer:
+    """The tokenizer that `data` names: "bpe:V" is trained on the text, else a directory or a hub id."""
+    if data.tokenizer.startswith("bpe:"):
+        return train_bpe(train.documents, int(data.tokenizer.removeprefix("bpe:")))
+    found = find_tokenizer(data.tokenizer)
+    if found is None:
+        raise ValueError(
+            f"tokenizer {data.tokenizer!r}: no tokenizer file in that directory; give one, or bpe:VOCAB_SIZE"
+        )
+    return found
+
+
+def schedule(recipe: schema.Schedule) -> NoiseSchedule:
+    match recipe.name:
+        case "log-linear":
+            return LogLinear(recipe.eps)
+        case "cosine":
+            return Cosine(recipe.eps)
+        case "polynomial":
+            return Polynomial(recipe.power, recipe.eps)
+        case name:
+            assert_never(name)
+
+
+def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = None) -> Parts:
+    """The parts of a run. `vocab_size` is for rows without a tokenizer: its last token is MASK.
+
+    Weights are initialised from `recipe.seed`; a distillation starts from its teacher.
+    """
+    levels = schedule(recipe.schedule)
+    match recipe.objective:
+        case schema.Nelbo(t_min=t_min):
+            vocab, mask_id = _with_mask(tokenizer, vocab_size)
+            denoiser = NetworkDenoiser(_network(recipe, vocab, causal=False), mask_id, recipe.network.sees_alpha)
+            return Parts(Nelbo(MaskedProcess(vocab, mask_id), levels, t_min), denoiser, levels, tokenizer, recipe)
+        case schema.NextToken():
+            vocab = tokenizer.vocab_size if tokenizer is not None else _known(vocab_size)
+            start = 0 if tokenizer is None or tokenizer.eos_id is None else tokenizer.eos_id
+            predictor = CausalPredictor(_network(recipe, vocab, causal=True))
+            return Parts(NextToken(start), predictor, levels, tokenizer, recipe)
+        case schema.Consistency() as settings:
+            if not settings.teacher:
+                raise ValueError("a distillation needs its teacher: give objective.teacher, a directory or hub id")
+            name, _, revision = settings.teacher.partition("@")
+            teacher = load(name, revision=revision or None)
+            return distillation(recipe, settings, teacher, tokenizer)
+        case other:
+            assert_never(other)
+
+
+def distillation(
+    recipe: Recipe, settings: schema.Consistency, teacher: Model | CausalModel, tokenizer: Tokenizer | None = None
+) -> Parts:
+    """The parts of a distillation of `teacher`, which is copied: the student starts as its equal."""
+    if not isinstance(teacher, Model) or not isinstance(teacher.process, MaskedProcess):
+        raise ValueError(
+            "masked consistency distillation needs a masked-diffusion teacher; this one is "
+            f"{'autoregressive' if not isinstance(teacher, Model) else type(teacher.process).__name__}"
+        )
+    if tokenizer is not None and teacher.tokenizer is not None and tokenizer.digest != teacher.tokenizer.digest:
+        raise ValueError(
+            "the rows were encoded by another tokenizer than the teacher's: point data.tokenizer of the recipe "
+            f"{recipe.name!r} at the teacher's model directory"
+        )
+    tokenizer = teacher.tokenizer or tokenizer
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, teacher.process.vocab_size)
+    student, old = (
+        NetworkDenoiser(
+            copy.deepcopy(teacher.network).requires_grad_(True), teacher.process.mask_id, teacher.denoiser.sees_alpha
+        )
+        for _ in range(2)
+    )
+    for denoiser in (student, old):
+        denoiser.network.compute_dtype = DTYPES[recipe.precision]
+    old.eval().requires_grad_(False)
+    objective = Consistency(
+        process=teacher.process,
+        schedule=teacher.schedule,
+        teacher=old,
+        rounds=settings.rounds(),
+        direction=settings.direction,
+        revealed=settings.revealed,
+        coupling=settings.coupling,
+        reduction=settings.reduction,
+    )
+    return Parts(objective, student, teacher.schedule, tokenizer, recipe)
+
+
+def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:
+    sizes = recipe.network
+    shape = Shape(
+        vocab_size, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout, causal=causal
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(address(recipe.seed)))
+        return DiT(shape, DTYPES[recipe.precision])
+
+
+def _with_mask(tokenizer: Tokenizer | None, vocab_size: int | None) -> tuple[int, int]:
+    """(V, MASK) of a masked model: the tokenizer's own MASK, else one more token behind its last (MDLM's convention)."""
+    if tokenizer is None:
+        return _known(vocab_size), _known(vocab_size) - 1
+    if tokenizer.mask_id is None:
+        return tokenizer.vocab_size + 1, tokenizer.vocab_size
+    return tokenizer.vocab_size, tokenizer.mask_id
+
+
+def _known(vocab_size: int | None) -> int:
+    if vocab_size is None:
+        raise ValueError("without a tokenizer the size of the vocabulary is unknown: give vocab_size")
+    return vocab_size

@@ -1,0 +1,113 @@
+"""Carry a recipe out: in a run directory (`run`), or in memory for a caller who holds model and rows (`distill`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
+from unmask.models.pretrained import Model
+from unmask.recipes.build import Parts, Texts, build, distillation, texts
+from unmask.recipes.schema import Consistency, Recipe, to_json
+from unmask.text.packing import batch_at
+from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
+
+
+def run(
+    recipe: Recipe,
+    directory: str | Path,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    data: Texts | None = None,
+    resume: bool = True,
+    device: str | None = None,
+) -> Iterator[Update]:
+    """Train what `recipe` says in `directory`, from its newest state where there is one; yields every update.
+
+    The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
+    step `directory/model` holds it, with the raw weights beside them. `say` gets one line about where the run starts.
+    """
+    data = texts(recipe) if data is None else data
+    parts = build(recipe, data.tokenizer)
+    engine = launch(device)
+    state = State.begin(parts.objective, parts.student, recipe.optim, engine)
+    with RunDir.open(directory, to_json(recipe), resume=resume, writes=engine.main) as run_dir, stop_signals() as stop:
+        say(str(run_dir.restore(state, engine)))
+        batches = partial(
+            batch_at, data.train, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world
+        )
+        updates = fit(
+            parts.objective,
+            state,
+            batches,
+            steps=recipe.steps,
+            accumulation=recipe.accumulation,
+            seed=recipe.seed,
+            engine=engine,
+            stop=stop,
+        )
+        for update in recorded(updates, run_dir, state, every=recipe.save_every):
+            yield with_student(update, parts, state)
+        if state.step >= recipe.steps and engine.main:
+            run_dir.publish(lambda folder: publish(parts, state, folder))
+
+
+def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
+    """Distil a masked-diffusion `model` on rows `ids` [n, L] by a recipe of consistency distillation; nothing is saved.
+
+    Yields an `Update` a step; the one that ends a round, or the run, carries `.student`, a Model of the averaged
+    weights. The recipe's corpus, tokenizer and teacher are not read: `ids` and `model` stand for them.
+    (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
+    """
+    if not isinstance(recipe.objective, Consistency):
+        raise ValueError(
+            f"distill wants a recipe of consistency distillation, {recipe.name!r} is {recipe.objective.kind}"
+        )
+    if ids.dim() != 2 or not len(ids):
+        raise ValueError(f"ids holds rows of tokens [n, L], at least one: got shape {tuple(ids.shape)}")
+    parts = distillation(recipe, recipe.objective, model)
+    engine = launch(str(ids.device) if ids.is_cuda else "cpu")
+    state = State.begin(parts.objective, parts.student, recipe.optim, engine)
+    batches = partial(batch_at, ids, batch_size=recipe.batch_size, seed=recipe.seed)
+    updates = fit(
+        parts.objective,
+        state,
+        batches,
+        steps=recipe.steps,
+        accumulation=recipe.accumulation,
+        seed=recipe.seed,
+        engine=engine,
+    )
+    for update in updates:
+        yield with_student(update, parts, state)
+
+
+def with_student(update: Update, parts: Parts, state: State) -> Update:
+    """The update, with the student as it stands if a round or the run ends here."""
+    recipe = parts.recipe
+    round_ends = isinstance(recipe.objective, Consistency) and update.step % recipe.objective.round_steps == 0
+    return (
+        replace(update, student=parts.model(averaged(state))) if round_ends or update.step == recipe.steps else update
+    )
+
+
+def averaged(state: State) -> NetworkDenoiser | CausalPredictor:
+    """A copy of the student with the moving average for weights (its raw weights where no average is kept)."""
+    student = copy.deepcopy(state.student)
+    ema = state.learners[STUDENT].ema
+    if ema is not None:
+        ema.copy_to(student)
+    if not isinstance(student, NetworkDenoiser | CausalPredictor):
+        raise TypeError(f"a student is a denoiser or a next-token predictor, not {type(student).__name__}")
+    return student
+
+
+def publish(parts: Parts, state: State, folder: Path) -> None:
+    """Write the finished model: averaged weights as the model, raw weights beside them."""
+    raw = parts.model(state.student).network
+    parts.model(averaged(state)).save(folder, raw=raw, recipe=to_json(parts.recipe), steps=state.step)

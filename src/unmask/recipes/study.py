@@ -1,0 +1,241 @@
+"""Measure a teacher against its student, and write down what came out: the content of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask import __version__
+from unmask.diffusion.processes import MaskedProcess
+from unmask.evaluation.frontier import answer
+from unmask.evaluation.judges import Judge, weights_digest
+from unmask.evaluation.measure import Protocol, Row, Setting
+from unmask.evaluation.rows import measure_frontier, naive_rows
+from unmask.evaluation.verdict import verdict
+from unmask.models.pretrained import CausalModel, Model
+from unmask.samplers.loop import Samples, sample, watch
+from unmask.types import Tokens
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured: samples a row, step counts and temperatures.
+
+    texts, completions  half-masked real texts, and how often each is completed (completion disagreement)
+    batch_size          samples a network call at most
+    """
+
+    samples: int = 128
+    seed: int = 0
+    teacher_steps: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    student_steps: tuple[int, ...] = (4, 8, 16, 32)
+    teacher_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9)
+    student_temperatures: tuple[float, ...] = (1.1, 1.2, 1.3)
+    texts: int = 8
+    completions: int = 16
+    batch_size: int = 128
+    round_steps: int = 8
+    shown: int = 3
+    player_steps: int = 16
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before."""
+
+    study: Study
+    judge: Judge
+    real: Tokens
+    data: str
+    known: Sequence[Row] = ()
+
+    @property
+    def protocol(self) -> Protocol:
+        return Protocol(self.judge.stamp, self.real.shape[1], self.study.samples, "float64", self.data, __version__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row, and whether it was looked up (`shipped`) or measured now."""
+
+    row: Row
+    shipped: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return self.row.to_json() | {"shipped": self.shipped}
+
+
+def measure(
+    name: str, model: Model | CausalModel, scene: Scene, steps: Sequence[int], temperatures: Sequence[float]
+) -> Iterator[Measured]:
+    """A row for each step count and temperature; one that `scene.known` holds is not measured again."""
+    study, length = scene.study, scene.real.shape[1]
+    setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
+    if isinstance(model, CausalModel):
+        setting = replace(setting, sampler="autoregressive")
+    draw = partial(_draw, model, study, length)
+    complete = partial(_complete, model, study) if isinstance(model, Model) else None
+    for count in steps:
+        for temperature in temperatures:
+            wanted = replace(setting, steps=count, temperature=temperature)
+            found = next((row for row in scene.known if _answers(row, name, wanted, scene.protocol)), None)
+            if found is not None:
+                yield Measured(found, shipped=True)
+                continue
+            rows = measure_frontier(
+                draw,
+                scene.judge,
+                scene.protocol,
+                setting,
+                name=name,
+                steps=[count],
+                temperatures=[temperature],
+                complete=complete,
+                texts=None if complete is None else scene.real[: study.texts],
+                completions=study.completions,
+            )
+            yield from (Measured(row, shipped=False) for row in rows)
+
+
+def _answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
+    return row.name == name and row.protocol == protocol and replace(row.setting, nfe=0.0) == wanted
+
+
+def _draw(model: Model | CausalModel, study: Study, length: int, steps: int, temperature: float) -> Samples:
+    return sample(model, study.samples, length, steps, study.seed, temperature, batch_size=study.batch_size)
+
+
+def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens:
+    # A seed of its own: completions are independent of the samples.
+    drawn = sample(
+        model,
+        len(pinned),
+        pinned.shape[1],
+        steps,
+        study.seed + 1,
+        temperature,
+        pinned=pinned,
+        batch_size=study.batch_size,
+    )
+    return drawn.tokens
+
+
+@dataclass(frozen=True)
+class Found:
+    """The row that a frontier has just measured, and all rows so far, by their place in the report."""
+
+    done: int
+    total: int
+    name: str
+    measured: Measured
+    rows: Mapping[str, list[Measured]]
+
+
+def frontier(
+    teacher: Model, student: Model, scene: Scene, autoregressive: CausalModel | None = None
+) -> Iterator[Found]:
+    """Measure every row of a report: both models over steps and temperatures, naive texts, real text."""
+    study, length, tokenizer = scene.study, scene.real.shape[1], teacher.tokenizer
+    if tokenizer is None:
+        raise ValueError("a frontier is measured on text, and this teacher has no tokenizer: save it with one")
+    *fakes, real = naive(scene, teacher)
+    plans: list[tuple[str, Model | CausalModel, tuple[int, ...], tuple[float, ...]]] = [
+        ("teacher", teacher, study.teacher_steps, (1.0,)),
+        ("student", student, study.student_steps, (1.0,)),
+        ("temperature_teacher", teacher, study.teacher_steps, study.teacher_temperatures),
+        ("temperature_student", student, study.student_steps, study.student_temperatures),
+    ]
+    if autoregressive is not None:
+        plans.append(("autoregressive", autoregressive, (length,), (1.0,)))
+    total = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans)
+    rows: dict[str, list[Measured]] = {name: [] for name, *_ in plans} | {"naive": fakes, "data": [real]}
+    for name, model, steps, temperatures in plans:
+        for measured in measure(name.removeprefix("temperature_"), model, scene, steps, temperatures):
+            rows[name].append(measured)
+            done = sum(len(rows[name]) for name, *_ in plans)
+            yield Found(done, total, name, measured, rows)
+
+
+def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
+    """Texts of both models at the same latents and step counts."""
+    table = []
+    for steps in study.student_steps:
+        texts = [sample(model, study.shown, length, steps, study.seed).texts for model in (teacher, student)]
+        if texts[0] is None or texts[1] is None:
+            raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
+        pairs = zip(*texts, strict=True)
+        table += [
+            {"latent": latent, "steps": steps, "temperature": 1.0, "teacher": of_teacher, "student": of_student}
+            for latent, (of_teacher, of_student) in enumerate(pairs)
+        ]
+    return table
+
+
+def film(model: Model, title: str, steps: int, length: int, seed: int) -> dict[str, Any]:
+    """One text as it is unmasked: its final pieces, and the positions that each network call reveals."""
+    frames = [frame for frame in watch(model, 1, length, steps, seed) if len(frame.rows)]
+    final = frames[-1].z[0].tolist()
+    return {
+        "title": title,
+        "pieces": [model.tokenizer.decode([token]) for token in final] if model.tokenizer else [str(t) for t in final],
+        "frames": [frame.changed[0].nonzero().flatten().tolist() for frame in frames],
+        "alphas": [frame.alpha for frame in frames],
+    }
+
+
+def conclude(rows: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
+    """Rows by their place in the report, the three answers, and the verdict in sentences."""
+    teacher, student = ([m.row for m in rows[name]] for name in ("teacher", "student"))
+    warmer = [m.row for m in rows["temperature_student"]]
+    answers = answer(teacher, [*student, *warmer], [m.row for m in rows["temperature_teacher"]], rows["data"][0].row)
+    table = {name: [m.to_json() for m in measured] for name, measured in rows.items() if name != "data"}
+    return table | {
+        "data": rows["data"][0].to_json(),
+        "answers": answers.to_json(),
+        "verdict": verdict(answers),
+        "protocol": asdict(teacher[0].protocol),
+    }
+
+
+def naive(scene: Scene, model: Model) -> list[Measured]:
+    """Uniform tokens, unigram draws, one text repeated, and real text (last), in the tokens of `model`."""
+    if len(scene.real) < scene.study.samples:
+        raise ValueError(
+            f"a row measures {scene.study.samples} texts and only {len(scene.real)} real ones are held out: "
+            "measure fewer samples, or give more text"
+        )
+    order = torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(scene.study.seed))
+    rows = naive_rows(
+        scene.real[order[: scene.study.samples]],
+        model.process.vocab_size,
+        scene.judge,
+        scene.protocol,
+        decode=None if model.tokenizer is None else model.tokenizer.decode,
+        never=[model.process.mask_id] if isinstance(model.process, MaskedProcess) else [],
+    )
+    return [Measured(row, shipped=False) for row in rows]
+
+
+def perplexity_after_round(model: Model, scene: Scene) -> Measured:
+    """One row at the step count of the round table, without completions: cheap enough to draw after every round."""
+    study, length = scene.study, scene.real.shape[1]
+    setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
+    rows = measure_frontier(
+        partial(_draw, model, study, length), scene.judge, scene.protocol, setting,
+        name="round", steps=[study.round_steps], temperatures=[1.0],
+    )  # fmt: skip
+    return Measured(next(iter(rows)), shipped=False)
+
+
+def parameters(model: Model | CausalModel) -> int:
+    return sum(tensor.numel() for tensor in model.network.parameters())
+
+
+def excerpt(rows: Tensor, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
+    """The first n real rows as text."""
+    return [decode(row) for row in rows[:n].tolist()]

@@ -1,0 +1,70 @@
+"""What several pictures do with an axis: plain figures on logarithmic scales, labels, points that say what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from unmask.report.record import Line
+from unmask.report.style import LIGHT, SMALL
+from unmask.report.svg import tip
+
+PNG_DPI = 160
+
+
+def logarithmic(axis: Axis, ticks: Collection[float] | None = None) -> None:
+    """A logarithmic axis with plain figures at the ticks, by default at round values within what is drawn."""
+    axes = axis.axes
+    axes.set_xscale("log") if axis is axes.xaxis else axes.set_yscale("log")
+    axes.autoscale_view()
+    axis.set_major_locator(FixedLocator(sorted(ticks or _round_values(*axis.get_view_interval()))))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def point(axes: Axes, line: Line, x: float, **style: object) -> None:
+    """A row as a marker without a line, which says what it is when pointed at."""
+    (artist,) = axes.plot([x], [line.gen_ppl.value], linestyle="none", **style)
+    artist.set_gid(tip(describe(line)))
+
+
+def pill(axes: Axes, line: Line, x: float, color: str) -> None:
+    """A row as its step count in a filled pill."""
+    box = {"boxstyle": "round,pad=0.28,rounding_size=0.7", "facecolor": color, "edgecolor": LIGHT["panel"]}
+    text = axes.annotate(str(line.steps), (x, line.gen_ppl.value), ha="center", va="center", fontsize=SMALL - 0.5,
+                         color=LIGHT["panel"], fontweight="bold", bbox=box)  # fmt: skip
+    text.set_gid(tip(describe(line)))
+
+
+def describe(line: Line) -> str:
+    """A row in words: who, how, gen PPL and entropy.
+
+    The ± is one standard error over samples.
+    """
+    row = line.row
+    sem = "" if line.gen_ppl.sem is None else f" ± {line.gen_ppl.sem:.2g}"
+    how = f", {line.steps} steps, temperature {line.temperature:g}" if line.steps else ""
+    return f"{row.name}{how}: gen PPL {line.gen_ppl.value:.4g}{sem}, entropy {line.entropy.value:.3f} nats"
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], color: str, ha: str = "center") -> None:
+    """A small text beside a point; shift in points."""
+    axes.annotate(text, at, shift, textcoords="offset points", ha=ha, va="center", color=color, fontsize=SMALL)
+
+
+def legend(axes: Axes, columns: int = 2) -> None:
+    """Above the axes, where it covers nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.06), ncols=columns, borderaxespad=0, columnspacing=1.4)
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [float(f"{decade * step:.6g}") for decade in decades for step in steps if low <= decade * step <= high]
+        if len(ticks) >= 4:
+            return ticks
+    return [float(value) for value in MaxNLocator(6).tick_values(low, high) if low <= value <= high]

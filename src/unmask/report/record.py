@@ -1,0 +1,247 @@
+"""report.json as values: what a report holds, read strictly, so that a broken one is refused by the name of its field."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from unmask import __version__
+from unmask.evaluation.frontier import Answers
+from unmask.evaluation.measure import GEN_PPL, Measure, Protocol, Row, require_same_protocol
+
+T = TypeVar("T")
+
+ENTROPY = "entropy"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row, and whether it was shipped (measured by `make assets` under the same protocol) and not measured now."""
+
+    row: Row
+    shipped: bool
+
+    @property
+    def steps(self) -> int:
+        return self.row.setting.steps
+
+    @property
+    def temperature(self) -> float:
+        return self.row.setting.temperature
+
+    @property
+    def gen_ppl(self) -> Measure:
+        return self.row.measures[GEN_PPL]
+
+    @property
+    def entropy(self) -> Measure:
+        return self.row.measures[ENTROPY]
+
+
+@dataclass(frozen=True)
+class Round:
+    """The student after a round of distillation, drawn with `steps` steps at temperature 1; the round's delta and tau."""
+
+    round: int
+    steps: int
+    gen_ppl: float
+    entropy: float
+    delta: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """Columns of equal length: the loss and its two terms, in nats a token, at each recorded step."""
+
+    step: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    distillation: list[float] = field(default_factory=list)
+    reconstruction: list[float] = field(default_factory=list)
+    round: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student at one latent."""
+
+    latent: int
+    steps: int
+    teacher: str
+    student: str
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Film:
+    """A text as it is unmasked: its L final pieces, and the positions that each network call reveals.
+
+    A position in no frame was given (a prompt). alphas: the share of text that each call starts from.
+    """
+
+    title: str
+    pieces: list[str]
+    frames: list[list[int]]
+    alphas: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Size and origin of a model."""
+
+    parameters: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page. What has a default may be missing; its section is then left out."""
+
+    title: str
+    version: str
+    protocol: Protocol
+    teacher: list[Line]
+    student: list[Line]
+    answers: Answers
+    verdict: list[str]
+    date: str = ""
+    seed: int | None = None
+    data: Line | None = None
+    temperature_teacher: list[Line] = field(default_factory=list)
+    temperature_student: list[Line] = field(default_factory=list)
+    naive: list[Line] = field(default_factory=list)
+    autoregressive: list[Line] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    training: Training = field(default_factory=Training)
+    samples: list[Pair] = field(default_factory=list)
+    real: list[str] = field(default_factory=list)
+    player: list[Film] = field(default_factory=list)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Network] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> Iterator[tuple[str, Line]]:
+        """Every row with the name of its list, in the order of a table."""
+        for name in ("teacher", "student", "autoregressive", "naive", "temperature_teacher", "temperature_student"):
+            yield from ((name, line) for line in vars(self)[name])
+        if self.data is not None:
+            yield "data", self.data
+
+
+def read_report(data: Mapping[str, Any]) -> Report:
+    """The report; ValueError names the field that is missing, foreign or contradicts another."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"report is the object of a report.json: got {type(data).__name__}")
+    version = data.get("version")
+    if not isinstance(version, str) or _series(version) != _series(__version__):
+        raise ValueError(
+            f"report.version is the version of unmask that measured it, and this is {__version__}: got {version!r}. "
+            "Measure again, or draw the report with that version"
+        )
+    report: Report = _record(Report, data, "report")
+    _check_rows(report)
+    _check_training(report.training)
+    for i, film in enumerate(report.player):
+        _check_film(film, f"report.player[{i}]")
+    return report
+
+
+def curves(lines: Sequence[Line]) -> dict[int, list[Line]]:
+    """Steps -> the rows at those steps by temperature, both ascending; of two at one temperature the first."""
+    table: dict[int, dict[float, Line]] = {}
+    for line in lines:
+        table.setdefault(line.steps, {}).setdefault(line.temperature, line)
+    return {steps: [table[steps][tau] for tau in sorted(table[steps])] for steps in sorted(table)}
+
+
+def protocol_words(report: Report) -> str:
+    """How every number of the report was measured: no number stands without it."""
+    protocol, judge = report.protocol, report.protocol.judge
+    seeds = sorted({seed for _, line in report.lines for seed in line.row.setting.seeds})
+    return (
+        f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, "
+        f"{'its own tokens of the text' if judge.retokenised else 'token ids as they are'}, "
+        f"{'start token before the text' if judge.prefixed else 'first token not scored'}, EOS counted: {judge.eos_rule}); "
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; draws in {protocol.precision}; "
+        f"seed {', '.join(map(str, seeds))}; data {protocol.data[:8]}; unmask {protocol.version}."
+    )
+
+
+def _series(version: str) -> list[str]:
+    """The part of a version that decides whether two understand each other."""
+    return version.split(".")[:2]
+
+
+def _check_rows(report: Report) -> None:
+    for name in ("teacher", "student", "verdict"):
+        if not vars(report)[name]:
+            raise ValueError(f"report.{name} is empty: a report compares a teacher with a student, in sentences too")
+    for name, line in report.lines:
+        missing = {GEN_PPL, ENTROPY} - line.row.measures.keys()
+        if missing:
+            raise ValueError(
+                f"report.{name}: the row at {line.steps} steps lacks measures.{missing.pop()}: "
+                f"{GEN_PPL} and {ENTROPY} stand side by side or not at all"
+            )
+    if require_same_protocol(line.row for _, line in report.lines) != report.protocol:
+        raise ValueError("report.protocol is not the one that the report's rows carry: the record was put together wrong")
+
+
+def _check_training(training: Training) -> None:
+    lengths = {name: len(column) for name, column in vars(training).items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"report.training holds columns of equal length: got {lengths}")
+
+
+def _check_film(film: Film, where: str) -> None:
+    positions = [position for frame in film.frames for position in frame]
+    if len(set(positions)) < len(positions) or not set(positions) <= set(range(len(film.pieces))):
+        raise ValueError(f"{where}.frames reveals each of the {len(film.pieces)} pieces at most once: got {positions}")
+    if film.alphas and len(film.alphas) != len(film.frames):
+        raise ValueError(f"{where}.alphas has a value a frame: got {len(film.alphas)} for {len(film.frames)} frames")
+
+
+def _record(kind: type[T], value: Any, where: str) -> T:
+    """The dataclass `kind` from JSON. Fields that it does not know are left alone: a row repeats its figures on top."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} holds the fields of {kind.__name__}: want an object, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    known = {}
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if f.name in value:
+            known[f.name] = _value(hints[f.name], value[f.name], f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}.{f.name} is missing: a {kind.__name__} has {', '.join(hints)}")
+    return kind(**known)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if hint is Line:
+        row = _record(Row, value, where)
+        return Line(row, bool(_value(bool, value.get("shipped", False), f"{where}.shipped")))
+    if dataclasses.is_dataclass(hint):
+        return _record(typing.cast(type, hint), value, where)
+    if origin is types.UnionType:  # T | None
+        return None if value is None else _value(arguments[0], value, where)
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} is a list: got {value!r}")
+        items = [_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is an object: got {value!r}")
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where} is a value of type {hint.__name__}: got {value!r}")
+    return value

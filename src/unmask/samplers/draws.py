@@ -1,0 +1,132 @@
+"""From a law over tokens to a token: three draws, and the filters that sharpen a law before it.
+
+The race is the draw to use. Two runs that share its numbers pick different tokens with about the total variation
+between their laws, so that a small change of the model, the precision or the step count changes few tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unmask.prediction import Prediction
+from unmask.rng import address, gumbel, uniform
+
+BLOCK_ELEMENTS = 2**20  # rows x V held in float64 at a time: 8 MiB, near the cache
+TOP_P_ROUNDING = 1e-6  # laws come from float32 logits: a set within this of p has reached it
+
+
+class Draw(Protocol):
+    """log p [N, V] float64 (-inf where never) and hashed states [N] -> tokens [N], each a pure function of its row."""
+
+    def __call__(self, log_p: Tensor, state: Tensor, /) -> Tensor: ...
+
+
+def race(log_p: Tensor, state: Tensor) -> Tensor:
+    """arg max_v (log p_v + G_v), G_v standard Gumbel noise at the address (state, v), in float64: exactly p."""
+    return (log_p + gumbel(_token_states(log_p, state))).argmax(dim=-1)
+
+
+def inverse_cdf(log_p: Tensor, state: Tensor) -> Tensor:
+    """The first token whose cumulative probability reaches one uniform number: exactly p, and cheap at a large V.
+
+    The worst coupling: a rounding error of one logit shifts the whole table, so two runs that share their numbers
+    differ in tokens that the error did not concern.
+    """
+    cumulative = log_p.exp().cumsum(dim=-1)
+    return torch.searchsorted(cumulative, (uniform(state) * cumulative[:, -1])[:, None]).squeeze(-1)
+
+
+def legacy_gumbel32(log_p: Tensor, state: Tensor) -> Tensor:
+    """arg max_v p_v / (1e-10 - log(U_v + 1e-10)) in float32, as MDLM's, SDTT's and early Duo's codes draw: biased.
+
+    U has steps of 2^-24, so the noise never passes 16.6, and a rare token of odds r against one common token comes
+    x / (e^x - 1) times as often as it should, x = 2^-24 / r: right at 1e-4, a third at 3e-8, hardly ever at 1e-8. That
+    acts as a temperature below 1 (Zheng et al. 2024, arXiv 2409.02908). Only to reproduce old tables,
+    where MASK took part in the race: use it with the `ancestral` sampler.
+    """
+    u = (uniform(_token_states(log_p, state)) * 2**24).floor().clamp(max=2**24 - 1).float() * 2**-24
+    return (log_p.float().exp() / (1e-10 - torch.log(u + 1e-10))).argmax(dim=-1)
+
+
+DRAWS: Mapping[str, Draw] = MappingProxyType(
+    {"race": race, "inverse_cdf": inverse_cdf, "legacy_gumbel32": legacy_gumbel32}
+)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is done to p(x0) before the draw: temperature, then top-k, then top-p on what is left; renormalised.
+
+    temperature  divides log p; > 0
+    top_p        keep the smallest set of tokens whose probability reaches it; in (0, 1]
+    top_k        keep the k most probable tokens; >= 1, None for all
+
+    Ties go to the smaller id. ValueError outside the ranges.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature divides log p: want a finite temperature > 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_p is the probability of the tokens kept: want 0 < top_p <= 1 (1 keeps all), got {self.top_p}"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is the number of tokens kept: want top_k >= 1 (None keeps all), got {self.top_k}")
+
+    def keep(self, log_p: Tensor) -> Tensor:
+        """Top-k and top-p of laws [N, V] that `read` has tempered: log p, -inf where a token is dropped."""
+        if self.top_p == 1 and self.top_k is None:
+            return log_p
+        ranked, token = log_p.sort(dim=-1, descending=True, stable=True)
+        if self.top_k is not None:
+            ranked[:, self.top_k :] = -torch.inf
+        reached = ranked.softmax(dim=-1).cumsum(dim=-1) >= self.top_p - TOP_P_ROUNDING
+        if self.top_p < 1:
+            ranked[:, 1:].masked_fill_(reached[:, :-1], -torch.inf)
+        return torch.empty_like(log_p).scatter_(-1, token, ranked.log_softmax(dim=-1))
+
+
+UNFILTERED = Filters()
+
+
+def read(
+    prediction: Prediction, where: Tensor, temperature: float, mask_id: int | None, broken: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (flat rows [n] of `where`, their log p [n, V] float64) in blocks of a bounded size, MASK excluded.
+
+    Raises the flag `broken` (bool, no shape) where a law is not a number: whoever draws looks at it at the end,
+    because a look each step would stall an accelerator.
+    """
+    size = max(1, BLOCK_ELEMENTS // prediction.vocab_size)
+    for rows, table in prediction.chunks(where, temperature):
+        broken |= table[:, 0].isnan().any()
+        for part, block in zip(rows.split(size), table.split(size), strict=True):
+            log_p = block.double()
+            if mask_id is not None and prediction.mask_id != mask_id:  # a foreign table may give MASK some mass
+                log_p = log_p.index_fill(-1, torch.tensor(mask_id, device=log_p.device), -torch.inf).log_softmax(-1)
+            yield part, log_p
+
+
+def check_numbers(broken: Tensor) -> None:
+    """ValueError where a law that was drawn from was not a number."""
+    if bool(broken):
+        raise ValueError(
+            "log p of the model is not a number at a position that was drawn, and the text would be worthless: "
+            "check the weights for NaN or infinity, and the precision for overflow"
+        )
+
+
+def _token_states(log_p: Tensor, state: Tensor) -> Tensor:
+    return address(state[:, None], torch.arange(log_p.shape[-1], device=log_p.device))

@@ -1,0 +1,55 @@
+"""The randomness of a sample as a value: when each token is revealed, and who wins the race for it.
+
+A sample is a pure function of its `Latent` (and of the model), at any number of steps: the masked counterpart of
+drawing one x_T and integrating it with few or many DDIM steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.rng import address, uniform
+
+_LEVEL, _RACE = 0, 1  # the two streams of a sample
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The randomness of n samples of L tokens.
+
+    u    [n, L] float64 in (0, 1): when a token is revealed. Read as the noise level alpha(1) + (1 - alpha(1)) u,
+         so that any grid of levels that starts at alpha(1) reveals it exactly once
+    key  [n] int64: the address of all other random numbers of a sample
+
+    A model that reads an input noise fixed along the path would find it here, as one more field.
+    """
+
+    u: Tensor
+    key: Tensor
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def __getitem__(self, rows: Tensor | slice) -> Latent:
+        """The latents of some samples; they stay what they are in any batch."""
+        return Latent(self.u[rows], self.key[rows])
+
+    def address(self, at: Tensor, occasion: int = 0) -> Tensor:
+        """Hashed states [N] of the draws at positions `at` [N], flat in [n, L].
+
+        `occasion` tells the draws of one position apart where it is drawn more than once (the step's index).
+        """
+        length = self.u.shape[1]
+        return address(self.key[at // length], occasion, at % length)
+
+
+def draw_latent(n: int, length: int, seed: int, first: int = 0, device: torch.device | str = "cpu") -> Latent:
+    """The latents of samples first, ..., first + n - 1 of a seed: row r depends on (seed, first + r) alone."""
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is a 64-bit number: want -2^63 <= seed < 2^63, got {seed}")
+    sample = torch.arange(first, first + n, device=device)
+    position = torch.arange(length, device=device)
+    return Latent(uniform(address(seed, sample[:, None], _LEVEL, position)), address(seed, sample, _RACE))

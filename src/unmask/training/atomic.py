@@ -1,0 +1,72 @@
+"""Files that are there whole or not at all: written under a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = ".tmp-"  # being written
+REPLACED = ".old-"  # being replaced
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A new empty directory that takes the place of `target` when the block ends well, and vanishes when it fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder, old = target.with_name(TEMPORARY + target.name), target.with_name(REPLACED + target.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+        yield folder
+        for entry in (*folder.rglob("*"), folder):
+            _sync(entry)
+        if target.exists():
+            target.rename(old)  # until the next line only the old name is there: `tidy` puts it back after a crash
+        folder.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file whole."""
+    temporary = file.with_name(TEMPORARY + file.name)
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.rename(file)
+    _sync(file.parent)
+
+
+def tidy(folder: Path) -> None:
+    """Finish or undo what a killed process left half done in a directory."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(REPLACED) and not (target := folder / entry.name.removeprefix(REPLACED)).exists():
+            entry.rename(target)
+        elif entry.name.startswith((TEMPORARY, REPLACED)):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def sha256(file: Path) -> str:
+    """The checksum of a file."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

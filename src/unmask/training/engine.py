@@ -1,0 +1,95 @@
+"""Where a training runs: one device, or many processes that each see a part of every batch.
+
+Accelerate finds the device and joins the processes (`accelerate launch`, `torchrun` or nothing at all: the same
+program). Gradients are summed here once a step, after the last micro-batch, and not by a wrapper around the module:
+the vocabulary head runs outside the module's forward, a step may train any one of several networks, and the
+normaliser of the loss (the weights of all micro-batches of all ranks) is known only then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+BUCKET_ELEMENTS = 2**25  # numbers in one message between processes: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One process of a training: its device, its rank, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """True on the one process that writes files."""
+        return self.rank == 0
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Sum each tensor over the processes, in place, in buckets of one dtype."""
+        if self.world == 1:
+            return
+        from accelerate.utils import reduce
+
+        for bucket in _buckets(tensors):
+            flat = reduce(torch.cat([tensor.flatten() for tensor in bucket]), reduction="sum")
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def agree(self, modules: Iterable[nn.Module]) -> None:
+        """Move modules to the device and give every process the weights and buffers of rank 0."""
+        for module in modules:
+            module.to(self.device)
+            if self.world > 1:
+                for tensor in (*module.parameters(), *module.buffers()):
+                    torch.distributed.broadcast(tensor.detach(), src=0)
+
+    def same(self, value: int) -> int:
+        """The value of rank 0, on every process; waits for all."""
+        if self.world == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(box, src=0)
+        return int(box.item())
+
+
+def launch(device: str | None = None) -> Engine:
+    """Join the processes of this training and take a device: the one named, else the best that there is.
+
+    Under `accelerate launch` or `torchrun` each process takes its own GPU, or the CPU where there is none or the
+    launcher was told `--cpu`; `device` then only says "cpu" or not.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"  # by `accelerate launch --cpu`
+    cpu = device == "cpu" or told or not torch.cuda.is_available()
+    if world == 1:
+        return Engine(torch.device(device or ("cpu" if cpu else "cuda")))
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu)
+    if state.num_processes != world or state.device is None:
+        raise RuntimeError(
+            f"the launcher started WORLD_SIZE = {world} processes, Accelerate joined {state.num_processes} on "
+            f"{state.device}: start all of them by one `accelerate launch` or `torchrun`"
+        )
+    return Engine(state.device, state.process_index, state.num_processes)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    """Runs of tensors of one dtype, each run below BUCKET_ELEMENTS (or one tensor)."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or size + tensor.numel() > BUCKET_ELEMENTS):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket

@@ -1,0 +1,215 @@
+"""The training loop, as a generator: one `Update` a step, and the caller's `for` body says what a step is for.
+
+    engine = launch()
+    state = State.begin(objective, student, AdamW(lr=3e-4, warmup_steps=500), engine)
+    with RunDir.open(path, recipe) as run, stop_signals() as stop:
+        run.restore(state, engine)
+        updates = fit(objective, state, batch_at, steps=1000, seed=1, engine=engine, stop=stop)
+        for update in recorded(updates, run, state, every=100):
+            print(update.step, update.loss)
+
+Everything random in a step is a function of (seed, step, rank): the generator that the objective receives, and the
+global generator that dropout reads. So is the batch. A state saved after any step therefore continues bit for bit,
+with no generator in it, and the caller's own random numbers are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.rng import address
+from unmask.training.engine import Engine, launch
+from unmask.training.guard import Guard, TrainingError, Watch
+from unmask.training.state import State
+from unmask.types import Tokens
+
+if TYPE_CHECKING:
+    from unmask.objectives.base import Objective
+    from unmask.training.rundir import RunDir
+
+_CORRUPTION, _DROPOUT = 0, 1  # streams of one step
+_METRIC = "metric "  # keeps an objective's names apart from the loop's own sums
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of a training, after it was taken.
+
+    step       updates done, this one included: 1 after the first
+    loss       nats: sum(per_token) / sum(weight) over micro-batches and ranks
+    grad_norm  L2 norm of the gradient before the clip
+    lr         learning rate of this update
+    metrics    the objective's means, averaged with the weights of the loss
+    tokens     tokens read in this step by all ranks; seconds: wall time of the step
+    turn       the network that was trained
+    student    the model of the averaged weights, where a recipe's round or run ends
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    metrics: Mapping[str, float]
+    tokens: int
+    seconds: float
+    turn: str = "student"
+    student: object | None = None
+
+    def record(self) -> dict[str, float | int | str | None]:
+        """One flat line for metrics.jsonl; numbers that are not finite become null."""
+        own: dict[str, float | int | str | None] = {
+            "step": self.step, "turn": self.turn, "loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr,
+            "tokens": self.tokens, "seconds": round(self.seconds, 6),
+        }  # fmt: skip
+        taken = sorted(set(own) & set(self.metrics))
+        if taken:
+            raise ValueError(f"metrics of an objective may not be called {taken}: an update has fields of that name")
+        line = {**own, **self.metrics}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
+def fit(
+    objective: Objective,
+    state: State,
+    batch_at: Callable[[int], Tokens],
+    *,
+    steps: int,
+    accumulation: int = 1,
+    seed: int = 0,
+    engine: Engine | None = None,
+    guard: Guard | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Update]:
+    """Train from `state.step` to `steps`, one update a step; `state` is changed in place.
+
+    batch_at      step -> this rank's ids [B, L]: a pure function, so that the data cursor is the step
+    accumulation  micro-batches a step: the same gradient, 1 / accumulation of the memory
+    stop          asked once a step; when it is true on any rank, all ranks end after that update
+
+    The gradient is that of sum(per_token) / sum(weight) over all micro-batches of all ranks, so 1 x 8, 8 x 1 and two
+    ranks of 4 x 1 differ by rounding only (given equal randomness). Raises TrainingError before a bad step is taken.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is the length of the whole training: want steps >= 1, got {steps}")
+    engine = launch() if engine is None else engine
+    watch = Watch(Guard() if guard is None else guard)
+    while state.step < steps:
+        started, step = time.perf_counter(), state.step
+        turn = objective.turn(step)
+        objective.prepare(step, state.student)
+        learner = state.only(turn)
+        gradients = learner.clear_gradients()
+        batch = batch_at(step).to(engine.device, non_blocking=True)
+        with _step_randomness(engine, seed, step) as generator:
+            tally = _backward(objective, state, batch, step, generator, accumulation)
+        tally["stop"] = torch.tensor(float(stop()), dtype=torch.float64, device=engine.device)
+        sums = torch.stack(list(tally.values()))
+        engine.sum_([*gradients, sums])
+        weight = sums[1]
+        torch._foreach_div_(gradients, weight.to(gradients[0].dtype))
+        norm = learner.clip()
+        total, normaliser, tokens, *rest, stopping, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
+        if not normaliser > 0:
+            raise TrainingError(f"step {step}: the weights of the loss sum to {normaliser}: no token to learn from")
+        names = (name.removeprefix(_METRIC) for name in list(tally)[3:-1])
+        metrics = {name: value / normaliser for name, value in zip(names, rest, strict=True)}
+        loss = total / normaliser
+        watch.check(step, turn, {"loss": loss, "grad_norm": grad_norm}, metrics)
+        lr = learner.settings.learning_rate(step)
+        learner.advance(lr)
+        state.step += 1
+        yield Update(state.step, loss, grad_norm, lr, metrics, int(tokens), time.perf_counter() - started, turn)
+        if stopping:
+            return
+
+
+def _backward(
+    objective: Objective, state: State, batch: Tokens, step: int, generator: torch.Generator, accumulation: int
+) -> dict[str, Tensor]:
+    """Add the gradient of sum(per_token); returns float64 sums: loss, weight, tokens, then weight * metric."""
+    if not 1 <= accumulation <= len(batch):
+        raise ValueError(
+            f"accumulation splits a rank's batch of {len(batch)} sequences: want 1 to {len(batch)}, got {accumulation}"
+        )
+    tally: dict[str, Tensor] = {}
+    for x0 in batch.tensor_split(accumulation):
+        loss = objective(state.student, x0, step=step, generator=generator)
+        total = loss.per_token.sum()
+        if total.requires_grad:  # not where no token of this micro-batch is trained on
+            total.backward()
+        weight = loss.weight.expand_as(loss.per_token).sum(dtype=torch.float64)
+        terms = {"loss": loss.per_token.detach().sum(dtype=torch.float64), "weight": weight,
+                 "tokens": torch.full_like(weight, x0.numel())}  # fmt: skip
+        for name, value in loss.metrics.items():
+            mean = torch.as_tensor(value, dtype=torch.float64, device=weight.device).detach()
+            terms[_METRIC + name] = torch.where(weight > 0, mean * weight, 0.0)  # the mean of nothing may be nan
+        if tally and tally.keys() != terms.keys():
+            raise ValueError(f"an objective returns the same metrics each time: got {[*terms]} after {[*tally]}")
+        tally = {name: tally[name] + value for name, value in terms.items()} if tally else terms
+    return tally
+
+
+@contextmanager
+def _step_randomness(engine: Engine, seed: int, step: int) -> Iterator[torch.Generator]:
+    """The randomness of one step on this rank; the global generators are given back as they were."""
+    corruption, dropout = (int(address(seed, step, engine.rank, stream)) for stream in (_CORRUPTION, _DROPOUT))
+    on_gpu = engine.device.type == "cuda"
+    with torch.random.fork_rng(devices=[engine.device] if on_gpu else []):
+        torch.default_generator.manual_seed(dropout)  # torch.manual_seed would queue a call a step for an unused GPU
+        if on_gpu:
+            with torch.cuda.device(engine.device):
+                torch.cuda.manual_seed(dropout)
+        yield torch.Generator(engine.device).manual_seed(corruption)
+
+
+def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int) -> Iterator[Update]:
+    """Log each update, save the state every `every` steps and after the last one, and hand the update on.
+
+    A TrainingError says which good state the run directory keeps.
+    """
+    if every < 1:
+        raise ValueError(f"every counts the steps between two saves: want >= 1, got {every}")
+    try:
+        for update in updates:
+            run.log(update.record())
+            if update.step % every == 0:
+                run.save(state)
+            yield update
+    except TrainingError as error:
+        raise TrainingError(f"{error} {run.kept()}") from error
+    run.save(state)
+
+
+@contextmanager
+def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and SIGINT into an answer for `fit(stop=...)`: finish the step, save, end.
+
+    A second signal interrupts at once (KeyboardInterrupt). The old handlers come back at the end. Outside the main
+    thread, where no handler can be set, the answer is always False.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in signals or (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,275 @@
+"""The network: the numbers of the original codes, and the laws that they do not show."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from reference import network_golden, network_random
+from unmask.models.dit import DiT, Shape, large, medium, small, tiny
+from unmask.models.layers import Cache, Rotary
+
+SHAPE = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, cond_dim=8)
+CAUSAL = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, causal=True)
+LENGTH = 12
+
+
+def ids(rows: int = 3, length: int = LENGTH, seed: int = 0) -> Tensor:
+    return torch.randint(11, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+# The originals
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    assert_close(got, want, atol=1e-4, rtol=0)
+
+
+def test_mdlm_logits() -> None:
+    network, want = network_golden("hub_mdlm")
+    close(network(want["zt"]), want["logits"])
+    close(network(want["zt"], want["sigma"]), want["logits_with_sigma"])
+    assert (want["logits"] - want["logits_with_sigma"]).abs().max() > 0.1, "the data would not notice sigma"
+
+
+def test_duo_logits_of_ids_and_of_soft_input() -> None:
+    network, want = network_golden("hub_duo")
+    close(network(want["zt"], want["sigma"]), want["logits"])
+    close(network(want["soft_input"], want["sigma"]), want["soft_logits"])
+
+
+def test_causal_logits() -> None:
+    network, want = network_golden("hub_ar")
+    close(network(want["x0"]), want["logits"])
+
+
+def test_the_published_network_has_its_names_shapes_and_size() -> None:
+    with torch.device("meta"):
+        network = DiT(small(50258))
+    block = {
+        "norm1.weight": (768,),
+        "attn_qkv.weight": (2304, 768),
+        "attn_out.weight": (768, 768),
+        "norm2.weight": (768,),
+        "mlp.0.weight": (3072, 768),
+        "mlp.0.bias": (3072,),
+        "mlp.2.weight": (768, 3072),
+        "mlp.2.bias": (768,),
+        "adaLN_modulation.weight": (4608, 128),
+        "adaLN_modulation.bias": (4608,),
+    }
+    want = {
+        "vocab_embed.embedding": (50258, 768),
+        "sigma_map.mlp.0.weight": (128, 256),
+        "sigma_map.mlp.0.bias": (128,),
+        "sigma_map.mlp.2.weight": (128, 128),
+        "sigma_map.mlp.2.bias": (128,),
+        "rotary_emb.inv_freq": (32,),
+        **{f"blocks.{i}.{name}": shape for i in range(12) for name, shape in block.items()},
+        "output_layer.norm_final.weight": (768,),
+        "output_layer.linear.weight": (50258, 768),
+        "output_layer.linear.bias": (50258,),
+        "output_layer.adaLN_modulation.weight": (1536, 128),
+        "output_layer.adaLN_modulation.bias": (1536,),
+    }
+    assert {name: tuple(weight.shape) for name, weight in network.state_dict().items()} == want
+    assert [name for name, _ in network.named_parameters()] == [name for name in want if "inv_freq" not in name]
+    assert len(want) == 131
+    assert sum(weight.numel() for weight in network.parameters()) == 169_627_218
+
+
+@pytest.mark.parametrize(("preset", "millions"), [(tiny, 33.8), (small, 169.6), (medium, 424.5), (large, 863.2)])
+def test_presets_have_the_sizes_they_promise(preset: Callable[[int], Shape], millions: float) -> None:
+    with torch.device("meta"):
+        network = DiT(preset(50258))
+    assert sum(weight.numel() for weight in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_a_causal_network_has_no_conditioning() -> None:
+    names = DiT(CAUSAL).state_dict().keys()
+    assert names == {name for name in DiT(SHAPE).state_dict() if "sigma_map" not in name and "adaLN" not in name}
+
+
+# Laws
+
+
+@pytest.mark.parametrize("shape", [SHAPE, CAUSAL])
+def test_a_new_network_guesses_uniformly(shape: Shape) -> None:
+    assert not DiT(shape)(ids()).any()
+
+
+def test_a_new_block_is_the_identity() -> None:
+    network = DiT(SHAPE).eval()
+    assert_close(network.hidden(ids()), torch.nn.functional.layer_norm(network.vocab_embed(ids()), [24]))
+
+
+def test_time_agnostic_is_sigma_zero_for_every_row() -> None:
+    network = network_random(SHAPE)
+    assert_close(network(ids()), network(ids(), torch.zeros(3)))
+    conditioning = network.conditioning()
+    assert_close(network.hidden(ids(), conditioning=conditioning), network.hidden(ids()), rtol=0, atol=0)
+    assert conditioning.output.weight.shape == (24,), "one conditioning for all rows"
+
+
+def test_every_row_has_its_own_sigma() -> None:
+    network = network_random(SHAPE)
+    sigma = torch.tensor([0.1, 1.0, 6.0])
+    together = network(ids(), sigma)
+    for row in range(3):
+        assert_close(together[row : row + 1], network(ids()[row : row + 1], sigma[row : row + 1]))
+    assert (together - network(ids(), sigma.flip(0)))[0].abs().max() > 0.1
+
+
+def test_certain_soft_input_is_the_token() -> None:
+    network = network_random(SHAPE)
+    soft = 1e4 * torch.nn.functional.one_hot(ids(), 11).float()
+    assert_close(network(soft), network(ids()))
+
+
+def test_positions_enter_by_their_difference_only() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+    rotary = Rotary(8, length=4)
+
+    def product(i: int, j: int) -> float:
+        return float((rotary(i, 1).rotate(q) * rotary(j, 1).rotate(k)).sum())
+
+    assert product(0, 3) == pytest.approx(product(40, 43), abs=1e-4)
+    assert product(0, 3) != pytest.approx(product(0, 4), abs=1e-2)
+    assert product(5, 5) == pytest.approx(float((q * k).sum()), abs=1e-5)
+
+
+def test_a_row_may_be_longer_than_those_of_training() -> None:
+    network, longer = network_random(CAUSAL), ids(length=5 * LENGTH)
+    before = network(longer[:, :LENGTH])
+    assert_close(network(longer)[:, :LENGTH], before)
+    assert_close(network(longer[:, :LENGTH]), before)
+
+
+@pytest.mark.parametrize(("shape", "sees_the_future"), [(SHAPE, True), (CAUSAL, False)])
+def test_only_a_causal_network_is_blind_to_the_future(shape: Shape, sees_the_future: bool) -> None:
+    network, other = network_random(shape), ids()
+    other[:, -1] = (other[:, -1] + 1) % 11
+    change = (network(ids()) - network(other)).abs().amax(dim=(0, 2))
+    assert bool(change[:-1].max() > 1e-3) is sees_the_future
+    assert change[-1] > 1e-3
+
+
+@given(st.sets(st.integers(1, LENGTH - 1)))
+def test_reading_in_parts_through_a_cache_is_reading_at_once(cuts: set[int]) -> None:
+    network, cache = network_random(CAUSAL), Cache()
+    parts = [network.hidden(ids()[:, i:j], cache=cache) for i, j in pairwise([0, *sorted(cuts), LENGTH])]
+    assert cache.length == LENGTH
+    assert_close(torch.cat(parts, dim=1), network.hidden(ids()))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, CAUSAL])
+def test_every_weight_learns(shape: Shape) -> None:
+    network = network_random(shape)
+    sigma = None if shape.causal else torch.tensor([0.1, 1.0, 6.0])
+    network(ids(), sigma).square().sum().backward()
+    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
+@pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 6.0])])
+def test_gradients_are_those_of_the_function(sigma: Tensor | None) -> None:
+    """Against central differences in float64, along a random direction in weight space."""
+    network = network_random(SHAPE).double()
+    network.compute_dtype = torch.float64
+    weights = list(network.parameters())
+    direction = [torch.randn_like(weight) for weight in weights]
+
+    def loss() -> Tensor:
+        return network(ids(), sigma).square().mean()
+
+    def moved(step: float) -> float:
+        torch._foreach_add_(weights, direction, alpha=step)
+        value = float(loss())
+        torch._foreach_sub_(weights, direction, alpha=step)
+        return value
+
+    slope = sum(
+        float((grad * along).sum()) for grad, along in zip(torch.autograd.grad(loss(), weights), direction, strict=True)
+    )
+    with torch.no_grad():
+        assert slope == pytest.approx((moved(1e-6) - moved(-1e-6)) / 2e-6, rel=1e-6)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    network = network_random(SHAPE)
+    assert_close(network(ids()), network(ids()), rtol=0, atol=0)
+    network.train()
+    assert (network(ids()) - network(ids())).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("folder", ["hub_mdlm", "hub_ar"])
+def test_bfloat16_products_give_nearly_the_same_float32_logits(folder: str) -> None:
+    network, want = network_golden(folder)
+    tokens, logits = want["zt" if "zt" in want else "x0"], want["logits"]
+    network.compute_dtype = torch.bfloat16
+    got = network(tokens)
+    error = (got - logits).norm() / logits.norm()
+    assert got.dtype == torch.float32
+    assert 1e-5 < error < 2e-2, "not bfloat16, or not near"
+    assert len(got.unique()) > 0.9 * len(logits.unique()), "logits rounded to bfloat16 collide"
+
+
+def test_a_first_call_in_inference_mode_does_not_spoil_training() -> None:
+    network = network_random(SHAPE)
+    with torch.inference_mode():
+        network(ids())
+    network(ids()).sum().backward()
+
+
+def test_the_state_does_not_depend_on_what_was_read() -> None:
+    network = network_random(SHAPE)
+    before = network.state_dict().keys()
+    network(ids(length=40))
+    assert network.state_dict().keys() == before
+
+
+# What a user can get wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 26}, "multiple of 2 x heads = 6, got width 26"),
+        ({"width": 9}, "got width 9"),
+        ({"heads": 0}, "heads .* at least 1, got 0"),
+        ({"length": 0}, "length .* at least 1, got 0"),
+        ({"vocab_size": -1}, "vocab_size"),
+        ({"dropout": 1.0}, "0 <= dropout < 1, got 1.0"),
+    ],
+)
+def test_impossible_shapes(change: dict[str, int], message: str) -> None:
+    sizes = {"vocab_size": 11, "length": 12, "width": 24, "blocks": 2, "heads": 3}
+    with pytest.raises(ValueError, match=message):
+        Shape(**(sizes | change))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.tensor([[0, 11]]), "lie in 0, ..., 10, got 0 to 11"),
+        (torch.tensor([[-1, 2]]), "got -1 to 2"),
+        (torch.tensor([1, 2]), r"shape \[B, L\], got \(2,\)"),
+        (torch.zeros(1, 2, 10), r"\[B, L, 11\], got \(1, 2, 10\)"),
+    ],
+)
+def test_impossible_tokens(tokens: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiT(SHAPE)(tokens)
+
+
+def test_impossible_conditions() -> None:
+    with pytest.raises(ValueError, match="sigma"):
+        DiT(CAUSAL)(ids(), torch.zeros(3))
+    with pytest.raises(ValueError, match="cache"):
+        DiT(SHAPE).hidden(ids(), cache=Cache())
+    with pytest.raises(ValueError, match=r"sigma .* \[B\] = \[3\], got \[2\]"):
+        DiT(SHAPE)(ids(), torch.zeros(2))

@@ -1,0 +1,49 @@
+"""A grid starts where the schedule does and ends at text, exactly."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.samplers.grids import GRIDS, Grid, check_levels, cosine_grid, uniform_grid
+
+SCHEDULES = [LogLinear(), LogLinear(eps=0.2), Cosine(), Polynomial(power=3)]
+
+
+@given(st.integers(1, 300), st.sampled_from(SCHEDULES), st.sampled_from(sorted(GRIDS)))
+def test_a_grid_rises_from_alpha_1_to_exactly_1(steps: int, schedule: NoiseSchedule, name: str) -> None:
+    alphas = GRIDS[name](steps, schedule)
+    assert alphas.shape == (steps + 1,) and alphas.dtype == torch.float64
+    assert alphas[0] == schedule.alpha(torch.ones(1, dtype=torch.float64))[0] and alphas[-1] == 1
+    assert bool((alphas.diff() > 0).all())
+    check_levels(alphas)
+
+
+@pytest.mark.parametrize(
+    ("grid", "times"),
+    [
+        (uniform_grid, [1 - k / 5 for k in range(6)]),
+        (cosine_grid, [math.cos(math.pi / 2 * k / 5) for k in range(6)]),
+    ],
+)
+def test_inner_levels_are_those_of_their_times(grid: Grid, times: list[float]) -> None:
+    expected = LogLinear(eps=1e-3).alpha(torch.tensor(times, dtype=torch.float64))
+    assert torch.allclose(grid(5, LogLinear(eps=1e-3))[:-1], expected[:-1], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values())
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_steps_no_grid(grid: Grid, steps: int) -> None:
+    with pytest.raises(ValueError, match=r"steps >= 1, got"):
+        grid(steps, LogLinear())
+
+
+@pytest.mark.parametrize(
+    "alphas", [[0.0, 0.5], [0.0, 0.6, 0.5, 1.0], [1.0, 1.0], [-0.1, 1.0], [1.0], [0.0, math.nan, 1.0]]
+)
+def test_a_grid_of_ones_own_is_checked(alphas: list[float]) -> None:
+    with pytest.raises(ValueError, match="a grid is the share of text"):
+        check_levels(torch.tensor(alphas, dtype=torch.float64))

@@ -1,0 +1,201 @@
+"""The law of every sampler is the one that walking through all its paths gives; its cost is the one it plans."""
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch import Tensor
+
+from reference import (
+    sampler_confidence,
+    sampler_filtered,
+    sampler_p_value,
+    sampler_reveal,
+    sampler_uniform,
+)
+from toy_sampling import masked, uniform
+from unmask.diffusion.schedules import LogLinear
+from unmask.samplers.grids import GRIDS, uniform_grid
+from unmask.samplers.latent import draw_latent
+from unmask.samplers.loop import Samples, sample
+from unmask.samplers.steps import Task, plan, reveal
+
+N, V, L = 12_000, 4, 3
+MASK = V - 1
+FILTERS = [{"temperature": 0.6}, {"temperature": 1.5, "top_p": 0.8}, {"top_k": 2}, {"top_p": 0.5}]
+
+
+def alphas_of(model: SimpleNamespace, steps: int, grid: str = "uniform") -> list[float]:
+    return GRIDS[grid](steps, model.schedule).tolist()
+
+
+def filtered(model: SimpleNamespace, **filters: float) -> Callable[[tuple[int, ...], float], np.ndarray]:
+    return lambda z, alpha: sampler_filtered(model.denoiser.law(z, alpha), **filters)
+
+
+def start(pins: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(MASK if token < 0 else token for token in pins)
+
+
+def draw(
+    model: SimpleNamespace, steps: int, pins: tuple[int, ...] = (-1,) * L, seed: int = 0, **how: object
+) -> Samples:
+    return sample(model, n=N, length=L, steps=steps, seed=seed, pinned=torch.tensor(pins).expand(N, -1), **how)
+
+
+@pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize(("eps", "sees_alpha"), [(1e-3, False), (0.3, True)])
+def test_masked_law(sampler: str, steps: int, eps: float, sees_alpha: bool) -> None:
+    """Also where alpha(1) is far from 0, and where the network sees alpha: it must be the one the step starts from."""
+    model = masked(V, L, LogLinear(eps), sees_alpha=sees_alpha)
+    exact = sampler_reveal(start((-1,) * L), alphas_of(model, steps), filtered(model), MASK)
+    assert sampler_p_value(draw(model, steps, sampler=sampler).tokens, exact) > 1e-3
+
+
+def test_the_test_can_fail() -> None:
+    """The laws at 1, 2 and 8 steps differ, and N samples tell them apart."""
+    model = masked(V, L)
+    laws = [sampler_reveal((MASK,) * L, alphas_of(model, steps), filtered(model), MASK) for steps in (1, 2, 8)]
+    tokens = [draw(model, steps).tokens for steps in (1, 2, 8)]
+    assert all(sampler_p_value(tokens[i], laws[j]) < 1e-6 for i in range(3) for j in range(3) if i != j)
+
+
+@pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
+@pytest.mark.parametrize("filters", FILTERS)
+def test_masked_law_with_filters_and_pins(sampler: str, filters: dict[str, float]) -> None:
+    model, pins = masked(V, L, seed=1), (-1, 2, -1)
+    tokens = draw(model, 3, pins, sampler=sampler, grid="cosine", **filters).tokens
+    exact = sampler_reveal(start(pins), alphas_of(model, 3, "cosine"), filtered(model, **filters), MASK)
+    assert bool((tokens[:, 1] == 2).all()) and sampler_p_value(tokens, exact) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["inverse_cdf", "legacy_gumbel32"])
+@pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
+def test_masked_law_with_other_draws(name: str, sampler: str) -> None:
+    """At probabilities that are not tiny the legacy draw is right, too."""
+    model = masked(V, L, seed=2)
+    exact = sampler_reveal((MASK,) * L, alphas_of(model, 4), filtered(model), MASK)
+    assert sampler_p_value(draw(model, 4, draw=name, sampler=sampler).tokens, exact) > 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_p": 0.9}])
+@pytest.mark.parametrize("pins", [(-1, -1, -1), (-1, 3, -1)])
+def test_uniform_law(steps: int, filters: dict[str, float], pins: tuple[int, ...]) -> None:
+    model = uniform(V, L, LogLinear(0.1), sees_alpha=True)
+    tokens = draw(model, steps, pins, **filters).tokens
+    exact = sampler_uniform(pins, alphas_of(model, steps), filtered(model, **filters), V)
+    assert sampler_p_value(tokens, exact) > 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+@pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 2}])
+def test_confidence_law(steps: int, filters: dict[str, float]) -> None:
+    """Tokens come from the filtered law; their order follows the law at its temperature before top-k."""
+    model, pins = masked(V, L, seed=4), (-1, -1, -1) if not filters else (-1, 1, -1)
+    score = filtered(model, temperature=filters.get("temperature", 1.0))
+    exact = sampler_confidence(start(pins), alphas_of(model, steps), filtered(model, **filters), score, MASK)
+    assert sampler_p_value(draw(model, steps, pins, sampler="confidence", **filters).tokens, exact) > 1e-3
+
+
+def test_confidence_counts_follow_the_grid() -> None:
+    """Of F free tokens round(F share) are shown after each step, and a step that shows none costs nothing."""
+    model = masked(V, 5)
+    pinned = torch.tensor([[-1, -1, -1, -1, -1], [0, -1, -1, 1, 2], [0, 1, 2, 1, 0]])
+    done = sample(model, n=3, length=5, steps=7, pinned=pinned, sampler="confidence")
+    share = (torch.tensor(alphas_of(model, 7)) - 1e-3) / (1 - 1e-3)
+    shown = ((pinned < 0).sum(1, keepdim=True) * share).round()  # no halves at 7 steps
+    assert done.nfe.tolist() == (shown.diff(dim=1) > 0).sum(1).tolist()
+    assert sum(model.denoiser.batches) == done.nfe.sum() and done.nfe[2] == 0
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 12), st.integers(0, 99), st.floats(0, 0.9))
+def test_a_plan_reveals_every_free_position_once_when_its_level_is_passed(
+    n: int, length: int, steps: int, seed: int, eps: float
+) -> None:
+    latent, alphas = draw_latent(n, length, seed), uniform_grid(steps, LogLinear(eps))
+    free = draw_latent(n, length, seed + 100).u < 0.7
+    made = plan(latent, alphas, free)
+    step = torch.full((n, length), -1)
+    for k, reads in enumerate(made.reads):
+        assert reads.rows.tolist() == sorted(set(reads.rows.tolist()))
+        rows, position = reads.rows[reads.where // length], reads.where % length
+        assert set(rows.tolist()) == set(reads.rows.tolist()) and bool((step[rows, position] == -1).all())
+        step[rows, position] = k
+    assert torch.equal(step >= 0, free)
+    level = alphas[0] + (1 - alphas[0]) * latent.u
+    assert bool((alphas[step.clamp(min=0)] <= level)[free].all()) and bool((level < alphas[step + 1])[free].all())
+    assert made.nfe.tolist() == [len(set(row[row >= 0].tolist())) for row in step]
+    assert made.calls == len(set(step[step >= 0].tolist()))
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.4])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_step_reveals_its_share(eps: float, grid: str) -> None:
+    """P(step k) = (alpha_{k+1} - alpha_k) / (1 - alpha_0): of what is left, (alpha_{k+1} - alpha_k) / (1 - alpha_k)."""
+    alphas = GRIDS[grid](6, LogLinear(eps))
+    counts = [
+        len(r.where) for r in plan(draw_latent(400, 100, 1), alphas, torch.ones(400, 100, dtype=torch.bool)).reads
+    ]
+    assert chisquare(counts, 40_000 * (alphas.diff() / (1 - alphas[0])).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("length", "steps"), [(8, 4), (8, 8), (8, 64), (3, 1000)])
+def test_expected_nfe(length: int, steps: int) -> None:
+    """E[nfe] = sum_k 1 - (1 - p_k)^L: a text of L tokens never costs more than L calls, at any number of steps."""
+    n, alphas = 4000, uniform_grid(steps, LogLinear())
+    nfe = plan(draw_latent(n, length, 2), alphas, torch.ones(n, length, dtype=torch.bool)).nfe.double()
+    p = alphas.diff() / (1 - alphas[0])
+    expected = float((1 - (1 - p) ** length).sum())
+    assert nfe.max() <= min(length, steps)
+    assert abs(nfe.mean() - expected) <= 4 * max(nfe.std() / math.sqrt(n), 1e-3)
+
+
+def test_a_plan_is_paid_exactly() -> None:
+    """Calls, samples in each, alphas and head rows are those planned; a step that reveals nothing costs nothing."""
+    model = masked(V, 4, sees_alpha=True)
+    pinned = torch.tensor([[-1, -1, -1, -1], [0, -1, 1, 2], [2, 2, 2, 2], [-1, -1, 0, -1]])
+    made = plan(draw_latent(4, 4, seed=3), uniform_grid(30, model.schedule), pinned < 0)
+    done = sample(model, n=4, length=4, steps=30, seed=3, pinned=pinned)
+    paid = [k for k, reads in enumerate(made.reads) if len(reads.rows)]
+    denoiser = model.denoiser
+    assert 0 < done.calls == made.calls == len(denoiser.batches) < 30
+    assert torch.equal(done.nfe, made.nfe) and done.nfe[2] == 0 and sum(denoiser.batches) == done.nfe.sum()
+    assert denoiser.batches == [len(made.reads[k].rows) for k in paid]
+    assert denoiser.alphas == [alphas_of(model, 30)[k] for k in paid]
+    assert denoiser.head_rows == [len(made.reads[k].where) for k in paid] and sum(denoiser.head_rows) == 8
+
+
+def test_ancestral_stops_when_nothing_is_masked_and_reads_masks_only() -> None:
+    model = masked(V, 3)
+    done = sample(model, n=1, length=3, steps=100, sampler="ancestral")
+    assert done.calls < 100 and 3 <= sum(model.denoiser.head_rows) <= 3 * done.calls
+
+
+@pytest.mark.parametrize("sampler", ["reveal", "confidence"])
+def test_samplers_of_masks_refuse_other_noise(sampler: str) -> None:
+    with pytest.raises(ValueError, match=r"UniformProcess.*'ancestral'"):
+        sample(uniform(V, L), n=1, length=L, steps=2, sampler=sampler)
+
+
+def test_a_task_refuses_levels_that_do_not_end_in_text() -> None:
+    model, pins = masked(V, L), torch.full((2, L), -1)
+    with pytest.raises(ValueError, match="exactly 1"):
+        Task(model.process, pins, draw_latent(2, L, 0), torch.tensor([0.0, 0.5]))
+
+
+def test_a_plan_is_made_before_the_first_call() -> None:
+    model, pins = masked(V, L), torch.full((2, L), -1)
+    task = Task(model.process, pins, draw_latent(2, L, 0), uniform_grid(4, model.schedule))
+    blank: Tensor = task.canvas()
+    assert [len(step.reads(blank).where) for step in reveal(task)] == [
+        len(reads.where) for reads in plan(task.latent, task.alphas, task.free).reads
+    ]
+    assert model.denoiser.batches == []

@@ -1,0 +1,115 @@
+"""The stable surface: the names, signatures and fields that users write down. A change here breaks their code."""
+
+import ast
+import inspect
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import unmask
+
+SIGNATURES = {
+    "LogLinear": "eps=0.001",
+    "MaskedProcess": "vocab_size, mask_id",
+    "UniformProcess": "vocab_size",
+    "MaskedProcess.posterior": "self, p_x0, z_t, alpha_t, alpha_s",
+    "MaskedProcess.nelbo": "self, prediction, x0, z_t, alpha_t, dalpha_t",
+    "UniformProcess.posterior": "self, p_x0, z_t, alpha_t, alpha_s",
+    "UniformProcess.nelbo": "self, prediction, x0, z_t, alpha_t, dalpha_t",
+    "trajectory": "process, x0, generator=None",
+    "Trajectory.at": "self, alpha",
+    "duality.keep_probability": "snr_root, vocab_size",
+    "duality.snr_root": "keep, vocab_size",
+    "duality.project": "w, x0, mask_id",
+    "Prediction.from_log_p": "log_p",
+    "Prediction.log_p": "self, where=None, temperature=1.0",
+    "Prediction.sample": "self, where, n, generator",
+    "distillation_loss": "student, teacher, x0, mask_t, mask_s, *, temperature=1.0, direction='reverse', "
+    "revealed='cross_entropy'",
+    "load": "path_or_hub_id, revision=None, weights='ema', device='cpu'",
+    "sample": "model, n=4, length=128, steps=16, seed=0, temperature=1.0, top_p=1.0, prompt=None, pinned=None, "
+    "device='cpu'",
+    "distill": "model, ids, recipe",
+    "entropy": "tokens",
+    "generative_perplexity": "tokens_or_texts, judge",
+    "Model.save": "self, directory",
+}
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def find(name: str) -> Callable[..., object]:
+    found: object = unmask
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert callable(found)
+    return found
+
+
+def described(function: Callable[..., object]) -> list[tuple[str, bool, object]]:
+    """(name, by keyword only, default) of each parameter."""
+    return [
+        (p.name, p.kind is p.KEYWORD_ONLY, p.default)
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is not p.VAR_KEYWORD
+    ]
+
+
+def promised(signature: str) -> list[tuple[str, bool, object]]:
+    namespace: dict[str, Callable[..., object]] = {}
+    exec(f"def promise({signature}): ...", namespace)
+    return described(namespace["promise"])
+
+
+@pytest.mark.parametrize(("name", "signature"), SIGNATURES.items())
+def test_signatures_are_kept(name: str, signature: str) -> None:
+    """In this order, with these defaults. More is allowed where no call written today notices: optional, at the end."""
+    promise, found = promised(signature), described(find(name))
+    kept, more = found[: len(promise)], found[len(promise) :]
+    for wanted, got in zip(promise, kept, strict=True):
+        assert got[:2] == wanted[:2]
+        assert wanted[2] in (got[2], inspect.Parameter.empty)
+    assert all(default is not inspect.Parameter.empty for _, _, default in more)
+
+
+def test_editors_see_what_python_finds() -> None:
+    """The imports for type checkers, the table of homes and `dir` name the same things in the same places."""
+    [branch] = [node for node in ast.parse(Path(unmask.__file__).read_text("utf-8")).body if isinstance(node, ast.If)]
+    seen = {alias.asname or alias.name: node.module for node in branch.body for alias in node.names}
+    homes = unmask._HOMES
+    assert seen == homes and set(dir(unmask)) == {*homes, "__version__"}
+    assert {name.split(".")[0] for name in SIGNATURES} <= homes.keys()
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = unmask.no_such_name
+
+
+def test_fields_of_a_trajectory() -> None:
+    process = unmask.MaskedProcess(vocab_size=5, mask_id=4)
+    path = unmask.trajectory(process, torch.zeros(2, 3, dtype=torch.int64), generator=torch.Generator().manual_seed(1))
+    assert path.x0.shape == path.noise.shape == path.u.shape == path.at(torch.tensor([0.5, 0.2])).shape
+
+
+def test_fields_of_a_model_and_its_samples(tmp_path: Path) -> None:
+    """load, sample, save, load: the fields are there, and the copy draws the same text."""
+    model = unmask.load(GOLDEN / "hub_mdlm")
+    assert model.tokenizer is None
+    assert isinstance(model.process, unmask.MaskedProcess) and isinstance(model.network, torch.nn.Module)
+    assert model.schedule == unmask.LogLinear(1e-3) and model.denoiser.vocab_size == model.process.vocab_size
+    samples = unmask.sample(model, n=3, length=8, steps=4, seed=7)
+    assert samples.tokens.shape == (3, 8) and samples.tokens.dtype == torch.int64 and samples.texts is None
+    assert samples.nfe.shape == (3,) and samples.nfe.dtype == torch.int64 and samples.calls <= 4
+    assert unmask.entropy(samples.tokens).shape == (3,)
+    model.save(tmp_path / "copy")
+    again = unmask.sample(unmask.load(tmp_path / "copy"), n=3, length=8, steps=4, seed=7)
+    assert torch.equal(again.tokens, samples.tokens)
+
+
+def test_values_can_be_pickled() -> None:
+    """Names found on first use still are the names that pickle writes down."""
+    schedule = unmask.LogLinear(1e-3)
+    assert pickle.loads(pickle.dumps(schedule)) == schedule

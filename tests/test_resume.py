@@ -1,0 +1,135 @@
+"""A run that was stopped, killed or saved in the middle of a round goes on bit for bit, teacher included."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import unmask
+from toy_training import CPU, RECIPE, ROUND, Chase, begin, differing, run, updates
+from unmask.diffusion.processes import MaskedProcess
+from unmask.diffusion.schedules import LogLinear
+from unmask.models.dit import DiT, Shape
+from unmask.models.parameterization import NetworkDenoiser
+from unmask.objectives.consistency import Consistency
+from unmask.objectives.rounds import Rounds
+from unmask.training import AdamW, RunDir, State, fit, recorded, stop_signals
+
+STEPS = 10
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the times."""
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.mark.parametrize("middle", [1, ROUND - 1, ROUND, 5, 2 * ROUND + 1])
+def test_ten_steps_are_five_and_five(tmp_path: Path, middle: int) -> None:
+    """With dropout, noise, a moving average, a warm-up and a teacher that changes at steps 0, 4, 8."""
+    straight, _ = run(tmp_path / "straight", STEPS)
+    run(tmp_path / "stopped", middle)
+    torch.manual_seed(middle)  # a new process has other random numbers
+    resumed, again = run(tmp_path / "stopped", STEPS, accumulation=1)
+    assert again[0].step == middle + 1
+    assert differing(straight, resumed) == []
+    assert log(tmp_path / "straight") == log(tmp_path / "stopped")
+
+
+def test_the_comparison_sees_a_teacher_that_was_lost(tmp_path: Path) -> None:
+    """The law above is able to fail: without its teacher, the same resume differs."""
+    straight, _ = run(tmp_path / "straight", STEPS)
+    run(tmp_path / "stopped", 5)
+    objective = Chase()
+    state = begin(objective)
+    with RunDir.open(tmp_path / "stopped", RECIPE) as directory:
+        directory.restore(state, CPU)
+        objective.teacher.load_state_dict(Chase().teacher.state_dict())
+        list(updates(state, objective, STEPS))
+    assert any(name.startswith("student inner") for name in differing(straight, state))
+
+
+def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    straight, _ = run(tmp_path / "straight", STEPS)
+    objective = Chase()
+    state = begin(objective)
+    with RunDir.open(tmp_path / "stopped", RECIPE) as directory, stop_signals() as stop:
+        for update in recorded(updates(state, objective, STEPS, stop=stop), directory, state, every=100):
+            if update.step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert directory.steps() == [6]
+    resumed, _ = run(tmp_path / "stopped", STEPS)
+    assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(tmp_path / "stopped")
+
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from toy_training import Chase, run, updates, begin
+
+list(updates(begin(Chase()), Chase(), 1))  # what torch imports late, it imports here
+path, steps, dice = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
+for attempt in range(1000):
+    child = os.fork()
+    if child == 0:
+        run(path, steps, every=2)
+        os._exit(0)
+    time.sleep(dice.uniform(0.01, 0.2) * 1.05**attempt)
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+print(attempt)
+"""
+
+
+def test_kill_9_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> None:
+    """Killed again and again at random moments, the run ends as if nothing had happened."""
+    steps = 40
+    paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLER, str(tmp_path / "killed"), str(steps)]
+    killer = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert killer.returncode == 0, killer.stderr
+    assert int(killer.stdout) >= 3, "the run was to be killed several times"
+    straight, _ = run(tmp_path / "straight", steps, every=100)
+    resumed, nothing = run(tmp_path / "killed", steps)
+    assert nothing == [] and differing(straight, resumed) == []
+    assert log(tmp_path / "straight") == log(tmp_path / "killed")
+
+
+def test_masked_consistency_distillation_resumes_in_the_middle_of_a_round(tmp_path: Path) -> None:
+    """The same law for the real network and objective."""
+    vocab_size, length = 11, 8
+
+    def denoiser() -> NetworkDenoiser:
+        torch.manual_seed(0)
+        network = DiT(Shape(vocab_size, length, width=16, blocks=1, heads=2, cond_dim=8, dropout=0.2))
+        for weight in network.parameters():
+            torch.nn.init.normal_(weight, std=0.2)
+        return NetworkDenoiser(network, mask_id=vocab_size - 1, sees_alpha=False)
+
+    def distil(path: Path, steps: int) -> State:
+        process = MaskedProcess(vocab_size, vocab_size - 1)
+        rounds = Rounds(steps=ROUND, delta0=1 / 8, temperatures=(0.9, 0.8, 0.7))
+        objective = Consistency(process, LogLinear(), denoiser(), rounds)
+        state = State.begin(objective, denoiser(), AdamW(lr=0.01), CPU)
+
+        def batch(step: int) -> torch.Tensor:
+            return torch.randint(vocab_size - 1, (4, length), generator=torch.Generator().manual_seed(step))
+
+        with RunDir.open(path, {}) as directory:
+            directory.restore(state, CPU)
+            list(recorded(fit(objective, state, batch, steps=steps, engine=CPU), directory, state, every=5))
+        return state
+
+    straight = distil(tmp_path / "straight", STEPS)
+    distil(tmp_path / "stopped", 5)
+    resumed = distil(tmp_path / "stopped", STEPS)
+    assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(tmp_path / "stopped")
+    assert [record["round"] for record in log(tmp_path / "stopped")] == [0] * 4 + [1] * 4 + [2] * 2

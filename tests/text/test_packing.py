@@ -1,0 +1,144 @@
+"""Rows and batches: nothing lost but the remainder, every row seen equally often, a batch is a function of its step."""
+
+import time
+from collections import Counter
+from itertools import chain, islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.text import batch_at, batches, pack
+
+EOS, BOS = 99, 98
+documents = st.lists(st.lists(st.integers(0, 50), max_size=9), min_size=1, max_size=9)
+
+
+def rows(n: int, length: int = 3) -> torch.Tensor:
+    """n different rows: row i starts with i."""
+    return torch.arange(n)[:, None] + 1000 * torch.arange(length)
+
+
+def joined(token_lists: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable([*tokens, EOS] for tokens in token_lists))[:-1]
+
+
+@given(documents, st.integers(1, 5))
+@settings(deadline=None)
+def test_rows_in_order_are_the_documents_with_eos_between(token_lists: list[list[int]], length: int) -> None:
+    stream = joined(token_lists)
+    n = len(stream) // length
+    if n == 0:
+        with pytest.raises(ValueError, match=f"the text has {len(stream)} tokens and a row takes {length}"):
+            pack(token_lists, length, EOS)
+        return
+    packed = pack(token_lists, length, EOS)
+    assert packed.dtype == torch.int64
+    assert tuple(packed.shape) == (n, length)
+    assert packed.flatten().tolist() == stream[: n * length]
+
+
+@given(documents, st.integers(3, 6), st.sampled_from([None, BOS]))
+@settings(deadline=None)
+def test_wrapped_rows_are_shorter_rows_between_their_ends(
+    token_lists: list[list[int]], length: int, bos: int | None
+) -> None:
+    if len(joined(token_lists)) < length - 2:
+        return
+    packed = pack(token_lists, length, EOS, wrap=True, bos_id=bos)
+    assert torch.equal(packed[:, 1:-1], pack(token_lists, length - 2, EOS))
+    assert packed[:, 0].eq(EOS if bos is None else bos).all()
+    assert packed[:, -1].eq(EOS).all()
+
+
+def test_without_eos_nothing_stands_between_documents() -> None:
+    assert pack([[1, 2], [3], [], [4, 5]], 2, eos_id=None).tolist() == [[1, 2], [3, 4]]
+
+
+def test_packing_takes_any_iterable_of_documents() -> None:
+    assert torch.equal(pack(iter([[1, 2], [3]]), 2, EOS), pack([[1, 2], [3]], 2, EOS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], 4, EOS), "the text has 0 tokens and a row takes 4"),
+        (([[1, 2]], 0, EOS), "length counts .* got 0"),
+        (([[1, 2]], 2, EOS, True), "length counts .* got 0"),
+        (([[1, 2, 3]], 3, None, True), "eos_id is None"),
+    ],
+)
+def test_what_cannot_be_packed_says_why(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack(*arguments)  # type: ignore[arg-type]
+
+
+def test_four_million_tokens_are_packed_in_seconds() -> None:
+    token_lists = [list(range(400)) * 40] * 250  # what 12 MB of text gives with a small vocabulary
+    start = time.process_time()
+    assert len(pack(token_lists, 128, EOS)) == (250 * 16_000 + 249) // 128
+    assert time.process_time() - start < 5
+
+
+@given(st.integers(1, 12), st.integers(1, 20), st.integers(1, 12), st.integers(0, 3))
+@settings(deadline=None)
+def test_after_any_number_of_steps_two_rows_differ_by_at_most_one_sighting(
+    n: int, batch_size: int, steps: int, seed: int
+) -> None:
+    seen = Counter({row: 0 for row in range(n)})
+    for batch in islice(batches(rows(n), batch_size, seed), steps):
+        assert len(batch) == batch_size
+        seen.update(batch[:, 0].tolist())
+    assert seen.total() == steps * batch_size
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
+def test_whole_epochs_show_every_row_equally_often_and_drop_no_last_batch() -> None:
+    seen = Counter(torch.cat([batch_at(rows(10), step, 4, seed=1)[:, 0] for step in range(5)]).tolist())
+    assert seen == {row: 2 for row in range(10)}  # 5 steps of 4 are 2 epochs of 10; step 2 straddles them
+
+
+def test_a_batch_is_a_function_of_the_step() -> None:
+    ids = rows(13)
+    run = list(islice(batches(ids, 5, seed=3), 9))
+    resumed = list(islice(batches(ids, 5, seed=3, first_step=4), 5))
+    assert all(torch.equal(a, b) for a, b in zip(run[4:], resumed, strict=True))
+    assert torch.equal(batch_at(ids, 7, 5, seed=3), run[7])
+    assert not torch.equal(batch_at(ids, 7, 5, seed=4), run[7])
+
+
+@given(st.integers(1, 20), st.sampled_from([1, 2, 3, 4]), st.integers(1, 4), st.integers(0, 9))
+@settings(deadline=None)
+def test_the_processes_together_see_the_batch_of_one(n: int, world: int, share: int, step: int) -> None:
+    whole = batch_at(rows(n), step, world * share, seed=0)
+    parts = [batch_at(rows(n), step, world * share, seed=0, rank=rank, world=world) for rank in range(world)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert all(len(part) == share for part in parts)
+
+
+def test_every_order_of_an_epoch_is_equally_likely() -> None:
+    epochs = 6000
+    orders = torch.cat([batch_at(rows(3), step, 3, seed=5)[None, :, 0] for step in range(epochs)])
+    counts = Counter(map(tuple, orders.tolist()))
+    chi_square = sum((count - epochs / 6) ** 2 / (epochs / 6) for count in counts.values())
+    assert len(counts) == 6
+    assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
+    repeats = orders[1:].eq(orders[:-1]).all(dim=1).double().mean().item()
+    assert abs(repeats - 1 / 6) < 4 * (5 / 36 / epochs) ** 0.5  # neighbouring epochs are independent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ids": torch.empty(0, 4)}, "n > 0"),
+        ({"ids": torch.arange(4)}, "got shape"),
+        ({"step": -1}, "step >= 0, got -1"),
+        ({"batch_size": 0}, "got 0"),
+        ({"batch_size": 5, "world": 2}, "multiple of 2, got 5"),
+        ({"rank": 2, "world": 2}, "0 <= rank < 2, got 2"),
+    ],
+)
+def test_a_batch_that_cannot_be_says_why(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        batch_at(**({"ids": rows(4), "step": 0, "batch_size": 2, "seed": 0} | arguments))  # type: ignore[arg-type]

@@ -1,0 +1,183 @@
+"""Tokenizers: exact round trips, special tokens only where they are meant, files that come back the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers as hf
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers
+
+from unmask.text import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
+from unmask.text.tokenizers import END, MASK
+
+TEXTS = ["the rain in Spain stays mainly in the plain\n", "in the beginning was the word, and the word was read\n"] * 20
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return train_bpe(TEXTS, 280)
+
+
+def gpt2_files(bpe: Tokenizer, directory: Path, names: tuple[str, str] = ("vocab.json", "merges.txt")) -> Path:
+    """The two files of GPT-2's layout, for the vocabulary of `bpe` without its MASK."""
+    bpe.save(directory / "made")
+    model = json.loads((directory / "made" / "tokenizer.json").read_text("utf-8"))["model"]
+    directory = directory / "gpt2"
+    directory.mkdir()
+    (directory / names[0]).write_text(json.dumps(model["vocab"]), "utf-8")
+    merges = "".join(f"{a} {b}\n" for a, b in model["merges"])
+    (directory / names[1]).write_text("#version: 0.2\n" + merges, "utf-8")
+    return directory
+
+
+def bert_backend() -> hf.Tokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    backend = hf.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(words[:5])
+    return backend
+
+
+@given(st.text())
+@example(f"a{END}b{MASK} {MASK}")
+@example("\x00\r\n\t \u2028 e\u0301 \u00e9 \U0001f469\u200d\U0001f680 \ufeff \u202e")
+@settings(deadline=None)
+def test_any_text_comes_back_exactly_and_stays_text(bpe: Tokenizer, text: str) -> None:
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert bpe.mask_id not in ids
+    assert bpe.eos_id not in ids
+
+
+@given(st.lists(st.text(max_size=20)))
+@example([f"text {i}" for i in range(150)])
+@settings(deadline=None, max_examples=20)
+def test_a_batch_is_each_text_alone(bpe: Tokenizer, texts: list[str]) -> None:
+    assert bpe.encode_batch(texts) == [bpe.encode(text) for text in texts]
+
+
+@given(st.lists(st.sampled_from([END, MASK, "the rain", " in", "Spain "])))
+@settings(deadline=None)
+def test_reading_specials_is_the_inverse_of_showing_them(bpe: Tokenizer, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    ids = bpe.encode(text, specials=True)
+    assert bpe.decode(ids) == text
+    assert ids.count(bpe.mask_id) == pieces.count(MASK)
+    assert ids.count(bpe.eos_id) == pieces.count(END)
+
+
+def test_a_trained_vocabulary_begins_with_eos_and_ends_with_mask(bpe: Tokenizer) -> None:
+    assert bpe.vocab_size == 280
+    assert (bpe.eos_id, bpe.bos_id, bpe.mask_id) == (0, 0, 279)
+    assert bpe.decode([0, 279]) == END + MASK
+    assert len(bpe.encode("the rain in")) < len("the rain in")
+
+
+def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
+    assert train_bpe(iter(TEXTS), 280).digest == bpe.digest
+    assert train_bpe(TEXTS, 281).digest != bpe.digest
+
+
+@pytest.mark.parametrize(("size", "message"), [(257, "at least 258, got 257"), (5000, "only fill [0-9]+")])
+def test_a_vocabulary_that_cannot_be_filled_says_why(size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_bpe(TEXTS, size)
+
+
+def test_the_smallest_vocabulary_is_the_bytes() -> None:
+    tokenizer = train_bpe([], 258)
+    assert tokenizer.decode(tokenizer.encode("h\u00e9")) == "h\u00e9"
+    assert len(tokenizer.encode("h\u00e9")) == 3
+
+
+def test_a_saved_tokenizer_comes_back_the_same(bpe: Tokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path / "new" / "folder")
+    again = Tokenizer.load(tmp_path / "new" / "folder")
+    assert again.digest == bpe.digest
+    assert (again.vocab_size, again.mask_id, again.eos_id, again.bos_id) == (280, 279, 0, 0)
+    assert again.encode(TEXTS[0]) == bpe.encode(TEXTS[0])
+
+
+def test_transformers_reads_a_saved_tokenizer(bpe: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    bpe.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.encode(TEXTS[1], add_special_tokens=False) == bpe.encode(TEXTS[1])
+    assert (theirs.mask_token_id, theirs.eos_token_id) == (bpe.mask_id, bpe.eos_id)
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_the_two_files_of_gpt2_are_a_tokenizer_without_mask(
+    bpe: Tokenizer, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    tokenizer = Tokenizer.load(gpt2_files(bpe, tmp_path, names))
+    assert (tokenizer.vocab_size, tokenizer.mask_id, tokenizer.eos_id) == (279, None, 0)
+    for text in (*TEXTS[:2], END):
+        assert tokenizer.encode(text) == bpe.encode(text)
+    assert tokenizer.encode(END, specials=True) == [0]
+
+
+def test_an_id_that_only_the_model_knows_is_shown(bpe: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(gpt2_files(bpe, tmp_path))
+    rain = tokenizer.encode(" rain")
+    assert tokenizer.decode([279, 279, *rain, 279, -1]) == "<|279|><|279|> rain<|279|><|-1|>"
+
+
+def test_roles_come_from_the_config_then_from_custom(tmp_path: Path) -> None:
+    bert_backend().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (2, 3, 4)
+    config = {"eos_token": {"content": "[PAD]"}, "mask_token": "[ABSENT]", "bos_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (2, 0, 4)
+
+
+def test_truncation_and_padding_of_a_file_do_not_reach_the_ids(tmp_path: Path) -> None:
+    backend = bert_backend()
+    backend.enable_truncation(2)
+    backend.enable_padding(length=4)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).encode_batch(["a b a b a", "b"]) == [[5, 6, 5, 6, 5], [6]]
+
+
+def test_a_directory_without_tokenizer_has_none(tmp_path: Path) -> None:
+    assert find_tokenizer(tmp_path) is None
+    with pytest.raises(ValueError, match=r"want tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_directory_with_a_tokenizer_has_it(bpe: Tokenizer, tmp_path: Path) -> None:
+    bpe.save(tmp_path)
+    found = find_tokenizer(tmp_path)
+    assert found is not None
+    assert found.digest == bpe.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", '{"model": ', "cannot be read"),
+        ("vocab.json", "{}", r"merges\.txt together"),
+        ("tokenizer_config.json", "{", "is no JSON"),
+    ],
+)
+def test_broken_files_say_which(bpe: Tokenizer, tmp_path: Path, name: str, text: str, message: str) -> None:
+    if name == "tokenizer_config.json":
+        bpe.save(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_tokenizer(tmp_path)
+
+
+def test_vocabularies_fit_or_the_error_counts_both(bpe: Tokenizer, tmp_path: Path) -> None:
+    maskless = Tokenizer.load(gpt2_files(bpe, tmp_path))
+    check_vocabulary(bpe, 280)
+    check_vocabulary(maskless, 279)
+    check_vocabulary(maskless, 280)
+    for tokenizer, size, want in ((bpe, 281, "280 tokens"), (bpe, 279, "280 tokens"), (maskless, 281, "279 or 280")):
+        with pytest.raises(ValueError, match=f"the model {size}: want a model over {want}"):
+            check_vocabulary(tokenizer, size)
