@@ -121,7 +121,7 @@ def interpolate(x: Floats, y: Floats, target: Floats) -> Floats:
     order = x.argsort(axis=0, kind="stable")
     x, y = np.take_along_axis(x, order, 0), np.take_along_axis(y, order, 0)
     below = (x < target).sum(axis=0)
-    high, low = np.minimum(below, len(x) - 1)[None], np.maximum(below - 2, 0)[None]
+    high, low = np.minimum(below, len(x) - 1)[None], np.maximum(below - 1, 0)[None]
     (x_low, y_low), (x_high, y_high) = (
         (np.take_along_axis(x, at, 0)[0], np.take_along_axis(y, at, 0)[0]) for at in (low, high)
     )

@@ -30,7 +30,7 @@ def verdict(answers: Answers, training_seeds: int = 1) -> list[str]:
         *(_equal_entropy(column, entries) for column, entries in columns.items()),
         _win(list(columns.values()), at),
         *_equal_seconds(answers.equal_seconds),
-        *map(_speed, answers.speed),
+        *(_speed(column, [entry for entry in answers.speed if entry.column == column]) for column in ENTROPIES),
         _seeds(training_seeds),
     ]
 
@@ -72,33 +72,39 @@ def _win(columns: list[list[EqualEntropy]], at: str) -> str:
     figures = "; ".join(f"{word} at {', '.join(steps)} steps" for word, steps in said.items())
     claim = "beats" if set(said) == {BETTER} else "beats at some steps" if BETTER in said else "does not beat"
     return (
-        f"By all {len(columns)} diversities of {at} together, the student {claim} a teacher that only lowers its "
-        f"temperature ({figures})."
+        f"As diverse as {at} by all {len(columns)} measures together, the student {claim} a teacher that only lowers "
+        f"its temperature ({figures})."
     )
 
 
 def _equal_seconds(entries: list[EqualSeconds]) -> Iterator[str]:
     for column, name in ENTROPIES.items():
-        clauses = (
+        clauses = [
             f"{entry.steps} steps in {entry.seconds:.3g} s, gain {_gain(entry.gain)}"
-            if entry.gain and entry.seconds
-            else f"{entry.steps} steps {entry.reason}"
             for entry in entries
-            if entry.column == column
-        )
-        yield f"Equal seconds and {name}, against a temperature-scaled teacher: {'; '.join(clauses)}."
+            if entry.column == column and entry.gain and entry.seconds
+        ]
+        figures = "; ".join(clauses) or "not reached, or not timed, at any steps"
+        yield f"Equal seconds and {name}, against a temperature-scaled teacher: {figures}."
 
 
-def _speed(entry: Speed) -> str:
-    who = "the student" if entry.model == "student" else "a temperature-scaled teacher alone"
-    goal = f"the teacher's gen_ppl {entry.reference:.4g} at {entry.reference_steps} steps"
+def _speed(column: str, entries: list[Speed]) -> str:
+    reference = entries[0]
+    goal = f"gen_ppl {reference.reference:.4g}, the teacher's at {reference.reference_steps} steps"
+    clauses = "; ".join(f"{_MODELS[entry.model]} {_pace(entry)}" for entry in entries)
+    return f"Speed to {goal}, at its {ENTROPIES[column]}: {clauses}."
+
+
+_MODELS = {"student": "the student", "temperature_teacher": "temperature alone"}
+
+
+def _pace(entry: Speed) -> str:
     if entry.steps is None or entry.calls is None or entry.support is None:
-        return f"Speed at its {ENTROPIES[entry.column]}: {who} does not come to {goal} ({entry.reason})."
+        return str(entry.reason)
+    if entry.calls == 1:
+        return f"needs its {entry.steps} steps"
     seconds = "seconds not measured" if entry.seconds is None else f"{_times(entry.seconds)} seconds"
-    return (
-        f"Speed at its {ENTROPIES[entry.column]}: {who} comes to {goal} in {entry.steps} steps, "
-        f"{_times(entry.calls)} calls, {seconds} (so in {entry.support:.0%} of resamples)."
-    )
+    return f"{entry.steps} steps, {_times(entry.calls)} calls, {seconds} (in {entry.support:.0%} of resamples)"
 
 
 def _times(ratio: float) -> str:

@@ -1,0 +1,12 @@
+"""One latent, read at several step counts: the texts are coupled, and calls are counted, not steps."""
+
+from pathlib import Path
+
+import unmask
+
+model = unmask.load(Path(unmask.__file__).parent / "assets" / "teacher")
+for steps in (4, 16, 64):
+    drawn = unmask.sample(model, n=2, length=64, steps=steps, seed=7)
+    assert drawn.texts is not None
+    print(f"--- {steps} steps, {drawn.nfe.tolist()} calls, entropy {unmask.entropy(drawn.tokens).mean():.2f} nats")
+    print(drawn.texts[0])

@@ -1,0 +1,80 @@
+"""Names, sizes and strictness, on bare tensors."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from unmask.models.dit import DiT, Shape
+from unmask.models.pickles import CheckpointError
+from unmask.models.weights import bare, fill, shape_of
+
+SHAPES = [
+    Shape(11, length=1, width=24, blocks=3, heads=2, cond_dim=5),
+    Shape(7, length=1, width=16, blocks=1, heads=4, cond_dim=1, causal=True),
+]
+
+
+def weights(shape: Shape) -> dict[str, Tensor]:
+    return {name: torch.rand_like(tensor) for name, tensor in DiT(shape).state_dict().items()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.backbone.", "_orig_mod.backbone._orig_mod."])
+def test_every_size_comes_from_the_tensors(shape: Shape, prefix: str) -> None:
+    tensors = weights(shape)
+    named = {f"{prefix}{name}": tensor.double() for name, tensor in tensors.items()}
+    found = bare(named | {"teacher.backbone.x": torch.ones(1), "backbone.teacher_head.x": torch.ones(1)})
+    assert shape_of(found, "here") == shape
+    network = fill(dataclasses.replace(shape, length=9), found, None, "here")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
+
+
+def test_averages_take_the_parameters_places_in_order_and_leave_buffers() -> None:
+    tensors = weights(SHAPES[0])
+    averages = [torch.full_like(weight, i) for i, weight in enumerate(DiT(SHAPES[0]).parameters())]
+    network = fill(SHAPES[0], tensors, averages, "here")
+    assert all(bool((weight == i).all()) for i, weight in enumerate(network.parameters()))
+    assert torch.equal(network.rotary_emb.inv_freq, tensors["rotary_emb.inv_freq"])
+
+
+def test_filling_draws_no_random_numbers() -> None:
+    tensors = weights(SHAPES[0])
+    state = torch.get_rng_state()
+    fill(SHAPES[0], tensors, None, "here")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_another_architecture_and_another_prefix_are_told_apart() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"another architecture\?\); 2 missing: vocab_embed.*1 not known: h\.0\.attn"
+    ):
+        shape_of({"h.0.attn": torch.ones(1)}, "here")
+    with pytest.raises(CheckpointError, match=r"is 'module\.' a prefix to strip\?"):
+        shape_of({f"module.{name}": tensor for name, tensor in weights(SHAPES[0]).items()}, "here")
+
+
+def test_the_same_weights_twice_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="x are there twice"):
+        bare({"x": torch.ones(1), "backbone.x": torch.ones(1)})
+
+
+def test_sizes_that_make_no_network() -> None:
+    tensors = weights(SHAPES[0])
+    for name, tensor, why in (
+        ("vocab_embed.embedding", torch.ones(3), r"want 2 axes"),
+        ("rotary_emb.inv_freq", torch.ones(5), "make no network"),
+        ("rotary_emb.inv_freq", torch.ones(0), "do not fit|make no network"),
+        ("rotary_emb.inv_freq", torch.ones(()), "want 1 axes"),
+        ("sigma_map.mlp.0.weight", torch.ones(2), "want 2 axes"),
+    ):
+        with pytest.raises(CheckpointError, match=why):
+            changed = tensors | {name: tensor}
+            fill(shape_of(changed, "here"), changed, None, "here")
+
+
+def test_a_block_that_is_not_there_is_missing() -> None:
+    tensors = {name: tensor for name, tensor in weights(SHAPES[0]).items() if not name.startswith("blocks.1.")}
+    with pytest.raises(CheckpointError, match=r"10 missing: blocks\.1\.adaLN.*10 not known: blocks\.2\."):
+        fill(shape_of(tensors, "here"), tensors, None, "here")

@@ -1,0 +1,152 @@
+"""Numbers by their address: uniform, unrelated, and the same for ever. A change here changes every sample drawn."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare, gumbel_r, kstest
+from torch import Tensor
+
+from unmask.rng import address, gumbel, mix, stratified, uniform
+
+KEYS = st.integers(-(2**63), 2**63 - 1)
+EVERY_BIT = 2**64 - 1
+
+
+def splitmix64(state: int) -> int:
+    """The output function of SplitMix64, as Steele, Lea and Flood print it, on Python's integers."""
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & EVERY_BIT
+    state = (state ^ state >> 27) * 0x94D049BB133111EB & EVERY_BIT
+    return state ^ state >> 31
+
+
+def signed(bits: int) -> int:
+    return bits - 2**64 if bits >> 63 else bits
+
+
+def draws(*keys: Tensor | int) -> Tensor:
+    return uniform(address(*keys)).flatten()
+
+
+def test_published_outputs_of_splitmix64() -> None:
+    """The first five numbers of the generator with seed 1234567 (its state grows by 2^64 / golden ratio)."""
+    states = [signed((1234567 + i * 0x9E3779B97F4A7C15) & EVERY_BIT) for i in range(1, 6)]
+    assert [bits & EVERY_BIT for bits in mix(torch.tensor(states)).tolist()] == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
+    ]  # fmt: skip
+
+
+@given(st.lists(KEYS, min_size=1, max_size=8))
+def test_mix_is_splitmix64_on_any_integers(states: list[int]) -> None:
+    assert mix(torch.tensor(states)).tolist() == [signed(splitmix64(state & EVERY_BIT)) for state in states]
+
+
+def test_addresses_never_change() -> None:
+    """Pinned: published samples, latents and shuffles are these numbers."""
+    assert address(0).item() == -2152535657050944081
+    assert address(1, 2, 3).item() == 5423257105290009525
+    assert address(-(2**63), 2**63 - 1).item() == 5685096821213950938
+    three = address(7, torch.arange(3))
+    assert three.tolist() == [-685143093399107527, 1159592458079169848, -9128039971385649262]
+    assert uniform(three).tolist() == [0.9628583184836624, 0.06286163311236204, 0.5051679616244579]
+    noise = [3.2741506361761297, -1.0176983816487988, 0.3814591101170671]
+    assert gumbel(three).tolist() == pytest.approx(noise, rel=1e-12)
+
+
+@given(st.lists(KEYS, min_size=1, max_size=4), KEYS)
+def test_an_address_depends_on_each_key_and_on_their_order(keys: list[int], other: int) -> None:
+    home = address(*keys)
+    assert home.dtype == torch.int64 and home.shape == ()
+    for place, key in enumerate(keys):
+        if key != other:
+            assert address(*keys[:place], other, *keys[place + 1 :]) != home
+    if keys[0] != keys[-1]:
+        assert address(*keys[::-1]) != home
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.lists(KEYS, min_size=1, max_size=4))
+def test_tensors_of_keys_are_many_keys(rows: list[int], columns: list[int]) -> None:
+    """Shape, batch and order do not matter: each number is that of its own address."""
+    table = address(5, torch.tensor(rows)[:, None], torch.tensor(columns), 9)
+    assert table.shape == (len(rows), len(columns))
+    assert table.tolist() == [[address(5, row, column, 9).item() for column in columns] for row in rows]
+    assert torch.equal(address(5, torch.tensor(rows[::-1])[:, None], torch.tensor(columns), 9), table.flip(0))
+
+
+def test_no_two_addresses_collide() -> None:
+    """A million of them, over small keys as they are used; by chance there would be none in 2^64 either."""
+    grid = address(torch.arange(16)[:, None, None], torch.arange(256)[:, None], torch.arange(256))
+    assert len(grid.unique()) == grid.numel() == 2**20
+
+
+@pytest.mark.parametrize(
+    "keys", [(torch.arange(50_000),), (3, torch.arange(50_000)), (torch.arange(50_000), 0, 1)], ids=["seed", "i", "row"]
+)
+def test_draws_are_uniform_also_in_their_low_bits(keys: tuple[Tensor | int, ...]) -> None:
+    u = draws(*keys)
+    assert kstest(u.numpy(), "uniform").pvalue > 1e-3
+    assert kstest((u * 2**20 % 1).numpy(), "uniform").pvalue > 1e-3
+    pairs = (u[:-1] * 8).long() * 8 + (u[1:] * 8).long()  # neighbouring keys are unrelated
+    assert chisquare(torch.bincount(pairs, minlength=64).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("other", [(1,), (0, 0), (2, 5), (-1, 7)])
+def test_streams_are_independent(other: tuple[int, ...]) -> None:
+    """The numbers of one prefix say nothing about those of another: a chi-square on 16 x 16 cells."""
+    i = torch.arange(50_000)
+    cells = (draws(0, i) * 16).long() * 16 + (draws(*other, i) * 16).long()
+    assert chisquare(torch.bincount(cells, minlength=256).numpy()).pvalue > 1e-3
+
+
+def test_every_bit_of_a_key_flips_half_of_the_address() -> None:
+    i = torch.arange(200)
+    for keys in (lambda x: (x, 4, 2), lambda x: (4, x, 2), lambda x: (4, 2, x)):
+        for bit in (0, 1, 31, 62):
+            flipped = address(*keys(i)) ^ address(*keys(i ^ 1 << bit))
+            share = sum(bin(bits & EVERY_BIT).count("1") for bits in flipped.tolist()) / (64 * 200)
+            assert abs(share - 0.5) < 4 * 0.5 / (64 * 200) ** 0.5
+
+
+def test_the_interval_is_open_at_both_ends() -> None:
+    ends = uniform(torch.tensor([0, -1, 2**63 - 1, -(2**63)]))
+    assert ends.dtype == torch.float64
+    assert ends.tolist() == [2.0**-53, 1 - 2.0**-53, 0.5 - 2.0**-53, 0.5 + 2.0**-53]
+    assert bool(gumbel(torch.tensor([0, -1])).isfinite().all())
+
+
+def test_gumbel_noise_and_its_race() -> None:
+    """arg max_v (log p_v + G_v) draws v with probability p_v."""
+    i, v = torch.arange(20_000), torch.arange(4)
+    noise = gumbel(address(11, i[:, None], v))
+    assert noise.dtype == torch.float64
+    assert kstest(noise.flatten().numpy(), gumbel_r.cdf).pvalue > 1e-3
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    winners = torch.bincount((p.log() + noise).argmax(-1), minlength=4)
+    assert chisquare(winners.numpy(), (len(i) * p).numpy()).pvalue > 1e-3
+
+
+@given(st.integers(1, 50), st.integers(0, 2**31))
+def test_stratified_puts_one_number_in_each_stratum(n: int, seed: int) -> None:
+    t = stratified(n, torch.Generator().manual_seed(seed))
+    assert t.shape == (n,) and t.dtype == torch.float64 and float(t.min()) >= 0 and float(t.max()) < 1
+    assert sorted((t * n).long().tolist()) == list(range(n))
+    assert torch.equal(t, stratified(n, torch.Generator().manual_seed(seed)))
+
+
+def test_stratified_numbers_are_uniform_one_by_one() -> None:
+    """So a loss over one sequence is unbiased, whichever place in the batch it has."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.stack([stratified(8, generator) for _ in range(2000)])
+    for place in (0, 3, 7):
+        assert kstest(table[:, place].numpy(), "uniform").pvalue > 1e-3
+    spread_of_means = float(table.mean(-1).std())
+    assert spread_of_means < 0.5 * math.sqrt(1 / 12 / 8), "strata halve the noise of a mean, at least"
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    draws(1, torch.arange(9))
+    stratified(4, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), before)

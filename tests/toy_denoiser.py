@@ -1,0 +1,28 @@
+"""A denoiser small enough to read, for the tests of what is learnt: it has weights, and notes what it was asked."""
+
+import torch
+from torch import Tensor, nn
+
+from unmask.prediction import Prediction
+
+
+class Toy(nn.Module):
+    """log p at a position from its token and the mean of its row; `calls` holds the (z, alpha) of every call."""
+
+    sees_alpha = False
+
+    def __init__(self, vocab_size: int, mask_id: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.vocab_size, self.mask_id = vocab_size, mask_id
+        self.embedding = nn.Parameter(torch.randn(vocab_size, 6, generator=generator, dtype=torch.float64))
+        self.head = nn.Linear(6, vocab_size, dtype=torch.float64)
+        nn.init.normal_(self.head.weight, generator=generator)
+        nn.init.normal_(self.head.bias, generator=generator)
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, z: Tensor, alpha: Tensor) -> Prediction:
+        self.calls.append((z, alpha))
+        hidden = self.embedding[z]
+        hidden = torch.tanh(hidden + hidden.mean(dim=1, keepdim=True))
+        return Prediction(hidden, self.head, self.vocab_size, self.mask_id, z)
