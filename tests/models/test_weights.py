@@ -64,8 +64,8 @@ def test_sizes_that_make_no_network() -> None:
     tensors = weights(SHAPES[0])
     for name, tensor, why in (
         ("vocab_embed.embedding", torch.ones(3), r"want 2 axes"),
-        ("rotary_emb.inv_freq", torch.ones(5), "make no network"),
-        ("rotary_emb.inv_freq", torch.ones(0), "do not fit|make no network"),
+        ("rotary_emb.inv_freq", torch.ones(20), "make no network"),
+        ("rotary_emb.inv_freq", torch.ones(5), r"rotary_emb\.inv_freq \(5,\), want \(6,\)"),
         ("rotary_emb.inv_freq", torch.ones(()), "want 1 axes"),
         ("sigma_map.mlp.0.weight", torch.ones(2), "want 2 axes"),
     ):

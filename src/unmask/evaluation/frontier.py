@@ -243,7 +243,7 @@ def _speed(column: str, model: str, found: Curves, reference: Point) -> Speed:
                 setting.steps,
                 level,
                 steps,
-                setting.nfe / reading.nfe,
+                setting.steps / steps,
                 None if reading.seconds is None or reference.seconds is None else reference.seconds / reading.seconds,
                 float(enough.mean()),
                 "; ".join(problems) or None,

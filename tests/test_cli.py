@@ -1,0 +1,195 @@
+"""The command line: help, exit codes, and for each thing a user can get wrong one sentence instead of a stack trace."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unmask.cli.main import VERBS, main
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = [
+    "--network.width", "16", "--network.blocks", "1", "--network.heads", "2", "--network.cond-dim", "4",
+    "--network.length", "16", "--batch-size", "4", "--precision", "float32", "--save-every", "2", "--optim.warmup-steps", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i:02}.txt").write_text(f"document {i}: " + "the people of the United States " * 20)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # how tyro ends on wrong use and on --help
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+def test_help_lists_every_verb(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(verb in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "distill", "eval")])
+def test_each_verb_explains_itself(capsys, verb):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    assert f"unmask {verb}" in out
+
+
+@pytest.mark.parametrize("verb", ["train", "distill", "eval"])
+def test_verbs_with_a_second_word_show_their_usage(capsys, verb):
+    assert run(capsys, verb, "--help")[0] == 0
+    code, out, _ = run(capsys, verb)
+    assert code == 2
+    assert f"usage: unmask {verb}" in out
+
+
+def test_wrong_use_is_code_2(capsys):
+    code, _, err = run(capsys, "smaple")
+    assert (code, "did you mean 'sample'?" in err) == (2, True)
+    assert run(capsys, "sample")[0] == 2
+    assert run(capsys, "sample", GOLDEN / "hub_mdlm", "--steps", "many")[0] == 2
+
+
+def test_sample_prints_tokens_and_calls(capsys):
+    code, out, _ = run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "3", "--length", "8", "--steps", "4", "--json")
+    drawn = json.loads(out)
+    assert code == 0
+    assert torch.tensor(drawn["tokens"]).shape == (3, 8)
+    assert drawn["calls"] <= 4 and max(drawn["nfe"]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", GOLDEN / "hub_mdlm", "--steps", "0"], ["steps", "0"]),
+        (["sample", GOLDEN / "hub_mdlm", "--temperature", "0"], ["temperature", "0"]),
+        (["sample", GOLDEN / "hub_mdlm", "--top-p", "1.5"], ["top_p", "1.5"]),
+        (["sample", GOLDEN / "hub_mdlm", "--prompt", "words"], ["tokenizer"]),
+        (["sample", "no/such/place/at/all"], ["no/such/place/at/all"]),
+        (["train", "owt-small-techer"], ["did you mean 'owt-small-teacher'?"]),
+        (["train", "owt-small-mcd"], ["unmask distill"]),
+        (["distill", "demo-teacher"], ["unmask train"]),
+        (["report", "."], ["report.json"]),
+    ],
+)
+def test_what_a_user_gets_wrong_is_said_in_words(capsys, arguments, words):
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert all(word in err for word in words), err
+
+
+def test_damaged_models_are_refused(capsys, tmp_path):
+    for damage, words in {_cut: "cut off", _nan: "NaN", _alien: "missing"}.items():
+        folder = tmp_path / words
+        shutil.copytree(GOLDEN / "hub_mdlm", folder)
+        damage(folder / "model.safetensors")
+        code, _, err = run(capsys, "sample", folder)
+        assert (code, words in err) == (1, True), err
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _nan(file: Path) -> None:
+    tensors = load_file(file)
+    next(iter(tensors.values())).flatten()[0] = torch.nan
+    save_file(tensors, file)
+
+
+def _alien(file: Path) -> None:
+    save_file({"conv.weight": torch.ones(2, 2)}, file)
+
+
+def test_dry_run_prints_the_recipe_and_trains_nothing(capsys, tmp_path):
+    code, out, _ = run(
+        capsys, "train", "owt-small-teacher", "--dry-run", "--optim.lr", "1e-4", "--out", tmp_path / "run"
+    )
+    said = json.loads(out)
+    assert code == 0
+    assert said["recipe"]["optim"]["lr"] == 1e-4
+    assert said["estimate"]["parameters"] == 169_627_218
+    assert said["estimate"]["tokens"] == 512 * 1024 * 1_000_000
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_distil_evaluate(capsys, tmp_path, corpus):
+    """The whole path through the command line: teacher, judge, student, samples, likelihood, frontier."""
+    data = ["--data.corpus", corpus, "--data.part", "all"]
+    teacher, judge, student = (tmp_path / name for name in ("teacher", "judge", "student"))
+    code, out, err = run(
+        capsys, "train", "demo-teacher", *TINY, *data, "--data.tokenizer", "bpe:280", "--steps", "4", "--out", teacher
+    )
+    assert code == 0, out + err
+    same = ["--data.tokenizer", teacher / "model"]
+    assert run(capsys, "train", "demo-judge", *TINY, *data, *same, "--steps", "4", "--out", judge)[0] == 0
+    rounds = [
+        "--objective.teacher",
+        teacher / "model",
+        "--objective.round-steps",
+        "2",
+        "--objective.temperatures",
+        "0.9",
+        "0.8",
+    ]
+    code, out, err = run(capsys, "distill", "demo-mcd", *TINY, *data, *same, *rounds, "--steps", "4", "--out", student)
+    assert code == 0, out + err
+    assert run(capsys, "sample", student, "--steps", "4", "--n", "2")[0] == 0
+    text = ["--text.corpus", corpus, "--text.length", "16"]
+    code, out, err = run(capsys, "eval", "likelihood", student, *text, "--json")
+    assert code == 0, out + err
+    assert json.loads(out)["perplexity"]["value"] > 1
+    study = ["--study.samples", "2", "--study.teacher-steps", "2", "4", "--study.student-steps", "2",
+             "--study.teacher-temperatures", "0.8", "--study.student-temperatures", "1.2", "--study.texts", "1",
+             "--study.completions", "2"]  # fmt: skip
+    code, out, err = run(
+        capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--out", tmp_path / "frontier"
+    )
+    assert code == 0, out + err
+    result = json.loads((tmp_path / "frontier" / "frontier.json").read_text())
+    assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(result)
+    assert "entropy" in out and "judge" in out
+
+
+def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):
+    recipe = ["train", "demo-teacher", *TINY, "--data.corpus", corpus, "--data.tokenizer", "bpe:280", "--steps", "2"]
+    out = tmp_path / "run"
+    assert run(capsys, *recipe, "--out", out)[0] == 0
+    before = (out / "recipe.json").read_text()
+    code, _, err = run(capsys, *recipe, "--optim.lr", "0.5", "--out", out)
+    assert code == 1
+    assert "lr" in err
+    assert (out / "recipe.json").read_text() == before
+
+
+def test_corpora_that_cannot_be_used(capsys, tmp_path, corpus):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, _, err = run(capsys, "train", "demo-teacher", *TINY, "--data.corpus", empty, "--out", tmp_path / "a")
+    assert (code, str(empty) in err) == (1, True)
+    long = [*TINY, "--network.length", "100000"]
+    small = ["--data.corpus", corpus, "--data.tokenizer", "bpe:280", "--out", tmp_path / "b"]
+    code, _, err = run(capsys, "train", "demo-teacher", *long, *small)
+    assert (code, "100000" in err) == (1, True)
+
+
+def test_doctor_and_convert(capsys, tmp_path):
+    code, out, _ = run(capsys, "doctor", "--json")
+    assert code == 0
+    assert json.loads(out)["torch"]
+    assert run(capsys, "convert", GOLDEN / "lightning_mdlm" / "mdlm.ckpt", tmp_path / "ours")[0] == 0
+    assert run(capsys, "sample", tmp_path / "ours", "--steps", "2", "--n", "1")[0] == 0
