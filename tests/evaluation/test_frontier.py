@@ -111,7 +111,11 @@ def test_a_target_that_is_not_bracketed_is_not_reached_and_never_extrapolated():
     for entry in found.speed:
         assert (entry.steps is None) == (entry.model == "student")
     text = " ".join(verdict(found))
-    assert "not reached at 4 steps" in text and "does not beat" in text and "does not come to" in text
+    assert (
+        "not reached at 4 steps" in text
+        and "does not beat" in text
+        and "the student not reached: 4 steps: 3.5 is outside" in text
+    )
 
 
 def test_a_target_at_the_edge_of_the_points_has_a_value_and_no_interval():
@@ -163,7 +167,7 @@ def test_speed_is_the_least_steps_in_calls_and_in_seconds():
         assert ours.support == 1 and "2 steps: gen_ppl" in ours.reason
         cold = pick(found.speed, column=column, model="temperature_teacher")
         assert cold.steps == 16 and cold.calls == 1
-    assert "4.43 times fewer calls, 4.00 times fewer seconds (so in 100% of resamples)" in " ".join(verdict(found))
+    assert "4.43 times fewer calls, 4.00 times fewer seconds (in 100% of resamples)" in " ".join(verdict(found))
     never = pick(answer(TEACHER, student({4: 0.6}), COLD).speed, column="entropy", model="student")
     assert (
         never.steps is None
@@ -216,6 +220,11 @@ def test_what_cannot_be_compared_is_refused():
         answer(COLD, student({4: 0.6}), COLD)
     with pytest.raises(ValueError, match="lacks the per-sample"):
         answer(TEACHER, [replace(TEACHER[0], samples={})], COLD)
+
+
+def test_interpolation_takes_the_nearest_neighbours():
+    x, y = np.array([[3.0], [1.0], [2.0], [9.0]]), np.array([[0.0], [7.0], [10.0], [1.0]])
+    assert [interpolate(x, y, np.array([at]))[0] for at in (1.0, 1.5, 2.5, 3.0, 9.0)] == [7, 8.5, 5, 0, 1]
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=6), st.integers(-60, 60))

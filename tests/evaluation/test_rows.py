@@ -111,3 +111,5 @@ def test_naive_rows_show_which_measure_can_be_gamed():
     assert value(repeated, "pooled_entropy") < value(data, "pooled_entropy")
     assert all(row.setting.nfe == 0 for row in rows.values())
     require_same_protocol(rows.values())
+    only_zero = naive_rows(real, V, JUDGE, PROTOCOL, never=range(1, V))[0]
+    assert only_zero.measures["gen_ppl"].value == 1

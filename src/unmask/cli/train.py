@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.run import run
 from unmask.recipes.schema import Consistency, Recipe, from_json, to_json
+from unmask.training import Update
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
         return 0
     with progress() as (advance, note):
-        step = 0
+        step, board = 0, tensorboard(out)
         for update in run(asked.recipe, out, say=note, resume=not asked.fresh):
             advance(asked.recipe.name, step := update.step, asked.recipe.steps)
+            board(update)
             if asked.json:
                 note(json.dumps(update.record()))
             elif update.student is not None or update.step % 100 == 0:
@@ -61,6 +64,22 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     done = step >= asked.recipe.steps or step == 0
     say(f"{out}/model holds the model" if done else f"stopped; `unmask {verb} {out}` goes on from the state in {out}")
     return 0 if done else 1
+
+
+def tensorboard(out: Path) -> Callable[[Update], None]:
+    """Writes every update to `out`/tensorboard where TensorBoard is installed; metrics.jsonl is written always."""
+    if find_spec("tensorboard") is None:
+        return lambda update: None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def write(update: Update) -> None:
+        for name, value in update.record().items():
+            if isinstance(value, float):
+                writer.add_scalar(name, value, update.step)
+
+    return write
 
 
 def _chosen(name: str) -> Recipe:

@@ -15,6 +15,7 @@ import numpy as np
 
 from unmask.evaluation.measure import ENTROPIES, NATS, SECONDS, TOKENS, Floats, Index, Row, pooled_mean, resamples
 
+NOT_REACHED = "not reached: "
 LEAST_SHARE = 0.95  # of resamples in which a target must be bracketed, before an interval is given
 
 
@@ -98,7 +99,7 @@ def read(curve: Sequence[Point], column: str, target: Point) -> Reading | str:
     if np.isnan(log_ppl[0]):
         temperatures = ", ".join(f"{point.row.setting.temperature:g}" for point in curve)
         return (
-            f"not reached: {wanted[0]:.4g} is outside {x[:, 0].min():.4g} to {x[:, 0].max():.4g} "
+            f"{NOT_REACHED}{wanted[0]:.4g} is outside {x[:, 0].min():.4g} to {x[:, 0].max():.4g} "
             f"(temperatures {temperatures})"
         )
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from unmask.evaluation.curves import (
+    NOT_REACHED,
     Estimate,
     Point,
     Reading,
@@ -232,7 +233,7 @@ def _speed(column: str, model: str, found: Curves, reference: Point) -> Speed:
     for steps, curve in found.items():
         reading = read(curve, column, reference)
         if isinstance(reading, str):
-            problems.append(f"{steps} steps: {reading}")
+            problems.append(f"{steps} steps: {reading.removeprefix(NOT_REACHED)}")
         elif reading.log_ppl[0] > reference.log_ppl[0]:
             problems.append(f"{steps} steps: gen_ppl {np.exp(reading.log_ppl[0]):.4g} is above {level:.4g}")
         else:
@@ -243,10 +244,10 @@ def _speed(column: str, model: str, found: Curves, reference: Point) -> Speed:
                 setting.steps,
                 level,
                 steps,
-                setting.steps / steps,
+                setting.nfe / reading.nfe,
                 None if reading.seconds is None or reference.seconds is None else reference.seconds / reading.seconds,
                 float(enough.mean()),
                 "; ".join(problems) or None,
             )
-    reason = "not reached: " + "; ".join(problems)
+    reason = NOT_REACHED + "; ".join(problems)
     return Speed(column, model, setting.steps, level, None, None, None, None, reason)

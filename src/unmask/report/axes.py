@@ -56,9 +56,11 @@ def note(axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, flo
     axes.annotate(text, at, shift, textcoords="offset points", ha=ha, va="center", color=color, fontsize=SMALL)
 
 
-def legend(axes: Axes, columns: int = 2) -> None:
-    """Above the axes, where it covers nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.06), ncols=columns, borderaxespad=0, columnspacing=1.4)
+def legend(axes: Axes, title: str, columns: int = 2) -> None:
+    """Above the axes, where it covers nothing; the title is a remark."""
+    box = axes.legend(loc="lower left", bbox_to_anchor=(-0.012, 1.01), ncols=columns, title=title, alignment="left",
+                      title_fontsize=SMALL, borderaxespad=0, borderpad=0.2, columnspacing=1.4)  # fmt: skip
+    box.get_title().set_color(LIGHT["muted"])
 
 
 def _round_values(low: float, high: float) -> list[float]:

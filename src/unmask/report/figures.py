@@ -18,7 +18,7 @@ from unmask.evaluation.measure import ENTROPIES, GEN_PPL
 from unmask.report.axes import PNG_DPI, legend, logarithmic, note, pill, point
 from unmask.report.record import ENTROPY, Line, Report, curves, protocol_words
 from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
-from unmask.report.svg import picture
+from unmask.report.svg import Picture, picture
 
 if TYPE_CHECKING:  # it draws Gaussians with torch; its results are plain lists
     from unmask.evaluation.duality_checks import FigureData, JointLaw
@@ -48,14 +48,18 @@ def drawings(report: Report) -> list[Drawing]:
     return plans
 
 
-def save(plan: Drawing, report: Report, folder: Path) -> None:
-    """The picture as PNG and SVG, with its protocol beneath, for use outside of the page."""
+def save(plan: Drawing, report: Report, folder: Path) -> list[Picture]:
+    """Write the picture as PNG and SVG, its protocol beneath it, and return it for a desk and for a phone."""
+    words = protocol_words(report)
     with drawing():
-        figure = plan.draw(WIDE)
-        note = textwrap.fill(protocol_words(report), 150)
-        figure.supxlabel(note, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
-        figure.savefig(folder / f"{plan.name}.png", dpi=PNG_DPI)
-        (folder / f"{plan.name}.svg").write_text(picture(figure, plan.name, plan.alt).standalone(), "utf-8")
+        wide, narrow = plan.draw(WIDE), plan.draw(NARROW)
+        for figure, columns in ((wide, 165), (narrow, 70)):
+            beneath = textwrap.fill(words, columns)
+            figure.supxlabel(beneath, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
+        wide.savefig(folder / f"{plan.name}.png", dpi=PNG_DPI)
+        pictures = [picture(wide, plan.name, plan.alt), picture(narrow, f"{plan.name}-narrow", plan.alt)]
+    (folder / f"{plan.name}.svg").write_text(pictures[0].standalone(), "utf-8")
+    return pictures
 
 
 def gen_ppl_by_steps(report: Report, width: float) -> Figure:
@@ -70,22 +74,12 @@ def gen_ppl_by_steps(report: Report, width: float) -> Figure:
         for line in lines:
             point(axes, line, line.steps, marker=_MARKER[name], color=LIGHT[name])
             note(axes, f"{line.entropy.value:.2f}", (line.steps, line.gen_ppl.value), (0, 11 * side), LIGHT[name])
-    for line, label, where in [
-        *((line, "real text", (0.0, "left")) for line in [report.data] if line),
-        *((line, "autoregressive judge's own", (1.0, "right")) for line in report.autoregressive[:1]),
-    ]:
-        color = LIGHT["ink" if line is report.data else "autoregressive"]
-        axes.axhline(line.gen_ppl.value, color=color, linestyle="--", linewidth=1.3)
-        text = f"{label} {line.gen_ppl.value:.3g} ({line.entropy.value:.2f})"
-        place = axes.get_yaxis_transform()
-        axes.annotate(text, (where[0], line.gen_ppl.value), (0, 3), xycoords=place, textcoords="offset points",
-                      ha=where[1], va="bottom", color=color, fontsize=SMALL)  # fmt: skip
+    _levels(axes, report)
     logarithmic(axes.xaxis, {line.steps for line in [*report.teacher, *report.student]})
     logarithmic(axes.yaxis)
     axes.margins(x=0.06, y=0.12)
     axes.set(xlabel="steps", ylabel="gen PPL")
-    axes.set_title("small figures: unigram entropy, nats", loc="right", fontsize=SMALL, color=LIGHT["muted"])
-    legend(axes)
+    legend(axes, "small figures: unigram entropy, nats")
     return figure
 
 
@@ -96,7 +90,7 @@ def frontier(report: Report, column: str, width: float) -> Figure:
     for name, style in (("teacher", (0, (4, 2))), ("student", "-")):
         found = curves([line for line in [*vars(report)[name], *vars(report)[f"temperature_{name}"]]
                         if column in line.row.measures])  # fmt: skip
-        label = "teacher, temperature scaled" if name == "teacher" else "student, temperature scaled"
+        label = f"{name} over temperatures"
         for lines in found.values():
             x, y = [line.row.measures[column].value for line in lines], [line.gen_ppl.value for line in lines]
             axes.plot(x, y, color=LIGHT[name], linestyle=style, linewidth=1.4, label=label, alpha=0.75)
@@ -109,7 +103,7 @@ def frontier(report: Report, column: str, width: float) -> Figure:
                     pill(axes, line, line.row.measures[column].value, LIGHT[name])
     for line, label, marker, color in [
         *((line, "real text", "*", "ink") for line in [report.data] if line),
-        *((line, "autoregressive judge's own", "D", "autoregressive") for line in report.autoregressive),
+        *((line, "autoregressive", "D", "autoregressive") for line in report.autoregressive),
     ]:
         if column in line.row.measures:
             x = line.row.measures[column].value
@@ -118,8 +112,7 @@ def frontier(report: Report, column: str, width: float) -> Figure:
     logarithmic(axes.yaxis)
     axes.margins(0.05, 0.08)
     axes.set(xlabel=f"{ENTROPIES[column]}" + ("" if "disagreement" in column else ", nats"), ylabel="gen PPL")
-    axes.set_title("better: lower and further right", loc="right", fontsize=SMALL, color=LIGHT["muted"])
-    legend(axes, columns=2 if width > NARROW else 1)
+    legend(axes, "better: lower and further right; numbers are steps, at temperature 1", 4 if width > NARROW else 2)
     return figure
 
 
@@ -155,6 +148,20 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
     return Path(path)
 
 
+def _levels(axes: Axes, report: Report) -> None:
+    """Real text, and the autoregressive judge's own samples, as lines; the lower one is labelled below itself."""
+    found = [(line, "real text", "ink", 0.0, "left") for line in [report.data] if line]
+    found += [(line, "autoregressive", "autoregressive", 1.0, "right") for line in report.autoregressive[:1]]
+    lowest = min((line.gen_ppl.value for line, *_ in found), default=0.0)
+    for line, label, color, x, side in found:
+        y = line.gen_ppl.value
+        down = len(found) > 1 and y == lowest
+        axes.axhline(y, color=LIGHT[color], linestyle="--", linewidth=1.3)
+        axes.annotate(f"{label} {y:.3g} ({line.entropy.value:.2f})", (x, y), (0, -3 if down else 3), ha=side,
+                      va="top" if down else "bottom", xycoords=axes.get_yaxis_transform(),
+                      textcoords="offset points", color=LIGHT[color], fontsize=SMALL)  # fmt: skip
+
+
 def _losses(axes: Axes, report: Report) -> None:
     record = report.training
     steps = np.array(record.step)
@@ -179,7 +186,7 @@ def _losses(axes: Axes, report: Report) -> None:
                       textcoords="offset points", ha="center", va="top", fontsize=SMALL, color=LIGHT["muted"])  # fmt: skip
     axes.margins(x=0.01, y=0.15)
     axes.set(xlabel="step of distillation", ylabel="nats a token")
-    legend(axes, columns=3)
+    legend(axes, "running means; the thin lines are single steps", 3)
 
 
 def _by_round(axes: Axes, report: Report, measure: str, label: str) -> None:

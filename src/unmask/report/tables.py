@@ -1,0 +1,215 @@
+"""The tables of the page: three answers, and every row with every measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from unmask.evaluation.curves import Estimate
+from unmask.evaluation.frontier import EqualEntropy, EqualSeconds, SameSteps, Speed
+from unmask.evaluation.measure import ENTROPIES, SECONDS, Measure
+from unmask.evaluation.verdict import BETTER, EQUAL, OPEN, WORSE, judge_gain
+from unmask.report.markup import Html, join, tag
+from unmask.report.record import Line, Report, protocol_words
+
+_SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○"}
+_HEADS = {"gen_ppl": "gen PPL", **ENTROPIES, SECONDS: "seconds", "bits_per_byte": "bits a byte", "overlap_4": "4-gram overlap"}
+_FIRST = ("gen_ppl", *ENTROPIES, SECONDS)
+_NAMES = {"data": "real text"}
+SHIPPED = "shipped"
+
+
+def same_steps(report: Report) -> Html:
+    """Question 1: teacher and student at the same steps, both at temperature 1."""
+    entries = report.answers.same_steps
+    columns = [c for c in ENTROPIES if any(c in e.teacher_entropy and c in e.student_entropy for e in entries)]
+    scale = _scale(entry.gain for entry in entries)
+
+    def line(entry: SameSteps) -> list[Html]:
+        both = ((entry.teacher_entropy.get(column), entry.student_entropy.get(column)) for column in columns)
+        return [_steps(entry.steps), _pair(entry.teacher, entry.student), _gain(entry.gain, scale), *(_pair(*p) for p in both)]
+
+    heads = ["steps", "gen PPL", "gain, 95 % interval", *(ENTROPIES[column] for column in columns)]
+    caption = "Temperature 1, teacher → student. The gain is the teacher's gen PPL divided by the student's"
+    return table(report, caption, heads, map(line, entries))
+
+
+def equal_entropy(report: Report, at: str) -> Html:
+    """Question 2 at one target: gains of the student over a temperature-scaled teacher, by steps and diversity."""
+    entries = [entry for entry in report.answers.equal_entropy if entry.at == at]
+    target = {entry.column: entry.target for entry in entries}
+    heads = ["steps"] + [
+        f"{ENTROPIES[column]} {'not measured' if value is None else f'= {value:.4g}'}" for column, value in target.items()
+    ]
+    caption = f"As diverse as {'real text' if at == 'data' else 'the ' + at}: gain over the teacher at the same steps, gen PPL of both"
+    return _matrix(report, caption, heads, entries)
+
+
+def equal_seconds(report: Report) -> Html:
+    """Question 2 with the same seconds in place of the same steps."""
+    entries = report.answers.equal_seconds
+    heads = ["steps", *(ENTROPIES[column] for column in dict.fromkeys(entry.column for entry in entries))]
+    return _matrix(report, "In the same seconds: gain over the teacher at whatever steps fill them", heads, entries)
+
+
+def speed(report: Report) -> Html:
+    """Question 3: the least steps that are enough, of the student and of temperature alone."""
+
+    def line(entry: Speed) -> list[Html]:
+        who = "student" if entry.model == "student" else "teacher, colder"
+        head = _head(who, "student" if entry.model == "student" else "teacher")
+        column = tag("td", ENTROPIES[entry.column])
+        if entry.steps is None or entry.calls is None:
+            return [head, column, tag("td", "not reached", colspan="4", class_="none", title=entry.reason or "")]
+        times = (_number(entry.calls, f"{entry.calls:.2f} ×"), _number(entry.seconds, f"{entry.seconds or 0:.2f} ×"))
+        return [head, column, _number(entry.steps), *times, _number(entry.support, f"{entry.support or 0:.0%}")]
+
+    first = report.answers.speed[0]
+    caption = f"The fewest steps with gen PPL at most {first.reference:.4g}, the teacher's at {first.reference_steps} steps, and as diverse"
+    heads = ["model", "at its", "steps", "fewer calls", "fewer seconds", "of resamples"]
+    return join(table(report, caption, heads, map(line, report.answers.speed)), _reasons(report.answers.speed))
+
+
+def rows(report: Report, lines: Sequence[tuple[str, Line]], caption: str, others: bool = False) -> Html:
+    """Rows in full; `others` takes the measures of repetition in place of the first ones."""
+    known = dict.fromkeys(name for _, line in lines for name in line.row.measures)
+    names = [name for name in known if (name in _FIRST) != others]
+    units = {name: next(m.unit for _, line in lines for n, m in line.row.measures.items() if n == name) for name in names}
+    heads: list[str | Html] = ["model", "steps", "calls", "temperature"]
+    heads += [join(_HEADS.get(name, name.replace("_", " ")), " ", tag("small", _unit(units[name]))) for name in names]
+
+    def line(entry: tuple[str, Line]) -> list[Html]:
+        group, found = entry
+        badge = tag("span", SHIPPED, class_="badge", title="measured by make assets, not in this run") if found.shipped else ""
+        head = _head(_NAMES.get(found.row.name, found.row.name), group.removeprefix("temperature_"), badge)
+        drawn = found.steps > 0
+        how = [
+            _number(found.steps if drawn else None),
+            _number(found.row.setting.nfe if drawn else None, f"{found.row.setting.nfe:.1f}"),
+            _number(found.temperature if drawn else None, f"{found.temperature:g}"),
+        ]
+        return [head, *how, *(_measure(found.row.measures.get(name)) for name in names)]
+
+    return table(report, caption, heads, map(line, lines))
+
+
+def rounds(report: Report) -> Html:
+    """The student after each round."""
+    lines = (
+        [_steps(entry.round), _number(entry.steps), _number(entry.gen_ppl), _number(entry.entropy),
+         _number(entry.delta, f"{entry.delta:.4g}"), _number(entry.temperature, f"{entry.temperature:g}")]
+        for entry in report.rounds
+    )  # fmt: skip
+    heads = ["round", "steps", "gen PPL", "unigram entropy", "step size delta", "teacher's temperature"]
+    return table(report, "The student after each round, drawn at temperature 1", heads, lines)
+
+
+def table(report: Report, caption: str, heads: Sequence[str | Html], lines: Iterable[Sequence[Html]]) -> Html:
+    """A table that scrolls by itself, its protocol in its caption."""
+    head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
+    body = tag("tbody", *(tag("tr", *cells) for cells in lines))
+    title = tag("caption", tag("span", caption + "."), " ", tag("small", protocol_words(report)))
+    return tag("div", tag("table", title, head, body), class_="scroll", role="region", tabindex="0", aria_label=caption)
+
+
+def value_text(value: float, sem: float | None = None) -> str:
+    """A value to as many places as its standard error allows: two figures of the error, else four of the value.
+
+    >>> value_text(41.2345, 0.17), value_text(41.2345), value_text(21400.7), value_text(0.00557)
+    ('41.23', '41.23', '21401', '0.00557')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    size = sem / 10 if sem else abs(value) / 1000
+    places = min(max(0, -math.floor(math.log10(size))), 5) if size > 0 else 2
+    text = f"{value:.{places}f}"
+    return text if sem or "." not in text else text.rstrip("0").rstrip(".")
+
+
+def _matrix(report: Report, caption: str, heads: Sequence[str], entries: Sequence[EqualEntropy | EqualSeconds]) -> Html:
+    scale = _scale(entry.gain for entry in entries if entry.gain)
+    ordered = sorted(entries, key=lambda entry: entry.steps)  # stable: columns stay in their order
+    lines = [
+        [_steps(steps), *(_compared(entry, scale) for entry in inside)]
+        for steps, inside in groupby(ordered, key=lambda entry: entry.steps)
+    ]
+    return join(table(report, caption, heads, lines), _reasons(entries))
+
+
+def _compared(entry: EqualEntropy | EqualSeconds, scale: float) -> Html:
+    if entry.gain is None:
+        return tag("td", "not reached", class_="none", title=entry.reason or "")
+    if isinstance(entry, EqualSeconds):
+        beneath = "" if entry.seconds is None else tag("small", _data(entry.seconds), " s")
+    elif entry.teacher and entry.student:
+        beneath = tag("small", _data(entry.teacher.gen_ppl.value), " → ", _data(entry.student.gen_ppl.value))
+    else:
+        beneath = ""
+    return _gain(entry.gain, scale, beneath)
+
+
+def _reasons(entries: Iterable[EqualEntropy | EqualSeconds | Speed]) -> Html:
+    """Why some answers are missing, or come late."""
+    found = [
+        f"{ENTROPIES[e.column]}, {e.model.replace('_', ' ') if isinstance(e, Speed) else f'{e.steps} steps'}: {e.reason}"
+        for e in entries
+        if e.reason
+    ]
+    if not found:
+        return Html("")
+    return tag("details", tag("summary", "What was not reached, and why"), tag("ul", *(tag("li", text) for text in found)))
+
+
+def _gain(gain: Estimate, scale: float, beneath: str | Html = "") -> Html:
+    """A gain with its interval, in words and as a bar around 1; the sign says it without colour."""
+    word = judge_gain(gain)
+    parts: list[str | Html] = [tag("b", tag("span", _SIGNS[word], aria_hidden="true"), " ", _data(gain.value, f"{gain.value:.3f}"))]
+    if gain.low is not None and gain.high is not None:
+        parts += [" ", tag("small", _data(gain.low, f"{gain.low:.3f}"), " to ", _data(gain.high, f"{gain.high:.3f}"))]
+        low, high = (50 + 50 * math.log(end) / scale for end in (gain.low, gain.high))
+        style = f"left:{low:.2f}%;width:{max(high - low, 1.5):.2f}%"
+        parts.append(tag("span", tag("i", style=style), class_="whisker", aria_hidden="true"))
+    parts += [tag("span", word, class_="word"), beneath]
+    return tag("td", *parts, class_="gain " + word.split(" ")[0])
+
+
+def _scale(gains: Iterable[Estimate]) -> float:
+    """The distance from 1 (in logs) that half a bar stands for: the same for all bars of a table."""
+    ends = (end for gain in gains for end in (gain.value, gain.low, gain.high) if end)
+    return 1.1 * max((abs(math.log(end)) for end in ends), default=0.0) or 1.0
+
+
+def _head(text: str, group: str, *more: str | Html) -> Html:
+    return tag("th", tag("span", class_=f"dot {group}", aria_hidden="true"), text, *more, scope="row")
+
+
+def _steps(steps: int) -> Html:
+    return tag("th", _data(steps), scope="row")
+
+
+def _pair(teacher: float | None, student: float | None) -> Html:
+    if teacher is None or student is None:
+        return _number(None)
+    return tag("td", _data(teacher), " → ", _data(student))
+
+
+def _measure(measure: Measure | None) -> Html:
+    if measure is None:
+        return _number(None)
+    text = value_text(measure.value, measure.sem)
+    sem = "" if measure.sem is None else tag("small", " ± ", _data(measure.sem, f"{measure.sem:.2g}"))
+    return tag("td", _data(measure.value, text), sem)
+
+
+def _number(value: float | None, text: str | None = None) -> Html:
+    return tag("td", "–", class_="none") if value is None else tag("td", _data(value, text))
+
+
+def _data(value: float, text: str | None = None) -> Html:
+    """A number as shown, with the number as recorded behind it."""
+    return tag("data", value_text(value) if text is None else text, value=repr(value))
+
+
+def _unit(unit: str) -> str:
+    return unit.removeprefix("perplexity ")
