@@ -257,7 +257,7 @@ def process_bound_by_orders(joint: Tensor, table: Table, mask_id: int) -> float:
     """Masked diffusion's bound, nats: -log p of a text spelt out in an order, averaged over texts and orders."""
     orders = list(permutations(range(joint.dim())))
     total = 0.0
-    for text in process_texts(joint.shape[0], joint.dim()):
+    for text in joint.nonzero():
         for order in orders:
             z = torch.full_like(text, mask_id)
             for i in order:
@@ -268,8 +268,7 @@ def process_bound_by_orders(joint: Tensor, table: Table, mask_id: int) -> float:
 
 def process_bound_in_steps(joint: Tensor, noise: Tensor, table: Table, alphas: list[float]) -> float:
     """The bound of `len(alphas) - 1` steps from alpha = 0 to 1, nats: sum of KL(q(z_s | z_t, x0) || p(z_s | z_t))."""
-    size, length = len(noise), joint.dim()
-    texts = process_texts(size, length)
+    texts, x0 = process_texts(len(noise), joint.dim()), joint.nonzero()
     total = 0.0
     for a_t, a_s in pairwise(alphas):
         step, to_s, to_t = (process_channel(noise, a) for a in (a_t / a_s, a_s, a_t))
@@ -277,8 +276,7 @@ def process_bound_in_steps(joint: Tensor, noise: Tensor, table: Table, alphas: l
         p = table(texts, a_t).exp() @ to_s * step.T[texts]
         p = p / p.sum(-1, keepdim=True)  # [text z, L, s]
         kl = (torch.xlogy(true, true)[:, texts] - torch.xlogy(true[:, texts], p)).nan_to_num().sum(-1)  # [x, text z, L]
-        seen = to_t[texts[:, None], texts[None]].prod(-1)  # q(z | x): [text x, text z]
-        places = torch.arange(length)
-        price = kl[texts[:, None], torch.arange(len(texts))[None, :, None], places].sum(-1)  # [text x, text z]
-        total += float((joint[tuple(texts.T)][:, None] * seen * price).sum())
+        seen = to_t[x0[:, None], texts[None]].prod(-1)  # q(z | x): [text x, text z]
+        price = kl[x0[:, None], torch.arange(len(texts))[None, :, None], torch.arange(joint.dim())].sum(-1)
+        total += float((joint[tuple(x0.T)][:, None] * seen * price).sum())
     return total

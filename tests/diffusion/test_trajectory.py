@@ -98,7 +98,7 @@ def uniform_pair(alpha_t: float, alpha_s: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("process", "law"), zip(PROCESSES, [masked_pair, uniform_pair], strict=True), ids=["masked", "uniform"]
+    ("process", "law"), [(PROCESSES[0], masked_pair), (PROCESSES[1], uniform_pair)], ids=["masked", "uniform"]
 )
 def test_at_two_levels_it_is_the_locked_pair(
     process: MaskedProcess | UniformProcess, law: Callable[[float, float], Tensor]

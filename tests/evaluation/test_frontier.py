@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.evaluation.curves import interpolate
+from unmask.evaluation.curves import Estimate, interpolate
 from unmask.evaluation.frontier import answer
 from unmask.evaluation.measure import ENTROPIES, Measure, Protocol, Row, Setting, Stamp, UnequalProtocols
-from unmask.evaluation.verdict import verdict
+from unmask.evaluation.verdict import judge_gain, verdict
 
 N, L = 64, 32
 PROTOCOL = Protocol(Stamp("j", "0", "float32", 1024, True, False, "first"), L, N, "float64", "data", "0")
@@ -204,6 +204,20 @@ def test_the_verdict_is_true_in_every_case(levels, claim):
     assert all(sentence.endswith(".") for sentence in sentences)
     assert "One training seed" in sentences[-1]
     assert verdict(answer(TEACHER, student(levels), COLD), training_seeds=2)[-1] == "2 training seeds."
+
+
+@pytest.mark.parametrize(
+    ("gain", "word"),
+    [
+        (Estimate(1.2, 1.01, 1.4), "better"),
+        (Estimate(1.2, 0.99, 1.4), "no difference seen"),
+        (Estimate(0.8, 0.7, 1.01), "no difference seen"),
+        (Estimate(0.8, 0.7, 0.99), "worse"),
+        (Estimate(2.0, None, None), "no interval"),
+    ],
+)
+def test_a_gain_is_called_by_its_interval(gain, word):
+    assert judge_gain(gain) == word
 
 
 def test_answers_are_plain_json():

@@ -25,8 +25,7 @@ def entropy(tokens: Tokens) -> PerSequence:
     >>> entropy(torch.tensor([[5, 5, 5, 5], [1, 2, 1, 2]]))
     tensor([0.0000, 0.6931], dtype=torch.float64)
     """
-    share = own_counts(grams(tokens, 1)).double() / tokens.shape[1]
-    return -share.log().mean(dim=1)
+    return (tokens.shape[1] / own_counts(grams(tokens, 1)).double()).log().mean(dim=1)
 
 
 def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
@@ -39,8 +38,7 @@ def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
     tensor([0.6931, 0.6931], dtype=torch.float64)
     """
     ids = grams(tokens, n)
-    share = ids.flatten().bincount().double()[ids] / ids.numel()
-    return -share.log().mean(dim=1)
+    return (ids.numel() / ids.flatten().bincount()[ids].double()).log().mean(dim=1)
 
 
 def repetition(tokens: Tokens, n: int) -> PerSequence:

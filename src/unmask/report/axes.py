@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from unmask.report.style import LIGHT, SMALL
 from unmask.report.svg import tip
 
 PNG_DPI = 160
+_PILL = (21.0, 12.0)  # points that a pill takes
 
 
 def logarithmic(axis: Axis, ticks: Collection[float] | None = None) -> None:
@@ -32,12 +33,24 @@ def point(axes: Axes, line: Line, x: float, **style: object) -> None:
     artist.set_gid(tip(describe(line)))
 
 
-def pill(axes: Axes, line: Line, x: float, color: str) -> None:
-    """A row as its step count in a filled pill."""
-    box = {"boxstyle": "round,pad=0.28,rounding_size=0.7", "facecolor": color, "edgecolor": LIGHT["panel"]}
-    text = axes.annotate(str(line.steps), (x, line.gen_ppl.value), ha="center", va="center", fontsize=SMALL - 0.5,
-                         color=LIGHT["panel"], fontweight="bold", bbox=box)  # fmt: skip
-    text.set_gid(tip(describe(line)))
+def pills(axes: Axes, places: Sequence[tuple[Line, float]]) -> None:
+    """Rows as their step counts in filled pills at (x, gen PPL); where two would cover each other, one stands aside."""
+    taken: list[tuple[float, float]] = []
+    scale = 72 / axes.figure.dpi
+    for line, x in places:
+        at = axes.transData.transform((x, line.gen_ppl.value)) * scale
+        aside = 0.0
+        while any(abs(at[0] + aside - other[0]) < _PILL[0] and abs(at[1] - other[1]) < _PILL[1] for other in taken):
+            aside += _PILL[0]
+        taken.append((at[0] + aside, at[1]))
+        color = LIGHT[line.row.name] if line.row.name in LIGHT else LIGHT["muted"]
+        text = axes.annotate(
+            str(line.steps), (x, line.gen_ppl.value), (aside, 0), textcoords="offset points", ha="center", va="center",
+            fontsize=SMALL - 0.5, color=LIGHT["panel"], fontweight="bold", zorder=4,
+            bbox={"boxstyle": "round,pad=0.28,rounding_size=0.7", "facecolor": color, "edgecolor": LIGHT["panel"]},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8} if aside else None,
+        )  # fmt: skip
+        text.set_gid(tip(describe(line)))
 
 
 def describe(line: Line) -> str:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.evaluation.measure import ENTROPIES, GEN_PPL
-from unmask.report.axes import PNG_DPI, legend, logarithmic, note, pill, point
+from unmask.report.axes import PNG_DPI, legend, logarithmic, note, pills, point
 from unmask.report.record import ENTROPY, Line, Report, curves, protocol_words
 from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
 from unmask.report.svg import Picture, picture
@@ -97,10 +97,6 @@ def frontier(report: Report, column: str, width: float) -> Figure:
             label = ""
             for line in lines:
                 point(axes, line, line.row.measures[column].value, marker=_MARKER[name], markersize=3.6, color=LIGHT[name])
-        for lines in found.values():
-            for line in lines:
-                if line.temperature == 1:
-                    pill(axes, line, line.row.measures[column].value, LIGHT[name])
     for line, label, marker, color in [
         *((line, "real text", "*", "ink") for line in [report.data] if line),
         *((line, "autoregressive", "D", "autoregressive") for line in report.autoregressive),
@@ -110,7 +106,9 @@ def frontier(report: Report, column: str, width: float) -> Figure:
             point(axes, line, x, marker=marker, color=LIGHT[color], markersize=13 if marker == "*" else 7, label=label)
     _target(axes, report, column)
     logarithmic(axes.yaxis)
-    axes.margins(0.05, 0.08)
+    axes.margins(0.06, 0.09)
+    plain = [line for line in [*report.student, *report.teacher] if line.temperature == 1 and column in line.row.measures]
+    pills(axes, [(line, line.row.measures[column].value) for line in plain])
     axes.set(xlabel=f"{ENTROPIES[column]}" + ("" if "disagreement" in column else ", nats"), ylabel="gen PPL")
     legend(axes, "better: lower and further right; numbers are steps, at temperature 1", 4 if width > NARROW else 2)
     return figure
@@ -157,7 +155,7 @@ def _levels(axes: Axes, report: Report) -> None:
         y = line.gen_ppl.value
         down = len(found) > 1 and y == lowest
         axes.axhline(y, color=LIGHT[color], linestyle="--", linewidth=1.3)
-        axes.annotate(f"{label} {y:.3g} ({line.entropy.value:.2f})", (x, y), (0, -3 if down else 3), ha=side,
+        axes.annotate(f"{label} {y:.3g} ({line.entropy.value:.2f})", (x, y), (4 - 8 * x, -3 if down else 3), ha=side,
                       va="top" if down else "bottom", xycoords=axes.get_yaxis_transform(),
                       textcoords="offset points", color=LIGHT[color], fontsize=SMALL)  # fmt: skip
 
@@ -213,7 +211,7 @@ def _target(axes: Axes, report: Report, column: str) -> None:
         most = max(lines, key=lambda line: line.steps)
         target = most.row.measures[column].value
         axes.axvline(target, color=LIGHT["teacher"], linewidth=1, linestyle=":")
-        axes.annotate(f"as diverse as the teacher\nat {most.steps} steps", (target, 0), (-4, 4), ha="right", va="bottom",
+        axes.annotate(f"as diverse as the teacher\nat {most.steps} steps", (target, 1), (-4, 0), ha="right", va="top",
                       xycoords=axes.get_xaxis_transform(), textcoords="offset points", fontsize=SMALL,
                       color=LIGHT["teacher"])  # fmt: skip
 

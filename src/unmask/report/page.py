@@ -80,9 +80,18 @@ def _masthead(report: Report) -> Html:
     sentences = tag("ul", *(_sentence(sentence) for sentence in rest), class_="verdict")
     summary = tag("summary", f"The verdict in full, {len(rest)} sentences with their figures")
     full = tag("details", summary, sentences, open=len(rest) <= _FEW_SENTENCES) if rest else Html("")
-    leading = [tag("p", sentence, class_="lede") for sentence in sums]
+    leading = [_lede(sentence) for sentence in sums]
     facts = tag("dl", *_facts(report), class_="facts")
     return tag("div", tag("h1", report.title), *leading, caveat, full, facts, class_="masthead")
+
+
+def _lede(sentence: str) -> Html:
+    """A sentence that sums up; what it says in brackets is smaller."""
+    claim, bracket, figures = sentence.removesuffix(").").partition(" (")
+    if not bracket:
+        return tag("p", sentence, class_="lede")
+    figures = figures[:1].upper() + figures[1:]
+    return join(tag("p", claim + ".", class_="lede"), tag("p", figures + ".", class_="figures"))
 
 
 def _sentence(text: str) -> Html:
@@ -124,10 +133,11 @@ def _answers(report: Report) -> Html:
             "Choose temperatures at which both are equally diverse, and compare again. What is left is no exchange of "
             "variety for fluency. It counts as a win only if all three diversities agree."
         )
-        body = [tables.equal_entropy(report, at) for at in dict.fromkeys(entry.at for entry in found.equal_entropy)]
+        first, *body = [tables.equal_entropy(report, at) for at in dict.fromkeys(e.at for e in found.equal_entropy)]
         if found.equal_seconds:
             body.append(tables.equal_seconds(report))
-        parts.append(answer(2, "At equal diversity?", words, *body))
+        summary = tag("summary", "At the diversity of real text, and in equal seconds")
+        parts.append(answer(2, "At equal diversity?", words, first, tag("details", summary, *body) if body else Html("")))
     if found.speed:
         words = f"How few steps are as good as the teacher's {found.speed[0].reference_steps}, at that teacher's diversity?"
         parts.append(answer(3, "How much faster?", words, tables.speed(report)))

@@ -30,8 +30,8 @@ def same_steps(report: Report) -> Html:
         both = ((entry.teacher_entropy.get(column), entry.student_entropy.get(column)) for column in columns)
         return [_steps(entry.steps), _pair(entry.teacher, entry.student), _gain(entry.gain, scale), *(_pair(*p) for p in both)]
 
-    heads = ["steps", "gen PPL", "gain, 95 % interval", *(ENTROPIES[column] for column in columns)]
-    caption = "Temperature 1, teacher → student. The gain is the teacher's gen PPL divided by the student's"
+    heads = ["steps", "gen PPL", "gain", *(ENTROPIES[column] for column in columns)]
+    caption = "Teacher → student at temperature 1; gain: gen PPL of the teacher / of the student, 95 % interval"
     return table(report, caption, heads, map(line, entries))
 
 
@@ -42,7 +42,7 @@ def equal_entropy(report: Report, at: str) -> Html:
     heads = ["steps"] + [
         f"{ENTROPIES[column]} {'not measured' if value is None else f'= {value:.4g}'}" for column, value in target.items()
     ]
-    caption = f"As diverse as {'real text' if at == 'data' else 'the ' + at}: gain over the teacher at the same steps, gen PPL of both"
+    caption = f"As diverse as {'real text' if at == 'data' else 'the ' + at}: gain, 95 % interval, gen PPL teacher → student"
     return _matrix(report, caption, heads, entries)
 
 
@@ -57,17 +57,17 @@ def speed(report: Report) -> Html:
     """Question 3: the least steps that are enough, of the student and of temperature alone."""
 
     def line(entry: Speed) -> list[Html]:
-        who = "student" if entry.model == "student" else "teacher, colder"
+        who = "student" if entry.model == "student" else "temperature alone"
         head = _head(who, "student" if entry.model == "student" else "teacher")
         column = tag("td", ENTROPIES[entry.column])
         if entry.steps is None or entry.calls is None:
-            return [head, column, tag("td", "not reached", colspan="4", class_="none", title=entry.reason or "")]
+            return [head, column, _nothing(entry.reason, colspan="4")]
         times = (_number(entry.calls, f"{entry.calls:.2f} ×"), _number(entry.seconds, f"{entry.seconds or 0:.2f} ×"))
         return [head, column, _number(entry.steps), *times, _number(entry.support, f"{entry.support or 0:.0%}")]
 
     first = report.answers.speed[0]
-    caption = f"The fewest steps with gen PPL at most {first.reference:.4g}, the teacher's at {first.reference_steps} steps, and as diverse"
-    heads = ["model", "at its", "steps", "fewer calls", "fewer seconds", "of resamples"]
+    caption = f"The fewest steps with a gen PPL of at most {first.reference:.4g}, the teacher's at {first.reference_steps} steps"
+    heads = ["model", "as diverse by", "steps", "calls, times fewer", "seconds, times fewer", "in resamples"]
     return join(table(report, caption, heads, map(line, report.answers.speed)), _reasons(report.answers.speed))
 
 
@@ -75,9 +75,9 @@ def rows(report: Report, lines: Sequence[tuple[str, Line]], caption: str, others
     """Rows in full; `others` takes the measures of repetition in place of the first ones."""
     known = dict.fromkeys(name for _, line in lines for name in line.row.measures)
     names = [name for name in known if (name in _FIRST) != others]
-    units = {name: next(m.unit for _, line in lines for n, m in line.row.measures.items() if n == name) for name in names}
+    units = {name: next(m.unit.removeprefix("perplexity ") for _, line in lines for n, m in line.row.measures.items() if n == name) for name in names}
     heads: list[str | Html] = ["model", "steps", "calls", "temperature"]
-    heads += [join(_HEADS.get(name, name.replace("_", " ")), " ", tag("small", _unit(units[name]))) for name in names]
+    heads += [join(_HEADS.get(name, name.replace("_", " ")), " ", tag("small", units[name])) for name in names]
 
     def line(entry: tuple[str, Line]) -> list[Html]:
         group, found = entry
@@ -139,9 +139,9 @@ def _matrix(report: Report, caption: str, heads: Sequence[str], entries: Sequenc
 
 def _compared(entry: EqualEntropy | EqualSeconds, scale: float) -> Html:
     if entry.gain is None:
-        return tag("td", "not reached", class_="none", title=entry.reason or "")
+        return _nothing(entry.reason)
     if isinstance(entry, EqualSeconds):
-        beneath = "" if entry.seconds is None else tag("small", _data(entry.seconds), " s")
+        beneath = "" if entry.seconds is None else tag("small", "in ", _data(entry.seconds), " s")
     elif entry.teacher and entry.student:
         beneath = tag("small", _data(entry.teacher.gen_ppl.value), " → ", _data(entry.student.gen_ppl.value))
     else:
@@ -164,14 +164,16 @@ def _reasons(entries: Iterable[EqualEntropy | EqualSeconds | Speed]) -> Html:
 def _gain(gain: Estimate, scale: float, beneath: str | Html = "") -> Html:
     """A gain with its interval, in words and as a bar around 1; the sign says it without colour."""
     word = judge_gain(gain)
-    parts: list[str | Html] = [tag("b", tag("span", _SIGNS[word], aria_hidden="true"), " ", _data(gain.value, f"{gain.value:.3f}"))]
-    if gain.low is not None and gain.high is not None:
-        parts += [" ", tag("small", _data(gain.low, f"{gain.low:.3f}"), " to ", _data(gain.high, f"{gain.high:.3f}"))]
-        low, high = (50 + 50 * math.log(end) / scale for end in (gain.low, gain.high))
-        style = f"left:{low:.2f}%;width:{max(high - low, 1.5):.2f}%"
-        parts.append(tag("span", tag("i", style=style), class_="whisker", aria_hidden="true"))
-    parts += [tag("span", word, class_="word"), beneath]
-    return tag("td", *parts, class_="gain " + word.split(" ")[0])
+    sign = tag("span", _SIGNS[word], " ", aria_hidden="true")
+    head = tag("div", tag("b", sign, _data(gain.value, f"{gain.value:.3f}")), " ", tag("small", word))
+    class_ = "gain " + word.split(" ")[0]
+    if gain.low is None or gain.high is None:
+        return tag("td", head, tag("div", beneath), class_=class_)
+    low, high = (50 + 50 * math.log(end) / scale for end in (gain.low, gain.high))
+    style = f"left:{low:.2f}%;width:{max(high - low, 1.5):.2f}%"
+    bar = tag("span", tag("i", style=style), class_="whisker", aria_hidden="true")
+    ends = tag("small", _data(gain.low, f"{gain.low:.3f}"), " to ", _data(gain.high, f"{gain.high:.3f}"))
+    return tag("td", head, bar, tag("div", ends, beneath), class_=class_)
 
 
 def _scale(gains: Iterable[Estimate]) -> float:
@@ -202,6 +204,12 @@ def _measure(measure: Measure | None) -> Html:
     return tag("td", _data(measure.value, text), sem)
 
 
+def _nothing(reason: str | None, **attributes: str) -> Html:
+    """The place of an answer that there is not; why stands beneath the table too."""
+    text = "not measured" if reason and "not measured" in reason else "not reached"
+    return tag("td", text, class_="none", title=reason or "", **attributes)
+
+
 def _number(value: float | None, text: str | None = None) -> Html:
     return tag("td", "–", class_="none") if value is None else tag("td", _data(value, text))
 
@@ -209,7 +217,3 @@ def _number(value: float | None, text: str | None = None) -> Html:
 def _data(value: float, text: str | None = None) -> Html:
     """A number as shown, with the number as recorded behind it."""
     return tag("data", value_text(value) if text is None else text, value=repr(value))
-
-
-def _unit(unit: str) -> str:
-    return unit.removeprefix("perplexity ")

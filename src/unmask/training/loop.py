@@ -34,6 +34,7 @@ from unmask.training.state import State
 from unmask.types import Tokens
 
 if TYPE_CHECKING:
+    from unmask.models.pretrained import CausalModel, Model
     from unmask.objectives.base import Objective
     from unmask.training.rundir import RunDir
 
@@ -63,7 +64,7 @@ class Update:
     tokens: int
     seconds: float
     turn: str = "student"
-    student: object | None = None
+    student: Model | CausalModel | None = None
 
     def record(self) -> dict[str, float | int | str | None]:
         """One flat line for metrics.jsonl; numbers that are not finite become null."""

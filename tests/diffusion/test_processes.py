@@ -1,0 +1,368 @@
+"""Masked and uniform noise against enumeration: Bayes' rule, the chain of steps, and the price of a guess."""
+
+import math
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from reference import (
+    Table,
+    network_golden,
+    process_bound_by_orders,
+    process_bound_in_steps,
+    process_channel,
+    process_leave_one_out,
+    process_posterior,
+    process_texts,
+)
+from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
+from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.models.parameterization import NetworkDenoiser
+from unmask.prediction import Prediction, TableHead
+
+V = 4
+MASKED, UNIFORM = MaskedProcess(V, mask_id=3), UniformProcess(V)
+NOISE = {MASKED: torch.tensor([0.0, 0.0, 0.0, 1.0]).double(), UNIFORM: torch.full((V,), 1 / V).double()}
+BOTH = pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
+EVERY_TOKEN = torch.arange(V)[None]  # a row in which each token stands once
+
+pair_of_levels = st.tuples(st.floats(0, 0.999), st.floats(1e-3, 1)).map(sorted)
+
+
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def laws(process: Process, rows: int, seed: int = 0) -> Tensor:
+    """Random laws of x0 [1, rows, V], none on a token that is only noise."""
+    p = torch.rand(1, rows, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
+    if process is MASKED:
+        p[..., MASKED.mask_id] = 0
+    return p / p.sum(-1, keepdim=True)
+
+
+# --- prior
+
+
+@BOTH
+def test_the_prior_is_the_law_of_noise(process: Process) -> None:
+    like = torch.zeros(2, 20_000, dtype=torch.int64)
+    drawn = process.prior(like, torch.Generator().manual_seed(0))
+    assert drawn.shape == like.shape and drawn.dtype == torch.int64
+    share = torch.bincount(drawn.flatten(), minlength=V) / drawn.numel()
+    assert float((share - NOISE[process]).abs().max()) < 0.01
+
+
+# --- posterior
+
+
+@BOTH
+@given(levels=pair_of_levels, seed=st.integers(0, 10**6))
+def test_the_posterior_is_bayes_rule(process: Process, levels: list[float], seed: int) -> None:
+    p = laws(process, V, seed)
+    got = process.posterior(p, EVERY_TOKEN, double(levels[0]), double(levels[1]))
+    want = torch.stack([process_posterior(NOISE[process], p[0, z], z, *levels) for z in range(V)])
+    possible = ~want.isnan().any(-1)  # at alpha = 0 a masked process shows no token
+    assert_close(got[0, possible], want[possible], rtol=1e-9, atol=1e-12)
+    assert_close(got.sum(-1), torch.ones(1, V).double())
+    assert float(got.min()) >= -1e-15
+
+
+@BOTH
+@given(alphas=st.lists(st.floats(1e-3, 1 - 1e-3), min_size=3, max_size=3).map(sorted), token=st.integers(0, V - 2))
+def test_two_steps_back_are_one(process: Process, alphas: list[float], token: int) -> None:
+    """Chapman-Kolmogorov for a known text: the sum over z_s of q(z_r | z_s, x0) q(z_s | z_t, x0) is q(z_r | z_t, x0)."""
+    a_t, a_s, a_r = (double(a) for a in alphas)
+    x0 = torch.nn.functional.one_hot(torch.full((1, V), token), V).double()
+    first = process.posterior(x0, EVERY_TOKEN, a_t, a_s)[0]
+    second = process.posterior(x0, EVERY_TOKEN, a_s, a_r)[0]
+    at_once = process.posterior(x0, EVERY_TOKEN, a_t, a_r)[0]
+    seen = process_channel(NOISE[process], alphas[0])[token] > 0  # a shown token of a masked process is x0 itself
+    assert_close((first @ second)[seen], at_once[seen], rtol=1e-9, atol=1e-12)
+
+
+@BOTH
+@given(levels=pair_of_levels, token=st.integers(0, V - 2))
+def test_a_step_back_from_the_forward_law_is_the_forward_law(process: Process, levels: list[float], token: int) -> None:
+    x0 = torch.nn.functional.one_hot(torch.full((1, V), token), V).double()
+    back = process.posterior(x0, EVERY_TOKEN, double(levels[0]), double(levels[1]))[0]
+    at_t, at_s = (process_channel(NOISE[process], alpha)[token] for alpha in levels)
+    assert_close(at_t @ back, at_s, rtol=1e-9, atol=1e-12)
+
+
+@BOTH
+def test_the_ends_of_the_posterior(process: Process) -> None:
+    p = laws(process, V)
+    for alpha, tokens in ((0.0, V), (0.3, V), (1.0, V - 1)):  # at alpha = 1 there is no MASK
+        here = process.posterior(p, EVERY_TOKEN, double(alpha), double(alpha))
+        assert_close(here[0, :tokens], torch.eye(V).double()[:tokens])  # no time, no step
+    masks = torch.full((1, V), MASKED.mask_id)
+    assert_close(MASKED.posterior(p, masks, double(0.0), double(1.0)), p)  # one step is a draw from the prediction
+    assert_close(UNIFORM.posterior(p, EVERY_TOKEN, double(0.0), double(1.0)), p)
+
+
+@BOTH
+@pytest.mark.parametrize("alpha_dtype", [torch.float32, torch.float64])
+def test_the_posterior_has_the_dtype_of_the_law_and_float64_inside(process: Process, alpha_dtype: torch.dtype) -> None:
+    """1000 steps of 1e-3, and 1e5 of 1e-5: the rates are differences of levels, and keep their digits in float32."""
+    p = laws(process, V)
+    for step in (1e-3, 1e-5):
+        a_t, a_s = (torch.tensor([level], dtype=alpha_dtype) for level in (0.5, 0.5 + step))
+        exact = process.posterior(p, EVERY_TOKEN, a_t.double(), a_s.double())
+        got = process.posterior(p.float(), EVERY_TOKEN, a_t, a_s)
+        assert got.dtype == torch.float32
+        assert_close(got.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_each_sequence_has_its_own_levels() -> None:
+    a_t, a_s = double(0.1, 0.4), double(0.3, 0.9)
+    for process in (MASKED, UNIFORM):
+        p = laws(process, 2 * V).view(2, V, V)
+        both = process.posterior(p, EVERY_TOKEN.expand(2, V), a_t, a_s)
+        for row in range(2):
+            alone = process.posterior(p[row : row + 1], EVERY_TOKEN, a_t[row : row + 1], a_s[row : row + 1])
+            assert_close(both[row], alone[0])
+
+
+# --- nelbo, one token
+
+
+def priced(process: Process, log_p: Tensor, alpha: float) -> Tensor:
+    """nelbo [x0, z] of each pair of tokens, all under one law log_p [V], at -dalpha = 1."""
+    x0, z = (grid.flatten()[None] for grid in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij"))
+    table = log_p.expand(1, V * V, V)
+    shown = z if process is MASKED else None
+    prediction = Prediction(table, TableHead(), V, None if shown is None else MASKED.mask_id, shown)
+    return process.nelbo(prediction, x0, z, double(alpha), double(-1.0)).view(V, V)
+
+
+@BOTH
+@pytest.mark.parametrize("alpha", [0.9, 0.4, 0.05])
+def test_nelbo_is_the_limit_of_kl_over_dt(process: Process, alpha: float) -> None:
+    """KL(q(z_s | z_t, x0) || p(z_s | z_t)) / (alpha_s - alpha_t), extrapolated to no step, for every x0 and z_t."""
+    p = laws(process, 1, seed=4)[0, 0]
+    got = priced(process, p.log(), alpha)
+    for token in range(V - 1):
+        for z in range(V):
+            if process is MASKED and z not in (token, MASKED.mask_id):
+                continue
+            rates = []
+            for step in (2e-5, 1e-5):
+                truth = torch.eye(V).double()[token]
+                q, guess = (process_posterior(NOISE[process], law, z, alpha, alpha + step) for law in (truth, p))
+                rates.append(float((torch.xlogy(q, q) - torch.xlogy(q, guess)).sum()) / step)
+            assert float(got[token, z]) == pytest.approx(2 * rates[1] - rates[0], rel=1e-4, abs=1e-8)
+
+
+@BOTH
+@given(alpha=st.floats(1e-3, 1 - 1e-6), logits=st.lists(st.floats(-30, 30), min_size=V, max_size=V))
+def test_nelbo_is_never_negative(process: Process, alpha: float, logits: list[float]) -> None:
+    log_p = torch.log_softmax(double(*logits), dim=-1)
+    got = priced(process, log_p, alpha)
+    possible = torch.ones(V, V, dtype=torch.bool)
+    if process is MASKED:
+        possible = torch.eye(V, dtype=torch.bool)
+        possible[:, MASKED.mask_id] = True
+        possible[MASKED.mask_id] = False
+    assert bool(torch.isfinite(got).all()) and float(got[possible].min()) >= -1e-11
+
+
+@BOTH
+@given(alpha=st.floats(1e-3, 1 - 1e-3), token=st.integers(0, V - 2))
+def test_a_perfect_guess_costs_nothing(process: Process, alpha: float, token: int) -> None:
+    point = torch.full((V,), -1e6).double().index_fill(0, torch.tensor(token), 0.0)
+    assert float(priced(process, point, alpha)[token].abs().max()) < 1e-10
+
+
+def test_shown_tokens_cost_nothing_and_masks_their_surprise() -> None:
+    """MDLM, Eq. 10: -alpha' / (1 - alpha) times -log p(x0)."""
+    p = laws(MASKED, 1)[0, 0]
+    got = priced(MASKED, p.log(), 0.75)
+    assert_close(got[:3, 3], -p[:3].log() / 0.25)
+    assert not got[torch.arange(3), torch.arange(3)].any()
+
+
+@BOTH
+def test_the_bound_has_limits_where_its_formula_has_none(process: Process) -> None:
+    """alpha = 1: the text as it is. alpha = 0, under the uniform process: z says nothing, and no step is taken yet."""
+    p = laws(process, 1)[0, 0]
+    for edge, inside in ((1.0, 1 - 1e-7), (0.0, 1e-7)):
+        at, near = (priced(process, p.log(), alpha) for alpha in (edge, inside))
+        possible = torch.eye(V, dtype=torch.bool)[:3] if edge == 1 else torch.ones(3, V, dtype=torch.bool)
+        assert_close(at[:3][possible], near[:3][possible], atol=1e-5, rtol=1e-5)
+    point = torch.full((V,), -1e6).double().index_fill(0, torch.tensor(1), 0.0)
+    assert abs(float(priced(process, point, 1.0)[1, 1])) < 1e-10
+
+
+@BOTH
+def test_nelbo_has_the_dtype_of_the_prediction_and_float64_inside(process: Process) -> None:
+    p = laws(process, 1)[0, 0].expand(1, 1, V)
+    x0, z = torch.tensor([[1]]), torch.tensor([[3]])
+    for alpha in (1e-3, 0.5, 1 - 1e-6):
+        exact = process.nelbo(Prediction.from_log_p(p.log()), x0, z, double(alpha), double(-1.0))
+        low = process.nelbo(Prediction.from_log_p(p.log().float()), x0, z, double(alpha), double(-1.0))
+        assert low.dtype == torch.float32 and exact.dtype == torch.float64
+        assert_close(low.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@BOTH
+def test_the_gradient_of_nelbo_is_that_of_its_formula(process: Process) -> None:
+    logits = torch.randn(1, V * V, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0, z = (grid.flatten()[None] for grid in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij"))
+    if process is MASKED:
+        x0, z = x0.clamp(max=2), torch.where(z == x0.clamp(max=2), z, 3)
+
+    def loss(table: Tensor) -> Tensor:
+        return process.nelbo(Prediction.from_log_p(table), x0, z, double(0.3), double(-1.0))
+
+    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+
+
+# --- nelbo, whole texts: V = 3 tokens (and MASK), L = 2, eps = 0
+
+
+def source(process: Process, seed: int = 0) -> Tensor:
+    """A joint law of two tokens that depend on each other, none of them MASK."""
+    size = 3
+    joint = torch.zeros((size + (process is SMALL_MASKED),) * 2, dtype=torch.float64)
+    joint[:size, :size] = torch.rand(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
+    return joint / joint.sum()
+
+
+SMALL_MASKED, SMALL_UNIFORM = MaskedProcess(4, mask_id=3), UniformProcess(3)
+SMALL = pytest.mark.parametrize("process", [SMALL_MASKED, SMALL_UNIFORM], ids=["masked", "uniform"])
+
+
+def noise_of(process: Process) -> Tensor:
+    return double(0, 0, 0, 1) if process is SMALL_MASKED else torch.full((3,), 1 / 3).double()
+
+
+def brute_force(process: Process, joint: Tensor, table: Table, schedule: NoiseSchedule, nodes: int) -> float:
+    """E over texts and all their corruptions of the sum of nelbo over positions, integrated over t by Gauss.
+
+    Nodes are those of sqrt(t): the uniform process has a log t near 0.
+    """
+    texts = process_texts(process.vocab_size, joint.dim())
+    weight = joint[tuple(texts.T)]
+    pairs = torch.cartesian_prod(torch.arange(len(texts))[weight > 0], torch.arange(len(texts)))
+    x0, z = texts[pairs[:, 0]], texts[pairs[:, 1]]
+    total = 0.0
+    for node, share in zip(*np.polynomial.legendre.leggauss(nodes), strict=True):
+        root = (node + 1) / 2
+        t = double(root**2).expand(len(pairs))
+        alpha, slope = schedule.alpha(t), schedule.dalpha(t)
+        seen = process_channel(noise_of(process), float(alpha[0]))[x0, z].prod(-1)
+        log_p = table(texts, float(alpha[0]))[pairs[:, 1]]
+        nelbo = process.nelbo(Prediction.from_log_p(log_p), x0, z, alpha, slope).sum(-1)
+        total += share * root * float((weight[pairs[:, 0]] * seen * nelbo).nan_to_num().sum())
+    return total
+
+
+def exact(process: Process, joint: Tensor) -> Table:
+    return lambda z, alpha: process_leave_one_out(joint, noise_of(process), z, alpha).log()
+
+
+def wrong(process: Process, joint: Tensor) -> Table:
+    """A model that is off: its logits are half of the true ones, and it likes token 1."""
+
+    def table(z: Tensor, alpha: float) -> Tensor:
+        log_p = exact(process, joint)(z, alpha) / 2
+        log_p[..., 1] += 0.7
+        return torch.log_softmax(log_p, dim=-1)
+
+    return table
+
+
+@SMALL
+@pytest.mark.parametrize("schedule", [LogLinear(0.0), Cosine(0.0), Polynomial(2.0, 0.0)], ids=lambda s: type(s).__name__)
+def test_exact_conditionals_cost_the_entropy(process: Process, schedule: NoiseSchedule) -> None:
+    joint = source(process)
+    entropy = -float(torch.xlogy(joint, joint).sum())
+    bound = brute_force(process, joint, exact(process, joint), schedule, nodes=24)
+    assert bound == pytest.approx(entropy, abs=1e-9 if process is SMALL_MASKED else 1e-5)
+
+
+@SMALL
+def test_a_wrong_model_costs_the_sum_of_its_steps(process: Process) -> None:
+    """The integral is the limit of the bound in N steps, which falls as 1 / N; and it is above the entropy."""
+    joint = source(process, seed=1)
+    table = wrong(process, joint)
+    bound = brute_force(process, joint, table, LogLinear(0.0), nodes=24)
+    in_steps = [
+        process_bound_in_steps(joint, noise_of(process), table, [k / n for k in range(n + 1)]) for n in (40, 80)
+    ]
+    assert in_steps[0] > in_steps[1] > bound
+    assert 2 * in_steps[1] - in_steps[0] == pytest.approx(bound, abs=1e-3)
+    assert bound > -float(torch.xlogy(joint, joint).sum()) + 0.05
+
+
+def test_masked_diffusion_is_the_mean_over_orders() -> None:
+    joint = source(SMALL_MASKED, seed=2)
+    for table in (exact(SMALL_MASKED, joint), wrong(SMALL_MASKED, joint)):
+        bound = brute_force(SMALL_MASKED, joint, table, LogLinear(0.0), nodes=6)  # a polynomial in t: 6 nodes are exact
+        assert bound == pytest.approx(process_bound_by_orders(joint, table, mask_id=3), abs=1e-12)
+
+
+# --- golden data
+
+
+def test_mdlms_bound() -> None:
+    """Theirs is float32: 1e-6 from their logits (2e-7 seen), 1e-5 through our network, whose sums have other orders."""
+    network, want = network_golden("hub_mdlm")
+    process, schedule = MaskedProcess(38, mask_id=37), LogLinear(1e-3)
+    alpha, slope = schedule.alpha(want["t"].double()), schedule.dalpha(want["t"].double())
+    from_logits = Prediction(want["logits"], TableHead(), 38, 37, want["zt"])
+    from_network = NetworkDenoiser(network, 37, sees_alpha=False)(want["zt"], alpha)
+    for prediction, rtol in ((from_logits, 1e-6), (from_network, 1e-5)):
+        got = process.nelbo(prediction, want["x0"], want["zt"], alpha, slope)
+        assert_close(got, want["nelbo_per_token"], rtol=rtol, atol=0)
+    rows = from_logits.log_p(want["zt"] == 37)
+    assert_close(rows[:, :37], want["log_probs_masked"][:, :37], rtol=1e-6, atol=0)
+
+
+def test_duos_posterior_and_bound() -> None:
+    """Theirs are float64 sums over a float32 softmax, whose rows sum to 1 within 5e-8: so 1e-6, and not 1e-12.
+
+    Through our network 1e-5.
+    """
+    network, want = network_golden("hub_duo")
+    process = UniformProcess(37)
+    z, alpha_t, alpha_s, slope = (want[name].double() for name in ("zt", "alpha_t", "alpha_s", "dalpha_t"))
+    from_logits = Prediction.from_log_p(want["logits"].double())
+    from_network = NetworkDenoiser(network, None, sees_alpha=True)(want["zt"], want["alpha_t"])
+    for prediction, rtol in ((from_logits, 1e-6), (from_network, 1e-5)):
+        law = prediction.log_p().double().exp()
+        assert_close(process.posterior(law, z.long(), alpha_t, alpha_s), want["posterior"], rtol=rtol, atol=0)
+        nll = process.nelbo(prediction, want["x0"], z.long(), alpha_t, slope)
+        assert_close(nll.double(), want["nll_per_token"], rtol=rtol, atol=0)
+
+
+# --- bad input
+
+
+def test_wrong_sizes() -> None:
+    with pytest.raises(ValueError, match="want vocab_size >= 2, got 1"):
+        UniformProcess(1)
+    with pytest.raises(ValueError, match="want vocab_size >= 2, got 0"):
+        MaskedProcess(0, 0)
+    for mask_id in (-1, 4):
+        with pytest.raises(ValueError, match=f"want 0 <= mask_id < 4 = vocab_size, got {mask_id}"):
+            MaskedProcess(4, mask_id)
+
+
+@BOTH
+def test_wrong_levels(process: Process) -> None:
+    p = laws(process, V)
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
+            process.posterior(p, EVERY_TOKEN, double(bad), double(1.0))
+        with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
+            process.posterior(p, EVERY_TOKEN, double(0.0), double(bad))
+        with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
+            process.nelbo(Prediction.from_log_p(p.log()), EVERY_TOKEN, EVERY_TOKEN, double(bad), double(-1.0))
+    with pytest.raises(ValueError, match=r"alpha_s >= alpha_t, got \[0.4\] and \[0.5\]; are they swapped"):
+        process.posterior(p, EVERY_TOKEN, double(0.5), double(0.4))
