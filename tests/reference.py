@@ -167,7 +167,7 @@ def sampler_p_value(tokens: Tensor, texts: dict[Text, float]) -> float:
     if rare:
         bins.append((sum(drawn[text] for text in rare), sum(expected[text] for text in rare)))
     statistic = sum((seen - due) ** 2 / due for seen, due in bins)
-    return float(chi2.sf(statistic, len(bins) - 1))
+    return float(chi2.sf(statistic, len(bins) - 1)) if len(bins) > 1 else 1.0
 
 
 def _sampler_step(texts: dict[Text, float], ways: Callable[[Text], list[Way]]) -> dict[Text, float]:

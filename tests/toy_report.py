@@ -29,7 +29,14 @@ def protocol(samples: int) -> Protocol:
 
 
 def row(
-    name: str, steps: int, tau: float, gen_ppl: float, entropy: float, samples: int, noise: np.ndarray, narrow: float = 0.0
+    name: str,
+    steps: int,
+    tau: float,
+    gen_ppl: float,
+    entropy: float,
+    samples: int,
+    noise: np.ndarray,
+    narrow: float = 0.0,
 ) -> Row:
     """A row whose every column follows from gen_ppl and entropy; `narrow` is what the other diversities lost."""
     noise = noise + 0.3 * np.random.default_rng([steps, round(100 * tau), *name.encode()]).normal(size=noise.shape)
@@ -46,7 +53,10 @@ def row(
         "gen_ppl": perplexity(nats, np.full(samples, L), "perplexity under demo-judge"),
         **{key: mean(values, "share of positions" if "dis" in key else "nats") for key, values in columns.items()},
         **{f"repetition_{n}": Measure(0.3 / n**2, "share of repeated n-grams", samples, 0.003 / n) for n in (2, 3, 4)},
-        **{f"distinct_{n}": Measure(1 - 0.8 / n**2, "share of distinct n-grams", samples, 0.01 / n) for n in (1, 2, 3, 4)},
+        **{
+            f"distinct_{n}": Measure(1 - 0.8 / n**2, "share of distinct n-grams", samples, 0.01 / n)
+            for n in (1, 2, 3, 4)
+        },
         "overlap_4": share,
         "seconds": Measure(0.0016 * max(steps, 1) ** 0.9, "s a sample", 1),
     }
@@ -61,12 +71,15 @@ def rows(samples: int) -> dict[str, list[Row]]:
     noise = np.random.default_rng(0).normal(size=(3, samples))
     warmer = np.random.default_rng(1).normal(size=(3, samples))
 
-    def tempered(name: str, levels: dict[int, float], entropy: float, taus: Sequence[float], seen: np.ndarray) -> list[Row]:
+    def tempered(
+        name: str, levels: dict[int, float], entropy: float, taus: Sequence[float], seen: np.ndarray
+    ) -> list[Row]:
         """Cooling by 0.1 takes 0.045 nats and a fifth of the gen PPL."""
-        narrow = 0.06 if name == "student" else 0.0
+        narrow, shift = (0.06 if name == "student" else 0.0), 0.45
         return [
-            row(name, n, tau, level * math.exp(2.2 * (tau - 1)), entropy + 0.45 * (tau - 1) + 0.02 * math.log(level / 74),
-                samples, seen, narrow) for n, level in levels.items() for tau in taus
+            row(name, n, tau, level * math.exp(2.2 * (tau - 1)),
+                entropy + shift * (tau - 1) + 0.02 * math.log(level / 74), samples, seen, narrow)
+            for n, level in levels.items() for tau in taus
         ]  # fmt: skip
 
     return {

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
 
 T = TypeVar("T")
 Advance = Callable[[str, int, int], None]  # stage, done, total
@@ -31,6 +31,8 @@ def say(line: str) -> None:
 
 
 def console() -> Console:
+    from rich.console import Console
+
     return Console(soft_wrap=not sys.stdout.isatty())
 
 
@@ -41,6 +43,8 @@ def emit(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; figures stand on the right."""
+    from rich.table import Table
+
     grid = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) for row in rows)
@@ -54,10 +58,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
     """(advance, say): a bar with the time left on a terminal, a line a tenth of a stage elsewhere."""
     if sys.stdout.isatty():
-        with Progress(
-            TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=Console(),
-        ) as bar:  # fmt: skip
+        from rich import progress as bars
+
+        columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+        with bars.Progress(bars.TextColumn("{task.description:<20}"), *columns, console=console()) as bar:
             tasks: dict[str, Any] = {}
 
             def advance(stage: str, done: int, total: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -131,7 +131,7 @@ def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
     student, teacher = (_masked(load(model_directory(name)), name) for name in (asked.student, asked.teacher))
     shared = scene(asked.judge, asked.text, teacher, asked.study)
-    found = {}
+    found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
         for event in studies.frontier(teacher, student, shared):
             advance("measuring", event.done, event.total)

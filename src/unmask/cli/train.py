@@ -23,16 +23,16 @@ from unmask.training import Update
 class Arguments:
     """Train a recipe. Every field of the recipe is a flag.
 
-    out      the run directory (runs/NAME); where it holds a state of this recipe, the run goes on from there
+    out      the run directory (runs/NAME)
     dry_run  print the resolved recipe with its parameters, memory and tokens, and train nothing
-    fresh    refuse a run directory that already holds a run
+    resume   go on from the newest state in the run directory; --no-resume refuses one that holds a run
     json     print JSON lines instead of sentences
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     out: Path | None = None
     dry_run: bool = False
-    fresh: bool = False
+    resume: bool = True
     json: bool = False
 
 
@@ -53,7 +53,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         return 0
     with progress() as (advance, note):
         step, board = 0, tensorboard(out)
-        for update in run(asked.recipe, out, say=note, resume=not asked.fresh):
+        for update in run(asked.recipe, out, say=note, resume=asked.resume):
             advance(asked.recipe.name, step := update.step, asked.recipe.steps)
             board(update)
             if asked.json:

@@ -128,7 +128,7 @@ class _RowLoss(torch.autograd.Function):
             rule.value(prediction.normalise(prediction.head(hidden[rows]), index[rows]), rows)
             for rows in _chunks(len(index), prediction.vocab_size)
         ]
-        return torch.cat(values) if values else hidden.new_zeros(0)
+        return torch.cat(values)
 
     @staticmethod
     @once_differentiable
@@ -155,5 +155,6 @@ class _RowLoss(torch.autograd.Function):
 
 
 def _chunks(rows: int, vocab_size: int) -> list[Rows]:
+    """At least one chunk: an empty one gives values of the right dtype, and gradients of zero."""
     size = max(1, CHUNK_ELEMENTS // vocab_size)
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+    return [slice(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]

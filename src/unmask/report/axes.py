@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ def logarithmic(axis: Axis, ticks: Collection[float] | None = None) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def point(axes: Axes, line: Line, x: float, **style: object) -> None:
+def point(axes: Axes, line: Line, x: float, **style: Any) -> None:
     """A row as a marker without a line, which says what it is when pointed at."""
     (artist,) = axes.plot([x], [line.gen_ppl.value], linestyle="none", **style)
     artist.set_gid(tip(describe(line)))
@@ -64,7 +65,9 @@ def describe(line: Line) -> str:
     return f"{row.name}{how}: gen PPL {line.gen_ppl.value:.4g}{sem}, entropy {line.entropy.value:.3f} nats"
 
 
-def note(axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], color: str, ha: str = "center") -> None:
+def note(
+    axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], color: str, ha: str = "center"
+) -> None:
     """A small text beside a point; shift in points."""
     axes.annotate(text, at, shift, textcoords="offset points", ha=ha, va="center", color=color, fontsize=SMALL)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -87,29 +87,28 @@ def frontier(report: Report, column: str, width: float) -> Figure:
     """Gen PPL against an entropy, a curve a step count over temperatures; the pill at temperature 1 names its steps."""
     figure = Figure(figsize=(width, 5.6 if width > NARROW else 5.0))
     axes = figure.add_subplot()
+
+    def known(lines: Iterable[Line]) -> list[tuple[Line, float]]:
+        return [(line, line.row.measures[column].value) for line in lines if column in line.row.measures]
+
     for name, style in (("teacher", (0, (4, 2))), ("student", "-")):
-        found = curves([line for line in [*vars(report)[name], *vars(report)[f"temperature_{name}"]]
-                        if column in line.row.measures])  # fmt: skip
-        label = f"{name} over temperatures"
-        for lines in found.values():
-            x, y = [line.row.measures[column].value for line in lines], [line.gen_ppl.value for line in lines]
-            axes.plot(x, y, color=LIGHT[name], linestyle=style, linewidth=1.4, label=label, alpha=0.75)
+        label, marker, color = f"{name} over temperatures", _MARKER[name], LIGHT[name]
+        for lines in curves([*vars(report)[name], *vars(report)[f"temperature_{name}"]]).values():
+            places = known(lines)
+            y = [line.gen_ppl.value for line, _ in places]
+            axes.plot([x for _, x in places], y, color=color, linestyle=style, linewidth=1.4, label=label, alpha=0.75)
             label = ""
-            for line in lines:
-                point(axes, line, line.row.measures[column].value, marker=_MARKER[name], markersize=3.6, color=LIGHT[name])
-    for line, label, marker, color in [
-        *((line, "real text", "*", "ink") for line in [report.data] if line),
-        *((line, "autoregressive", "D", "autoregressive") for line in report.autoregressive),
-    ]:
-        if column in line.row.measures:
-            x = line.row.measures[column].value
-            point(axes, line, x, marker=marker, color=LIGHT[color], markersize=13 if marker == "*" else 7, label=label)
+            for line, x in places:
+                point(axes, line, x, marker=marker, markersize=3.6, color=color)
+    for line, label, color in _fixed(report):
+        for _, x in known([line]):
+            marker, size = ("*", 13) if line is report.data else ("D", 7)
+            point(axes, line, x, marker=marker, color=LIGHT[color], markersize=size, label=label)
     _target(axes, report, column)
     logarithmic(axes.yaxis)
     axes.margins(0.06, 0.09)
-    plain = [line for line in [*report.student, *report.teacher] if line.temperature == 1 and column in line.row.measures]
-    pills(axes, [(line, line.row.measures[column].value) for line in plain])
-    axes.set(xlabel=f"{ENTROPIES[column]}" + ("" if "disagreement" in column else ", nats"), ylabel="gen PPL")
+    pills(axes, known(line for line in [*report.student, *report.teacher] if line.temperature == 1))
+    axes.set(xlabel=ENTROPIES[column] + ("" if "disagreement" in column else ", nats"), ylabel="gen PPL")
     legend(axes, "better: lower and further right; numbers are steps, at temperature 1", 4 if width > NARROW else 2)
     return figure
 
@@ -146,18 +145,25 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
     return Path(path)
 
 
+def _fixed(report: Report) -> list[tuple[Line, str, str]]:
+    """What has no steps to choose: the row, its label, its colour."""
+    data = [(report.data, "real text", "ink")] if report.data else []
+    return [*data, *((line, "autoregressive", "autoregressive") for line in report.autoregressive[:1])]
+
+
 def _levels(axes: Axes, report: Report) -> None:
     """Real text, and the autoregressive judge's own samples, as lines; the lower one is labelled below itself."""
-    found = [(line, "real text", "ink", 0.0, "left") for line in [report.data] if line]
-    found += [(line, "autoregressive", "autoregressive", 1.0, "right") for line in report.autoregressive[:1]]
+    found = _fixed(report)
     lowest = min((line.gen_ppl.value for line, *_ in found), default=0.0)
-    for line, label, color, x, side in found:
-        y = line.gen_ppl.value
+    for line, label, color in found:
+        y, x, side = line.gen_ppl.value, *((0.0, "left") if line is report.data else (1.0, "right"))
         down = len(found) > 1 and y == lowest
         axes.axhline(y, color=LIGHT[color], linestyle="--", linewidth=1.3)
-        axes.annotate(f"{label} {y:.3g} ({line.entropy.value:.2f})", (x, y), (4 - 8 * x, -3 if down else 3), ha=side,
-                      va="top" if down else "bottom", xycoords=axes.get_yaxis_transform(),
-                      textcoords="offset points", color=LIGHT[color], fontsize=SMALL)  # fmt: skip
+        axes.annotate(
+            f"{label} {y:.3g} ({line.entropy.value:.2f})", (x, y), (4 - 8 * x, -3 if down else 3),
+            xycoords=axes.get_yaxis_transform(), textcoords="offset points", ha=side, va="top" if down else "bottom",
+            color=LIGHT[color], fontsize=SMALL,
+        )  # fmt: skip
 
 
 def _losses(axes: Axes, report: Report) -> None:
@@ -173,15 +179,16 @@ def _losses(axes: Axes, report: Report) -> None:
         if len(values):
             axes.plot(steps, values, color=LIGHT[color], linewidth=0.6, alpha=0.25)
             smooth = np.convolve(values, np.ones(window) / window, "valid")
-            middle = np.convolve(steps, np.ones(window) / window, "valid")
-            axes.plot(middle, smooth, color=LIGHT[color], linestyle=style, linewidth=width, label=name)
+            where = np.convolve(steps, np.ones(window) / window, "valid")
+            axes.plot(where, smooth, color=LIGHT[color], linestyle=style, linewidth=width, label=name)
     for number, inside in groupby(range(len(steps)), key=lambda i: record.round[i]):
         places = list(inside)
         first, last = steps[places[0]], steps[places[-1]]
         if number % 2:
             axes.axvspan(first, last, color=LIGHT["line"], alpha=0.35, linewidth=0)
-        axes.annotate(f"round {number}", ((first + last) / 2, 1), (0, -3), xycoords=axes.get_xaxis_transform(),
-                      textcoords="offset points", ha="center", va="top", fontsize=SMALL, color=LIGHT["muted"])  # fmt: skip
+        middle = ((first + last) / 2, 1)
+        axes.annotate(f"round {number}", middle, (0, -3), xycoords=axes.get_xaxis_transform(), ha="center", va="top",
+                      textcoords="offset points", fontsize=SMALL, color=LIGHT["muted"])  # fmt: skip
     axes.margins(x=0.01, y=0.15)
     axes.set(xlabel="step of distillation", ylabel="nats a token")
     legend(axes, "running means; the thin lines are single steps", 3)
@@ -228,17 +235,18 @@ def _calibration(axes: Axes, data: FigureData) -> None:
 
 def _keep(axes: Axes, data: FigureData) -> None:
     axes.plot(data.curve_root, data.curve_keep, color=LIGHT["ink"], label="F_Y, by quadrature")
-    axes.plot(data.snr_root, data.kept, "o", color=LIGHT["teacher"], label="seen")
+    axes.plot(data.snr_root, data.kept, "o", color=LIGHT["teacher"], label="projected Gaussians")
     axes.axhline(data.edge, color=LIGHT["student"], linewidth=1, linestyle="--")
     axes.axvline(0, color=LIGHT["student"], linewidth=1, linestyle="--")
-    note(axes, f"no signal: 1/K = {data.edge:.2g}", (0, data.edge), (6, 8), LIGHT["student"], ha="left")
+    end = max(data.curve_root)
+    note(axes, f"no signal: 1/K = {data.edge:.2g}", (end, data.edge), (0, 8), LIGHT["student"], ha="right")
     axes.set(xlabel="root of the signal-to-noise ratio", ylabel="P(token kept)")
-    axes.set_title("from signal to share of text")
+    axes.set_title("From signal to share of text")
     axes.legend(loc="upper left")
 
 
 def _joint(axes: Axes, laws: Sequence[JointLaw]) -> None:
-    patterns = [(law.time, pattern) for law in laws for pattern in law.pattern]
+    patterns = [pattern for law in laws for pattern in law.pattern]
     place = np.arange(len(patterns))
     for values, shift, marker, color, label in (
         ("exact", 0.0, "_", "ink", "exact"),
@@ -248,11 +256,11 @@ def _joint(axes: Axes, laws: Sequence[JointLaw]) -> None:
         heights = [value for law in laws for value in vars(law)[values]]
         size = 20 if marker == "_" else 6
         axes.plot(place + shift, heights, marker, color=LIGHT[color], markersize=size, label=label)
-    axes.set_xticks(place, [pattern for _, pattern in patterns])
-    axes.set(xlabel="shown (1) or masked (0) at t = " + " and at t = ".join(", ".join(f"{t:g}" for t in law.time)
-             for law in laws), ylabel="probability")  # fmt: skip
-    axes.set_title("joint laws at 2 and 3 times")
-    axes.legend(loc="upper center")
+    axes.set_xticks(place, patterns)
+    times = "; ".join("t = " + ", ".join(f"{t:g}" for t in law.time) for law in laws)
+    axes.set(xlabel=f"shown (1) or masked (0) at {times}", ylabel="probability")
+    axes.set_title("Joint laws at 2 and 3 times")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.62, 1.0))
 
 
 def _steps_alt(report: Report) -> str:
@@ -268,14 +276,13 @@ def _steps_alt(report: Report) -> str:
 
 def _frontier_alt(words: str) -> str:
     return (
-        f"Generative perplexity against {words}: one curve for each step count over temperatures, of the teacher and of "
-        "the student, with real text as a single point. The tables below hold the same numbers."
+        f"Generative perplexity against {words}: a curve for each step count over temperatures, of the teacher and "
+        "of the student, with real text as a single point. The tables below hold the same numbers."
     )
 
 
 def _training_alt(report: Report) -> str:
     rounds = max((entry.round for entry in report.rounds), default=0)
-    return (
-        "The loss of the distillation and its two terms by step, and gen PPL and entropy of the student by round"
-        + (f", {rounds} rounds." if rounds else ".")
+    return "The loss of the distillation and its two terms by step, and gen PPL and entropy of the student by round" + (
+        f", {rounds} rounds." if rounds else "."
     )

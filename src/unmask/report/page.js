@@ -44,7 +44,7 @@
     if (!body) token.classList.add("blank");
     const when = reveals[position];
     token.title = when === 0 ? "given" : when === Infinity ? "never revealed" : `revealed by call ${when} of ${film.frames.length}`;
-    stage.append(...(body ? [blank, token] : [token, blank]));
+    stage.append(...(body ? [position ? blank : "", token] : [token, blank]));
     return token;
   };
 

@@ -46,7 +46,10 @@ def page_source(report: Report, pictures: Mapping[str, Sequence[Picture]], data:
     sections = {
         "answers": ("Three answers", _answers(report)),
         "player": ("Watch a text being unmasked", _player(report)),
-        "reading": ("How to read this", _reading(report)),
+        "reading": (
+            "How to read this",
+            Html(Template(_asset("reading.html")).substitute(length=report.protocol.length)),
+        ),
         "curves": ("The curves", _curves(pictures)),
         "texts": ("The texts", _texts(report)),
         "training": ("The distillation", _training(report, pictures)),
@@ -100,7 +103,9 @@ def _sentence(text: str) -> Html:
     if not colon:
         return tag("li", text)
     clauses = found.split("; ")
-    return tag("li", tag("b", head), tag("ul", *(tag("li", clause) for clause in clauses)) if clauses[1:] else " " + found)
+    return tag(
+        "li", tag("b", head), tag("ul", *(tag("li", clause) for clause in clauses)) if clauses[1:] else " " + found
+    )
 
 
 def _facts(report: Report) -> Iterator[Html]:
@@ -111,22 +116,28 @@ def _facts(report: Report) -> Iterator[Html]:
     if corpus:
         sizes = {"train_rows": "{:,} rows to learn from", "held_out_rows": "{:,} held out", "length": "L = {}",
                  "vocab_size": "V = {:,}"}  # fmt: skip
-        yield fact("Corpus", str(corpus.get("name", "")), *(t.format(corpus[k]) for k, t in sizes.items() if k in corpus))
+        yield fact(
+            "Corpus", str(corpus.get("name", "")), *(t.format(corpus[k]) for k, t in sizes.items() if k in corpus)
+        )
     for name, network in report.models.items():
         yield fact(name.capitalize(), f"{network.parameters / 1e6:.2f} M parameters", network.source)
     if report.seconds:
         yield fact("Time", *(f"{name} {_duration(seconds)}" for name, seconds in report.seconds.items()))
-    yield fact("Measured", report.date, "" if report.seed is None else f"seed {report.seed}", f"unmask {report.version}")
+    yield fact(
+        "Measured", report.date, "" if report.seed is None else f"seed {report.seed}", f"unmask {report.version}"
+    )
 
 
 def _answers(report: Report) -> Html:
     def answer(number: int, question: str, words: str, *body: Html) -> Html:
-        text = tag("div", tag("h3", tag("span", str(number), class_="number", aria_hidden="true"), question), tag("p", words))
+        text = tag(
+            "div", tag("h3", tag("span", str(number), class_="number", aria_hidden="true"), question), tag("p", words)
+        )
         return tag("div", text, tag("div", *body), class_="answer")
 
     found, parts = report.answers, []
     if found.same_steps:
-        words = "Draw both with the same number of steps. A gain above 1 is a better score, but look at what it cost in diversity."
+        words = "Draw both with the same number of steps. A gain above 1 is a better score; what is its price?"
         parts.append(answer(1, "At the same steps?", words, tables.same_steps(report)))
     if found.equal_entropy:
         words = (
@@ -137,9 +148,13 @@ def _answers(report: Report) -> Html:
         if found.equal_seconds:
             body.append(tables.equal_seconds(report))
         summary = tag("summary", "At the diversity of real text, and in equal seconds")
-        parts.append(answer(2, "At equal diversity?", words, first, tag("details", summary, *body) if body else Html("")))
+        parts.append(
+            answer(2, "At equal diversity?", words, first, tag("details", summary, *body) if body else Html(""))
+        )
     if found.speed:
-        words = f"How few steps are as good as the teacher's {found.speed[0].reference_steps}, at that teacher's diversity?"
+        words = (
+            f"How few steps are as good as the teacher's {found.speed[0].reference_steps}, at that teacher's diversity?"
+        )
         parts.append(answer(3, "How much faster?", words, tables.speed(report)))
     return join(*parts)
 
@@ -149,28 +164,6 @@ def _player(report: Report) -> Html:
         return Html("")
     words = "Each call of the network reveals some tokens, all at once. Blocks are still masked; the newest are lit."
     return join(tag("p", words, class_="intro"), Html(_asset("player.html")))
-
-
-def _reading(report: Report) -> Html:
-    length = report.protocol.length
-    paragraphs = {
-        "Why entropy": (
-            "Gen PPL is how surprised another model, the judge, is by a text: lower reads as more fluent. Alone it can be "
-            "gamed; a text that repeats itself scores well, and so does the same real text every time. So the entropy "
-            "stands beside it: of the tokens inside a text, of 4-grams over all texts, and of the ways to complete one context."
-        ),
-        "Why equal entropy": (
-            "Lowering the temperature buys fluency with variety, for any model, without training. A student is worth its "
-            "training where it beats a teacher that is only made colder until both are equally diverse. Curves are read "
-            "between measured points and never beyond them; then it says “not reached”."
-        ),
-        "What a call is": (
-            f"A text starts as {length} masks. A step reveals some of them with one call of the network; a step that "
-            f"reveals nothing makes no call. So a text of {length} tokens costs at most {length} calls, however many "
-            "steps are asked for, and calls (and seconds) are what a speed-up is counted in."
-        ),
-    }
-    return tag("div", *(tag("div", tag("h3", title), tag("p", text)) for title, text in paragraphs.items()), class_="three")
 
 
 def _curves(pictures: Mapping[str, Sequence[Picture]]) -> Html:
@@ -183,7 +176,9 @@ def _curves(pictures: Mapping[str, Sequence[Picture]]) -> Html:
 
 def _figure(name: str, pictures: Sequence[Picture]) -> Html:
     wide, narrow = pictures
-    return tag("figure", tag("figcaption", _TITLES[name]), wide.inline("wide"), narrow.inline("narrow"), id=f"figure-{name}")
+    return tag(
+        "figure", tag("figcaption", _TITLES[name]), wide.inline("wide"), narrow.inline("narrow"), id=f"figure-{name}"
+    )
 
 
 def _texts(report: Report) -> Html:
@@ -227,7 +222,7 @@ def _shared(first: str, second: str) -> tuple[Html, Html]:
     """Both texts, with the words marked that stand in both in the same order."""
     words = [[line.split(" ") for line in text.split("\n")] for text in (first, second)]
     flat = [[word for line in lines for word in line] for lines in words]
-    blocks = SequenceMatcher(None, *flat, autojunk=False).get_matching_blocks()
+    blocks = SequenceMatcher(a=flat[0], b=flat[1], autojunk=False).get_matching_blocks()
     marked: list[Html] = []
     for side, lines in enumerate(words):
         same = {block[side] + i for block in blocks for i in range(block.size)}
@@ -244,8 +239,8 @@ def _training(report: Report, pictures: Mapping[str, Sequence[Picture]]) -> Html
     if "training" not in pictures:
         return Html("")
     words = (
-        "The student starts as the teacher. In each round it learns to say at more noise what its own teacher says at a "
-        "little less; then it becomes the teacher, and the distance doubles. Below, the student after each round, at temperature 1."
+        "The student starts as the teacher. In each round it learns to say at more noise what its own teacher says at "
+        "a little less; then it becomes the teacher, and the distance doubles. Below, the student after each round."
         if report.rounds
         else "The loss in nats a token, and its two terms."
     )
@@ -260,7 +255,11 @@ def _numbers(report: Report) -> Html:
     plain = [(name, line) for name, line in lines if not name.startswith("temperature_")]
     other = [(name, line) for name, line in lines if name.startswith("temperature_")]
     parts = [
-        tag("p", "± is one standard error over samples. Naive rows show what each measure can be fooled by.", class_="intro"),
+        tag(
+            "p",
+            "± is one standard error over samples. Naive rows show what each measure can be fooled by.",
+            class_="intro",
+        ),
         tables.rows(report, plain, "Temperature 1, real text, and naive rows"),
     ]
     if any(line.shipped for _, line in lines):

@@ -1,4 +1,4 @@
-"""report.json as values: what a report holds, read strictly, so that a broken one is refused by the name of its field."""
+"""report.json as values: what a report holds, read strictly; a broken one is refused by the name of its field."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Round:
-    """The student after a round of distillation, drawn with `steps` steps at temperature 1; the round's delta and tau."""
+    """The student after a round of distillation, drawn in `steps` steps at temperature 1; the round's delta and tau."""
 
     round: int
     steps: int
@@ -163,10 +163,13 @@ def protocol_words(report: Report) -> str:
     """How every number of the report was measured: no number stands without it."""
     protocol, judge = report.protocol, report.protocol.judge
     seeds = sorted({seed for _, line in report.lines for seed in line.row.setting.seeds})
+    how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]
+    how += [
+        "start token before the text" if judge.prefixed else "first token not scored",
+        f"EOS counted: {judge.eos_rule}",
+    ]
     return (
-        f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, "
-        f"{'its own tokens of the text' if judge.retokenised else 'token ids as they are'}, "
-        f"{'start token before the text' if judge.prefixed else 'first token not scored'}, EOS counted: {judge.eos_rule}); "
+        f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
         f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; draws in {protocol.precision}; "
         f"seed {', '.join(map(str, seeds))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )
@@ -189,7 +192,9 @@ def _check_rows(report: Report) -> None:
                 f"{GEN_PPL} and {ENTROPY} stand side by side or not at all"
             )
     if require_same_protocol(line.row for _, line in report.lines) != report.protocol:
-        raise ValueError("report.protocol is not the one that the report's rows carry: the record was put together wrong")
+        raise ValueError(
+            "report.protocol is not the one that the report's rows carry: the record was put together wrong"
+        )
 
 
 def _check_training(training: Training) -> None:

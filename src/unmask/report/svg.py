@@ -51,7 +51,7 @@ def picture(figure: Figure, name: str, alt: str) -> Picture:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     found = re.search(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>(.*)</svg>', buffer.getvalue(), re.DOTALL)
     if found is None:
-        raise RuntimeError("this version of matplotlib writes its SVG in another form: want <svg viewBox=\"0 0 W H\">")
+        raise RuntimeError('this version of matplotlib writes its SVG in another form: want <svg viewBox="0 0 W H">')
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", found[3], flags=re.DOTALL)
     body = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', body)

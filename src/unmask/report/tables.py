@@ -14,7 +14,13 @@ from unmask.report.markup import Html, join, tag
 from unmask.report.record import Line, Report, protocol_words
 
 _SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○"}
-_HEADS = {"gen_ppl": "gen PPL", **ENTROPIES, SECONDS: "seconds", "bits_per_byte": "bits a byte", "overlap_4": "4-gram overlap"}
+_HEADS = {
+    "gen_ppl": "gen PPL",
+    **ENTROPIES,
+    SECONDS: "seconds",
+    "bits_per_byte": "bits a byte",
+    "overlap_4": "4-gram overlap",
+}
 _FIRST = ("gen_ppl", *ENTROPIES, SECONDS)
 _NAMES = {"data": "real text"}
 SHIPPED = "shipped"
@@ -28,7 +34,12 @@ def same_steps(report: Report) -> Html:
 
     def line(entry: SameSteps) -> list[Html]:
         both = ((entry.teacher_entropy.get(column), entry.student_entropy.get(column)) for column in columns)
-        return [_steps(entry.steps), _pair(entry.teacher, entry.student), _gain(entry.gain, scale), *(_pair(*p) for p in both)]
+        return [
+            _steps(entry.steps),
+            _pair(entry.teacher, entry.student),
+            _gain(entry.gain, scale),
+            *(_pair(*p) for p in both),
+        ]
 
     heads = ["steps", "gen PPL", "gain", *(ENTROPIES[column] for column in columns)]
     caption = "Teacher → student at temperature 1; gain: gen PPL of the teacher / of the student, 95 % interval"
@@ -40,9 +51,12 @@ def equal_entropy(report: Report, at: str) -> Html:
     entries = [entry for entry in report.answers.equal_entropy if entry.at == at]
     target = {entry.column: entry.target for entry in entries}
     heads = ["steps"] + [
-        f"{ENTROPIES[column]} {'not measured' if value is None else f'= {value:.4g}'}" for column, value in target.items()
+        f"{ENTROPIES[column]} {'not measured' if value is None else f'= {value:.4g}'}"
+        for column, value in target.items()
     ]
-    caption = f"As diverse as {'real text' if at == 'data' else 'the ' + at}: gain, 95 % interval, gen PPL teacher → student"
+    caption = (
+        f"As diverse as {'real text' if at == 'data' else 'the ' + at}: gain, 95 % interval, gen PPL teacher → student"
+    )
     return _matrix(report, caption, heads, entries)
 
 
@@ -66,7 +80,8 @@ def speed(report: Report) -> Html:
         return [head, column, _number(entry.steps), *times, _number(entry.support, f"{entry.support or 0:.0%}")]
 
     first = report.answers.speed[0]
-    caption = f"The fewest steps with a gen PPL of at most {first.reference:.4g}, the teacher's at {first.reference_steps} steps"
+    goal = f"{first.reference:.4g}, the teacher's at {first.reference_steps} steps"
+    caption = f"The fewest steps with a gen PPL of at most {goal}"
     heads = ["model", "as diverse by", "steps", "calls, times fewer", "seconds, times fewer", "in resamples"]
     return join(table(report, caption, heads, map(line, report.answers.speed)), _reasons(report.answers.speed))
 
@@ -75,13 +90,22 @@ def rows(report: Report, lines: Sequence[tuple[str, Line]], caption: str, others
     """Rows in full; `others` takes the measures of repetition in place of the first ones."""
     known = dict.fromkeys(name for _, line in lines for name in line.row.measures)
     names = [name for name in known if (name in _FIRST) != others]
-    units = {name: next(m.unit.removeprefix("perplexity ") for _, line in lines for n, m in line.row.measures.items() if n == name) for name in names}
+    units = {
+        name: next(
+            m.unit.removeprefix("perplexity ") for _, line in lines for n, m in line.row.measures.items() if n == name
+        )
+        for name in names
+    }
     heads: list[str | Html] = ["model", "steps", "calls", "temperature"]
     heads += [join(_HEADS.get(name, name.replace("_", " ")), " ", tag("small", units[name])) for name in names]
 
     def line(entry: tuple[str, Line]) -> list[Html]:
         group, found = entry
-        badge = tag("span", SHIPPED, class_="badge", title="measured by make assets, not in this run") if found.shipped else ""
+        badge = (
+            tag("span", SHIPPED, class_="badge", title="measured by make assets, not in this run")
+            if found.shipped
+            else ""
+        )
         head = _head(_NAMES.get(found.row.name, found.row.name), group.removeprefix("temperature_"), badge)
         drawn = found.steps > 0
         how = [
@@ -152,13 +176,17 @@ def _compared(entry: EqualEntropy | EqualSeconds, scale: float) -> Html:
 def _reasons(entries: Iterable[EqualEntropy | EqualSeconds | Speed]) -> Html:
     """Why some answers are missing, or come late."""
     found = [
-        f"{ENTROPIES[e.column]}, {e.model.replace('_', ' ') if isinstance(e, Speed) else f'{e.steps} steps'}: {e.reason}"
-        for e in entries
-        if e.reason
+        f"{ENTROPIES[entry.column]}, "
+        + (entry.model.replace("_", " ") if isinstance(entry, Speed) else f"{entry.steps} steps")
+        + f": {entry.reason}"
+        for entry in entries
+        if entry.reason
     ]
     if not found:
         return Html("")
-    return tag("details", tag("summary", "What was not reached, and why"), tag("ul", *(tag("li", text) for text in found)))
+    return tag(
+        "details", tag("summary", "What was not reached, and why"), tag("ul", *(tag("li", text) for text in found))
+    )
 
 
 def _gain(gain: Estimate, scale: float, beneath: str | Html = "") -> Html:

@@ -57,13 +57,13 @@ def autoregress(
     call: it is fed with the next one. A sample takes part in a call (nfe) where it draws a token.
     """
     n, length = pins.shape
-    z, cache, fed = pins, Cache(), 0
+    z, cache, fed, free = pins, Cache(), 0, (pins == FREE).cpu()
     broken = torch.zeros((), dtype=torch.bool, device=pins.device)
     first = torch.full((n, 1), start, device=pins.device)
     yield Frame(0, 0.0, z, torch.zeros_like(z, dtype=torch.bool), z.new_empty(0))
-    for step, i in enumerate((pins == FREE).any(0).nonzero().flatten().tolist()):
+    for step, i in enumerate(free.any(0).nonzero().flatten().tolist()):
         ids = torch.cat([first, z], dim=1)[:, fed : i + 1]
-        fed, rows = i + 1, (pins[:, i] == FREE).nonzero().squeeze(-1)
+        fed, rows = i + 1, free[:, i].nonzero().squeeze(-1).to(pins.device)
         where = rows * ids.shape[1] + ids.shape[1] - 1
         before = z
         for part, log_p in read(predictor(ids, cache), where, filters.temperature, predictor.mask_id, broken):

@@ -1,0 +1,91 @@
+"""The named recipes are whole and consistent, and say the numbers of their sources."""
+
+from dataclasses import replace
+
+import pytest
+
+from unmask.objectives.rounds import Rounds
+from unmask.recipes.book import RECIPES, recipe
+from unmask.recipes.schema import Consistency, Nelbo, NextToken, Recipe
+
+ALL = [function() for function in RECIPES]
+DISTILLATIONS = [plan for plan in ALL if isinstance(plan.objective, Consistency)]
+ids = lambda plan: plan.name  # noqa: E731
+
+
+def rounds(plan: Recipe) -> Rounds:
+    return Rounds(plan.objective.round_steps, plan.objective.delta0, plan.objective.temperatures)
+
+
+def test_names_are_the_names_of_the_functions_and_find_their_recipes() -> None:
+    assert [plan.name for plan in ALL] == [function.__name__.replace("_", "-") for function in RECIPES]
+    assert len({plan.name for plan in ALL}) == len(ALL)
+    for plan in ALL:
+        assert recipe(plan.name) == plan
+    promised = {"owt-small-teacher", "owt-small-mcd", "owt-large-mcd"}
+    assert promised <= {plan.name for plan in ALL}
+    assert {plan.name.split("-")[0] for plan in ALL} == {"owt", "lm1b", "demo"}
+
+
+def test_a_wrong_name() -> None:
+    with pytest.raises(ValueError, match="no recipe is called 'owt-smal-mcd': did you mean 'owt-small-mcd'?"):
+        recipe("owt-smal-mcd")
+    with pytest.raises(ValueError, match="'xyz': there are owt-small-teacher, .*demo-mcd"):
+        recipe("xyz")
+
+
+@pytest.mark.parametrize("plan", ALL, ids=ids)
+def test_sizes_fit(plan: Recipe) -> None:
+    assert plan.network.width % (2 * plan.network.heads) == 0
+    assert plan.optim.decay_steps is None or plan.optim.decay_steps >= plan.steps
+    assert plan.optim.warmup_steps < plan.steps and plan.save_every <= plan.steps
+
+
+@pytest.mark.parametrize("plan", DISTILLATIONS, ids=ids)
+def test_a_distillation_ends_with_its_last_round_and_reads_its_teachers_rows(plan: Recipe) -> None:
+    assert plan.steps == rounds(plan).total
+    teachers = {"runs/lm1b-teacher": "lm1b-teacher", "runs/demo-teacher": "demo-teacher"}
+    if plan.objective.teacher in teachers:
+        teacher = recipe(teachers[plan.objective.teacher])
+        assert isinstance(teacher.objective, Nelbo)
+        assert replace(teacher.network, dropout=0) == replace(plan.network, dropout=0)
+        assert teacher.data.corpus == plan.data.corpus and teacher.data.wrap == plan.data.wrap
+
+
+def test_the_papers_distillation() -> None:
+    """Latent Shadows, section 4: from the public MDLM, 5 rounds of 10k steps, lr 6e-5, 500 steps of warm-up, batch 128."""
+    plan = recipe("owt-small-mcd")
+    told = plan.objective
+    assert told.teacher == "kuleshov-group/mdlm-owt"
+    assert (told.direction, told.revealed, told.coupling, told.reduction) == (
+        "reverse", "cross_entropy", "locked", "tokens",
+    )  # fmt: skip
+    assert told.temperatures == (0.96, 0.93, 0.90, 0.87, 0.84) and told.round_steps == 10_000
+    assert [rounds(plan).delta(step) for step in (0, 49_999)] == [1 / 512, 1 / 32]
+    optim = plan.optim
+    assert (optim.lr, optim.warmup_steps, optim.weight_decay, optim.ema_decay) == (6e-5, 500, 0.0, 0.999)
+    assert optim.decay_steps is None and plan.batch_size == 128 and plan.steps == 50_000
+    large = recipe("owt-large-mcd")
+    assert len(large.objective.temperatures) == 1 and large.steps == 10_000 and large.network.width == 1536
+
+
+def test_mdlms_training() -> None:
+    """arXiv 2406.07524 and its released configs: 2500 steps of warm-up to 3e-4, then constant; batch 512; 1M steps."""
+    plan = recipe("owt-small-teacher")
+    network, optim = plan.network, plan.optim
+    assert (network.width, network.blocks, network.heads, network.cond_dim) == (768, 12, 12, 128)
+    assert (network.length, network.dropout, network.sees_alpha) == (1024, 0.1, False)
+    assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (3e-4, (0.9, 0.999), 1e-8, 0.0)
+    assert (optim.warmup_steps, optim.decay_steps, optim.clip_norm, optim.ema_decay) == (2500, None, 1.0, 0.9999)
+    assert plan.batch_size == 512 and plan.steps == 1_000_000 and plan.precision == "bfloat16"
+    assert (plan.data.corpus, plan.data.tokenizer, plan.data.wrap) == ("openwebtext", "gpt2", True)
+    assert plan.objective == Nelbo(t_min=1e-3)
+    small = recipe("lm1b-teacher")
+    assert small.network.length == 128 and small.data.tokenizer == "bert-base-uncased" and small.optim == optim
+
+
+def test_the_demos_teacher_and_judge_share_no_document() -> None:
+    teacher, judge, student = (recipe(f"demo-{part}") for part in ("teacher", "judge", "mcd"))
+    assert {teacher.data.part, judge.data.part} == {"first half", "second half"}
+    assert teacher.data.corpus == judge.data.corpus == student.data.corpus == "sotu"
+    assert student.data.part == teacher.data.part and isinstance(judge.objective, NextToken)

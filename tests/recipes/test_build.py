@@ -1,0 +1,236 @@
+"""From data to objects: nothing of a recipe is lost on the way, and what does not fit is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tokenizers as hf
+import torch
+from torch import nn
+
+from toy_recipes import LENGTH, VOCABULARY, corpus, shrink
+from unmask.diffusion.processes import MaskedProcess
+from unmask.diffusion.schedules import Cosine, LogLinear, Polynomial
+from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
+from unmask.models.pretrained import CausalModel, Model, load
+from unmask.objectives.autoregressive import NextToken
+from unmask.objectives.consistency import Consistency
+from unmask.objectives.nelbo import Nelbo
+from unmask.objectives.rounds import Rounds
+from unmask.recipes import schema
+from unmask.recipes.book import recipe
+from unmask.recipes.build import Parts, build, distillation, documents, schedule, texts, tokenizer_of
+from unmask.recipes.schema import Recipe
+from unmask.text.tokenizers import Tokenizer, train_bpe
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="module")
+def small(text: Path) -> Recipe:
+    return shrink(recipe("demo-teacher"), text)
+
+
+@pytest.fixture(scope="module")
+def teacher(small: Recipe) -> Model:
+    """A masked model with a tokenizer, whose head is not zero as it is at the start."""
+    parts = build(small, tokenizer_of(small.data, documents(small.data).train))
+    with torch.no_grad():
+        nn.init.normal_(parts.student.network.head.weight, generator=torch.Generator().manual_seed(0))
+    return parts.model(parts.student)
+
+
+def wordlevel(*words: str) -> Tokenizer:
+    """A tokenizer without MASK, as GPT-2's is; <|endoftext|> comes last."""
+    known = {word: i for i, word in enumerate([*words, "<|endoftext|>"])}
+    return Tokenizer(hf.Tokenizer(hf.models.WordLevel(known, unk_token=words[0])), {"eos": "<|endoftext|>"})
+
+
+def same_weights(one: nn.Module, two: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+# --- text
+
+
+def test_schedules_by_name() -> None:
+    assert schedule(schema.Schedule("log-linear", 0.1)) == LogLinear(0.1)
+    assert schedule(schema.Schedule("cosine", 0.2)) == Cosine(0.2)
+    assert schedule(schema.Schedule("polynomial", 0.3, power=3.0)) == Polynomial(3.0, 0.3)
+    assert schedule(schema.Schedule()) == LogLinear(1e-3), "MDLM's"
+
+
+def test_halves_and_held_out_documents_are_apart(small: Recipe) -> None:
+    parts = [documents(replace(small.data, part=part)) for part in ("all", "first half", "second half")]
+    everything, first, second = ({*part.train.documents, *part.held_out.documents} for part in parts)
+    assert first | second == everything and not first & second and len(first) == len(second) == 12
+    assert all(not {*part.train.documents} & {*part.held_out.documents} for part in parts)
+
+
+def test_rows_are_tokens_of_the_documents(small: Recipe) -> None:
+    rows = texts(small)
+    assert rows.train.shape[1] == rows.held_out.shape[1] == LENGTH and len(rows.train) > len(rows.held_out) > 0
+    assert rows.tokenizer.vocab_size == VOCABULARY and rows.train.dtype == torch.int64
+    beginning = documents(small.data).train.documents[0]
+    assert beginning.startswith(rows.tokenizer.decode(rows.train[0].tolist()))
+    assert rows.digest == documents(small.data).held_out.digest
+    again = texts(small)
+    assert torch.equal(again.train, rows.train) and again.tokenizer.digest == rows.tokenizer.digest
+
+
+def test_wrapped_rows_begin_and_end_with_their_own_marks(small: Recipe, tmp_path: Path) -> None:
+    """[BOS] .. [EOS]; BERT has two of them, [CLS] and [SEP]."""
+    marks = {"[CLS]": 0, "[SEP]": 1, "[UNK]": 2}
+    backend = hf.Tokenizer(hf.models.WordLevel(marks | {w: i + 3 for i, w in enumerate("abcd")}, unk_token="[UNK]"))
+    backend.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    Tokenizer(backend, {"bos": "[CLS]", "eos": "[SEP]"}).save(tmp_path)
+    wrapped = texts(replace(small, data=replace(small.data, tokenizer=str(tmp_path), wrap=True)))
+    assert wrapped.train[:, 0].unique().tolist() == [0] and wrapped.train[:, -1].unique().tolist() == [1]
+    assert wrapped.train.shape[1] == LENGTH
+
+
+def test_tokenizers_by_name(small: Recipe, text: Path, tmp_path: Path) -> None:
+    train = documents(small.data).train
+    trained = tokenizer_of(small.data, train)
+    trained.save(tmp_path / "model")
+    assert tokenizer_of(replace(small.data, tokenizer=str(tmp_path / "model")), train).digest == trained.digest
+    with pytest.raises(ValueError, match="no tokenizer file in that directory"):
+        tokenizer_of(replace(small.data, tokenizer=str(text)), train)
+
+
+# --- networks and objectives
+
+
+def test_a_masked_teacher(small: Recipe) -> None:
+    plan = replace(small, schedule=schema.Schedule("cosine"), objective=schema.Nelbo(t_min=0.01))
+    tokenizer = texts(plan).tokenizer
+    parts = build(plan, tokenizer)
+    process = MaskedProcess(VOCABULARY, mask_id=VOCABULARY - 1)
+    assert parts.objective == Nelbo(process, Cosine(1e-3), 0.01) and parts.tokenizer is tokenizer
+    assert isinstance(parts.student, NetworkDenoiser) and parts.student.mask_id == tokenizer.mask_id
+    shape = parts.student.network.shape
+    sizes = plan.network
+    assert (shape.vocab_size, shape.length, shape.width) == (VOCABULARY, sizes.length, sizes.width)
+    assert (shape.blocks, shape.heads, shape.cond_dim, shape.dropout) == (1, 2, 4, sizes.dropout) and not shape.causal
+    assert parts.student.sees_alpha is sizes.sees_alpha is False
+    told = build(replace(plan, network=replace(sizes, sees_alpha=True), precision="float32"), tokenizer).student
+    assert told.sees_alpha and told.network.compute_dtype == torch.float32
+    assert parts.student.network.compute_dtype == torch.bfloat16
+
+
+def test_mask_is_a_token_of_its_own(small: Recipe) -> None:
+    """GPT-2's tokenizer has no MASK: V is one more, MASK is last (MDLM's 50258), and <|endoftext|> stays a word."""
+    tokenizer = wordlevel("a", "b")
+    parts = build(small, tokenizer)
+    assert tokenizer.mask_id is None and tokenizer.eos_id == 2
+    assert (parts.student.vocab_size, parts.student.mask_id) == (4, 3)
+    assert parts.objective.process == MaskedProcess(4, 3)
+    without = build(small, None, vocab_size=9)
+    assert (without.student.vocab_size, without.student.mask_id, without.tokenizer) == (9, 8, None)
+    with pytest.raises(ValueError, match="without a tokenizer the size of the vocabulary is unknown"):
+        build(small, None)
+
+
+def test_an_autoregressive_judge(small: Recipe) -> None:
+    plan = replace(small, objective=schema.NextToken())
+    parts = build(plan, wordlevel("a", "b"))
+    assert parts.objective == NextToken(start_id=2), "a text begins after <|endoftext|>"
+    assert isinstance(parts.student, CausalPredictor) and parts.student.network.shape.causal
+    assert parts.student.vocab_size == 3 and isinstance(parts.model(parts.student), CausalModel)
+    assert build(plan, None, vocab_size=5).objective.start_id == 0
+
+
+def test_weights_come_from_the_seed_alone(small: Recipe) -> None:
+    before = torch.get_rng_state()
+    one, same, other = (build(replace(small, seed=seed), None, 9).student for seed in (1, 1, -5))
+    assert same_weights(one, same) and not same_weights(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_of_a_student_is_a_copy_at_rest(small: Recipe) -> None:
+    parts = build(small, None, 9)
+    model = parts.model(parts.student.train())
+    assert same_weights(model.network, parts.student.network) and not model.network.training
+    assert model.denoiser.network is model.network and model.process == MaskedProcess(9, 8)
+    assert model.schedule == LogLinear() and not any(p.requires_grad for p in model.network.parameters())
+    assert parts.student.training and all(p.requires_grad for p in parts.student.parameters())
+    with torch.no_grad():
+        parts.student.network.head.bias.add_(1)
+    assert not same_weights(model.network, parts.student.network)
+    with pytest.raises(TypeError, match="a student is a masked denoiser or a next-token predictor, not Linear"):
+        parts.model(nn.Linear(1, 1))
+
+
+# --- distillation
+
+
+def settings(**changes: object) -> schema.Consistency:
+    return schema.Consistency(round_steps=7, delta0=1 / 8, temperatures=(0.9, 0.7), **changes)
+
+
+def distilled(small: Recipe, teacher: Model, told: schema.Consistency) -> Parts:
+    return distillation(replace(small, objective=told), told, teacher)
+
+
+def test_every_switch_reaches_the_objective(small: Recipe, teacher: Model) -> None:
+    told = settings(direction="forward", revealed="none", coupling="independent", reduction="masked")
+    objective = distilled(small, teacher, told).objective
+    assert isinstance(objective, Consistency)
+    assert objective.rounds == Rounds(7, 1 / 8, (0.9, 0.7))
+    assert (objective.direction, objective.revealed) == ("forward", "none")
+    assert (objective.coupling, objective.reduction) == ("independent", "masked")
+    assert objective.process == teacher.process and objective.schedule == teacher.schedule
+
+
+def test_student_and_old_student_start_as_copies_of_the_teacher(small: Recipe, teacher: Model) -> None:
+    """Algorithm 1: theta- <- theta <- theta_init. The model that was given stays as it is."""
+    before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
+    parts = distilled(small, teacher, settings())
+    student, old = parts.student, parts.objective.teacher
+    assert same_weights(student.network, teacher.network) and same_weights(old, student)
+    places = [{p.data_ptr() for p in network.parameters()} for network in (student, old, teacher.network)]
+    assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
+    assert all(p.requires_grad for p in student.parameters()) and not any(p.requires_grad for p in old.parameters())
+    assert not old.training and not old.network.training
+    assert parts.tokenizer is teacher.tokenizer and parts.schedule == teacher.schedule
+    with torch.no_grad():
+        student.network.head.bias.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+
+
+def test_a_teacher_by_its_directory(small: Recipe, teacher: Model, tmp_path: Path) -> None:
+    teacher.save(tmp_path / "model")
+    plan = replace(small, objective=settings(teacher=str(tmp_path / "model")))
+    retrained = tokenizer_of(small.data, documents(small.data).train)
+    parts = build(plan, retrained)
+    assert same_weights(parts.student.network, teacher.network), "the same text gives the same tokenizer"
+    with pytest.raises(ValueError, match=r"give objective.teacher, a directory or hub id"):
+        build(replace(small, objective=settings()), None)
+
+
+def test_rows_of_another_tokenizer_are_refused(small: Recipe, teacher: Model) -> None:
+    """Same size, other words: nothing else would notice, and the student would learn nonsense."""
+    other = train_bpe(["zebras graze lazily, zebras doze"] * 3, VOCABULARY)
+    assert other.vocab_size == teacher.tokenizer.vocab_size
+    with pytest.raises(ValueError, match=r"another tokenizer than the teacher's: point data.tokenizer .* 'demo-teacher'"):
+        distillation(small, settings(), teacher, other)
+
+
+def test_a_teacher_without_a_tokenizer_takes_that_of_the_rows(small: Recipe) -> None:
+    public = load(GOLDEN / "hub_mdlm")
+    fitting = wordlevel(*(f"w{i}" for i in range(36)))
+    parts = distillation(small, settings(), public, fitting)
+    assert parts.tokenizer is fitting and parts.student.mask_id == 37, "37 tokens, and MASK behind them"
+    with pytest.raises(ValueError, match="the tokenizer has 36 tokens and the model 38"):
+        distillation(small, settings(), public, wordlevel(*(f"w{i}" for i in range(35))))
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("hub_ar", "autoregressive"), ("hub_duo", "UniformProcess")])
+def test_other_kinds_of_teachers_are_refused(folder: str, kind: str, small: Recipe) -> None:
+    with pytest.raises(ValueError, match=f"needs a masked-diffusion teacher; this one is {kind}"):
+        distillation(small, settings(), load(GOLDEN / folder))

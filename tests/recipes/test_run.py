@@ -1,0 +1,129 @@
+"""A recipe carried out: in a run directory that can stop and go on, or in memory; both are the same training."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toy_recipes import corpus, shrink
+from unmask.models.pretrained import Model, load
+from unmask.recipes.book import recipe
+from unmask.recipes.build import Texts, texts
+from unmask.recipes.run import distill, run
+from unmask.recipes.schema import Consistency, Recipe, to_json
+from unmask.training import RunError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="module")
+def teacher(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    list(run(replace(shrink(recipe("demo-teacher"), text), precision="float32"), folder, device="cpu"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def plan(text: Path, teacher: Path) -> Recipe:
+    """Three rounds of two steps, with dropout, so that all that can go wrong in a resume is there."""
+    small = shrink(recipe("demo-mcd"), text, teacher)
+    objective = replace(small.objective, round_steps=2, temperatures=(0.9, 0.8, 0.7))
+    return replace(small, objective=objective, steps=6, save_every=3, precision="float32")
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    updates = list(run(plan, tmp_path / "run", say=said.append, device="cpu"))
+    assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and said == ["starting at step 0"]
+    assert [update.metrics["round"] for update in updates] == [0, 0, 1, 1, 2, 2]
+    card = json.loads((tmp_path / "run" / "model" / "config.json").read_text("utf-8"))["card"]
+    assert card == {"recipe": to_json(plan), "steps": 6}
+    average, raw = (load(tmp_path / "run" / "model", weights=which) for which in ("ema", "raw"))
+    assert not same(weights(average.network), weights(raw.network))
+    assert average.tokenizer.digest == load(plan.objective.teacher).tokenizer.digest
+
+
+def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> None:
+    """Broken off after step 4, in the middle of a round; the last save is that of step 3."""
+    whole = list(run(plan, tmp_path / "whole", device="cpu"))
+    broken = run(plan, tmp_path / "parts", device="cpu")
+    first = [next(broken).loss for _ in range(4)]
+    broken.close()
+    said: list[str] = []
+    rest = [update.loss for update in run(plan, tmp_path / "parts", say=said.append, device="cpu")]
+    losses = [update.loss for update in whole]
+    assert first == losses[:4] and rest == losses[3:]
+    assert said == ["resuming at step 3; 1 steps after the last save were lost and are done again"]
+    for which in ("ema", "raw"):
+        one, two = (weights(load(tmp_path / name / "model", weights=which).network) for name in ("whole", "parts"))
+        assert same(one, two)
+
+
+def test_a_finished_run_is_left_alone(plan: Recipe, tmp_path: Path) -> None:
+    list(run(plan, tmp_path / "run", device="cpu"))
+    before = weights(load(tmp_path / "run" / "model").network)
+    said: list[str] = []
+    assert list(run(plan, tmp_path / "run", say=said.append, device="cpu")) == [] and said == ["resuming at step 6"]
+    assert same(weights(load(tmp_path / "run" / "model").network), before)
+    with pytest.raises(RunError, match=r"fields that differ .*\n.*optim.lr"):
+        list(run(replace(plan, optim=replace(plan.optim, lr=1.0)), tmp_path / "run", device="cpu"))
+    with pytest.raises(RunError, match="already holds a run"):
+        list(run(plan, tmp_path / "run", resume=False, device="cpu"))
+
+
+def test_distill_is_the_same_training_in_memory(plan: Recipe, tmp_path: Path) -> None:
+    rows = texts(plan)
+    in_files = list(run(plan, tmp_path / "run", data=rows, device="cpu"))
+    model = load(plan.objective.teacher)
+    before = weights(model.network)
+    in_memory = list(distill(model, rows.train, plan))
+    assert [update.loss for update in in_memory] == [update.loss for update in in_files]
+    assert [update.student is not None for update in in_memory] == [False] * 5 + [True]
+    student = in_memory[-1].student
+    assert isinstance(student, Model) and student.tokenizer is model.tokenizer and student.process == model.process
+    assert same(weights(student.network), weights(load(tmp_path / "run" / "model").network)), "the average of weights"
+    assert same(weights(model.network), before) and not model.network.training, "the teacher is as it was"
+
+
+def test_distill_needs_neither_corpus_nor_directory() -> None:
+    """A public checkpoint and rows of ids are enough; the recipe's own teacher is not read."""
+    model = load(GOLDEN / "hub_mdlm")
+    ids = torch.randint(37, (12, 16), generator=torch.Generator().manual_seed(0))
+    small = Recipe("x", Consistency(teacher="nowhere", round_steps=1), batch_size=4, steps=2, precision="float32")
+    *_, last = distill(model, ids, small)
+    assert last.student.network.shape == model.network.shape and last.student.tokenizer is None
+
+
+def test_wrong_use_of_distill() -> None:
+    model, ids = load(GOLDEN / "hub_mdlm"), torch.zeros(4, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match="wants a recipe of consistency distillation, 'demo-judge' is next-token"):
+        list(distill(model, ids, recipe("demo-judge")))
+    for wrong in (ids[0], ids[:0]):
+        with pytest.raises(ValueError, match=r"rows of tokens \[n, L\], at least one: got shape"):
+            list(distill(model, wrong, recipe("demo-mcd")))
+    with pytest.raises(ValueError, match=r"0, \.\.\., 37, got 0 to 99; was the text encoded with another tokenizer"):
+        list(distill(model, ids.index_fill(0, torch.tensor(0), 99), replace(recipe("demo-mcd"), batch_size=4)))
+
+
+def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
+    """Rows that are already there; the corpus of the recipe is not read."""
+    rows = texts(plan)
+    elsewhere = replace(plan, data=replace(plan.data, corpus="/nowhere"), steps=1)
+    data = Texts(rows.train, rows.held_out, rows.tokenizer, rows.digest)
+    assert len(list(run(elsewhere, tmp_path / "run", data=data, device="cpu"))) == 1

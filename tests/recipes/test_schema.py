@@ -1,0 +1,99 @@
+"""A recipe is data: JSON and back without loss, and a wrong field is named."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmask.recipes.book import RECIPES
+from unmask.recipes.schema import Consistency, Data, Nelbo, Network, NextToken, Recipe, Schedule, from_json, to_json
+from unmask.training.schedule import AdamW
+
+positive = st.floats(1e-9, 1e3, allow_subnormal=False)
+objectives = st.one_of(
+    st.builds(Nelbo, t_min=st.floats(0, 0.5)),
+    st.builds(NextToken),
+    st.builds(
+        Consistency,
+        teacher=st.text(),
+        round_steps=st.integers(1, 10**6),
+        temperatures=st.lists(positive, min_size=1).map(tuple),
+        direction=st.sampled_from(["reverse", "forward"]),
+        revealed=st.sampled_from(["cross_entropy", "divergence", "none"]),
+        coupling=st.sampled_from(["locked", "independent"]),
+        reduction=st.sampled_from(["tokens", "masked"]),
+    ),
+)
+recipes = st.builds(
+    Recipe,
+    name=st.text(),
+    objective=objectives,
+    network=st.builds(Network, dropout=st.floats(0, 0.5), sees_alpha=st.booleans()),
+    data=st.builds(Data, corpus=st.text(), part=st.sampled_from(["all", "first half", "second half"])),
+    schedule=st.builds(Schedule, st.sampled_from(["log-linear", "cosine", "polynomial"]), st.floats(0, 0.5), positive),
+    optim=st.builds(
+        AdamW, lr=positive, clip_norm=st.none() | positive, ema_decay=st.none() | st.floats(0, 0.999)
+    ),
+    precision=st.sampled_from(["float32", "bfloat16"]),
+    seed=st.integers(-(2**63), 2**63),
+)
+
+
+@given(recipes)
+def test_json_and_back(recipe: Recipe) -> None:
+    assert from_json(Recipe, json.loads(json.dumps(to_json(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("function", RECIPES, ids=lambda function: function.__name__)
+def test_named_recipes_and_back(function) -> None:  # type: ignore[no-untyped-def]
+    recipe = function()
+    read = from_json(Recipe, json.loads(json.dumps(to_json(recipe))))
+    assert read == recipe and repr(read) == repr(recipe), "types too: 1e-3 is no integer, tuples are no lists"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.steps = 1
+
+
+def test_fields_that_are_left_out_have_their_defaults() -> None:
+    assert from_json(Recipe, {"name": "x"}) == Recipe("x")
+    told = {"name": "x", "objective": {"kind": "consistency", "temperatures": [1, 0.5]}, "optim": {"lr": 1}}
+    recipe = from_json(Recipe, told)
+    assert recipe.objective == Consistency(temperatures=(1.0, 0.5)) and recipe.optim == AdamW(lr=1.0)
+    assert [type(tau) for tau in recipe.objective.temperatures] == [float, float], "whole numbers are numbers"
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "recipe lacks name: want an object with all of name"),
+        ([], r"recipe holds the fields of Recipe: want an object, got \[\]"),
+        ({"name": "x", "step": 5}, "recipe has no field 'step', did you mean 'steps'?"),
+        ({"name": "x", "zzz": 5}, "recipe has no field 'zzz': it has name, objective, network"),
+        ({"name": "x", "optim": {"learning": 1}}, "recipe.optim has no field 'learning'"),
+        ({"name": "x", "optim": {"warmup_step": 1}}, "recipe.optim has no field 'warmup_step', did you mean 'warmup"),
+        ({"name": 5}, "recipe.name is a value of type str: got 5"),
+        ({"name": "x", "steps": 1.5}, "recipe.steps is a value of type int: got 1.5"),
+        ({"name": "x", "steps": True}, "recipe.steps is a value of type int: got True"),
+        ({"name": "x", "steps": None}, "recipe.steps is a value of type int: got None"),
+        ({"name": "x", "optim": {"lr": "1e-3"}}, "recipe.optim.lr is a value of type float: got '1e-3'"),
+        ({"name": "x", "optim": {"clip_norm": "no"}}, "recipe.optim.clip_norm is a value of type float: got 'no'"),
+        ({"name": "x", "optim": {"betas": [0.9]}}, r"recipe.optim.betas is a list of 2: got \[0.9\]"),
+        ({"name": "x", "optim": {"betas": 0.9}}, "recipe.optim.betas is a list: got 0.9"),
+        ({"name": "x", "optim": {"betas": [0.9, "a"]}}, r"recipe.optim.betas\[1\] is a value of type float: got 'a'"),
+        ({"name": "x", "optim": 3}, "recipe.optim holds the fields of AdamW: want an object, got 3"),
+        ({"name": "x", "network": {"sees_alpha": 1}}, "recipe.network.sees_alpha is a value of type bool: got 1"),
+        ({"name": "x", "precision": "float16"}, "recipe.precision is one of 'float32', 'bfloat16': got 'float16'"),
+        ({"name": "x", "precision": ["float32"]}, "recipe.precision is one of"),
+        ({"name": "x", "objective": {"kind": "sdtt"}}, "kind is one of 'nelbo', 'next-token', 'consistency': got 'sdtt'"),
+        ({"name": "x", "objective": {}}, "recipe.objective.kind is one of"),
+        ({"name": "x", "objective": "nelbo"}, "recipe.objective.kind is one of"),
+        ({"name": "x", "objective": {"kind": "nelbo", "teacher": "y"}}, "recipe.objective has no field 'teacher'"),
+        ({"name": "x", "objective": {"kind": "consistency", "direction": "both"}}, "direction is one of 'reverse', "),
+        ({"name": "x", "steps": 0}, "steps is a count of the recipe 'x': want >= 1, got 0"),
+        ({"name": "x", "batch_size": 10, "accumulation": 4}, "batch_size = 10 into equal micro-batches, and 4 does not"),
+    ],
+)  # fmt: skip
+def test_wrong_json(told: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_json(Recipe, told)

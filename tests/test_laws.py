@@ -1,0 +1,140 @@
+"""Laws across floors: what schedules, processes, trajectories, predictions and losses must say together.
+
+A source of texts of 3 tokens and length 2 whose tokens depend on each other, small enough to enumerate.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from reference import process_channel, process_leave_one_out, process_texts
+from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
+from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.diffusion.trajectory import Trajectory, trajectory
+from unmask.objectives.consistency import distillation_loss
+from unmask.prediction import Prediction
+
+TOKENS, L = 3, 2
+MASKED, UNIFORM = MaskedProcess(TOKENS + 1, mask_id=TOKENS), UniformProcess(TOKENS)
+BOTH = pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
+SCHEDULES = [LogLinear(), LogLinear(0.0), Cosine(), Polynomial(3.0)]
+
+
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def noise_of(process: Process) -> Tensor:
+    return double(0, 0, 0, 1) if process is MASKED else torch.full((TOKENS,), 1 / TOKENS).double()
+
+
+def source(process: Process) -> Tensor:
+    size = process.vocab_size
+    joint = torch.zeros(size, size, dtype=torch.float64)
+    joint[:TOKENS, :TOKENS] = double(8, 1, 2, 1, 9, 3, 4, 1, 12).view(3, 3)
+    return joint / joint.sum()
+
+
+def exact(process: Process, z: Tensor, alpha: float) -> Tensor:
+    """log p(x0_i | z without i) of the source, [n, L, V]."""
+    return process_leave_one_out(source(process), noise_of(process), z, alpha).log().clamp(min=-1e6)
+
+
+@BOTH
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 10**6))
+def test_less_noise_is_a_step_back_that_the_posterior_allows(process: Process, a: float, b: float, seed: int) -> None:
+    """Two views of a trajectory, and the posterior given x0: what was seen at s has a positive probability given z_t."""
+    low, high = sorted((a, b))
+    x0 = torch.randint(TOKENS, (2, 6), generator=torch.Generator().manual_seed(seed))
+    path = trajectory(process, x0, torch.Generator().manual_seed(seed + 1))
+    z_t, z_s = (path.at(torch.full((2,), alpha, dtype=torch.float64)) for alpha in (low, high))
+    point = torch.nn.functional.one_hot(x0, process.vocab_size).double()
+    back = process.posterior(point, z_t, double(low, low), double(high, high))
+    assert float(back.gather(-1, z_s[..., None]).min()) > 0
+
+
+@BOTH
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(process: Process, schedule: NoiseSchedule) -> None:
+    """From noise to text in 40 and 80 steps of the posterior with the exact law: the error halves, it is of first order.
+
+    Starting from the forward law at t = 1, so that eps costs nothing.
+    """
+    joint, noise, texts = source(process), noise_of(process), process_texts(process.vocab_size, L)
+    places = torch.arange(len(texts))
+    errors = []
+    for steps in (40, 80):
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        alphas = schedule.alpha(times).tolist()
+        law = (joint[tuple(texts.T)][:, None] * process_channel(noise, alphas[0])[texts[:, None], texts].prod(-1)).sum(0)
+        for a_t, a_s in zip(alphas, alphas[1:], strict=False):
+            guess = exact(process, texts, a_t).exp()
+            back = process.posterior(guess, texts, *(torch.full((len(texts),), a, dtype=torch.float64) for a in (a_t, a_s)))
+            moves = torch.stack([back[:, i][:, texts[:, i]] for i in range(L)]).prod(0)  # [z_t, z_s]
+            law = law.nan_to_num() @ moves[places].nan_to_num()
+        errors.append(float((law - joint[tuple(texts.T)]).abs().sum()) / 2)
+    assert errors[1] < 0.6 * errors[0] + 1e-12 and errors[1] < 0.02
+
+
+def test_more_context_on_average_says_the_same() -> None:
+    """E[p(x0_i | z_s) | z_t] = p(x0_i | z_t): the exact law is a martingale along a nested pair; here z_t is all MASK."""
+    alpha_s = 0.6
+    now = exact(MASKED, torch.tensor([[TOKENS, TOKENS]]), 0.0).exp()[0, 0]
+    texts, channel = process_texts(TOKENS + 1, L), process_channel(noise_of(MASKED), alpha_s)
+    law = torch.einsum("ab,az,by->zy", source(MASKED), channel, channel)  # of z_s
+    masked = texts[texts[:, 0] == TOKENS]
+    mean = (law[tuple(masked.T)][:, None] * exact(MASKED, masked, alpha_s).exp()[:, 0]).sum(0)
+    assert_close(mean / law[TOKENS].sum(), now)
+
+
+def test_a_perfect_teacher_has_nothing_to_teach_forward() -> None:
+    """The trap of docs/evaluation: at tau = 1 the mean forward loss over z_s is least at the teacher itself.
+
+    The reverse direction is not: its gradient at the teacher is not zero, it asks for a narrower student.
+    """
+    alpha_s = 0.6
+    texts = process_texts(TOKENS + 1, L)
+    joint, channel = source(MASKED), process_channel(noise_of(MASKED), alpha_s)
+    x0 = joint.nonzero()
+    pairs = torch.cartesian_prod(torch.arange(len(x0)), torch.arange(len(texts)))
+    text, z_s = x0[pairs[:, 0]], texts[pairs[:, 1]]
+    weight = joint[tuple(text.T)] * channel[text, z_s].prod(-1)
+    z_t = torch.full_like(z_s, TOKENS)
+    teacher = Prediction.from_log_p(exact(MASKED, z_s, alpha_s))
+    slopes = {}
+    for direction in ("forward", "reverse"):
+        table = exact(MASKED, z_t[:1], 0.0).requires_grad_()
+        student = Prediction.from_log_p(table.expand(len(z_t), L, TOKENS + 1))
+        loss = distillation_loss(student, teacher, text, z_t == TOKENS, z_s == TOKENS, direction=direction)
+        (gradient,) = torch.autograd.grad((loss.sum(-1) * weight).sum(), table)
+        slopes[direction] = float(gradient.abs().max())
+    assert slopes["forward"] < 1e-12 and slopes["reverse"] > 1e-3
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_a_schedule_only_says_how_fast(schedule: NoiseSchedule) -> None:
+    """The integrand is a function of alpha times -dalpha/dt: at one alpha any two schedules agree."""
+    t = double(0.4)
+    alpha, slope = schedule.alpha(t), schedule.dalpha(t)
+    x0, z = torch.tensor([[0, 1]]), torch.tensor([[2, 2]])
+    for process in (MASKED, UNIFORM):
+        prediction = Prediction.from_log_p(exact(process, z, float(alpha)))
+        assert_close(
+            process.nelbo(prediction, x0, z, alpha, slope),
+            -slope * process.nelbo(prediction, x0, z, alpha, double(-1.0)),
+        )
+
+
+def test_a_completion_is_noised_again_on_the_same_path() -> None:
+    """A model's own text with z_t's own u: the bridge keeps every token that z_t shows."""
+    x0 = torch.randint(TOKENS, (4, 30), generator=torch.Generator().manual_seed(0))
+    path = trajectory(MASKED, x0, torch.Generator().manual_seed(1))
+    alpha_t, alpha_s = torch.full((4,), 0.3), torch.full((4,), 0.7)
+    z_t = path.at(alpha_t)
+    guess = torch.where(z_t == TOKENS, torch.zeros_like(x0), z_t)
+    bridge = Trajectory(guess, path.noise, path.u).at(alpha_s)
+    assert torch.equal(bridge[z_t != TOKENS], x0[z_t != TOKENS])
+    assert torch.equal(bridge == TOKENS, path.at(alpha_s) == TOKENS)

@@ -1,0 +1,56 @@
+"""Every named recipe runs: in miniature it takes two steps on the CPU, and its model is saved, loaded and sampled."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import unmask
+from toy_recipes import LENGTH, VOCABULARY, corpus, shrink
+from unmask.models.pretrained import CausalModel, Model
+from unmask.recipes.book import RECIPES, recipe
+from unmask.recipes.run import run
+from unmask.recipes.schema import Consistency, NextToken, Recipe, from_json
+
+NAMES = [function().name for function in RECIPES]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="module")
+def teacher(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's model directory, tokenizer included."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    list(run(shrink(recipe("demo-teacher"), text), folder, device="cpu"))
+    return folder / "model"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_takes_two_steps_and_its_model_speaks(name: str, text: Path, teacher: Path, tmp_path: Path) -> None:
+    plan = recipe(name)
+    small = shrink(plan, text, teacher if isinstance(plan.objective, Consistency | NextToken) else None)
+    updates = list(run(small, tmp_path / "run", device="cpu"))
+    assert [update.step for update in updates] == [1, 2]
+    assert all(math.isfinite(update.loss) and update.grad_norm > 0 for update in updates)
+    assert updates[0].tokens == 4 * LENGTH
+
+    saved = json.loads((tmp_path / "run" / "recipe.json").read_text("utf-8"))
+    assert from_json(Recipe, saved) == small, "recipe.json is the recipe and nothing else"
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [update.loss for update in updates]
+
+    models = [unmask.load(tmp_path / "run" / "model", weights=weights) for weights in ("ema", "raw")]
+    assert [type(model) for model in models] == [CausalModel if isinstance(small.objective, NextToken) else Model] * 2
+    for model in models:
+        assert not model.network.training and model.tokenizer is not None
+        assert model.network.shape.vocab_size == model.tokenizer.vocab_size == VOCABULARY
+    drawn = [unmask.sample(models[0], n=2, length=8, steps=3, seed=1) for _ in range(2)]
+    assert drawn[0].tokens.shape == (2, 8) and len(drawn[0].texts) == 2
+    assert torch.equal(drawn[0].tokens, drawn[1].tokens)
+    weights = [model.network.state_dict() for model in models]
+    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), "the average is not the last"

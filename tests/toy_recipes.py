@@ -1,0 +1,37 @@
+"""Every recipe in miniature: a corpus of a few hundred words, a network of one narrow block, two steps on the CPU."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from unmask.recipes.schema import Consistency, Recipe
+
+LENGTH, VOCABULARY = 16, 262
+WORDS = "the state of the union is that a teacher tells and a student learns what the noise has left of the text".split()
+
+
+def corpus(folder: Path, documents: int = 24) -> Path:
+    """A folder of small texts, each of other words in another order."""
+    folder.mkdir()
+    for number in range(documents):
+        words = [WORDS[(number * 5 + place * (number % 7 + 1)) % len(WORDS)] for place in range(40)]
+        (folder / f"{number:02}.txt").write_text(f"{number}. " + " ".join(words), "utf-8")
+    return folder
+
+
+def shrink(recipe: Recipe, text: Path, teacher: Path | None = None) -> Recipe:
+    """The same recipe with small numbers; a round lasts one step. `teacher`: its directory, and its tokenizer's."""
+    objective = recipe.objective
+    if isinstance(objective, Consistency):
+        objective = replace(objective, teacher=str(teacher), round_steps=1)
+    decay = None if recipe.optim.decay_steps is None else 4
+    return replace(
+        recipe,
+        objective=objective,
+        network=replace(recipe.network, length=LENGTH, width=8, blocks=1, heads=2, cond_dim=4),
+        data=replace(recipe.data, corpus=str(text), tokenizer=str(teacher) if teacher else f"bpe:{VOCABULARY}"),
+        optim=replace(recipe.optim, warmup_steps=1, decay_steps=decay),
+        batch_size=4,
+        accumulation=min(recipe.accumulation, 2),
+        steps=2,
+        save_every=1,
+    )
