@@ -6,7 +6,7 @@ from pathlib import Path
 from unmask.recipes.schema import Consistency, Recipe
 
 LENGTH, VOCABULARY = 16, 262
-WORDS = "the state of the union is that a teacher tells and a student learns what the noise has left of the text".split()
+WORDS = "the state of the union is that teachers tell and a student learns what noise has left of the text".split()
 
 
 def corpus(folder: Path, documents: int = 24) -> Path:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -175,3 +176,9 @@ def build(samples: int = 24, draws: int = 40) -> dict[str, Any]:
         "player": [film("teacher, 16 steps", 16, 0), film("student, 16 steps", 16, 1), film("teacher, 128 steps", L, 0),
                    film("student, 8 steps", 8, 1)],
     }  # fmt: skip
+
+
+@cache
+def small() -> dict[str, Any]:
+    """One report for all tests: copy it before you change it."""
+    return build(samples=8, draws=20)

@@ -1,7 +1,7 @@
 """Randomness that is a value: numbers addressed by what they are for, not by when they are drawn.
 
-`uniform(address(keys...))` is a counter-based generator: each number is a hash of its keys (seed, sample, position, ..),
-so sample i is the same in any batch, on any device, in any order. The hash is the output function of SplitMix64
+`uniform(address(*keys))` is a counter-based generator: each number is a hash of its address (seed, sample, position,
+...), so sample i is the same in any batch, on any device, in any order. The hash is the output function of SplitMix64
 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") applied once a key.
 """
 
@@ -35,7 +35,7 @@ def address(*keys: Tensor | int) -> Tensor:
 
 
 def uniform(state: Tensor) -> Tensor:
-    """Hashed states -> float64 in the open interval (0, 1), 52 bits: (k + 1/2) 2^-52, exactly; 53 would round up to 1."""
+    """Hashed states -> float64 in the open interval (0, 1): (k + 1/2) 2^-52, 52 bits; with 53 the last rounds to 1."""
     return (_shift(state, 12).double() + 0.5) * 2.0**-52
 
 

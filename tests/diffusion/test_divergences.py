@@ -231,7 +231,7 @@ def test_spread_puts_rows_back() -> None:
 
 def test_weights_may_not_change_before_the_backward_pass() -> None:
     """The head runs again then; other weights would give a gradient of something else."""
-    student, teacher, x0, where = scene("linear", torch.float32)
+    student, teacher, _, where = scene("linear", torch.float32)
     values = reverse_kl(student, teacher, where)
     with torch.no_grad():
         student.head.weight.mul_(2)

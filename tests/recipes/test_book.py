@@ -28,9 +28,9 @@ def test_names_are_the_names_of_the_functions_and_find_their_recipes() -> None:
 
 
 def test_a_wrong_name() -> None:
-    with pytest.raises(ValueError, match="no recipe is called 'owt-smal-mcd': did you mean 'owt-small-mcd'?"):
+    with pytest.raises(ValueError, match=r"no recipe is called 'owt-smal-mcd': did you mean 'owt-small-mcd'\?"):
         recipe("owt-smal-mcd")
-    with pytest.raises(ValueError, match="'xyz': there are owt-small-teacher, .*demo-mcd"):
+    with pytest.raises(ValueError, match=r"'xyz': there are owt-small-teacher, .*demo-mcd"):
         recipe("xyz")
 
 
@@ -53,7 +53,7 @@ def test_a_distillation_ends_with_its_last_round_and_reads_its_teachers_rows(pla
 
 
 def test_the_papers_distillation() -> None:
-    """Latent Shadows, section 4: from the public MDLM, 5 rounds of 10k steps, lr 6e-5, 500 steps of warm-up, batch 128."""
+    """Latent Shadows, section 4: from the public MDLM, 5 rounds of 10k steps, lr 6e-5, warm-up 500, batch 128."""
     plan = recipe("owt-small-mcd")
     told = plan.objective
     assert told.teacher == "kuleshov-group/mdlm-owt"

@@ -217,7 +217,7 @@ def test_rows_of_another_tokenizer_are_refused(small: Recipe, teacher: Model) ->
     """Same size, other words: nothing else would notice, and the student would learn nonsense."""
     other = train_bpe(["zebras graze lazily, zebras doze"] * 3, VOCABULARY)
     assert other.vocab_size == teacher.tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"another tokenizer than the teacher's: point data.tokenizer .* 'demo-teacher'"):
+    with pytest.raises(ValueError, match=r"by another tokenizer than the teacher's: point data.tokenizer"):
         distillation(small, settings(), teacher, other)
 
 

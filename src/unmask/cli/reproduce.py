@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,6 +51,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         total = len(study.teacher_steps) * (1 + len(study.teacher_temperatures))
         for done, measured in enumerate(teacher_rows(settings, asked.out), start=1):
             out.write(json.dumps(measured.row.to_json()) + "\n")
+            out.flush()
             advance("measuring the teacher", done, total)
     return 0
 
@@ -69,12 +69,33 @@ def publish(run: Path, out: Path) -> None:
     model.save(out, dtype=torch.bfloat16, recipe=to_json(recipe), held_out_perplexity=str(likelihood))
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     (out / "metrics.jsonl").write_text("\n".join(lines[::20] + lines[-1:]) + "\n", "utf-8")
-    card = Path(__file__).parent.parent / "assets" / f"{out.name}.md"
-    if card.exists() and card.parent != out.parent:
-        shutil.copy(card, out.parent / card.name)
+    (out / "README.md").write_text(card(out.name, recipe, model, str(likelihood)), "utf-8")
 
 
-def teacher_rows(settings: Demo, assets: Path) -> list[studies.Measured]:
+def card(name: str, recipe: Recipe, model: Model | CausalModel, likelihood: str) -> str:
+    """The model card of a shipped model, from its recipe and what was measured."""
+    kind = "masked-diffusion teacher (MDLM)" if isinstance(model, Model) else "autoregressive judge"
+    tokens = recipe.steps * recipe.batch_size * recipe.network.length / 1e6
+    vocab_size, length = model.network.shape.vocab_size, recipe.network.length
+    return f"""# The demo's {name}
+
+A {kind} of {studies.parameters(model):,} weights for `unmask demo`: small enough for two CPU cores,
+and good for nothing else. `make assets` makes it from the recipe `{recipe.name}`, which stands whole in `config.json`.
+
+| | |
+|---|---|
+| text | {recipe.data.part} of `{recipe.data.corpus}`: messages of US presidents, 1790 to 2026, public domain |
+| rows | {length} tokens of a byte-level BPE with {vocab_size} entries, trained on the teacher's half |
+| training | {recipe.steps:,} updates of {recipe.batch_size} rows, {tokens:.0f} M tokens; see `metrics.jsonl` |
+| held-out perplexity a token | {likelihood}, seed 0, documents of its own half |
+| weights | moving average, bfloat16, Apache-2.0 |
+
+Teacher and judge saw different documents. A judge this small measures likeness to presidential prose, not quality of
+text: its figures compare with each other under one protocol, and with no paper's.
+"""
+
+
+def teacher_rows(settings: Demo, assets: Path) -> Iterator[studies.Measured]:
     """The rows of the shipped teacher, under the protocol of the demo."""
     teacher, judge = load(assets / "teacher"), load(assets / "judge")
     if not isinstance(teacher, Model) or not isinstance(judge, CausalModel):
@@ -83,4 +104,4 @@ def teacher_rows(settings: Demo, assets: Path) -> list[studies.Measured]:
     scene = Scene(settings.study, judge_of(judge, data.train.shape[1]), data.held_out, data.digest)
     study = settings.study
     temperatures = (1.0, *study.teacher_temperatures)
-    return list(studies.measure("teacher", teacher, scene, study.teacher_steps, temperatures))
+    return studies.measure("teacher", teacher, scene, study.teacher_steps, temperatures)

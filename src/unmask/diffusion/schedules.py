@@ -110,9 +110,7 @@ class Polynomial:
         return _in_float64(lambda t: -(1 - self.eps) * self.power * t ** (self.power - 1), t, "t")
 
     def time(self, alpha: PerSequence) -> PerSequence:
-        return _in_float64(
-            lambda alpha: ((1 - alpha) / (1 - self.eps)).clamp(0, 1) ** (1 / self.power), alpha, "alpha"
-        )
+        return _in_float64(lambda alpha: ((1 - alpha) / (1 - self.eps)).clamp(0, 1) ** (1 / self.power), alpha, "alpha")
 
 
 def check_unit(value: torch.Tensor, name: str) -> None:

@@ -28,7 +28,7 @@ def owt_small_teacher() -> Recipe:
         data=Data(corpus="openwebtext", tokenizer="gpt2", wrap=True),  # [MDLM] wrap: True, tokenizer gpt2
         optim=AdamW(
             lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,  # [MDLM] optim group
-            warmup_steps=1200,  # [MDLM] constant_warmup, 2500 steps
+            warmup_steps=2500,  # [MDLM] constant_warmup, 2500 steps
             clip_norm=1.0,  # [MDLM] gradient_clip_val: 1.0
             ema_decay=0.9999,  # [MDLM] ema: 0.9999
         ),
@@ -151,14 +151,14 @@ def demo_mcd() -> Recipe:
     return Recipe(
         name="demo-mcd",
         objective=Consistency(
-            teacher="runs/demo-teacher", round_steps=150, delta0=1 / 64, temperatures=(0.96, 0.93, 0.90, 0.87)
+            teacher="runs/demo-teacher", round_steps=120, delta0=1 / 64, temperatures=(0.96, 0.93, 0.90, 0.87)
         ),
         network=teacher.network,
         data=teacher.data,
         optim=AdamW(lr=3e-4, warmup_steps=50, ema_decay=0.99),
-        batch_size=64,
-        steps=600,
-        save_every=150,
+        batch_size=32,
+        steps=480,
+        save_every=120,
     )
 
 

@@ -183,7 +183,7 @@ def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:
 
 
 def _with_mask(tokenizer: Tokenizer | None, vocab_size: int | None) -> tuple[int, int]:
-    """(V, MASK) of a masked model: the tokenizer's own MASK, else one more token behind its last (MDLM's convention)."""
+    """(V, MASK) of a masked model: the tokenizer's own MASK, else one more token behind its last, as in MDLM."""
     if tokenizer is None:
         return _known(vocab_size), _known(vocab_size) - 1
     if tokenizer.mask_id is None:

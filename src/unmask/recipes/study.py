@@ -30,15 +30,15 @@ class Study:
     batch_size          samples a network call at most
     """
 
-    samples: int = 128
+    samples: int = 64
     seed: int = 0
     teacher_steps: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     student_steps: tuple[int, ...] = (4, 8, 16, 32)
     teacher_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9)
-    student_temperatures: tuple[float, ...] = (1.1, 1.2, 1.3)
-    texts: int = 8
+    student_temperatures: tuple[float, ...] = (1.1, 1.2, 1.3, 1.4)
+    texts: int = 4
     completions: int = 16
-    batch_size: int = 128
+    batch_size: int = 64
     round_steps: int = 8
     shown: int = 3
     player_steps: int = 16

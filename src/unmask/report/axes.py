@@ -15,7 +15,7 @@ from unmask.report.style import LIGHT, SMALL
 from unmask.report.svg import tip
 
 PNG_DPI = 160
-_PILL = (21.0, 12.0)  # points that a pill takes
+_PILL = (24.0, 14.0)  # points that a pill takes
 
 
 def logarithmic(axis: Axis, ticks: Collection[float] | None = None) -> None:
@@ -36,6 +36,7 @@ def point(axes: Axes, line: Line, x: float, **style: Any) -> None:
 
 def pills(axes: Axes, places: Sequence[tuple[Line, float]]) -> None:
     """Rows as their step counts in filled pills at (x, gen PPL); where two would cover each other, one stands aside."""
+    axes.autoscale_view()
     taken: list[tuple[float, float]] = []
     scale = 72 / axes.figure.dpi
     for line, x in places:

@@ -31,7 +31,7 @@
 
   // ---- the player
   const films = record.player || [];
-  if (!films.length || !at("player")) return;
+  if (!films.length || !at("player-box")) return;
   const stage = at("player-stage"), slider = at("player-slider"), bars = at("player-bars"), play = at("player-play");
   const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
   let film = films[0], tokens = [], reveals = [], call = 0, timer = null, untouched = true;
@@ -126,7 +126,7 @@
   at("player-next").addEventListener("click", () => go(call + 1));
   at("player-last").addEventListener("click", () => go(film.frames.length));
   slider.addEventListener("input", () => go(Number(slider.value)));
-  at("player").addEventListener("keydown", (event) => {
+  at("player-box").addEventListener("keydown", (event) => {
     const kind = event.target.tagName, own = kind === "SELECT" || event.target.type === "radio";
     const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
     if (event.altKey || event.ctrlKey || event.metaKey || own) return;

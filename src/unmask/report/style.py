@@ -28,7 +28,7 @@ PALETTE: Mapping[str, Ink] = {
     "muted": Ink("#66635c", "#a5a29b"),
     "ink": Ink("#22211f", "#eceae5"),  # also real text
     "teacher": Ink("#1f5fb0", "#6cb4f8"),
-    "student": Ink("#c2410c", "#ff9256"),
+    "student": Ink("#c2410c", "#ff8a45"),
     "autoregressive": Ink("#b0407f", "#f29ac9"),
     "mask": Ink("#dcdbe6", "#3a3d4a"),
     "fresh": Ink("#ffdc7a", "#7a5a00"),

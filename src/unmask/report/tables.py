@@ -174,19 +174,16 @@ def _compared(entry: EqualEntropy | EqualSeconds, scale: float) -> Html:
 
 
 def _reasons(entries: Iterable[EqualEntropy | EqualSeconds | Speed]) -> Html:
-    """Why some answers are missing, or come late."""
-    found = [
-        f"{ENTROPIES[entry.column]}, "
-        + (entry.model.replace("_", " ") if isinstance(entry, Speed) else f"{entry.steps} steps")
-        + f": {entry.reason}"
-        for entry in entries
-        if entry.reason
-    ]
+    """Why some answers are missing, or come late; one line for those that share a reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if entry.reason:
+            who = entry.model.replace("_", " ") if isinstance(entry, Speed) else str(entry.steps)
+            found.setdefault((ENTROPIES[entry.column], entry.reason), []).append(who)
     if not found:
         return Html("")
-    return tag(
-        "details", tag("summary", "What was not reached, and why"), tag("ul", *(tag("li", text) for text in found))
-    )
+    lines = (tag("li", f"{column} ({', '.join(whose)}): {reason}") for (column, reason), whose in found.items())
+    return tag("details", tag("summary", "What was not reached, and why"), tag("ul", *lines, class_="note"))
 
 
 def _gain(gain: Estimate, scale: float, beneath: str | Html = "") -> Html:
@@ -228,7 +225,7 @@ def _measure(measure: Measure | None) -> Html:
     if measure is None:
         return _number(None)
     text = value_text(measure.value, measure.sem)
-    sem = "" if measure.sem is None else tag("small", " ± ", _data(measure.sem, f"{measure.sem:.2g}"))
+    sem = "" if measure.sem is None else tag("small", " ± ", _data(measure.sem, value_text(measure.sem, measure.sem)))
     return tag("td", _data(measure.value, text), sem)
 
 
