@@ -13,7 +13,8 @@ from unmask.cli.main import VERBS, main
 GOLDEN = Path(__file__).parent / "golden"
 TINY = [
     "--network.width", "16", "--network.blocks", "1", "--network.heads", "2", "--network.cond-dim", "4",
-    "--network.length", "16", "--batch-size", "4", "--precision", "float32", "--save-every", "2", "--optim.warmup-steps", "1",
+    "--network.length", "16", "--batch-size", "4", "--precision", "float32", "--save-every", "2",
+    "--optim.warmup-steps", "1",
 ]  # fmt: skip
 
 

@@ -210,7 +210,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _curves(file: Path) -> dict[str, list[float]]:
-    """The columns of a run's metrics.jsonl that the report draws."""
-    names = ("step", "loss", "distillation", "reconstruction", "round")
+    """The columns of a run's metrics.jsonl that the report draws; rounds count from 1, as in its table."""
     lines = _lines(file)
-    return {name: [line[name] for line in lines] for name in names}
+    curves = {name: [line[name] for line in lines] for name in ("step", "loss", "distillation", "reconstruction")}
+    return curves | {"round": [int(line["round"]) + 1 for line in lines]}

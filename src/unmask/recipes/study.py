@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -178,13 +179,14 @@ def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> l
 
 def film(model: Model, title: str, steps: int, length: int, seed: int) -> dict[str, Any]:
     """One text as it is unmasked: its final pieces, and the positions that each network call reveals."""
-    frames = [frame for frame in watch(model, 1, length, steps, seed) if len(frame.rows)]
+    frames = list(watch(model, 1, length, steps, seed))
+    calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]
     final = frames[-1].z[0].tolist()
     return {
         "title": title,
         "pieces": [model.tokenizer.decode([token]) for token in final] if model.tokenizer else [str(t) for t in final],
-        "frames": [frame.changed[0].nonzero().flatten().tolist() for frame in frames],
-        "alphas": [frame.alpha for frame in frames],
+        "frames": [after.changed[0].nonzero().flatten().tolist() for _, after in calls],
+        "alphas": [before.alpha for before, _ in calls],
     }
 
 
