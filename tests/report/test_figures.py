@@ -50,6 +50,9 @@ def test_frontier(report: dict, column: str) -> None:
     assert steps == sorted(str(row["steps"]) for row in [*report["teacher"], *report["student"]])
     curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
     assert len(curves) == len(report["teacher"]) + len(report["student"])  # one a step count
+    assert {point for line in curves for point in zip(*line.get_data(), strict=True)} == {
+        (row[column], row["gen_ppl"]) for row in rows
+    }
 
 
 def test_training(report: dict) -> None:

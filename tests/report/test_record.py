@@ -61,7 +61,7 @@ def test_a_missing_field_is_named(report: dict, path: str) -> None:
     [("title", 3), ("teacher", {}), ("teacher.0", "x"), ("teacher.0.setting.steps", 4.5),
      ("teacher.0.setting.nfe", True), ("teacher.0.shipped", "yes"), ("teacher.0.measures.gen_ppl.value", "high"),
      ("teacher.0.measures", []), ("student.0.samples.nats", 1), ("answers.speed", None), ("verdict.0", None),
-     ("answers.same_steps.0.gain", 1.5), ("training.loss", [None]), ("rounds.0.round", "1"), ("real", "text"),
+     ("answers.same_steps.0.gain", 1.5), ("training.loss", [None]), ("rounds.0.round", True), ("real", "text"),
      ("player.0.pieces.0", 7), ("seconds.total", "1")],
 )  # fmt: skip
 def test_a_foreign_value_is_named(report: dict, path: str, value: object) -> None:
