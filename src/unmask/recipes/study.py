@@ -15,8 +15,9 @@ from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.frontier import answer
 from unmask.evaluation.judges import Judge, weights_digest
-from unmask.evaluation.measure import Protocol, Row, Setting
+from unmask.evaluation.measure import SECONDS, Protocol, Row, Setting
 from unmask.evaluation.rows import measure_frontier, naive_rows
+from unmask.evaluation.speed import Timed, timed
 from unmask.evaluation.verdict import verdict
 from unmask.models.pretrained import CausalModel, Model
 from unmask.samplers.loop import Samples, sample, watch
@@ -74,19 +75,27 @@ class Measured:
 def measure(
     name: str, model: Model | CausalModel, scene: Scene, steps: Sequence[int], temperatures: Sequence[float]
 ) -> Iterator[Measured]:
-    """A row for each step count and temperature; one that `scene.known` holds is not measured again."""
+    """A row for each step count and temperature, in this order.
+
+    A row that `scene.known` holds is not measured again, except for its seconds: another machine's clock compares with
+    nothing. They do not depend on the temperature, so one draw a step count is timed.
+    """
     study, length = scene.study, scene.real.shape[1]
     setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
     if isinstance(model, CausalModel):
         setting = replace(setting, sampler="autoregressive")
     draw = partial(_draw, model, study, length)
     complete = partial(_complete, model, study) if isinstance(model, Model) else None
+    clocks: dict[int, Timed[Samples]] = {}
     for count in steps:
         for temperature in temperatures:
             wanted = replace(setting, steps=count, temperature=temperature)
             found = next((row for row in scene.known if _answers(row, name, wanted, scene.protocol)), None)
             if found is not None:
-                yield Measured(found, shipped=True)
+                if count not in clocks:
+                    clocks[count] = timed(partial(draw, count, 1.0), repeats=1, warmup=0 if clocks else 1)
+                seconds = clocks[count].measure(per=study.samples, unit="s a sample")
+                yield Measured(replace(found, measures={**found.measures, SECONDS: seconds}), shipped=True)
                 continue
             rows = measure_frontier(
                 draw,
@@ -146,20 +155,20 @@ def frontier(
         raise ValueError("a frontier is measured on text, and this teacher has no tokenizer: save it with one")
     *fakes, real = naive(scene, teacher)
     plans: list[tuple[str, Model | CausalModel, tuple[int, ...], tuple[float, ...]]] = [
-        ("teacher", teacher, study.teacher_steps, (1.0,)),
-        ("student", student, study.student_steps, (1.0,)),
-        ("temperature_teacher", teacher, study.teacher_steps, study.teacher_temperatures),
-        ("temperature_student", student, study.student_steps, study.student_temperatures),
+        ("teacher", teacher, study.teacher_steps, (1.0, *study.teacher_temperatures)),
+        ("student", student, study.student_steps, (1.0, *study.student_temperatures)),
     ]
     if autoregressive is not None:
         plans.append(("autoregressive", autoregressive, (length,), (1.0,)))
-    total = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans)
-    rows: dict[str, list[Measured]] = {name: [] for name, *_ in plans} | {"naive": fakes, "data": [real]}
+    total, done = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans), 0
+    rows: dict[str, list[Measured]] = {"naive": fakes, "data": [real]}
+    rows |= {name: [] for name, *_ in plans} | {f"temperature_{name}": [] for name in ("teacher", "student")}
     for name, model, steps, temperatures in plans:
-        for measured in measure(name.removeprefix("temperature_"), model, scene, steps, temperatures):
-            rows[name].append(measured)
-            done = sum(len(rows[name]) for name, *_ in plans)
-            yield Found(done, total, name, measured, rows)
+        for measured in measure(name, model, scene, steps, temperatures):
+            place = name if measured.row.setting.temperature == 1 else f"temperature_{name}"
+            rows[place].append(measured)
+            done += 1
+            yield Found(done, total, place, measured, rows)
 
 
 def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
