@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from unmask.evaluation.duality_checks import figure_data, observe
 from unmask.evaluation.measure import ENTROPIES
@@ -123,9 +124,11 @@ def test_pills_never_cover_each_other(report: dict) -> None:
         axes.set(xlim=(0, 2), ylim=(0, 300))
         pills(axes, [(line, 1.0) for line in [*lines, lines[0], lines[0]]])
         figure.canvas.draw()
-        boxes = [
-            Text.get_window_extent(text).padded(0.28 * text.get_fontsize() * figure.dpi / 72) for text in axes.texts
-        ]
+    boxes = []
+    for text in axes.texts:
+        size = Text.get_window_extent(text).padded(0.28 * text.get_fontsize() * figure.dpi / 72).size
+        middle = axes.transData.transform(text.xy) + np.array(text.xyann) * figure.dpi / 72
+        boxes.append(Bbox([middle - size / 2, middle + size / 2]))
     assert len(boxes) == 8
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
