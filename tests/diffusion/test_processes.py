@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,18 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from reference import (
-    Table,
-    network_golden,
-    process_bound_by_orders,
-    process_bound_in_steps,
-    process_channel,
-    process_leave_one_out,
-    process_posterior,
-    process_texts,
-)
+from reference import network_golden, process_channel, process_posterior
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
-from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.diffusion.schedules import LogLinear
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.prediction import Prediction, TableHead
 
@@ -162,6 +152,7 @@ def test_nelbo_is_the_limit_of_kl_over_dt(process: Process, alpha: float) -> Non
 @BOTH
 @given(alpha=st.floats(1e-3, 1 - 1e-6), logits=st.lists(st.floats(-30, 30), min_size=V, max_size=V))
 def test_nelbo_is_never_negative(process: Process, alpha: float, logits: list[float]) -> None:
+    """But for the rounding of its terms, which are as large as 1 / (1 - alpha) and cancel where the guess is right."""
     log_p = torch.log_softmax(double(*logits), dim=-1)
     got = priced(process, log_p, alpha)
     possible = torch.ones(V, V, dtype=torch.bool)
@@ -169,7 +160,7 @@ def test_nelbo_is_never_negative(process: Process, alpha: float, logits: list[fl
         possible = torch.eye(V, dtype=torch.bool)
         possible[:, MASKED.mask_id] = True
         possible[MASKED.mask_id] = False
-    assert bool(torch.isfinite(got).all()) and float(got[possible].min()) >= -1e-11
+    assert bool(torch.isfinite(got).all()) and float(got[possible].min()) >= -1e-14 / (1 - alpha) - 1e-11
 
 
 @BOTH
@@ -221,92 +212,6 @@ def test_the_gradient_of_nelbo_is_that_of_its_formula(process: Process) -> None:
         return process.nelbo(Prediction.from_log_p(table), x0, z, double(0.3), double(-1.0))
 
     assert torch.autograd.gradcheck(loss, logits.requires_grad_())
-
-
-# --- nelbo, whole texts: V = 3 tokens (and MASK), L = 2, eps = 0
-
-
-def source(process: Process, seed: int = 0) -> Tensor:
-    """A joint law of two tokens that depend on each other, none of them MASK."""
-    size = 3
-    joint = torch.zeros((size + (process is SMALL_MASKED),) * 2, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    joint[:size, :size] = torch.rand(size, size, generator=generator, dtype=torch.float64) ** 2
-    return joint / joint.sum()
-
-
-SMALL_MASKED, SMALL_UNIFORM = MaskedProcess(4, mask_id=3), UniformProcess(3)
-SMALL = pytest.mark.parametrize("process", [SMALL_MASKED, SMALL_UNIFORM], ids=["masked", "uniform"])
-
-
-def noise_of(process: Process) -> Tensor:
-    return double(0, 0, 0, 1) if process is SMALL_MASKED else torch.full((3,), 1 / 3).double()
-
-
-def brute_force(process: Process, joint: Tensor, table: Table, schedule: NoiseSchedule, nodes: int) -> float:
-    """E over texts and all their corruptions of the sum of nelbo over positions, integrated over t by Gauss.
-
-    Nodes are those of sqrt(t): the uniform process has a log t near 0.
-    """
-    texts = process_texts(process.vocab_size, joint.dim())
-    weight = joint[tuple(texts.T)]
-    pairs = torch.cartesian_prod(torch.arange(len(texts))[weight > 0], torch.arange(len(texts)))
-    x0, z = texts[pairs[:, 0]], texts[pairs[:, 1]]
-    total = 0.0
-    for node, share in zip(*np.polynomial.legendre.leggauss(nodes), strict=True):
-        root = (node + 1) / 2
-        t = double(root**2).expand(len(pairs))
-        alpha, slope = schedule.alpha(t), schedule.dalpha(t)
-        seen = process_channel(noise_of(process), float(alpha[0]))[x0, z].prod(-1)
-        log_p = table(texts, float(alpha[0]))[pairs[:, 1]]
-        nelbo = process.nelbo(Prediction.from_log_p(log_p), x0, z, alpha, slope).sum(-1)
-        total += share * root * float((weight[pairs[:, 0]] * seen * nelbo).nan_to_num().sum())
-    return total
-
-
-def exact(process: Process, joint: Tensor) -> Table:
-    return lambda z, alpha: process_leave_one_out(joint, noise_of(process), z, alpha).log()
-
-
-def wrong(process: Process, joint: Tensor) -> Table:
-    """A model that is off: its logits are half of the true ones, and it likes token 1."""
-
-    def table(z: Tensor, alpha: float) -> Tensor:
-        log_p = exact(process, joint)(z, alpha) / 2
-        log_p[..., 1] += 0.7
-        return torch.log_softmax(log_p, dim=-1)
-
-    return table
-
-
-@SMALL
-@pytest.mark.parametrize("schedule", [LogLinear(0.0), Cosine(0.0), Polynomial(2.0, 0.0)], ids=repr)
-def test_exact_conditionals_cost_the_entropy(process: Process, schedule: NoiseSchedule) -> None:
-    joint = source(process)
-    entropy = -float(torch.xlogy(joint, joint).sum())
-    bound = brute_force(process, joint, exact(process, joint), schedule, nodes=24)
-    assert bound == pytest.approx(entropy, abs=1e-9 if process is SMALL_MASKED else 1e-5)
-
-
-@SMALL
-def test_a_wrong_model_costs_the_sum_of_its_steps(process: Process) -> None:
-    """The integral is the limit of the bound in N steps, which falls as 1 / N; and it is above the entropy."""
-    joint = source(process, seed=1)
-    table = wrong(process, joint)
-    bound = brute_force(process, joint, table, LogLinear(0.0), nodes=24)
-    in_steps = [
-        process_bound_in_steps(joint, noise_of(process), table, [k / n for k in range(n + 1)]) for n in (40, 80)
-    ]
-    assert in_steps[0] > in_steps[1] > bound
-    assert 2 * in_steps[1] - in_steps[0] == pytest.approx(bound, abs=1e-3)
-    assert bound > -float(torch.xlogy(joint, joint).sum()) + 0.05
-
-
-def test_masked_diffusion_is_the_mean_over_orders() -> None:
-    joint = source(SMALL_MASKED, seed=2)
-    for table in (exact(SMALL_MASKED, joint), wrong(SMALL_MASKED, joint)):
-        bound = brute_force(SMALL_MASKED, joint, table, LogLinear(0.0), nodes=6)  # a polynomial in t: 6 nodes are exact
-        assert bound == pytest.approx(process_bound_by_orders(joint, table, mask_id=3), abs=1e-12)
 
 
 # --- golden data

@@ -92,7 +92,8 @@ def test_special_values() -> None:
     for function in ("alpha", "dalpha", "time"):
         first, second = (getattr(schedule, function)(t) for schedule in (LogLinear(0.1), Polynomial(1.0, 0.1)))
         assert_close(first, second)
-    assert Cosine(eps=0.0).alpha(double(1.0)).item() == pytest.approx(0, abs=1e-15)
+    for schedule in (LogLinear(0.0), Cosine(0.0), Polynomial(2.0, 0.0)):
+        assert schedule.alpha(double(0.0, 1.0)).tolist() == [1, 0], "exactly"
     assert_close(Cosine(eps=0.0).alpha(t), torch.cos(torch.pi * t / 2), rtol=0, atol=1e-15)
     mdlm_sigma = -torch.log1p(-(1 - 1e-3) * t)  # MDLM's total noise
     assert_close(-torch.log(LogLinear().alpha(t)), mdlm_sigma, rtol=1e-13, atol=1e-15)

@@ -71,7 +71,7 @@ def test_a_known_gain_at_equal_entropy_in_every_column():
     for column in ENTROPIES:
         for steps, gain in ((4, math.exp(0.4)), (8, math.exp(0.1))):
             entry = pick(found.equal_entropy, column=column, steps=steps)
-            assert entry.at == "teacher at 16 steps" and entry.target == pytest.approx(3.5)
+            assert entry.at == "the teacher at 16 steps" and entry.target == pytest.approx(3.5)
             assert entry.gain.value == pytest.approx(gain)
             assert entry.student.gen_ppl.value == pytest.approx(math.exp(line({4: 0.6, 8: 0.4}[steps], 3.5)))
             assert entry.student.nfe == pytest.approx(steps - 0.5) and entry.reason is None

@@ -61,7 +61,7 @@ class LogLinear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """alpha(t) = 1 - (1 - eps) (1 - cos(pi t / 2)): little noise early, much late (after Nichol and Dhariwal 2021).
+    """alpha(t) = eps + (1 - eps) cos(pi t / 2): little noise early, much late (after Nichol and Dhariwal 2021).
 
     >>> Cosine(eps=0.0).alpha(torch.tensor([0.0, 0.5, 1.0]))
     tensor([1.0000, 0.7071, 0.0000])
@@ -73,8 +73,8 @@ class Cosine:
         _check_eps(self.eps)
 
     def alpha(self, t: PerSequence) -> PerSequence:
-        # 1 - cos x = 2 sin^2(x/2), without the cancellation at t = 0 and with cos(pi/2) = 0 exactly.
-        return _in_float64(lambda t: 1 - (1 - self.eps) * 2 * torch.sin(math.pi * t / 4) ** 2, t, "t")
+        # The cosine as a sine of 1 - t: exactly 1 and 0 at the ends, where pi / 2 is rounded.
+        return _in_float64(lambda t: self.eps + (1 - self.eps) * torch.sin(math.pi / 2 * (1 - t)), t, "t")
 
     def dalpha(self, t: PerSequence) -> PerSequence:
         return _in_float64(lambda t: -(1 - self.eps) * math.pi / 2 * torch.sin(math.pi * t / 2), t, "t")

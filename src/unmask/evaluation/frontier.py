@@ -58,7 +58,7 @@ class AtTarget:
 class EqualEntropy:
     """Student and temperature-scaled teacher at one step count, both where `column` has the value `target`.
 
-    at      whose diversity that is: "teacher at 64 steps", or "data"
+    at      whose diversity that is: "the teacher at 64 steps", or "data"
     gain    of the student over the teacher at the same steps
     reason  why something is None: not reached, not measured
     """
@@ -145,7 +145,7 @@ def answer(
     students = curves(student, resampler)
     most = max(row.setting.steps for row in plain)
     reference = next(point for point in teachers[most] if point.row.setting.temperature == 1)
-    targets = {f"teacher at {most} steps": reference} | ({"data": resampler(data)} if data else {})
+    targets = {f"the teacher at {most} steps": reference} | ({"data": resampler(data)} if data else {})
     return Answers(
         list(_same_steps(teachers, students)),
         [

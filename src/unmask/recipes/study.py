@@ -36,7 +36,7 @@ class Study:
     seed: int = 0
     teacher_steps: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     student_steps: tuple[int, ...] = (4, 8, 16, 32)
-    teacher_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9)
+    teacher_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.1)
     student_temperatures: tuple[float, ...] = (1.15, 1.3, 1.45)
     texts: int = 4
     completions: int = 16
