@@ -99,7 +99,7 @@ def test_tokenizers_by_name(small: Recipe, text: Path, tmp_path: Path) -> None:
     trained = tokenizer_of(small.data, train)
     trained.save(tmp_path / "model")
     assert tokenizer_of(replace(small.data, tokenizer=str(tmp_path / "model")), train).digest == trained.digest
-    with pytest.raises(ValueError, match="no tokenizer file in that directory"):
+    with pytest.raises(ValueError, match="there is no tokenizer file"):
         tokenizer_of(replace(small.data, tokenizer=str(text)), train)
 
 
@@ -234,3 +234,24 @@ def test_a_teacher_without_a_tokenizer_takes_that_of_the_rows(small: Recipe) -> 
 def test_other_kinds_of_teachers_are_refused(folder: str, kind: str, small: Recipe) -> None:
     with pytest.raises(ValueError, match=f"needs a masked-diffusion teacher; this one is {kind}"):
         distillation(small, settings(), load(GOLDEN / folder))
+
+
+def test_a_tokenizer_of_the_hub_is_fetched_by_its_name(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    train_bpe(["the people of the United States " * 9], 270).save(tmp_path)
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, "tokenizer*" in allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = tokenizer_of(schema.Data(tokenizer="gpt2"), documents(schema.Data()).train)
+    assert asked == [("gpt2", True)]
+    assert found.digest == Tokenizer.load(tmp_path).digest
+
+
+def test_without_a_network_the_tokenizer_of_the_hub_is_named():
+    with pytest.raises(ValueError, match=r"bert-base-uncased.*hub"):
+        tokenizer_of(schema.Data(tokenizer="bert-base-uncased"), documents(schema.Data()).train)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from unmask.models.lightning import open_checkpoint
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pickles import CheckpointError
 from unmask.models.weights import bare, clean, fill, shape_of
+from unmask.text.hub import TOKENIZER_FILES, local_or_hub
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer
 
 CONFIG, MODEL, RAW = "config.json", "model.safetensors", "raw.safetensors"
@@ -134,29 +134,10 @@ def _on(network: DiT, device: torch.device | str) -> DiT:
 
 
 def _local(path_or_hub_id: str | Path, revision: str | None) -> Path:
-    """An existing path as it is; anything else is fetched from the hub."""
-    path = Path(path_or_hub_id).expanduser()
-    if path.exists():
-        return path
-    name = str(path_or_hub_id)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name.endswith((".ckpt", ".safetensors")):
-        raise CheckpointError(f"there is no file or directory {name}, and it is no name of a repository on the hub")
-    from huggingface_hub import errors, snapshot_download
-
-    wanted = [CONFIG, MODEL, RAW, "tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"]
-    why: tuple[tuple[type[Exception], str], ...] = (
-        (errors.GatedRepoError, "it is gated: accept its conditions on its page, then log in with `hf auth login`"),
-        (errors.RepositoryNotFoundError, "there is none of this name (or it is private: log in with `hf auth login`)"),
-        (errors.RevisionNotFoundError, f"it has no revision {revision!r}"),
-        (errors.LocalEntryNotFoundError, "the hub cannot be reached, and it is not in the cache of earlier downloads"),
-    )
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the hub's client passes on whatever its transports raise
-        words = next((words for kind, words in why if isinstance(error, kind)), f"the download failed: {error}")
-        raise CheckpointError(
-            f"there is no file or directory {name}; and as a repository on the Hugging Face hub: {words}"
-        ) from error
+        return local_or_hub(path_or_hub_id, (CONFIG, MODEL, RAW, *TOKENIZER_FILES), revision)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 @dataclass(frozen=True)

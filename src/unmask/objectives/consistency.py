@@ -91,7 +91,7 @@ class Consistency:
 
     def __call__(self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss:
         delta = self.rounds.delta(step)
-        t = delta + (1 - delta) * stratified(len(x0), generator, x0.device)
+        t = 1 - (1 - delta) * stratified(len(x0), generator, x0.device)  # in (delta, 1]
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha((t - delta).clamp(min=0))
         path = trajectory(self.process, x0, generator)
         z_t = path.at(alpha_t)

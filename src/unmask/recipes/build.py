@@ -22,6 +22,7 @@ from unmask.recipes import schema
 from unmask.recipes.schema import Data, Recipe
 from unmask.rng import address
 from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
+from unmask.text.hub import TOKENIZER_FILES, local_or_hub
 from unmask.text.packing import pack
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
 
@@ -87,11 +88,9 @@ def tokenizer_of(data: Data, train: Corpus) -> Tokenizer:
     """The tokenizer that `data` names: "bpe:V" is trained on the text, else a directory or a hub id."""
     if data.tokenizer.startswith("bpe:"):
         return train_bpe(train.documents, int(data.tokenizer.removeprefix("bpe:")))
-    found = find_tokenizer(data.tokenizer)
+    found = find_tokenizer(local_or_hub(data.tokenizer, TOKENIZER_FILES))
     if found is None:
-        raise ValueError(
-            f"tokenizer {data.tokenizer!r}: no tokenizer file in that directory; give one, or bpe:VOCAB_SIZE"
-        )
+        raise ValueError(f"tokenizer {data.tokenizer!r}: there is no tokenizer file; give another, or bpe:VOCAB_SIZE")
     return found
 
 

@@ -23,7 +23,7 @@ def vocabulary(data: Data) -> int:
         raise ValueError(
             f"tokenizer {data.tokenizer!r}: neither a directory with one, nor one of {', '.join(KNOWN)}, nor bpe:V"
         )
-    return found.vocab_size
+    return found.vocab_size + (found.mask_id is None)  # MASK is one token more where the tokenizer has none
 
 
 def estimate(recipe: Recipe) -> dict[str, float | int]:

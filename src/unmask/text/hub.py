@@ -1,0 +1,37 @@
+"""A directory by its path or, where there is none, by its name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
+
+
+def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
+    """An existing path as it is; anything else is fetched from the hub, those of its files that match `files`.
+
+    ValueError in plain words: no such path or repository, gated, no such revision, no network.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.exists():
+        return path
+    name = str(path_or_hub_id)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name.endswith((".ckpt", ".safetensors")):
+        raise ValueError(f"there is no file or directory {name}, and it is no name of a repository on the hub")
+    from huggingface_hub import errors, snapshot_download
+
+    why: tuple[tuple[type[Exception], str], ...] = (
+        (errors.GatedRepoError, "it is gated: accept its conditions on its page, then log in with `hf auth login`"),
+        (errors.RepositoryNotFoundError, "there is none of this name (or it is private: log in with `hf auth login`)"),
+        (errors.RevisionNotFoundError, f"it has no revision {revision!r}"),
+        (errors.LocalEntryNotFoundError, "the hub cannot be reached, and it is not in the cache of earlier downloads"),
+    )
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except Exception as error:  # the hub's client passes on whatever its transports raise
+        words = next((words for kind, words in why if isinstance(error, kind)), f"the download failed: {error}")
+        raise ValueError(
+            f"there is no file or directory {name}; and as a repository on the Hugging Face hub: {words}"
+        ) from error
