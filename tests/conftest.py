@@ -1,10 +1,13 @@
 """Every test: one thread a process, no network, no display; hypothesis without deadlines, and without dice in CI."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's client is first imported
 os.environ["MPLBACKEND"] = "Agg"
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +17,36 @@ torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("house"), derandomize=True)
 settings.load_profile("ci" if "CI" in os.environ else "house")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small texts."""
+    from toy_recipes import corpus
+
+    return corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="session")
+def masked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a masked model that was trained for two steps on `text`, with its tokenizer."""
+    from toy_recipes import shrink
+    from unmask.recipes.book import recipe
+    from unmask.recipes.run import run
+
+    folder = tmp_path_factory.mktemp("masked") / "run"
+    list(run(replace(shrink(recipe("demo-teacher"), text), precision="float32"), folder, device="cpu"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def causal(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of an autoregressive model, in the tokens of `masked`."""
+    from toy_recipes import shrink
+    from unmask.recipes.book import recipe
+    from unmask.recipes.run import run
+
+    folder = tmp_path_factory.mktemp("causal") / "run"
+    plan = shrink(recipe("demo-judge"), text, tokens=masked)
+    list(run(replace(plan, precision="float32"), folder, device="cpu"))
+    return folder / "model"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,37 @@ def test_doctor_and_convert(capsys, tmp_path):
     assert json.loads(out)["torch"]
     assert run(capsys, "convert", GOLDEN / "lightning_mdlm" / "mdlm.ckpt", tmp_path / "ours")[0] == 0
     assert run(capsys, "sample", tmp_path / "ours", "--steps", "2", "--n", "1")[0] == 0
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_updates_go_to_tensorboard_from_one_process(monkeypatch, tmp_path, rank):
+    """TensorBoard is an extra: here a stand-in with the few methods that are used of it."""
+    from unmask.cli import train
+    from unmask.training import Update
+
+    made, written, closed = [], [], []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+            made.append(folder)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            closed.append(self.folder)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+    monkeypatch.setattr(train, "find_spec", lambda name: name == "tensorboard")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setenv("RANK", rank)
+    with train.tensorboard(tmp_path) as board:
+        assert not made, "a run directory has to be empty when a run begins"
+        board(Update(3, loss=2.5, grad_norm=0.5, lr=1e-3, metrics={"round": 1.0}, tokens=8, seconds=0.25))
+    if rank == "0":
+        assert {("loss", 2.5, 3), ("round", 1.0, 3)} <= {*written} and closed == [str(tmp_path / "tensorboard")]
+    else:
+        assert not written and not closed

@@ -8,32 +8,24 @@ import pytest
 import torch
 
 import unmask
-from toy_recipes import LENGTH, VOCABULARY, corpus, shrink
+from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.models.pretrained import CausalModel, Model
 from unmask.recipes.book import RECIPES, recipe
+from unmask.recipes.build import starts_from
 from unmask.recipes.run import run
-from unmask.recipes.schema import Consistency, NextToken, Recipe, from_json
+from unmask.recipes.schema import NextToken, Recipe, from_json
 
 NAMES = [function().name for function in RECIPES]
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus") / "text")
-
-
-@pytest.fixture(scope="module")
-def teacher(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher's model directory, tokenizer included."""
-    folder = tmp_path_factory.mktemp("teacher") / "run"
-    list(run(shrink(recipe("demo-teacher"), text), folder, device="cpu"))
-    return folder / "model"
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_it_takes_two_steps_and_its_model_speaks(name: str, text: Path, teacher: Path, tmp_path: Path) -> None:
+def test_it_takes_two_steps_and_its_model_speaks(
+    name: str, text: Path, masked: Path, causal: Path, tmp_path: Path
+) -> None:
     plan = recipe(name)
-    small = shrink(plan, text, teacher if isinstance(plan.objective, Consistency | NextToken) else None)
+    next_token = isinstance(plan.objective, NextToken)
+    start = (causal if next_token else masked) if starts_from(plan) else None
+    small = shrink(plan, text, start, tokens=masked if next_token else None)
     updates = list(run(small, tmp_path / "run", device="cpu"))
     assert [update.step for update in updates] == [1, 2]
     assert all(math.isfinite(update.loss) and update.grad_norm > 0 for update in updates)

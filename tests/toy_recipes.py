@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from unmask.recipes.build import starts_from
 from unmask.recipes.schema import Consistency, Recipe
 
 LENGTH, VOCABULARY = 16, 262
@@ -18,17 +19,23 @@ def corpus(folder: Path, documents: int = 24) -> Path:
     return folder
 
 
-def shrink(recipe: Recipe, text: Path, teacher: Path | None = None) -> Recipe:
-    """The same recipe with small numbers; a round lasts one step. `teacher`: its directory, and its tokenizer's."""
-    objective = recipe.objective
+def shrink(recipe: Recipe, text: Path, start: Path | None = None, tokens: Path | None = None) -> Recipe:
+    """The same recipe with small numbers; a round lasts one step.
+
+    start   the model that the weights start from, where they do
+    tokens  where the tokenizer is: `start`, or else it is trained on the text
+    """
+    objective, tokens = recipe.objective, tokens or start
     if isinstance(objective, Consistency):
-        objective = replace(objective, teacher=str(teacher), round_steps=1)
+        objective = replace(objective, teacher=str(start), round_steps=1)
+    elif starts_from(recipe):
+        objective = replace(objective, init=str(start))
     decay = None if recipe.optim.decay_steps is None else 4
     return replace(
         recipe,
         objective=objective,
         network=replace(recipe.network, length=LENGTH, width=8, blocks=1, heads=2, cond_dim=4),
-        data=replace(recipe.data, corpus=str(text), tokenizer=str(teacher) if teacher else f"bpe:{VOCABULARY}"),
+        data=replace(recipe.data, corpus=str(text), tokenizer=str(tokens) if tokens else f"bpe:{VOCABULARY}"),
         optim=replace(recipe.optim, warmup_steps=1, decay_steps=decay),
         batch_size=4,
         accumulation=min(recipe.accumulation, 2),

@@ -1,4 +1,4 @@
-"""The shapes of the library, and the one role that everything above shares: `Denoiser`.
+"""The shapes of the library, and the roles that everything above shares: `Denoiser` and `Encoder`.
 
 B counts sequences, L positions, V tokens of the vocabulary (MASK included), D the width of a hidden
 state, N the rows (positions) that a call asks for.
@@ -35,3 +35,12 @@ class Denoiser(Protocol):
         ...
 
     def __call__(self, z: Tokens, alpha: PerSequence) -> Prediction: ...
+
+
+class Encoder(Protocol):
+    """Features of text, for metrics and for objectives that compare texts by more than their tokens.
+
+    `encoder(tokens, layer)` [B, L] -> [B, L, D]: hidden states behind the first `layer` blocks, without a head.
+    """
+
+    def __call__(self, tokens: Tokens, layer: int) -> Tensor: ...

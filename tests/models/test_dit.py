@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from reference import network_golden, network_random
 from unmask.models.dit import DiT, Shape, large, medium, small, tiny
 from unmask.models.layers import Cache, Rotary
+from unmask.types import Encoder
 
 SHAPE = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, cond_dim=8)
 CAUSAL = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, causal=True)
@@ -197,6 +198,22 @@ def test_gradients_are_those_of_the_function(sigma: Tensor | None) -> None:
     )
     with torch.no_grad():
         assert slope == pytest.approx((moved(1e-6) - moved(-1e-6)) / 2e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, CAUSAL])
+def test_features_are_the_network_cut_off_behind_a_block(shape: Shape) -> None:
+    network, tokens = network_random(shape).eval(), ids()
+    encoder: Encoder = network.features
+    assert torch.equal(encoder(tokens, 0), network.vocab_embed(tokens))
+    whole = encoder(tokens, shape.blocks)
+    assert torch.equal(network.conditioning().output.enter(whole), network.hidden(tokens))
+    second = list(network.blocks)[1]
+    angles = network.rotary_emb(0, tokens.shape[1])
+    after = second(encoder(tokens, 1), network.conditioning().blocks[1], angles, torch.float32, None, 1)
+    assert torch.equal(after, whole) and not torch.equal(encoder(tokens, 1), whole)
+    for layer in (-1, shape.blocks + 1):
+        with pytest.raises(ValueError, match=f"layer counts the blocks that have run: want 0 to 2, got {layer}"):
+            encoder(tokens, layer)
 
 
 def test_dropout_acts_in_training_only() -> None:

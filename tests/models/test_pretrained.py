@@ -341,8 +341,9 @@ def test_weights_that_are_not_numbers_are_named(saved: Path) -> None:
     for value in (float("nan"), float("inf")):
         masked().save(saved)
         rewrite(saved, lambda t, v=value: t | {"blocks.1.mlp.0.bias": torch.full_like(t["blocks.1.mlp.0.bias"], v)})
-        with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.0\.bias holds NaN or infinity"):
+        with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.0\.bias holds NaN or infinity") as caught:
             load(saved)
+        assert str(caught.value).startswith(str(saved))
 
 
 def test_sets_of_weights_that_are_not_there(saved: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def weights(shape: Shape) -> dict[str, Tensor]:
 def test_every_size_comes_from_the_tensors(shape: Shape, prefix: str) -> None:
     tensors = weights(shape)
     named = {f"{prefix}{name}": tensor.double() for name, tensor in tensors.items()}
-    found = bare(named | {"teacher.backbone.x": torch.ones(1), "backbone.teacher_head.x": torch.ones(1)})
+    found = bare(named | {"teacher.backbone.x": torch.ones(1), "backbone.teacher_head.x": torch.ones(1)}, "a file")
     assert shape_of(found, "here") == shape
     network = fill(dataclasses.replace(shape, length=9), found, None, "here")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
@@ -57,7 +57,7 @@ def test_another_architecture_and_another_prefix_are_told_apart() -> None:
 
 def test_the_same_weights_twice_are_refused() -> None:
     with pytest.raises(CheckpointError, match="x are there twice"):
-        bare({"x": torch.ones(1), "backbone.x": torch.ones(1)})
+        bare({"x": torch.ones(1), "backbone.x": torch.ones(1)}, "a file")
 
 
 def test_sizes_that_make_no_network() -> None:

@@ -24,7 +24,7 @@ def test_names_are_the_names_of_the_functions_and_find_their_recipes() -> None:
         assert recipe(plan.name) == plan
     promised = {"owt-small-teacher", "owt-small-mcd", "owt-large-mcd"}
     assert promised <= {plan.name for plan in ALL}
-    assert {plan.name.split("-")[0] for plan in ALL} == {"owt", "lm1b", "demo"}
+    assert {plan.name.split("-")[0] for plan in ALL} == {"owt", "lm1b", "demo", "long"}
 
 
 def test_a_wrong_name() -> None:

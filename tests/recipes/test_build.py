@@ -8,7 +8,7 @@ import tokenizers as hf
 import torch
 from torch import nn
 
-from toy_recipes import LENGTH, VOCABULARY, corpus, shrink
+from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import Cosine, LogLinear, Polynomial
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
@@ -19,16 +19,21 @@ from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.recipes import schema
 from unmask.recipes.book import recipe
-from unmask.recipes.build import Parts, build, distillation, documents, schedule, texts, tokenizer_of
+from unmask.recipes.build import (
+    Parts,
+    build,
+    distillation,
+    documents,
+    not_used,
+    schedule,
+    starts_from,
+    texts,
+    tokenizer_of,
+)
 from unmask.recipes.schema import Recipe
 from unmask.text.tokenizers import Tokenizer, train_bpe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus") / "text")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +222,7 @@ def test_rows_of_another_tokenizer_are_refused(small: Recipe, teacher: Model) ->
     """Same size, other words: nothing else would notice, and the student would learn nonsense."""
     other = train_bpe(["zebras graze lazily, zebras doze"] * 3, VOCABULARY)
     assert other.vocab_size == teacher.tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"by another tokenizer than the teacher's: point data.tokenizer"):
+    with pytest.raises(ValueError, match=r"by another tokenizer than that of the model to start from: point data"):
         distillation(small, settings(), teacher, other)
 
 
@@ -230,9 +235,37 @@ def test_a_teacher_without_a_tokenizer_takes_that_of_the_rows(small: Recipe) -> 
         distillation(small, settings(), public, wordlevel(*(f"w{i}" for i in range(35))))
 
 
+@pytest.mark.parametrize("name", ["long-teacher", "long-judge"])
+def test_training_goes_on_from_a_model_on_longer_rows(name: str, text: Path, request: pytest.FixtureRequest) -> None:
+    start = request.getfixturevalue("causal" if name == "long-judge" else "masked")
+    plan = shrink(recipe(name), text, start)
+    plan = replace(plan, network=replace(plan.network, length=2 * LENGTH, width=64, dropout=0.2), precision="float32")
+    rows = texts(replace(plan, data=replace(plan.data, tokenizer="bpe:300")))
+    assert rows.train.shape[1] == 2 * LENGTH, "the recipe's length, in the model's tokens"
+    assert rows.tokenizer.digest == load(start).tokenizer.digest, "no tokenizer is trained where a model is given"
+    parts, before = build(plan, rows.tokenizer), load(start)
+    assert same_weights(parts.student.network, before.network)
+    shape = before.network.shape
+    assert parts.student.network.shape == replace(shape, length=2 * LENGTH, dropout=0.2)
+    assert not_used(plan, parts.student.network) == [f"network.width = {shape.width} of {start}, not 64"]
+    assert parts.model(parts.student).network.shape.length == 2 * LENGTH
+
+
+def test_training_goes_on_from_its_own_kind_only(text: Path, masked: Path, causal: Path) -> None:
+    for name, start, why in (("long-teacher", causal, "needs a masked-diffusion"), ("long-judge", masked, "autoreg")):
+        plan = shrink(recipe(name), text, start)
+        with pytest.raises(ValueError, match=why):
+            build(plan, texts(plan).tokenizer)
+
+
+def test_a_run_directory_stands_for_its_model(masked: Path) -> None:
+    assert same_weights(load(masked.parent).network, load(masked).network)
+    assert starts_from(recipe("demo-teacher")) == "" and not_used(recipe("demo-teacher"), load(masked).network) == []
+
+
 @pytest.mark.parametrize(("folder", "kind"), [("hub_ar", "autoregressive"), ("hub_duo", "UniformProcess")])
 def test_other_kinds_of_teachers_are_refused(folder: str, kind: str, small: Recipe) -> None:
-    with pytest.raises(ValueError, match=f"needs a masked-diffusion teacher; this one is {kind}"):
+    with pytest.raises(ValueError, match=f"needs a masked-diffusion model to start from; this one is {kind}"):
         distillation(small, settings(), load(GOLDEN / folder))
 
 

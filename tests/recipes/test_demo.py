@@ -12,7 +12,7 @@ from unmask.recipes.build import texts
 from unmask.recipes.demo import Demo, demo
 from unmask.recipes.judge import judge_of
 from unmask.recipes.schema import Network
-from unmask.recipes.study import Scene, Study, measure
+from unmask.recipes.study import Measured, Scene, Study, measure
 
 ROWS = ("teacher", "student", "temperature_teacher", "temperature_student", "naive")
 
@@ -94,7 +94,7 @@ def test_a_demo_that_was_stopped_goes_on_and_ends_alike(settings, finished, tmp_
 
 def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
-    known = [Row.from_json(row) for row in finished["teacher"]]
+    known = [Measured(Row.from_json(row), shipped=True) for row in finished["teacher"]]
     data = texts(replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)))
     scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest, known)
     found = list(measure("teacher", teacher, scene, settings.study.teacher_steps, (1.0,)))

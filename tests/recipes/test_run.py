@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toy_recipes import corpus, shrink
+import unmask.recipes.run
+from toy_recipes import shrink
 from unmask.models.pretrained import Model, load
 from unmask.recipes.book import recipe
 from unmask.recipes.build import Texts, texts
@@ -20,21 +21,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus") / "text")
-
-
-@pytest.fixture(scope="module")
-def teacher(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher") / "run"
-    list(run(replace(shrink(recipe("demo-teacher"), text), precision="float32"), folder, device="cpu"))
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def plan(text: Path, teacher: Path) -> Recipe:
+def plan(text: Path, masked: Path) -> Recipe:
     """Three rounds of two steps, with dropout, so that all that can go wrong in a resume is there."""
-    small = shrink(recipe("demo-mcd"), text, teacher)
+    small = shrink(recipe("demo-mcd"), text, masked)
     objective = replace(small.objective, round_steps=2, temperatures=(0.9, 0.8, 0.7))
     return replace(small, objective=objective, steps=6, save_every=3, precision="float32")
 
@@ -129,3 +118,27 @@ def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
     elsewhere = replace(plan, data=replace(plan.data, corpus="/nowhere"), steps=1)
     data = Texts(rows.train, rows.held_out, rows.tokenizer, rows.digest)
     assert len(list(run(elsewhere, tmp_path / "run", data=data, device="cpu"))) == 1
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_fastest_precision_is_decided_once_and_kept(
+    faster: bool, plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine the same run goes on as it began."""
+    fastest = replace(plan, precision="fastest")
+    monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: faster)
+    begun = run(fastest, tmp_path / "run", device="cpu")
+    next(begun)
+    begun.close()
+    monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: not faster)
+    assert len(list(run(fastest, tmp_path / "run", device="cpu"))) == 6
+    saved = json.loads((tmp_path / "run" / "recipe.json").read_text("utf-8"))
+    assert saved == to_json(replace(plan, precision="bfloat16" if faster else "float32"))
+
+
+def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    other = replace(plan, network=replace(plan.network, width=32, dropout=0.3), steps=1)
+    list(run(other, tmp_path / "run", say=said.append, device="cpu"))
+    start = plan.objective.teacher
+    assert said[1:] == [f"network.width = 8 of {start}, not 32", f"network.dropout = 0.0 of {start}, not 0.3"]

@@ -81,7 +81,7 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
         ({"name": "x", "optim": {"betas": [0.9, "a"]}}, r"recipe.optim.betas\[1\] is a value of type float: got 'a'"),
         ({"name": "x", "optim": 3}, "recipe.optim holds the fields of AdamW: want an object, got 3"),
         ({"name": "x", "network": {"sees_alpha": 1}}, "recipe.network.sees_alpha is a value of type bool: got 1"),
-        ({"name": "x", "precision": "float16"}, "recipe.precision is one of 'float32', 'bfloat16': got 'float16'"),
+        ({"name": "x", "precision": "float16"}, "one of 'float32', 'bfloat16', 'fastest': got 'float16'"),
         ({"name": "x", "precision": ["float32"]}, "recipe.precision is one of"),
         ({"name": "x", "objective": {"kind": "x"}}, "kind is one of 'nelbo', 'next-token', 'consistency': got 'x'"),
         ({"name": "x", "objective": {}}, "recipe.objective.kind is one of"),

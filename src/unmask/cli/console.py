@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,8 @@ import tyro
 
 if TYPE_CHECKING:
     from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
+
+    from unmask.recipes.experiment import Progress
 
 T = TypeVar("T")
 Advance = Callable[[str, int, int], None]  # stage, done, total
@@ -78,3 +80,15 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
             sys.stdout.flush()
 
     yield plain, say
+
+
+def follow(events: Iterable[Progress]) -> Mapping[str, Any] | None:
+    """Show where a long job is, to its end; the report of its last event, None where it was stopped before."""
+    report = None
+    with progress() as (advance, note):
+        for event in events:
+            advance(event.stage, event.done, event.total)
+            if event.line is not None:
+                note(event.line)
+            report = event.report
+    return report

@@ -11,7 +11,6 @@ import torch
 import tyro
 
 from unmask.cli.console import parse, say
-from unmask.cli.sample import model_directory
 from unmask.models.pretrained import load
 
 
@@ -32,7 +31,7 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
-    model = load(model_directory(asked.source), asked.revision, asked.weights)
+    model = load(asked.source, asked.revision, asked.weights)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked.dtype]
     model.save(asked.out, dtype=dtype, source=asked.source, weights=asked.weights)
     say(f"{asked.out}: {sum(p.numel() for p in model.network.parameters()):,} weights in {asked.dtype}")

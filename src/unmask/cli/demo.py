@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from unmask.cli.console import parse, progress, say, table
+from unmask.cli.console import follow, parse, say, table
 from unmask.recipes.demo import Demo, demo
 from unmask.recipes.schema import Recipe
 from unmask.recipes.study import Study
@@ -38,19 +37,12 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         student=asked.student, teacher=asked.teacher, judge=asked.judge, study=asked.study,
     )  # fmt: skip
     asked.out.mkdir(parents=True, exist_ok=True)
-    report = None
-    with progress() as (advance, note):
-        for event in demo(settings, asked.out):
-            advance(event.stage, event.done, event.total)
-            if event.line is not None:
-                note(event.line)
-            report = event.report
+    report = follow(demo(settings, asked.out))
     if report is None:
         say(f"stopped; the state is saved in {asked.out}, and the same command goes on from there")
         return 1
     from unmask.report.page import write_report
 
-    (asked.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
     page = write_report(report, asked.out)
     for name in ("teacher", "student"):
         rows = [[row["steps"], row["nfe"], row["gen_ppl"], row["sem"], row["entropy"]] for row in report[name]]

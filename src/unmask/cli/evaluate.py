@@ -12,7 +12,6 @@ import torch
 import tyro
 
 from unmask.cli.console import emit, parse, progress, say, table
-from unmask.cli.sample import model_directory
 from unmask.evaluation.likelihood import Convention, nelbo_ppl, next_token_ppl
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
@@ -87,7 +86,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 def likelihood(arguments: Sequence[str]) -> int:
     asked = parse(Likelihood, "eval likelihood", arguments)
-    model = load(model_directory(asked.model))
+    model = load(asked.model)
     x0 = held_out(asked.text, model)[0][: asked.limit]
     if isinstance(model, Model):
         generator = torch.Generator().manual_seed(asked.seed)
@@ -107,7 +106,7 @@ def likelihood(arguments: Sequence[str]) -> int:
 
 def samples(arguments: Sequence[str]) -> int:
     asked = parse(Samples, "eval samples", arguments)
-    model = load(model_directory(asked.model))
+    model = load(asked.model)
     found = []
     with progress() as (advance, _):
         measured = studies.measure(
@@ -129,7 +128,7 @@ def samples(arguments: Sequence[str]) -> int:
 
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
-    student, teacher = (_masked(load(model_directory(name)), name) for name in (asked.student, asked.teacher))
+    student, teacher = (_masked(load(name), name) for name in (asked.student, asked.teacher))
     shared = scene(asked.judge, asked.text, teacher, asked.study)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):

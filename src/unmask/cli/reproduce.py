@@ -3,57 +3,80 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from unmask.cli.console import parse, progress, say
+from unmask.cli.console import follow, parse, progress, say, table
 from unmask.evaluation.likelihood import nelbo_ppl, next_token_ppl
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
 from unmask.recipes.build import texts
-from unmask.recipes.demo import Demo, train_pair
-from unmask.recipes.judge import judge_of
+from unmask.recipes.demo import Demo, from_scratch, train
+from unmask.recipes.experiment import REPORT, ROWS, teacher_rows
+from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
 from unmask.recipes.schema import Recipe, from_json, to_json
-from unmask.recipes.study import Scene
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Rebuild what is shipped. assets: train the demo's teacher and judge, and measure the teacher's rows.
+    """Measure again what this project ships or claims.
 
-    work  where the runs are kept; a run that was stopped goes on
-    out   where the finished assets go
+    what    assets: train the demo's teacher and judge, and measure the teacher's rows
+            study: on rows of 256 tokens, distil by recipes that differ in one factor, and measure each
+    work    where the runs are kept (runs/assets, runs/study); a run that was stopped goes on
+    assets  where the shipped models are: `assets` puts them there, `study` goes on from them
+    cells   cells of the study (all)
     """
 
-    what: Annotated[Literal["assets"], tyro.conf.Positional]
-    work: Path = Path("runs/assets")
-    out: Path = Path("src/unmask/assets")
+    what: Annotated[Literal["assets", "study"], tyro.conf.Positional]
+    work: Path | None = None
+    assets: Path = Path("src/unmask/assets")
+    cells: tuple[str, ...] = ()
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
+    work = asked.work or Path("runs") / asked.what
+    done = assets(work, asked.assets) if asked.what == "assets" else study(work, asked.assets, asked.cells)
+    if not done:
+        say(f"stopped; the state is saved in {work}, and the same command goes on from there")
+    return 0 if done else 1
+
+
+def assets(work: Path, out: Path) -> bool:
+    """Train, publish, measure; whether all is done."""
     settings = Demo(from_scratch=True)
-    with progress() as (advance, note):
-        for event in train_pair(settings, asked.work):
+    plans = from_scratch(settings, work)
+    follow(train(plans, work))
+    if not all((work / name / "model").exists() for name in plans):
+        return False
+    for name in plans:
+        publish(work / name, out / name)
+        say(f"{out / name}: shipped")
+    rows = teacher_rows(out / "teacher", out / "judge", settings.student, settings.study, work / ROWS)
+    found = []
+    with progress() as (advance, _):
+        for event, measured in rows:
             advance(event.stage, event.done, event.total)
-            if event.line is not None:
-                note(event.line)
-    for name in ("teacher", "judge"):
-        publish(asked.work / name, asked.out / name)
-        say(f"{asked.out / name}: shipped")
-    with progress() as (advance, note), (asked.out / "rows.jsonl").open("w", encoding="utf-8") as out:
-        study = settings.study
-        total = len(study.teacher_steps) * (1 + len(study.teacher_temperatures))
-        for done, measured in enumerate(teacher_rows(settings, asked.out), start=1):
-            out.write(json.dumps(measured.row.to_json()) + "\n")
-            out.flush()
-            advance("measuring the teacher", done, total)
-    return 0
+            found.append(json.dumps(measured.row.to_json()) + "\n")
+    (out / ROWS).write_text("".join(found), "utf-8")
+    return True
+
+
+def study(work: Path, assets: Path, only: tuple[str, ...]) -> bool:
+    """Carry the larger study out, all cells or `only` some, and print the table of the cells that are measured."""
+    settings = Larger(assets)
+    done = follow(larger(settings, work, only)) is not None
+    files = {name: work / folder(name) / REPORT for name in cells(settings.student)}
+    reports = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+    if reports:
+        table("students; gains over a temperature-scaled teacher at equal steps", HEAD, summary(reports))
+    return done
 
 
 def publish(run: Path, out: Path) -> None:
@@ -93,15 +116,3 @@ and good for nothing else. `make assets` makes it from the recipe `{recipe.name}
 Teacher and judge saw different documents. A judge this small measures likeness to presidential prose, not quality of
 text: its figures compare with each other under one protocol, and with no paper's.
 """
-
-
-def teacher_rows(settings: Demo, assets: Path) -> Iterator[studies.Measured]:
-    """The rows of the shipped teacher, under the protocol of the demo."""
-    teacher, judge = load(assets / "teacher"), load(assets / "judge")
-    if not isinstance(teacher, Model) or not isinstance(judge, CausalModel):
-        raise ValueError(f"{assets} holds no masked teacher with an autoregressive judge: `make assets` trains them")
-    data = texts(replace(settings.student, data=replace(settings.student.data, tokenizer=str(assets / "teacher"))))
-    scene = Scene(settings.study, judge_of(judge, data.train.shape[1]), data.held_out, data.digest)
-    study = settings.study
-    temperatures = (1.0, *study.teacher_temperatures)
-    return studies.measure("teacher", teacher, scene, study.teacher_steps, temperatures)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -48,7 +47,7 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
-    model = load(model_directory(asked.model), asked.revision, asked.weights, asked.device)
+    model = load(asked.model, asked.revision, asked.weights, asked.device)
     options = {
         field.name: getattr(asked, field.name)
         for field in dataclasses.fields(asked)
@@ -61,9 +60,3 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     for i, text in enumerate(drawn.texts or [str(row) for row in drawn.tokens.tolist()]):
         say(f"--- sample {i} of seed {asked.seed}: {int(drawn.nfe[i])} network calls\n{text}")
     return 0
-
-
-def model_directory(name: str) -> str:
-    """A run directory stands for the model that it holds."""
-    inside = Path(name) / "model"
-    return str(inside) if (inside / "config.json").exists() else name

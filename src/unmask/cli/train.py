@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -51,8 +54,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     if asked.dry_run:
         emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
         return 0
-    with progress() as (advance, note):
-        step, board = 0, tensorboard(out)
+    with progress() as (advance, note), tensorboard(out) as board:
+        step = 0
         for update in run(asked.recipe, out, say=note, resume=asked.resume):
             advance(asked.recipe.name, step := update.step, asked.recipe.steps)
             board(update)
@@ -66,20 +69,28 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     return 0 if done else 1
 
 
-def tensorboard(out: Path) -> Callable[[Update], None]:
-    """Writes every update to `out`/tensorboard where TensorBoard is installed; metrics.jsonl is written always."""
-    if find_spec("tensorboard") is None:
-        return lambda update: None
+@contextmanager
+def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
+    """Writes updates to `out`/tensorboard where TensorBoard is installed, one process of them all; metrics.jsonl is
+    written always.
+    """
+    if find_spec("tensorboard") is None or os.environ.get("RANK", "0") != "0":
+        yield lambda update: None
+        return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(out / "tensorboard"))
+    with ExitStack() as stack:
 
-    def write(update: Update) -> None:
-        for name, value in update.record().items():
-            if isinstance(value, float):
-                writer.add_scalar(name, value, update.step)
+        @cache
+        def writer() -> SummaryWriter:  # at the first update: before, the run directory has to be empty
+            return stack.enter_context(SummaryWriter(str(out / "tensorboard")))
 
-    return write
+        def write(update: Update) -> None:
+            for name, value in update.record().items():
+                if isinstance(value, float):
+                    writer().add_scalar(name, value, update.step)
+
+        yield write
 
 
 def _chosen(name: str) -> Recipe:

@@ -114,17 +114,18 @@ def measure_frontier(
     texts: Tokens | None = None,
     completions: int = 16,
     repeats: int = 1,
+    warmup: int = 1,
     device: torch.device | str = "cpu",
 ) -> Iterator[Row]:
     """Yield a row for each step count and temperature.
 
     draw      (steps, temperature) -> texts: the same latents each time, or nothing is paired
     complete  fills in the real `texts` [T, L], half masked
-    repeats   timed draws a row, after one draw for warming up in all
+    repeats   timed draws a row, after `warmup` draws in all
     """
     if (complete is None) != (texts is None):
         raise ValueError("completion disagreement takes both `complete` and real `texts` [T, L]: give both or neither")
-    temperatures, warmup = list(temperatures), 1
+    temperatures = list(temperatures)
     for count in steps:
         for temperature in temperatures:
             run = timed(partial(draw, count, temperature), repeats=repeats, warmup=warmup, device=device)

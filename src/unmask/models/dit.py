@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from unmask.models.layers import Block, Branch, Cache, Embedding, Linear, OutputLayer, Rotary, SigmaEmbedding
+from unmask.types import Tokens
 
 
 @dataclass(frozen=True)
@@ -127,16 +129,27 @@ class DiT(nn.Module):
         `conditioning` saves computing it from sigma. With a `cache` a causal network reads `tokens` as the
         continuation of what the cache holds and appends them to it.
         """
-        self._check(tokens, cache)
         if sigma is not None and sigma.shape != tokens.shape[:1]:
             raise ValueError(f"sigma has one value a row, [B] = {list(tokens.shape[:1])}, got {list(sigma.shape)}")
         conditioning = conditioning or self.conditioning(sigma)
-        past = 0 if cache is None else cache.length
-        angles = self.rotary_emb(past, tokens.shape[1])
-        x = self.vocab_embed(tokens)
-        for index, (block, branches) in enumerate(zip(self.blocks, conditioning.blocks, strict=True)):
+        return conditioning.output.enter(self._stream(tokens, conditioning, self.shape.blocks, cache))
+
+    def features(self, tokens: Tokens, layer: int) -> Tensor:
+        """The residual stream [B, L, D] behind the first `layer` blocks (0: embeddings): this network as an `Encoder`.
+
+        Text is read as it is: a denoiser is told that there is no noise, sigma = 0.
+        """
+        if not 0 <= layer <= self.shape.blocks:
+            raise ValueError(f"layer counts the blocks that have run: want 0 to {self.shape.blocks}, got {layer}")
+        return self._stream(tokens, self.conditioning(), layer)
+
+    def _stream(self, tokens: Tensor, conditioning: Conditioning, layer: int, cache: Cache | None = None) -> Tensor:
+        self._check(tokens, cache)
+        angles = self.rotary_emb(0 if cache is None else cache.length, tokens.shape[1])
+        x: Tensor = self.vocab_embed(tokens)
+        for index, (block, branches) in enumerate(islice(zip(self.blocks, conditioning.blocks, strict=True), layer)):
             x = block(x, branches, angles, self.compute_dtype, cache, index)
-        return conditioning.output.enter(x)
+        return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:
         """Fold the adaLN layers of every block at noise sigma [B], or at the constant one (None)."""

@@ -168,8 +168,10 @@ def _read(path: Path, weights: str) -> Files:
             raise CheckpointError(f"{where} keeps no moving average of the weights: ask for weights='raw'")
         shadow = checkpoint.shadow if weights == "ema" else None
         tensors = {name: checkpoint.tensor(stored) for name, stored in checkpoint.weights.items()}
-        averages = None if shadow is None else [clean(f"ema {i}", checkpoint.tensor(s)) for i, s in enumerate(shadow)]
-        return Files(where, bare(tensors), averages, checkpoint.config)
+        averages = (
+            None if shadow is None else [clean(f"ema {i}", checkpoint.tensor(s), where) for i, s in enumerate(shadow)]
+        )
+        return Files(where, bare(tensors, where), averages, checkpoint.config)
 
 
 def _read_directory(path: Path, weights: str) -> Files:
@@ -187,7 +189,7 @@ def _read_directory(path: Path, weights: str) -> Files:
         raise CheckpointError(f"{file} is cut off or damaged ({error}): copy or download it again") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path / CONFIG} is no JSON object but a {type(config).__name__}")
-    return Files(str(path), bare(tensors), None, config)
+    return Files(str(path), bare(tensors, str(path)), None, config)
 
 
 # --- writing

@@ -15,23 +15,28 @@ from unmask.models.pickles import CheckpointError
 EMBEDDING, FREQUENCIES, NOISE = "vocab_embed.embedding", "rotary_emb.inv_freq", "sigma_map.mlp.0.weight"
 
 
-def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def bare(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Weights by their own names, in float32: prefixes of wrappers stripped, frozen teachers left out."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         own = re.sub(r"^(_orig_mod\.|backbone\.)+", "", name)
         if own in found:
-            raise CheckpointError(f"the weights {own} are there twice, under two prefixes: which ones are meant?")
+            raise CheckpointError(
+                f"{where}: the weights {own} are there twice, under two prefixes: which ones are meant?"
+            )
         if not own.startswith("teacher"):
-            found[own] = clean(name, tensor)
+            found[own] = clean(name, tensor, where)
     return found
 
 
-def clean(name: str, tensor: Tensor) -> Tensor:
+def clean(name: str, tensor: Tensor, where: str) -> Tensor:
     """A float32 copy (safetensors' own tensors live in the file); CheckpointError where a value is not finite."""
     copy = tensor.to(torch.float32, copy=True)
     if not bool(torch.isfinite(copy).all()):
-        raise CheckpointError(f"the tensor {name} holds NaN or infinity: the training that wrote it had diverged")
+        raise CheckpointError(
+            f"{where}: the tensor {name} holds NaN or infinity, so the training that wrote it had diverged: take an "
+            "earlier checkpoint"
+        )
     return copy
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import assert_never
 
 import torch
@@ -25,6 +27,7 @@ from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
 from unmask.text.hub import TOKENIZER_FILES, local_or_hub
 from unmask.text.packing import pack
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
+from unmask.training.engine import faster_in_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -44,7 +47,7 @@ class Parts:
     """What a training loop needs: `student` is trained on `objective`; `model(network)` wraps its weights for use."""
 
     objective: Objective
-    student: nn.Module
+    student: NetworkDenoiser | CausalPredictor
     schedule: NoiseSchedule
     tokenizer: Tokenizer | None
     recipe: Recipe
@@ -71,7 +74,9 @@ def documents(data: Data) -> Split:
 def texts(recipe: Recipe) -> Texts:
     """Load, tokenize and pack what the recipe names."""
     parts = documents(recipe.data)
-    tokenizer = tokenizer_of(recipe.data, parts.train)
+    start, _, _ = starts_from(recipe).partition("@")
+    named = replace(recipe.data, tokenizer=start) if start and recipe.data.tokenizer.startswith("bpe:") else recipe.data
+    tokenizer = tokenizer_of(named, parts.train)
     train, held_out = (
         rows(part, tokenizer, recipe.network.length, recipe.data.wrap) for part in (parts.train, parts.held_out)
     )
@@ -106,28 +111,46 @@ def schedule(recipe: schema.Schedule) -> NoiseSchedule:
             assert_never(name)
 
 
+def decided(recipe: Recipe, faster: Callable[[], bool] | None = None) -> Recipe:
+    """The recipe with a precision of its own: "fastest" is bfloat16 where `faster` says so (asked here by default)."""
+    if recipe.precision != "fastest":
+        return recipe
+    ask = partial(faster_in_bfloat16, torch.device("cpu")) if faster is None else faster
+    return replace(recipe, precision="bfloat16" if ask() else "float32")
+
+
 def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = None) -> Parts:
     """The parts of a run. `vocab_size` is for rows without a tokenizer: its last token is MASK.
 
-    Weights are initialised from `recipe.seed`; a distillation starts from its teacher.
+    Weights are initialised from `recipe.seed` or, where the objective names a model to start from, from that model:
+    then the sizes are that model's. A distillation starts from its teacher.
     """
-    levels = schedule(recipe.schedule)
+    recipe, levels = decided(recipe), schedule(recipe.schedule)
     match recipe.objective:
-        case schema.Nelbo(t_min=t_min):
-            vocab, mask_id = _with_mask(tokenizer, vocab_size)
-            denoiser = NetworkDenoiser(_network(recipe, vocab, causal=False), mask_id, recipe.network.sees_alpha)
-            return Parts(Nelbo(MaskedProcess(vocab, mask_id), levels, t_min), denoiser, levels, tokenizer, recipe)
-        case schema.NextToken():
-            vocab = tokenizer.vocab_size if tokenizer is not None else _known(vocab_size)
+        case schema.Nelbo(t_min=t_min, init=init):
+            if init:
+                model, process = _masked(_named(init), "training on the evidence bound")
+                tokenizer = _shared_tokenizer(recipe, model, tokenizer)
+                network, sees_alpha = _resized(model, recipe), model.denoiser.sees_alpha
+            else:
+                process, sees_alpha = MaskedProcess(*_with_mask(tokenizer, vocab_size)), recipe.network.sees_alpha
+                network = _network(recipe, process.vocab_size, causal=False)
+            denoiser = NetworkDenoiser(network, process.mask_id, sees_alpha)
+            return Parts(Nelbo(process, levels, t_min), denoiser, levels, tokenizer, recipe)
+        case schema.NextToken(init=init):
+            if init:
+                baseline = _causal(_named(init))
+                tokenizer = _shared_tokenizer(recipe, baseline, tokenizer)
+                network = _resized(baseline, recipe)
+            else:
+                vocab = tokenizer.vocab_size if tokenizer is not None else _known(vocab_size)
+                network = _network(recipe, vocab, causal=True)
             start = 0 if tokenizer is None or tokenizer.eos_id is None else tokenizer.eos_id
-            predictor = CausalPredictor(_network(recipe, vocab, causal=True))
-            return Parts(NextToken(start), predictor, levels, tokenizer, recipe)
+            return Parts(NextToken(start), CausalPredictor(network), levels, tokenizer, recipe)
         case schema.Consistency() as settings:
             if not settings.teacher:
                 raise ValueError("a distillation needs its teacher: give objective.teacher, a directory or hub id")
-            name, _, revision = settings.teacher.partition("@")
-            teacher = load(name, revision=revision or None)
-            return distillation(recipe, settings, teacher, tokenizer)
+            return distillation(recipe, settings, _named(settings.teacher), tokenizer)
         case other:
             assert_never(other)
 
@@ -136,22 +159,12 @@ def distillation(
     recipe: Recipe, settings: schema.Consistency, teacher: Model | CausalModel, tokenizer: Tokenizer | None = None
 ) -> Parts:
     """The parts of a distillation of `teacher`, which is copied: the student starts as its equal."""
-    if not isinstance(teacher, Model) or not isinstance(teacher.process, MaskedProcess):
-        raise ValueError(
-            "masked consistency distillation needs a masked-diffusion teacher; this one is "
-            f"{'autoregressive' if not isinstance(teacher, Model) else type(teacher.process).__name__}"
-        )
-    if tokenizer is not None and teacher.tokenizer is not None and tokenizer.digest != teacher.tokenizer.digest:
-        raise ValueError(
-            "the rows were encoded by another tokenizer than the teacher's: point data.tokenizer of the recipe "
-            f"{recipe.name!r} at the teacher's model directory"
-        )
-    tokenizer = teacher.tokenizer or tokenizer
-    if tokenizer is not None:
-        check_vocabulary(tokenizer, teacher.process.vocab_size)
+    recipe = decided(recipe)
+    teacher, process = _masked(teacher, "masked consistency distillation")
+    tokenizer = _shared_tokenizer(recipe, teacher, tokenizer)
     student, old = (
         NetworkDenoiser(
-            copy.deepcopy(teacher.network).requires_grad_(True), teacher.process.mask_id, teacher.denoiser.sees_alpha
+            copy.deepcopy(teacher.network).requires_grad_(True), process.mask_id, teacher.denoiser.sees_alpha
         )
         for _ in range(2)
     )
@@ -159,7 +172,7 @@ def distillation(
         denoiser.network.compute_dtype = DTYPES[recipe.precision]
     old.eval().requires_grad_(False)
     objective = Consistency(
-        process=teacher.process,
+        process=process,
         schedule=teacher.schedule,
         teacher=old,
         rounds=settings.rounds(),
@@ -169,6 +182,72 @@ def distillation(
         reduction=settings.reduction,
     )
     return Parts(objective, student, teacher.schedule, tokenizer, recipe)
+
+
+def starts_from(recipe: Recipe) -> str:
+    """The model whose weights a run starts from, a directory or hub id; empty where they are random."""
+    match recipe.objective:
+        case schema.Consistency(teacher=name) | schema.Nelbo(init=name) | schema.NextToken(init=name):
+            return name
+        case other:
+            assert_never(other)
+
+
+def not_used(recipe: Recipe, network: DiT) -> list[str]:
+    """What the recipe says of the network and the weights that it starts from say otherwise, a phrase each."""
+    if not starts_from(recipe):
+        return []
+    names = ["width", "blocks", "heads"]
+    if isinstance(recipe.objective, schema.Consistency):
+        names += ["length", "dropout"]
+    asked, got = recipe.network, network.shape
+    return [
+        f"network.{name} = {getattr(got, name)} of {starts_from(recipe)}, not {getattr(asked, name)}"
+        for name in names
+        if getattr(asked, name) != getattr(got, name)
+    ]
+
+
+def _named(name: str) -> Model | CausalModel:
+    """A model by directory or hub id, with @revision."""
+    name, _, revision = name.partition("@")
+    return load(name, revision=revision or None)
+
+
+def _masked(model: Model | CausalModel, what: str) -> tuple[Model, MaskedProcess]:
+    if not isinstance(model, Model) or not isinstance(model.process, MaskedProcess):
+        kind = "autoregressive" if not isinstance(model, Model) else type(model.process).__name__
+        raise ValueError(f"{what} needs a masked-diffusion model to start from; this one is {kind}")
+    return model, model.process
+
+
+def _causal(model: Model | CausalModel) -> CausalModel:
+    if not isinstance(model, CausalModel):
+        raise ValueError(
+            "next-token training needs an autoregressive model to start from; this one is a diffusion model"
+        )
+    return model
+
+
+def _shared_tokenizer(recipe: Recipe, model: Model | CausalModel, tokenizer: Tokenizer | None) -> Tokenizer | None:
+    """The tokenizer of rows and model, which must be one and the same."""
+    if tokenizer is not None and model.tokenizer is not None and tokenizer.digest != model.tokenizer.digest:
+        raise ValueError(
+            "the rows were encoded by another tokenizer than that of the model to start from: point data.tokenizer of "
+            f"the recipe {recipe.name!r} at that model's directory"
+        )
+    tokenizer = model.tokenizer or tokenizer
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.network.shape.vocab_size)
+    return tokenizer
+
+
+def _resized(model: Model | CausalModel, recipe: Recipe) -> DiT:
+    """The model's weights, to train on rows of the recipe's length with the recipe's dropout."""
+    shape = replace(model.network.shape, length=recipe.network.length, dropout=recipe.network.dropout)
+    network = DiT(shape, DTYPES[recipe.precision])
+    network.load_state_dict(model.network.state_dict())
+    return network
 
 
 def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:

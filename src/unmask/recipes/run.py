@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model
-from unmask.recipes.build import Parts, Texts, build, distillation, texts
+from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, texts
 from unmask.recipes.schema import Consistency, Recipe, to_json
 from unmask.text.packing import batch_at
 from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
+from unmask.training.engine import Engine, faster_in_bfloat16
 
 
 def run(
@@ -32,12 +34,15 @@ def run(
     The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
     step `directory/model` holds it, with the raw weights beside them. `say` gets one line about where the run starts.
     """
+    engine = launch(device)
+    recipe = as_begun(recipe, Path(directory), engine)
     data = texts(recipe) if data is None else data
     parts = build(recipe, data.tokenizer)
-    engine = launch(device)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with RunDir.open(directory, to_json(recipe), resume=resume, writes=engine.main) as run_dir, stop_signals() as stop:
         say(str(run_dir.restore(state, engine)))
+        for line in not_used(recipe, parts.student.network):
+            say(line)
         batches = partial(
             batch_at, data.train, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world
         )
@@ -57,6 +62,14 @@ def run(
             run_dir.publish(lambda folder: publish(parts, state, folder))
 
 
+def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
+    """The recipe with a precision: that of the run which `directory` holds, else the faster one of this machine."""
+    saved = directory / "recipe.json"
+    if recipe.precision == "fastest" and saved.exists():
+        return replace(recipe, precision=json.loads(saved.read_text("utf-8"))["precision"])
+    return decided(recipe, lambda: bool(engine.same(faster_in_bfloat16(engine.device))))
+
+
 def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     """Distil a masked-diffusion `model` on rows `ids` [n, L] by a recipe of consistency distillation; nothing is saved.
 
@@ -64,14 +77,16 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     weights. The recipe's corpus, tokenizer and teacher are not read: `ids` and `model` stand for them.
     (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
     """
-    if not isinstance(recipe.objective, Consistency):
+    objective = recipe.objective
+    if not isinstance(objective, Consistency):
         raise ValueError(
             f"distill wants a recipe of consistency distillation, {recipe.name!r} is {recipe.objective.kind}"
         )
     if ids.dim() != 2 or not len(ids):
         raise ValueError(f"ids holds rows of tokens [n, L], at least one: got shape {tuple(ids.shape)}")
-    parts = distillation(recipe, recipe.objective, model)
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
+    recipe = decided(recipe, partial(faster_in_bfloat16, engine.device))
+    parts = distillation(recipe, objective, model)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     batches = partial(batch_at, ids, batch_size=recipe.batch_size, seed=recipe.seed)
     updates = fit(

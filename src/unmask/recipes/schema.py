@@ -15,7 +15,7 @@ from unmask.training.schedule import AdamW
 
 T = TypeVar("T")
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "fastest"]
 Part = Literal["all", "first half", "second half"]
 
 
@@ -43,6 +43,7 @@ class Data:
     corpus     a name ("sotu", "pydocs", "openwebtext", "lm1b"), a file or a folder
     part       which documents: all, or one of two disjoint halves (documents alternate)
     tokenizer  a directory or hub id, or "bpe:V": train a byte-level BPE of V tokens on this text
+               (where the weights start from a model: that model's own)
     wrap       MDLM's rows: [BOS] + L - 2 tokens + [EOS]; else plain crops of the text
     """
 
@@ -63,17 +64,23 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Nelbo:
-    """Train a masked-diffusion teacher on its evidence bound."""
+    """Train a masked-diffusion teacher on its evidence bound.
+
+    init  a model to go on from, a run directory, model directory or hub id: its sizes and its MASK are kept, the
+          length of a row and dropout are the recipe's; empty: random weights
+    """
 
     kind: Literal["nelbo"] = "nelbo"
     t_min: float = 1e-3
+    init: str = ""
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """Train an autoregressive baseline or judge."""
+    """Train an autoregressive baseline or judge; `init` as in `Nelbo`."""
 
     kind: Literal["next-token"] = "next-token"
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,9 @@ class Recipe:
 
     batch_size    sequences an update, over all processes and micro-batches
     accumulation  micro-batches an update on each process
-    precision     of the matrix products inside the network; weights, normalisations and losses stay float32
+    precision     of the matrix products inside the network; weights, normalisations and losses stay float32.
+                  "fastest": bfloat16 where the machine multiplies it faster, else float32; decided at the start of a
+                  run and written into its recipe.json
     save_every    updates between two saved states
     """
 

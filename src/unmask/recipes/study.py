@@ -47,23 +47,8 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before."""
-
-    study: Study
-    judge: Judge
-    real: Tokens
-    data: str
-    known: Sequence[Row] = ()
-
-    @property
-    def protocol(self) -> Protocol:
-        return Protocol(self.judge.stamp, self.real.shape[1], self.study.samples, "float64", self.data, __version__)
-
-
-@dataclass(frozen=True)
 class Measured:
-    """A row, and whether it was looked up (`shipped`) or measured now."""
+    """A row, and whether it was shipped: measured on another machine."""
 
     row: Row
     shipped: bool
@@ -72,13 +57,28 @@ class Measured:
         return self.row.to_json() | {"shipped": self.shipped}
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before."""
+
+    study: Study
+    judge: Judge
+    real: Tokens
+    data: str
+    known: Sequence[Measured] = ()
+
+    @property
+    def protocol(self) -> Protocol:
+        return Protocol(self.judge.stamp, self.real.shape[1], self.study.samples, "float64", self.data, __version__)
+
+
 def measure(
     name: str, model: Model | CausalModel, scene: Scene, steps: Sequence[int], temperatures: Sequence[float]
 ) -> Iterator[Measured]:
     """A row for each step count and temperature, in this order.
 
-    A row that `scene.known` holds is not measured again, except for its seconds: another machine's clock compares with
-    nothing. They do not depend on the temperature, so one draw a step count is timed.
+    A row that `scene.known` holds is not measured again, except for the seconds of a shipped one: another machine's
+    clock compares with nothing. They do not depend on the temperature, so one draw a step count is timed.
     """
     study, length = scene.study, scene.real.shape[1]
     setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
@@ -87,15 +87,21 @@ def measure(
     draw = partial(_draw, model, study, length)
     complete = partial(_complete, model, study) if isinstance(model, Model) else None
     clocks: dict[int, Timed[Samples]] = {}
+    warm = False
     for count in steps:
         for temperature in temperatures:
             wanted = replace(setting, steps=count, temperature=temperature)
-            found = next((row for row in scene.known if _answers(row, name, wanted, scene.protocol)), None)
+            found = next((m for m in scene.known if _answers(m.row, name, wanted, scene.protocol)), None)
+            if found is not None and not found.shipped:
+                yield found
+                continue
             if found is not None:
                 if count not in clocks:
-                    clocks[count] = timed(partial(draw, count, 1.0), repeats=1, warmup=0 if clocks else 1)
+                    clocks[count] = timed(partial(draw, count, 1.0), repeats=1, warmup=0 if warm else 1)
+                    warm = True
                 seconds = clocks[count].measure(per=study.samples, unit="s a sample")
-                yield Measured(replace(found, measures={**found.measures, SECONDS: seconds}), shipped=True)
+                measures = {**found.row.measures, SECONDS: seconds}
+                yield Measured(replace(found.row, measures=measures), shipped=True)
                 continue
             rows = measure_frontier(
                 draw,
@@ -108,7 +114,9 @@ def measure(
                 complete=complete,
                 texts=None if complete is None else scene.real[: study.texts],
                 completions=study.completions,
+                warmup=0 if warm else 1,
             )
+            warm = True
             yield from (Measured(row, shipped=False) for row in rows)
 
 
@@ -238,7 +246,7 @@ def perplexity_after_round(model: Model, scene: Scene) -> Measured:
     setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
     rows = measure_frontier(
         partial(_draw, model, study, length), scene.judge, scene.protocol, setting,
-        name="round", steps=[study.round_steps], temperatures=[1.0],
+        name="round", steps=[study.round_steps], temperatures=[1.0], warmup=0,
     )  # fmt: skip
     return Measured(next(iter(rows)), shipped=False)
 

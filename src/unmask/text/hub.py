@@ -10,13 +10,15 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vo
 
 
 def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
-    """An existing path as it is; anything else is fetched from the hub, those of its files that match `files`.
+    """An existing path; anything else is fetched from the hub, those of its files that match `files`.
 
-    ValueError in plain words: no such path or repository, gated, no such revision, no network.
+    A run directory stands for the model that it holds. ValueError in plain words: no such path or repository, gated,
+    no such revision, no network.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.exists():
-        return path
+        inside = path / "model"
+        return inside if (inside / "config.json").exists() and not (path / "config.json").exists() else path
     name = str(path_or_hub_id)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name.endswith((".ckpt", ".safetensors")):
         raise ValueError(f"there is no file or directory {name}, and it is no name of a repository on the hub")

@@ -9,6 +9,7 @@ normaliser of the loss (the weights of all micro-batches of all ranks) is known 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,23 @@ def launch(device: str | None = None) -> Engine:
             f"{state.device}: start all of them by one `accelerate launch` or `torchrun`"
         )
     return Engine(state.device, state.process_index, state.num_processes)
+
+
+def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:
+    """Whether a matrix product takes less time in bfloat16 than in float32 (CPUs without such units are far slower)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.ones(1024, 256, dtype=dtype, device=device), torch.ones(256, 1024, dtype=dtype, device=device)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            _ = a @ b
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:

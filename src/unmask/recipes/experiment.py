@@ -1,0 +1,224 @@
+"""One experiment: distil a teacher by a recipe, measure student and teacher, and gather what a report shows.
+
+`experiment` is a generator: it yields `Progress` for whoever shows it, and the last one carries the report. Everything
+that it finds on the way is kept in its directory, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unmask import __version__
+from unmask.evaluation.measure import Row
+from unmask.models.pretrained import CausalModel, Model, load
+from unmask.recipes import study as studies
+from unmask.recipes.build import Texts, texts
+from unmask.recipes.judge import judge_of
+from unmask.recipes.run import run
+from unmask.recipes.schema import Consistency, Recipe
+from unmask.recipes.study import Measured, Scene, Study
+
+ROWS, ROUNDS, REPORT = "rows.jsonl", "rounds.jsonl", "report.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where it is: `done` of `total` of a stage, a line worth keeping, and at the very end the report."""
+
+    stage: str
+    done: int
+    total: int
+    line: str | None = None
+    report: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is distilled from what, and how it is measured.
+
+    student        a recipe of consistency distillation; its teacher and tokenizer are replaced by `teacher`
+    teacher, judge model directories
+    source         where these two come from, in words
+    known          rows that were measured before, of any model
+    """
+
+    title: str
+    student: Recipe
+    teacher: Path
+    judge: Path
+    study: Study
+    source: str = "trained here"
+    known: Sequence[Measured] = ()
+
+    def recipe(self) -> Recipe:
+        """The student's recipe with the teacher that it is given."""
+        objective = self.student.objective
+        if not isinstance(objective, Consistency):
+            raise ValueError(f"a student is distilled: want a recipe of consistency, got {objective.kind}")
+        at = str(self.teacher)
+        return replace(
+            self.student, objective=replace(objective, teacher=at), data=replace(self.student.data, tokenizer=at)
+        )
+
+
+def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
+    """Carry an experiment out in `directory`, and write its report.json there."""
+    started = time.perf_counter()
+    yield Progress("reading", 0, 1)
+    directory.mkdir(parents=True, exist_ok=True)
+    teacher, judge, recipe = masked(load(plan.teacher)), causal(load(plan.judge)), plan.recipe()
+    data = texts(recipe)
+    length = data.train.shape[1]
+    known = [*plan.known, *read_rows(directory / ROWS)]
+    scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known)
+    corpus = recipe.data.corpus
+    yield Progress("reading", 1, 1, f"{corpus}: {len(data.train)} rows of {length} tokens to learn from")
+
+    clock = time.perf_counter()
+    for update in run(recipe, directory / "student", data=data):
+        line = None
+        if update.student is not None:
+            round_ = _round(masked(update.student), scene, recipe, update.step)
+            note(directory / ROUNDS, round_)
+            line = "round {round}: gen PPL {gen_ppl:.1f}, entropy {entropy:.2f} nats at {steps} steps".format(**round_)
+        yield Progress("distilling", update.step, recipe.steps, line)
+    if not (directory / "student" / "model").exists():
+        return  # stopped by a signal: the state is saved, and the next call goes on
+    student = masked(load(directory / "student" / "model"))
+    distilled = time.perf_counter() - clock
+
+    rows: Mapping[str, list[Measured]] = {}
+    for found in studies.frontier(teacher, student, scene, judge):
+        rows = found.rows
+        if not found.measured.shipped and all(found.measured is not before for before in known):
+            note(directory / ROWS, found.measured.to_json())
+        yield Progress("measuring", found.done, found.total, row_line(found.name, found.measured))
+    report = studies.conclude(rows) | {
+        "title": plan.title,
+        "version": __version__,
+        "date": datetime.date.today().isoformat(),
+        "seed": plan.study.seed,
+        "corpus": _corpus(corpus, data),
+        "models": {
+            "teacher": {"parameters": studies.parameters(teacher), "source": plan.source},
+            "student": {"parameters": studies.parameters(student), "source": f"{recipe.steps} steps of MCD"},
+            "judge": {"parameters": studies.parameters(judge), "source": plan.source},
+        },
+        "rounds": list({line["round"]: line for line in lines(directory / ROUNDS)}.values()),
+        "training": _curves(directory / "student" / "metrics.jsonl"),
+        "samples": studies.side_by_side(teacher, student, plan.study, length),
+        "real": studies.excerpt(data.held_out, data.tokenizer.decode),
+        "player": _films(teacher, student, plan.study, length),
+        "seconds": {"distil": distilled, "total": time.perf_counter() - started},
+    }
+    (directory / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    yield Progress("writing", 1, 1, report=report)
+
+
+def teacher_rows(
+    teacher: Path, judge: Path, recipe: Recipe, study: Study, file: Path
+) -> Iterator[tuple[Progress, Measured]]:
+    """The rows of a teacher over the steps and temperatures of a study, on the held-out text of `recipe`.
+
+    They are kept in `file`; those that it holds are not measured again.
+    """
+    data = texts(replace(recipe, data=replace(recipe.data, tokenizer=str(teacher))))
+    known = read_rows(file)
+    scene = Scene(study, judge_of(causal(load(judge)), data.train.shape[1]), data.held_out, data.digest, known)
+    temperatures = (1.0, *study.teacher_temperatures)
+    total = len(study.teacher_steps) * len(temperatures)
+    rows = studies.measure("teacher", masked(load(teacher)), scene, study.teacher_steps, temperatures)
+    for done, measured in enumerate(rows, start=1):
+        if all(measured is not before for before in known):
+            note(file, measured.to_json())
+        yield Progress("measuring the teacher", done, total, row_line("teacher", measured)), measured
+
+
+def _round(model: Model, scene: Scene, plan: Recipe, step: int) -> dict[str, Any]:
+    """One line of the table of rounds."""
+    if not isinstance(plan.objective, Consistency):
+        raise ValueError(f"only a distillation has rounds, {plan.name!r} is {plan.objective.kind}")
+    rounds = plan.objective.rounds()
+    row = studies.perplexity_after_round(model, scene).row
+    return {
+        "round": rounds.round(step - 1) + 1,
+        "steps": row.setting.steps,
+        "delta": rounds.delta(step - 1),
+        "temperature": rounds.temperature(step - 1),
+        "gen_ppl": row.measures["gen_ppl"].value,
+        "entropy": row.measures["entropy"].value,
+    }
+
+
+def _films(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
+    plans = [("teacher", teacher, study.player_steps), ("student", student, study.player_steps),
+             ("teacher", teacher, length), ("student", student, study.round_steps)]  # fmt: skip
+    return [studies.film(model, f"{name}, {steps} steps", steps, length, study.seed) for name, model, steps in plans]
+
+
+def _corpus(name: str, data: Texts) -> dict[str, Any]:
+    return {
+        "name": name,
+        "train_rows": len(data.train),
+        "held_out_rows": len(data.held_out),
+        "length": data.train.shape[1],
+        "vocab_size": data.tokenizer.vocab_size,
+        "digest": data.digest,
+    }
+
+
+def row_line(name: str, measured: Measured) -> str:
+    """A row in words, for a terminal."""
+    row = measured.row
+    gen_ppl, entropy = row.measures["gen_ppl"], row.measures["entropy"]
+    return (
+        f"{name.replace('_', ' ')}, {row.setting.steps} steps, temperature {row.setting.temperature:g}: "
+        f"gen PPL {gen_ppl.value:.1f}, entropy {entropy.value:.2f} nats, {row.setting.nfe:.1f} calls"
+        + (" (shipped)" if measured.shipped else "")
+    )
+
+
+def masked(model: object) -> Model:
+    """The model, if it is a diffusion model."""
+    if not isinstance(model, Model):
+        raise ValueError(f"a masked-diffusion model is distilled, got {type(model).__name__}")
+    return model
+
+
+def causal(model: object) -> CausalModel:
+    """The model, if it is autoregressive."""
+    if not isinstance(model, CausalModel):
+        raise ValueError(f"the judge is autoregressive, got {type(model).__name__}")
+    return model
+
+
+def read_rows(file: Path, shipped: bool = False) -> list[Measured]:
+    """The rows of a file of JSON lines; none where there is no file."""
+    return [Measured(Row.from_json(line), shipped) for line in lines(file)]
+
+
+def note(file: Path, line: Mapping[str, Any]) -> None:
+    """Add a JSON line, in the place of one that a killed process left unfinished."""
+    with file.open("a+b") as out:
+        out.seek(0)
+        out.truncate(out.read().rfind(b"\n") + 1)
+        out.write(json.dumps(line).encode() + b"\n")
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file; a last one that a killed process left unfinished does not count."""
+    whole, _, _ = file.read_text("utf-8").rpartition("\n") if file.exists() else ("", "", "")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _curves(file: Path) -> dict[str, list[float]]:
+    """The columns of a run's metrics.jsonl that the report draws; rounds count from 1, as in its table."""
+    table = lines(file)
+    curves = {name: [line[name] for line in table] for name in ("step", "loss", "distillation", "reconstruction")}
+    return curves | {"round": [int(line["round"]) + 1 for line in table]}

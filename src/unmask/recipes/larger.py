@@ -1,0 +1,122 @@
+"""The larger study: rows of 256 tokens, N/16 calls of a student against N of its teacher, one factor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from unmask.evaluation.measure import ENTROPIES
+from unmask.recipes.book import recipe
+from unmask.recipes.demo import shipped, train
+from unmask.recipes.experiment import ROWS, Experiment, Progress, experiment, teacher_rows
+from unmask.recipes.schema import Consistency, Nelbo, NextToken, Recipe
+from unmask.recipes.study import Measured, Study
+
+STUDY = Study(
+    teacher_steps=(8, 16, 32, 64, 256),
+    student_steps=(8, 16, 32),
+    teacher_temperatures=(0.8, 0.9, 1.1),
+    texts=8,
+    completions=4,
+    round_steps=16,
+)
+
+
+@dataclass(frozen=True)
+class Larger:
+    """What is trained, distilled and measured.
+
+    assets  where the models of the demo are, from which teacher and judge go on
+    """
+
+    assets: Path = field(default_factory=shipped)
+    teacher: Recipe = field(default_factory=lambda: recipe("long-teacher"))
+    judge: Recipe = field(default_factory=lambda: recipe("long-judge"))
+    student: Recipe = field(default_factory=lambda: recipe("long-mcd"))
+    study: Study = field(default_factory=lambda: STUDY)
+
+
+def cells(base: Recipe) -> dict[str, Recipe]:
+    """The base recipe of MCD, the same with another seed, and recipes that differ from it in one factor each."""
+    objective = base.objective
+    if not isinstance(objective, Consistency):
+        raise ValueError(f"a study varies a recipe of consistency distillation, {base.name!r} is {objective.kind}")
+    rounds = objective.rounds()
+    longer = replace(objective, round_steps=2 * objective.round_steps)
+    return {
+        "mcd": base,
+        "seed 2": replace(base, seed=base.seed + 1),
+        "tau 1": replace(base, objective=replace(objective, temperatures=(1.0,) * rounds.count)),
+        "forward KL": replace(base, objective=replace(objective, direction="forward")),
+        "rate x 3": replace(base, optim=replace(base.optim, lr=3 * base.optim.lr)),
+        "twice the steps": replace(base, objective=longer, steps=longer.rounds().total),
+    }
+
+
+def pair(settings: Larger) -> dict[str, Recipe]:
+    """The recipes of teacher and judge, which go on from the models of the demo."""
+    tokens = str(settings.assets / "teacher")
+    found = {}
+    for name, plan in (("teacher", settings.teacher), ("judge", settings.judge)):
+        if not isinstance(plan.objective, Nelbo | NextToken):
+            raise ValueError(f"the {name} is trained on text: want a recipe of it, got {plan.objective.kind}")
+        objective = replace(plan.objective, init=str(settings.assets / name))
+        found[name] = replace(plan, objective=objective, data=replace(plan.data, tokenizer=tokens))
+    return found
+
+
+def folder(cell: str) -> str:
+    """The directory of a cell."""
+    return cell.replace(" ", "-")
+
+
+def larger(settings: Larger, directory: Path, only: tuple[str, ...] = ()) -> Iterator[Progress]:
+    """Carry the study out in `directory`, all cells or `only` some: `directory`/CELL holds the report of each.
+
+    What is there already is not done again.
+    """
+    plans = cells(settings.student)
+    if unknown := sorted({*only} - {*plans}):
+        raise ValueError(f"the cells of the study are {', '.join(plans)}: there is none called {', '.join(unknown)}")
+    models = pair(settings)
+    yield from train(models, directory)
+    if not all((directory / name / "model").exists() for name in models):
+        return  # stopped by a signal
+    teacher, judge = (directory / name / "model" for name in models)
+    known: list[Measured] = []
+    for progress, measured in teacher_rows(teacher, judge, settings.student, settings.study, directory / ROWS):
+        known.append(measured)
+        yield progress
+    for name in only or plans:
+        title = f"Rows of {settings.student.network.length} tokens: {name}"
+        plan = Experiment(title, plans[name], teacher, judge, settings.study, known=known)
+        for event in experiment(plan, directory / folder(name)):
+            yield replace(event, stage=f"{name}, {event.stage}", line=event.line and f"{name}: {event.line}")
+
+
+HEAD = ("cell", "steps", "gen PPL", "entropy", *(f"gain at equal {name}" for name in ENTROPIES.values()))
+
+
+def summary(reports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A line for each cell and step count: gen PPL and entropy at temperature 1, and three gains at equal diversity.
+
+    A gain is gen PPL of the teacher, its temperature scaled to the same diversity, over that of the student, at equal
+    steps, with a 95 % interval.
+    """
+    table = []
+    for cell, report in reports.items():
+        at = report["answers"]["equal_entropy"][0]["at"]
+        for row in report["student"]:
+            entries = [e for e in report["answers"]["equal_entropy"] if e["at"] == at and e["steps"] == row["steps"]]
+            line = [cell, str(row["steps"]), f"{row['gen_ppl']:.1f}", f"{row['entropy']:.3f}"]
+            table.append(line + [_gain(entry["gain"]) for entry in entries])
+    return table
+
+
+def _gain(gain: Mapping[str, Any] | None) -> str:
+    if gain is None:
+        return "not reached"
+    interval = "" if gain["low"] is None else f" [{gain['low']:.2f}, {gain['high']:.2f}]"
+    return f"{gain['value']:.2f}{interval}"

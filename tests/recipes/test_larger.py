@@ -1,0 +1,115 @@
+"""The larger study, shrunk: two cells on one teacher, measured once, and a table of both."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from toy_recipes import shrink
+from unmask.models.pretrained import load
+from unmask.recipes.book import recipe
+from unmask.recipes.experiment import REPORT, lines, note, read_rows
+from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
+from unmask.recipes.study import Study
+
+CELLS = ("mcd", "forward KL")
+
+
+@pytest.fixture(scope="module")
+def settings(text: Path, masked: Path, causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Larger:
+    assets = tmp_path_factory.mktemp("assets")
+    shutil.copytree(masked, assets / "teacher")
+    shutil.copytree(causal, assets / "judge")
+    plans = {
+        name: replace(shrink(recipe(f"long-{name}"), text, assets), precision="float32")
+        for name in ("teacher", "judge", "mcd")
+    }
+    rounds = replace(plans["mcd"].objective, temperatures=(0.9, 0.8))
+    study = Study(
+        samples=2, teacher_steps=(2, 16), student_steps=(2,), teacher_temperatures=(0.8,), student_temperatures=(1.2,),
+        texts=2, completions=2, shown=1, round_steps=2, player_steps=2,
+    )  # fmt: skip
+    student = replace(plans["mcd"], objective=rounds)
+    return Larger(assets, plans["teacher"], plans["judge"], student, study)
+
+
+@pytest.fixture(scope="module")
+def home(settings: Larger, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    *_, last = larger(settings, folder, CELLS)
+    assert last.report is not None
+    return folder
+
+
+def reports(home: Path) -> dict[str, dict]:
+    return {name: json.loads((home / folder(name) / REPORT).read_text("utf-8")) for name in CELLS}
+
+
+def test_cells_differ_from_the_base_in_one_factor():
+    base = recipe("long-mcd")
+    found = cells(base)
+    assert found.pop("mcd") == base
+    for plan in found.values():
+        differing = [name for name in vars(base) if getattr(plan, name) != getattr(base, name)]
+        assert differing in (["seed"], ["objective"], ["optim"], ["objective", "steps"])
+    assert found["twice the steps"].steps == found["twice the steps"].objective.rounds().total == 2 * base.steps
+    assert {plan.objective.direction for plan in found.values()} == {"reverse", "forward"}
+    with pytest.raises(ValueError, match="varies a recipe of consistency distillation"):
+        cells(recipe("demo-teacher"))
+
+
+def test_teacher_and_judge_go_on_from_the_shipped_ones(settings: Larger, home: Path) -> None:
+    for name in ("teacher", "judge"):
+        plan = json.loads((home / name / "recipe.json").read_text("utf-8"))
+        assert plan["objective"]["init"] == str(settings.assets / name)
+        shape, started = load(home / name).network.shape, load(settings.assets / name).network.shape
+        assert shape.length == settings.student.network.length and shape.width == started.width
+
+
+def test_cells_share_the_rows_of_the_teacher(home: Path) -> None:
+    shared = [measured.row for measured in read_rows(home / "rows.jsonl")]
+    assert len(shared) == 4
+    for report in reports(home).values():
+        rows = [*report["teacher"], *report["temperature_teacher"]]
+        assert sorted(row["gen_ppl"] for row in rows) == sorted(row.measures["gen_ppl"].value for row in shared)
+        assert not any(row["shipped"] for row in rows)
+    kept = [line["name"] for name in CELLS for line in lines(home / folder(name) / "rows.jsonl")]
+    assert "teacher" not in kept and kept.count("student") == 2 * len(CELLS)
+
+
+def test_doing_it_again_measures_nothing_again(settings: Larger, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.recipes import study
+
+    before = reports(home)
+
+    def refuse(*_, **__):
+        raise AssertionError("every row is known")
+
+    monkeypatch.setattr(study, "measure_frontier", refuse)
+    list(larger(settings, home, CELLS))
+    for name, report in reports(home).items():
+        assert {k: v for k, v in report.items() if k != "seconds"} == {
+            k: v for k, v in before[name].items() if k != "seconds"
+        }
+
+
+def test_a_table_of_all_cells(home: Path) -> None:
+    table = summary(reports(home))
+    assert [line[0] for line in table] == list(CELLS) and all(len(line) == len(HEAD) for line in table)
+
+
+def test_a_cell_that_is_not_there_is_refused(settings: Larger, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is none called backward KL"):
+        list(larger(settings, tmp_path, ("backward KL",)))
+
+
+def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"', "utf-8")
+    assert lines(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}]
+    note(tmp_path / "rows.jsonl", {"a": 3})
+    assert lines(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert lines(tmp_path / "none.jsonl") == []
+    note(tmp_path / "none.jsonl", {"a": 4})
+    assert lines(tmp_path / "none.jsonl") == [{"a": 4}]
