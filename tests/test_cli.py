@@ -230,3 +230,10 @@ def test_updates_go_to_tensorboard_from_one_process(monkeypatch, tmp_path, rank)
         assert {("loss", 2.5, 3), ("round", 1.0, 3)} <= {*written} and closed == [str(tmp_path / "tensorboard")]
     else:
         assert not written and not closed
+
+
+def test_one_process_of_many_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", "4")[:2] == (0, "")
+    code, _, err = run(capsys, "sample", GOLDEN / "no such model")
+    assert code == 1 and "no such model" in err, "errors are told by whoever has them"

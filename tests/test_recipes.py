@@ -10,10 +10,11 @@ import torch
 import unmask
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.models.pretrained import CausalModel, Model
+from unmask.plain import from_json
 from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.build import starts_from
 from unmask.recipes.run import run
-from unmask.recipes.schema import NextToken, Recipe, from_json
+from unmask.recipes.schema import NextToken, Recipe
 
 NAMES = [function().name for function in RECIPES]
 
@@ -32,7 +33,7 @@ def test_it_takes_two_steps_and_its_model_speaks(
     assert updates[0].tokens == 4 * LENGTH
 
     saved = json.loads((tmp_path / "run" / "recipe.json").read_text("utf-8"))
-    assert from_json(Recipe, saved) == small, "recipe.json is the recipe and nothing else"
+    assert from_json(Recipe, saved, "recipe") == small, "recipe.json is the recipe and nothing else"
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["loss"] for line in lines] == [update.loss for update in updates]
 

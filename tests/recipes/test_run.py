@@ -11,10 +11,11 @@ from torch import Tensor, nn
 import unmask.recipes.run
 from toy_recipes import shrink
 from unmask.models.pretrained import Model, load
+from unmask.plain import to_json
 from unmask.recipes.book import recipe
 from unmask.recipes.build import Texts, texts
 from unmask.recipes.run import distill, run
-from unmask.recipes.schema import Consistency, Recipe, to_json
+from unmask.recipes.schema import Consistency, Recipe
 from unmask.training import RunError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

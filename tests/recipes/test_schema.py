@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unmask.plain import from_json, to_json
 from unmask.recipes.book import RECIPES
-from unmask.recipes.schema import Consistency, Data, Nelbo, Network, NextToken, Recipe, Schedule, from_json, to_json
+from unmask.recipes.schema import Consistency, Data, Nelbo, Network, NextToken, Recipe, Schedule
 from unmask.training.schedule import AdamW
 
 positive = st.floats(1e-9, 1e3, allow_subnormal=False)
@@ -41,22 +42,22 @@ recipes = st.builds(
 
 @given(recipes)
 def test_json_and_back(recipe: Recipe) -> None:
-    assert from_json(Recipe, json.loads(json.dumps(to_json(recipe)))) == recipe
+    assert from_json(Recipe, json.loads(json.dumps(to_json(recipe))), "recipe") == recipe
 
 
 @pytest.mark.parametrize("function", RECIPES, ids=lambda function: function.__name__)
 def test_named_recipes_and_back(function) -> None:  # type: ignore[no-untyped-def]
     recipe = function()
-    read = from_json(Recipe, json.loads(json.dumps(to_json(recipe))))
+    read = from_json(Recipe, json.loads(json.dumps(to_json(recipe))), "recipe")
     assert read == recipe and repr(read) == repr(recipe), "types too: 1e-3 is no integer, tuples are no lists"
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.steps = 1
 
 
 def test_fields_that_are_left_out_have_their_defaults() -> None:
-    assert from_json(Recipe, {"name": "x"}) == Recipe("x")
+    assert from_json(Recipe, {"name": "x"}, "recipe") == Recipe("x")
     told = {"name": "x", "objective": {"kind": "consistency", "temperatures": [1, 0.5]}, "optim": {"lr": 1}}
-    recipe = from_json(Recipe, told)
+    recipe = from_json(Recipe, told, "recipe")
     assert recipe.objective == Consistency(temperatures=(1.0, 0.5)) and recipe.optim == AdamW(lr=1.0)
     assert [type(tau) for tau in recipe.objective.temperatures] == [float, float], "whole numbers are numbers"
 
@@ -64,7 +65,7 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({}, "recipe lacks name: want an object with all of name"),
+        ({}, "recipe.name is missing: recipe has name, objective"),
         ([], r"recipe holds the fields of Recipe: want an object, got \[\]"),
         ({"name": "x", "step": 5}, "recipe has no field 'step', did you mean 'steps'?"),
         ({"name": "x", "zzz": 5}, "recipe has no field 'zzz': it has name, objective, network"),
@@ -94,4 +95,4 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
 )  # fmt: skip
 def test_wrong_json(told: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        from_json(Recipe, told)
+        from_json(Recipe, told, "recipe")

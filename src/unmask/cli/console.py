@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,15 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
     return answer
 
 
+def speaks() -> bool:
+    """False on all processes of a `torchrun` but the first: they have nothing of their own to say, errors excepted."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """A line for people."""
-    console().print(line, markup=False, highlight=False)
+    if speaks():
+        console().print(line, markup=False, highlight=False)
 
 
 def console() -> Console:
@@ -40,7 +47,8 @@ def console() -> Console:
 
 def emit(value: Any) -> None:
     """A JSON value for machines."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    if speaks():
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -53,13 +61,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    console().print(grid)
+    if speaks():
+        console().print(grid)
 
 
 @contextmanager
 def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
     """(advance, say): a bar with the time left on a terminal, a line a tenth of a stage elsewhere."""
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and speaks():
         from rich import progress as bars
 
         columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())

@@ -14,12 +14,13 @@ import tyro
 from unmask.cli.console import follow, parse, progress, say, table
 from unmask.evaluation.likelihood import nelbo_ppl, next_token_ppl
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.plain import to_json
 from unmask.recipes import study as studies
 from unmask.recipes.build import texts
 from unmask.recipes.demo import Demo, from_scratch, train
 from unmask.recipes.experiment import REPORT, ROWS, teacher_rows
 from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
-from unmask.recipes.schema import Recipe, from_json, to_json
+from unmask.recipes.schema import Recipe, recipe_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def study(work: Path, assets: Path, only: tuple[str, ...]) -> bool:
 def publish(run: Path, out: Path) -> None:
     """Ship the averaged weights of a run in bfloat16, with recipe, held-out likelihood and training curve."""
     model = load(run / "model")
-    recipe = from_json(Recipe, json.loads((run / "recipe.json").read_text("utf-8")))
+    recipe = recipe_of(run)
     held_out = texts(recipe).held_out[:512]
     generator = torch.Generator().manual_seed(0)
     if isinstance(model, Model):

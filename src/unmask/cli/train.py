@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.console import emit, parse, progress, say
+from unmask.cli.console import emit, parse, progress, say, speaks
+from unmask.plain import to_json
 from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.run import run
-from unmask.recipes.schema import Consistency, Recipe, from_json, to_json
+from unmask.recipes.schema import Consistency, Recipe, recipe_of
 from unmask.training import Update
 
 
@@ -74,7 +74,7 @@ def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
     """Writes updates to `out`/tensorboard where TensorBoard is installed, one process of them all; metrics.jsonl is
     written always.
     """
-    if find_spec("tensorboard") is None or os.environ.get("RANK", "0") != "0":
+    if find_spec("tensorboard") is None or not speaks():
         yield lambda update: None
         return
     from torch.utils.tensorboard import SummaryWriter
@@ -95,8 +95,7 @@ def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
 
 def _chosen(name: str) -> Recipe:
     """A recipe by name, or the one of a run directory."""
-    saved = Path(name) / "recipe.json"
-    return from_json(Recipe, json.loads(saved.read_text("utf-8"))) if saved.exists() else recipe(name)
+    return recipe_of(Path(name)) if (Path(name) / "recipe.json").exists() else recipe(name)
 
 
 def _fits(verb: str, chosen: Recipe) -> bool:

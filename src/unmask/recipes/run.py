@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model
+from unmask.plain import to_json
 from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, texts
-from unmask.recipes.schema import Consistency, Recipe, to_json
+from unmask.recipes.schema import Consistency, Recipe, recipe_of
 from unmask.text.packing import batch_at
 from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
@@ -64,9 +64,8 @@ def run(
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
     """The recipe with a precision: that of the run which `directory` holds, else the faster one of this machine."""
-    saved = directory / "recipe.json"
-    if recipe.precision == "fastest" and saved.exists():
-        return replace(recipe, precision=json.loads(saved.read_text("utf-8"))["precision"])
+    if recipe.precision == "fastest" and (directory / "recipe.json").exists():
+        return replace(recipe, precision=recipe_of(directory).precision)
     return decided(recipe, lambda: bool(engine.same(faster_in_bfloat16(engine.device))))
 
 

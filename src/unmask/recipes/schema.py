@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
+import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Literal
 
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
+from unmask.plain import from_json
 from unmask.training.schedule import AdamW
-
-T = TypeVar("T")
 
 Precision = Literal["float32", "bfloat16", "fastest"]
 Part = Literal["all", "first half", "second half"]
@@ -141,67 +138,6 @@ class Recipe:
             )
 
 
-def to_json(value: Any) -> Any:
-    """Dataclasses and tuples to plain JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    return value
-
-
-def from_json(kind: type[T], value: Any, where: str = "recipe") -> T:
-    """The dataclass `kind` from JSON; an unknown or missing field is an error that names it and its neighbours."""
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} holds the fields of {kind.__name__}: want an object, got {value!r}")
-    for name in value:
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            raise ValueError(
-                f"{where} has no field {name!r}"
-                + (f", did you mean {near[0]!r}?" if near else f": it has {', '.join(fields)}")
-            )
-    needed = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in needed if name not in value]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}: want an object with all of {', '.join(needed)}")
-    return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-
-
-def _read(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} is one of {', '.join(map(repr, arguments))}: got {value!r}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        records = [a for a in arguments if dataclasses.is_dataclass(a)]
-        if not records:
-            return _read(next(a for a in arguments if a is not type(None)), value, where)
-        return _read_union(records, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is a list: got {value!r}")
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(inner) != len(value):
-            raise ValueError(f"{where} is a list of {len(inner)}: got {value!r}")
-        return tuple(_read(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(inner, value, strict=True)))
-    if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where} is a value of type {hint.__name__}: got {value!r}")
-    return value
-
-
-def _read_union(records: list[Any], value: Any, where: str) -> Any:
-    """One of several records, told apart by their field `kind`."""
-    kinds = {typing.get_args(typing.get_type_hints(record)["kind"])[0]: record for record in records}
-    kind = value.get("kind") if isinstance(value, dict) else None
-    if kind not in kinds:
-        raise ValueError(f"{where}.kind is one of {', '.join(map(repr, kinds))}: got {kind!r}")
-    return from_json(kinds[kind], value, where)
+def recipe_of(run: Path) -> Recipe:
+    """The recipe of a run directory."""
+    return from_json(Recipe, json.loads((run / "recipe.json").read_text("utf-8")), "recipe")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from unmask import __version__
 from unmask.evaluation.frontier import Answers
 from unmask.evaluation.measure import GEN_PPL, Measure, Protocol, Row, require_same_protocol
-
-T = TypeVar("T")
+from unmask.plain import from_json
 
 ENTROPY = "entropy"
 
@@ -143,7 +139,7 @@ def read_report(data: Mapping[str, Any]) -> Report:
             f"report.version is the version of unmask that measured it, and this is {__version__}: got {version!r}. "
             "Measure again, or draw the report with that version"
         )
-    report: Report = _record(Report, data, "report")
+    report = from_json(Report, data, "report", strict=False, readers={Line: _line})
     _check_rows(report)
     _check_training(report.training)
     for i, film in enumerate(report.player):
@@ -211,42 +207,10 @@ def _check_film(film: Film, where: str) -> None:
         raise ValueError(f"{where}.alphas has a value a frame: got {len(film.alphas)} for {len(film.frames)} frames")
 
 
-def _record(kind: type[T], value: Any, where: str) -> T:
-    """The dataclass `kind` from JSON. Fields that it does not know are left alone: a row repeats its figures on top."""
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where} holds the fields of {kind.__name__}: want an object, got {value!r}")
-    hints = typing.get_type_hints(kind)
-    known = {}
-    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if f.name in value:
-            known[f.name] = _value(hints[f.name], value[f.name], f"{where}.{f.name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where}.{f.name} is missing: a {kind.__name__} has {', '.join(hints)}")
-    return kind(**known)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if hint is Line:
-        row = _record(Row, value, where)
-        return Line(row, bool(_value(bool, value.get("shipped", False), f"{where}.shipped")))
-    if dataclasses.is_dataclass(hint):
-        return _record(typing.cast(type, hint), value, where)
-    if origin is types.UnionType:  # T | None
-        return None if value is None else _value(arguments[0], value, where)
-    if origin in (list, tuple, Sequence):
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} is a list: got {value!r}")
-        items = [_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return tuple(items) if origin is tuple else items
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is an object: got {value!r}")
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where} is a value of type {hint.__name__}: got {value!r}")
-    return value
+def _line(value: Any, where: str) -> Line:
+    """A row repeats its figures on top, and says beside them whether it was shipped."""
+    row = from_json(Row, value, where, strict=False)
+    shipped = value.get("shipped", False)
+    if not isinstance(shipped, bool):
+        raise ValueError(f"{where}.shipped is a value of type bool: got {shipped!r}")
+    return Line(row, shipped)
