@@ -12,7 +12,7 @@ from matplotlib.transforms import Bbox
 from unmask.evaluation.duality_checks import figure_data, observe
 from unmask.evaluation.measure import ENTROPIES
 from unmask.report.axes import describe, pills
-from unmask.report.figures import drawings, duality_figure, frontier, gen_ppl_by_steps, training
+from unmask.report.figures import drawings, duality_figure, frontier, gen_ppl_by_steps, study, training
 from unmask.report.record import read_report
 from unmask.report.style import NARROW, WIDE, drawing
 from unmask.report.svg import picture
@@ -39,6 +39,18 @@ def test_gen_ppl_by_steps(report: dict) -> None:
         assert any(y == row["gen_ppl"] for _, y in drawn(figure))
     labels = words(figure)
     assert all(f"{row['entropy']:.2f}" in labels for row in [*report["teacher"], *report["student"]])
+
+
+def test_study(report: dict) -> None:
+    figure = study({"mcd": read_report(report), "other": read_report(report)}, 8)
+    students = [row for name in ("student", "temperature_student") for row in report[name] if row["steps"] == 8]
+    most = max(row["steps"] for row in report["teacher"])
+    teachers = [row for name in ("teacher", "temperature_teacher") for row in report[name] if row["steps"] in (8, most)]
+    rows = {(row["entropy"], row["gen_ppl"]) for row in [*students, *teachers]}
+    target = next(row["entropy"] for row in report["teacher"] if row["steps"] == most)
+    assert rows == {(x, y) for x, y in drawn(figure) if (x, y) not in {(target, 0.0), (target, 1.0)}}
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == [f"teacher, {most} steps", "teacher, 8 steps", "mcd, 8 steps", "other, 8 steps"]
 
 
 @pytest.mark.parametrize("column", ENTROPIES)

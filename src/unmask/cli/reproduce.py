@@ -76,7 +76,17 @@ def study(work: Path, assets: Path, only: tuple[str, ...]) -> bool:
     files = {name: work / folder(name) / REPORT for name in cells(settings.student)}
     reports = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
     if reports:
+        from unmask.report.axes import PNG_DPI
+        from unmask.report.figures import study as picture_of
+        from unmask.report.record import read_report
+        from unmask.report.style import drawing
+
         table("students; gains over a temperature-scaled teacher at equal steps", HEAD, summary(reports))
+        steps = max(settings.study.teacher_steps) // 16
+        with drawing():
+            picture = picture_of({name: read_report(report) for name, report in reports.items()}, steps)
+            picture.savefig(work / "study.png", dpi=PNG_DPI)
+        say(f"{work / 'study.png'}: all cells at {steps} steps")
     return done
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it draws Gaussians with torch; its results are plain lists
 
 _SMOOTHED = 40  # windows that a running mean divides a training run into
 _MARKER = {"teacher": "o", "student": "s"}
+_CELLS = ("#c2410c", "#e69f00", "#009e73", "#cc79a7", "#22211f", "#66635c")  # after Okabe and Ito
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,36 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
         _joint(joint, data.joint)
         figure.savefig(path, dpi=PNG_DPI)
     return Path(path)
+
+
+def study(reports: Mapping[str, Report], steps: int) -> Figure:
+    """Gen PPL against unigram entropy over temperatures: the student of each cell in `steps` steps, and the teacher.
+
+    The teacher, of whom all cells have the same rows, is drawn at `steps` and at its most steps.
+    """
+    figure = Figure(figsize=(WIDE, 5.6))
+    axes = figure.add_subplot()
+    first = next(iter(reports.values()))
+    teachers = curves([*first.teacher, *first.temperature_teacher])
+    found = [(f"teacher, {n} steps", teachers[n], LIGHT["teacher"], "o", style)
+             for n, style in ((max(teachers), ":"), (steps, "--")) if n in teachers]  # fmt: skip
+    for (name, report), color in zip(reports.items(), cycle(_CELLS), strict=False):
+        lines = curves([*report.student, *report.temperature_student]).get(steps, [])
+        found.append((f"{name}, {steps} steps", lines, color, "s", "-"))
+    for label, lines, color, marker, style in found:
+        x, y = [line.entropy.value for line in lines], [line.gen_ppl.value for line in lines]
+        axes.plot(x, y, color=color, marker=marker, markersize=4, linestyle=style, linewidth=1.4, label=label)
+        for line in lines:
+            if line.temperature == 1:
+                point(axes, line, line.entropy.value, marker=marker, markersize=9, color=color)
+    _target(axes, first, ENTROPY)
+    logarithmic(axes.yaxis)
+    axes.margins(0.06, 0.09)
+    axes.set(xlabel=ENTROPIES[ENTROPY] + ", nats", ylabel="gen PPL")
+    legend(axes, "better: lower and further right; the large markers stand at temperature 1", 4)
+    words = textwrap.fill(protocol_words(first), 165)
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
+    return figure
 
 
 def _fixed(report: Report) -> list[tuple[Line, str, str]]:
