@@ -39,6 +39,11 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, out, err
 
 
+def test_no_words_at_all_are_a_call_for_help(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unmask"])
+    assert main() == 0 and "usage: unmask VERB" in capsys.readouterr().out
+
+
 def test_help_lists_every_verb(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
@@ -163,6 +168,16 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
         capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--out", tmp_path / "frontier"
     )
     assert code == 0, out + err
+    again = run(capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--json",
+                "--out", tmp_path / "again")  # fmt: skip
+    assert again[0] == 0 and json.loads(again[1])["verdict"], "nothing but JSON on the standard output"
+    rows = run(capsys, "eval", "samples", student, "--judge", judge, *text, *study, "--json")
+    assert rows[0] == 0 and json.loads(rows[1])[0]["gen_ppl"] > 1
+    lines = run(capsys, "train", teacher, "--json")[1] + run(
+        capsys, "train", "demo-teacher", *TINY, *data, "--data.tokenizer", "bpe:280", "--steps", "2", "--json", "--out",
+        tmp_path / "json",
+    )[1]  # fmt: skip
+    assert [json.loads(line)["step"] for line in lines.splitlines()] == [1, 2]
     result = json.loads((tmp_path / "frontier" / "frontier.json").read_text())
     assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(result)
     assert "entropy" in out and "judge" in out

@@ -113,7 +113,7 @@ def test_a_target_that_is_not_bracketed_is_not_reached_and_never_extrapolated():
     text = " ".join(verdict(found))
     assert (
         "not reached at 4 steps" in text
-        and "does not beat" in text
+        and "cannot be compared with" in text
         and "the student not reached: 4 steps: 3.5 is outside" in text
     )
 
@@ -137,7 +137,7 @@ def test_a_column_that_was_not_measured_says_so():
     entry = pick(found.equal_entropy, column="completion_disagreement")
     assert entry.target is None and "not measured" in entry.reason
     text = verdict(found)
-    assert "Equal completion disagreement: not measured." in text and "does not beat" in " ".join(text)
+    assert "Equal completion disagreement: not measured." in text and "cannot be compared with" in " ".join(text)
 
 
 def test_no_win_is_called_on_unigram_entropy_alone():
@@ -148,6 +148,13 @@ def test_no_win_is_called_on_unigram_entropy_alone():
     assert pick(found.equal_entropy, column="entropy", steps=4).gain.low > 1
     assert pick(found.equal_entropy, column="pooled_entropy", steps=4).gain.high < 1
     assert "does not beat a teacher that only lowers its temperature (mixed at 4, 8 steps)" in " ".join(verdict(found))
+
+
+def test_what_was_compared_somewhere_counts_and_what_was_not_is_no_defeat():
+    rows = student({4: 0.6, 8: 0.4}, (3.2, 3.4, 3.6))
+    cool = [r for r in rows if r.setting.steps == 4 or r.setting.temperature <= 1]
+    found = [s for s in verdict(answer(TEACHER, cool, COLD)) if "together" in s]
+    assert "beats at some steps" in found[0] and "not reached at 8 steps" in found[0]
 
 
 def test_the_data_is_a_second_target():
@@ -203,7 +210,7 @@ def test_the_verdict_is_true_in_every_case(levels, claim):
     assert sum(claim in sentence for sentence in sentences) == 1
     assert all(sentence.endswith(".") for sentence in sentences)
     assert "One training seed" in sentences[-1]
-    assert verdict(answer(TEACHER, student(levels), COLD), training_seeds=2)[-1] == "2 training seeds."
+    assert verdict(answer(TEACHER, student(levels), COLD), training_seeds=2)[-1] == "Training seeds: 2."
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import unmask.recipes.larger as larger_module
 from toy_recipes import shrink
 from unmask.models.pretrained import load
 from unmask.recipes.book import recipe
-from unmask.recipes.experiment import REPORT, lines, note, read_rows
+from unmask.recipes.experiment import REPORT, Progress, lines, note, read_rows
 from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
 from unmask.recipes.study import Study
 
@@ -98,6 +99,29 @@ def test_doing_it_again_measures_nothing_again(settings: Larger, home: Path, mon
 def test_a_table_of_all_cells(home: Path) -> None:
     table = summary(reports(home))
     assert [line[0] for line in table] == list(CELLS) and all(len(line) == len(HEAD) for line in table)
+
+
+def test_a_study_that_is_stopped_begins_no_other_cell(
+    settings: Larger, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(plan, directory):
+        yield Progress("distilling", 2, 4)
+
+    monkeypatch.setattr(larger_module, "experiment", stopped)
+    stages = [event.stage for event in larger(settings, home, CELLS) if "distilling" in event.stage]
+    assert stages == ["mcd, distilling"]
+
+
+def test_rounds_of_another_protocol_are_not_shown(settings: Larger, home: Path) -> None:
+    one = reports(home)["mcd"]
+    assert [line["round"] for line in one["rounds"]] == [1, 2]
+    more = replace(settings, study=replace(settings.study, samples=1, texts=1))
+    *_, last = larger(more, home, ("mcd",))
+    assert last.report is not None and last.report["rounds"] == [], "they were measured with two samples"
+    assert last.report["protocol"]["samples"] == last.report["protocol"]["texts"] == 1
+    assert {row["protocol"]["samples"] for row in last.report["student"]} == {1}
+    list(larger(settings, home, ("mcd",)))
+    assert reports(home)["mcd"]["rounds"] == one["rounds"]
 
 
 def test_a_cell_that_is_not_there_is_refused(settings: Larger, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A recipe carried out: in a run directory that can stop and go on, or in memory; both are the same training."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from unmask.recipes.book import recipe
 from unmask.recipes.build import Texts, texts
 from unmask.recipes.run import distill, run
 from unmask.recipes.schema import Consistency, Recipe
-from unmask.training import RunError
+from unmask.text.packing import batch_at
+from unmask.training import Engine, RunError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -143,3 +145,54 @@ def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) ->
     list(run(other, tmp_path / "run", say=said.append, device="cpu"))
     start = plan.objective.teacher
     assert said[1:] == [f"network.width = 8 of {start}, not 32", f"network.dropout = 0.0 of {start}, not 0.3"]
+
+
+def test_a_run_goes_on_from_the_weights_that_it_began_with(plan: Recipe, masked: Path, tmp_path: Path) -> None:
+    """The teacher's directory may hold another model by then."""
+    model = load(masked)
+    model.save(tmp_path / "teacher")
+    other = replace(plan, objective=replace(plan.objective, teacher=str(tmp_path / "teacher")))
+    begun = run(other, tmp_path / "run", device="cpu")
+    next(begun)
+    begun.close()
+    with torch.no_grad():
+        model.network.head.weight.add_(1)
+    model.save(tmp_path / "teacher")
+    with pytest.raises(RunError, match=r"started from weights .* was trained again since"):
+        list(run(other, tmp_path / "run", device="cpu"))
+
+
+def test_two_processes_share_the_rows_of_a_distillation_in_memory(
+    plan: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[Tensor]] = {0: [], 1: []}
+    for rank in (0, 1):
+
+        class Other(Engine):
+            """One of two processes, whose sums stay its own."""
+
+            def sum_(self, tensors):
+                pass
+
+            def agree(self, modules):
+                pass
+
+        def watched(ids, step, *, rank, **options):
+            seen[rank].append(batch_at(ids, step, rank=rank, **options))
+            return seen[rank][-1]
+
+        monkeypatch.setattr(unmask.recipes.run, "launch", lambda device, rank=rank: Other(torch.device("cpu"), rank, 2))
+        monkeypatch.setattr(unmask.recipes.run, "batch_at", watched)
+        list(distill(load(plan.objective.teacher), torch.arange(64).view(8, 8) % 20, replace(plan, steps=1)))
+    (one,), (two,) = seen[0], seen[1]
+    assert len(one) == len(two) == plan.batch_size // 2 and not torch.equal(one, two)
+
+
+def test_who_is_killed_with_an_update_in_hand_is_given_it_again(plan: Recipe, tmp_path: Path) -> None:
+    """The state of step 3 is saved when the caller is done with update 3: a measurement of it is not lost."""
+    for update in run(plan, tmp_path / "run", device="cpu"):
+        if update.step == 3:
+            shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    assert [update.step for update in run(plan, tmp_path / "killed", device="cpu")] == [1, 2, 3, 4, 5, 6]
+    one, two = (weights(load(tmp_path / name).network) for name in ("run", "killed"))
+    assert same(one, two)

@@ -39,16 +39,29 @@ def say(line: str) -> None:
         console().print(line, markup=False, highlight=False)
 
 
-def console() -> Console:
+def remark(line: str) -> None:
+    """A line about the work, not its result."""
+    if speaks():
+        console(stderr=True).print(line, markup=False, highlight=False)
+
+
+def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty())
+    return Console(stderr=stderr, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
 
 
 def emit(value: Any) -> None:
     """A JSON value for machines."""
     if speaks():
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def emit_line(value: Any) -> None:
+    """A JSON value on a line of its own."""
+    if speaks():
+        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -67,12 +80,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 @contextmanager
 def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
-    """(advance, say): a bar with the time left on a terminal, a line a tenth of a stage elsewhere."""
-    if sys.stdout.isatty() and speaks():
+    """(advance, say), on the error stream: a bar with the time left on a terminal, a line a tenth of a stage elsewhere.
+
+    What a verb was asked for goes to the standard output, by `say`, `table` and `emit`.
+    """
+    if sys.stderr.isatty() and speaks():
         from rich import progress as bars
 
         columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
-        with bars.Progress(bars.TextColumn("{task.description:<20}"), *columns, console=console()) as bar:
+        with bars.Progress(bars.TextColumn("{task.description:<20}"), *columns, console=console(stderr=True)) as bar:
             tasks: dict[str, Any] = {}
 
             def advance(stage: str, done: int, total: int) -> None:
@@ -85,10 +101,9 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
 
     def plain(stage: str, done: int, total: int) -> None:
         if done and done * 10 // total > (done - 1) * 10 // total:
-            say(f"{stage}: {done}/{total}")
-            sys.stdout.flush()
+            remark(f"{stage}: {done}/{total}")
 
-    yield plain, say
+    yield plain, remark
 
 
 def follow(events: Iterable[Progress]) -> Mapping[str, Any] | None:

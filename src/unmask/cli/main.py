@@ -30,7 +30,7 @@ USAGE = "usage: unmask VERB [...]; unmask VERB --help says more\n\n" + "\n".join
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    verb, *rest = sys.argv[1:] if arguments is None else arguments or ["--help"]
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("-h", "--help"):
         sys.stdout.write(USAGE + "\n")
         return 0

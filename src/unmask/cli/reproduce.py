@@ -13,11 +13,12 @@ import tyro
 
 from unmask.cli.console import follow, parse, progress, say, table
 from unmask.evaluation.likelihood import nelbo_ppl, next_token_ppl
+from unmask.evaluation.measure import require_same_protocol
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.plain import to_json
 from unmask.recipes import study as studies
 from unmask.recipes.build import texts
-from unmask.recipes.demo import Demo, from_scratch, train
+from unmask.recipes.demo import Demo, from_scratch, shipped, train
 from unmask.recipes.experiment import REPORT, ROWS, teacher_rows
 from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
 from unmask.recipes.schema import Recipe, recipe_of
@@ -30,20 +31,23 @@ class Arguments:
     what    assets: train the demo's teacher and judge, and measure the teacher's rows
             study: on rows of 256 tokens, distil by recipes that differ in one factor, and measure each
     work    where the runs are kept (runs/assets, runs/study); a run that was stopped goes on
-    assets  where the shipped models are: `assets` puts them there, `study` goes on from them
+    assets  where the shipped models are: `assets` puts them there, `study` goes on from them (the package's own)
     cells   cells of the study (all)
     """
 
     what: Annotated[Literal["assets", "study"], tyro.conf.Positional]
     work: Path | None = None
-    assets: Path = Path("src/unmask/assets")
+    assets: Path | None = None
     cells: tuple[str, ...] = ()
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     work = asked.work or Path("runs") / asked.what
-    done = assets(work, asked.assets) if asked.what == "assets" else study(work, asked.assets, asked.cells)
+    if asked.what == "assets":
+        done = assets(work, asked.assets or Path("src/unmask/assets"))
+    else:
+        done = study(work, asked.assets or shipped(), asked.cells)
     if not done:
         say(f"stopped; the state is saved in {work}, and the same command goes on from there")
     return 0 if done else 1
@@ -70,7 +74,7 @@ def assets(work: Path, out: Path) -> bool:
 
 
 def study(work: Path, assets: Path, only: tuple[str, ...]) -> bool:
-    """Carry the larger study out, all cells or `only` some, and print the table of the cells that are measured."""
+    """Carry the larger study out, all cells or `only` some; print the table of the cells that are measured, draw it."""
     settings = Larger(assets)
     done = follow(larger(settings, work, only)) is not None
     files = {name: work / folder(name) / REPORT for name in cells(settings.student)}
@@ -81,11 +85,12 @@ def study(work: Path, assets: Path, only: tuple[str, ...]) -> bool:
         from unmask.report.record import read_report
         from unmask.report.style import drawing
 
+        records = {name: read_report(report) for name, report in reports.items()}
+        require_same_protocol(line.row for record in records.values() for _, line in record.lines)
         table("students; gains over a temperature-scaled teacher at equal steps", HEAD, summary(reports))
         steps = max(settings.study.teacher_steps) // 16
         with drawing():
-            picture = picture_of({name: read_report(report) for name, report in reports.items()}, steps)
-            picture.savefig(work / "study.png", dpi=PNG_DPI)
+            picture_of(records, steps).savefig(work / "study.png", dpi=PNG_DPI)
         say(f"{work / 'study.png'}: all cells at {steps} steps")
     return done
 

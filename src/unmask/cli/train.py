@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.console import emit, parse, progress, say, speaks
+from unmask.cli.console import emit, emit_line, parse, progress, remark, say, speaks
 from unmask.plain import to_json
 from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.estimate import estimate
@@ -60,12 +59,14 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             advance(asked.recipe.name, step := update.step, asked.recipe.steps)
             board(update)
             if asked.json:
-                note(json.dumps(update.record()))
+                emit_line(update.record())
             elif update.student is not None or update.step % 100 == 0:
                 speed = update.tokens / update.seconds
                 note(f"step {update.step}: loss {update.loss:.4f} nats a token, {speed:.0f} tokens a second")
     done = step >= asked.recipe.steps or step == 0
-    say(f"{out}/model holds the model" if done else f"stopped; `unmask {verb} {out}` goes on from the state in {out}")
+    remark(
+        f"{out}/model holds the model" if done else f"stopped; `unmask {verb} {out}` goes on from the state in {out}"
+    )
     return 0 if done else 1
 
 

@@ -76,7 +76,8 @@ class Stamp:
 class Protocol:
     """What must be equal before two rows may share a table or a figure.
 
-    length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version.
+    length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
+    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none).
     """
 
     judge: Stamp
@@ -85,6 +86,8 @@ class Protocol:
     precision: str
     data: str
     version: str
+    texts: int = 0
+    completions: int = 0
 
 
 @dataclass(frozen=True)

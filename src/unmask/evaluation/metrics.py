@@ -92,23 +92,24 @@ def completion_disagreement(
 ) -> PerSequence:
     """P(two completions of a half-masked real text differ at a masked position), mean over its positions: [T].
 
-    complete      pinned ids [completions, L], -1 where free -> ids [completions, L]; called once a text
+    complete      pinned ids [T completions, L], -1 where free -> ids of that shape, independent draws
     texts         real rows [T, L]; entry i of the answer belongs to text i, whichever model completes it
 
     Diversity given a context: a method that keeps one mode for each context keeps its unigram entropy and loses this.
     """
     if completions < 2:
         raise ValueError(f"disagreement is between completions of one text: want completions >= 2, got {completions}")
-    values = []
-    for pinned in half_masked(texts, share, seed):
-        free = pinned == -1
-        if not free.any():
-            raise ValueError(f"share = {share} is the part of a text to complete: it covers none of {len(free)} tokens")
-        drawn = complete(pinned.expand(completions, -1).contiguous())
-        if drawn.shape != (completions, len(pinned)) or not bool((drawn[:, ~free] == pinned[~free]).all()):
-            raise ValueError("a completion keeps the pinned tokens and the shape [completions, L]; this one does not")
-        values.append(disagreement(drawn[:, free]))
-    return torch.stack(values)
+    masked = half_masked(texts, share, seed)
+    if not bool((masked == -1).any(dim=1).all()):
+        raise ValueError(
+            f"share = {share} is the part of a text to complete: of {masked.shape[1]} tokens it covers none"
+        )
+    pinned = masked.repeat_interleave(completions, dim=0)
+    drawn = complete(pinned)
+    if drawn.shape != pinned.shape or not bool((drawn == pinned)[pinned != -1].all()):
+        raise ValueError("a completion keeps the pinned tokens and the shape [T completions, L]; this one does not")
+    sets = zip(drawn.split(completions), masked == -1, strict=True)
+    return torch.stack([disagreement(rows[:, free]) for rows, free in sets])
 
 
 def disagreement(rows: Tokens) -> Tensor:

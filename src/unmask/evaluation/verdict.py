@@ -8,7 +8,8 @@ from unmask.evaluation.curves import Estimate
 from unmask.evaluation.frontier import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.measure import ENTROPIES
 
-BETTER, WORSE, EQUAL, OPEN = "better", "worse", "no difference seen", "no interval"
+BETTER, WORSE, EQUAL, OPEN, NOT_REACHED = "better", "worse", "no difference seen", "no interval", "not reached"
+UNKNOWN = {OPEN, NOT_REACHED}
 
 
 def judge_gain(gain: Estimate) -> str:
@@ -67,10 +68,14 @@ def _win(columns: list[list[EqualEntropy]], at: str) -> str:
     """The one line that may claim something: each step count, all columns together."""
     said: dict[str, list[str]] = {}
     for entries in zip(*columns, strict=True):
-        words = {judge_gain(entry.gain) if entry.gain else "not reached" for entry in entries}
-        said.setdefault(words.pop() if len(words) == 1 else "mixed", []).append(str(entries[0].steps))
+        words = [judge_gain(entry.gain) if entry.gain else NOT_REACHED for entry in entries]
+        unknown = [word for word in words if word in UNKNOWN]
+        word = unknown[0] if unknown else words[0] if len(set(words)) == 1 else "mixed"
+        said.setdefault(word, []).append(str(entries[0].steps))
     figures = "; ".join(f"{word} at {', '.join(steps)} steps" for word, steps in said.items())
-    claim = "beats" if set(said) == {BETTER} else "beats at some steps" if BETTER in said else "does not beat"
+    known = said.keys() - UNKNOWN
+    claim = "beats" if said.keys() == {BETTER} else "beats at some steps" if BETTER in known else "does not beat"
+    claim = claim if known else "cannot be compared with"
     return (
         f"As diverse as {at} by all {len(columns)} measures together, the student {claim} a teacher that only lowers "
         f"its temperature ({figures})."
@@ -124,4 +129,4 @@ def _gain(gain: Estimate) -> str:
 def _seeds(count: int) -> str:
     if count < 2:
         return "One training seed: figures of one run, not yet a verdict on the method, which takes two at least."
-    return f"{count} training seeds."
+    return f"Training seeds: {count}."

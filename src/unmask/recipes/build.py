@@ -24,7 +24,7 @@ from unmask.recipes import schema
 from unmask.recipes.schema import Data, Recipe
 from unmask.rng import address
 from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
-from unmask.text.hub import TOKENIZER_FILES, local_or_hub
+from unmask.text.hub import TOKENIZER_FILES, local_or_hub, split_revision
 from unmask.text.packing import pack
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
 from unmask.training.engine import faster_in_bfloat16
@@ -53,12 +53,15 @@ class Parts:
     recipe: Recipe
 
     def model(self, student: nn.Module) -> Model | CausalModel:
-        """A model of the given student's weights, in eval mode, to sample from and to save."""
-        student = copy.deepcopy(student).eval().requires_grad_(False)
+        """A model of the given student's weights as `load` would give it: on the CPU, in float32, in eval mode."""
+        if not isinstance(student, NetworkDenoiser | CausalPredictor):
+            raise TypeError(f"a student is a denoiser or a next-token predictor, not {type(student).__name__}")
+        student = copy.deepcopy(student).to("cpu").eval().requires_grad_(False)
+        student.network.compute_dtype = torch.float32
         if isinstance(student, CausalPredictor):
             return CausalModel(student.network, self.tokenizer, student)
-        if not isinstance(student, NetworkDenoiser) or student.mask_id is None:
-            raise TypeError(f"a student is a masked denoiser or a next-token predictor, not {type(student).__name__}")
+        if student.mask_id is None:
+            raise TypeError("a student of masked diffusion has a MASK, this denoiser has none")
         process = MaskedProcess(student.vocab_size, student.mask_id)
         return Model(student, process, self.schedule, self.tokenizer, student.network)
 
@@ -74,7 +77,7 @@ def documents(data: Data) -> Split:
 def texts(recipe: Recipe) -> Texts:
     """Load, tokenize and pack what the recipe names."""
     parts = documents(recipe.data)
-    start, _, _ = starts_from(recipe).partition("@")
+    start, _ = split_revision(starts_from(recipe))
     named = replace(recipe.data, tokenizer=start) if start and recipe.data.tokenizer.startswith("bpe:") else recipe.data
     tokenizer = tokenizer_of(named, parts.train)
     train, held_out = (
@@ -197,7 +200,7 @@ def not_used(recipe: Recipe, network: DiT) -> list[str]:
     """What the recipe says of the network and the weights that it starts from say otherwise, a phrase each."""
     if not starts_from(recipe):
         return []
-    names = ["width", "blocks", "heads"]
+    names = ["width", "blocks", "heads"] + ([] if network.shape.causal else ["cond_dim"])
     if isinstance(recipe.objective, schema.Consistency):
         names += ["length", "dropout"]
     asked, got = recipe.network, network.shape
@@ -210,8 +213,8 @@ def not_used(recipe: Recipe, network: DiT) -> list[str]:
 
 def _named(name: str) -> Model | CausalModel:
     """A model by directory or hub id, with @revision."""
-    name, _, revision = name.partition("@")
-    return load(name, revision=revision or None)
+    path, revision = split_revision(name)
+    return load(path, revision=revision)
 
 
 def _masked(model: Model | CausalModel, what: str) -> tuple[Model, MaskedProcess]:
@@ -245,7 +248,8 @@ def _shared_tokenizer(recipe: Recipe, model: Model | CausalModel, tokenizer: Tok
 def _resized(model: Model | CausalModel, recipe: Recipe) -> DiT:
     """The model's weights, to train on rows of the recipe's length with the recipe's dropout."""
     shape = replace(model.network.shape, length=recipe.network.length, dropout=recipe.network.dropout)
-    network = DiT(shape, DTYPES[recipe.precision])
+    with torch.random.fork_rng(devices=[]):
+        network = DiT(shape, DTYPES[recipe.precision])
     network.load_state_dict(model.network.state_dict())
     return network
 

@@ -68,8 +68,10 @@ def from_scratch(settings: Demo, directory: Path) -> dict[str, Recipe]:
 def train(plans: Mapping[str, Recipe], directory: Path) -> Iterator[Progress]:
     """Train each recipe in `directory`/name, one after the other; a signal ends them all."""
     for name, plan in plans.items():
-        for update in run(plan, directory / name):
+        said: list[str] = []
+        for update in run(plan, directory / name, say=said.append):
             line = f"{name}: {update.loss:.3f} nats a token" if update.step % 100 == 0 else None
+            line = f"{name}: {said.pop(0)}" if said else line
             yield Progress(f"training the {name}", update.step, plan.steps, line)
         if not (directory / name / "model").exists():
             return

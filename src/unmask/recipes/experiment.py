@@ -10,7 +10,7 @@ import datetime
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from unmask.recipes.judge import judge_of
 from unmask.recipes.run import run
 from unmask.recipes.schema import Consistency, Recipe
 from unmask.recipes.study import Measured, Scene, Study
+from unmask.training import launch
+from unmask.training.atomic import write_text
 
 ROWS, ROUNDS, REPORT = "rows.jsonl", "rounds.jsonl", "report.json"
 
@@ -68,7 +70,9 @@ class Experiment:
 
 
 def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
-    """Carry an experiment out in `directory`, and write its report.json there."""
+    """Carry an experiment out in `directory`, and write its report.json there; in one process."""
+    if launch().world > 1:
+        raise ValueError("an experiment measures in one process: train by `torchrun`, then start it without")
     started = time.perf_counter()
     yield Progress("reading", 0, 1)
     directory.mkdir(parents=True, exist_ok=True)
@@ -80,9 +84,9 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     corpus = recipe.data.corpus
     yield Progress("reading", 1, 1, f"{corpus}: {len(data.train)} rows of {length} tokens to learn from")
 
-    clock = time.perf_counter()
-    for update in run(recipe, directory / "student", data=data):
-        line = None
+    said: list[str] = []
+    for update in run(recipe, directory / "student", data=data, say=said.append):
+        line = f"student: {said.pop(0)}" if said else None
         if update.student is not None:
             round_ = _round(masked(update.student), scene, recipe, update.step)
             note(directory / ROUNDS, round_)
@@ -91,7 +95,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     if not (directory / "student" / "model").exists():
         return  # stopped by a signal: the state is saved, and the next call goes on
     student = masked(load(directory / "student" / "model"))
-    distilled = time.perf_counter() - clock
+    seconds = [line["seconds"] for line in lines(directory / "student" / "metrics.jsonl")]
 
     rows: Mapping[str, list[Measured]] = {}
     for found in studies.frontier(teacher, student, scene, judge):
@@ -110,14 +114,14 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
             "student": {"parameters": studies.parameters(student), "source": f"{recipe.steps} steps of MCD"},
             "judge": {"parameters": studies.parameters(judge), "source": plan.source},
         },
-        "rounds": list({line["round"]: line for line in lines(directory / ROUNDS)}.values()),
+        "rounds": _rounds(directory / ROUNDS, scene),
         "training": _curves(directory / "student" / "metrics.jsonl"),
         "samples": studies.side_by_side(teacher, student, plan.study, length),
         "real": studies.excerpt(data.held_out, data.tokenizer.decode),
         "player": _films(teacher, student, plan.study, length),
-        "seconds": {"distil": distilled, "total": time.perf_counter() - started},
+        "seconds": {"distil": sum(seconds), "total": time.perf_counter() - started},
     }
-    (directory / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_text(directory / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     yield Progress("writing", 1, 1, report=report)
 
 
@@ -153,7 +157,15 @@ def _round(model: Model, scene: Scene, plan: Recipe, step: int) -> dict[str, Any
         "temperature": rounds.temperature(step - 1),
         "gen_ppl": row.measures["gen_ppl"].value,
         "entropy": row.measures["entropy"].value,
+        "protocol": asdict(scene.protocol),
     }
+
+
+def _rounds(file: Path, scene: Scene) -> list[dict[str, Any]]:
+    """The table of rounds, as far as it was measured under this protocol and in these steps."""
+    steps, protocol = scene.study.round_steps, asdict(scene.protocol)
+    found = [line for line in lines(file) if line["steps"] == steps and line["protocol"] == protocol]
+    return list({line["round"]: line for line in found}.values())
 
 
 def _films(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:

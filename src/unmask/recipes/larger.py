@@ -92,8 +92,12 @@ def larger(settings: Larger, directory: Path, only: tuple[str, ...] = ()) -> Ite
     for name in only or plans:
         title = f"Rows of {settings.student.network.length} tokens: {name}"
         plan = Experiment(title, plans[name], teacher, judge, settings.study, known=known)
+        report = None
         for event in experiment(plan, directory / folder(name)):
+            report = event.report
             yield replace(event, stage=f"{name}, {event.stage}", line=event.line and f"{name}: {event.line}")
+        if report is None:
+            return  # stopped by a signal
 
 
 HEAD = ("cell", "steps", "gen PPL", "entropy", *(f"gain at equal {name}" for name in ENTROPIES.values()))

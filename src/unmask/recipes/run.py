@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,13 +11,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from unmask.evaluation.judges import weights_digest
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model
 from unmask.plain import to_json
-from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, texts
+from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, starts_from, texts
 from unmask.recipes.schema import Consistency, Recipe, recipe_of
 from unmask.text.packing import batch_at
-from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
+from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
+from unmask.training.atomic import write_text
 from unmask.training.engine import Engine, faster_in_bfloat16
 
 
@@ -38,8 +41,11 @@ def run(
     recipe = as_begun(recipe, Path(directory), engine)
     data = texts(recipe) if data is None else data
     parts = build(recipe, data.tokenizer)
+    digest = weights_digest(parts.student.network.state_dict()) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with RunDir.open(directory, to_json(recipe), resume=resume, writes=engine.main) as run_dir, stop_signals() as stop:
+        if digest:
+            _check_start(Path(directory) / "start.json", digest, starts_from(recipe), engine)
         say(str(run_dir.restore(state, engine)))
         for line in not_used(recipe, parts.student.network):
             say(line)
@@ -60,6 +66,19 @@ def run(
             yield with_student(update, parts, state)
         if state.step >= recipe.steps and engine.main:
             run_dir.publish(lambda folder: publish(parts, state, folder))
+        engine.same(state.step)  # no process goes on before the model is there
+
+
+def _check_start(file: Path, digest: str, name: str, engine: Engine) -> None:
+    """A run goes on from the weights that it began with, or not at all: a path may hold another model by now."""
+    known = json.loads(file.read_text("utf-8"))["weights"] if file.exists() else digest
+    if known != digest:
+        raise RunError(
+            f"the run in {file.parent} started from weights {known[:12]}, and {name} holds {digest[:12]}: it was "
+            "trained again since; choose another run directory, or remove this one"
+        )
+    if engine.main and not file.exists():
+        write_text(file, json.dumps({"weights": digest}) + "\n")
 
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
@@ -87,7 +106,9 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     recipe = decided(recipe, partial(faster_in_bfloat16, engine.device))
     parts = distillation(recipe, objective, model)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
-    batches = partial(batch_at, ids, batch_size=recipe.batch_size, seed=recipe.seed)
+    batches = partial(
+        batch_at, ids, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world
+    )
     updates = fit(
         parts.objective,
         state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,9 +16,9 @@ from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.frontier import answer
 from unmask.evaluation.judges import Judge, weights_digest
-from unmask.evaluation.measure import SECONDS, Protocol, Row, Setting
+from unmask.evaluation.measure import SECONDS, Measure, Protocol, Row, Setting
 from unmask.evaluation.rows import measure_frontier, naive_rows
-from unmask.evaluation.speed import Timed, timed
+from unmask.evaluation.speed import timed
 from unmask.evaluation.verdict import verdict
 from unmask.models.pretrained import CausalModel, Model
 from unmask.samplers.loop import Samples, sample, watch
@@ -38,8 +39,8 @@ class Study:
     student_steps: tuple[int, ...] = (4, 8, 16, 32)
     teacher_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.1)
     student_temperatures: tuple[float, ...] = (1.15, 1.3, 1.45)
-    texts: int = 4
-    completions: int = 16
+    texts: int = 16
+    completions: int = 4
     batch_size: int = 64
     round_steps: int = 8
     shown: int = 3
@@ -67,9 +68,20 @@ class Scene:
     data: str
     known: Sequence[Measured] = ()
 
+    def __post_init__(self) -> None:
+        wanted = max(self.study.samples, self.study.texts)
+        if len(self.real) < wanted:
+            raise ValueError(
+                f"a row measures {wanted} texts and only {len(self.real)} real ones are held out: "
+                "measure fewer samples, or give more text"
+            )
+
     @property
     def protocol(self) -> Protocol:
-        return Protocol(self.judge.stamp, self.real.shape[1], self.study.samples, "float64", self.data, __version__)
+        study, length = self.study, self.real.shape[1]
+        return Protocol(
+            self.judge.stamp, length, study.samples, "float64", self.data, __version__, study.texts, study.completions
+        )
 
 
 def measure(
@@ -77,8 +89,9 @@ def measure(
 ) -> Iterator[Measured]:
     """A row for each step count and temperature, in this order.
 
-    A row that `scene.known` holds is not measured again, except for the seconds of a shipped one: another machine's
-    clock compares with nothing. They do not depend on the temperature, so one draw a step count is timed.
+    A row that `scene.known` holds is not measured again. Seconds do not depend on the temperature: those of the rows
+    that are measured here, at one step count, become their median. A shipped row gets the same, since another machine's
+    clock compares with nothing, or is timed by a draw of its own.
     """
     study, length = scene.study, scene.real.shape[1]
     setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
@@ -86,38 +99,32 @@ def measure(
         setting = replace(setting, sampler="autoregressive")
     draw = partial(_draw, model, study, length)
     complete = partial(_complete, model, study) if isinstance(model, Model) else None
-    clocks: dict[int, Timed[Samples]] = {}
-    warm = False
+    cold = 1  # draws for warming up, once
     for count in steps:
+        rows, clock = [], []
         for temperature in temperatures:
             wanted = replace(setting, steps=count, temperature=temperature)
             found = next((m for m in scene.known if _answers(m.row, name, wanted, scene.protocol)), None)
-            if found is not None and not found.shipped:
+            if found is None:
+                measured = measure_frontier(
+                    draw, scene.judge, scene.protocol, setting, name=name, steps=[count], temperatures=[temperature],
+                    complete=complete, texts=None if complete is None else scene.real[: study.texts],
+                    completions=study.completions, warmup=cold,
+                )  # fmt: skip
+                found, cold = Measured(next(iter(measured)), shipped=False), 0
+                clock.append(found.row.measures[SECONDS].value)
+            rows.append(found)
+        if not clock and any(found.shipped for found in rows):
+            run = timed(partial(draw, count, 1.0), repeats=1, warmup=cold)
+            clock, cold = [run.measure(per=study.samples, unit="s a sample").value], 0
+        seconds = Measure(statistics.median(clock), "s a sample", len(clock)) if clock else None
+        for found in rows:
+            before = any(found is known for known in scene.known)
+            if seconds is None or (before and not found.shipped):
                 yield found
-                continue
-            if found is not None:
-                if count not in clocks:
-                    clocks[count] = timed(partial(draw, count, 1.0), repeats=1, warmup=0 if warm else 1)
-                    warm = True
-                seconds = clocks[count].measure(per=study.samples, unit="s a sample")
-                measures = {**found.row.measures, SECONDS: seconds}
-                yield Measured(replace(found.row, measures=measures), shipped=True)
-                continue
-            rows = measure_frontier(
-                draw,
-                scene.judge,
-                scene.protocol,
-                setting,
-                name=name,
-                steps=[count],
-                temperatures=[temperature],
-                complete=complete,
-                texts=None if complete is None else scene.real[: study.texts],
-                completions=study.completions,
-                warmup=0 if warm else 1,
-            )
-            warm = True
-            yield from (Measured(row, shipped=False) for row in rows)
+            else:
+                row = replace(found.row, measures={**found.row.measures, SECONDS: seconds})
+                yield Measured(row, found.shipped)
 
 
 def _answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
@@ -161,6 +168,11 @@ def frontier(
     study, length, tokenizer = scene.study, scene.real.shape[1], teacher.tokenizer
     if tokenizer is None:
         raise ValueError("a frontier is measured on text, and this teacher has no tokenizer: save it with one")
+    if student.tokenizer is None or student.tokenizer.digest != tokenizer.digest or student.process != teacher.process:
+        raise ValueError(
+            "teacher and student are compared token by token: want one tokenizer and one noise process, and theirs "
+            "differ; measure them apart by `unmask eval samples` under a judge that reads texts"
+        )
     *fakes, real = naive(scene, teacher)
     plans: list[tuple[str, Model | CausalModel, tuple[int, ...], tuple[float, ...]]] = [
         ("teacher", teacher, study.teacher_steps, (1.0, *study.teacher_temperatures)),
@@ -223,11 +235,6 @@ def conclude(rows: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
 
 def naive(scene: Scene, model: Model) -> list[Measured]:
     """Uniform tokens, unigram draws, one text repeated, and real text (last), in the tokens of `model`."""
-    if len(scene.real) < scene.study.samples:
-        raise ValueError(
-            f"a row measures {scene.study.samples} texts and only {len(scene.real)} real ones are held out: "
-            "measure fewer samples, or give more text"
-        )
     order = torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(scene.study.seed))
     rows = naive_rows(
         scene.real[order[: scene.study.samples]],

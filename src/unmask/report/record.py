@@ -166,7 +166,8 @@ def protocol_words(report: Report) -> str:
     ]
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; draws in {protocol.precision}; "
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; "
+        f"{protocol.completions} completions of each of {protocol.texts} real texts; draws in {protocol.precision}; "
         f"seed {', '.join(map(str, seeds))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )
 

@@ -9,6 +9,14 @@ from pathlib import Path
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A hub id with @revision in its two parts; an existing path is a path, whatever its name."""
+    if Path(name).expanduser().exists():
+        return name, None
+    path, _, revision = name.partition("@")
+    return path, revision or None
+
+
 def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
     """An existing path; anything else is fetched from the hub, those of its files that match `files`.
 

@@ -183,9 +183,11 @@ def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int
     try:
         for update in updates:
             run.log(update.record())
-            if update.step % every == 0:
-                run.save(state)
-            yield update
+            try:
+                yield update
+            finally:  # after the caller's turn: who is killed in the middle of it is given this update again
+                if update.step % every == 0:
+                    run.save(state)
     except TrainingError as error:
         raise TrainingError(f"{error} {run.kept()}") from error
     run.save(state)
