@@ -99,10 +99,10 @@ def test_an_exploding_run_keeps_and_names_its_last_good_state(tmp_path: Path) ->
     state = begin(objective)
     with RunDir.open(tmp_path, RECIPE) as directory:
         with pytest.raises(
-            TrainingError, match=r"step 4.*loss is nan.*The last good state, step 4, is kept in .*step-00000004"
+            TrainingError, match=r"step 5.*loss is nan.*The last good state, step 4, is kept in .*step-00000004"
         ):
             for update in recorded(updates(state, objective, 9), directory, state, every=2):
-                if update.step == 4:
+                if update.step == 5:
                     with torch.no_grad():
                         next(state.student.parameters()).fill_(float("nan"))
         fresh = begin()
