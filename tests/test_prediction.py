@@ -171,15 +171,21 @@ def test_samples_are_a_function_of_the_generator_and_shown_tokens_stay() -> None
 def test_draws_are_made_in_float64(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the network's precision: in float32 the tail of a large vocabulary is lost and entropy with it."""
     seen: list[torch.dtype] = []
-    multinomial = torch.multinomial
+    rand, searchsorted = torch.rand, torch.searchsorted
 
-    def spy(p: Tensor, *arguments: object, **options: object) -> Tensor:
-        seen.append(p.dtype)
-        return multinomial(p, *arguments, **options)
+    def spy_rand(*shape: int, dtype: torch.dtype, **options: object) -> Tensor:
+        seen.append(dtype)
+        return rand(*shape, dtype=dtype, **options)
 
-    monkeypatch.setattr(torch, "multinomial", spy)
-    draw(dtype=dtype).sample(None, 3)
-    assert seen == [torch.float64]
+    def spy_search(table: Tensor, values: Tensor) -> Tensor:
+        seen.extend([table.dtype, values.dtype])
+        return searchsorted(table, values)
+
+    prediction = draw(dtype=dtype)
+    monkeypatch.setattr(torch, "rand", spy_rand)
+    monkeypatch.setattr(torch, "searchsorted", spy_search)
+    prediction.sample(None, 3)
+    assert seen == [torch.float64] * 3
 
 
 def test_wrong_use() -> None:

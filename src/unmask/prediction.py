@@ -118,10 +118,11 @@ class Prediction:
 
     def sample(self, where: Tensor | None, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n independent draws a row from one head pass, in float64: ids [n, N]."""
-        draws = [
-            torch.multinomial(log_p.double().exp(), n, replacement=True, generator=generator)
-            for _, log_p in self.chunks(where)
-        ]
+        draws = []
+        for _, log_p in self.chunks(where):  # not torch.multinomial: on a GPU its uniform numbers are float32
+            below = log_p.double().exp().cumsum(dim=-1)
+            u = 1 - torch.rand(len(below), n, generator=generator, dtype=torch.float64, device=below.device)  # not 0
+            draws.append(torch.searchsorted(below, u * below[:, -1:]))
         if not draws:
             return torch.empty(n, 0, dtype=torch.int64, device=self.hidden.device)
         return torch.cat(draws).T

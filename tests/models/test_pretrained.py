@@ -237,28 +237,39 @@ def test_a_full_disk_leaves_the_old_model(size: int, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_save_left_is_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / ".model.partial").mkdir()
-    (tmp_path / ".model.partial" / "raw.safetensors").write_text("half")
+    (tmp_path / ".tmp-model").mkdir()
+    (tmp_path / ".tmp-model" / "raw.safetensors").write_text("half")
     masked().save(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"] and not (tmp_path / "model" / "raw.safetensors").exists()
 
 
-def test_every_moment_of_a_save_leaves_a_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill after any of its renames: the old or the new weights, never half of a file."""
+def test_every_moment_of_a_save_leaves_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill before any of its renames: weights and config of one save, never of two, in place or beside it."""
     first, second = masked(), masked()
     with torch.no_grad():
         second.network.vocab_embed.embedding.add_(1)
-    replace, seen = Path.replace, []
+    rename, seen = Path.rename, []
 
     def watched(self: Path, target: Path) -> Path:
-        seen.append(denoiser(tmp_path / "model").network)
-        return replace(self, target)
+        place = next(place for place in (tmp_path / "model", tmp_path / ".old-model") if place.exists())
+        card = json.loads((place / "config.json").read_text("utf-8"))["card"]
+        seen.append((card["save"], denoiser(place).network))
+        return rename(self, target)
 
-    first.save(tmp_path / "model")
-    monkeypatch.setattr(Path, "replace", watched)
-    second.save(tmp_path / "model")
-    assert len(seen) == 2
-    assert all(same_weights(net, first.network) or same_weights(net, second.network) for net in seen)
+    first.save(tmp_path / "model", save=1)
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(Path, "rename", watched)
+    second.save(tmp_path / "model", save=2)
+    assert [save for save, _ in seen] == [1, 1, 2], "aside, into place, and the file that is none of ours"
+    assert all(same_weights(net, (first if save == 1 else second).network) for save, net in seen)
+    assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "notes.txt").read_text() == "mine"
+
+
+def test_a_save_that_was_killed_between_its_renames_is_explained(tmp_path: Path) -> None:
+    masked().save(tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".old-model")
+    with pytest.raises(CheckpointError, match=r"\.old-model .* rename it to model"):
+        load(tmp_path / "model")
 
 
 def test_cards_are_json(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_an_autoregressive_judge(small: Recipe) -> None:
     assert parts.objective == NextToken(start_id=2), "a text begins after <|endoftext|>"
     assert isinstance(parts.student, CausalPredictor) and parts.student.network.shape.causal
     assert parts.student.vocab_size == 3 and isinstance(parts.model(parts.student), CausalModel)
-    assert build(plan, None, vocab_size=5).objective.start_id == 0
+    assert build(plan, None, vocab_size=5).objective.start_id == 4
 
 
 def test_weights_come_from_the_seed_alone(small: Recipe) -> None:

@@ -9,10 +9,11 @@ from reference import network_random, sampler_autoregressive, sampler_filtered, 
 from toy_sampling import causal
 from unmask.models.dit import Shape
 from unmask.models.parameterization import CausalPredictor
-from unmask.samplers.ar import autoregress, start_token
+from unmask.samplers.ar import autoregress
 from unmask.samplers.draws import race
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.loop import sample
+from unmask.text.tokenizers import start_token
 
 N, V, L = 12_000, 3, 3
 
@@ -85,7 +86,8 @@ def test_frames_show_the_writing() -> None:
 )
 def test_start_token(mask_id: int | None, bos: int | None, eos: int | None, tokenizer: bool, start: int) -> None:
     predictor = SimpleNamespace(vocab_size=9, mask_id=mask_id)
-    assert start_token(predictor, SimpleNamespace(bos_id=bos, eos_id=eos) if tokenizer else None) == start
+    ends = SimpleNamespace(bos_id=bos, eos_id=eos) if tokenizer else None
+    assert start_token(ends, predictor.vocab_size, predictor.mask_id) == start
 
 
 def test_a_sampler_of_masks_is_refused() -> None:

@@ -68,7 +68,7 @@ class ForwardKL:
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         log_q = self.teacher(rows)
-        return (log_q.exp() * (log_q - log_p)).sum(-1)
+        return (log_q.exp() * (log_q - log_p)).sum(-1).clamp(min=0)  # rounding, of two laws that are nearly one
 
     def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
         return log_p.exp() - self.teacher(rows).exp()
@@ -81,7 +81,7 @@ class ReverseKL:
     teacher: Callable[[Rows], Tensor]
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        return (log_p.exp() * (log_p - self.teacher(rows))).sum(-1)
+        return (log_p.exp() * (log_p - self.teacher(rows))).sum(-1).clamp(min=0)
 
     def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
         p, ratio = log_p.exp(), log_p - self.teacher(rows)

@@ -127,6 +127,8 @@ _MEANING = {
 
 
 def _in_float64(function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str) -> PerSequence:
+    if not value.is_floating_point():
+        raise ValueError(f"{name} is a number in [0, 1]: want a tensor of float32 or float64, got {value.dtype}")
     check_unit(value, name)
     return function(value.double()).to(value.dtype)
 

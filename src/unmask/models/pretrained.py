@@ -7,10 +7,7 @@ shapes of the tensors (public configs are wrong in places), and refuse whatever 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from torch import Tensor
 from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import NoiseSchedule
+from unmask.files import replaced, replacing
 from unmask.models.dit import DiT
 from unmask.models.facts import AUTOREGRESSIVE, MASKED, OURS, UNIFORM, Facts, facts_of
 from unmask.models.lightning import open_checkpoint
@@ -58,8 +56,8 @@ class Model:
         dtype  precision of the parameters in the file (bfloat16 halves it); None keeps the model's
         card   whatever should be known about the model, as JSON
 
-        Everything is written beside the directory first, and only then put in place: where that fails (OSError),
-        what was there before is unchanged. ValueError for a card that is no JSON.
+        Everything is written to a directory beside it first, which then takes its place, with what else was in the old
+        one: where that fails (OSError), what was there before is unchanged. ValueError for a card that is no JSON.
         """
         mask_id = self.denoiser.mask_id
         kind = UNIFORM if mask_id is None else MASKED
@@ -75,6 +73,12 @@ class CausalModel:
     network: DiT
     tokenizer: Tokenizer | None
     predictor: CausalPredictor
+
+    @staticmethod
+    def of(network: DiT, tokenizer: Tokenizer | None, mask_id: int | None) -> CausalModel:
+        """The model in evaluation mode; a MASK that its config or its tokenizer names is never predicted."""
+        named = tokenizer.mask_id if mask_id is None and tokenizer is not None else mask_id
+        return CausalModel(network, tokenizer, CausalPredictor(network, named).eval())
 
     def save(
         self, directory: str | Path, *, raw: DiT | None = None, dtype: torch.dtype | None = None, **card: object
@@ -116,7 +120,7 @@ def load(
             )
     network = _on(network, device).eval()
     if facts.schedule is None:
-        return CausalModel(network, tokenizer, CausalPredictor(network, facts.mask_id).eval())
+        return CausalModel.of(network, tokenizer, facts.mask_id)
     size = network.shape.vocab_size
     process = UniformProcess(size) if facts.mask_id is None else MaskedProcess(size, facts.mask_id)
     denoiser = NetworkDenoiser(network, facts.mask_id, facts.sees_alpha).eval()
@@ -137,7 +141,9 @@ def _local(path_or_hub_id: str | Path, revision: str | None) -> Path:
     try:
         return local_or_hub(path_or_hub_id, (CONFIG, MODEL, RAW, *TOKENIZER_FILES), revision)
     except ValueError as error:
-        raise CheckpointError(str(error)) from error
+        old = replaced(Path(path_or_hub_id).expanduser())
+        left = f"; a save that was killed left {old} behind: rename it to {Path(path_or_hub_id).name}"
+        raise CheckpointError(str(error) + (left if old.exists() else "")) from error
 
 
 @dataclass(frozen=True)
@@ -217,13 +223,17 @@ def _save(
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"the card of a model is kept as JSON: {error}") from error
-    with _in_place_of(directory) as folder:
-        for name, weights in {MODEL: network, RAW: raw}.items():
-            if weights is not None:
-                save_file(_weights(weights, dtype), folder / name)
-        if tokenizer is not None:
-            tokenizer.save(folder)
-        (folder / CONFIG).write_text(text, "utf-8")
+    directory = directory.expanduser().resolve()
+    try:
+        with replacing(directory, keep=lambda name: name not in FILES) as folder:
+            for name, weights in {MODEL: network, RAW: raw}.items():
+                if weights is not None:
+                    save_file(_weights(weights, dtype), folder / name)
+            if tokenizer is not None:
+                tokenizer.save(folder)
+            (folder / CONFIG).write_text(text, "utf-8")
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{directory} could not be written, what was there is unchanged: {error}") from error
 
 
 def _weights(network: DiT, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -233,32 +243,3 @@ def _weights(network: DiT, dtype: torch.dtype | None) -> dict[str, Tensor]:
         name: tensor.detach().to("cpu", dtype if name in parameters else None).contiguous()
         for name, tensor in network.state_dict().items()
     }
-
-
-@contextmanager
-def _in_place_of(directory: Path) -> Iterator[Path]:
-    """An empty folder beside `directory`; its files take their places there when the block has ended well.
-
-    Each file is replaced at once and files of an older save are removed; files of other names are left alone.
-    """
-    directory = directory.expanduser().resolve()
-    folder = directory.with_name(f".{directory.name}.partial")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-        folder.mkdir(parents=True)
-        yield folder
-        written = [file.name for file in folder.iterdir()]
-        for name in written:
-            with open(folder / name, "rb") as file:
-                os.fsync(file.fileno())
-        if not directory.exists():
-            folder.rename(directory)
-        else:
-            for name in written:
-                (folder / name).replace(directory / name)
-            for name in set(FILES) - set(written):
-                (directory / name).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{directory} could not be written, what was there is unchanged: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

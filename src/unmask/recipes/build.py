@@ -26,7 +26,7 @@ from unmask.rng import address
 from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
 from unmask.text.hub import TOKENIZER_FILES, local_or_hub, split_revision
 from unmask.text.packing import pack
-from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
+from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, start_token, train_bpe
 from unmask.training.engine import faster_in_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,7 +59,7 @@ class Parts:
         student = copy.deepcopy(student).to("cpu").eval().requires_grad_(False)
         student.network.compute_dtype = torch.float32
         if isinstance(student, CausalPredictor):
-            return CausalModel(student.network, self.tokenizer, student)
+            return CausalModel.of(student.network, self.tokenizer, student.mask_id)
         if student.mask_id is None:
             raise TypeError("a student of masked diffusion has a MASK, this denoiser has none")
         process = MaskedProcess(student.vocab_size, student.mask_id)
@@ -148,7 +148,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
             else:
                 vocab = tokenizer.vocab_size if tokenizer is not None else _known(vocab_size)
                 network = _network(recipe, vocab, causal=True)
-            start = 0 if tokenizer is None or tokenizer.eos_id is None else tokenizer.eos_id
+            start = start_token(tokenizer, network.shape.vocab_size, None)
             return Parts(NextToken(start), CausalPredictor(network), levels, tokenizer, recipe)
         case schema.Consistency() as settings:
             if not settings.teacher:

@@ -16,6 +16,7 @@ from typing import Any
 
 from unmask import __version__
 from unmask.evaluation.measure import Row
+from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
 from unmask.recipes.build import Texts, texts
@@ -24,7 +25,6 @@ from unmask.recipes.run import run
 from unmask.recipes.schema import Consistency, Recipe
 from unmask.recipes.study import Measured, Scene, Study
 from unmask.training import launch
-from unmask.training.atomic import write_text
 
 ROWS, ROUNDS, REPORT = "rows.jsonl", "rounds.jsonl", "report.json"
 

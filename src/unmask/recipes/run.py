@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from unmask.evaluation.judges import weights_digest
+from unmask.files import write_text
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model
 from unmask.plain import to_json
@@ -19,7 +20,6 @@ from unmask.recipes.build import Parts, Texts, build, decided, distillation, not
 from unmask.recipes.schema import Consistency, Recipe, recipe_of
 from unmask.text.packing import batch_at
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
-from unmask.training.atomic import write_text
 from unmask.training.engine import Engine, faster_in_bfloat16
 
 

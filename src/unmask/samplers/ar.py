@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.models.layers import Cache
 from unmask.prediction import Prediction
-from unmask.samplers.canvas import FREE, Frame, Tokenizer
+from unmask.samplers.canvas import FREE, Frame
 from unmask.samplers.draws import UNFILTERED, Draw, Filters, check_numbers, race, read
 from unmask.samplers.latent import Latent
 from unmask.types import Tokens
@@ -26,19 +26,6 @@ class Predictor(Protocol):
     def mask_id(self) -> int | None: ...
 
     def __call__(self, ids: Tokens, cache: Cache | None = None, /) -> Prediction: ...
-
-
-def start_token(predictor: Predictor, tokenizer: Tokenizer | None) -> int:
-    """What the model reads before the first token: BOS, else EOS (the end of the text before).
-
-    Without a tokenizer: the last token that is not MASK, where GPT-2's vocabulary has <|endoftext|>.
-    """
-    if tokenizer is not None:
-        for token in (tokenizer.bos_id, tokenizer.eos_id):
-            if token is not None:
-                return token
-    last = predictor.vocab_size - 1
-    return last - 1 if predictor.mask_id == last else last
 
 
 @torch.no_grad()

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.schedules import NoiseSchedule
-from unmask.samplers.ar import Predictor, autoregress, start_token
+from unmask.samplers.ar import Predictor, autoregress
 from unmask.samplers.canvas import Frame, Prompt, Tokenizer, check_pinned, pin
 from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
 from unmask.samplers.grids import GRIDS, Grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.steps import SAMPLERS, Laws, Reads, Sampler, Task, ancestral, reveal
+from unmask.text.tokenizers import start_token
 from unmask.types import Denoiser, Tokens
 
 Choice = TypeVar("Choice")
@@ -126,7 +127,7 @@ def watch(
             raise ValueError(f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}")
         predictor = model.predictor
         pins = pin(n, length, predictor.vocab_size, predictor.mask_id, model.tokenizer, prompt, pinned)
-        start = start_token(predictor, model.tokenizer)
+        start = start_token(model.tokenizer, predictor.vocab_size, predictor.mask_id)
         return autoregress(predictor, start, pins.to(device), latent, filters, drawing)
     process = model.process
     mask_id = process.mask_id if isinstance(process, MaskedProcess) else None

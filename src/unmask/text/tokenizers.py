@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -100,6 +100,28 @@ def find_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer of a model's directory; None where it holds no tokenizer file at all."""
     files = ("tokenizer.json", *(name for pair in _PAIRS for name in pair))
     return Tokenizer.load(directory) if any((Path(directory) / name).exists() for name in files) else None
+
+
+class Ends(Protocol):
+    """A tokenizer as far as the ends of a text go."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+
+def start_token(tokenizer: Ends | None, vocab_size: int, mask_id: int | None) -> int:
+    """What an autoregressive model reads before the first token: BOS, else EOS (the end of the text before).
+
+    Without either: the last token that is not MASK, where GPT-2's vocabulary has <|endoftext|>.
+    """
+    if tokenizer is not None:
+        for token in (tokenizer.bos_id, tokenizer.eos_id):
+            if token is not None:
+                return token
+    return vocab_size - 2 if mask_id == vocab_size - 1 else vocab_size - 1
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

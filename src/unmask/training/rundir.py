@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from unmask.training.atomic import TEMPORARY, replacing, sha256, tidy, write_text
+from unmask.files import TEMPORARY, replacing, sha256, tidy, write_text
 from unmask.training.engine import Engine
 from unmask.training.state import State
 from unmask.training.storage import read_state, write_state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,11 +13,19 @@ TEMPORARY = ".tmp-"  # being written
 REPLACED = ".old-"  # being replaced
 
 
+def replaced(target: Path) -> Path:
+    """Where `replacing` puts the old directory for the moment between its two renames."""
+    return target.with_name(REPLACED + target.name)
+
+
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A new empty directory that takes the place of `target` when the block ends well, and vanishes when it fails."""
+def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
+    """A new empty directory that takes the place of `target` when the block ends well, and vanishes when it fails.
+
+    keep  names of the old directory that move over, where the new one has none of that name
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder, old = target.with_name(TEMPORARY + target.name), target.with_name(REPLACED + target.name)
+    folder, old = target.with_name(TEMPORARY + target.name), replaced(target)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir()
@@ -27,6 +35,9 @@ def replacing(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rename(old)  # until the next line only the old name is there: `tidy` puts it back after a crash
         folder.rename(target)
+        for entry in sorted(old.iterdir()) if old.exists() else ():
+            if keep(entry.name) and not (target / entry.name).exists():
+                entry.rename(target / entry.name)
     except BaseException:
         if old.exists() and not target.exists():
             old.rename(target)
