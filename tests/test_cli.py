@@ -171,14 +171,21 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
     again = run(capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--json",
                 "--out", tmp_path / "again")  # fmt: skip
     assert again[0] == 0 and json.loads(again[1])["verdict"], "nothing but JSON on the standard output"
-    rows = run(capsys, "eval", "samples", student, "--judge", judge, *text, *study, "--json")
+    few = ["--samples", "2", "--texts", "1", "--completions", "2", "--steps", "2", "4"]
+    rows = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few, "--json")
     assert rows[0] == 0 and json.loads(rows[1])[0]["gen_ppl"] > 1
     lines = run(capsys, "train", teacher, "--json")[1] + run(
         capsys, "train", "demo-teacher", *TINY, *data, "--data.tokenizer", "bpe:280", "--steps", "2", "--json", "--out",
         tmp_path / "json",
     )[1]  # fmt: skip
     assert [json.loads(line)["step"] for line in lines.splitlines()] == [1, 2]
-    result = json.loads((tmp_path / "frontier" / "frontier.json").read_text())
+    assert len(json.loads(rows[1])) == 2
+    alone = run(capsys, "eval", "samples", judge, "--judge", judge, *few, "--json")
+    assert alone[0] == 0, alone[2]
+    assert [row["steps"] for row in json.loads(alone[1])] == [16], "its own text by default, and a call a token"
+    assert run(capsys, "eval", "samples", judge, "--judge", judge, "--steps")[0] == 1
+    assert run(capsys, "report", tmp_path / "frontier")[0] == 0 and (tmp_path / "frontier" / "report.html").exists()
+    result = json.loads((tmp_path / "frontier" / "report.json").read_text())
     assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(result)
     assert "entropy" in out and "judge" in out
 

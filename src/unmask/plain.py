@@ -63,7 +63,7 @@ class _Reader:
         if dataclasses.is_dataclass(hint):
             return self.record(typing.cast(type, hint), value, where)
         if origin is Literal:
-            if value not in arguments:
+            if not any(value == argument and type(value) is type(argument) for argument in arguments):
                 raise ValueError(f"{where} is one of {', '.join(map(repr, arguments))}: got {value!r}")
             return value
         if origin in (typing.Union, types.UnionType):

@@ -71,6 +71,11 @@ class Prediction:
         if where is None:
             return torch.arange(batch * length, device=self.hidden.device)
         if where.dtype != torch.bool:
+            if where.dim() != 1:
+                raise ValueError(
+                    f"`where` is a bool mask [B, L] or flat row numbers [N]: got {where.dtype} of shape "
+                    f"{tuple(where.shape)}"
+                )
             return where
         if tuple(where.shape) != (batch, length):
             raise ValueError(f"`where` marks positions [B, L] = {(batch, length)}, got shape {tuple(where.shape)}")

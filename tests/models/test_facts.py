@@ -42,9 +42,13 @@ def test_what_we_say_is_what_we_read(facts: Facts, shape: Shape) -> None:
         ({"kind": "autoregressive"}, "is autoregressive by its config, but not by the names"),
         ({"kind": "uniform"}, "`schedule` names one of LogLinear, Cosine, Polynomial, got None"),
         ({"kind": "uniform", "schedule": {"name": "os.system"}}, r"got 'os\.system'"),
-        ({"kind": "uniform", "schedule": {"name": "Cosine", "power": 2}}, "Cosine has no such options"),
+        ({"kind": "uniform", "schedule": {"name": "Cosine", "power": 2}}, "the schedule Cosine does not take"),
         ({"kind": "uniform", "schedule": "Cosine"}, "`schedule` is a str, want dict"),
-        ({"kind": "uniform", "schedule": {"name": "Cosine"}, "length": "24"}, "`length` is a str, want int"),
+        (
+            {"kind": "uniform", "sees_alpha": True, "schedule": {"name": "Cosine"}, "length": "24"},
+            "`length` is a str, want int",
+        ),
+        ({"kind": "uniform", "schedule": {"name": "Cosine"}}, "`sees_alpha` is missing"),
         ({"kind": "masked", "mask_id": True}, "`mask_id` is a bool, want int"),
     ],
 )

@@ -44,7 +44,8 @@ def test_sizes_fit(plan: Recipe) -> None:
 @pytest.mark.parametrize("plan", DISTILLATIONS, ids=ids)
 def test_a_distillation_ends_with_its_last_round_and_reads_its_teachers_rows(plan: Recipe) -> None:
     assert plan.steps == rounds(plan).total
-    teachers = {"runs/lm1b-teacher": "lm1b-teacher", "runs/demo-teacher": "demo-teacher"}
+    teachers = {"runs/lm1b-teacher": "lm1b-teacher", "unmask:teacher": "demo-teacher",
+                "runs/long-teacher": "long-teacher"}  # fmt: skip
     if plan.objective.teacher in teachers:
         teacher = recipe(teachers[plan.objective.teacher])
         assert isinstance(teacher.objective, Nelbo)

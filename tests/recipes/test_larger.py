@@ -1,7 +1,6 @@
 """The larger study, shrunk: two cells on one teacher, measured once, and a table of both."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import unmask.recipes.larger as larger_module
 from toy_recipes import shrink
 from unmask.models.pretrained import load
 from unmask.recipes.book import recipe
+from unmask.recipes.build import starts_from
 from unmask.recipes.experiment import REPORT, Progress, lines, note, read_rows
 from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
 from unmask.recipes.study import Study
@@ -19,13 +19,11 @@ CELLS = ("mcd", "forward KL")
 
 
 @pytest.fixture(scope="module")
-def settings(text: Path, masked: Path, causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Larger:
-    assets = tmp_path_factory.mktemp("assets")
-    shutil.copytree(masked, assets / "teacher")
-    shutil.copytree(causal, assets / "judge")
+def settings(text: Path, masked: Path, causal: Path) -> Larger:
+    starts = {"teacher": masked, "judge": causal, "mcd": masked}
     plans = {
-        name: replace(shrink(recipe(f"long-{name}"), text, assets), precision="float32")
-        for name in ("teacher", "judge", "mcd")
+        name: replace(shrink(recipe(f"long-{name}"), text, start, tokens=masked), precision="float32")
+        for name, start in starts.items()
     }
     rounds = replace(plans["mcd"].objective, temperatures=(0.9, 0.8))
     study = Study(
@@ -33,7 +31,7 @@ def settings(text: Path, masked: Path, causal: Path, tmp_path_factory: pytest.Te
         texts=2, completions=2, shown=1, round_steps=2, player_steps=2,
     )  # fmt: skip
     student = replace(plans["mcd"], objective=rounds)
-    return Larger(assets, plans["teacher"], plans["judge"], student, study)
+    return Larger(plans["teacher"], plans["judge"], student, study)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +60,9 @@ def test_cells_differ_from_the_base_in_one_factor():
 
 
 def test_teacher_and_judge_go_on_from_the_shipped_ones(settings: Larger, home: Path) -> None:
-    for name in ("teacher", "judge"):
-        plan = json.loads((home / name / "recipe.json").read_text("utf-8"))
-        assert plan["objective"]["init"] == str(settings.assets / name)
-        shape, started = load(home / name).network.shape, load(settings.assets / name).network.shape
+    assert [starts_from(plan) for plan in (Larger().teacher, Larger().judge)] == ["unmask:teacher", "unmask:judge"]
+    for name, plan in (("teacher", settings.teacher), ("judge", settings.judge)):
+        shape, started = load(home / name).network.shape, load(starts_from(plan)).network.shape
         assert shape.length == settings.student.network.length and shape.width == started.width
 
 

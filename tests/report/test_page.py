@@ -18,7 +18,7 @@ import pytest
 import toy_report
 import unmask
 from unmask.report.page import page_source, write_report
-from unmask.report.record import protocol_words, read_report
+from unmask.report.record import read_report, words_of
 
 REPORT = toy_report.small()
 VOID = {"meta", "br", "hr", "input", "link", "img"}
@@ -154,7 +154,7 @@ def test_shipped_rows_are_marked(parsed: Parsed) -> None:
 
 
 def test_no_table_without_its_protocol(parsed: Parsed) -> None:
-    words = protocol_words(read_report(REPORT))
+    words = words_of(read_report(REPORT))
     tables, captions = parsed.all("table"), parsed.all("caption")
     assert len(tables) == len(captions) >= 8
     assert all(words in caption.text for caption in captions)

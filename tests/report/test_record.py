@@ -7,7 +7,7 @@ import pytest
 
 from unmask import __version__
 from unmask.evaluation.measure import UnequalProtocols
-from unmask.report.record import curves, protocol_words, read_report
+from unmask.report.record import curves, read_report, words_of
 
 OPTIONAL = ["date", "seed", "data", "temperature_teacher", "temperature_student", "naive", "autoregressive", "rounds",
             "training", "samples", "real", "player", "seconds", "corpus", "models"]  # fmt: skip
@@ -145,7 +145,7 @@ def test_curves_go_by_steps_and_temperature(report: dict) -> None:
 
 def test_the_protocol_in_words_holds_all_that_decides_a_number(report: dict) -> None:
     report["student"][0]["setting"]["seeds"] = [0, 3]
-    words, protocol = protocol_words(read_report(report)), report["protocol"]
+    words, protocol = words_of(read_report(report)), report["protocol"]
     judge = protocol["judge"]
     for fact in (judge["name"], judge["revision"][:8], judge["dtype"], judge["context"], judge["eos_rule"],
                  protocol["precision"], protocol["data"][:8], f"n = {protocol['samples']}", f"L = {protocol['length']}",

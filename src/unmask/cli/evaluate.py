@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,14 +12,19 @@ from typing import Annotated
 import torch
 import tyro
 
+from unmask import __version__
 from unmask.cli.console import emit, parse, progress, say, table
 from unmask.evaluation.likelihood import Convention, nelbo_ppl, next_token_ppl
+from unmask.evaluation.measure import protocol_words
+from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
 from unmask.recipes.build import documents, rows
+from unmask.recipes.experiment import REPORT
 from unmask.recipes.judge import judge_named
 from unmask.recipes.schema import Data, Part
-from unmask.recipes.study import Scene, Study
+from unmask.recipes.study import Scene, Study, device_of
+from unmask.text.hub import local_or_hub
 
 USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out text (a bound for diffusion models)
        unmask eval samples MODEL --judge J [...]   generative perplexity with entropy, at some step counts
@@ -27,10 +33,15 @@ USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out te
 
 @dataclass(frozen=True)
 class Text:
-    """Held-out text: a corpus by name, file or folder; `part` of its documents; rows of `length` (the model's)."""
+    """Held-out text; by default that of the documents which the model (of two: the teacher) was trained on.
 
-    corpus: str = "sotu"
-    part: Part = "all"
+    corpus  a corpus by name, a file or a folder
+    part    which documents
+    length  tokens of a row (the model's)
+    """
+
+    corpus: str | None = None
+    part: Part | None = None
     length: int | None = None
 
 
@@ -40,6 +51,8 @@ class Likelihood:
 
     convention  "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables, t >= 1e-3 (below the bound)
     passes      noise levels a row
+    limit       rows at most
+    device      where the model runs
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -48,24 +61,43 @@ class Likelihood:
     passes: int = 4
     limit: int = 512
     seed: int = 0
+    device: str = "cpu"
     json: bool = False
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Measures of drawn texts under a judge: a run or model directory, a Hugging Face model, or "smollm2"."""
+    """Measures of drawn texts under a judge.
+
+    judge               a run or model directory, unmask:judge, a Hugging Face model, or "smollm2"
+    steps               rows: each step count with each temperature (an autoregressive model takes a call a token)
+    texts, completions  half-masked real texts, and how often each is completed (completion disagreement)
+    batch_size          samples a network call at most
+    device              where model and judge run
+    """
 
     model: Annotated[str, tyro.conf.Positional]
     judge: str
     text: Text = field(default_factory=Text)
-    study: Study = field(default_factory=Study)
+    steps: tuple[int, ...] = Study().student_steps
     temperatures: tuple[float, ...] = (1.0,)
+    samples: int = Study().samples
+    seed: int = Study().seed
+    texts: int = Study().texts
+    completions: int = Study().completions
+    batch_size: int = Study().batch_size
+    device: str = "cpu"
     json: bool = False
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """Gen PPL and entropy of student and teacher over steps and temperatures; writes frontier.json to `out`."""
+    """Gen PPL and entropy of student and teacher over steps and temperatures; `unmask report OUT` draws the page.
+
+    judge   a run or model directory, unmask:judge, a Hugging Face model, or "smollm2"
+    out     where report.json goes
+    device  where models and judge run
+    """
 
     student: Annotated[str, tyro.conf.Positional]
     teacher: Annotated[str, tyro.conf.Positional]
@@ -73,6 +105,7 @@ class Frontier:
     out: Path = Path("runs/frontier")
     text: Text = field(default_factory=Text)
     study: Study = field(default_factory=Study)
+    device: str = "cpu"
     json: bool = False
 
 
@@ -86,17 +119,19 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 def likelihood(arguments: Sequence[str]) -> int:
     asked = parse(Likelihood, "eval likelihood", arguments)
-    model = load(asked.model)
-    x0 = held_out(asked.text, model)[0][: asked.limit]
+    model = load(asked.model, device=asked.device)
+    data = text_of(asked.text, asked.model)
+    x0 = held_out(data, asked.text.length, model)[0][: asked.limit].to(asked.device)
     if isinstance(model, Model):
-        generator = torch.Generator().manual_seed(asked.seed)
+        generator = torch.Generator(asked.device).manual_seed(asked.seed)
         value = nelbo_ppl(
-            model.denoiser, model.process, x0, convention=asked.convention, passes=asked.passes, generator=generator
-        )
+            model.denoiser, model.process, x0, convention=asked.convention, passes=asked.passes, batch_size=64,
+            generator=generator,
+        )  # fmt: skip
         note = "upper bound" if asked.convention == "bound" else "convention of MDLM's tables, not a bound"
     else:
         value, note = next_token_ppl(model.predictor, x0), "exact, after the first token of each row"
-    protocol = f"{note}; {len(x0)} rows of {x0.shape[1]} tokens, {asked.text.corpus}, seed {asked.seed}"
+    protocol = f"{note}; {len(x0)} rows of {x0.shape[1]} tokens, {data.part} of {data.corpus}, seed {asked.seed}"
     if asked.json:
         emit({"perplexity": asdict(value), "protocol": protocol})
     else:
@@ -106,76 +141,91 @@ def likelihood(arguments: Sequence[str]) -> int:
 
 def samples(arguments: Sequence[str]) -> int:
     asked = parse(Samples, "eval samples", arguments)
-    model = load(asked.model)
+    if not (asked.steps and asked.temperatures):
+        raise ValueError("a row has a step count and a temperature: want at least one of both")
+    model = load(asked.model, device=asked.device)
+    study = Study(
+        samples=asked.samples, seed=asked.seed, texts=asked.texts, completions=asked.completions,
+        batch_size=asked.batch_size,
+    )  # fmt: skip
+    shared = scene(asked.judge, text_of(asked.text, asked.model), asked.text.length, model, study)
+    steps = asked.steps if isinstance(model, Model) else (shared.real.shape[1],)
     found = []
     with progress() as (advance, _):
-        measured = studies.measure(
-            "samples",
-            model,
-            scene(asked.judge, asked.text, model, asked.study),
-            asked.study.student_steps,
-            asked.temperatures,
-        )
-        for done, m in enumerate(measured, start=1):
+        for done, m in enumerate(studies.measure("samples", model, shared, steps, asked.temperatures), start=1):
             found.append(m)
-            advance("measuring", done, len(asked.study.student_steps) * len(asked.temperatures))
+            advance("measuring", done, len(steps) * len(asked.temperatures))
     if asked.json:
         emit([m.to_json() for m in found])
     else:
         show("samples", found)
+        say(protocol_words(found[0].row.protocol, found[0].row.setting.seeds))
     return 0
 
 
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
-    student, teacher = (_masked(load(name), name) for name in (asked.student, asked.teacher))
-    shared = scene(asked.judge, asked.text, teacher, asked.study)
+    student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
+    shared = scene(asked.judge, text_of(asked.text, asked.teacher), asked.text.length, teacher, asked.study)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
         for event in studies.frontier(teacher, student, shared):
             advance("measuring", event.done, event.total)
             found = event.rows
-    result = studies.conclude(found)
+    result = studies.conclude(found) | {
+        "title": f"{asked.student} against {asked.teacher}",
+        "version": __version__,
+        "date": datetime.date.today().isoformat(),
+        "seed": asked.study.seed,
+    }
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "frontier.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    write_text(asked.out / REPORT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if asked.json:
         emit(result)
         return 0
     for name, measured in found.items():
         show(name.replace("_", " "), measured)
+    say(protocol_words(shared.protocol, (asked.study.seed,)))
     for sentence in result["verdict"]:
         say(sentence)
+    say(f"`unmask report {asked.out}` draws the page")
     return 0
 
 
-def held_out(text: Text, model: Model | CausalModel) -> tuple[torch.Tensor, str]:
+def text_of(text: Text, name: str) -> Data:
+    """The documents that a user asks for; by default those that the card of the model names."""
+    if text.corpus is not None:
+        return Data(text.corpus, text.part or "all")
+    card = local_or_hub(name, ("config.json",)) / "config.json"
+    told = json.loads(card.read_text("utf-8")).get("card", {}).get("recipe", {}).get("data") if card.exists() else None
+    if told is None:
+        raise ValueError(f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)")
+    return Data(told["corpus"], text.part or told["part"])
+
+
+def held_out(data: Data, length: int | None, model: Model | CausalModel) -> tuple[torch.Tensor, str]:
     """Held-out rows [n, L] in the model's tokens, and the digest of their text."""
     if model.tokenizer is None:
         raise ValueError("text is measured in tokens, and this model's directory has no tokenizer: save it with one")
-    part = documents(Data(text.corpus, text.part)).held_out
-    return rows(part, model.tokenizer, text.length or model.network.shape.length), part.digest
+    part = documents(data).held_out
+    return rows(part, model.tokenizer, length or model.network.shape.length), part.digest
 
 
-def scene(judge: str, text: Text, model: Model | CausalModel, study: Study) -> Scene:
+def scene(judge: str, data: Data, length: int | None, model: Model | CausalModel, study: Study) -> Scene:
     """What all rows share: judge, real rows in a fixed order, protocol."""
-    real, digest = held_out(text, model)
-    return Scene(study, judge_named(judge, model.tokenizer, real.shape[1]), real, digest)
+    real, digest = held_out(data, length, model)
+    return Scene(study, judge_named(judge, model.tokenizer, real.shape[1], device_of(model)), real, digest)
 
 
 def show(title: str, measured: Sequence[studies.Measured]) -> None:
-    """Rows as a table, with the protocol that they share."""
-    names = ("gen_ppl", "entropy", "pooled_entropy", "completion_disagreement", "repetition_4", "distinct_4")
+    """Rows as a table."""
+    names = {"pooled_entropy": "pooled", "completion_disagreement": "disagree", "distinct_4": "distinct"}
     lines: list[list[object]] = []
     for row in (m.row for m in measured):
-        values = [row.measures[name].value if name in row.measures else "" for name in names]
-        sem = row.measures["gen_ppl"].sem
-        lines.append([row.setting.steps, row.setting.nfe, row.setting.temperature, values[0], sem, *values[1:]])
-    table(title, ["steps", "calls", "temperature", names[0], "sem", *names[1:]], lines)
-    protocol = measured[0].row.protocol
-    say(
-        f"judge {protocol.judge.name} {protocol.judge.revision}, n = {protocol.samples}, L = {protocol.length}, "
-        f"draws in {protocol.precision}, data {protocol.data[:12]}, seeds {measured[0].row.setting.seeds}"
-    )
+        values = [row.measures[name].value if name in row.measures else "" for name in ("gen_ppl", "entropy", *names)]
+        setting, sem = row.setting, row.measures["gen_ppl"].sem
+        lines.append([row.name, setting.steps, setting.nfe, setting.temperature, values[0], sem, *values[1:]])
+    table(title, ["", "steps", "calls", "temp.", "gen PPL", "sem", "entropy", *names.values()], lines)
 
 
 def _masked(model: Model | CausalModel, name: str) -> Model:

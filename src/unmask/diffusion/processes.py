@@ -110,7 +110,8 @@ class UniformProcess:
         z = F.one_hot(z_t, size).to(p_x0)
         own = _as(size * alpha_t, p_x0) * p_x0.gather(-1, z_t[..., None])
         joint = (own + _as(stay, p_x0)) * z + _as(reveal, p_x0) * p_x0 + _as(stray, p_x0)
-        return joint / (own + _as(1 - alpha_t, p_x0))
+        total = own + _as(1 - alpha_t, p_x0)
+        return torch.where(total > 0, joint / total, z)  # 0 / 0 where no noise is left and p_x0 excludes what is seen
 
     def nelbo(
         self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
@@ -160,7 +161,7 @@ class UniformRate:
         rate = (
             size / y_z - size / truth + own * (size * log_y_z - log_y.sum(-1)) + other * (log_y_z - log_y_x) + constant
         )
-        return (scale * rate).to(log_p.dtype)
+        return (scale * rate).clamp(min=0).to(log_p.dtype)  # rounding
 
     def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
         y, _, _, own, other, scale = self._terms(log_p, rows)

@@ -33,6 +33,8 @@ class Trajectory:
     def at(self, alpha: PerSequence) -> Tokens:
         """z [B, L] at alpha [B], the share of text left."""
         check_unit(alpha, "alpha")
+        if alpha.shape != self.u.shape[:1]:
+            raise ValueError(f"alpha has a value a row, [B] = {list(self.u.shape[:1])}, got {list(alpha.shape)}")
         return torch.where(self.u < alpha.to(self.u.device)[:, None], self.x0, self.noise)
 
 

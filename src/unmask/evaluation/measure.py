@@ -170,6 +170,22 @@ def require_same_protocol(rows: Iterable[Row]) -> Protocol:
     return rows[0].protocol
 
 
+def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
+    """How numbers were measured, in a sentence."""
+    judge = protocol.judge
+    how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]
+    how += [
+        "start token before the text" if judge.prefixed else "first token not scored",
+        f"EOS counted: {judge.eos_rule}",
+    ]
+    return (
+        f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; "
+        f"{protocol.completions} completions of each of {protocol.texts} real texts; draws in {protocol.precision}; "
+        f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
+    )
+
+
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in data.items():

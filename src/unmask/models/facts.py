@@ -39,7 +39,7 @@ class Facts:
         if self.schedule is None:
             return asdict(self)
         name = type(self.schedule).__name__
-        if name not in SCHEDULES:
+        if not isinstance(name, str) or name not in SCHEDULES:
             raise ValueError(f"a file can name the schedules {', '.join(SCHEDULES)}, not {self.schedule}")
         return asdict(self) | {"schedule": {"name": name, **vars(self.schedule)}}
 
@@ -87,7 +87,10 @@ def _own(said: _Said) -> Facts:
     if kind != AUTOREGRESSIVE and (mask_id is None) != (kind == UNIFORM):
         raise CheckpointError(f"{said.where}: masked models have a `mask_id`, uniform ones none; {kind} has {mask_id}")
     schedule = None if kind == AUTOREGRESSIVE else _schedule(said)
-    return Facts(kind, mask_id, bool(said.first(bool, "sees_alpha")), schedule, **_training(said))
+    sees_alpha = said.first(bool, "sees_alpha")
+    if sees_alpha is None and kind != AUTOREGRESSIVE:
+        raise CheckpointError(f"{said.where}: `sees_alpha` is missing: is the network told how much noise there is?")
+    return Facts(kind, mask_id, bool(sees_alpha), schedule, **_training(said))
 
 
 def _schedule(said: _Said) -> NoiseSchedule:
@@ -98,7 +101,7 @@ def _schedule(said: _Said) -> NoiseSchedule:
     try:
         return SCHEDULES[name](**options)
     except TypeError as error:
-        raise CheckpointError(f"{said.where}: the schedule {name} has no such options: {options}") from error
+        raise CheckpointError(f"{said.where}: the schedule {name} does not take {options}: {error}") from error
 
 
 def _foreign(said: _Said, shape: Shape) -> Facts:

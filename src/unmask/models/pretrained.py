@@ -24,7 +24,7 @@ from unmask.files import replaced, replacing
 from unmask.models.dit import DiT
 from unmask.models.facts import AUTOREGRESSIVE, MASKED, OURS, UNIFORM, Facts, facts_of
 from unmask.models.lightning import open_checkpoint
-from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
+from unmask.models.parameterization import CausalPredictor, NetworkDenoiser, check_mask_id
 from unmask.models.pickles import CheckpointError
 from unmask.models.weights import bare, clean, fill, shape_of
 from unmask.text.hub import TOKENIZER_FILES, local_or_hub
@@ -107,8 +107,14 @@ def load(
     path = _local(path_or_hub_id, revision)
     files = _read(path, weights)
     shape = shape_of(files.tensors, files.where)
-    facts = facts_of(files.config, shape, files.where)
-    shape = replace(shape, length=facts.length, dropout=facts.dropout)
+    try:
+        facts = facts_of(files.config, shape, files.where)
+        shape = replace(shape, length=facts.length, dropout=facts.dropout)
+        check_mask_id(facts.mask_id, shape.vocab_size)
+    except CheckpointError:
+        raise
+    except ValueError as error:  # a config that contradicts the weights
+        raise CheckpointError(f"{files.where}: {error}") from error
     network = fill(shape, files.tensors, files.averages, files.where)
     tokenizer = find_tokenizer(path) if path.is_dir() else None
     if tokenizer is not None:

@@ -17,10 +17,10 @@ from unmask.types import Denoiser, Tokens
 
 @dataclass(frozen=True)
 class Nelbo:
-    """E over t ~ U(t_min, 1] of the process's bound, mean over all tokens (MDLM, arXiv 2406.07524, Eq. 10).
+    """E over t ~ U[t_min, 1) of the process's bound, mean over all tokens (MDLM, arXiv 2406.07524, Eq. 10).
 
     t is stratified over the batch (one time a sequence); t_min = 1e-3 is MDLM's `sampling_eps`, which bounds the
-    weight 1/t by 1000.
+    weight 1/t of the log-linear schedule by 1000.
     """
 
     process: Process

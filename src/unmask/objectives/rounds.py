@@ -10,7 +10,7 @@ PAPER_TEMPERATURES = (
     0.90,
     0.87,
     0.84,
-)  # arXiv 2602.00792, section 4: "0.96, decreasing by 0.03 each round"
+)  # arXiv 2602.00792, section 4: from 0.96, lowered by 0.03 a round
 
 
 @dataclass(frozen=True)

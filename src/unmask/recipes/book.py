@@ -137,7 +137,7 @@ def demo_judge() -> Recipe:
         name="demo-judge",
         objective=NextToken(),
         network=Network(length=128, width=192, blocks=4, heads=6, dropout=0.1),
-        data=Data(corpus="sotu", part="second half", tokenizer="runs/demo-teacher/model"),
+        data=Data(corpus="sotu", part="second half", tokenizer="unmask:teacher"),
         optim=AdamW(
             lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=200, decay_steps=1200, ema_decay=0.999
         ),
@@ -154,7 +154,7 @@ def demo_mcd() -> Recipe:
     return Recipe(
         name="demo-mcd",
         objective=Consistency(
-            teacher="runs/demo-teacher", round_steps=120, delta0=1 / 64, temperatures=(0.96, 0.93, 0.90, 0.87)
+            teacher="unmask:teacher", round_steps=120, delta0=1 / 64, temperatures=(0.96, 0.93, 0.90, 0.87)
         ),
         network=teacher.network,
         data=teacher.data,
@@ -172,8 +172,9 @@ def long_teacher() -> Recipe:
     return replace(
         short,
         name="long-teacher",
-        objective=Nelbo(init="runs/demo-teacher"),
+        objective=Nelbo(init="unmask:teacher"),
         network=replace(short.network, length=256),
+        data=replace(short.data, tokenizer="unmask:teacher"),
         optim=replace(short.optim, lr=1e-3, warmup_steps=100, decay_steps=1600),
         batch_size=32,
         steps=1600,
@@ -187,7 +188,7 @@ def long_judge() -> Recipe:
     return replace(
         short,
         name="long-judge",
-        objective=NextToken(init="runs/demo-judge"),
+        objective=NextToken(init="unmask:judge"),
         network=replace(short.network, length=256),
         optim=replace(short.optim, lr=1e-3, warmup_steps=100, decay_steps=800),
         batch_size=32,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 
 from unmask.recipes.book import recipe
@@ -12,6 +11,7 @@ from unmask.recipes.experiment import ROWS, Experiment, Progress, experiment, re
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 from unmask.recipes.study import Study
+from unmask.text.hub import OWN, shipped
 
 SHIPPED = "sotu"  # the corpus that the shipped teacher and judge were trained on
 
@@ -37,22 +37,16 @@ def demo(settings: Demo, directory: Path) -> Iterator[Progress]:
     title = f"Masked Consistency Distillation on {settings.corpus}"
     student = replace(settings.student, data=replace(settings.student.data, corpus=settings.corpus))
     if settings.corpus == SHIPPED and not settings.from_scratch:
-        folder = shipped()
-        known = read_rows(folder / ROWS, shipped=True)
-        plan = Experiment(title, student, folder / "teacher", folder / "judge", settings.study, "shipped", known)
+        known = read_rows(shipped() / ROWS, shipped=True)
+        plan = Experiment(title, student, OWN + "teacher", OWN + "judge", settings.study, "shipped", known)
     else:
         pair = from_scratch(settings, directory)
         yield from train(pair, directory)
         if not all((directory / name / "model").exists() for name in pair):
             return  # stopped by a signal
-        teacher, judge = (directory / name / "model" for name in pair)
+        teacher, judge = (str(directory / name / "model") for name in pair)
         plan = Experiment(title, student, teacher, judge, settings.study)
     yield from experiment(plan, directory)
-
-
-def shipped() -> Path:
-    """The directory of what is shipped: teacher, judge, and rows of the teacher."""
-    return Path(str(resources.files("unmask"))) / "assets"
 
 
 def from_scratch(settings: Demo, directory: Path) -> dict[str, Recipe]:

@@ -45,15 +45,15 @@ class Experiment:
     """What is distilled from what, and how it is measured.
 
     student        a recipe of consistency distillation; its teacher and tokenizer are replaced by `teacher`
-    teacher, judge model directories
+    teacher, judge directories or names of models
     source         where these two come from, in words
     known          rows that were measured before, of any model
     """
 
     title: str
     student: Recipe
-    teacher: Path
-    judge: Path
+    teacher: str
+    judge: str
     study: Study
     source: str = "trained here"
     known: Sequence[Measured] = ()
@@ -63,10 +63,8 @@ class Experiment:
         objective = self.student.objective
         if not isinstance(objective, Consistency):
             raise ValueError(f"a student is distilled: want a recipe of consistency, got {objective.kind}")
-        at = str(self.teacher)
-        return replace(
-            self.student, objective=replace(objective, teacher=at), data=replace(self.student.data, tokenizer=at)
-        )
+        data = replace(self.student.data, tokenizer=self.teacher)
+        return replace(self.student, objective=replace(objective, teacher=self.teacher), data=data)
 
 
 def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
@@ -126,13 +124,13 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
 
 
 def teacher_rows(
-    teacher: Path, judge: Path, recipe: Recipe, study: Study, file: Path
+    teacher: str, judge: str, recipe: Recipe, study: Study, file: Path
 ) -> Iterator[tuple[Progress, Measured]]:
     """The rows of a teacher over the steps and temperatures of a study, on the held-out text of `recipe`.
 
     They are kept in `file`; those that it holds are not measured again.
     """
-    data = texts(replace(recipe, data=replace(recipe.data, tokenizer=str(teacher))))
+    data = texts(replace(recipe, data=replace(recipe.data, tokenizer=teacher)))
     known = read_rows(file)
     scene = Scene(study, judge_of(causal(load(judge)), data.train.shape[1]), data.held_out, data.digest, known)
     temperatures = (1.0, *study.teacher_temperatures)

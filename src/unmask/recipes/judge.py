@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import torch
 
 from unmask.evaluation.judges import Judge, causal_judge, huggingface_judge
 from unmask.evaluation.smollm2 import smollm2_judge
 from unmask.models.pretrained import CausalModel, load
+from unmask.text.hub import OWN, local_or_hub
 from unmask.text.tokenizers import Tokenizer
 
 
@@ -23,27 +27,31 @@ def judge_of(model: CausalModel, length: int, name: str = "demo-judge") -> Judge
         prefixed=True,
         eos_rule="all",
         batch_size=32,
+        device=model.network.head.weight.device,
     )
 
 
-def judge_named(name: str, tokenizer: Tokenizer | None, length: int) -> Judge:
+def judge_named(name: str, tokenizer: Tokenizer | None, length: int, device: torch.device | str = "cpu") -> Judge:
     """A judge by name: "smollm2", the directory of one of our autoregressive models, or any Hugging Face model.
 
     One of ours reads ids where its tokenizer is that of the judged model, and texts otherwise.
     """
     if name == "smollm2":
-        return smollm2_judge()
-    inside = Path(name) / "model"
-    directory = inside if inside.exists() else Path(name)
+        return smollm2_judge(device=device)
+    if not (Path(name).exists() or name.startswith(OWN)):
+        return huggingface_judge(name, device=device)
+    directory = local_or_hub(name, ())
     config = directory / "config.json"
-    if not config.exists() or '"unmask' not in config.read_text("utf-8"):
-        return huggingface_judge(name)
-    model = load(directory)
+    told = json.loads(config.read_text("utf-8")) if config.exists() else {}
+    if not str(told.get("format", "")).startswith("unmask"):
+        return huggingface_judge(name, device=device)
+    name = told.get("card", {}).get("recipe", {}).get("name", name)
+    model = load(directory, device=device)
     if not isinstance(model, CausalModel):
         raise ValueError(f"a judge is autoregressive, and {name} is a diffusion model")
     if model.tokenizer is not None and tokenizer is not None and model.tokenizer.digest == tokenizer.digest:
-        return judge_of(model, length, name=directory.name)
+        return judge_of(model, length, name=name)
     weights, size = model.network.state_dict(), model.network.shape
     return causal_judge(
-        model.predictor, size.vocab_size, model.tokenizer, weights, name=directory.name, context=size.length
+        model.predictor, size.vocab_size, model.tokenizer, weights, name=name, context=size.length, device=device
     )

@@ -9,9 +9,9 @@ from typing import Any
 
 from unmask.evaluation.measure import ENTROPIES
 from unmask.recipes.book import recipe
-from unmask.recipes.demo import shipped, train
+from unmask.recipes.demo import train
 from unmask.recipes.experiment import ROWS, Experiment, Progress, experiment, teacher_rows
-from unmask.recipes.schema import Consistency, Nelbo, NextToken, Recipe
+from unmask.recipes.schema import Consistency, Recipe
 from unmask.recipes.study import Measured, Study
 
 STUDY = Study(
@@ -26,12 +26,8 @@ STUDY = Study(
 
 @dataclass(frozen=True)
 class Larger:
-    """What is trained, distilled and measured.
+    """What is trained, distilled and measured."""
 
-    assets  where the models of the demo are, from which teacher and judge go on
-    """
-
-    assets: Path = field(default_factory=shipped)
     teacher: Recipe = field(default_factory=lambda: recipe("long-teacher"))
     judge: Recipe = field(default_factory=lambda: recipe("long-judge"))
     student: Recipe = field(default_factory=lambda: recipe("long-mcd"))
@@ -55,18 +51,6 @@ def cells(base: Recipe) -> dict[str, Recipe]:
     }
 
 
-def pair(settings: Larger) -> dict[str, Recipe]:
-    """The recipes of teacher and judge, which go on from the models of the demo."""
-    tokens = str(settings.assets / "teacher")
-    found = {}
-    for name, plan in (("teacher", settings.teacher), ("judge", settings.judge)):
-        if not isinstance(plan.objective, Nelbo | NextToken):
-            raise ValueError(f"the {name} is trained on text: want a recipe of it, got {plan.objective.kind}")
-        objective = replace(plan.objective, init=str(settings.assets / name))
-        found[name] = replace(plan, objective=objective, data=replace(plan.data, tokenizer=tokens))
-    return found
-
-
 def folder(cell: str) -> str:
     """The directory of a cell."""
     return cell.replace(" ", "-")
@@ -80,11 +64,11 @@ def larger(settings: Larger, directory: Path, only: tuple[str, ...] = ()) -> Ite
     plans = cells(settings.student)
     if unknown := sorted({*only} - {*plans}):
         raise ValueError(f"the cells of the study are {', '.join(plans)}: there is none called {', '.join(unknown)}")
-    models = pair(settings)
+    models = {"teacher": settings.teacher, "judge": settings.judge}
     yield from train(models, directory)
     if not all((directory / name / "model").exists() for name in models):
         return  # stopped by a signal
-    teacher, judge = (directory / name / "model" for name in models)
+    teacher, judge = (str(directory / name / "model") for name in models)
     known: list[Measured] = []
     for progress, measured in teacher_rows(teacher, judge, settings.student, settings.study, directory / ROWS):
         known.append(measured)

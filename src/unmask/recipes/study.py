@@ -131,8 +131,16 @@ def _answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
     return row.name == name and row.protocol == protocol and replace(row.setting, nfe=0.0) == wanted
 
 
+def device_of(model: Model | CausalModel) -> torch.device:
+    """Where a model is."""
+    return model.network.head.weight.device
+
+
 def _draw(model: Model | CausalModel, study: Study, length: int, steps: int, temperature: float) -> Samples:
-    return sample(model, study.samples, length, steps, study.seed, temperature, batch_size=study.batch_size)
+    return sample(
+        model, study.samples, length, steps, study.seed, temperature, batch_size=study.batch_size,
+        device=device_of(model),
+    )  # fmt: skip
 
 
 def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens:
@@ -146,8 +154,9 @@ def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temp
         temperature,
         pinned=pinned,
         batch_size=study.batch_size,
+        device=device_of(model),
     )
-    return drawn.tokens
+    return drawn.tokens.cpu()
 
 
 @dataclass(frozen=True)

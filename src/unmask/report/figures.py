@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from unmask.evaluation.measure import ENTROPIES, GEN_PPL
 from unmask.report.axes import PNG_DPI, legend, logarithmic, note, pills, point
-from unmask.report.record import ENTROPY, Line, Report, curves, protocol_words
+from unmask.report.record import ENTROPY, Line, Report, curves, words_of
 from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
 from unmask.report.svg import Picture, picture
 
@@ -51,7 +51,7 @@ def drawings(report: Report) -> list[Drawing]:
 
 def save(plan: Drawing, report: Report, folder: Path) -> list[Picture]:
     """Write the picture as PNG and SVG, its protocol beneath it, and return it for a desk and for a phone."""
-    words = protocol_words(report)
+    words = words_of(report)
     with drawing():
         wide, narrow = plan.draw(WIDE), plan.draw(NARROW)
         for figure, columns in ((wide, 165), (narrow, 70)):
@@ -171,7 +171,7 @@ def study(reports: Mapping[str, Report], steps: int) -> Figure:
     axes.margins(0.06, 0.09)
     axes.set(xlabel=ENTROPIES[ENTROPY] + ", nats", ylabel="gen PPL")
     legend(axes, "better: lower and further right; the large markers stand at temperature 1", 4)
-    words = textwrap.fill(protocol_words(first), 165)
+    words = textwrap.fill(words_of(first), 165)
     figure.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
     return figure
 

@@ -12,7 +12,7 @@ from typing import Any
 from unmask.report import tables
 from unmask.report.figures import drawings, save
 from unmask.report.markup import Html, embedded, join, tag
-from unmask.report.record import Pair, Report, protocol_words, read_report
+from unmask.report.record import Pair, Report, read_report, words_of
 from unmask.report.style import css_variables
 from unmask.report.svg import Picture
 
@@ -275,7 +275,7 @@ def _numbers(report: Report) -> Html:
 
 def _footer(report: Report) -> Html:
     button = tag("button", "Download the record (JSON)", type="button", id="download", class_="js-only")
-    words = f"Written by unmask {report.version} from report.json. This page loads nothing. {protocol_words(report)}"
+    words = f"Written by unmask {report.version} from report.json. This page loads nothing. {words_of(report)}"
     return tag("footer", tag("p", words), button)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from unmask import __version__
 from unmask.evaluation.frontier import Answers
-from unmask.evaluation.measure import GEN_PPL, Measure, Protocol, Row, require_same_protocol
+from unmask.evaluation.measure import GEN_PPL, Measure, Protocol, Row, protocol_words, require_same_protocol
 from unmask.plain import from_json
 
 ENTROPY = "entropy"
@@ -155,21 +155,9 @@ def curves(lines: Sequence[Line]) -> dict[int, list[Line]]:
     return {steps: [table[steps][tau] for tau in sorted(table[steps])] for steps in sorted(table)}
 
 
-def protocol_words(report: Report) -> str:
+def words_of(report: Report) -> str:
     """How every number of the report was measured: no number stands without it."""
-    protocol, judge = report.protocol, report.protocol.judge
-    seeds = sorted({seed for _, line in report.lines for seed in line.row.setting.seeds})
-    how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]
-    how += [
-        "start token before the text" if judge.prefixed else "first token not scored",
-        f"EOS counted: {judge.eos_rule}",
-    ]
-    return (
-        f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; "
-        f"{protocol.completions} completions of each of {protocol.texts} real texts; draws in {protocol.precision}; "
-        f"seed {', '.join(map(str, seeds))}; data {protocol.data[:8]}; unmask {protocol.version}."
-    )
+    return protocol_words(report.protocol, {seed for _, line in report.lines for seed in line.row.setting.seeds})
 
 
 def _series(version: str) -> list[str]:

@@ -11,7 +11,7 @@ from unmask.evaluation.frontier import EqualEntropy, EqualSeconds, SameSteps, Sp
 from unmask.evaluation.measure import ENTROPIES, SECONDS, Measure
 from unmask.evaluation.verdict import BETTER, EQUAL, OPEN, WORSE, judge_gain
 from unmask.report.markup import Html, join, tag
-from unmask.report.record import Line, Report, protocol_words
+from unmask.report.record import Line, Report, words_of
 
 _SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○"}
 _HEADS = {
@@ -133,7 +133,7 @@ def table(report: Report, caption: str, heads: Sequence[str | Html], lines: Iter
     """A table that scrolls by itself, its protocol in its caption."""
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(tag("tr", *cells) for cells in lines))
-    title = tag("caption", tag("span", caption + "."), " ", tag("small", protocol_words(report)))
+    title = tag("caption", tag("span", caption + "."), " ", tag("small", words_of(report)))
     return tag("div", tag("table", title, head, body), class_="scroll", role="region", tabindex="0", aria_label=caption)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import Protocol
 
@@ -60,6 +61,10 @@ DRAWS: Mapping[str, Draw] = MappingProxyType(
 )
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Filters:
     """What is done to p(x0) before the draw: temperature, then top-k, then top-p on what is left; renormalised.
@@ -76,14 +81,16 @@ class Filters:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature divides log p: want a finite temperature > 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
+        if not (_number(self.temperature) and 1e-30 < self.temperature < math.inf):
+            raise ValueError(f"temperature divides log p: want a finite temperature > 0, got {self.temperature!r}")
+        if not (_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(
-                f"top_p is the probability of the tokens kept: want 0 < top_p <= 1 (1 keeps all), got {self.top_p}"
+                f"top_p is the probability of the tokens kept: want 0 < top_p <= 1 (1 keeps all), got {self.top_p!r}"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is the number of tokens kept: want top_k >= 1 (None keeps all), got {self.top_k}")
+        if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
+            raise ValueError(
+                f"top_k is the number of tokens kept: want top_k >= 1 (None keeps all), got {self.top_k!r}"
+            )
 
     def keep(self, log_p: Tensor) -> Tensor:
         """Top-k and top-p of laws [N, V] that `read` has tempered: log p, -inf where a token is dropped."""

@@ -10,10 +10,11 @@ from numbers import Integral
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.schedules import NoiseSchedule
+from unmask.models.parameterization import NetworkDenoiser
 from unmask.samplers.ar import Predictor, autoregress
 from unmask.samplers.canvas import Frame, Prompt, Tokenizer, check_pinned, pin
 from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
@@ -119,8 +120,11 @@ def watch(
     """The frames of the run that `sample` ends with, for players and progress bars; arguments are checked at once."""
     for name, value in (("n", n), ("length", length), ("steps", steps)):
         _check_count(name, value)
+    for name, value in (("seed", seed), ("first", first)):
+        _check_whole(name, value)
     filters = Filters(temperature, top_p, top_k)
     drawing = _named("draw", draw, DRAWS)
+    _check_device(model.predictor if isinstance(model, AutoregressiveModel) else model.denoiser, device)
     latent = draw_latent(n, length, seed, first, device)
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
@@ -136,7 +140,8 @@ def watch(
     pins = pin(n, length, process.vocab_size, mask_id, model.tokenizer, prompt, pinned)
     alphas = _named("grid", grid, GRIDS)(steps, model.schedule)
     task = Task(process, pins.to(device), latent, alphas, filters, drawing)
-    return denoise(model.denoiser, task, _named("sampler", sampler, SAMPLERS))
+    denoiser = model.denoiser.frozen() if isinstance(model.denoiser, NetworkDenoiser) else model.denoiser
+    return denoise(denoiser, task, _named("sampler", sampler, SAMPLERS))
 
 
 def sample(
@@ -191,6 +196,26 @@ def sample(
     ids = torch.cat(tokens)
     texts = None if model.tokenizer is None else [model.tokenizer.decode(row) for row in ids.tolist()]
     return Samples(ids, texts, nfe, calls)
+
+
+def _check_device(network: object, device: torch.device | str) -> None:
+    """ValueError unless the model, where it has weights, is on `device`, and `device` exists."""
+    try:
+        wanted = torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device says where the model is, and {device} is not to be had here: {error}") from error
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if weight is not None and weight.device.type != wanted.type:
+        raise ValueError(
+            f"device says where the model is: want {weight.device.type!r}, got {str(device)!r}; "
+            "give sample the device that load was given"
+        )
+
+
+def _check_whole(name: str, value: int) -> None:
+    meaning = {"seed": "seed names the randomness", "first": "first is the number of the first sample"}[name]
+    if isinstance(value, bool) or not isinstance(value, Integral) or (name == "first" and value < 0):
+        raise ValueError(f"{meaning}: want a whole number{' >= 0' if name == 'first' else ''}, got {value!r}")
 
 
 def _check_count(name: str, value: int) -> None:

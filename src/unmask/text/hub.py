@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
+OWN = "unmask:"  # before the name of a model that comes with this package
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
+
+
+def shipped() -> Path:
+    """The directory of the models that come with this package."""
+    return Path(str(resources.files("unmask"))) / "assets"
+
+
+def _shipped(name: str) -> Path:
+    found = sorted(path.parent.name for path in shipped().glob("*/config.json"))
+    if name not in found:
+        raise ValueError(f"the models of this package are {', '.join(OWN + each for each in found)}: got {OWN}{name}")
+    return shipped() / name
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -20,10 +34,12 @@ def split_revision(name: str) -> tuple[str, str | None]:
 def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
     """An existing path; anything else is fetched from the hub, those of its files that match `files`.
 
-    A run directory stands for the model that it holds. ValueError in plain words: no such path or repository, gated,
-    no such revision, no network.
+    A run directory stands for the model that it holds, unmask:NAME for a model of this package. ValueError in plain
+    words: no such path or repository, gated, no such revision, no network.
     """
     path = Path(path_or_hub_id).expanduser()
+    if str(path_or_hub_id).startswith(OWN):
+        return _shipped(str(path_or_hub_id).removeprefix(OWN))
     if path.exists():
         inside = path / "model"
         return inside if (inside / "config.json").exists() and not (path / "config.json").exists() else path
