@@ -196,3 +196,16 @@ def test_who_is_killed_with_an_update_in_hand_is_given_it_again(plan: Recipe, tm
     assert [update.step for update in run(plan, tmp_path / "killed", device="cpu")] == [1, 2, 3, 4, 5, 6]
     one, two = (weights(load(tmp_path / name).network) for name in ("run", "killed"))
     assert same(one, two)
+
+
+def test_a_run_of_before_a_field_was_added_goes_on(plan: Recipe, tmp_path: Path) -> None:
+    begun = run(plan, tmp_path / "run", device="cpu")
+    next(begun)
+    begun.close()
+    file = tmp_path / "run" / "recipe.json"
+    told = json.loads(file.read_text("utf-8"))
+    del told["accumulation"], told["optim"]["weight_decay"]
+    file.write_text(json.dumps(told), "utf-8")
+    assert len(list(run(plan, tmp_path / "run", device="cpu"))) == plan.steps
+    with pytest.raises(RunError, match=r"(?s)another recipe.*weight_decay"):
+        list(run(replace(plan, optim=replace(plan.optim, weight_decay=0.5)), tmp_path / "run", device="cpu"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -43,7 +44,10 @@ def run(
     parts = build(recipe, data.tokenizer)
     digest = weights_digest(parts.student.network.state_dict()) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
-    with RunDir.open(directory, to_json(recipe), resume=resume, writes=engine.main) as run_dir, stop_signals() as stop:
+    with (
+        RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, writes=engine.main) as run_dir,
+        stop_signals() as stop,
+    ):
         if digest:
             _check_start(Path(directory) / "start.json", digest, starts_from(recipe), engine)
         say(str(run_dir.restore(state, engine)))
@@ -67,6 +71,13 @@ def run(
         if state.step >= recipe.steps and engine.main:
             run_dir.publish(lambda folder: publish(parts, state, folder))
         engine.same(state.step)  # no process goes on before the model is there
+
+
+def _as_saved(recipe: Recipe, directory: Path) -> Any:
+    """The recipe as JSON; as `directory` holds it, where that reads as the same recipe (fields come with defaults)."""
+    file = directory / "recipe.json"
+    same = file.exists() and recipe_of(directory) == recipe
+    return json.loads(file.read_text("utf-8")) if same else to_json(recipe)
 
 
 def _check_start(file: Path, digest: str, name: str, engine: Engine) -> None:
