@@ -1,15 +1,20 @@
 """The command line: help, exit codes, and for each thing a user can get wrong one sentence instead of a stack trace."""
 
+import dataclasses
+import importlib
+import inspect
 import json
 import shutil
 import sys
 import types
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from unmask.cli import flags
 from unmask.cli.main import VERBS, main
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -259,3 +264,19 @@ def test_one_process_of_many_speaks(capsys, monkeypatch):
     assert run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", "4")[:2] == (0, "")
     code, _, err = run(capsys, "sample", GOLDEN / "no such model")
     assert code == 1 and "no such model" in err, "errors are told by whoever has them"
+
+
+@pytest.mark.parametrize("name", [
+    "convert.Arguments", "demo.Arguments", "doctor.Arguments", "evaluate.Frontier", "evaluate.Likelihood",
+    "evaluate.Samples", "report.Arguments", "reproduce.Arguments", "sample.Arguments", "train.Arguments",
+    "verify.Arguments",
+])  # fmt: skip
+def test_every_flag_has_its_sentence(name):
+    module, _, own = name.partition(".")
+    kind = vars(importlib.import_module(f"unmask.cli.{module}"))[own]
+    for each in flags.dataclasses_of(kind):
+        flags.explain(each)
+        told = inspect.getdoc(each)
+        for f in dataclasses.fields(each):
+            nested = any(flags.dataclasses_of(typing.get_type_hints(each)[f.name]))
+            assert nested or f.name == "kind" or f"\n    {f.name}: " in told, (each, f.name)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
+from unmask.cli.flags import explain
+
 if TYPE_CHECKING:
     from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
 
@@ -23,6 +25,7 @@ Advance = Callable[[str, int, int], None]  # stage, done, total
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Arguments to a dataclass, with its docstring as help; exits with code 2 on wrong use."""
+    explain(kind)
     ask = partial(tyro.cli, kind, prog=f"unmask {verb}", args=list(arguments), config=(tyro.conf.AvoidSubcommands,))
     answer: T = ask() if default is None else ask(default=default)
     return answer

@@ -18,8 +18,11 @@ from unmask.models.pretrained import load
 class Arguments:
     """Write config.json, model.safetensors and the tokenizer of a model to a directory.
 
-    source  a run directory, a model directory, a .ckpt file of MDLM or Duo, or a hub id
-    dtype   precision of the written weights
+    source    a run directory, a model directory, a .ckpt file of MDLM or Duo, or a hub id
+    out       the directory to write
+    revision  branch, tag or commit of a hub id
+    weights   the moving average, or the raw weights where the file keeps both
+    dtype     precision of the written weights
     """
 
     source: Annotated[str, tyro.conf.Positional]

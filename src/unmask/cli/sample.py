@@ -18,11 +18,22 @@ from unmask.samplers.loop import sample
 class Arguments:
     """Draw texts from a model. Sample i depends on the seed and on i only, whatever n and batch_size.
 
-    model        a run directory, a model directory, a .ckpt file or a hub id
+    model        a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
+    n            samples
+    length       tokens of a sample, prompt included (the model's length)
+    steps        moves from noise to text
+    seed         of the latents; the same seed gives coupled texts at any number of steps
+    temperature  divides the log-probabilities of each token
+    top_p        keep the likeliest tokens that have this probability together
+    top_k        keep this many of the likeliest tokens (all)
     prompt       text at the start of every sample
-    sampler      "reveal" is the deterministic default; see docs/choosing-a-sampler.md
-    top_p, top_k cut the law of each token, after the temperature
-    batch_size   samples a network call at most
+    sampler      reveal for masked diffusion, else ancestral; see docs/choosing-a-sampler.md
+    grid         noise levels of the steps
+    draw         race: float64, the default; legacy_gumbel32: as old tables were drawn, biased
+    batch_size   samples a network call at most (all)
+    revision     branch, tag or commit of a hub id
+    weights      the moving average, or the raw weights where both were kept
+    device       where the model runs: cpu, cuda, cuda:1
     json         print tokens, texts and calls as JSON
     """
 

@@ -25,6 +25,7 @@ from unmask.training import Update
 class Arguments:
     """Train a recipe. Every field of the recipe is a flag.
 
+    recipe   what is trained
     out      the run directory (runs/NAME)
     dry_run  print the resolved recipe with its parameters, memory and tokens, and train nothing
     resume   go on from the newest state in the run directory; --no-resume refuses one that holds a run

@@ -15,6 +15,7 @@ class Arguments:
 
     vocab_size  K, coordinates of the Gaussian
     n           tokens simulated
+    seed        of the Gaussians
     out         where verify.json and the figure go
     json        print the checks as JSON
     """

@@ -21,6 +21,11 @@ class Network:
     """Sizes of the diffusion transformer; V comes from the tokenizer.
 
     length      L, tokens of a row
+    width       channels, a multiple of 2 heads
+    blocks      layers
+    heads       attention heads
+    cond_dim    channels of the noise conditioning
+    dropout     share of the channels dropped in training
     sees_alpha  tell the network how much noise there is; MDLM, SDTT and MCD do not
     """
 
@@ -52,7 +57,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise schedule by name: "log-linear", "cosine", "polynomial" (with `power`)."""
+    """The noise schedule.
+
+    name   its form
+    eps    share of text left at t = 1
+    power  of the polynomial schedule, 1 - t^power
+    """
 
     name: Literal["log-linear", "cosine", "polynomial"] = "log-linear"
     eps: float = 1e-3
@@ -63,8 +73,9 @@ class Schedule:
 class Nelbo:
     """Train a masked-diffusion teacher on its evidence bound.
 
-    init  a model to go on from, a run directory, model directory or hub id: its sizes and its MASK are kept, the
-          length of a row and dropout are the recipe's; empty: random weights
+    t_min  the least time that is drawn (MDLM: 1e-3)
+    init   a model to go on from, a run directory, model directory or hub id: its sizes and its MASK are kept, the
+           length of a row and dropout are the recipe's; empty: random weights
     """
 
     kind: Literal["nelbo"] = "nelbo"
@@ -74,7 +85,10 @@ class Nelbo:
 
 @dataclass(frozen=True)
 class NextToken:
-    """Train an autoregressive baseline or judge; `init` as in `Nelbo`."""
+    """Train an autoregressive baseline or judge.
+
+    init  a model to go on from, as in `Nelbo`; empty: random weights
+    """
 
     kind: Literal["next-token"] = "next-token"
     init: str = ""
@@ -82,7 +96,17 @@ class NextToken:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Masked Consistency Distillation of `teacher`, a run directory, model directory or hub id."""
+    """Masked Consistency Distillation (Latent Shadows, arXiv 2602.00792).
+
+    teacher       a run directory, model directory, hub id (with @revision), or unmask:teacher
+    round_steps   updates a round; at its start the teacher becomes the student
+    delta0        time between student and teacher in the first round, doubled each round
+    temperatures  the teacher's temperature in each round; their number is that of the rounds
+    direction     of the KL divergence where both see MASK: reverse is KL(student || teacher)
+    revealed      the loss where only the teacher sees the token
+    coupling      locked: both read one trajectory (Theorem 3.3); independent: masks drawn apart
+    reduction     divide by all tokens, or by the masked ones
+    """
 
     kind: Literal["consistency"] = "consistency"
     teacher: str = ""
@@ -106,12 +130,20 @@ Objective = Nelbo | NextToken | Consistency
 class Recipe:
     """One training run.
 
+    name          of the run; without --out it is kept in runs/NAME
     batch_size    sequences an update, over all processes and micro-batches
     accumulation  micro-batches an update on each process
     precision     of the matrix products inside the network; weights, normalisations and losses stay float32.
                   "fastest": bfloat16 where the machine multiplies it faster, else float32; decided at the start of a
                   run and written into its recipe.json
+    steps         updates in all
+    seed          of batches, noise, dropout and new weights
     save_every    updates between two saved states
+    objective     what is learnt
+    network       its sizes
+    data          what text
+    schedule      how noise grows with time
+    optim         how weights move
     """
 
     name: str

@@ -27,10 +27,17 @@ from unmask.types import Tokens
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured: samples a row, step counts and temperatures.
+    """What is measured.
 
-    texts, completions  half-masked real texts, and how often each is completed (completion disagreement)
-    batch_size          samples a network call at most
+    samples               texts a row
+    seed                  of the latents of all texts
+    teacher_steps, student_steps                step counts, a row each
+    teacher_temperatures, student_temperatures  besides 1, at each step count
+    texts, completions    half-masked real texts, and how often each is completed (completion disagreement)
+    batch_size            samples a network call at most
+    round_steps           steps of the student in the table of rounds
+    shown                 texts of teacher and student side by side
+    player_steps          steps of the texts in the player
     """
 
     samples: int = 64
