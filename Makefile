@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## distil a teacher on real text and write runs/demo/report.html (ARGS="--seed 1 ...")
+demo: $(INSTALLED) ## distil a teacher on real text and write runs/demo/report.html (ARGS="--student.seed 2 ...")
 	$(BIN)/unmask demo $(ARGS)
 
 test: $(INSTALLED) ## the tests, documents included (PYTEST_ARGS="-m 'not slow' -k sampler", JOBS=2)

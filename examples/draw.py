@@ -1,10 +1,8 @@
 """One latent, read at several step counts: the texts are coupled, and calls are counted, not steps."""
 
-from pathlib import Path
-
 import unmask
 
-model = unmask.load(Path(unmask.__file__).parent / "assets" / "teacher")
+model = unmask.load("unmask:teacher")
 for steps in (4, 16, 64):
     drawn = unmask.sample(model, n=2, length=64, steps=steps, seed=7)
     assert drawn.texts is not None

@@ -1,12 +1,10 @@
 """Keep what is given, draw the rest: a prompt at the start, then a hole in the middle of a real sentence."""
 
-from pathlib import Path
-
 import torch
 
 import unmask
 
-model = unmask.load(Path(unmask.__file__).parent / "assets" / "teacher")
+model = unmask.load("unmask:teacher")
 prompted = unmask.sample(model, n=2, length=48, steps=16, prompt="Fellow citizens of the Senate")
 print(prompted.texts)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.text import batch_at, batches, pack
+from unmask.text.packing import check_rows
 
 EOS, BOS = 99, 98
 documents = st.lists(st.lists(st.integers(0, 50), max_size=9), min_size=1, max_size=9)
@@ -142,3 +143,15 @@ def test_every_order_of_an_epoch_is_equally_likely() -> None:
 def test_a_batch_that_cannot_be_says_why(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batch_at(**({"ids": rows(4), "step": 0, "batch_size": 2, "seed": 0} | arguments))  # type: ignore[arg-type]
+
+
+def test_rows_are_text():
+    rows = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    check_rows(rows, 7, 6)
+    check_rows(rows, 6, None)
+    with pytest.raises(ValueError, match=r"vocab_size = 5, got 0 to 5"):
+        check_rows(rows, 5, None)
+    with pytest.raises(ValueError, match=r"got -1 to 4"):
+        check_rows(rows - 1, 7, 6)
+    with pytest.raises(ValueError, match=r"MASK \(id 4\) is none: it stands there 1 times"):
+        check_rows(rows, 7, 4)

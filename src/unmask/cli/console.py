@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unmask.recipes.experiment import Progress
 
 T = TypeVar("T")
+LOG_WIDTH = 160  # columns of a table in a file or a pipe
 Advance = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -51,7 +52,8 @@ def remark(line: str) -> None:
 def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, soft_wrap=not terminal, width=None if terminal else LOG_WIDTH)
 
 
 def emit(value: Any) -> None:
@@ -74,7 +76,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     grid = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     if speaks():

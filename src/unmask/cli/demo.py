@@ -44,11 +44,13 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         say(f"stopped; the state is saved in {asked.out}, and the same command goes on from there")
         return 1
     from unmask.report.page import write_report
+    from unmask.report.record import read_report, words_of
 
     page = write_report(report, asked.out)
     for name in ("teacher", "student"):
         rows = [[row["steps"], row["nfe"], row["gen_ppl"], row["sem"], row["entropy"]] for row in report[name]]
         table(name, ["steps", "calls", "gen PPL", "sem", "entropy"], rows)
+    say(words_of(read_report(report)))
     for sentence in report["verdict"]:
         say(sentence)
     say(f"\n{page} shows it all, with pictures and a player ({report['seconds']['total']:.0f} s)")

@@ -19,12 +19,11 @@ from unmask.evaluation.measure import protocol_words
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
-from unmask.recipes.build import documents, rows
+from unmask.recipes.build import documents, rows, trained_on
 from unmask.recipes.experiment import REPORT
 from unmask.recipes.judge import judge_named
 from unmask.recipes.schema import Data, Part
 from unmask.recipes.study import Scene, Study, device_of
-from unmask.text.hub import local_or_hub
 
 USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out text (a bound for diffusion models)
        unmask eval samples MODEL --judge J [...]   generative perplexity with entropy, at some step counts
@@ -210,11 +209,10 @@ def text_of(text: Text, name: str) -> Data:
     """The documents that a user asks for; by default those that the card of the model names."""
     if text.corpus is not None:
         return Data(text.corpus, text.part or "all")
-    card = local_or_hub(name, ("config.json",)) / "config.json"
-    told = json.loads(card.read_text("utf-8")).get("card", {}).get("recipe", {}).get("data") if card.exists() else None
+    told = trained_on(name)
     if told is None:
         raise ValueError(f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)")
-    return Data(told["corpus"], text.part or told["part"])
+    return Data(told.corpus, text.part or told.part)
 
 
 def held_out(data: Data, length: int | None, model: Model | CausalModel) -> tuple[torch.Tensor, str]:

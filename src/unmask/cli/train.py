@@ -50,7 +50,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         other = "distill" if verb == "train" else "train"
         raise ValueError(f"recipe {chosen.name!r} is for `unmask {other}`: its objective is {chosen.objective.kind}")
     asked = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
-    out = asked.out or (Path(name) if Path(name).is_dir() else Path("runs") / asked.recipe.name)
+    out = asked.out or (Path(name) if (Path(name) / "recipe.json").exists() else Path("runs") / asked.recipe.name)
     if asked.dry_run:
         emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.nelbo import Nelbo
+from unmask.plain import from_json
 from unmask.recipes import schema
 from unmask.recipes.schema import Data, Recipe
 from unmask.rng import address
@@ -196,19 +198,34 @@ def starts_from(recipe: Recipe) -> str:
             assert_never(other)
 
 
+def trained_on(name: str) -> Data | None:
+    """The text that the card of a model names, by directory, hub id or unmask:NAME; None where it names none."""
+    path, revision = split_revision(name)
+    file = local_or_hub(path, ("config.json",), revision) / "config.json"
+    card = json.loads(file.read_text("utf-8")).get("card", {}) if file.exists() else {}
+    told = card.get("recipe", {}).get("data")
+    return None if told is None else from_json(Data, told, f"data in the card of {name}")
+
+
 def not_used(recipe: Recipe, network: DiT) -> list[str]:
     """What the recipe says of the network and the weights that it starts from say otherwise, a phrase each."""
     if not starts_from(recipe):
         return []
+    start, told = starts_from(recipe), recipe.network
     names = ["width", "blocks", "heads"] + ([] if network.shape.causal else ["cond_dim"])
     if isinstance(recipe.objective, schema.Consistency):
         names += ["length", "dropout"]
-    asked, got = recipe.network, network.shape
-    return [
-        f"network.{name} = {getattr(got, name)} of {starts_from(recipe)}, not {getattr(asked, name)}"
+    lines = [
+        f"network.{name} = {getattr(network.shape, name)} of {start}, not {getattr(told, name)}"
         for name in names
-        if getattr(asked, name) != getattr(got, name)
+        if getattr(told, name) != getattr(network.shape, name)
     ]
+    before, now = trained_on(start), recipe.data
+    if before is not None and (before.corpus, before.part) != (now.corpus, now.part):
+        lines.append(
+            f"{start} was trained on {before.part} of {before.corpus}, and this run reads {now.part} of {now.corpus}"
+        )
+    return lines
 
 
 def _named(name: str) -> Model | CausalModel:

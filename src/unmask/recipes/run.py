@@ -19,7 +19,7 @@ from unmask.models.pretrained import Model
 from unmask.plain import to_json
 from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, starts_from, texts
 from unmask.recipes.schema import Consistency, Recipe, recipe_of
-from unmask.text.packing import batch_at
+from unmask.text.packing import batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
 
@@ -42,6 +42,7 @@ def run(
     recipe = as_begun(recipe, Path(directory), engine)
     data = texts(recipe) if data is None else data
     parts = build(recipe, data.tokenizer)
+    check_rows(data.train, parts.student.vocab_size, parts.student.mask_id)
     digest = weights_digest(parts.student.network.state_dict()) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
@@ -116,6 +117,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
     recipe = decided(recipe, partial(faster_in_bfloat16, engine.device))
     parts = distillation(recipe, objective, model)
+    check_rows(ids, parts.student.vocab_size, parts.student.mask_id)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     batches = partial(
         batch_at, ids, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
 from unmask.plain import from_json
@@ -36,6 +37,9 @@ class Network:
     cond_dim: int = 128
     dropout: float = 0.1
     sees_alpha: bool = False
+
+    def __post_init__(self) -> None:
+        Shape(2, self.length, self.width, self.blocks, self.heads, self.cond_dim, self.dropout)  # refused at once
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def study(reports: Mapping[str, Report], steps: int) -> Figure:
 def _fixed(report: Report) -> list[tuple[Line, str, str]]:
     """What has no steps to choose: the row, its label, its colour."""
     data = [(report.data, "real text", "ink")] if report.data else []
-    return [*data, *((line, "autoregressive", "autoregressive") for line in report.autoregressive[:1])]
+    return [*data, *((line, "the judge's own samples", "autoregressive") for line in report.autoregressive[:1])]
 
 
 def _levels(axes: Axes, report: Report) -> None:

@@ -54,9 +54,7 @@ def equal_entropy(report: Report, at: str) -> Html:
         f"{ENTROPIES[column]} {'not measured' if value is None else f'= {value:.4g}'}"
         for column, value in target.items()
     ]
-    caption = (
-        f"As diverse as {'real text' if at == 'data' else 'the ' + at}: gain, 95 % interval, gen PPL teacher → student"
-    )
+    caption = f"As diverse as {'real text' if at == 'data' else at}: gain, 95 % interval, gen PPL teacher → student"
     return _matrix(report, caption, heads, entries)
 
 

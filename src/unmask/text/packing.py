@@ -48,6 +48,18 @@ def pack(
     return torch.from_numpy(stream[: n * length]).view(n, length)
 
 
+def check_rows(ids: Tensor, vocab_size: int, mask_id: int | None) -> None:
+    """ValueError unless rows [n, L] are text of a vocabulary: ids in 0 .. V - 1, and no MASK, which is noise."""
+    low, high = (int(end) for end in torch.aminmax(ids)) if ids.numel() else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"rows hold token ids: want 0 <= id < vocab_size = {vocab_size}, got {low} to {high}; was the text encoded with another tokenizer?"
+        )
+    if mask_id is not None and bool((ids == mask_id).any()):
+        count = int((ids == mask_id).sum())
+        raise ValueError(f"rows hold text, and MASK (id {mask_id}) is none: it stands there {count} times; cut it out")
+
+
 def batch_at(ids: Tensor, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
     """The rows [B / world, L] that process `rank` of `world` sees at `step`; together they see B = `batch_size` rows.
 
