@@ -12,7 +12,8 @@ from unmask.recipes.build import texts
 from unmask.recipes.demo import Demo, demo
 from unmask.recipes.judge import judge_of
 from unmask.recipes.schema import Network
-from unmask.recipes.study import Measured, Scene, Study, measure
+from unmask.recipes.study import Measured, Scene, Study, frontier, measure
+from unmask.text.tokenizers import train_bpe
 
 ROWS = ("teacher", "student", "temperature_teacher", "temperature_student", "naive")
 
@@ -102,3 +103,14 @@ def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finish
     assert [m.row.measures["gen_ppl"].value for m in found] == [row["gen_ppl"] for row in finished["teacher"]]
     other = replace(scene, data="another text")
     assert not any(m.shipped for m in measure("teacher", teacher, other, (2,), (1.0,)))
+
+
+def test_models_that_speak_in_other_tokens_are_not_compared(settings, finished, home):
+    teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
+    data = texts(replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)))
+    scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest)
+    other = replace(teacher, tokenizer=train_bpe(["zebras graze lazily, zebras doze"] * 9, 265))
+    with pytest.raises(ValueError, match="want one tokenizer and one noise process"):
+        next(frontier(teacher, other, scene))
+    with pytest.raises(ValueError, match="a row measures 999 texts and only"):
+        Scene(replace(settings.study, samples=999), judge_of(judge, 16), data.held_out, data.digest)

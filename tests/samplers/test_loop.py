@@ -1,6 +1,7 @@
 """`sample` and `denoise`: a sample is a function of its latent, given tokens stay, no cost is hidden, errors speak."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -292,3 +293,47 @@ def test_a_sampler_a_grid_and_a_draw_of_ones_own() -> None:
     assert frames[-1].z.tolist() == [best, best]
     own = sample(model, n=2, length=L, steps=1, sampler=lambda task: [Greedy(task)], grid=uniform_grid)
     assert own.tokens.tolist() == [best, best] and own.calls == 1
+
+
+def test_a_model_somewhere_else_is_named():
+    network = network_random(Shape(V, L, width=8, blocks=1, heads=2, cond_dim=4))
+    model = masked(V, L)
+    model.denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False).to("meta")
+    with pytest.raises(ValueError, match="device says where the model is: want 'meta', got 'cpu'"):
+        sample(model, n=1, length=L)
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device says where the model is, and {device} is not to be had here"):
+            sample(masked(V, L), n=1, length=L, device=device)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [({"seed": 1.5}, "seed names the randomness: want a whole number, got 1.5"), ({"seed": "a"}, "got 'a'"),
+     ({"first": -3}, "want a whole number >= 0, got -3"), ({"temperature": "1"}, "temperature > 0, got '1'"),
+     ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k >= 1"),
+     ({"top_p": True}, "0 < top_p <= 1")],
+)  # fmt: skip
+def test_numbers_of_the_wrong_kind(wrong, why):
+    with pytest.raises(ValueError, match=re.escape(why)):
+        sample(masked(V, L), n=1, length=L, **wrong)
+
+
+def test_weights_are_folded_once_and_nothing_changes():
+    """The constant conditioning of a time-agnostic model is computed before the first step."""
+    network = network_random(Shape(V, L, width=8, blocks=1, heads=2, cond_dim=4))
+    model = masked(V, L)
+    denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False)
+    model.denoiser = denoiser
+    folded = sample(model, n=3, length=L, steps=3)
+    model.denoiser = Unfolded(denoiser)
+    assert torch.equal(folded.tokens, sample(model, n=3, length=L, steps=3).tokens)
+
+
+class Unfolded:
+    """A denoiser that is none of the library's."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.vocab_size, self.sees_alpha = denoiser, V, False
+
+    def __call__(self, z, alpha):
+        return self.denoiser(z, alpha)

@@ -124,7 +124,7 @@ def watch(
         _check_whole(name, value)
     filters = Filters(temperature, top_p, top_k)
     drawing = _named("draw", draw, DRAWS)
-    _check_device(model.predictor if isinstance(model, AutoregressiveModel) else model.denoiser, device)
+    _check_device(model, device)
     latent = draw_latent(n, length, seed, first, device)
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
@@ -183,6 +183,7 @@ def sample(
     _check_count("batch_size", size)
     if pinned is not None:
         check_pinned(pinned, n, length)
+    _check_device(model, device)
     run = partial(watch, model, length=length, steps=steps, seed=seed, temperature=temperature, top_p=top_p)
     run = partial(run, prompt=prompt, device=device, top_k=top_k, sampler=sampler, grid=grid, draw=draw)
     tokens, nfe, calls = [], torch.zeros(n, dtype=torch.int64, device=device), 0
@@ -198,12 +199,13 @@ def sample(
     return Samples(ids, texts, nfe, calls)
 
 
-def _check_device(network: object, device: torch.device | str) -> None:
+def _check_device(model: DiffusionModel | AutoregressiveModel, device: torch.device | str) -> None:
     """ValueError unless the model, where it has weights, is on `device`, and `device` exists."""
     try:
         wanted = torch.empty(0, device=device).device
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device says where the model is, and {device} is not to be had here: {error}") from error
+    network: object = model.predictor if isinstance(model, AutoregressiveModel) else model.denoiser
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     if weight is not None and weight.device.type != wanted.type:
         raise ValueError(

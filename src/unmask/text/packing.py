@@ -53,7 +53,8 @@ def check_rows(ids: Tensor, vocab_size: int, mask_id: int | None) -> None:
     low, high = (int(end) for end in torch.aminmax(ids)) if ids.numel() else (0, 0)
     if low < 0 or high >= vocab_size:
         raise ValueError(
-            f"rows hold token ids: want 0 <= id < vocab_size = {vocab_size}, got {low} to {high}; was the text encoded with another tokenizer?"
+            f"rows hold token ids: want 0 <= id < vocab_size = {vocab_size}, got {low} to {high}; was the text encoded "
+            "with another tokenizer?"
         )
     if mask_id is not None and bool((ids == mask_id).any()):
         count = int((ids == mask_id).sum())
