@@ -1,5 +1,6 @@
 """The larger study, shrunk: two cells on one teacher, measured once, and a table of both."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_doing_it_again_measures_nothing_again(settings: Larger, home: Path, mon
 def test_a_table_of_all_cells(home: Path) -> None:
     table = summary(reports(home))
     assert [line[0] for line in table] == list(CELLS) and all(len(line) == len(HEAD) for line in table)
+
+
+def test_two_seeds_have_a_mean_and_a_spread(home: Path) -> None:
+    one = reports(home)["mcd"]
+    two = copy.deepcopy(one)
+    two["student"][0]["gen_ppl"] += 3
+    for report, gain in ((one, 1.2), (two, 1.4)):
+        for entry in report["answers"]["equal_entropy"]:
+            entry["gain"] = {"value": gain, "low": None, "high": None}
+        report["answers"]["equal_entropy"][2]["gain"] = None
+    *_, last = summary({"mcd": one, "seed 2": two})
+    ppl, entropy = one["student"][0]["gen_ppl"] + 1.5, one["student"][0]["entropy"]
+    assert last == ["2 seeds", "2", f"{ppl:.4g} ± 1.5", f"{entropy:.4g} ± 0", "1.3 ± 0.1", "1.3 ± 0.1", "not reached"]
 
 
 def test_a_study_that_is_stopped_begins_no_other_cell(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unmask.evaluation.measure import ENTROPIES
+from unmask.evaluation.measure import ENTROPIES, Measure, over_seeds
 from unmask.recipes.book import recipe
 from unmask.recipes.demo import train
 from unmask.recipes.experiment import ROWS, Experiment, Progress, experiment, teacher_rows
@@ -84,6 +84,7 @@ def larger(settings: Larger, directory: Path, only: tuple[str, ...] = ()) -> Ite
             return  # stopped by a signal
 
 
+SEEDS = ("mcd", "seed 2")
 HEAD = ("cell", "steps", "gen PPL", "entropy", *(f"gain at equal {name}" for name in ENTROPIES.values()))
 
 
@@ -91,20 +92,31 @@ def summary(reports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """A line for each cell and step count: gen PPL and entropy at temperature 1, and three gains at equal diversity.
 
     A gain is gen PPL of the teacher, its temperature scaled to the same diversity, over that of the student, at equal
-    steps, with a 95 % interval.
+    steps, with a 95 % interval over samples. Lines of both seeds of the base stand last: means, ± standard errors over
+    seeds.
     """
-    table = []
+    table, seeds = [], [reports[cell] for cell in SEEDS if cell in reports]
     for cell, report in reports.items():
-        at = report["answers"]["equal_entropy"][0]["at"]
         for row in report["student"]:
-            entries = [e for e in report["answers"]["equal_entropy"] if e["at"] == at and e["steps"] == row["steps"]]
             line = [cell, str(row["steps"]), f"{row['gen_ppl']:.1f}", f"{row['entropy']:.3f}"]
-            table.append(line + [_gain(entry["gain"]) for entry in entries])
+            table.append(line + [_gain(gain) for gain in _gains(report, row["steps"])])
+    for rows in zip(*(report["student"] for report in seeds), strict=True) if len(seeds) > 1 else ():
+        columns = [[row[name] for row in rows] for name in ("gen_ppl", "entropy")]
+        gains = zip(*(_gains(report, rows[0]["steps"]) for report in seeds), strict=True)
+        columns += [[gain["value"] for gain in column if gain is not None] for column in gains]
+        found = [over_seeds([Measure(value, "", 1) for value in column]) if column else None for column in columns]
+        cells = ["not reached" if m is None or m.sem is None else f"{m.value:.4g} ± {m.sem:.2g}" for m in found]
+        table.append([f"{len(seeds)} seeds", str(rows[0]["steps"]), *cells])
     return table
+
+
+def _gains(report: Mapping[str, Any], steps: int) -> list[Mapping[str, Any] | None]:
+    """The gains at the teacher's diversity, a column each."""
+    entries = report["answers"]["equal_entropy"]
+    return [entry["gain"] for entry in entries if entry["at"] == entries[0]["at"] and entry["steps"] == steps]
 
 
 def _gain(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return "not reached"
-    interval = "" if gain["low"] is None else f" [{gain['low']:.2f}, {gain['high']:.2f}]"
-    return f"{gain['value']:.2f}{interval}"
+    return f"{gain['value']:.2f} " + ("[?]" if gain["low"] is None else f"[{gain['low']:.2f}, {gain['high']:.2f}]")
