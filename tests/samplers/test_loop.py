@@ -311,7 +311,7 @@ def test_a_model_somewhere_else_is_named():
     [({"seed": 1.5}, "seed names the randomness: want a whole number, got 1.5"), ({"seed": "a"}, "got 'a'"),
      ({"first": -3}, "want a whole number >= 0, got -3"), ({"temperature": "1"}, "temperature > 0, got '1'"),
      ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k >= 1"),
-     ({"top_p": True}, "0 < top_p <= 1")],
+     ({"top_p": True}, "0 < top_p <= 1"), ({"prompt": ["x"]}, "the same for every sample: got ['x']")],
 )  # fmt: skip
 def test_numbers_of_the_wrong_kind(wrong, why):
     with pytest.raises(ValueError, match=re.escape(why)):

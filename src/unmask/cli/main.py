@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -52,6 +53,9 @@ def _run(verb: str, rest: Sequence[str]) -> int:
     try:
         code = import_module(f"unmask.cli.{VERBS[verb][0]}").main(verb, list(rest))
         return int(code)
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.stderr.write(f"unmask {verb}: {error}\n")
         return 1

@@ -101,7 +101,10 @@ def _prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Tensor:
         if tokenizer is None:
             raise ValueError("a prompt in words needs the model's tokenizer, and it has none: give token ids")
         prompt = tokenizer.encode(prompt)
-    ids = torch.as_tensor(prompt, device="cpu")
+    try:
+        ids = torch.as_tensor(prompt, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"a prompt is text or integer ids [P], the same for every sample: got {prompt!r}") from error
     if ids.dim() != 1 or (len(ids) and not _whole(ids)):
         raise ValueError(
             f"a prompt is text or integer ids [P], the same for every sample: got {ids.dtype} of shape "
