@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from unmask.evaluation.curves import Estimate
 from unmask.evaluation.frontier import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
@@ -70,7 +70,7 @@ def _win(columns: list[list[EqualEntropy]], at: str) -> str:
     for entries in zip(*columns, strict=True):
         words = [judge_gain(entry.gain) if entry.gain else NOT_REACHED for entry in entries]
         unknown = [word for word in words if word in UNKNOWN]
-        word = unknown[0] if unknown else words[0] if len(set(words)) == 1 else "mixed"
+        word = unknown[0] if unknown else words[0] if len(set(words)) == 1 else _mixed(entries, words)
         said.setdefault(word, []).append(str(entries[0].steps))
     figures = "; ".join(f"{word} at {', '.join(steps)} steps" for word, steps in said.items())
     known = said.keys() - UNKNOWN
@@ -80,6 +80,14 @@ def _win(columns: list[list[EqualEntropy]], at: str) -> str:
         f"As diverse as {at} by all {len(columns)} measures together, the student {claim} a teacher that only lowers "
         f"its temperature ({figures})."
     )
+
+
+def _mixed(entries: Sequence[EqualEntropy], words: Sequence[str]) -> str:
+    """What each diversity says, where they differ."""
+    columns: dict[str, list[str]] = {}
+    for entry, word in zip(entries, words, strict=True):
+        columns.setdefault(word, []).append(ENTROPIES[entry.column])
+    return ", ".join(f"{word} by {' and '.join(names)}" for word, names in columns.items())
 
 
 def _equal_seconds(entries: list[EqualSeconds]) -> Iterator[str]:

@@ -169,7 +169,8 @@ def _rounds(file: Path, scene: Scene) -> list[dict[str, Any]]:
 def _films(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
     plans = [("teacher", teacher, study.player_steps), ("student", student, study.player_steps),
              ("teacher", teacher, length), ("student", student, study.round_steps)]  # fmt: skip
-    return [studies.film(model, f"{name}, {steps} steps", steps, length, study.seed) for name, model, steps in plans]
+    films = {f"{name}, {steps} steps": (model, steps) for name, model, steps in plans}
+    return [studies.film(model, title, steps, length, study.seed) for title, (model, steps) in films.items()]
 
 
 def _corpus(name: str, data: Texts) -> dict[str, Any]:
