@@ -95,9 +95,11 @@ def _check_start(file: Path, digest: str, name: str, engine: Engine) -> None:
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
     """The recipe with a precision: that of the run which `directory` holds, else the faster one of this machine."""
-    if recipe.precision == "fastest" and (directory / "recipe.json").exists():
-        return replace(recipe, precision=recipe_of(directory).precision)
-    return decided(recipe, lambda: bool(engine.same(faster_in_bfloat16(engine.device))))
+    if recipe.precision != "fastest":
+        return recipe
+    begun = (directory / "recipe.json").exists()
+    faster = recipe_of(directory).precision == "bfloat16" if begun else faster_in_bfloat16(engine.device)
+    return decided(recipe, lambda: bool(engine.same(faster)))  # all processes ask, and take the first one's answer
 
 
 def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
@@ -115,7 +117,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     if ids.dim() != 2 or not len(ids):
         raise ValueError(f"ids holds rows of tokens [n, L], at least one: got shape {tuple(ids.shape)}")
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
-    recipe = decided(recipe, partial(faster_in_bfloat16, engine.device))
+    recipe = decided(recipe, lambda: bool(engine.same(faster_in_bfloat16(engine.device))))
     parts = distillation(recipe, objective, model)
     check_rows(ids, parts.student.vocab_size, parts.student.mask_id)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
