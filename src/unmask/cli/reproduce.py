@@ -18,7 +18,7 @@ from unmask.models.pretrained import CausalModel, Model, load
 from unmask.plain import to_json
 from unmask.recipes import study as studies
 from unmask.recipes.build import texts
-from unmask.recipes.demo import Demo, from_scratch, train
+from unmask.recipes.demo import Demo, from_scratch, train, trained
 from unmask.recipes.experiment import REPORT, ROWS, teacher_rows
 from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
 from unmask.recipes.schema import Recipe, recipe_of
@@ -55,7 +55,7 @@ def assets(work: Path, out: Path) -> bool:
     settings = Demo(from_scratch=True)
     plans = from_scratch(settings, work)
     follow(train(plans, work))
-    if not all((work / name / "model").exists() for name in plans):
+    if not trained(plans, work):
         return False
     for name in plans:
         publish(work / name, out / name)

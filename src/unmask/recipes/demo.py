@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def demo(settings: Demo, directory: Path) -> Iterator[Progress]:
     else:
         pair = from_scratch(settings, directory)
         yield from train(pair, directory)
-        if not all((directory / name / "model").exists() for name in pair):
+        if not trained(pair, directory):
             return  # stopped by a signal
         teacher, judge = (str(directory / name / "model") for name in pair)
         plan = Experiment(title, student, teacher, judge, settings.study)
@@ -67,5 +67,10 @@ def train(plans: Mapping[str, Recipe], directory: Path) -> Iterator[Progress]:
             line = f"{name}: {update.loss:.3f} nats a token" if update.step % 100 == 0 else None
             line = f"{name}: {said.pop(0)}" if said else line
             yield Progress(f"training the {name}", update.step, plan.steps, line)
-        if not (directory / name / "model").exists():
+        if not trained([name], directory):
             return
+
+
+def trained(names: Iterable[str], directory: Path) -> bool:
+    """Whether all these trainings of `directory` are done; else a signal stopped them."""
+    return all((directory / name / "model").exists() for name in names)

@@ -9,7 +9,7 @@ from typing import Any
 
 from unmask.evaluation.measure import ENTROPIES, Measure, over_seeds
 from unmask.recipes.book import recipe
-from unmask.recipes.demo import train
+from unmask.recipes.demo import train, trained
 from unmask.recipes.experiment import ROWS, Experiment, Progress, experiment, teacher_rows
 from unmask.recipes.schema import Consistency, Recipe
 from unmask.recipes.study import Measured, Study
@@ -66,7 +66,7 @@ def larger(settings: Larger, directory: Path, only: tuple[str, ...] = ()) -> Ite
         raise ValueError(f"the cells of the study are {', '.join(plans)}: there is none called {', '.join(unknown)}")
     models = {"teacher": settings.teacher, "judge": settings.judge}
     yield from train(models, directory)
-    if not all((directory / name / "model").exists() for name in models):
+    if not trained(models, directory):
         return  # stopped by a signal
     teacher, judge = (str(directory / name / "model") for name in models)
     known: list[Measured] = []
