@@ -85,8 +85,13 @@ def sampler_reveal(start: Text, alphas: list[float], law: Law, mask_id: int) -> 
     return texts
 
 
-def sampler_uniform(pins: Text, alphas: list[float], law: Law, size: int) -> dict[Text, float]:
-    """Uniform diffusion by Bayes' rule with matrices, q(b | a) = alpha [a = b] + (1 - alpha) / size; -1 is free."""
+def sampler_uniform(
+    pins: Text, alphas: list[float], law: Law, size: int, late: Callable[[np.ndarray], np.ndarray] = lambda p: p
+) -> dict[Text, float]:
+    """Uniform diffusion by Bayes' rule with matrices, q(b | a) = alpha [a = b] + (1 - alpha) / size; -1 is free.
+
+    `late` changes the laws of z_s [1, V]: what a correct sampler does not do.
+    """
 
     def forward(keep: float) -> np.ndarray:
         return keep * np.eye(size) + (1 - keep) / size
@@ -99,7 +104,8 @@ def sampler_uniform(pins: Text, alphas: list[float], law: Law, size: int) -> dic
             moves = []
             for token, pinned, p in zip(z, pins, law(z, a), strict=True):
                 joint = (p @ forward(b)) * forward(a / b)[:, token]  # P(z_s) P(z_t | z_s)
-                moves.append(list(enumerate(joint / joint.sum())) if pinned < 0 else [(token, 1.0)])
+                posterior = late(joint[None] / joint.sum())[0]
+                moves.append(list(enumerate(posterior)) if pinned < 0 else [(token, 1.0)])
             return moves
 
         texts = _sampler_step(texts, ways)
@@ -125,6 +131,95 @@ def sampler_confidence(start: Text, alphas: list[float], law: Law, score: Law, m
                 moved[tuple(text)] += mass * weight
         texts = dict(moved)
     return texts
+
+
+def sampler_renoised(
+    pins: Text, alphas: list[float], law: Law, noise: np.ndarray, kappa: Callable[[float, float], float]
+) -> dict[Text, float]:
+    """psi by hand: guess each x0 from what z_t says, then go back from z_t (kappa) or noise x0 anew; -1 is free."""
+
+    def channel(keep: float) -> np.ndarray:
+        return keep * np.eye(len(noise)) + (1 - keep) * noise
+
+    texts: dict[Text, float] = {(): 1.0}
+    for pin in pins:
+        start = enumerate(noise) if pin < 0 else [(pin, 1.0)]
+        texts = {(*z, v): mass * q for (z, mass), (v, q) in product(texts.items(), list(start)) if q}
+    for a, b in pairwise(alphas):
+        weight = 1.0 if b == 1 else kappa(a, b)
+
+        def move(token: int, p: np.ndarray, a: float = a, b: float = b, weight: float = weight) -> Way:
+            seen = p * channel(a)[:, token] if noise[token] else np.eye(len(noise))[token]  # no noise: the text itself
+            out = np.zeros(len(noise))
+            for x, share in enumerate(seen / seen.sum()):
+                if share:
+                    back = channel(b)[x] * channel(a / b)[:, token] / channel(a)[x, token]
+                    out += share * (weight * back + (1 - weight) * channel(b)[x])
+            return list(enumerate(out))
+
+        def ways(z: Text, a: float = a, move: Callable[..., Way] = move) -> list[Way]:
+            rows = zip(z, pins, law(z, a), strict=True)
+            return [move(token, p) if pin < 0 else [(token, 1.0)] for token, pin, p in rows]
+
+        texts = _sampler_step(texts, ways)
+    return texts
+
+
+def sampler_remdm(
+    pins: Text, alphas: list[float], law: Law, mask_id: int, sigma: Callable[[float, float], float]
+) -> dict[Text, float]:
+    """ReMDM as printed, s = sigma(a, b): x (1 - s) x + s m; MASK ((b - (1 - s) a) x + (1 - b - s a) m) / (1 - a)."""
+    texts = {tuple(mask_id if pin < 0 else pin for pin in pins): 1.0}
+    for a, b in pairwise(alphas):
+        s = sigma(a, b)
+
+        def ways(z: Text, a: float = a, b: float = b, s: float = s) -> list[Way]:
+            moves: list[Way] = []
+            for token, pin, p in zip(z, pins, law(z, a), strict=True):
+                if pin >= 0 or token != mask_id:
+                    moves.append([(token, 1.0)] if pin >= 0 else [(token, 1 - s), (mask_id, s)])
+                else:
+                    shown = [(v, q * (b - (1 - s) * a) / (1 - a)) for v, q in enumerate(p) if v != mask_id]
+                    moves.append([*shown, (mask_id, (1 - b - s * a) / (1 - a))])
+            return moves
+
+        texts = _sampler_step(texts, ways)
+    return texts
+
+
+def sampler_arg_max(texts: dict[Text, float], alpha: float, law: Law, free: Callable[[int, int], bool]) -> dict:
+    """The greedy tail: where free(position, token), the first of the most probable tokens."""
+    moved: dict[Text, float] = defaultdict(float)
+    for z, mass in texts.items():
+        best = [max(range(len(p)), key=lambda v, p=p: (p[v], -v)) for p in law(z, alpha)]
+        moved[tuple(best[i] if free(i, v) else v for i, v in enumerate(z))] += mass
+    return dict(moved)
+
+
+def sampler_entropy_bounded(start: Text, first: float, law: Law, score: Law, bound: float, mask_id: int) -> dict:
+    """Of the MASKs by entropy of `score` the longest prefix whose sum without its greatest is in the bound, again and
+    again; the network is told the level at which that many of the tokens that are free at `start` are shown."""
+    free = [i for i, token in enumerate(start) if token == mask_id]
+    done: dict[Text, float] = defaultdict(float)
+    queue = [(start, 1.0)]
+    while queue:
+        z, mass = queue.pop()
+        masks = [i for i in free if z[i] == mask_id]
+        if not masks:
+            done[z] += mass
+            continue
+        alpha = first + (1 - first) * (len(free) - len(masks)) / len(free)
+        h = {i: -sum(q * math.log(q) for q in score(z, alpha)[i] if q) for i in masks}
+        ranked = sorted(masks, key=lambda i: (h[i], i))
+        sizes = [m for m in range(1, len(ranked) + 1) if m == 1 or sum(h[i] for i in ranked[: m - 1]) <= bound]
+        chosen = ranked[: max(sizes)]
+        p = law(z, alpha)
+        for guess in product(*([(v, p[i, v]) for v in range(p.shape[1]) if p[i, v]] for i in chosen)):
+            text = list(z)
+            for i, (v, _) in zip(chosen, guess, strict=True):
+                text[i] = v
+            queue.append((tuple(text), mass * math.prod(q for _, q in guess)))
+    return dict(done)
 
 
 def sampler_autoregressive(pins: Text, law: Callable[[Text], np.ndarray]) -> dict[Text, float]:
@@ -280,3 +375,46 @@ def process_bound_in_steps(joint: Tensor, noise: Tensor, table: Table, alphas: l
         price = kl[x0[:, None], torch.arange(len(texts))[None, :, None], torch.arange(joint.dim())].sum(-1)
         total += float((joint[tuple(x0.T)][:, None] * seen * price).sum())
     return total
+
+
+def loss_distance(name: str, p: Tensor, q: Tensor) -> float:
+    """The distance of two laws [V], student's p and teacher's q, token by token."""
+    pairs = list(zip(p.tolist(), q.tolist(), strict=True))
+    return {
+        "reverse": lambda: sum(a * math.log(a / b) for a, b in pairs if a > 0),
+        "forward": lambda: sum(b * math.log(b / a) for a, b in pairs if b > 0),
+        "mse": lambda: sum((a - b) ** 2 for a, b in pairs),
+        "tvd": lambda: 1 - sum(min(a, b) for a, b in pairs),
+    }[name]()
+
+
+def sdtt_step(u: float, alpha: float, shares: list[float]) -> int:
+    """The step of a walk that reveals a token which was covered at u >= alpha: each step takes a share of who is left.
+
+    The last step takes all. What u says of a token that is still covered is uniform again after every step.
+    """
+    left = (u - alpha) / (1 - alpha)
+    for j, share in enumerate(shares[:-1]):
+        if left < share:
+            return j
+        left = (left - share) / (1 - share)
+    return len(shares) - 1
+
+
+def sdtt_shares_released(t: float, delta: float, k: int) -> list[float]:
+    """multi_round_sdtt.py:268 as it runs: ts = t * space + (1 - t) * t_end, a share delta / ts of the MASKs a step."""
+    space = np.linspace(1, 0, k)
+    return [min(1.0, delta / ts) if ts > 0 else 1.0 for ts in t * space + (1 - t) * (t - k * delta)]
+
+
+def loss_uniform_rate(log_p: Tensor, x0: Tensor, z: Tensor, alpha: float) -> Tensor:
+    """Duo's bound at -alpha' = 1, [N], of rows log_p [N, K], as its code prints it (docs/ANCHORS 2.4), in float64."""
+    size, p, same = log_p.shape[-1], log_p.double().exp(), (x0 == z).double()
+    y = size * alpha * p + 1 - alpha
+    y_z, y_x = (y.gather(-1, token[:, None])[:, 0] for token in (z, x0))
+    kappa = (1 - alpha) / (size * alpha + 1 - alpha)
+    first = size * (1 / (1 - alpha + size * alpha * same) - 1 / y_z)
+    second = -(kappa * same + 1 - same) * (y.log().sum(-1) - size * y_z.log())
+    second = second - size * alpha / (1 - alpha) * (y_x.log() - y_z.log()) * (1 - same)
+    second = second + ((size - 1) * kappa * same - (1 - same) / kappa) * math.log(kappa)
+    return (second - first) / (size * alpha)

@@ -5,16 +5,18 @@ A source of texts of 3 tokens and length 2 whose tokens depend on each other, sm
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor
 from torch.testing import assert_close
 
 from reference import process_channel, process_leave_one_out, process_texts
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
-from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, Polynomial, gamma_at
 from unmask.diffusion.trajectory import Trajectory, trajectory
 from unmask.objectives.consistency import distillation_loss
 from unmask.prediction import Prediction
@@ -138,3 +140,60 @@ def test_a_completion_is_noised_again_on_the_same_path() -> None:
     bridge = Trajectory(guess, path.noise, path.u).at(alpha_s)
     assert torch.equal(bridge[z_t != TOKENS], x0[z_t != TOKENS])
     assert torch.equal(bridge == TOKENS, path.at(alpha_s) == TOKENS)
+
+
+# --- Duo's path
+
+
+def coupled_law(size: int, token: int, alphas: list[float]) -> np.ndarray:
+    """P(z_1, .., z_n) of an arg max that leaves x0 once and never changes again; alphas falling: [size] * n."""
+    law = np.zeros([size] * len(alphas))
+    for left in range(len(alphas) + 1):  # x0 is gone from this reading on
+        low = alphas[left] if left < len(alphas) else 0.0
+        high = alphas[left - 1] if left else 1.0
+        if left < len(alphas):
+            for rival in range(size):
+                law[(*[token] * left, *[rival] * (len(alphas) - left))] += (high - low) / size
+        else:
+            law[(token,) * len(alphas)] += high
+    return law
+
+
+@pytest.mark.parametrize("times", [(0.15, 0.5, 0.9), (0.4, 0.45, 0.5), (0.0, 0.3, 1.0)], ids=str)
+def test_a_trajectory_is_duos_gaussian_path_at_three_times(times: tuple[float, float, float]) -> None:
+    """One eps of K Gaussians, its arg max at three times, against two numbers a token at the path's own alphas.
+
+    Every cell of the joint law of (z_1, z_2, z_3), of both against the exact law and against each other, and with it
+    every transition. The levels are those of `GaussianArgmax`: P(arg max = x0) = alpha + (1 - alpha) / K.
+    """
+    size, token, n = 5, 3, 200_000
+    schedule = GaussianArgmax(size, gamma_at(0.97, size), gamma_at(0.04, size))
+    t = double(*times)
+    alphas = schedule.alpha(t)
+    eps = torch.randn(n, size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    signal = torch.nn.functional.one_hot(torch.tensor(token), size)
+    gaussian = [(root * signal + eps).argmax(-1) for root in schedule.snr_root(t)]  # w / sigma~
+    path = trajectory(UniformProcess(size), torch.full((1, n), token), torch.Generator().manual_seed(6))
+    pair = [path.at(alpha[None])[0] for alpha in alphas]
+    due = coupled_law(size, token, alphas.tolist()).flatten()
+    assert due.sum() == pytest.approx(1)
+    weights = torch.tensor([size**2, size, 1])
+    counts = [
+        np.bincount((torch.stack(views, -1) * weights).sum(-1).numpy(), minlength=size**3) for views in (gaussian, pair)
+    ]
+    possible = due > 1e-12
+    for seen in counts:
+        assert not seen[~possible].any(), "a token that came back, or a rival that changed"
+        assert chisquare(seen[possible], n * due[possible]).pvalue > 1e-4
+    common = counts[0][possible], counts[1][possible]
+    enough = sum(common) >= 10
+    assert chi2_contingency([seen[enough] for seen in common]).pvalue > 1e-4
+    for one, two in ((0, 1), (1, 2), (0, 2)):  # transitions: rows of P(z_later | z_earlier), both directions of time
+        tables = [
+            np.bincount((views[one] * size + views[two]).numpy(), minlength=size**2).reshape(size, size)
+            for views in (gaussian, pair)
+        ]
+        for rows in (zip(*tables, strict=True), zip(*(table.T for table in tables), strict=True)):
+            for a, b in rows:
+                many = (a + b) >= 10
+                assert many.sum() < 2 or chi2_contingency([a[many], b[many]]).pvalue > 1e-5

@@ -4,10 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from unmask.prediction import Prediction
+from unmask.types import Mixture
 
 
 class Toy(nn.Module):
-    """log p at a position from its token and the mean of its row; `calls` holds the (z, alpha) of every call."""
+    """log p at a position from its token and the mean of its row; `calls` holds the (z, alpha) of every call.
+
+    Soft tokens are read as the mean of their embeddings.
+    """
 
     sees_alpha = False
 
@@ -19,10 +23,11 @@ class Toy(nn.Module):
         self.head = nn.utils.skip_init(nn.Linear, 6, vocab_size, dtype=torch.float64)  # leaves global dice alone
         nn.init.normal_(self.head.weight, generator=generator)
         nn.init.normal_(self.head.bias, generator=generator)
-        self.calls: list[tuple[Tensor, Tensor]] = []
+        self.calls: list[tuple[Tensor | Mixture, Tensor]] = []
 
-    def forward(self, z: Tensor, alpha: Tensor) -> Prediction:
+    def forward(self, z: Tensor | Mixture, alpha: Tensor) -> Prediction:
         self.calls.append((z, alpha))
-        hidden = self.embedding[z]
+        soft = isinstance(z, Mixture)
+        hidden = (self.embedding[z.tokens] * z.weights[..., None]).sum(2) if soft else self.embedding[z]
         hidden = torch.tanh(hidden + hidden.mean(dim=1, keepdim=True))
-        return Prediction(hidden, self.head, self.vocab_size, self.mask_id, z)
+        return Prediction(hidden, self.head, self.vocab_size, self.mask_id, None if soft else z)

@@ -1,5 +1,6 @@
 """Models without a network for the tests of samplers: random laws for every text, and a count of what they cost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -7,17 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reference import sampler_filtered
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
 from unmask.models.layers import Cache
 from unmask.prediction import Prediction
+from unmask.samplers.grids import GRIDS
+from unmask.samplers.loop import Samples, sample
 
 
 @dataclass
 class Table:
     """A `Denoiser` and a next-token `Predictor`: log p(x0_i | z) is a random table over all texts z of `length` tokens.
 
-    `batches`, `alphas`, `head_rows`: sequences and alpha of each call, rows of each use of the head.
+    `batches`, `alphas`, `head_rows`: sequences and alpha of each call, rows of each use of the head. `one_level`: every
+    sequence of a call must be told the same alpha.
     """
 
     vocab_size: int
@@ -26,6 +31,7 @@ class Table:
     sees_alpha: bool = False
     contrast: float = 1.5
     mask_id: int | None = None
+    one_level: bool = True
     batches: list[int] = field(default_factory=list)
     alphas: list[float] = field(default_factory=list)
     head_rows: list[int] = field(default_factory=list)
@@ -36,7 +42,8 @@ class Table:
         self.logits = self.contrast * torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def __call__(self, z: Tensor, alpha: Tensor) -> Prediction:
-        assert z.dtype == torch.int64 and alpha.shape == (len(z),) and bool((alpha == alpha[0]).all())
+        assert z.dtype == torch.int64 and alpha.shape == (len(z),)
+        assert not self.one_level or bool((alpha == alpha[0]).all())
         self.batches.append(len(z))
         self.alphas.append(float(alpha[0]))
         return self.predict(self.rows(z) * ((0.3 + alpha)[:, None, None] if self.sees_alpha else 1))
@@ -116,3 +123,32 @@ def uniform(vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(),
 def causal(vocab_size: int, length: int, **table: object) -> SimpleNamespace:
     """An autoregressive model."""
     return SimpleNamespace(predictor=Causal(Table(vocab_size, length, **table)), tokenizer=None)
+
+
+# Chi-square tests: N samples of L tokens out of V, the last of them MASK where there is one.
+
+N, V, L = 12_000, 4, 3
+MASK = V - 1
+FILTERS = [{"temperature": 0.6}, {"temperature": 1.5, "top_p": 0.8}, {"top_k": 2}, {"top_p": 0.5}]
+
+
+def alphas_of(model: SimpleNamespace, steps: int, grid: str = "uniform") -> list[float]:
+    """The levels of a grid."""
+    return GRIDS[grid](steps, model.schedule).tolist()
+
+
+def filtered(model: SimpleNamespace, **filters: float) -> Callable[[tuple[int, ...], float], np.ndarray]:
+    """The model's law for the oracles, after temperature, top-k and top-p."""
+    return lambda z, alpha: sampler_filtered(model.denoiser.law(z, alpha), **filters)
+
+
+def start(pins: tuple[int, ...]) -> tuple[int, ...]:
+    """MASK where a token is free."""
+    return tuple(MASK if token < 0 else token for token in pins)
+
+
+def draw(
+    model: SimpleNamespace, steps: int, pins: tuple[int, ...] = (-1,) * L, seed: int = 0, **how: object
+) -> Samples:
+    """N samples."""
+    return sample(model, n=N, length=L, steps=steps, seed=seed, pinned=torch.tensor(pins).expand(N, -1), **how)

@@ -4,6 +4,7 @@ B counts sequences, L positions, V tokens of the vocabulary (MASK included), D t
 state, N the rows (positions) that a call asks for.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from torch import Tensor
@@ -14,6 +15,23 @@ Tokens: TypeAlias = Tensor  # int64 [B, L], token ids
 PerSequence: TypeAlias = Tensor  # [B]
 PerToken: TypeAlias = Tensor  # [B, L]
 Probs: TypeAlias = Tensor  # [B, L, V]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Soft tokens: at each position k tokens at once, by weight. A network reads the mean of their embeddings.
+
+    tokens   int64 [B, L, k]
+    weights  [B, L, k], >= 0, sum 1 over the k
+    """
+
+    tokens: Tensor
+    weights: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L)."""
+        return self.tokens.shape[0], self.tokens.shape[1]
 
 
 class Denoiser(Protocol):

@@ -15,7 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reference import loss_cross_entropy, loss_kl, loss_table
 from unmask import prediction as prediction_module
 from unmask.diffusion import divergences
-from unmask.diffusion.divergences import cross_entropy, forward_kl, reverse_kl, spread
+from unmask.diffusion.divergences import (
+    cross_entropy,
+    forward_kl,
+    reverse_kl,
+    spread,
+    squared_error,
+    total_variation,
+)
 from unmask.diffusion.processes import UniformProcess
 from unmask.prediction import Prediction, TableHead
 
@@ -83,7 +90,18 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {  # name -> (fast, plain); plain gives [
         lambda student, teacher, x0, where: reverse_kl(student, teacher, where, TAU),
         lambda student, teacher, x0, where: loss_kl(table(student), table(teacher, TAU).detach()),
     ),
+    "total_variation": (
+        lambda student, teacher, x0, where: total_variation(student, teacher, where, TAU),
+        lambda student, teacher, x0, where: (
+            (table(student).exp() - table(teacher, TAU).detach().exp()).abs().sum(-1) / 2
+        ),
+    ),
+    "squared_error": (
+        lambda student, teacher, x0, where: squared_error(student, teacher, where, TAU),
+        lambda student, teacher, x0, where: ((table(student).exp() - table(teacher, TAU).detach().exp()) ** 2).sum(-1),
+    ),
 }
+DISTANCES = [forward_kl, reverse_kl, total_variation, squared_error]
 EACH = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -185,7 +203,7 @@ def test_only_what_wants_a_gradient_gets_one(name: str) -> None:
     assert not fast(frozen, teacher, x0, where).requires_grad
 
 
-@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
+@pytest.mark.parametrize("divergence", DISTANCES)
 def test_the_temperature_is_the_teachers(divergence: Callable[..., Tensor]) -> None:
     student, teacher, _, where = scene("linear", torch.float64)
     sharpened = Prediction(teacher.log_p(temperature=TAU).detach(), TableHead(), V, MASK)
@@ -197,13 +215,46 @@ def test_the_temperature_is_the_teachers(divergence: Callable[..., Tensor]) -> N
 def test_divergences_are_zero_between_equals_only(seed: int) -> None:
     student, teacher, _, where = scene("table", torch.float64, seed)
     free = where & (student.shown == MASK)
-    for divergence in (forward_kl, reverse_kl):
+    for divergence in DISTANCES:
         assert bool((divergence(student, teacher, free) > 0).all())
         same = divergence(student, student, free)
         assert_close(same, torch.zeros_like(same), atol=1e-12, rtol=0)
         (gradient,) = torch.autograd.grad(same.sum(), student.hidden)
         assert float(gradient.abs().max()) < 1e-12 if len(same) else True
     assert_close(forward_kl(teacher, student, free), reverse_kl(student, teacher, free))
+    for symmetric in (total_variation, squared_error):
+        assert_close(symmetric(teacher, student, free), symmetric(student, teacher, free))
+
+
+@given(st.integers(0, 10**6))
+def test_how_the_distances_bound_each_other(seed: int) -> None:
+    """Pinsker, TV^2 <= KL / 2; TV <= 1; the squared distance is at most 2 TV^2."""
+    student, teacher, _, where = scene("table", torch.float64, seed)
+    free = where & (student.shown == MASK)
+    far, square = total_variation(student, teacher, free), squared_error(student, teacher, free)
+    for kl in (forward_kl, reverse_kl):
+        assert bool((far**2 <= kl(student, teacher, free) / 2 + 1e-12).all())
+    assert bool((far <= 1 + 1e-12).all()) and bool((square <= 2 * far**2 + 1e-12).all())
+
+
+def test_distances_of_laws_that_share_nothing() -> None:
+    """Point masses on two tokens: total variation 1, squared distance 2; finite, while the divergences explode."""
+    points = torch.full((1, 2, V), -1e6, dtype=torch.float64)
+    points[0, 0, 1] = points[0, 1, 2] = 0.0
+    one, two = Prediction.from_log_p(points), Prediction.from_log_p(points.flip(1))
+    everywhere = torch.ones(1, 2, dtype=torch.bool)
+    assert total_variation(one, two, everywhere).tolist() == [1, 1]
+    assert squared_error(one, two, everywhere).tolist() == [2, 2]
+    assert float(forward_kl(one, two, everywhere).min()) > 1e5
+
+
+@pytest.mark.parametrize("divergence", DISTANCES)
+def test_laws_of_two_vocabularies_are_refused(divergence: Callable[..., Tensor]) -> None:
+    """Also where there is no row to compare: it is the models that do not fit."""
+    one, two = (Prediction.from_log_p(torch.zeros(1, 2, size)) for size in (5, 6))
+    for where in (torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="want one vocabulary, got 6 and 5 tokens"):
+            divergence(one, two, where)
 
 
 def test_reverse_kl_to_a_point_mass_is_a_million_and_finite() -> None:

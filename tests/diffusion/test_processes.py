@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from reference import network_golden, process_channel, process_posterior
+from reference import loss_uniform_rate, network_golden, process_channel, process_posterior
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.models.parameterization import NetworkDenoiser
@@ -212,6 +212,52 @@ def test_the_gradient_of_nelbo_is_that_of_its_formula(process: Process) -> None:
         return process.nelbo(Prediction.from_log_p(table), x0, z, double(0.3), double(-1.0))
 
     assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+
+
+# --- the uniform bound in float32, at the vocabulary of GPT-2 and at both ends of the noise
+
+
+def rows_to_price(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits [1, n, K] float32, x0, z): guesses from any to nearly right, tokens kept and lost."""
+    generator = torch.Generator().manual_seed(size)
+    logits = 2 * torch.randn(1, 12, size, generator=generator)
+    x0 = torch.randint(size, (1, 12), generator=generator)
+    z = torch.where(torch.arange(12) % 2 == 0, torch.randint(size, (1, 12), generator=generator), x0)
+    sure = torch.tensor([0.0, 12.0, 30.0]).repeat_interleave(4)
+    return logits.scatter_add(-1, x0[..., None], sure[None, :, None]), x0, z
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("size", [7, 1024, 50258])
+def test_the_uniform_bound_keeps_its_digits_in_float32(size: int, alpha: float) -> None:
+    """Its terms are as large as 1/alpha and 1/(1 - alpha) and cancel: value and gradient against the plain formula.
+
+    Summed in float32 that formula loses 100 times as many digits at both ends. What is left here is the rounding of
+    log p itself, over K tokens.
+    """
+    logits, x0, z = rows_to_price(size)
+    close = (5e-6 if size > 10_000 else 6e-7) * (1 / alpha + 1 / (1 - alpha))
+    low, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    got = UniformProcess(size).nelbo(Prediction.from_log_p(low), x0, z, double(alpha), double(-1.0))
+    want = loss_uniform_rate(torch.log_softmax(exact, -1)[0], x0[0], z[0], alpha)
+    assert got.dtype == torch.float32 and bool((got >= 0).all())
+    assert_close(got.detach()[0].double(), want.detach(), rtol=2e-7, atol=close)
+    (mine,), (theirs,) = (torch.autograd.grad(loss.sum(), leaf) for loss, leaf in ((got, low), (want, exact)))
+    assert float((mine.double() - theirs).norm(dim=-1).max()) < close
+    assert float(theirs.norm(dim=-1).max()) > 1e-6 / alpha, "there is something to compare"
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.5, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_perfect_guess_of_many_tokens_costs_nothing(alpha: float, dtype: torch.dtype) -> None:
+    size = 50258
+    x0 = torch.tensor([[3, 3, 50257]])
+    z = torch.tensor([[3, 9, 0]])
+    points = torch.full((1, 3, size), -1e6, dtype=dtype).scatter_(-1, x0[..., None], 0.0).requires_grad_()
+    price = UniformProcess(size).nelbo(Prediction.from_log_p(points), x0, z, double(alpha), double(-1.0))
+    assert float(price.detach().max()) < (1e-6 if dtype == torch.float32 else 1e-12) / (1 - alpha)
+    (slope,) = torch.autograd.grad(price.sum(), points)
+    assert float(slope.abs().max()) < 1e-9
 
 
 # --- golden data

@@ -1,6 +1,9 @@
 """A schedule is a function, its derivative and its inverse, exact in float64 whatever precision it is asked in."""
 
+import csv
+import math
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial, check_unit
+from reference import duality_density, duality_keep
+from unmask.diffusion.schedules import (
+    ARGMAX_RANGE,
+    Cosine,
+    GaussianArgmax,
+    LogLinear,
+    NoiseSchedule,
+    Polynomial,
+    check_unit,
+    gamma_at,
+)
 
+TABLE = Path(__file__).parents[1] / "golden" / "keep_probability_K50257.csv"
 UNIT = st.floats(0, 1)
 EPS = st.one_of(st.sampled_from([0.0, 1e-3]), st.floats(0, 0.9))
 SCHEDULES = st.one_of(
@@ -17,7 +31,14 @@ SCHEDULES = st.one_of(
     st.builds(Cosine, EPS),
     st.builds(Polynomial, st.sampled_from([0.5, 1.0, 2.0, 3.0]), EPS),
 )
-NAMED = [LogLinear(), Cosine(), Polynomial(), Polynomial(power=0.5, eps=0.0), LogLinear(eps=0.0)]
+NAMED = [
+    LogLinear(),
+    Cosine(),
+    Polynomial(),
+    Polynomial(power=0.5, eps=0.0),
+    LogLinear(eps=0.0),
+    GaussianArgmax(50257, -3.55, -1.85),
+]
 
 
 def double(*values: float) -> torch.Tensor:
@@ -121,7 +142,7 @@ def test_power_is_positive(power: float) -> None:
         Polynomial(power=power)
 
 
-@pytest.mark.parametrize("schedule", NAMED[:3], ids=str)
+@pytest.mark.parametrize("schedule", [*NAMED[:3], NAMED[-1]], ids=str)
 def test_outside_the_unit_interval(schedule: NoiseSchedule) -> None:
     for bad in (-1e-9, 1 + 1e-9, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"want 0 <= t <= 1, got {bad}"):
@@ -136,3 +157,128 @@ def test_values_are_frozen_and_nothing_is_checked_of_nothing() -> None:
     check_unit(torch.zeros(0), "t")
     with pytest.raises(FrozenInstanceError):
         LogLinear().eps = 0.5
+
+
+# --- Duo's operator: GaussianArgmax
+
+ARGMAX = pytest.mark.parametrize(
+    "argmax",
+    [
+        GaussianArgmax(50257, -4.0, -1.0),
+        GaussianArgmax(50257, -4.7, 8.9),
+        GaussianArgmax(1024, -3.74, 0.79),
+        GaussianArgmax(2, -4.3, 26.4),
+    ],
+    ids=str,
+)
+
+
+def by_sums(argmax: GaussianArgmax, t: float) -> tuple[float, float]:
+    """(alpha, d alpha / dt) by plain sums over the Gaussian and the chain rule: no table, no differences."""
+    size, span = argmax.vocab_size, argmax.gamma_max - argmax.gamma_min
+    root = math.exp(-0.5 * (argmax.gamma_min + t * span))
+    alpha = (size * duality_keep(root, size) - 1) / (size - 1)
+    return alpha, size / (size - 1) * duality_density(root, size) * -0.5 * span * root
+
+
+@ARGMAX
+def test_the_operator_and_its_derivative_are_the_plain_sums(argmax: GaussianArgmax) -> None:
+    """At random times and at the ends; the derivative relatively to its greatest value, as both ends are flat."""
+    t = torch.cat([double(0.0, 1.0), torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)])
+    alpha, slope = (double(*column) for column in zip(*(by_sums(argmax, time) for time in t.tolist()), strict=True))
+    wide = argmax.gamma_max - argmax.gamma_min > 5  # the distance of the nodes grows with the range
+    assert_close(argmax.alpha(t), alpha, rtol=0, atol=1e-11 if wide else 5e-13)
+    assert_close(argmax.dalpha(t), slope, rtol=0, atol=(1e-8 if wide else 1e-9) * float(slope.abs().max()))
+    assert_close(argmax.snr_root(t), torch.exp(-0.5 * (argmax.gamma_min + (argmax.gamma_max - argmax.gamma_min) * t)))
+
+
+@ARGMAX
+def test_its_derivative_belongs_to_its_values(argmax: GaussianArgmax) -> None:
+    """Between any two times alpha falls by the integral of its slope (Gauss's rule in 64 pieces)."""
+    cut = torch.linspace(0, 1, 65, dtype=torch.float64)
+    middle, half = (cut[1:] + cut[:-1]) / 2, cut.diff() / 2
+    third = math.sqrt(0.6)
+    parts = [(5 / 9, -third), (8 / 9, 0.0), (5 / 9, third)]
+    area = sum(weight * half * argmax.dalpha(middle + half * x) for weight, x in parts)
+    assert_close(area.cumsum(0), (argmax.alpha(cut) - argmax.alpha(cut[:1]))[1:], rtol=0, atol=1e-5)
+    assert bool((argmax.dalpha(cut) < 0).all())
+
+
+@pytest.mark.parametrize(("low", "high"), [(-4.7, -1.0), (-4.0, -1.5)])
+def test_duos_published_integral(low: float, high: float) -> None:
+    """tests/golden: gamma, and P(arg max = x0) = alpha + (1 - alpha) / K, wherever the schedule reaches."""
+    argmax, size = GaussianArgmax(50257, low, high), 50257
+    rows = [row for row in csv.DictReader(TABLE.open()) if low <= float(row["gamma"]) <= high]
+    gamma, root, keep = (
+        double(*(float(row[name]) for row in rows)) for name in ("gamma", "snr_root", "keep_probability")
+    )
+    assert len(rows) > 50
+    t = ((gamma - low) / (high - low)).clamp(0, 1)
+    assert_close(argmax.snr_root(t), root, rtol=1e-12, atol=0)
+    alpha = argmax.alpha(t)
+    assert_close(alpha + (1 - alpha) / size, keep, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "alpha"),
+    [(-4, 0.9987), (-3.55, 0.9455), (-3, 0.5962), (-2.5, 0.238), (-1.85, 0.0493), (-1, 0.0062)],
+)
+def test_published_levels(gamma: float, alpha: float) -> None:
+    """docs/ANCHORS 2.5, for the 50257 tokens of GPT-2."""
+    argmax = GaussianArgmax(50257, -4.5, 0.0)
+    assert argmax.alpha(double((gamma + 4.5) / 4.5)).item() == pytest.approx(alpha, abs=1e-4)
+    assert gamma_at(argmax.alpha(double((gamma + 4.5) / 4.5)).item(), 50257) == pytest.approx(gamma, abs=1e-9)
+
+
+@ARGMAX
+@given(times=st.lists(UNIT, min_size=2, max_size=20))
+def test_it_falls_and_its_inverse_goes_back(argmax: GaussianArgmax, times: list[float]) -> None:
+    t = double(*sorted(times))
+    alpha = argmax.alpha(t)
+    assert bool((alpha.diff() <= 0).all())
+    back = argmax.time(alpha)
+    steep = argmax.dalpha(t).abs() > 1e-4
+    assert_close(back[steep], t[steep], rtol=0, atol=1e-10)  # elsewhere alpha itself knows t no better
+    assert_close(argmax.alpha(back), alpha, rtol=0, atol=1e-14)
+
+
+@ARGMAX
+@given(share=UNIT)
+def test_every_level_has_a_time_and_beyond_the_ends_the_nearest(argmax: GaussianArgmax, share: float) -> None:
+    """The path is cut off: above alpha(0) the answer is 0, below alpha(1) it is 1."""
+    top, bottom = argmax.alpha(double(0.0, 1.0)).tolist()
+    t = argmax.time(double(share))
+    assert 0 <= t.item() <= 1
+    assert argmax.alpha(t).item() == pytest.approx(min(max(share, bottom), top), abs=1e-14)
+    assert argmax.time(double(1.0, top, bottom, 0.0)).tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("size", [2, 7, 1024, 50257, 200_000])
+def test_gamma_at_is_the_inverse_of_the_operator(size: int) -> None:
+    for alpha in (*ARGMAX_RANGE, 1e-3, 0.5, 0.95):
+        gamma = gamma_at(alpha, size)
+        got = (size * duality_keep(math.exp(-gamma / 2), size) - 1) / (size - 1)
+        assert got == pytest.approx(alpha, rel=1e-7 if alpha == ARGMAX_RANGE[0] else 1e-9)
+    argmax = GaussianArgmax(size, gamma_at(0.9, size), gamma_at(0.1, size))
+    assert argmax.alpha(double(0.0, 1.0)).tolist() == pytest.approx([0.9, 0.1], abs=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-5.0, -1.0), (-4.0, 9.0), (-1.0, -4.0), (-2.0, -2.0), (float("nan"), -1.0), (-4.0, float("nan"))]
+)
+def test_a_range_of_gamma_outside_the_table(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=r"minus the log of the signal-to-noise ratio") as caught:
+        GaussianArgmax(50257, low, high)
+    said = str(caught.value)
+    assert f"got {low} and {high}" in said and "want -4.74 <= gamma_min < gamma_max <= 8.91" in said and "50257" in said
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, float("nan")])
+def test_gammas_of_no_level(alpha: float) -> None:
+    with pytest.raises(ValueError, match=f"share of text that the operator keeps: want 0 < alpha < 1, got {alpha}"):
+        gamma_at(alpha, 5)
+
+
+def test_an_operator_needs_two_tokens() -> None:
+    with pytest.raises(ValueError, match="want K >= 2, got 1"):
+        GaussianArgmax(1, -3.0, -1.0)

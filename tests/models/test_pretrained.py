@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unmask
+from reference import loss_uniform_rate
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
 from unmask.models.dit import DiT, Shape
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pickles import CheckpointError
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.prediction import Prediction
 from unmask.text.tokenizers import Tokenizer, train_bpe
+from unmask.types import Mixture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CKPT = GOLDEN / "lightning_mdlm" / "mdlm.ckpt"
@@ -74,6 +78,80 @@ def test_duo_directory() -> None:
     close(prediction.log_p(), torch.log_softmax(want["logits"], -1))
     posterior = model.process.posterior(prediction.log_p().exp().double(), want["zt"], alpha, want["alpha_s"])
     assert (posterior - want["posterior"]).abs().max() < 1e-5
+
+
+def test_duos_numbers_in_float64() -> None:
+    """From the logits of Duo's own code its bound and posterior; and the bound through our network in float32.
+
+    Theirs are float64 formulae over a log softmax taken in float32, whose rows sum to 1 within 1e-7: taken as it is,
+    it gives their bound to the last digits. Their posterior is the float64 formula on probabilities that were rounded
+    to float32, whose last bit is the exponential's: with the right neighbours it is ours to the last bit.
+    """
+    model, want = denoiser(GOLDEN / "hub_duo"), expected("hub_duo")
+    alpha, slope, z = want["alpha_t"].double(), want["dalpha_t"].double(), want["zt"]
+    rounded = torch.log_softmax(want["logits"], dim=-1).double().exp()
+    exact = torch.softmax(want["logits"].double(), dim=-1)
+    single = rounded.float()
+    up, down = (torch.nextafter(single, torch.full_like(single, end)) for end in (torch.inf, -torch.inf))
+    errors = []
+    for law, law_of_z in product((single, up, down), repeat=2):
+        x = law.double().scatter(-1, z[..., None], law_of_z.double().gather(-1, z[..., None]))
+        errors.append((model.process.posterior(x, z, alpha, want["alpha_s"].double()) - want["posterior"]).abs())
+    assert errors[0].max() < 2e-9 and torch.stack(errors).amin(0).max() < 1e-15
+    for law, tolerance in ((rounded, 1e-12), (exact, 1e-6)):
+        assert (duo_bound(law, want["x0"], z, alpha, slope) - want["nll_per_token"]).abs().max() < tolerance
+    ours = model.process.nelbo(Prediction.from_log_p(exact.log()), want["x0"], z, alpha, slope)
+    assert (ours - duo_bound(exact, want["x0"], z, alpha, slope)).abs().max() < 1e-9
+    through = model.process.nelbo(model.denoiser(z, want["alpha_t"]), want["x0"], z, alpha, slope)
+    assert through.dtype == torch.float32
+    close(through.double(), want["nll_per_token"])
+
+
+def duo_bound(p: Tensor, x0: Tensor, z: Tensor, alpha: Tensor, slope: Tensor) -> Tensor:
+    """Duo's Eq. 12 as its code has it, a row of text at a time."""
+    rates = [loss_uniform_rate(p[b].log(), x0[b], z[b], float(alpha[b])) for b in range(len(p))]
+    return -slope[:, None] * torch.stack(rates)
+
+
+def test_a_mixture_of_all_tokens_is_duos_soft_input() -> None:
+    """softmax(input) as weights of all V tokens, in any order: the same logits and the same gradients."""
+    network, want = denoiser(GOLDEN / "hub_duo").network, expected("hub_duo")
+    soft, sigma = want["soft_input"], want["sigma"]
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    tokens = order.expand(soft.shape)
+    mixture = Mixture(tokens, torch.softmax(soft, dim=-1).gather(-1, tokens))
+    close(network(mixture, sigma), want["soft_logits"])
+    factor = torch.randn(want["soft_logits"].shape, generator=torch.Generator().manual_seed(1))
+    results = []
+    for given in (mixture, soft):
+        network.zero_grad()
+        logits = network(given, sigma)
+        (logits * factor).sum().backward()
+        results.append((logits.detach(), {name: p.grad.clone() for name, p in network.named_parameters()}))
+    (one, mine), (two, theirs) = results
+    assert (one - two).abs().max() < 1e-5
+    for name in theirs:
+        assert (mine[name] - theirs[name]).abs().max() < 1e-4 * theirs[name].abs().max() + 1e-6, name
+    assert bool(theirs["vocab_embed.embedding"].any(-1).all())
+
+
+def test_a_mixture_of_one_token_is_that_token() -> None:
+    """And weight 0 adds nothing; a masked denoiser and a mixture of two shapes are refused."""
+    model, want = denoiser(GOLDEN / "hub_duo"), expected("hub_duo")
+    z, alpha = want["zt"], want["alpha_t"]
+    pair = torch.stack([(z + 5) % 37, z], dim=-1)
+    weights = torch.tensor([0.0, 1.0]).expand(pair.shape)
+    one, two = (model.denoiser(given, alpha).log_p() for given in (Mixture(pair, weights), z))
+    assert (one - two).abs().max() < 1e-6
+    frozen = model.denoiser.frozen()(Mixture(pair, weights), alpha).log_p()
+    assert (frozen - two).abs().max() < 1e-6
+    masked_denoiser = denoiser(GOLDEN / "hub_mdlm").denoiser
+    with pytest.raises(ValueError, match="soft tokens are for uniform diffusion"):
+        masked_denoiser(Mixture(pair, weights), alpha)
+    with pytest.raises(ValueError, match=r"tokens and weights of one shape \[B, L, k\], got .*24, 2\) and .*24\)"):
+        model.denoiser(Mixture(pair, weights[..., 0]), alpha)
+    with pytest.raises(ValueError, match=r"lie in 0, \.\.\., 36, got .* to 37"):
+        model.denoiser(Mixture(pair.index_fill(2, torch.tensor(0), 37), weights), alpha)
 
 
 def test_autoregressive_directory() -> None:

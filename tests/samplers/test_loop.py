@@ -27,7 +27,11 @@ from unmask.samplers.loop import denoise, sample, watch
 from unmask.samplers.steps import Laws, Reads, Task
 
 V, L = 4, 5
-KINDS = [(masked, "reveal"), (masked, "ancestral"), (masked, "confidence"), (uniform, "ancestral")]
+KINDS = [
+    *((masked, name) for name in ("reveal", "ancestral", "greedy_tail", "confidence", "entropy_bounded:0.9")),
+    *((masked, name) for name in ("psi:0.5", "remdm_rescale:1")),
+    *((uniform, name) for name in ("ancestral", "greedy_tail", "psi:0.5")),
+]
 
 
 class Letters:
@@ -47,7 +51,7 @@ class Letters:
 @pytest.mark.parametrize("draw", ["race", "inverse_cdf"])
 def test_batches_make_no_difference(kind: type, sampler: str, batch_size: int, draw: str) -> None:
     """Tokens and nfe of sample i do not depend on the batch it is in."""
-    model = kind(V, L, sees_alpha=True)
+    model = kind(V, L, sees_alpha=True, one_level=not sampler.startswith("entropy_bounded"))
     pinned = torch.full((8, L), -1)
     pinned[2:5, 1:4] = 1
     how = {"length": L, "steps": 6, "seed": 5, "sampler": sampler, "draw": draw, "top_p": 0.9}

@@ -27,10 +27,13 @@ class Arguments:
     top_p        keep the likeliest tokens that have this probability together
     top_k        keep this many of the likeliest tokens (all)
     prompt       text at the start of every sample
-    sampler      reveal for masked diffusion, else ancestral; see docs/choosing-a-sampler.md
-    grid         noise levels of the steps
+    sampler      reveal, ancestral, greedy_tail, confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015,
+                 remdm_loop:0.02, entropy_bounded:0.1 (reveal for masked diffusion, else ancestral); see
+                 docs/choosing-a-sampler.md
+    grid         noise levels of the steps; released: one move more than steps, as the released codes
     draw         race: float64, the default; legacy_gumbel32: as old tables were drawn, biased
     batch_size   samples a network call at most (all)
+    structure    tokens that reveal shows together: block:8:0.9, span:16, hierarchy:64,16:0.5,0.3 (none)
     revision     branch, tag or commit of a hub id
     weights      the moving average, or the raw weights where both were kept
     device       where the model runs: cpu, cuda, cuda:1
@@ -46,10 +49,11 @@ class Arguments:
     top_p: float = 1.0
     top_k: int | None = None
     prompt: str | None = None
-    sampler: Literal["reveal", "ancestral", "confidence"] | None = None
-    grid: Literal["uniform", "cosine"] = "uniform"
+    sampler: str | None = None
+    grid: Literal["uniform", "cosine", "released", "loop"] = "uniform"
     draw: Literal["race", "inverse_cdf", "legacy_gumbel32"] = "race"
     batch_size: int | None = None
+    structure: str = "none"
     revision: str | None = None
     weights: Literal["ema", "raw"] = "ema"
     device: str = "cpu"

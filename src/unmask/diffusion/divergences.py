@@ -84,8 +84,48 @@ class ReverseKL:
         return (log_p.exp() * (log_p - self.teacher(rows))).sum(-1).clamp(min=0)
 
     def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        p, ratio = log_p.exp(), log_p - self.teacher(rows)
-        return p * (ratio - (p * ratio).sum(-1, keepdim=True))
+        return _through_softmax(log_p.exp(), log_p - self.teacher(rows))
+
+
+@dataclass(frozen=True)
+class TotalVariation:
+    """sum |p - q| / 2; derivative by softmax."""
+
+    teacher: Callable[[Rows], Tensor]
+
+    def value(self, log_p: Tensor, rows: Rows) -> Tensor:
+        return (log_p.exp() - self.teacher(rows).exp()).abs().sum(-1) / 2
+
+    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
+        p = log_p.exp()
+        return _through_softmax(p, (p - self.teacher(rows).exp()).sign() / 2)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """sum (p - q)^2; derivative by softmax."""
+
+    teacher: Callable[[Rows], Tensor]
+
+    def value(self, log_p: Tensor, rows: Rows) -> Tensor:
+        return (log_p.exp() - self.teacher(rows).exp()).square().sum(-1)
+
+    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
+        p = log_p.exp()
+        return _through_softmax(p, 2 * (p - self.teacher(rows).exp()))
+
+
+def _through_softmax(p: Tensor, slope: Tensor) -> Tensor:
+    """d f / d logits of p = softmax(logits), slope = d f / d p: p (slope - <p, slope>)."""
+    return p * (slope - (p * slope).sum(-1, keepdim=True))
+
+
+class Divergence(Protocol):
+    """A distance of two predictions at the N positions of `where` -> [N]; the teacher is detached."""
+
+    def __call__(
+        self, student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0, /
+    ) -> Tensor: ...
 
 
 def cross_entropy(prediction: Prediction, x0: Tokens, where: Tensor) -> Tensor:
@@ -97,7 +137,7 @@ def cross_entropy(prediction: Prediction, x0: Tokens, where: Tensor) -> Tensor:
 def forward_kl(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) at the N positions of `where` -> [N] nats; `temperature` is the detached teacher's."""
     index = student.rows(where)
-    return row_loss(student, ForwardKL(_reader(teacher, index, temperature)), index)
+    return row_loss(student, ForwardKL(_reader(student, teacher, index, temperature)), index)
 
 
 def reverse_kl(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
@@ -106,10 +146,28 @@ def reverse_kl(student: Prediction, teacher: Prediction, where: Tensor, temperat
     About 1e6 (1 - p(x0)) nats where the teacher sees the token: its law is a point mass there.
     """
     index = student.rows(where)
-    return row_loss(student, ReverseKL(_reader(teacher, index, temperature)), index)
+    return row_loss(student, ReverseKL(_reader(student, teacher, index, temperature)), index)
 
 
-def _reader(teacher: Prediction, index: Tensor, temperature: float) -> Callable[[Rows], Tensor]:
+def total_variation(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
+    """sum |p - q| / 2 of the probabilities at the N positions of `where` -> [N], in [0, 1]."""
+    index = student.rows(where)
+    return row_loss(student, TotalVariation(_reader(student, teacher, index, temperature)), index)
+
+
+def squared_error(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
+    """sum (p - q)^2 of the probabilities at the N positions of `where` -> [N], in [0, 2]."""
+    index = student.rows(where)
+    return row_loss(student, SquaredError(_reader(student, teacher, index, temperature)), index)
+
+
+def _reader(student: Prediction, teacher: Prediction, index: Tensor, temperature: float) -> Callable[[Rows], Tensor]:
+    if student.vocab_size != teacher.vocab_size:
+        raise ValueError(
+            f"teacher and student are compared token by token: want one vocabulary, got {teacher.vocab_size} and "
+            f"{student.vocab_size} tokens"
+        )
+
     def read(rows: Rows) -> Tensor:
         with torch.no_grad():
             return teacher.log_p(index[rows], temperature)

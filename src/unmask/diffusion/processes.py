@@ -7,7 +7,7 @@ guess (`nelbo`). Both forward processes are `Trajectory`: a token is itself with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,14 @@ class Process(Protocol):
 
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
         """Pure noise in the shape of `like` [B, L]."""
+        ...
+
+    def open(self, z: Tokens) -> Tensor:
+        """Where z [B, L] leaves open what the text is, bool [B, L]: elsewhere a token of z is the text's own."""
+        ...
+
+    def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
+        """The law of z at alpha [B], x0 ~ p_x0 [B, L, V]: alpha p_x0 + (1 - alpha) noise, probabilities [B, L, V]."""
         ...
 
     def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
@@ -61,6 +69,15 @@ class MaskedProcess:
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
         """All MASK."""
         return torch.full_like(like, self.mask_id)
+
+    def open(self, z: Tokens) -> Tensor:
+        """The MASKs."""
+        return z == self.mask_id
+
+    def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
+        """alpha p_x0 + (1 - alpha) [MASK]."""
+        mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
+        return _as(alpha, p_x0) * p_x0 + _as(1 - alpha, p_x0) * mask
 
     def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
         """A shown token stays; a MASK is revealed at rate (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, Eq. 6)."""
@@ -98,6 +115,14 @@ class UniformProcess:
         """Uniform tokens."""
         return torch.randint(self.vocab_size, like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
+    def open(self, z: Tokens) -> Tensor:
+        """Everywhere: any token may be noise."""
+        return torch.ones_like(z, dtype=torch.bool)
+
+    def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
+        """alpha p_x0 + (1 - alpha) / K."""
+        return _as(alpha, p_x0) * p_x0 + _as(1 - alpha, p_x0) / self.vocab_size
+
     def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
         """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3):
 
@@ -132,7 +157,8 @@ class UniformRate:
 
     value = c (K/y_z - K/y_z(x0) + A (K log y_z - S) + B [x0 != z] (log y_z - log y_x0) + const), S = sum_j log y_j,
     A = kappa if x0 = z else 1, B = K a / (1 - a), kappa = (1 - a) / (K a + 1 - a); zero where p is x0's point mass.
-    Worked in float64: S and K log y_z nearly cancel.
+    What belongs to z and x0 alone nearly cancels and is worked in float64, a number a row. S - K log(1 - a) is summed
+    in float64 over log(1 + B p_j), terms in the precision of log p.
     """
 
     x0: Tensor  # [N]
@@ -141,38 +167,60 @@ class UniformRate:
     slope: Tensor  # [N] float64, -alpha'
     size: int  # K
 
-    def _terms(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, ...]:
-        size, alpha = self.size, self.alpha[rows]
-        y = size * alpha[:, None] * log_p.double().exp() + 1 - alpha[:, None]
-        same = self.x0[rows] == self.z[rows]
+    def _terms(self, log_p: Tensor, rows: Rows) -> _RateTerms:
+        """Numbers of a row, float64 [n]."""
+        size, alpha, same = self.size, self.alpha[rows], self.x0[rows] == self.z[rows]
+        log_p_z, log_p_x = (log_p.gather(-1, token[rows, None]).squeeze(-1).double() for token in (self.z, self.x0))
         kappa = (1 - alpha) / (size * alpha + 1 - alpha)
-        own = torch.where(same, kappa, 1.0)
-        other = torch.where(same, 0.0, size * alpha / (1 - alpha))
-        return y, same, kappa, own, other, (self.slope[rows] / (size * alpha)).where(alpha > 0, 0.0)
+        return _RateTerms(
+            same=same,
+            p_z=log_p_z.exp(),
+            kappa=kappa,
+            y_z=size * alpha * log_p_z.exp() + 1 - alpha,
+            y_x=size * alpha * log_p_x.exp() + 1 - alpha,
+            short=size * alpha * torch.where(same, -torch.expm1(log_p_z), -log_p_z.exp()),
+            own=torch.where(same, kappa, 1.0),
+            other=torch.where(same, 0.0, size * alpha / (1 - alpha)),
+            scale=(self.slope[rows] / (size * alpha)).where(alpha > 0, 0.0),
+        )
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        size, alpha = self.size, self.alpha[rows]
-        y, same, kappa, own, other, scale = self._terms(log_p, rows)
-        log_y = y.log()
-        log_y_z, log_y_x = (log_y.gather(-1, token[rows, None]).squeeze(-1) for token in (self.z, self.x0))
-        y_z = log_y_z.exp()
-        truth = torch.where(same, size * alpha + 1 - alpha, 1 - alpha)
-        constant = torch.where(same, (size - 1) * kappa, -1 / kappa) * kappa.log()
+        size, alpha, of = self.size, self.alpha[rows], self._terms(log_p, rows)
+        gain = size * alpha / (1 - alpha)
+        total = log_p.exp().mul_(gain[:, None].to(log_p)).log1p_().sum(-1, dtype=torch.float64)
+        log_y_z = of.y_z.log()
+        constant = torch.where(of.same, (size - 1) * of.kappa, -1 / of.kappa) * of.kappa.log()
         rate = (
-            size / y_z - size / truth + own * (size * log_y_z - log_y.sum(-1)) + other * (log_y_z - log_y_x) + constant
+            size * of.short / (of.y_z * (of.y_z + of.short))
+            + of.own * (size * torch.log1p(gain * of.p_z) - total)
+            + of.other * (log_y_z - of.y_x.log())
+            + constant
         )
-        return (scale * rate).clamp(min=0).to(log_p.dtype)  # rounding
+        return (of.scale * rate).clamp(min=0).to(log_p.dtype)  # rounding
 
     def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        y, _, _, own, other, scale = self._terms(log_p, rows)
-        z, x0 = self.z[rows, None], self.x0[rows, None]
-        y_z, y_x = y.gather(-1, z), y.gather(-1, x0)
-        slope = -own[:, None] / y
-        slope.scatter_add_(-1, z, (own[:, None] * self.size + other[:, None]) / y_z - self.size / y_z**2)
-        slope.scatter_add_(-1, x0, -other[:, None] / y_x)
-        p = log_p.double().exp()
-        slope = slope * (scale * self.size * self.alpha[rows])[:, None]
-        return (p * (slope - (p * slope).sum(-1, keepdim=True))).to(log_p.dtype)
+        size, of, p, alpha = self.size, self._terms(log_p, rows), log_p.exp(), self.alpha[rows, None]
+        unit = of.scale[:, None] * size * alpha  # d y / d p, and the factor in front
+        y = (p * (size * alpha).to(p)).add_((1 - alpha).to(p))
+        slope = y.reciprocal_().mul_((-of.own[:, None] * unit).to(p))
+        at_z = (of.own * size + of.other) / of.y_z - size / of.y_z**2
+        slope.scatter_add_(-1, self.z[rows, None], (at_z[:, None] * unit).to(p))
+        slope.scatter_add_(-1, self.x0[rows, None], (-(of.other / of.y_x)[:, None] * unit).to(p))
+        return p * (slope - (p * slope).sum(-1, keepdim=True))
+
+
+class _RateTerms(NamedTuple):
+    """What `UniformRate` needs of z and x0, [n]; `short` is y_z(x0) - y_z, how far z falls short of the truth."""
+
+    same: Tensor
+    p_z: Tensor
+    kappa: Tensor
+    y_z: Tensor
+    y_x: Tensor
+    short: Tensor
+    own: Tensor
+    other: Tensor
+    scale: Tensor
 
 
 def _levels(alpha_t: PerSequence, alpha_s: PerSequence) -> tuple[PerSequence, PerSequence]:

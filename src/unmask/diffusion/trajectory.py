@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unmask.diffusion.schedules import check_unit
+from unmask.diffusion.structure import Structure, gaussian_copula
 from unmask.types import PerSequence, PerToken, Tokens
 
 if TYPE_CHECKING:
@@ -38,7 +39,19 @@ class Trajectory:
         return torch.where(self.u < alpha.to(self.u.device)[:, None], self.x0, self.noise)
 
 
-def trajectory(process: Process, x0: Tokens, generator: torch.Generator | None = None) -> Trajectory:
-    """Draw u ~ U[0, 1) a token and the noise of `process`: the forward process from x0 [B, L]."""
-    u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
+def trajectory(
+    process: Process, x0: Tokens, generator: torch.Generator | None = None, structure: Structure | None = None
+) -> Trajectory:
+    """Draw u ~ U[0, 1) a token and the noise of `process`: the forward process from x0 [B, L].
+
+    `structure` says how the levels of a text depend on one another; None, not at all. One text is independent of the
+    next. The law of one token at all levels is the same for any structure, the law of several is not: the bound of
+    `Process.nelbo` is for independent levels, while a coupled pair (z_t, z_s) needs nestedness only.
+    """
+    if structure is None:
+        u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
+    else:
+        shape = (structure.sources, *x0.shape)
+        normals = torch.randn(shape, generator=generator, dtype=torch.float64, device=x0.device)
+        u = gaussian_copula(structure, normals)
     return Trajectory(x0, process.prior(x0, generator=generator), u)

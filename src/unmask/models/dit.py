@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.layers import Block, Branch, Cache, Embedding, Linear, OutputLayer, Rotary, SigmaEmbedding
-from unmask.types import Tokens
+from unmask.types import Mixture, Tokens
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Conditioning:
 
 
 class DiT(nn.Module):
-    """Tokens [B, L] (or soft input: logits [B, L, V]) and noise sigma [B] -> raw logits [B, L, V].
+    """Tokens [B, L] (or soft input: a `Mixture`, or logits [B, L, V]) and noise sigma [B] -> raw logits [B, L, V].
 
     `sigma = -log alpha` in nats; None stands for the constant conditioning of sigma = 0 that time-agnostic models
     were trained with, computed once for all rows. A causal network takes no sigma, and its logits at position i
@@ -111,14 +111,14 @@ class DiT(nn.Module):
         """The map from hidden rows [N, D] to logits [N, V]."""
         return self.output_layer.linear
 
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor | Mixture, sigma: Tensor | None = None) -> Tensor:
         """Raw logits [B, L, V] at every position: for small vocabularies, tests and foreign callers."""
         logits: Tensor = self.head(self.hidden(tokens, sigma))
         return logits
 
     def hidden(
         self,
-        tokens: Tensor,
+        tokens: Tensor | Mixture,
         sigma: Tensor | None = None,
         *,
         cache: Cache | None = None,
@@ -129,8 +129,9 @@ class DiT(nn.Module):
         `conditioning` saves computing it from sigma. With a `cache` a causal network reads `tokens` as the
         continuation of what the cache holds and appends them to it.
         """
-        if sigma is not None and sigma.shape != tokens.shape[:1]:
-            raise ValueError(f"sigma has one value a row, [B] = {list(tokens.shape[:1])}, got {list(sigma.shape)}")
+        rows = tokens.shape[0]
+        if sigma is not None and tuple(sigma.shape) != (rows,):
+            raise ValueError(f"sigma has one value a row, [B] = [{rows}], got {list(sigma.shape)}")
         conditioning = conditioning or self.conditioning(sigma)
         return conditioning.output.enter(self._stream(tokens, conditioning, self.shape.blocks, cache))
 
@@ -143,7 +144,9 @@ class DiT(nn.Module):
             raise ValueError(f"layer counts the blocks that have run: want 0 to {self.shape.blocks}, got {layer}")
         return self._stream(tokens, self.conditioning(), layer)
 
-    def _stream(self, tokens: Tensor, conditioning: Conditioning, layer: int, cache: Cache | None = None) -> Tensor:
+    def _stream(
+        self, tokens: Tensor | Mixture, conditioning: Conditioning, layer: int, cache: Cache | None = None
+    ) -> Tensor:
         self._check(tokens, cache)
         angles = self.rotary_emb(0 if cache is None else cache.length, tokens.shape[1])
         x: Tensor = self.vocab_embed(tokens)
@@ -164,18 +167,25 @@ class DiT(nn.Module):
         blocks = tuple(block.branches(condition) for block in self.blocks)
         return Conditioning(blocks, self.output_layer.branch(condition))
 
-    def _check(self, tokens: Tensor, cache: Cache | None) -> None:
+    def _check(self, tokens: Tensor | Mixture, cache: Cache | None) -> None:
         if cache is not None and not self.shape.causal:
             raise ValueError("a cache holds the past of a causal network; this one sees the whole row at once")
         vocab_size = self.shape.vocab_size
-        if tokens.is_floating_point():
+        if isinstance(tokens, Mixture):
+            if tokens.tokens.dim() != 3 or tokens.tokens.shape != tokens.weights.shape:
+                shapes = f"{tuple(tokens.tokens.shape)} and {tuple(tokens.weights.shape)}"
+                raise ValueError(f"a mixture has tokens and weights of one shape [B, L, k], got {shapes}")
+            ids = tokens.tokens
+        elif tokens.is_floating_point():
             if tokens.dim() != 3 or tokens.shape[2] != vocab_size:
                 raise ValueError(f"soft input has shape [B, L, {vocab_size}], got {tuple(tokens.shape)}")
             return
-        if tokens.dim() != 2:
-            raise ValueError(f"token ids have shape [B, L], got {tuple(tokens.shape)}")
-        if tokens.device.type == "cpu" and tokens.numel():  # elsewhere reading the values would stall the device
-            low, high = (int(end) for end in torch.aminmax(tokens))
+        else:
+            ids = tokens
+            if ids.dim() != 2:
+                raise ValueError(f"token ids have shape [B, L], got {tuple(ids.shape)}")
+        if ids.device.type == "cpu" and ids.numel():  # elsewhere reading the values would stall the device
+            low, high = (int(end) for end in torch.aminmax(ids))
             if low < 0 or high >= vocab_size:
                 raise ValueError(
                     f"token ids of this network lie in 0, ..., {vocab_size - 1}, got {low} to {high}; "

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.types import Mixture
+
 SINUSOID_SIZE = 256
 ROTARY_BASE = 10000.0
 
@@ -36,14 +38,19 @@ def zero_linear(inputs: int, outputs: int) -> Linear:
 
 
 class Embedding(nn.Module):
-    """Token ids [B, L] -> vectors [B, L, D]; logits [B, L, V] -> the mean vector under their softmax."""
+    """Token ids [B, L] -> vectors [B, L, D]; a mixture, or logits [B, L, V] under their softmax -> the mean vector."""
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(vocab_size, width))
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor | Mixture) -> Tensor:
+        if isinstance(tokens, Mixture):
+            weights = tokens.weights.flatten(0, 1).to(self.embedding.dtype)
+            ids = tokens.tokens.flatten(0, 1)
+            mean: Tensor = F.embedding_bag(ids, self.embedding, per_sample_weights=weights, mode="sum")
+            return mean.view(*tokens.shape, -1)
         if tokens.is_floating_point():
             return torch.softmax(tokens, dim=-1).to(self.embedding.dtype) @ self.embedding
         return F.embedding(tokens, self.embedding)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unmask.models.dit import Conditioning, DiT
 from unmask.models.layers import Cache
 from unmask.prediction import Prediction
-from unmask.types import PerSequence, Tokens
+from unmask.types import Mixture, PerSequence, Tokens
 
 
 class NetworkDenoiser(nn.Module):
@@ -36,10 +36,15 @@ class NetworkDenoiser(nn.Module):
         """V, MASK included."""
         return self.network.shape.vocab_size
 
-    def forward(self, z: Tokens, alpha: PerSequence) -> Prediction:
-        """Gradients flow from the prediction to the weights; dropout acts in training mode."""
+    def forward(self, z: Tokens | Mixture, alpha: PerSequence) -> Prediction:
+        """Gradients flow from the prediction to the weights; dropout acts in training mode.
+
+        Uniform diffusion also reads soft tokens (Duo's curriculum); SUBS has to know which tokens are shown.
+        """
+        if isinstance(z, Mixture) and self.mask_id is not None:
+            raise ValueError("soft tokens are for uniform diffusion: a masked denoiser carries shown tokens over")
         hidden = self.network.hidden(z, noise(alpha) if self.sees_alpha else None)
-        return prediction(self.network, hidden, self.mask_id, z)
+        return prediction(self.network, hidden, self.mask_id, None if isinstance(z, Mixture) else z)
 
     def frozen(self) -> FrozenDenoiser:
         """The same weights without gradient and dropout; what does not depend on z and alpha is computed now.

@@ -61,7 +61,8 @@ DRAWS: Mapping[str, Draw] = MappingProxyType(
 )
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """A real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -81,9 +82,9 @@ class Filters:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if not (_number(self.temperature) and 1e-30 < self.temperature < math.inf):
+        if not (is_number(self.temperature) and 1e-30 < self.temperature < math.inf):
             raise ValueError(f"temperature divides log p: want a finite temperature > 0, got {self.temperature!r}")
-        if not (_number(self.top_p) and 0 < self.top_p <= 1):
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(
                 f"top_p is the probability of the tokens kept: want 0 < top_p <= 1 (1 keeps all), got {self.top_p!r}"
             )

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unmask.diffusion.structure import Structure, gaussian_copula
 from unmask.rng import address, uniform
 
-_LEVEL, _RACE = 0, 1  # the two streams of a sample
+_LEVEL, _RACE, _SHARED = 0, 1, 2  # the streams of a sample
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,29 @@ class Latent:
         return address(self.key[at // length], occasion, at % length)
 
 
-def draw_latent(n: int, length: int, seed: int, first: int = 0, device: torch.device | str = "cpu") -> Latent:
-    """The latents of samples first, ..., first + n - 1 of a seed: row r depends on (seed, first + r) alone."""
+def draw_latent(
+    n: int,
+    length: int,
+    seed: int,
+    first: int = 0,
+    device: torch.device | str = "cpu",
+    structure: Structure | None = None,
+) -> Latent:
+    """The latents of samples first, ..., first + n - 1 of a seed: row r depends on (seed, first + r) alone.
+
+    `structure` says which tokens are revealed together; None, each on its own. The race is the same for any structure,
+    and each token's own normal is Phi^-1 of the independent u, which a structure without correlation gives back.
+    """
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is a 64-bit number: want -2^63 <= seed < 2^63, got {seed}")
     sample = torch.arange(first, first + n, device=device)
     position = torch.arange(length, device=device)
-    return Latent(uniform(address(seed, sample[:, None], _LEVEL, position)), address(seed, sample, _RACE))
+    own = address(seed, sample[:, None], _LEVEL, position)
+    if structure is None:
+        u = uniform(own)
+    else:
+        shared = [address(seed, sample[:, None], _SHARED, k, position) for k in range(1, structure.sources)]
+        # On the CPU: other devices may round Phi and its inverse in another way.
+        normals = torch.special.ndtri(uniform(torch.stack([own, *shared]).cpu()))
+        u = gaussian_copula(structure, normals).to(device)
+    return Latent(u, address(seed, sample, _RACE))

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from numbers import Integral
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.schedules import NoiseSchedule
+from unmask.diffusion.structure import Structure, structure_of
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.samplers.ar import Predictor, autoregress
 from unmask.samplers.canvas import Frame, Prompt, Tokenizer, check_pinned, pin
 from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
 from unmask.samplers.grids import GRIDS, Grid
 from unmask.samplers.latent import draw_latent
-from unmask.samplers.steps import SAMPLERS, Laws, Reads, Sampler, Task, ancestral, reveal
+from unmask.samplers.names import named, sampler_of
+from unmask.samplers.steps import Laws, Reads, Sampler, Task, ancestral, reveal
 from unmask.text.tokenizers import start_token
 from unmask.types import Denoiser, Tokens
 
-Choice = TypeVar("Choice")
+_BY_LATENT = ("reveal", "greedy_tail")  # the samplers of MASKs that reveal at the levels u of the latent
 
 
 @runtime_checkable
@@ -73,10 +74,11 @@ class Samples:
 
 @torch.no_grad()
 def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal) -> Iterator[Frame]:
-    """Yield the canvas before the first step and after each of the N steps of `sampler`.
+    """Yield the canvas before the first step and after each step of `sampler`.
 
-    A step calls the network with the alpha it starts from, on the samples it concerns only, and reads the head at the
-    rows it asks for only; a step that reads nothing makes no call. ValueError at the end if a law was not a number.
+    A step calls the network with the alpha it starts from (the grid's, or its own: `Reads.alpha`), on the samples it
+    concerns only, and reads the head at the rows it asks for only; a step that reads nothing makes no call. ValueError
+    at the end if a law was not a number.
     """
     steps = sampler(task)
     z, alphas = task.canvas(), task.alphas.tolist()
@@ -84,17 +86,19 @@ def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal) -> Iterat
     yield Frame(0, alphas[0], z, torch.zeros_like(task.free), z.new_empty(0))
     for k, step in enumerate(steps):
         reads = step.reads(z)
-        after = step(z, _laws(denoiser, task, z, alphas[k], reads, broken))
-        yield Frame(k + 1, alphas[k + 1], after, after != z, reads.rows)
+        after = step(z, _laws(denoiser, task, z, alphas[k] if reads.alpha is None else reads.alpha, reads, broken))
+        reached = alphas[k + 1] if reads.alpha is None else float(task.level(after).mean())
+        yield Frame(k + 1, reached, after, after != z, reads.rows)
         z = after
     check_numbers(broken)
 
 
-def _laws(denoiser: Denoiser, task: Task, z: Tokens, alpha: float, reads: Reads, broken: Tensor) -> Laws:
+def _laws(denoiser: Denoiser, task: Task, z: Tokens, alpha: float | Tensor, reads: Reads, broken: Tensor) -> Laws:
     """One network call, if anything is read, and the laws it was made for."""
     rows, length = reads.rows, z.shape[1]
     if len(rows):
-        prediction = denoiser(z[rows], torch.full((len(rows),), alpha, dtype=torch.float64, device=z.device))
+        told = torch.as_tensor(alpha, dtype=torch.float64, device=z.device).expand(len(rows))
+        prediction = denoiser(z[rows], told)
         for part, log_p in read(prediction, reads.where, task.filters.temperature, task.mask_id, broken):
             yield rows[part // length] * length + part % length, log_p
 
@@ -116,6 +120,7 @@ def watch(
     grid: str | Grid = "uniform",
     draw: str | Draw = "race",
     first: int = 0,
+    structure: str | Structure | None = None,
 ) -> Iterator[Frame]:
     """The frames of the run that `sample` ends with, for players and progress bars; arguments are checked at once."""
     for name, value in (("n", n), ("length", length), ("steps", steps)):
@@ -123,12 +128,14 @@ def watch(
     for name, value in (("seed", seed), ("first", first)):
         _check_whole(name, value)
     filters = Filters(temperature, top_p, top_k)
-    drawing = _named("draw", draw, DRAWS)
+    drawing = named("draw", draw, DRAWS)
     _check_device(model, device)
-    latent = draw_latent(n, length, seed, first, device)
+    structure = structure_of(structure) if isinstance(structure, str) else structure
+    latent = draw_latent(n, length, seed, first, device, structure=structure)
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
             raise ValueError(f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}")
+        _check_read(structure, "an autoregressive model", False)
         predictor = model.predictor
         pins = pin(n, length, predictor.vocab_size, predictor.mask_id, model.tokenizer, prompt, pinned)
         start = start_token(model.tokenizer, predictor.vocab_size, predictor.mask_id)
@@ -138,10 +145,13 @@ def watch(
     if sampler is None:
         sampler = ancestral if mask_id is None else reveal
     pins = pin(n, length, process.vocab_size, mask_id, model.tokenizer, prompt, pinned)
-    alphas = _named("grid", grid, GRIDS)(steps, model.schedule)
+    alphas = named("grid", grid, GRIDS)(steps, model.schedule)
     task = Task(process, pins.to(device), latent, alphas, filters, drawing)
+    chosen = sampler_of(sampler)
+    by_latent = mask_id is not None and (not isinstance(sampler, str) or sampler in _BY_LATENT)
+    _check_read(structure, f"the sampler {sampler!r}" if isinstance(sampler, str) else "this sampler", by_latent)
     denoiser = model.denoiser.frozen() if isinstance(model.denoiser, NetworkDenoiser) else model.denoiser
-    return denoise(denoiser, task, _named("sampler", sampler, SAMPLERS))
+    return denoise(denoiser, task, chosen)
 
 
 def sample(
@@ -162,6 +172,7 @@ def sample(
     draw: str | Draw = "race",
     first: int = 0,
     batch_size: int | None = None,
+    structure: str | Structure | None = None,
 ) -> Samples:
     """Draw n texts of `length` tokens in `steps` steps.
 
@@ -172,9 +183,14 @@ def sample(
     prompt       text or ids [P] at the start of every sample, counted in length
     pinned       ids [n, length], -1 where free: infilling (autoregressive: earlier tokens do not see later pins)
     device       where the model is
-    sampler      "reveal" (default for masked diffusion), "ancestral" (default otherwise), "confidence", or a `Sampler`
-    grid         "uniform", "cosine", or a `Grid`; draw: "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
+    sampler      "reveal" (default for masked diffusion), "ancestral" (default otherwise), "greedy_tail", "confidence";
+                 with a number "psi:0.5", "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02",
+                 "entropy_bounded:0.1"; or a `Sampler`
+    grid         "uniform", "cosine", "released" (one move more than steps), "loop", or a `Grid`
+    draw         "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
     batch_size   samples a network call at most; None for all
+    structure    which tokens "reveal" shows together: "block:8:0.9", "span:16", "hierarchy:64,16:0.5,0.3", or a
+                 `Structure`; None, each on its own
 
     ValueError for arguments outside their range, and where the model's laws are not numbers.
     """
@@ -186,6 +202,7 @@ def sample(
     _check_device(model, device)
     run = partial(watch, model, length=length, steps=steps, seed=seed, temperature=temperature, top_p=top_p)
     run = partial(run, prompt=prompt, device=device, top_k=top_k, sampler=sampler, grid=grid, draw=draw)
+    run = partial(run, structure=structure)
     tokens, nfe, calls = [], torch.zeros(n, dtype=torch.int64, device=device), 0
     for low in range(0, n, size):
         rows = slice(low, min(low + size, n))
@@ -214,6 +231,15 @@ def _check_device(model: DiffusionModel | AutoregressiveModel, device: torch.dev
         )
 
 
+def _check_read(structure: Structure | None, reader: str, reads: bool) -> None:
+    """ValueError where a structure was asked for and nobody looks at it."""
+    if structure is not None and not reads:
+        raise ValueError(
+            f"structure says which tokens are revealed together, and {reader} does not reveal by the latent: leave "
+            f"structure out or use the sampler 'reveal' of masked diffusion, got {structure}"
+        )
+
+
 def _check_whole(name: str, value: int) -> None:
     meaning = {"seed": "seed names the randomness", "first": "first is the number of the first sample"}[name]
     if isinstance(value, bool) or not isinstance(value, Integral) or (name == "first" and value < 0):
@@ -229,14 +255,3 @@ def _check_count(name: str, value: int) -> None:
     }[name]
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{meaning}: want a whole number >= 1, got {value!r}")
-
-
-def _named(kind: str, choice: str | Choice, choices: Mapping[str, Choice]) -> Choice:
-    """What a name stands for; a thing stands for itself. ValueError with a suggestion for an unknown name."""
-    if not isinstance(choice, str):
-        return choice
-    if choice not in choices:
-        close = get_close_matches(choice, choices, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"no {kind} is called {choice!r}{hint}: want one of {', '.join(choices)}")
-    return choices[choice]

@@ -1,32 +1,35 @@
 """Samplers: how a canvas goes from noise to text. A sampler is a plan of `Step`s, made before the first network call.
 
 `reveal` is the deterministic sampler and the default for masked diffusion: the plan names every position that every
-step reads, so cost is known beforehand. `ancestral` is the classic update of any process. `confidence` lets
-the model choose the order.
+step reads, so cost is known beforehand. `ancestral` is the classic update of any process, `greedy_tail` ends it with an
+arg max. `confidence` and `entropy_bounded` let the model choose the order. Those that also write noise are in
+`renoising`.
 
-To add one (re-masking, a greedy last step, ...): a function from `Task` to steps. What follows from the latent and the
-grid belongs into the plan, what follows from the text into the step.
+To add one: a function from `Task` to steps. What follows from the latent and the grid belongs into the plan, what
+follows from the text into the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.samplers.canvas import FREE
-from unmask.samplers.draws import UNFILTERED, Draw, Filters, race
+from unmask.samplers.draws import UNFILTERED, Draw, Filters, is_number, race
 from unmask.samplers.grids import check_levels
 from unmask.samplers.latent import Latent
 from unmask.types import Tokens
 
 Laws: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # (positions [m], flat in [n, L]; log p [m, V] float64), blocks
+
+ENTROPY_STEPS = 2**10  # steps in a nat: entropies of one step are equal, far above the rounding of a float32 network
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Task:
 
     pins     [n, L] given tokens, -1 where free; given tokens never change and are never read
     latent   the randomness of the n samples
-    alphas   float64 [N + 1], the grid: step k goes from alphas[k] to alphas[k + 1]
+    alphas   float64 [moves + 1], the grid: step k goes from alphas[k] to alphas[k + 1]
     filters  applied to p(x0), before any posterior
     draw     from a law to a token
     """
@@ -70,6 +73,14 @@ class Task:
         ]
         return self.pins.where(~self.free, torch.cat(noise).to(self.pins.device))
 
+    def level(self, z: Tokens) -> Tensor:
+        """The alpha at which a text of masked diffusion is expected to show what z shows: float64 [n].
+
+        alpha_0 + (1 - alpha_0) x (share of the free tokens that are shown); 1 where none is free.
+        """
+        hidden = (self.free & self.process.open(z)).sum(1)
+        return 1 - (1 - self.alphas[0].to(z.device)) * hidden / self.free.sum(1).clamp(min=1)
+
     def token(self, log_p: Tensor, at: Tensor, occasion: int = 0) -> Tensor:
         """Draw from log p [m, V] of x0 at positions `at` [m]."""
         return self.draw(self.filters.keep(log_p), self.latent.address(at, occasion))
@@ -79,11 +90,12 @@ class Task:
 class Reads:
     """What a network call is for: `rows` [b] of the batch take part, positions `where` [N], flat in [b, L], are read.
 
-    No row: no call.
+    No row: no call. `alpha` [b] is what the network is told; None for the level of the grid that the step starts from.
     """
 
     rows: Tensor
     where: Tensor
+    alpha: Tensor | None = None
 
     @staticmethod
     def of(at: Tensor, length: int) -> Reads:
@@ -92,7 +104,7 @@ class Reads:
         return Reads(rows, place * length + at % length)
 
     def to(self, device: torch.device) -> Reads:
-        return Reads(self.rows.to(device), self.where.to(device))
+        return replace(self, rows=self.rows.to(device), where=self.where.to(device))
 
 
 class Step(Protocol):
@@ -103,7 +115,7 @@ class Step(Protocol):
     def __call__(self, z: Tokens, laws: Laws) -> Tokens: ...
 
 
-Sampler: TypeAlias = Callable[[Task], Sequence[Step]]
+Sampler: TypeAlias = Callable[[Task], Sequence[Step]]  # a step for each move of the grid, or it says `Reads.alpha`
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,18 @@ def ancestral(task: Task) -> Sequence[Step]:
     return [_Ancestral(task, k) for k in range(len(task.alphas) - 1)]
 
 
+def greedy_tail(task: Task) -> Sequence[Step]:
+    """Ancestral steps, but the last writes arg max p(x0) instead of a draw (Duo, arXiv 2506.10892), for any process.
+
+    On the grid "released" it is the column "greedy-tail" of Duo's tables, and what MDLM's and SDTT's released codes do.
+    In masked diffusion the steps are those of `reveal`, ancestral in law, and the last writes at MASKs only. Ties go to
+    the smaller id; temperature, top-k and top-p do not move an arg max. It is not the model's law: the fewer steps,
+    the more tokens are no draws, and the texts vary less.
+    """
+    steps = ancestral(task) if task.mask_id is None else reveal(task)
+    return [*steps[:-1], _Greedy(task)]
+
+
 def confidence(task: Task) -> Sequence[Step]:
     """Draw everywhere, keep the tokens of greatest probability (MaskGIT, arXiv 2202.04200); the grid says how many.
 
@@ -162,7 +186,39 @@ def confidence(task: Task) -> Sequence[Step]:
     return [_Confidence(task, k, count) for k, count in enumerate(shown.diff(dim=1).T)]
 
 
-SAMPLERS: Mapping[str, Sampler] = MappingProxyType({"reveal": reveal, "ancestral": ancestral, "confidence": confidence})
+def entropy_bounded(bound: float) -> Sampler:
+    """Reveal together what is nearly independent: the EB-sampler (Ben-Hamu et al. 2025, arXiv 2505.24857), masked only.
+
+    Each step draws, in order of increasing entropy H of p(x0_i | z), the longest prefix U of the MASKs with
+
+        sum_{l in U} H_l - max_{l in U} H_l <= bound   (nats)
+
+    and always one. The left side bounds what the tokens of U can tell about each other, so it bounds the price of
+    drawing them at once. bound = 0: one token a step, and with it those that are certain (H = 0); inf: all in one step.
+    Ties go to the earlier position, and a tie is what is equal to 2^-10 nats: over a blank canvas a network with rotary
+    positions has one law for all positions, and rounding must not choose. H goes by p(x0) at the temperature, before
+    top-p and top-k. A token is drawn by one race at any bound.
+
+    The grid gives alpha(1) only: there are as many steps as the longest text has free tokens, and those behind its end
+    cost no call. What is shown does not follow the grid, so the network is told `Task.level`, each sample its own: the
+    alpha at which that share of tokens is shown in training. The *choice* of tokens is not that of training all the
+    same, so for a network that sees alpha (`sees_alpha`) this is the nearest level, not an exact one. As with
+    `confidence` the order prefers safe tokens; with a denoiser that knows p(x0_i | z) exactly, bound = 0 still draws
+    from its law of texts.
+
+    ValueError unless bound >= 0.
+    """
+    if not (is_number(bound) and bound >= 0):
+        raise ValueError(
+            "bound is the entropy, in nats, that a step may draw at once besides its least certain token: "
+            f"want bound >= 0 (inf reveals all at once), got {bound!r}"
+        )
+    return partial(_entropy_bounded, bound=float(bound))
+
+
+def _entropy_bounded(task: Task, bound: float) -> Sequence[Step]:
+    _check_masked(task)
+    return [_EntropyBounded(task, bound)] * int(task.free.sum(1).max())
 
 
 @dataclass(frozen=True)
@@ -175,7 +231,7 @@ class _Reveal:
 
     def __call__(self, z: Tokens, laws: Laws) -> Tokens:
         for at, log_p in laws:
-            z = _put(z, at, self.task.token(log_p, at))
+            z = put(z, at, self.task.token(log_p, at))
         return z
 
 
@@ -194,7 +250,20 @@ class _Ancestral:
         for at, log_p in laws:
             p_x0 = task.filters.keep(log_p).exp()
             p_zs = task.process.posterior(p_x0[None], before[None, at], alpha_t, alpha_s)[0]
-            z = _put(z, at, task.draw(p_zs.log(), task.latent.address(at, self.k)))
+            z = put(z, at, task.draw(p_zs.log(), task.latent.address(at, self.k)))
+        return z
+
+
+@dataclass(frozen=True)
+class _Greedy:
+    task: Task
+
+    def reads(self, z: Tokens) -> Reads:
+        return _open(self.task, z, self.task.free)
+
+    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
+        for at, log_p in laws:
+            z = put(z, at, log_p.argmax(dim=-1))
         return z
 
 
@@ -211,17 +280,35 @@ class _Confidence:
         guess, score = z, torch.full(z.shape, -torch.inf, dtype=torch.float64, device=z.device)
         for at, log_p in laws:
             token = self.task.token(log_p, at, self.k)
-            guess = _put(guess, at, token)
-            score = _put(score, at, log_p.gather(-1, token[:, None]).squeeze(-1))
+            guess = put(guess, at, token)
+            score = put(score, at, log_p.gather(-1, token[:, None]).squeeze(-1))
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return torch.where(rank < self.count[:, None], guess, z)
 
 
+@dataclass(frozen=True)
+class _EntropyBounded:
+    task: Task
+    bound: float
+
+    def reads(self, z: Tokens) -> Reads:
+        reads = _open(self.task, z, self.task.free)
+        return replace(reads, alpha=self.task.level(z)[reads.rows])
+
+    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
+        guess, entropy = z, torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
+        for at, log_p in laws:
+            guess = put(guess, at, self.task.token(log_p, at))  # not kept, not seen: its race is still fresh
+            entropy = put(entropy, at, torch.special.entr(log_p.exp()).sum(-1))
+        order = (entropy * ENTROPY_STEPS).round().argsort(dim=1, stable=True)
+        before = F.pad(entropy.gather(1, order).cumsum(1)[:, :-1], (1, 0))  # the sum without the last, the greatest
+        kept = torch.zeros_like(z, dtype=torch.bool).scatter(1, order, before <= self.bound)
+        return torch.where(kept, guess, z)
+
+
 def _open(task: Task, z: Tokens, candidates: Tensor) -> Reads:
     """The candidates that can still change: in masked diffusion, those under a MASK."""
-    if task.mask_id is not None:
-        candidates = candidates & (z == task.mask_id)
-    return Reads.of(candidates.flatten().nonzero().squeeze(-1), z.shape[1])
+    return Reads.of((candidates & task.process.open(z)).flatten().nonzero().squeeze(-1), z.shape[1])
 
 
 def _check_masked(task: Task) -> None:
@@ -230,5 +317,6 @@ def _check_masked(task: Task) -> None:
         raise ValueError(f"this sampler reveals MASKs, and the noise of {process} is none: use the sampler 'ancestral'")
 
 
-def _put(table: Tensor, at: Tensor, values: Tensor) -> Tensor:
+def put(table: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """A copy of `table` [n, L] with `values` [m] at positions `at` [m], flat in [n, L]."""
     return table.flatten().index_copy(0, at, values).view_as(table)

@@ -1,0 +1,182 @@
+"""Samplers that also write noise, so that a token once shown can still change: psi-samplers and ReMDM.
+
+All of them are one law, for any kappa of each step (Duo's second paper, "Chapter II", calls it psi):
+
+    z_s ~ kappa q(z_s | z_t, x0 ~ p) + (1 - kappa) q(z_s | x0 ~ q(x0 | z_t)),     q(x0 | z_t) = posterior at alpha = 1
+
+The first term is the ancestral step, the second forgets z_t but for what it says about x0, and noises anew. Both keep
+the marginal q(z_s) of each token where p is exact, so kappa is free: 1 is `ancestral`, 0 the pure predictor-corrector.
+
+In masked diffusion, r = (a_s - a_t) / (1 - a_t), it says
+
+    a shown token becomes MASK   with probability sigma = (1 - kappa) (1 - a_s)
+    a MASK becomes a token of p  with probability kappa r + (1 - kappa) a_s = (a_s - (1 - sigma) a_t) / (1 - a_t)
+
+which is ReMDM (Wang et al. 2025, arXiv 2503.00307). kappa may be negative: both are probabilities for sigma <= min(1,
+(1 - a_s) / a_t), that is for kappa >= max(1 - 1/(1 - a_s), 1 - 1/a_t). For uniform noise over K tokens the limit is
+kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order of 1/K, and we stop at 0: sigma <= 1 - a_s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from unmask.rng import uniform
+from unmask.samplers.draws import is_number
+from unmask.samplers.steps import Laws, Reads, Sampler, Step, Task, put
+from unmask.types import Tokens
+
+Kappa: TypeAlias = Callable[[float, float], float]  # (alpha_t, alpha_s) -> kappa of that step
+Sigma: TypeAlias = Callable[[float, float, float], float]  # (alpha_t, alpha_s, greatest allowed) -> sigma of that step
+
+_ROUNDING = 1e-9
+
+
+def psi(kappa: float | Kappa) -> Sampler:
+    """The law above with one kappa, or with a function (alpha_t, alpha_s) -> kappa; see the module.
+
+    Where alpha_s = 1 there is no noise to write and kappa plays no part: a function is not asked there. In masked
+    diffusion only the MASKs that are about to be shown are read, and a sample without one takes part in no call;
+    elsewhere every step reads every free position. The same sample in any batch, another at other step counts.
+
+    ValueError unless 0 <= kappa <= 1; a function may go lower in masked diffusion (see the module), and is checked
+    before the first call.
+    """
+    if callable(kappa):
+        return partial(_psi, kappa=kappa)
+    if not (is_number(kappa) and 0 <= kappa <= 1):
+        raise ValueError(
+            "kappa is the weight of the ancestral step against noising anew: want 0 <= kappa <= 1 (1 is ancestral), or "
+            f"a function (alpha_t, alpha_s) -> kappa, got {kappa!r}"
+        )
+    value = float(kappa)
+    return partial(_psi, kappa=lambda alpha_t, alpha_s: value)
+
+
+def remdm_cap(eta: float) -> Sampler:
+    """ReMDM with sigma = min(eta, greatest): about a share eta of the shown tokens is noised in each step.
+
+    ValueError unless 0 <= eta <= 1.
+    """
+    _check_eta(eta)
+    return partial(_remdm, sigma=lambda alpha_t, alpha_s, greatest: min(eta, greatest))
+
+
+def remdm_rescale(eta: float) -> Sampler:
+    """ReMDM with sigma = eta x greatest: 0 is ancestral, 1 noises as many tokens as the marginals allow.
+
+    ValueError unless 0 <= eta <= 1.
+    """
+    _check_eta(eta)
+    return partial(_remdm, sigma=lambda alpha_t, alpha_s, greatest: eta * greatest)
+
+
+def remdm_loop(eta: float) -> Sampler:
+    """ReMDM-loop: ancestral where the grid rises, sigma = min(eta, greatest) where it stands; for the grid "loop".
+
+    ValueError unless 0 <= eta <= 1.
+    """
+    _check_eta(eta)
+    return partial(_remdm, sigma=lambda alpha_t, alpha_s, greatest: min(eta, greatest) if alpha_s == alpha_t else 0.0)
+
+
+def _remdm(task: Task, sigma: Sigma) -> Sequence[Step]:
+    def kappa(alpha_t: float, alpha_s: float) -> float:
+        greatest = (1 - _least(task, alpha_t, alpha_s)) * (1 - alpha_s)
+        return 1 - sigma(alpha_t, alpha_s, greatest) / (1 - alpha_s)
+
+    return _psi(task, kappa)
+
+
+def _psi(task: Task, kappa: Kappa) -> Sequence[Step]:
+    move = _Renoise if task.mask_id is None else _Remask
+    return [move(task, k, _weight(task, kappa, *levels)) for k, levels in enumerate(pairwise(task.alphas.tolist()))]
+
+
+def _weight(task: Task, kappa: Kappa, alpha_t: float, alpha_s: float) -> float:
+    """kappa of a step; ValueError where the law would have negative probabilities."""
+    if alpha_s == 1:
+        return 1.0
+    weight, least = kappa(alpha_t, alpha_s), _least(task, alpha_t, alpha_s)
+    if not (is_number(weight) and least - _ROUNDING <= weight <= 1 + _ROUNDING):
+        raise ValueError(
+            f"kappa is the weight of the ancestral step against noising anew: from alpha_t = {alpha_t:.6g} to alpha_s "
+            f"= {alpha_s:.6g} want {least:.6g} <= kappa <= 1, or probabilities are negative, got {weight!r}; change "
+            "the function given to psi"
+        )
+    return min(max(float(weight), least), 1.0)
+
+
+def _check_eta(eta: float) -> None:
+    if not (is_number(eta) and 0 <= eta <= 1):
+        raise ValueError(
+            "eta is the share of shown tokens that a step noises (cap, loop), or of the greatest such share (rescale): "
+            f"want 0 <= eta <= 1 (0 is ancestral), got {eta!r}"
+        )
+
+
+def _least(task: Task, alpha_t: float, alpha_s: float) -> float:
+    """The smallest kappa of a step: that of sigma = min(1, (1 - alpha_s) / alpha_t) for MASKs, else 0."""
+    if task.mask_id is None:
+        return 0.0
+    return max(1 - 1 / alpha_t if alpha_t > 0 else -torch.inf, 1 - 1 / (1 - alpha_s))
+
+
+@dataclass(frozen=True)
+class _Remask:
+    """A step of masked diffusion. One coin a position says whether it moves; the race only says to which token."""
+
+    task: Task
+    k: int
+    kappa: float
+
+    def coin(self) -> Tensor:
+        """Uniform numbers [n, L] of this step, none of them used by a draw."""
+        size = self.task.pins.numel()
+        at = torch.arange(size, device=self.task.pins.device)
+        return uniform(self.task.latent.address(at, -1 - self.k)).view_as(self.task.pins)
+
+    def reads(self, z: Tokens) -> Reads:
+        alpha_t, alpha_s = self.task.alphas[self.k : self.k + 2].tolist()
+        reveal = self.kappa * (alpha_s - alpha_t) / (1 - alpha_t) + (1 - self.kappa) * alpha_s
+        due = self.task.free & self.task.process.open(z) & (self.coin() < reveal)
+        return Reads.of(due.flatten().nonzero().squeeze(-1), z.shape[1])
+
+    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
+        sigma = (1 - self.kappa) * (1 - float(self.task.alphas[self.k + 1]))
+        hide = self.task.free & ~self.task.process.open(z) & (self.coin() < sigma)
+        z = self.task.canvas().where(hide, z)
+        for at, log_p in laws:
+            z = put(z, at, self.task.token(log_p, at, self.k))
+        return z
+
+
+@dataclass(frozen=True)
+class _Renoise:
+    """A step of any process, by the table of the law: a row for each free position, in blocks."""
+
+    task: Task
+    k: int
+    kappa: float
+
+    def reads(self, z: Tokens) -> Reads:
+        return Reads.of(self.task.free.flatten().nonzero().squeeze(-1), z.shape[1])
+
+    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
+        task, before = self.task, z.flatten()
+        alpha_t, alpha_s = task.alphas[self.k : self.k + 2].to(z.device).split(1)
+        for at, log_p in laws:
+            p_x0, z_t = task.filters.keep(log_p).exp()[None], before[None, at]
+            law = task.process.posterior(p_x0, z_t, alpha_t, alpha_s)
+            if self.kappa != 1:
+                known = task.process.posterior(p_x0, z_t, alpha_t, torch.ones_like(alpha_t))
+                law = self.kappa * law + (1 - self.kappa) * task.process.forward(known, alpha_s)
+            z = put(z, at, task.draw(law[0].log(), task.latent.address(at, self.k)))
+        return z
