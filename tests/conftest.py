@@ -40,6 +40,19 @@ def masked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def uniform(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a uniform-state model, in the tokens of `masked`."""
+    from toy_recipes import shrink
+    from unmask.recipes.book import recipe
+    from unmask.recipes.run import run
+
+    folder = tmp_path_factory.mktemp("uniform") / "run"
+    plan = shrink(recipe("demo-duo"), text, tokens=masked)
+    list(run(replace(plan, precision="float32"), folder, device="cpu"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
 def causal(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of an autoregressive model, in the tokens of `masked`."""
     from toy_recipes import shrink

@@ -10,24 +10,38 @@ import torch
 
 import unmask
 from toy_recipes import LENGTH, VOCABULARY, shrink
+from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.models.pretrained import CausalModel, Model
 from unmask.plain import from_json
 from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.build import starts_from
 from unmask.recipes.run import run
-from unmask.recipes.schema import NextToken, Recipe
+from unmask.recipes.schema import Consistency, Curriculum, Nelbo, NextToken, Objective, Recipe, Sdtt
 
 NAMES = [function().name for function in RECIPES]
 
 
+def kind(objective: Objective) -> str:
+    """What noise a recipe trains against."""
+    match objective:
+        case NextToken():
+            return "next token"
+        case Curriculum():
+            return "uniform"
+        case Nelbo(process=noise) | Consistency(process=noise):
+            return noise
+        case Sdtt():
+            return "masked"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_takes_two_steps_and_its_model_speaks(
-    name: str, text: Path, masked: Path, causal: Path, tmp_path: Path
+    name: str, text: Path, masked: Path, uniform: Path, causal: Path, tmp_path: Path
 ) -> None:
     plan = recipe(name)
-    next_token = isinstance(plan.objective, NextToken)
-    start = (causal if next_token else masked) if starts_from(plan) else None
-    small = shrink(plan, text, start, tokens=masked if next_token else None)
+    models = {"masked": masked, "uniform": uniform, "next token": causal}
+    start = models[kind(plan.objective)] if starts_from(plan) else None
+    small = shrink(plan, text, start, tokens=masked if isinstance(plan.objective, NextToken) else None)
     updates = list(run(small, tmp_path / "run", device="cpu"))
     assert [update.step for update in updates] == [1, 2]
     assert all(math.isfinite(update.loss) and update.grad_norm > 0 for update in updates)
@@ -42,7 +56,11 @@ def test_it_takes_two_steps_and_its_model_speaks(
 
     models = [unmask.load(tmp_path / "run" / "model", weights=weights) for weights in ("ema", "raw")]
     assert [type(model) for model in models] == [CausalModel if isinstance(small.objective, NextToken) else Model] * 2
+    processes = {"masked": MaskedProcess, "uniform": UniformProcess}
     for model in models:
+        if isinstance(model, Model):
+            assert type(model.process) is processes[kind(small.objective)]
+            assert model.denoiser.sees_alpha == (kind(small.objective) == "uniform")
         assert not model.network.training and model.tokenizer is not None
         assert model.network.shape.vocab_size == model.tokenizer.vocab_size == VOCABULARY
     drawn = [unmask.sample(models[0], n=2, length=8, steps=3, seed=1) for _ in range(2)]

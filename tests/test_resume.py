@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import torch
 
 import unmask
 from toy_training import CPU, RECIPE, ROUND, Chase, begin, differing, run, updates
-from unmask.diffusion.processes import MaskedProcess
-from unmask.diffusion.schedules import LogLinear
+from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
+from unmask.diffusion.schedules import GaussianArgmax, LogLinear
 from unmask.models.dit import DiT, Shape
 from unmask.models.parameterization import NetworkDenoiser
+from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
+from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.rounds import Rounds
+from unmask.objectives.sdtt import Sdtt
 from unmask.training import AdamW, RunDir, State, fit, recorded, stop_signals
 
 STEPS = 10
@@ -112,33 +116,66 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> No
     assert log(tmp_path / "straight") == log(tmp_path / "killed")
 
 
-def test_masked_consistency_distillation_resumes_in_the_middle_of_a_round(tmp_path: Path) -> None:
-    """The same law for the real network and objective."""
-    vocab_size, length = 11, 8
+VOCAB, LENGTH = 11, 8
+MASKED, UNIFORM = MaskedProcess(VOCAB, VOCAB - 1), UniformProcess(VOCAB)
+PATH = GaussianArgmax(VOCAB, -3.0, 2.0)
 
-    def denoiser() -> NetworkDenoiser:
-        torch.manual_seed(0)
-        network = DiT(Shape(vocab_size, length, width=16, blocks=1, heads=2, cond_dim=8, dropout=0.2))
-        for weight in network.parameters():
-            torch.nn.init.normal_(weight, std=0.2)
-        return NetworkDenoiser(network, mask_id=vocab_size - 1, sees_alpha=False)
 
-    def distil(path: Path, steps: int) -> State:
-        process = MaskedProcess(vocab_size, vocab_size - 1)
-        rounds = Rounds(steps=ROUND, delta0=1 / 8, temperatures=(0.9, 0.8, 0.7))
-        objective = Consistency(process, LogLinear(), denoiser(), rounds)
-        state = State.begin(objective, denoiser(), AdamW(lr=0.01), CPU)
+def denoiser(process: Process) -> NetworkDenoiser:
+    torch.manual_seed(0)
+    network = DiT(Shape(VOCAB, LENGTH, width=16, blocks=1, heads=2, cond_dim=8, dropout=0.2))
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    masked = process is MASKED
+    return NetworkDenoiser(network, mask_id=VOCAB - 1 if masked else None, sees_alpha=not masked)
+
+
+def rounds(*temperatures: float) -> Rounds:
+    return Rounds(steps=ROUND, delta0=1 / 16, temperatures=temperatures)
+
+
+METHODS: dict[str, tuple[Process, Callable[[], Objective]]] = {
+    "MCD": (MASKED, lambda: Consistency(MASKED, LogLinear(), denoiser(MASKED), rounds(0.9, 0.8, 0.7))),
+    "SDTT": (MASKED, lambda: Sdtt(MASKED, LogLinear(), denoiser(MASKED), rounds(1, 1, 1), divergence="tvd")),
+    "DCD": (UNIFORM, lambda: Consistency(UNIFORM, PATH, denoiser(UNIFORM), rounds(1, 1, 1))),
+    "curriculum": (UNIFORM, lambda: Curriculum(UNIFORM, LogLinear(), PATH, 7, temperature=0.1, top_k=3)),
+    "curriculum, at its switch": (UNIFORM, lambda: Curriculum(UNIFORM, LogLinear(), PATH, 5, temperature=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """The same law for the real network and objectives: stopped in the middle of a round, before and at the switch."""
+    process, make = METHODS[name]
+
+    def train(path: Path, steps: int) -> State:
+        objective = make()
+        state = State.begin(objective, denoiser(process), AdamW(lr=0.01), CPU)
 
         def batch(step: int) -> torch.Tensor:
-            return torch.randint(vocab_size - 1, (4, length), generator=torch.Generator().manual_seed(step))
+            return torch.randint(VOCAB - 1, (4, LENGTH), generator=torch.Generator().manual_seed(step))
 
         with RunDir.open(path, {}) as directory:
             directory.restore(state, CPU)
             list(recorded(fit(objective, state, batch, steps=steps, engine=CPU), directory, state, every=5))
         return state
 
-    straight = distil(tmp_path / "straight", STEPS)
-    distil(tmp_path / "stopped", 5)
-    resumed = distil(tmp_path / "stopped", STEPS)
+    straight = train(tmp_path / "straight", STEPS)
+    train(tmp_path / "stopped", 5)
+    torch.manual_seed(5)  # a new process has other random numbers
+    resumed = train(tmp_path / "stopped", STEPS)
     assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(tmp_path / "stopped")
-    assert [record["round"] for record in log(tmp_path / "stopped")] == [0] * 4 + [1] * 4 + [2] * 2
+    records = log(tmp_path / "stopped")
+    if "curriculum" not in name:
+        assert [record["round"] for record in records] == [0] * 4 + [1] * 4 + [2] * 2
+    assert len({record["loss"] for record in records}) == STEPS
+
+
+def test_a_curriculum_switches_at_its_step() -> None:
+    """Two runs that differ in soft_steps alone are one run until the first of them switches."""
+    losses, x0 = {}, torch.randint(VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
+    for soft_steps in (3, 6):
+        objective = Curriculum(UNIFORM, LogLinear(), PATH, soft_steps, temperature=0.1, top_k=3)
+        state = State.begin(objective, denoiser(UNIFORM), AdamW(lr=0.01), CPU)
+        losses[soft_steps] = [update.loss for update in fit(objective, state, lambda step: x0, steps=5, engine=CPU)]
+    assert losses[3][:3] == losses[6][:3] and losses[3][3] != losses[6][3]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unmask.recipes.build import starts_from
-from unmask.recipes.schema import Consistency, Recipe
+from unmask.recipes.schema import Curriculum, Distillation, Recipe, Sdtt
 
 LENGTH, VOCABULARY = 16, 262
 WORDS = "the state of the union is that teachers tell and a student learns what noise has left of the text".split()
@@ -20,13 +20,17 @@ def corpus(folder: Path, documents: int = 24) -> Path:
 
 
 def shrink(recipe: Recipe, text: Path, start: Path | None = None, tokens: Path | None = None) -> Recipe:
-    """The same recipe with small numbers; a round lasts one step.
+    """The same recipe with small numbers; a round lasts one step, and so does softened input.
 
     start   the model that the weights start from, where they do
     tokens  where the tokenizer is: `start`, or else it is trained on the text
     """
     objective, tokens = recipe.objective, tokens or start
-    if isinstance(objective, Consistency):
+    if isinstance(objective, Curriculum):
+        objective = replace(objective, soft_steps=1)
+    if isinstance(objective, Sdtt):
+        objective = replace(objective, delta0=1 / 8, count=2)  # in a small step of a short row no token is revealed
+    if isinstance(objective, Distillation):
         objective = replace(objective, teacher=str(start), round_steps=1)
     elif starts_from(recipe):
         objective = replace(objective, init=str(start))

@@ -1,4 +1,7 @@
-"""Masked consistency distillation is Eq. 14 and Algorithm 1 of Latent Shadows, and each switch is one switch."""
+"""Masked consistency distillation is Eq. 14 and Algorithm 1 of Latent Shadows, and each switch is one switch.
+
+With uniform noise it is Duo's discrete consistency distillation: one divergence, at every token.
+"""
 
 import copy
 import math
@@ -14,8 +17,11 @@ from torch.testing import assert_close
 from reference import loss_cross_entropy, loss_eq14, loss_kl
 from toy_denoiser import Toy
 from unmask.diffusion.divergences import cross_entropy, forward_kl, reverse_kl, spread
-from unmask.diffusion.processes import MaskedProcess
-from unmask.diffusion.schedules import Cosine, LogLinear
+from unmask.diffusion.processes import MaskedProcess, UniformProcess
+from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, gamma_at
+from unmask.diffusion.structure import Block, Structure
+from unmask.diffusion.trajectory import Trajectory, trajectory
+from unmask.objectives import consistency
 from unmask.objectives.base import Loss
 from unmask.objectives.consistency import Consistency, distillation_loss
 from unmask.objectives.rounds import Rounds
@@ -292,3 +298,115 @@ def test_a_step_is_a_function_of_step_and_generator() -> None:
     one, same, other = (step_of(objective(coupling="independent"), 5, seed)[0].per_token for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 3.0])
+@pytest.mark.parametrize("reduction", ["tokens", "masked"])
+def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction: str) -> None:
+    """Eq. 14 with a factor before its second sum; what counts in the mean stays the same."""
+    plain, _, (z_t, _), (z_s, _) = step_of(objective(reduction=reduction), step=20)
+    scaled, *_ = step_of(objective(reduction=reduction, revealed_weight=weight), step=20)
+    revealed = (z_t == MASK) & (z_s != MASK)
+    assert revealed.any() and (z_s == MASK).any()
+    assert_close(scaled.per_token, torch.where(revealed, weight, 1.0) * plain.per_token)
+    assert torch.equal(scaled.weight, plain.weight)
+    assert float(scaled.metrics["reconstruction"]) == pytest.approx(weight * float(plain.metrics["reconstruction"]))
+    assert float(scaled.metrics["distillation"]) == pytest.approx(float(plain.metrics["distillation"]))
+
+
+@pytest.mark.parametrize("coupling", ["locked", "independent"])
+@pytest.mark.parametrize("structure", [None, Block(7, 1.0)], ids=["alone", "block"])
+def test_the_structure_is_that_of_both_views(
+    structure: Structure | None, coupling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One path where they are locked, two where they are not; with a block of correlation 1 a row goes as one token."""
+    paths: list[Trajectory] = []
+
+    def watched(*arguments: object) -> Trajectory:
+        assert arguments[-1] is structure
+        paths.append(trajectory(*arguments))
+        return paths[-1]
+
+    monkeypatch.setattr(consistency, "trajectory", watched)
+    _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(objective(structure=structure, coupling=coupling), step=20)
+    assert len(paths) == (1 if coupling == "locked" else 2)
+    assert torch.equal(paths[0].at(alpha_t), z_t) and torch.equal(paths[-1].at(alpha_s), z_s)
+    shares = [{*(z == MASK).double().mean(1).tolist()} for z in (z_t, z_s)]
+    assert all((share <= {0.0, 1.0}) == (structure is not None) for share in shares)
+
+
+# --- uniform noise: DCD
+
+K = 6
+UNIFORM = UniformProcess(K)
+TEXT = torch.randint(K, (B, L), generator=torch.Generator().manual_seed(1))
+PATH = GaussianArgmax(K, gamma_at(0.998, K), gamma_at(0.02, K))
+ON_SCHEDULES = pytest.mark.parametrize("schedule", [LogLinear(), PATH], ids=["log-linear", "arg max"])
+
+
+def uniform(schedule: NoiseSchedule = PATH, **switches: object) -> Consistency:
+    return Consistency(UNIFORM, schedule, Toy(K, seed=7), ROUNDS, **switches)
+
+
+@ON_SCHEDULES
+@pytest.mark.parametrize("step", [0, 10, 99])
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("revealed", ["cross_entropy", "divergence", "none"])
+def test_every_token_has_the_divergence_and_nothing_else(
+    direction: str, revealed: str, step: int, schedule: NoiseSchedule
+) -> None:
+    """Duo, section 4.2: KL(student at z_t || teacher at z_s), mean over all tokens; x0 is told to nobody."""
+    method = uniform(schedule, direction=direction, revealed=revealed, revealed_weight=7.0)
+    loss, student, (z_t, alpha_t), (z_s, alpha_s) = step_of(method, step, x0=TEXT)
+    log_p = student(z_t, alpha_t).log_p().detach()
+    log_q = method.teacher(z_s, alpha_s).log_p(temperature=ROUNDS.temperature(step)).detach()
+    want = loss_kl(log_p, log_q) if direction == "reverse" else loss_kl(log_q, log_p)
+    assert_close(loss.per_token.detach(), want, rtol=1e-9, atol=1e-12)
+    assert bool((loss.weight == 1).all()) and loss.weight.shape == TEXT.shape
+    assert float(loss.metrics["reconstruction"]) == 0
+    assert float(loss.metrics["distillation"]) == pytest.approx(float(want.mean()))
+    t, s = (schedule.time(alpha) for alpha in (alpha_t, alpha_s))
+    assert_close(t - s, torch.full((B,), ROUNDS.delta(step)).double(), rtol=0, atol=1e-9)
+
+
+@given(st.integers(0, 10**6))
+def test_a_token_that_has_left_x0_at_s_is_the_same_at_t(seed: int) -> None:
+    """The locked pair of the arg max path: the competitor never changes, and x0 at t is x0 at s."""
+    _, _, (z_t, _), (z_s, _) = step_of(uniform(), 20, seed, TEXT)
+    assert bool(((z_s == TEXT) | (z_t == z_s)).all()) and bool(((z_t != TEXT) | (z_s == TEXT)).all())
+
+
+def test_both_views_are_of_one_trajectory_or_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[Trajectory] = []
+
+    def watched(*arguments: object) -> Trajectory:
+        paths.append(trajectory(*arguments))
+        return paths[-1]
+
+    monkeypatch.setattr(consistency, "trajectory", watched)
+    for coupling in ("locked", "independent"):
+        paths.clear()
+        _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(uniform(coupling=coupling), 20, x0=TEXT)
+        assert len(paths) == (1 if coupling == "locked" else 2)
+        assert torch.equal(paths[0].at(alpha_t), z_t) and torch.equal(paths[-1].at(alpha_s), z_s)
+
+
+def test_independent_views_return_to_x0_and_change_their_rival() -> None:
+    x0 = TEXT.repeat(20, 20)
+    _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(uniform(coupling="independent"), 20, x0=x0)
+    both_lost = ((1 - alpha_t) * (1 - alpha_s) * (1 - 1 / K) ** 2)[:, None]  # both are noise, and no x0 by chance
+    changed = (z_s != x0) & (z_t != x0) & (z_s != z_t)
+    want = float((both_lost * (1 - 1 / (K - 1))).mean())
+    assert float(changed.double().mean()) == pytest.approx(want, abs=0.01)
+
+
+def test_where_all_of_a_uniform_text_is_open_the_masked_mean_is_the_mean() -> None:
+    one, two = (step_of(uniform(reduction=name), 0, x0=TEXT)[0] for name in ("tokens", "masked"))
+    assert torch.equal(one.weight.double(), two.weight.double()) and torch.equal(one.per_token, two.per_token)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_at_no_distance() -> None:
+    method = replace(uniform(), rounds=Rounds(10, 1e-12, (1.0,)))
+    student = Toy(K, seed=8)
+    method.prepare(0, student)
+    assert float(method(student, TEXT, step=0, generator=seeded()).per_token.detach().abs().max()) < 1e-12

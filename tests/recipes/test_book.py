@@ -1,20 +1,28 @@
 """The named recipes are whole and consistent, and say the numbers of their sources."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from reference import duality_keep
 from unmask.objectives.rounds import Rounds
 from unmask.recipes.book import RECIPES, recipe
-from unmask.recipes.schema import Consistency, Nelbo, NextToken, Recipe
+from unmask.recipes.schema import Consistency, Curriculum, Distillation, Nelbo, NextToken, Recipe, Sdtt
 
 ALL = [function() for function in RECIPES]
-DISTILLATIONS = [plan for plan in ALL if isinstance(plan.objective, Consistency)]
+DISTILLATIONS = [plan for plan in ALL if isinstance(plan.objective, Distillation)]
 ids = lambda plan: plan.name  # noqa: E731
 
 
 def rounds(plan: Recipe) -> Rounds:
-    return Rounds(plan.objective.round_steps, plan.objective.delta0, plan.objective.temperatures)
+    told = plan.objective
+    return Rounds(told.round_steps, told.delta0, (1.0,) * told.count if isinstance(told, Sdtt) else told.temperatures)
+
+
+def operator(gamma: float, size: int) -> float:
+    """Duo's alpha of a gamma."""
+    return (size * duality_keep(math.exp(-gamma / 2), size) - 1) / (size - 1)
 
 
 def test_names_are_the_names_of_the_functions_and_find_their_recipes() -> None:
@@ -43,12 +51,14 @@ def test_sizes_fit(plan: Recipe) -> None:
 
 @pytest.mark.parametrize("plan", DISTILLATIONS, ids=ids)
 def test_a_distillation_ends_with_its_last_round_and_reads_its_teachers_rows(plan: Recipe) -> None:
-    assert plan.steps == rounds(plan).total
+    assert plan.steps == rounds(plan).total and plan.objective.rounds() == rounds(plan)
     teachers = {"runs/lm1b-teacher": "lm1b-teacher", "unmask:teacher": "demo-teacher",
-                "runs/long-teacher": "long-teacher"}  # fmt: skip
+                "runs/long-teacher": "long-teacher", "runs/demo-duo": "demo-duo"}  # fmt: skip
+    assert plan.objective.teacher in teachers or "/" in plan.objective.teacher.removeprefix("runs/")
     if plan.objective.teacher in teachers:
         teacher = recipe(teachers[plan.objective.teacher])
-        assert isinstance(teacher.objective, Nelbo)
+        masked = isinstance(plan.objective, Sdtt) or plan.objective.process == "masked"
+        assert isinstance(teacher.objective, Nelbo if masked else Curriculum)
         assert replace(teacher.network, dropout=0) == replace(plan.network, dropout=0)
         assert teacher.data.corpus == plan.data.corpus and teacher.data.wrap == plan.data.wrap
 
@@ -90,3 +100,54 @@ def test_the_demos_teacher_and_judge_share_no_document() -> None:
     assert {teacher.data.part, judge.data.part} == {"first half", "second half"}
     assert teacher.data.corpus == judge.data.corpus == student.data.corpus == "sotu"
     assert student.data.part == teacher.data.part and isinstance(judge.objective, NextToken)
+
+
+def test_sdtts_training() -> None:
+    """arXiv 2410.21035: 7 rounds of 10k updates from 1024 steps, two at a time; 6e-5, 128 rows, average 0.9999."""
+    plan = recipe("owt-small-sdtt")
+    told, optim = plan.objective, plan.optim
+    assert isinstance(told, Sdtt) and told.teacher == recipe("owt-small-mcd").objective.teacher
+    assert (told.count, told.round_steps, told.teacher_steps) == (7, 10_000, 2)
+    assert (told.divergence, told.faithful) == ("reverse", "paper")
+    deltas = [told.rounds().delta(10_000 * r) for r in range(7)]
+    assert deltas == [2.0**r / 1024 for r in range(7)] and {*told.rounds().temperatures} == {1.0}
+    assert (optim.lr, optim.warmup_steps, optim.ema_decay, optim.weight_decay) == (6e-5, 500, 0.9999, 0.0)
+    assert plan.batch_size == 128 and plan.steps == 70_000 and not plan.network.sees_alpha
+
+
+def test_duos_training_and_distillation() -> None:
+    """arXiv 2506.10892 and its scripts: 500k updates of curriculum at tau = 1e-3 of 1M; then 5 rounds from 1/512."""
+    teacher, student, short = (recipe(name) for name in ("owt-duo", "owt-duo-dcd", "lm1b-duo"))
+    for plan, gamma in ((teacher, (-3.55, -1.85)), (short, (-3.5, -1.75))):
+        told = plan.objective
+        assert (told.soft_steps, plan.steps, told.temperature, told.t_min) == (500_000, 1_000_000, 1e-3, 1e-3)
+        assert told.gamma == gamma and plan.network.sees_alpha and plan.batch_size == 512
+        assert (plan.schedule.name, plan.schedule.eps) == ("log-linear", 1e-3)
+    told = student.objective
+    assert isinstance(told, Consistency) and (told.process, told.gamma) == ("uniform", (-4.0, -1.0))
+    assert (told.direction, told.reduction, told.coupling) == ("reverse", "tokens", "locked")
+    assert {*told.temperatures} == {1.0} and len(told.temperatures) == 5 and student.network.sees_alpha
+    assert [told.rounds().delta(step) for step in (0, 49_999)] == [1 / 512, 1 / 32] and student.steps == 50_000
+    assert (student.optim.lr, student.optim.warmup_steps, student.optim.ema_decay) == (6e-5, 500, 0.999)
+    assert student.batch_size == 128
+    for plan in (recipe("owt-small-mcd"), recipe("owt-small-sdtt"), recipe("demo-mcd"), recipe("demo-sdtt")):
+        assert not plan.network.sees_alpha, "masked models do not look at alpha"
+
+
+def test_the_demos_gaussian_reaches_as_far_as_duos() -> None:
+    """The same shares of text at both ends of the path, for 1024 tokens in place of 50257."""
+    for name, like in (("demo-duo", "owt-duo"), ("demo-dcd", "owt-duo-dcd")):
+        ours = [operator(gamma, 1024) for gamma in recipe(name).objective.gamma]
+        theirs = [operator(gamma, 50257) for gamma in recipe(like).objective.gamma]
+        assert ours[0] == pytest.approx(theirs[0], abs=5e-4) and ours[1] == pytest.approx(theirs[1], rel=0.02)
+
+
+def test_the_demos_rivals_are_trained_alike() -> None:
+    """demo-sdtt and demo-dcd spend the updates of demo-mcd and end at its step of the sampler."""
+    mcd = recipe("demo-mcd")
+    ends = {name: recipe(f"demo-{name}") for name in ("mcd", "sdtt", "dcd")}
+    for plan in ends.values():
+        assert (plan.steps, plan.batch_size, plan.optim) == (mcd.steps, mcd.batch_size, mcd.optim)
+        assert plan.data.part == mcd.data.part and plan.network.length == mcd.network.length
+    reach = {name: plan.objective.rounds().delta(plan.steps) for name, plan in ends.items()}
+    assert reach["sdtt"] * ends["sdtt"].objective.teacher_steps == reach["mcd"] == reach["dcd"]

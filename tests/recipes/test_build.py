@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from toy_recipes import LENGTH, VOCABULARY, shrink
-from unmask.diffusion.processes import MaskedProcess
-from unmask.diffusion.schedules import Cosine, LogLinear, Polynomial
+from unmask.diffusion.processes import MaskedProcess, UniformProcess
+from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, Polynomial
+from unmask.diffusion.structure import Block
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.consistency import Consistency
+from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
+from unmask.objectives.sdtt import Sdtt
 from unmask.recipes import schema
 from unmask.recipes.book import recipe
 from unmask.recipes.build import (
@@ -179,7 +182,7 @@ def settings(**changes: object) -> schema.Consistency:
     return schema.Consistency(round_steps=7, delta0=1 / 8, temperatures=(0.9, 0.7), **changes)
 
 
-def distilled(small: Recipe, teacher: Model, told: schema.Consistency) -> Parts:
+def distilled(small: Recipe, teacher: Model, told: schema.Distillation) -> Parts:
     return distillation(replace(small, objective=told), told, teacher)
 
 
@@ -253,7 +256,10 @@ def test_training_goes_on_from_a_model_on_longer_rows(name: str, text: Path, req
 
 
 def test_training_goes_on_from_its_own_kind_only(text: Path, masked: Path, causal: Path) -> None:
-    for name, start, why in (("long-teacher", causal, "needs a masked-diffusion"), ("long-judge", masked, "autoreg")):
+    for name, start, why in (
+        ("long-teacher", causal, "a model of masked diffusion"),
+        ("long-judge", masked, "autoreg"),
+    ):
         plan = shrink(recipe(name), text, start)
         with pytest.raises(ValueError, match=why):
             build(plan, texts(plan).tokenizer)
@@ -264,10 +270,119 @@ def test_a_run_directory_stands_for_its_model(masked: Path) -> None:
     assert starts_from(recipe("demo-teacher")) == "" and not_used(recipe("demo-teacher"), load(masked).network) == []
 
 
-@pytest.mark.parametrize(("folder", "kind"), [("hub_ar", "autoregressive"), ("hub_duo", "UniformProcess")])
+@pytest.mark.parametrize(("folder", "kind"), [("hub_ar", "autoregressive"), ("hub_duo", "uniform")])
 def test_other_kinds_of_teachers_are_refused(folder: str, kind: str, small: Recipe) -> None:
-    with pytest.raises(ValueError, match=f"needs a masked-diffusion model to start from; this one is {kind}"):
+    with pytest.raises(
+        ValueError, match=f"starts from a model of masked diffusion, and this one is {kind}: give another"
+    ):
         distillation(small, settings(), load(GOLDEN / folder))
+
+
+# --- uniform noise, and walks
+
+
+@pytest.fixture(scope="module")
+def uniform_teacher(small: Recipe, teacher: Model) -> Model:
+    """A uniform-state model in the same tokens."""
+    plan = replace(small, objective=schema.Nelbo(process="uniform"), network=replace(small.network, sees_alpha=True))
+    parts = build(plan, teacher.tokenizer)
+    with torch.no_grad():
+        nn.init.normal_(parts.student.network.head.weight, generator=torch.Generator().manual_seed(0))
+    return parts.model(parts.student)
+
+
+def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
+    """V is the tokenizer's: nothing stands for noise. A MASK that the tokenizer has is a word as any other."""
+    plan = replace(small, objective=schema.Nelbo(process="uniform", t_min=0.02), schedule=schema.Schedule("cosine"))
+    words = wordlevel("a", "b")
+    assert words.mask_id is None
+    parts = build(plan, words)
+    assert parts.objective == Nelbo(UniformProcess(3), Cosine(1e-3), 0.02)
+    assert (parts.student.vocab_size, parts.student.mask_id) == (3, None)
+    assert parts.model(parts.student).process == UniformProcess(3)
+    own = texts(plan).tokenizer
+    assert own.mask_id is not None and build(plan, own).student.vocab_size == own.vocab_size == VOCABULARY
+    assert build(plan, None, vocab_size=9).student.vocab_size == 9
+    with pytest.raises(ValueError, match="without a tokenizer the size of the vocabulary is unknown"):
+        build(plan, None)
+
+
+def test_a_curriculum(small: Recipe) -> None:
+    told = schema.Curriculum(soft_steps=5, gamma=(-3.0, -1.0), temperature=0.02, top_k=4, t_min=0.01)
+    plan = replace(small, objective=told, network=replace(small.network, sees_alpha=True))
+    parts = build(plan, None, vocab_size=50)
+    path = GaussianArgmax(50, -3.0, -1.0)
+    assert parts.objective == Curriculum(UniformProcess(50), LogLinear(), path, 5, 0.02, 4, 0.01)
+    assert parts.student.mask_id is None and parts.student.sees_alpha and parts.schedule == LogLinear()
+    assert parts.model(parts.student).schedule == LogLinear(), "the path is of the training, not of the model"
+    wrong = {
+        "want -4.47 <= gamma_min < gamma_max <= 21.47, got -9.0 and -1.0": {"gamma": (-9.0, -1.0)},
+        "got -1.0 and -3.0": {"gamma": (-1.0, -3.0)},
+        "want temperature > 0, got 0.0": {"temperature": 0.0},
+        "want temperature > 0, got -1.0": {"temperature": -1.0},
+        "want 1 <= top_k < vocab_size = 50, got 50": {"top_k": 50},
+    }
+    for message, change in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            build(replace(plan, objective=replace(told, **change)), None, vocab_size=50)
+
+
+def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Model) -> None:
+    told = schema.Sdtt(
+        round_steps=7, delta0=1 / 64, count=3, teacher_steps=4, divergence="forward", faithful="released"
+    )  # fmt: skip
+    parts = distilled(small, teacher, told)
+    objective = parts.objective
+    assert isinstance(objective, Sdtt)
+    assert objective.process == teacher.process and objective.schedule == teacher.schedule == parts.schedule
+    assert objective.rounds == Rounds(7, 1 / 64, (1.0, 1.0, 1.0))
+    assert (objective.teacher_steps, objective.divergence, objective.faithful) == (4, "forward", "released")
+    assert same_weights(objective.teacher, parts.student) and objective.teacher is not parts.student
+    assert not objective.teacher.training and not any(p.requires_grad for p in objective.teacher.parameters())
+
+
+def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teacher: Model) -> None:
+    told = settings(process="uniform", gamma=(-3.9, 1.0), structure="block:4:0.5", revealed_weight=2.0)
+    objective = distilled(small, uniform_teacher, told).objective
+    assert isinstance(objective, Consistency) and objective.process == UniformProcess(VOCABULARY)
+    assert objective.schedule == GaussianArgmax(VOCABULARY, -3.9, 1.0)
+    assert (objective.structure, objective.revealed_weight) == (Block(4, 0.5), 2.0)
+    parts = distilled(small, uniform_teacher, replace(told, gamma=None, structure=""))
+    assert parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None
+    assert parts.schedule == uniform_teacher.schedule, "that of sampling stays the teacher's"
+    assert parts.student.sees_alpha and parts.student.mask_id is None
+    with pytest.raises(ValueError, match=r"got -9\.0 and 1\.0"):
+        distilled(small, uniform_teacher, replace(told, gamma=(-9.0, 1.0)))
+
+
+def test_noise_of_another_kind_is_refused_and_both_are_named(
+    small: Recipe, teacher: Model, uniform_teacher: Model, masked: Path, uniform: Path
+) -> None:
+    for model, told, want, got in (
+        (uniform_teacher, settings(), "masked", "uniform"),
+        (uniform_teacher, schema.Sdtt(), "masked", "uniform"),
+        (teacher, settings(process="uniform"), "uniform", "masked"),
+    ):
+        with pytest.raises(ValueError, match=f"a model of {want} diffusion, and this one is {got}: give another"):
+            distilled(small, model, told)
+    for objective, want, got in (
+        (schema.Nelbo(init=str(uniform)), "masked", "uniform"),
+        (schema.Nelbo(init=str(masked), process="uniform"), "uniform", "masked"),
+        (schema.Curriculum(init=str(masked)), "uniform", "masked"),
+    ):
+        message = rf"recipe 'demo-teacher' \({objective.kind}\) starts from a model of {want} .* this one is {got}"
+        with pytest.raises(ValueError, match=message):
+            build(replace(small, objective=objective), None)
+    init = schema.Curriculum(init=str(uniform), soft_steps=0)
+    assert same_weights(build(replace(small, objective=init), None).student.network, load(uniform).network)
+
+
+def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> None:
+    with pytest.raises(ValueError, match=r"product below 1, got 1 in the last round"):
+        distilled(small, teacher, schema.Sdtt(delta0=1 / 8, count=3))
+    distilled(small, teacher, schema.Sdtt(delta0=1 / 8, count=2))
+    with pytest.raises(ValueError, match=r"delta doubles from delta0 .* reaches 1.0 in round 3"):
+        distilled(small, teacher, replace(settings(), delta0=1 / 4, temperatures=(1.0,) * 3))
 
 
 def test_a_tokenizer_of_the_hub_is_fetched_by_its_name(tmp_path, monkeypatch):

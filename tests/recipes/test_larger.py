@@ -1,19 +1,19 @@
 """The larger study, shrunk: two cells on one teacher, measured once, and a table of both."""
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import unmask.recipes.larger as larger_module
+import unmask.recipes.comparison as comparison
 from toy_recipes import shrink
 from unmask.models.pretrained import load
 from unmask.recipes.book import recipe
 from unmask.recipes.build import starts_from
-from unmask.recipes.experiment import REPORT, Progress, lines, note, read_rows
-from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
+from unmask.recipes.comparison import HEAD, folder, means, reports_of, summary
+from unmask.recipes.experiment import Progress, lines, note, read_rows
+from unmask.recipes.larger import Larger, cells, larger
 from unmask.recipes.study import Study
 
 CELLS = ("mcd", "forward KL")
@@ -44,7 +44,7 @@ def home(settings: Larger, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reports(home: Path) -> dict[str, dict]:
-    return {name: json.loads((home / folder(name) / REPORT).read_text("utf-8")) for name in CELLS}
+    return reports_of(CELLS, home)
 
 
 def test_cells_differ_from_the_base_in_one_factor():
@@ -107,7 +107,7 @@ def test_two_seeds_have_a_mean_and_a_spread(home: Path) -> None:
         for entry in report["answers"]["equal_entropy"]:
             entry["gain"] = {"value": gain, "low": None, "high": None}
         report["answers"]["equal_entropy"][2]["gain"] = None
-    *_, last = summary({"mcd": one, "seed 2": two})
+    [last] = means("2 seeds", [one, two])
     ppl, entropy = one["student"][0]["gen_ppl"] + 1.5, one["student"][0]["entropy"]
     assert last == ["2 seeds", "2", f"{ppl:.4g} ± 1.5", f"{entropy:.4g} ± 0", "1.3 ± 0.1", "1.3 ± 0.1", "not reached"]
 
@@ -118,7 +118,7 @@ def test_a_study_that_is_stopped_begins_no_other_cell(
     def stopped(plan, directory):
         yield Progress("distilling", 2, 4)
 
-    monkeypatch.setattr(larger_module, "experiment", stopped)
+    monkeypatch.setattr(comparison, "experiment", stopped)
     stages = [event.stage for event in larger(settings, home, CELLS) if "distilling" in event.stage]
     assert stages == ["mcd, distilling"]
 
@@ -127,10 +127,11 @@ def test_rounds_of_another_protocol_are_not_shown(settings: Larger, home: Path) 
     one = reports(home)["mcd"]
     assert [line["round"] for line in one["rounds"]] == [1, 2]
     more = replace(settings, study=replace(settings.study, samples=1, texts=1))
-    *_, last = larger(more, home, ("mcd",))
-    assert last.report is not None and last.report["rounds"] == [], "they were measured with two samples"
-    assert last.report["protocol"]["samples"] == last.report["protocol"]["texts"] == 1
-    assert {row["protocol"]["samples"] for row in last.report["student"]} == {1}
+    list(larger(more, home, ("mcd",)))
+    report = reports(home)["mcd"]
+    assert report["rounds"] == [], "they were measured with two samples"
+    assert report["protocol"]["samples"] == report["protocol"]["texts"] == 1
+    assert {row["protocol"]["samples"] for row in report["student"]} == {1}
     list(larger(settings, home, ("mcd",)))
     assert reports(home)["mcd"]["rounds"] == one["rounds"]
 

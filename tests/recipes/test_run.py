@@ -106,7 +106,7 @@ def test_distill_needs_neither_corpus_nor_directory() -> None:
 
 def test_wrong_use_of_distill() -> None:
     model, ids = load(GOLDEN / "hub_mdlm"), torch.zeros(4, 8, dtype=torch.int64)
-    with pytest.raises(ValueError, match="wants a recipe of consistency distillation, 'demo-judge' is next-token"):
+    with pytest.raises(ValueError, match="wants a recipe of distillation, 'demo-judge' is next-token"):
         list(distill(model, ids, recipe("demo-judge")))
     for wrong in (ids[0], ids[:0]):
         with pytest.raises(ValueError, match=r"rows of tokens \[n, L\], at least one: got shape"):

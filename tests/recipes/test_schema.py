@@ -9,13 +9,23 @@ from hypothesis import strategies as st
 
 from unmask.plain import from_json, to_json
 from unmask.recipes.book import RECIPES
-from unmask.recipes.schema import Consistency, Data, Nelbo, Network, NextToken, Recipe, Schedule
+from unmask.recipes.schema import Consistency, Curriculum, Data, Nelbo, Network, NextToken, Recipe, Schedule, Sdtt
 from unmask.training.schedule import AdamW
 
 positive = st.floats(1e-9, 1e3, allow_subnormal=False)
+gammas = st.tuples(st.floats(-5, -2), st.floats(-1, 9))
 objectives = st.one_of(
-    st.builds(Nelbo, t_min=st.floats(0, 0.5)),
+    st.builds(Nelbo, t_min=st.floats(0, 0.5), process=st.sampled_from(["masked", "uniform"])),
     st.builds(NextToken),
+    st.builds(Curriculum, soft_steps=st.integers(0), gamma=gammas, temperature=positive, top_k=st.integers(1, 99)),
+    st.builds(
+        Sdtt,
+        teacher=st.text(),
+        count=st.integers(1, 9),
+        teacher_steps=st.integers(1, 9),
+        divergence=st.sampled_from(["reverse", "forward", "mse", "tvd"]),
+        faithful=st.sampled_from(["paper", "released"]),
+    ),
     st.builds(
         Consistency,
         teacher=st.text(),
@@ -25,6 +35,10 @@ objectives = st.one_of(
         revealed=st.sampled_from(["cross_entropy", "divergence", "none"]),
         coupling=st.sampled_from(["locked", "independent"]),
         reduction=st.sampled_from(["tokens", "masked"]),
+        process=st.sampled_from(["masked", "uniform"]),
+        revealed_weight=positive,
+        structure=st.sampled_from(["", "block:4:0.5", "span:3"]),
+        gamma=st.none() | gammas,
     ),
 )
 recipes = st.builds(
@@ -84,7 +98,7 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
         ({"name": "x", "network": {"sees_alpha": 1}}, "recipe.network.sees_alpha is a value of type bool: got 1"),
         ({"name": "x", "precision": "float16"}, "one of 'float32', 'bfloat16', 'fastest': got 'float16'"),
         ({"name": "x", "precision": ["float32"]}, "recipe.precision is one of"),
-        ({"name": "x", "objective": {"kind": "x"}}, "kind is one of 'nelbo', 'next-token', 'consistency': got 'x'"),
+        ({"name": "x", "objective": {"kind": "x"}}, "is one of 'nelbo', 'curriculum', .*'sdtt': got 'x'"),
         ({"name": "x", "objective": {}}, "recipe.objective.kind is one of"),
         ({"name": "x", "objective": "nelbo"}, "recipe.objective.kind is one of"),
         ({"name": "x", "objective": {"kind": "nelbo", "teacher": "y"}}, "recipe.objective has no field 'teacher'"),

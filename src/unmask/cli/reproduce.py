@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -17,11 +20,20 @@ from unmask.evaluation.measure import require_same_protocol
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.plain import to_json
 from unmask.recipes import study as studies
+from unmask.recipes.ablation import cells as ablation_cells
+from unmask.recipes.ablation import grid, scale, seeded
 from unmask.recipes.build import texts
+from unmask.recipes.comparison import HEAD, Comparison, compare, failure, folder, means, reports_of, summary
 from unmask.recipes.demo import Demo, from_scratch, train, trained
-from unmask.recipes.experiment import REPORT, ROWS, teacher_rows
-from unmask.recipes.larger import HEAD, Larger, cells, folder, larger, summary
+from unmask.recipes.experiment import ROWS, read_rows, teacher_rows
+from unmask.recipes.larger import SEEDS, Larger, larger
+from unmask.recipes.larger import cells as larger_cells
+from unmask.recipes.methods import HEAD as METHODS_HEAD
+from unmask.recipes.methods import MASKED, UNIFORM, Methods
+from unmask.recipes.methods import methods as compare_methods
+from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, recipe_of
+from unmask.text.hub import OWN, shipped
 
 
 @dataclass(frozen=True)
@@ -30,21 +42,36 @@ class Arguments:
 
     what    assets: train the demo's teacher and judge, and measure the teacher's rows
             study: on rows of 256 tokens, distil by recipes that differ in one factor, and measure each
-    work    where the runs are kept (runs/assets, runs/study); a run that was stopped goes on
+            ablation: the paper's setting of MCD and eight changes of one factor, two training seeds each
+            methods: MCD and SDTT of the demo's teacher, and DCD of a uniform-state one that is trained first
+    work    where the runs are kept (runs/assets, runs/study, ..); a run that was stopped goes on
     out     where finished assets go
-    cells   cells of the study (all)
+    cells   cells of the study or ablation (all)
+    scale   of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the study
+    full    the ablation as a grid of all its factors, and structured couplings
+    jobs    processes that share the runs of the ablation, each with its part of the cores (one a core)
     """
 
-    what: Annotated[Literal["assets", "study"], tyro.conf.Positional]
+    what: Annotated[Literal["assets", "study", "ablation", "methods"], tyro.conf.Positional]
     work: Path | None = None
     out: Path = Path("src/unmask/assets")
     cells: tuple[str, ...] = ()
+    scale: Literal["tiny", "small"] = "tiny"
+    full: bool = False
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     work = asked.work or Path("runs") / asked.what
-    done = assets(work, asked.out) if asked.what == "assets" else study(work, asked.cells)
+    if asked.what == "assets":
+        done = assets(work, asked.out)
+    elif asked.what == "study":
+        done = study(work, asked.cells)
+    elif asked.what == "methods":
+        done = methods(work)
+    else:
+        done = ablation(work, asked.scale, asked.full, asked.cells, asked.jobs)
     if not done:
         say(f"stopped; the state is saved in {work}, and the same command goes on from there")
     return 0 if done else 1
@@ -74,22 +101,78 @@ def study(work: Path, only: tuple[str, ...]) -> bool:
     """Carry the larger study out, all cells or `only` some; print the table of the cells that are measured, draw it."""
     settings = Larger()
     done = follow(larger(settings, work, only)) is not None
-    files = {name: work / folder(name) / REPORT for name in cells(settings.student)}
-    reports = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
-    if reports:
-        from unmask.report.axes import PNG_DPI
-        from unmask.report.figures import study as picture_of
-        from unmask.report.record import read_report
-        from unmask.report.style import drawing
-
-        records = {name: read_report(report) for name, report in reports.items()}
-        require_same_protocol(line.row for record in records.values() for _, line in record.lines)
-        table("students; gains over a temperature-scaled teacher at equal steps", HEAD, summary(reports))
-        steps = max(settings.study.teacher_steps) // 16
-        with drawing():
-            picture_of(records, steps).savefig(work / "study.png", dpi=PNG_DPI)
-        say(f"{work / 'study.png'}: all cells at {steps} steps")
+    reports = reports_of([*larger_cells(settings.student)], work)
+    both = [reports[name] for name in SEEDS if name in reports]
+    lines = summary(reports) + (means(f"{len(both)} seeds", both) if len(both) > 1 else [])
+    show(lines, reports, work / "study.png", max(settings.study.teacher_steps) // 16)
     return done
+
+
+def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int) -> bool:
+    """Carry the ablation out; print means over seeds, what failed, and the picture of each cell's first seed."""
+    if jobs < 1:
+        raise ValueError(f"jobs is the number of processes that share the runs: want jobs >= 1, got {jobs}")
+    settings = scale(name)
+    cells = grid(settings.base) if full else ablation_cells(settings.base)
+    runs = seeded(cells)
+    title = f"Ablation of {settings.base.name}"
+    known = read_rows(shipped() / ROWS, shipped=True) if settings.teacher.startswith(OWN) else []
+    plan = Comparison(title, settings.teacher, settings.judge, runs, settings.study, known)
+    wanted = [run for run in runs if not only or run in only or run.rpartition(",")[0] in only]
+    if only and not wanted:
+        raise ValueError(f"the cells are {', '.join(cells)}: there is none called {', '.join(only)}")
+    if jobs > 1 and len(wanted) > 1:
+        follow(compare(plan, work, ()))  # the teacher's rows, once
+        done = shared(["ablation", "--work", str(work), "--scale", name, *(["--full"] if full else [])], wanted, jobs)
+    else:
+        done = follow(compare(plan, work, wanted)) is not None
+    reports = reports_of(list(runs), work)
+    groups = {cell: [report for run, report in reports.items() if run.rpartition(",")[0] == cell] for cell in cells}
+    for run in runs:
+        if why := failure(work / folder(run)):
+            say(f"{run}: {why}")
+    first = {cell: found[0] for cell, found in groups.items() if found}
+    lines = [line for cell, found in groups.items() if found for line in means(cell, found)]
+    show(lines, first, work / "ablation.png", max(settings.study.student_steps))
+    return done
+
+
+def methods(work: Path) -> bool:
+    """Compare the methods; print where each stands, and its gains over its own teacher."""
+    settings = Methods()
+    done = follow(compare_methods(settings, work, read_rows(shipped() / ROWS, shipped=True))) is not None
+    reports = reports_of([*settings.masked], work / MASKED) | reports_of([*settings.uniform], work / UNIFORM)
+    if reports:
+        table("methods", METHODS_HEAD, methods_summary(reports))
+    show(summary(reports), reports, work / "methods.png", settings.study.round_steps)
+    return done
+
+
+def shared(command: list[str], runs: Sequence[str], jobs: int) -> bool:
+    """Deal runs out to processes of this command, each with an equal part of the cores; whether all are done."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    own = os.environ | {"OMP_NUM_THREADS": threads}
+    parts = [runs[first::jobs] for first in range(min(jobs, len(runs)))]
+    start = [sys.executable, "-m", "unmask", "reproduce", *command, "--jobs", "1", "--cells"]
+    started = [subprocess.Popen([*start, *part], env=own, stdout=subprocess.DEVNULL) for part in parts]
+    return all([process.wait() == 0 for process in started])  # a signal reaches them too: each saves its state
+
+
+def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], picture: Path, steps: int) -> None:
+    """The table of a comparison and its picture, if anything is measured under one protocol."""
+    if not reports:
+        return
+    from unmask.report.axes import PNG_DPI
+    from unmask.report.figures import study as picture_of
+    from unmask.report.record import read_report
+    from unmask.report.style import drawing
+
+    records = {name: read_report(report) for name, report in reports.items()}
+    require_same_protocol(line.row for record in records.values() for _, line in record.lines)
+    table("students; gains over a temperature-scaled teacher at equal steps", HEAD, lines)
+    with drawing():
+        picture_of(records, steps).savefig(picture, dpi=PNG_DPI)
+    say(f"{picture}: all cells at {steps} steps")
 
 
 def publish(run: Path, out: Path) -> None:

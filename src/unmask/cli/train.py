@@ -17,7 +17,7 @@ from unmask.plain import to_json
 from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.run import run
-from unmask.recipes.schema import Consistency, Recipe, recipe_of
+from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.training import Update
 
 
@@ -101,4 +101,4 @@ def _chosen(name: str) -> Recipe:
 
 
 def _fits(verb: str, chosen: Recipe) -> bool:
-    return (verb == "distill") == isinstance(chosen.objective, Consistency)
+    return (verb == "distill") == isinstance(chosen.objective, Distillation)

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from unmask.diffusion.divergences import cross_entropy, spread
-from unmask.objectives.base import Loss
+from unmask.objectives.base import Alone, Loss
 from unmask.prediction import Prediction
 from unmask.types import Tokens
 
 
 @dataclass(frozen=True)
-class NextToken:
+class NextToken(Alone):
     """-log p(x_i | x_<i), mean over all L tokens; `start_id` is fed before the first and is no part of the text."""
 
     start_id: int
@@ -33,15 +32,3 @@ class NextToken:
         everywhere = torch.ones_like(x0, dtype=torch.bool)
         surprise = spread(cross_entropy(prediction, x0, everywhere), everywhere)
         return Loss(surprise, torch.ones_like(surprise))
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {}
-
-    def frozen(self) -> dict[str, nn.Module]:
-        return {}
-
-    def turn(self, step: int) -> str:
-        return "student"
-
-    def prepare(self, step: int, student: nn.Module) -> None:
-        """Nothing: there is no other network."""

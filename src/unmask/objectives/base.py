@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from unmask.objectives.rounds import Rounds
 from unmask.types import PerToken, Tokens
 
 
@@ -46,3 +47,45 @@ class Objective(Protocol):
     def prepare(self, step: int, student: nn.Module) -> None:
         """Whatever must happen before `step`; the hard reset of a teacher at the start of a round."""
         ...
+
+
+class Alone:
+    """The part of an `Objective` that trains one network and needs no other."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {}
+
+    def turn(self, step: int) -> str:
+        return "student"
+
+    def prepare(self, step: int, student: nn.Module) -> None:
+        """Nothing: there is no other network."""
+
+
+class Distillation:
+    """The part of an `Objective` that distils in rounds. Who inherits it has these fields:
+
+    teacher  a denoiser that is a module; overwritten by the student's raw weights at the start of every round
+    rounds   when a round starts, and what it changes
+    """
+
+    teacher: nn.Module
+    rounds: Rounds
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+    def frozen(self) -> dict[str, nn.Module]:
+        return {"teacher": self.teacher}
+
+    def turn(self, step: int) -> str:
+        return "student"
+
+    def prepare(self, step: int, student: nn.Module) -> None:
+        """Hard reset at the start of a round: teacher <- stopgrad(student)."""
+        if self.rounds.starts(step):
+            self.teacher.load_state_dict(student.state_dict())
+            self.teacher.eval().requires_grad_(False)

@@ -1,6 +1,7 @@
-"""Masked Consistency Distillation: the student at z_t imitates the teacher at z_s, on one trajectory.
+"""Consistency distillation: the student at z_t imitates the teacher at z_s, on one trajectory.
 
-Latent Shadows, arXiv 2602.00792, section 3.3 and Algorithm 1.
+Masked (MCD): Latent Shadows, arXiv 2602.00792, section 3.3 and Algorithm 1. Uniform (DCD): Duo, arXiv 2506.10892,
+section 4.2. The two differ in the process only.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from unmask.diffusion.divergences import cross_entropy, forward_kl, reverse_kl, spread
-from unmask.diffusion.processes import MaskedProcess
-from unmask.diffusion.schedules import NoiseSchedule
-from unmask.diffusion.trajectory import trajectory
-from unmask.objectives.base import Loss
+from unmask.diffusion.processes import Process
+from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
+from unmask.diffusion.structure import Structure
+from unmask.diffusion.trajectory import Trajectory, trajectory
+from unmask.objectives.base import Distillation, Loss
 from unmask.objectives.rounds import Rounds
 from unmask.prediction import Prediction
 from unmask.rng import stratified
@@ -72,15 +74,19 @@ def distillation_loss(
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Distillation):
     """Algorithm 1: t ~ U(delta, 1], s = t - delta, z_t and z_s on one trajectory; teacher: the student of last round.
 
-    teacher    a denoiser that is a module; overwritten at the start of every round
+    process    masked: MCD. Uniform: Duo's DCD (arXiv 2506.10892, section 4.2), the divergence at every token, on the
+               path of `GaussianArgmax`, whose coupled pair `Trajectory` draws with two numbers a token instead of K
+    schedule   from t to the share of text left; that of the trajectory, which need not be that of the sampler
     coupling   "locked": both views read one u (Theorem 3.3); "independent": z_s has its own
     reduction  the mean is over all B L "tokens", as in Duo's DCD, or over the "masked" ones of z_t; the paper is silent
+    revealed_weight  of the tokens that only the teacher sees, against 1 of the divergence; Eq. 14 has 1
+    structure  of u along the text; None: independent tokens
     """
 
-    process: MaskedProcess
+    process: Process
     schedule: NoiseSchedule
     teacher: nn.Module
     rounds: Rounds
@@ -88,29 +94,44 @@ class Consistency:
     revealed: Revealed = "cross_entropy"
     coupling: Coupling = "locked"
     reduction: Reduction = "tokens"
+    revealed_weight: float = 1.0
+    structure: Structure | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.schedule, GaussianArgmax) and self.schedule.vocab_size != self.process.vocab_size:
+            raise ValueError(
+                f"the Gaussian path has a coordinate a token: want vocab_size = {self.process.vocab_size}, got "
+                f"{self.schedule.vocab_size}"
+            )
 
     def __call__(self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss:
         delta = self.rounds.delta(step)
         t = 1 - (1 - delta) * stratified(len(x0), generator, x0.device)  # in (delta, 1]
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha((t - delta).clamp(min=0))
-        path = trajectory(self.process, x0, generator)
+        path = self._path(x0, generator)
         z_t = path.at(alpha_t)
-        z_s = (path if self.coupling == "locked" else trajectory(self.process, x0, generator)).at(alpha_s)
-        mask_t, mask_s = z_t == self.process.mask_id, z_s == self.process.mask_id
+        z_s = (path if self.coupling == "locked" else self._path(x0, generator)).at(alpha_s)
+        open_t, open_s = self.process.open(z_t), self.process.open(z_s)
         with torch.no_grad():
             target = self.teacher(z_s, alpha_s)
         per_token = distillation_loss(
             network(z_t, alpha_t),
             target,
             x0,
-            mask_t,
-            mask_s,
+            open_t,
+            open_s,
             temperature=self.rounds.temperature(step),
             direction=self.direction,
             revealed=self.revealed,
         )
-        weight = torch.ones_like(per_token) if self.reduction == "tokens" else mask_t.to(per_token)
-        return Loss(per_token, weight, self._metrics(per_token.detach(), mask_t & ~mask_s, weight.sum(), step))
+        only_teacher = open_t & ~open_s
+        if self.revealed_weight != 1:
+            per_token = torch.where(only_teacher, self.revealed_weight * per_token, per_token)
+        weight = torch.ones_like(per_token) if self.reduction == "tokens" else open_t.to(per_token)
+        return Loss(per_token, weight, self._metrics(per_token.detach(), only_teacher, weight.sum(), step))
+
+    def _path(self, x0: Tokens, generator: torch.Generator | None) -> Trajectory:
+        return trajectory(self.process, x0, generator, self.structure)
 
     def _metrics(self, per_token: Tensor, revealed: Tensor, weight: Tensor, step: int) -> dict[str, Tensor]:
         """The two sums of Eq. 14, and the round, so that a loss that explodes can be explained."""
@@ -118,18 +139,3 @@ class Consistency:
         distillation = (per_token * ~revealed).sum() / weight.clamp(min=1)
         round_ = torch.tensor(float(self.rounds.round(step)), device=weight.device)
         return {"distillation": distillation, "reconstruction": reconstruction, "round": round_}
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {}
-
-    def frozen(self) -> dict[str, nn.Module]:
-        return {"teacher": self.teacher}
-
-    def turn(self, step: int) -> str:
-        return "student"
-
-    def prepare(self, step: int, student: nn.Module) -> None:
-        """Hard reset at the start of a round: teacher <- stopgrad(student)."""
-        if self.rounds.starts(step):
-            self.teacher.load_state_dict(student.state_dict())
-            self.teacher.eval().requires_grad_(False)

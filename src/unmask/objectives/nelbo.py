@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.trajectory import trajectory
-from unmask.objectives.base import Loss
+from unmask.objectives.base import Alone, Loss
 from unmask.rng import stratified
 from unmask.types import Denoiser, Tokens
 
 
 @dataclass(frozen=True)
-class Nelbo:
+class Nelbo(Alone):
     """E over t ~ U[t_min, 1) of the process's bound, mean over all tokens (MDLM, arXiv 2406.07524, Eq. 10).
 
     t is stratified over the batch (one time a sequence); t_min = 1e-3 is MDLM's `sampling_eps`, which bounds the
@@ -33,15 +32,3 @@ class Nelbo:
         z_t = trajectory(self.process, x0, generator).at(alpha_t)
         nelbo = self.process.nelbo(network(z_t, alpha_t), x0, z_t, alpha_t, self.schedule.dalpha(t))
         return Loss(nelbo, torch.ones_like(nelbo))
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {}
-
-    def frozen(self) -> dict[str, nn.Module]:
-        return {}
-
-    def turn(self, step: int) -> str:
-        return "student"
-
-    def prepare(self, step: int, student: nn.Module) -> None:
-        """Nothing: a teacher is trained alone."""

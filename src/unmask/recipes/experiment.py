@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask import __version__
+from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.measure import Row
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
@@ -22,7 +23,7 @@ from unmask.recipes import study as studies
 from unmask.recipes.build import Texts, texts
 from unmask.recipes.judge import judge_of
 from unmask.recipes.run import run
-from unmask.recipes.schema import Consistency, Recipe
+from unmask.recipes.schema import Distillation, Recipe
 from unmask.recipes.study import Measured, Scene, Study
 from unmask.training import launch
 
@@ -44,7 +45,7 @@ class Progress:
 class Experiment:
     """What is distilled from what, and how it is measured.
 
-    student        a recipe of consistency distillation; its teacher and tokenizer are replaced by `teacher`
+    student        a recipe of distillation; its teacher and tokenizer are replaced by `teacher`
     teacher, judge directories or names of models
     source         where these two come from, in words
     known          rows that were measured before, of any model
@@ -61,8 +62,8 @@ class Experiment:
     def recipe(self) -> Recipe:
         """The student's recipe with the teacher that it is given."""
         objective = self.student.objective
-        if not isinstance(objective, Consistency):
-            raise ValueError(f"a student is distilled: want a recipe of consistency, got {objective.kind}")
+        if not isinstance(objective, Distillation):
+            raise ValueError(f"a student is distilled: want a recipe of distillation, got {objective.kind}")
         data = replace(self.student.data, tokenizer=self.teacher)
         return replace(self.student, objective=replace(objective, teacher=self.teacher), data=data)
 
@@ -74,7 +75,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     started = time.perf_counter()
     yield Progress("reading", 0, 1)
     directory.mkdir(parents=True, exist_ok=True)
-    teacher, judge, recipe = masked(load(plan.teacher)), causal(load(plan.judge)), plan.recipe()
+    teacher, judge, recipe = diffusion(load(plan.teacher)), causal(load(plan.judge)), plan.recipe()
     data = texts(recipe)
     length = data.train.shape[1]
     known = [*plan.known, *read_rows(directory / ROWS)]
@@ -86,13 +87,13 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     for update in run(recipe, directory / "student", data=data, say=said.append):
         line = f"student: {said.pop(0)}" if said else None
         if update.student is not None:
-            round_ = _round(masked(update.student), scene, recipe, update.step)
+            round_ = _round(diffusion(update.student), scene, recipe, update.step)
             note(directory / ROUNDS, round_)
             line = "round {round}: gen PPL {gen_ppl:.1f}, entropy {entropy:.2f} nats at {steps} steps".format(**round_)
         yield Progress("distilling", update.step, recipe.steps, line)
     if not (directory / "student" / "model").exists():
         return  # stopped by a signal: the state is saved, and the next call goes on
-    student = masked(load(directory / "student" / "model"))
+    student = diffusion(load(directory / "student" / "model"))
     seconds = [line["seconds"] for line in lines(directory / "student" / "metrics.jsonl")]
 
     rows: Mapping[str, list[Measured]] = {}
@@ -109,7 +110,10 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         "corpus": _corpus(corpus, data),
         "models": {
             "teacher": {"parameters": studies.parameters(teacher), "source": plan.source},
-            "student": {"parameters": studies.parameters(student), "source": f"{recipe.steps} steps of MCD"},
+            "student": {
+                "parameters": studies.parameters(student),
+                "source": f"{recipe.steps} steps of {recipe.objective.kind}",
+            },
             "judge": {"parameters": studies.parameters(judge), "source": plan.source},
         },
         "rounds": _rounds(directory / ROUNDS, scene),
@@ -124,27 +128,28 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
 
 
 def teacher_rows(
-    teacher: str, judge: str, recipe: Recipe, study: Study, file: Path
+    teacher: str, judge: str, recipe: Recipe, study: Study, file: Path, known: Sequence[Measured] = ()
 ) -> Iterator[tuple[Progress, Measured]]:
     """The rows of a teacher over the steps and temperatures of a study, on the held-out text of `recipe`.
 
-    They are kept in `file`; those that it holds are not measured again.
+    They are kept in `file`; those that it holds, and those in `known`, are not measured again.
     """
     data = texts(replace(recipe, data=replace(recipe.data, tokenizer=teacher)))
-    known = read_rows(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = [*known, *read_rows(file)]
     scene = Scene(study, judge_of(causal(load(judge)), data.train.shape[1]), data.held_out, data.digest, known)
     temperatures = (1.0, *study.teacher_temperatures)
     total = len(study.teacher_steps) * len(temperatures)
-    rows = studies.measure("teacher", masked(load(teacher)), scene, study.teacher_steps, temperatures)
+    rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)
     for done, measured in enumerate(rows, start=1):
-        if all(measured is not before for before in known):
+        if not measured.shipped and all(measured is not before for before in known):
             note(file, measured.to_json())
         yield Progress("measuring the teacher", done, total, row_line("teacher", measured)), measured
 
 
 def _round(model: Model, scene: Scene, plan: Recipe, step: int) -> dict[str, Any]:
     """One line of the table of rounds."""
-    if not isinstance(plan.objective, Consistency):
+    if not isinstance(plan.objective, Distillation):
         raise ValueError(f"only a distillation has rounds, {plan.name!r} is {plan.objective.kind}")
     rounds = plan.objective.rounds()
     row = studies.perplexity_after_round(model, scene).row
@@ -167,6 +172,9 @@ def _rounds(file: Path, scene: Scene) -> list[dict[str, Any]]:
 
 
 def _films(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
+    """Texts as they are unmasked; none of uniform diffusion, where every position changes again and again."""
+    if not isinstance(teacher.process, MaskedProcess):
+        return []
     plans = [("teacher", teacher, study.player_steps), ("student", student, study.player_steps),
              ("teacher", teacher, length), ("student", student, study.round_steps)]  # fmt: skip
     films = {f"{name}, {steps} steps": (model, steps) for name, model, steps in plans}
@@ -195,10 +203,10 @@ def row_line(name: str, measured: Measured) -> str:
     )
 
 
-def masked(model: object) -> Model:
+def diffusion(model: object) -> Model:
     """The model, if it is a diffusion model."""
     if not isinstance(model, Model):
-        raise ValueError(f"a masked-diffusion model is distilled, got {type(model).__name__}")
+        raise ValueError(f"a diffusion model is distilled, got {type(model).__name__}")
     return model
 
 
@@ -231,5 +239,6 @@ def lines(file: Path) -> list[dict[str, Any]]:
 def _curves(file: Path) -> dict[str, list[float]]:
     """The columns of a run's metrics.jsonl that the report draws; rounds count from 1, as in its table."""
     table = lines(file)
-    curves = {name: [line[name] for line in table] for name in ("step", "loss", "distillation", "reconstruction")}
+    names = [name for name in ("step", "loss", "distillation", "reconstruction") if all(name in line for line in table)]
+    curves = {name: [line[name] for line in table] for name in names}
     return curves | {"round": [int(line["round"]) + 1 for line in table]}

@@ -18,7 +18,7 @@ from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model
 from unmask.plain import to_json
 from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, starts_from, texts
-from unmask.recipes.schema import Consistency, Recipe, recipe_of
+from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.text.packing import batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
@@ -103,17 +103,15 @@ def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
 
 
 def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
-    """Distil a masked-diffusion `model` on rows `ids` [n, L] by a recipe of consistency distillation; nothing is saved.
+    """Distil a diffusion `model` on rows `ids` [n, L] by a recipe of distillation (MCD, DCD, SDTT); nothing is saved.
 
     Yields an `Update` a step; the one that ends a round, or the run, carries `.student`, a Model of the averaged
     weights. The recipe's corpus, tokenizer and teacher are not read: `ids` and `model` stand for them.
     (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
     """
     objective = recipe.objective
-    if not isinstance(objective, Consistency):
-        raise ValueError(
-            f"distill wants a recipe of consistency distillation, {recipe.name!r} is {recipe.objective.kind}"
-        )
+    if not isinstance(objective, Distillation):
+        raise ValueError(f"distill wants a recipe of distillation, {recipe.name!r} is {recipe.objective.kind}")
     if ids.dim() != 2 or not len(ids):
         raise ValueError(f"ids holds rows of tokens [n, L], at least one: got shape {tuple(ids.shape)}")
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
@@ -140,7 +138,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
 def with_student(update: Update, parts: Parts, state: State) -> Update:
     """The update, with the student as it stands if a round or the run ends here."""
     recipe = parts.recipe
-    round_ends = isinstance(recipe.objective, Consistency) and update.step % recipe.objective.round_steps == 0
+    round_ends = isinstance(recipe.objective, Distillation) and update.step % recipe.objective.round_steps == 0
     return (
         replace(update, student=parts.model(averaged(state))) if round_ends or update.step == recipe.steps else update
     )

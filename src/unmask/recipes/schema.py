@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from unmask.diffusion.structure import structure_of
 from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
+from unmask.objectives.sdtt import Faithful, Measure
 from unmask.plain import from_json
 from unmask.training.schedule import AdamW
 
 Precision = Literal["float32", "bfloat16", "fastest"]
 Part = Literal["all", "first half", "second half"]
+Noise = Literal["masked", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,37 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Nelbo:
-    """Train a masked-diffusion teacher on its evidence bound.
+    """Train a diffusion teacher on its evidence bound.
 
-    t_min  the least time that is drawn (MDLM: 1e-3)
-    init   a model to go on from, a run directory, model directory or hub id: its sizes and its MASK are kept, the
-           length of a row and dropout are the recipe's; empty: random weights
+    process  what noise puts in the place of a token: MASK, or any token at all (uniform-state diffusion, Duo)
+    t_min    the least time that is drawn (MDLM, Duo: 1e-3)
+    init     a model to go on from, a run directory, model directory or hub id: its sizes and its MASK are kept, the
+             length of a row and dropout are the recipe's; empty: random weights
     """
 
     kind: Literal["nelbo"] = "nelbo"
+    process: Noise = "masked"
+    t_min: float = 1e-3
+    init: str = ""
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Train a uniform-state teacher as Duo does (arXiv 2506.10892): softened Gaussian input first, then the bound.
+
+    soft_steps   updates on softened input, from the first one; afterwards the plain bound
+    gamma        range of gamma, minus the log signal-to-noise ratio, while the input is soft
+    temperature  of the softmax of the Gaussian, while the input is soft
+    top_k        greatest rivals of each token that the soft input keeps
+    t_min        the least time that is drawn (1e-3)
+    init         as in `Nelbo`
+    """
+
+    kind: Literal["curriculum"] = "curriculum"
+    soft_steps: int = 500_000
+    gamma: tuple[float, float] = (-3.55, -1.85)
+    temperature: float = 1e-3
+    top_k: int = 8
     t_min: float = 1e-3
     init: str = ""
 
@@ -100,34 +126,74 @@ class NextToken:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Masked Consistency Distillation (Latent Shadows, arXiv 2602.00792).
+    """Consistency distillation: Masked (MCD, arXiv 2602.00792), or of uniform-state models (DCD, arXiv 2506.10892).
 
     teacher       a run directory, model directory, hub id (with @revision), or unmask:teacher
+    process       of the teacher: masked is MCD, uniform is DCD
     round_steps   updates a round; at its start the teacher becomes the student
     delta0        time between student and teacher in the first round, doubled each round
     temperatures  the teacher's temperature in each round; their number is that of the rounds
-    direction     of the KL divergence where both see MASK: reverse is KL(student || teacher)
+    direction     of the KL divergence where neither is told the token: reverse is KL(student || teacher)
     revealed      the loss where only the teacher sees the token
-    coupling      locked: both read one trajectory (Theorem 3.3); independent: masks drawn apart
+    revealed_weight  weight of that loss, against 1 of the divergence
+    coupling      locked: both read one trajectory (Theorem 3.3); independent: noise drawn apart
+    structure     tokens that turn to noise together: block:SIZE:CORRELATION, span:LENGTH, hierarchy:SIZES:SHARES;
+                  empty: each alone
     reduction     divide by all tokens, or by the masked ones
+    gamma         train on Duo's Gaussian path over this range of gamma; none: on the teacher's own schedule
     """
 
     kind: Literal["consistency"] = "consistency"
     teacher: str = ""
+    process: Noise = "masked"
     round_steps: int = 10_000
     delta0: float = 1 / 512
     temperatures: tuple[float, ...] = PAPER_TEMPERATURES
     direction: Direction = "reverse"
     revealed: Revealed = "cross_entropy"
+    revealed_weight: float = 1.0
     coupling: Coupling = "locked"
+    structure: str = ""
     reduction: Reduction = "tokens"
+    gamma: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        structure_of(self.structure)  # refused at once
 
     def rounds(self) -> Rounds:
         """Step size and temperature as functions of the step."""
         return Rounds(self.round_steps, self.delta0, self.temperatures)
 
 
-Objective = Nelbo | NextToken | Consistency
+@dataclass(frozen=True)
+class Sdtt:
+    """Self-Distillation Through Time of a masked-diffusion model (arXiv 2410.21035).
+
+    teacher        as in `Consistency`
+    round_steps    updates a round; at its start the teacher becomes the student
+    delta0         a step of the teacher in the first round, doubled each round
+    count          rounds
+    teacher_steps  steps of the teacher that one step of the student imitates
+    divergence     of student and target: reverse KL(student || target), forward, mse or tvd of the probabilities
+    faithful       to the paper, or to the slip in the grid of times of the released code
+    """
+
+    kind: Literal["sdtt"] = "sdtt"
+    teacher: str = ""
+    round_steps: int = 10_000
+    delta0: float = 1 / 1024
+    count: int = 7
+    teacher_steps: int = 2
+    divergence: Measure = "reverse"
+    faithful: Faithful = "paper"
+
+    def rounds(self) -> Rounds:
+        """Step size as a function of the step; the teacher keeps its temperature."""
+        return Rounds(self.round_steps, self.delta0, (1.0,) * self.count)
+
+
+Distillation = Consistency | Sdtt
+Objective = Nelbo | Curriculum | NextToken | Consistency | Sdtt
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Study:
     teacher_temperatures, student_temperatures  besides 1, at each step count
     texts, completions    half-masked real texts, and how often each is completed (completion disagreement)
     batch_size            samples a network call at most
+    sampler               of both diffusion models, by name; greedy_tail and others for uniform diffusion
     round_steps           steps of the student in the table of rounds
     shown                 texts of teacher and student side by side
     player_steps          steps of the texts in the player
@@ -49,6 +50,7 @@ class Study:
     texts: int = 16
     completions: int = 4
     batch_size: int = 64
+    sampler: str = "reveal"
     round_steps: int = 8
     shown: int = 3
     player_steps: int = 16
@@ -56,10 +58,11 @@ class Study:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row, and whether it was shipped: measured on another machine."""
+    """A row, whether it was shipped: measured on another machine, and if so whether its seconds are of this one."""
 
     row: Row
     shipped: bool
+    timed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return self.row.to_json() | {"shipped": self.shipped}
@@ -101,7 +104,7 @@ def measure(
     clock compares with nothing, or is timed by a draw of its own.
     """
     study, length = scene.study, scene.real.shape[1]
-    setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
+    setting = Setting(weights_digest(model.network.state_dict()), study.sampler, steps=0, nfe=0.0, seeds=(study.seed,))
     if isinstance(model, CausalModel):
         setting = replace(setting, sampler="autoregressive")
     draw = partial(_draw, model, study, length)
@@ -121,17 +124,17 @@ def measure(
                 found, cold = Measured(next(iter(measured)), shipped=False), 0
                 clock.append(found.row.measures[SECONDS].value)
             rows.append(found)
-        if not clock and any(found.shipped for found in rows):
+        if not clock and any(found.shipped and not found.timed for found in rows):
             run = timed(partial(draw, count, 1.0), repeats=1, warmup=cold)
             clock, cold = [run.measure(per=study.samples, unit="s a sample").value], 0
         seconds = Measure(statistics.median(clock), "s a sample", len(clock)) if clock else None
         for found in rows:
             before = any(found is known for known in scene.known)
-            if seconds is None or (before and not found.shipped):
+            if seconds is None or found.timed or (before and not found.shipped):
                 yield found
             else:
                 row = replace(found.row, measures={**found.row.measures, SECONDS: seconds})
-                yield Measured(row, found.shipped)
+                yield Measured(row, found.shipped, timed=True)
 
 
 def _answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
@@ -146,7 +149,7 @@ def device_of(model: Model | CausalModel) -> torch.device:
 def _draw(model: Model | CausalModel, study: Study, length: int, steps: int, temperature: float) -> Samples:
     return sample(
         model, study.samples, length, steps, study.seed, temperature, batch_size=study.batch_size,
-        device=device_of(model),
+        sampler=study.sampler if isinstance(model, Model) else None, device=device_of(model),
     )  # fmt: skip
 
 
@@ -160,6 +163,7 @@ def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temp
         study.seed + 1,
         temperature,
         pinned=pinned,
+        sampler=study.sampler,
         batch_size=study.batch_size,
         device=device_of(model),
     )
@@ -211,7 +215,10 @@ def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> l
     """Texts of both models at the same latents and step counts."""
     table = []
     for steps in study.student_steps:
-        texts = [sample(model, study.shown, length, steps, study.seed).texts for model in (teacher, student)]
+        texts = [
+            sample(model, study.shown, length, steps, study.seed, sampler=study.sampler).texts
+            for model in (teacher, student)
+        ]
         if texts[0] is None or texts[1] is None:
             raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
         pairs = zip(*texts, strict=True)
@@ -266,7 +273,7 @@ def naive(scene: Scene, model: Model) -> list[Measured]:
 def perplexity_after_round(model: Model, scene: Scene) -> Measured:
     """One row at the step count of the round table, without completions: cheap enough to draw after every round."""
     study, length = scene.study, scene.real.shape[1]
-    setting = Setting(weights_digest(model.network.state_dict()), "reveal", steps=0, nfe=0.0, seeds=(study.seed,))
+    setting = Setting(weights_digest(model.network.state_dict()), study.sampler, steps=0, nfe=0.0, seeds=(study.seed,))
     rows = measure_frontier(
         partial(_draw, model, study, length), scene.judge, scene.protocol, setting,
         name="round", steps=[study.round_steps], temperatures=[1.0], warmup=0,

@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # it draws Gaussians with torch; its results are plain lists
 
 _SMOOTHED = 40  # windows that a running mean divides a training run into
 _MARKER = {"teacher": "o", "student": "s"}
-_CELLS = ("#c2410c", "#e69f00", "#009e73", "#cc79a7", "#22211f", "#66635c")  # after Okabe and Ito
+_CELLS = (  # after Okabe and Ito, and three more
+    "#c2410c", "#e69f00", "#009e73", "#cc79a7", "#22211f", "#66635c", "#56b4e9", "#7b3294", "#8c510a",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,14 +151,20 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
 def study(reports: Mapping[str, Report], steps: int) -> Figure:
     """Gen PPL against unigram entropy over temperatures: the student of each cell in `steps` steps, and the teacher.
 
-    The teacher, of whom all cells have the same rows, is drawn at `steps` and at its most steps.
+    A teacher is drawn once, at `steps` and at its most steps; where there are several, each by its first cell's name.
     """
     figure = Figure(figsize=(WIDE, 5.6))
     axes = figure.add_subplot()
     first = next(iter(reports.values()))
-    teachers = curves([*first.teacher, *first.temperature_teacher])
-    found = [(f"teacher, {n} steps", teachers[n], LIGHT["teacher"], "o", style)
-             for n, style in ((max(teachers), ":"), (steps, "--")) if n in teachers]  # fmt: skip
+    owners: dict[str, str] = {}
+    for name, report in reports.items():
+        owners.setdefault(report.teacher[0].row.setting.model, name)
+    found = []
+    for name, color in zip(owners.values(), (LIGHT["teacher"], LIGHT["ink"], *_CELLS), strict=False):
+        teachers = curves([*reports[name].teacher, *reports[name].temperature_teacher])
+        label = "teacher" if len(owners) == 1 else f"teacher of {name}"
+        found += [(f"{label}, {n} steps", teachers[n], color, "o", style)
+                  for n, style in ((max(teachers), ":"), (steps, "--")) if n in teachers]  # fmt: skip
     for (name, report), color in zip(reports.items(), cycle(_CELLS), strict=False):
         lines = curves([*report.student, *report.temperature_student]).get(steps, [])
         found.append((f"{name}, {steps} steps", lines, color, "s", "-"))

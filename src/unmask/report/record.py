@@ -52,7 +52,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Training:
-    """Columns of equal length: the loss and its two terms, in nats a token, at each recorded step."""
+    """Columns of equal length: the loss and its two terms, where it has two, in nats a token, at each recorded step."""
 
     step: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
@@ -183,7 +183,7 @@ def _check_rows(report: Report) -> None:
 
 
 def _check_training(training: Training) -> None:
-    lengths = {name: len(column) for name, column in vars(training).items()}
+    lengths = {name: len(column) for name, column in vars(training).items() if column}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"report.training holds columns of equal length: got {lengths}")
 

@@ -1,0 +1,108 @@
+"""Methods side by side on the demo's text: MCD and SDTT of the masked teacher, DCD of a uniform-state one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from unmask.recipes.ablation import seeded
+from unmask.recipes.book import recipe
+from unmask.recipes.comparison import Comparison, compare
+from unmask.recipes.demo import train, trained
+from unmask.recipes.experiment import Progress
+from unmask.recipes.schema import Distillation, Recipe
+from unmask.recipes.study import Measured, Study
+
+ENTROPY = "entropy"  # the column of unigram entropy
+MASKED, UNIFORM, DUO = "masked", "uniform", "duo"  # folders
+ROUND_STEPS = 60  # as in the tiny ablation
+HEAD = ("method", "steps", "calls", "gen PPL", "entropy", "gen PPL at the unigram entropy of real text")
+
+
+STUDY = Study(
+    teacher_steps=(8, 16, 32, 128),
+    student_steps=(8, 16, 32),
+    teacher_temperatures=(0.7, 0.8, 0.9, 1.1),
+    student_temperatures=(0.85, 1.15, 1.3),
+    round_steps=16,
+    shown=2,
+)
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What is trained, distilled and measured; the masked teacher and the judge are those of the demo."""
+
+    duo: Recipe = field(default_factory=lambda: recipe("demo-duo"))
+    masked: Mapping[str, Recipe] = field(
+        default_factory=lambda: seeded({"mcd": shortened(recipe("demo-mcd")), "sdtt": shortened(recipe("demo-sdtt"))})
+    )
+    uniform: Mapping[str, Recipe] = field(default_factory=lambda: seeded({"dcd": shortened(recipe("demo-dcd"))}))
+    study: Study = field(default_factory=lambda: STUDY)
+    teacher: str = "unmask:teacher"
+    judge: str = "unmask:judge"
+
+
+def shortened(plan: Recipe) -> Recipe:
+    """The distillation with rounds of ROUND_STEPS updates."""
+    if not isinstance(plan.objective, Distillation):
+        raise ValueError(f"methods of distillation are compared, {plan.name!r} is {plan.objective.kind}")
+    objective = replace(plan.objective, round_steps=ROUND_STEPS)
+    return replace(plan, objective=objective, steps=objective.rounds().total, save_every=ROUND_STEPS)
+
+
+def methods(settings: Methods, directory: Path, known: Sequence[Measured] = ()) -> Iterator[Progress]:
+    """Train the uniform-state teacher, distil and measure all; `known` holds rows of the masked teacher."""
+    yield from train({DUO: settings.duo}, directory)
+    if not trained([DUO], directory):
+        return  # stopped by a signal
+    plans = {
+        MASKED: Comparison("Methods", settings.teacher, settings.judge, settings.masked, settings.study, known),
+        UNIFORM: Comparison(
+            "Methods",
+            str(directory / DUO / "model"),
+            settings.judge,
+            settings.uniform,
+            replace(settings.study, sampler="ancestral"),
+        ),
+    }
+    for place, plan in plans.items():
+        done = False
+        for event in compare(plan, directory / place):
+            done = event.stage == "all cells"
+            yield event
+        if not done:
+            return
+
+
+def summary(reports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A line for each method and step count; those of a teacher before its first student.
+
+    The last column is by temperature, and compares methods with different teachers; it stands where both teacher and
+    student were drawn in these steps.
+    """
+    table: list[list[str]] = []
+    seen: set[str] = set()
+    for name, report in reports.items():
+        teachers = {row["setting"]["model"] for row in report["teacher"]}
+        if not seen & teachers:
+            table += _lines(f"teacher of {name.partition(',')[0]}", report, "teacher")
+        seen |= teachers
+        table += _lines(name, report, "student")
+    return table
+
+
+def _lines(name: str, report: Mapping[str, Any], who: str) -> list[list[str]]:
+    entries = [entry for entry in report["answers"]["equal_entropy"] if entry["at"] == "data"]
+    equal = {entry["steps"]: entry[who] for entry in entries if entry["column"] == ENTROPY}
+    return [
+        [name, str(row["steps"]), f"{row['nfe']:.1f}", f"{row['gen_ppl']:.1f}", f"{row['entropy']:.3f}",
+         _gen_ppl(equal[row["steps"]]) if row["steps"] in equal else ""]
+        for row in report[who]
+    ]  # fmt: skip
+
+
+def _gen_ppl(found: Mapping[str, Any] | None) -> str:
+    return "not reached" if found is None else f"{found['gen_ppl']['value']:.1f}"
