@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from unmask.cli import flags
 from unmask.cli.main import VERBS, main
+from unmask.recipes.book import RECIPES
+from unmask.recipes.schema import Distillation
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = [
@@ -138,6 +140,55 @@ def test_dry_run_prints_the_recipe_and_trains_nothing(capsys, tmp_path):
     assert said["estimate"]["parameters"] == 169_627_218
     assert said["estimate"]["tokens"] == 512 * 1024 * 1_000_000
     assert not (tmp_path / "run").exists()
+
+
+def dry(capsys, verb, name, *more):
+    code, out, err = run(capsys, verb, name, "--dry-run", *more)
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda function: function.__name__)
+def test_every_recipe_has_its_dry_run(capsys, recipe):
+    """Nothing is read but a tokenizer that is at hand: no teacher, no corpus, no hub."""
+    plan = recipe()
+    verb = "distill" if isinstance(plan.objective, Distillation) else "train"
+    said = dry(capsys, verb, plan.name)
+    assert said["recipe"]["name"] == plan.name and said["recipe"]["objective"]["kind"] == plan.objective.kind
+    assert said["estimate"]["tokens"] == plan.batch_size * plan.steps * plan.network.length
+
+
+def test_the_estimate_counts_the_passes_of_the_teacher(capsys):
+    """6 FLOPs a weight and token for the student, 2 for each pass of a teacher: SDTT walks, and so pays a step each."""
+    teacher = dry(capsys, "train", "demo-teacher", "--batch-size", "32", "--steps", "480")["estimate"]
+    unit = teacher["flops"] / 6
+    passes = {
+        "demo-mcd": dry(capsys, "distill", "demo-mcd"),
+        "demo-sdtt": dry(capsys, "distill", "demo-sdtt"),
+        "three": dry(capsys, "distill", "demo-sdtt", "--objective.teacher-steps", "3"),
+    }
+    costs = {name: said["estimate"]["flops"] / unit for name, said in passes.items()}
+    assert costs == pytest.approx({"demo-mcd": 8, "demo-sdtt": 10, "three": 12})
+    for said in passes.values():
+        assert said["estimate"]["parameters"] == teacher["parameters"]
+        assert said["estimate"]["weights_bytes"] == 24 * teacher["parameters"]
+
+
+def test_flags_reach_the_objectives_of_duo_and_sdtt(capsys):
+    told = dry(capsys, "train", "demo-duo", "--objective.gamma", "-3.0", "-1.0", "--objective.soft-steps", "7")
+    assert told["recipe"]["objective"]["gamma"] == [-3.0, -1.0] and told["recipe"]["objective"]["soft_steps"] == 7
+    told = dry(capsys, "distill", "demo-sdtt", "--objective.divergence", "tvd", "--objective.faithful", "released")
+    assert (told["recipe"]["objective"]["divergence"], told["recipe"]["objective"]["faithful"]) == ("tvd", "released")
+    assert run(capsys, "distill", "demo-sdtt", "--dry-run", "--objective.divergence", "kl")[0] == 2
+    assert run(capsys, "train", "demo-dcd", "--dry-run")[0] == run(capsys, "distill", "demo-duo", "--dry-run")[0] == 1
+
+
+def test_a_teacher_of_other_noise_is_refused_by_name(capsys, tmp_path, text, masked, uniform):
+    data = ["--data.corpus", text, "--data.part", "all", "--data.tokenizer", masked, "--out", tmp_path / "run"]
+    for name, folder, want, got in (("dcd", masked, "uniform", "masked"), ("sdtt", uniform, "masked", "uniform")):
+        code, _, err = run(capsys, "distill", f"demo-{name}", *TINY, *data, "--objective.teacher", folder)
+        assert code == 1 and f"a model of {want} diffusion" in err and f"this one is {got}" in err
+        assert not (tmp_path / "run").exists()
 
 
 def test_train_distil_evaluate(capsys, tmp_path, corpus):
@@ -280,3 +331,39 @@ def test_every_flag_has_its_sentence(name):
         for f in dataclasses.fields(each):
             nested = any(flags.dataclasses_of(typing.get_type_hints(each)[f.name]))
             assert nested or f.name == "kind" or f"\n    {f.name}: " in told, (each, f.name)
+
+
+@pytest.fixture
+def few_objectives(monkeypatch):
+    from unmask.evaluation import fixed_points
+
+    monkeypatch.setattr(fixed_points, "OBJECTIVES", fixed_points.OBJECTIVES[:2])
+
+
+@pytest.mark.usefixtures("few_objectives")
+def test_verify_measures_on_a_known_law(capsys, tmp_path):
+    asked = ["verify", "exact", "--n", "200", "--length", "4", "--vocab-size", "4", "--out", tmp_path, "--no-train"]
+    code, out, err = run(capsys, *asked)
+    assert code == 0, out + err
+    assert "entropy_bounded" in out and "FAILS" not in out and "forward KL" in out
+    assert (tmp_path / "exact.png").stat().st_size > 10_000
+    found = json.loads((tmp_path / "exact.json").read_text())
+    assert {len(found["gaps"][name]) for name in ("reveal", "even", "confidence", "uniform")} == {3}
+    assert found["source"]["length"] == 4 and all(check["passed"] for check in found["checks"])
+    code, out, _ = run(capsys, *asked, "--json", "--source", "grammar")
+    assert code == 0 and json.loads(out)["source"]["kind"] == "grammar"
+    faults = {"--n": ("50", "want n >= 100"), "--order": ("3", "want 1 or 2"), "--vocab-size": ("0", "vocab_size")}
+    for flag, (value, words) in faults.items():
+        code, _, err = run(capsys, *asked, flag, value)
+        assert code == 1 and words in err
+    assert run(capsys, "verify", "nothing")[0] == 2
+
+
+@pytest.mark.usefixtures("few_objectives")
+def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
+    from unmask.evaluation import exact
+
+    monkeypatch.setattr(exact, "even", exact.confidence)
+    asked = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]
+    code, out, _ = run(capsys, "verify", "exact", *asked)
+    assert code == 1 and "FAILS" in out

@@ -20,7 +20,7 @@ VERBS = {  # verb -> module, what it does
     "convert": ("convert", "read any checkpoint that unmask knows and write it in its own layout"),
     "reproduce": ("reproduce", "measure again what this project ships or claims"),
     "report": ("report", "write report.html from a report.json"),
-    "verify": ("verify", "check the Gaussian-masked duality by simulation"),
+    "verify": ("verify", "check the duality by simulation, samplers and objectives on a known law"),
     "doctor": ("doctor", "what of this machine matters to unmask"),
 }
 
