@@ -1,6 +1,8 @@
 """Cells side by side: those of the ablation differ in one factor, a failed training is a result, methods compare."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,11 +150,13 @@ def test_the_command_shares_its_runs_out(base: Recipe, masked: Path, causal: Pat
     calls = []
 
     class Process:
-        def __init__(self, command, env, stdout):
+        returncode = 0
+
+        def __init__(self, command, env, stdout, start_new_session):
             calls.append((command[command.index("--cells") + 1 :], env["OMP_NUM_THREADS"]))
 
-        def wait(self) -> int:
-            return 0
+        def poll(self) -> int:
+            return self.returncode
 
     monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
     assert main(["reproduce", "ablation", "--work", str(tmp_path), "--jobs", "2"]) == 0
@@ -160,6 +164,34 @@ def test_the_command_shares_its_runs_out(base: Recipe, masked: Path, causal: Pat
     assert len(first) == len(second) == 9 and not {*first} & {*second} and int(threads) >= 1
     assert main(["reproduce", "ablation", "--work", str(tmp_path), "--cells", "forward", "--jobs", "2"]) != 0
     assert main(["reproduce", "ablation", "--work", str(tmp_path), "--jobs", "0"]) != 0
+    Process.returncode = 1
+    with pytest.raises(RuntimeError, match=r"ended with exit codes \[1, 1\]: their messages stand above"):
+        reproduce.shared(["ablation"], ["a", "b"], 2)
+
+
+def test_a_signal_is_handed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, of which one takes its time to save: the command waits for it, and says that it was stopped."""
+    import unmask.cli.reproduce as reproduce
+
+    class Process:
+        def __init__(self, command, **options):
+            self.told, self.polls, self.returncode = 0, 0, None
+
+        def poll(self) -> int | None:
+            self.polls += 1
+            if self.polls == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.told and self.polls > 6:
+                self.returncode = 1
+            return self.returncode
+
+        def terminate(self) -> None:
+            self.told += 1
+            assert self.told == 1
+
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
+    monkeypatch.setattr(reproduce.time, "sleep", lambda seconds: None)
+    assert reproduce.shared(["ablation"], ["a"], 1) is False
 
 
 def test_methods_with_different_teachers_share_a_table_and_a_picture(

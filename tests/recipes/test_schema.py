@@ -32,14 +32,17 @@ objectives = st.one_of(
         round_steps=st.integers(1, 10**6),
         temperatures=st.lists(positive, min_size=1).map(tuple),
         direction=st.sampled_from(["reverse", "forward"]),
-        revealed=st.sampled_from(["cross_entropy", "divergence", "none"]),
         coupling=st.sampled_from(["locked", "independent"]),
-        reduction=st.sampled_from(["tokens", "masked"]),
-        process=st.sampled_from(["masked", "uniform"]),
-        revealed_weight=positive,
         structure=st.sampled_from(["", "block:4:0.5", "span:3"]),
         gamma=st.none() | gammas,
     ),
+    st.builds(
+        Consistency,
+        revealed=st.sampled_from(["cross_entropy", "divergence", "none"]),
+        revealed_weight=positive,
+        reduction=st.sampled_from(["tokens", "masked"]),
+    ),
+    st.builds(Consistency, process=st.just("uniform")),
 )
 recipes = st.builds(
     Recipe,
@@ -110,3 +113,13 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
 def test_wrong_json(told: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_json(Recipe, told, "recipe")
+
+
+def test_what_would_have_no_effect_is_refused() -> None:
+    for change in ({"revealed": "none"}, {"revealed_weight": 4.0}, {"reduction": "masked"}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))}: uniform noise shows no token.*process = 'masked'"):
+            Consistency(process="uniform", **change)
+        Consistency(**change)
+    for name in ("count", "teacher_steps"):
+        with pytest.raises(ValueError, match=f"{name} is a count of the distillation: want >= 1, got 0"):
+            Sdtt(**{name: 0})

@@ -19,7 +19,8 @@ from unmask.rng import address, gumbel, uniform
 from unmask.samplers.grids import uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.loop import sample
-from unmask.samplers.steps import plan
+from unmask.samplers.renoising import psi
+from unmask.samplers.steps import ancestral, confidence, plan
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**9))
@@ -202,6 +203,9 @@ def test_sample_takes_text_forms_and_refuses_what_nobody_reads() -> None:
     for name in ("ancestral", "confidence", "entropy_bounded:0.1", "remdm_cap:0.02"):
         with pytest.raises(ValueError, match=rf"'{name}' does not reveal by the latent.*'reveal'.*Span\(length=3"):
             sample(model, n=1, length=5, sampler=name, structure="span:3")
+    for sampler in (confidence, psi(0.5), ancestral):
+        with pytest.raises(ValueError, match="this sampler does not reveal by the latent"):
+            sample(model, n=1, length=5, sampler=sampler, structure="span:3")
     with pytest.raises(ValueError, match="this sampler does not reveal by the latent"):
         sample(uniform_model(4, 5), n=1, length=5, structure="span:3")
     with pytest.raises(ValueError, match="an autoregressive model does not reveal by the latent"):

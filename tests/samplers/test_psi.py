@@ -14,7 +14,8 @@ from scipy.stats import chisquare
 from reference import process_channel, sampler_p_value, sampler_remdm, sampler_renoised, sampler_reveal
 from toy_sampling import FILTERS, MASK, L, N, V, alphas_of, draw, filtered, masked, start, uniform
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
-from unmask.diffusion.schedules import LogLinear
+from unmask.diffusion.schedules import LogLinear, Polynomial
+from unmask.samplers.grids import GRIDS
 from unmask.samplers.loop import sample, watch
 from unmask.samplers.renoising import Kappa, psi, remdm_cap, remdm_loop, remdm_rescale
 
@@ -221,3 +222,13 @@ def test_a_function_is_checked_before_the_first_call(kind: type, kappa: Kappa, m
     with pytest.raises(ValueError, match=match):
         sample(model, n=1, length=L, steps=4, sampler=psi(asked))
     assert model.denoiser.batches == []
+
+
+@pytest.mark.parametrize("kind", [masked, uniform])
+@pytest.mark.parametrize("sampler", ["psi:0.5", "remdm_cap:0.1", "remdm_rescale:0.5"])
+def test_a_grid_may_reach_text_before_its_end(kind: type, sampler: str) -> None:
+    """As "released" does where 1 - 1e-20 is 1: nothing is left to do then, and nothing breaks."""
+    model = kind(V, L, Polynomial(4.0, eps=0.0))
+    drawn = sample(model, n=5, length=L, steps=3, sampler=sampler, grid="released")
+    assert float(GRIDS["released"](3, model.schedule)[-2]) == 1
+    assert not (drawn.tokens == MASK).any() if kind is masked else drawn.calls == 4

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from unmask.recipes.methods import methods as compare_methods
 from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.text.hub import OWN, shipped
+from unmask.training import stop_signals
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int
     title = f"Ablation of {settings.base.name}"
     known = read_rows(shipped() / ROWS, shipped=True) if settings.teacher.startswith(OWN) else []
     plan = Comparison(title, settings.teacher, settings.judge, runs, settings.study, known)
+    if unknown := sorted({*only} - {*runs} - {*cells}):
+        raise ValueError(f"the cells are {', '.join(cells)}: there is none called {', '.join(unknown)}")
     wanted = [run for run in runs if not only or run in only or run.rpartition(",")[0] in only]
-    if only and not wanted:
-        raise ValueError(f"the cells are {', '.join(cells)}: there is none called {', '.join(only)}")
     if jobs > 1 and len(wanted) > 1:
         follow(compare(plan, work, ()))  # the teacher's rows, once
         done = shared(["ablation", "--work", str(work), "--scale", name, *(["--full"] if full else [])], wanted, jobs)
@@ -131,9 +133,12 @@ def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int
     for run in runs:
         if why := failure(work / folder(run)):
             say(f"{run}: {why}")
+    lines = []
+    for cell, found in groups.items():
+        name = cell if len(found) == len(runs) // len(cells) else f"{cell} ({len(found)} seed)"
+        lines += means(name, found) if found else []
     first = {cell: found[0] for cell, found in groups.items() if found}
-    lines = [line for cell, found in groups.items() if found for line in means(cell, found)]
-    show(lines, first, work / "ablation.png", max(settings.study.student_steps))
+    show(lines, first, None if only else work / "ablation.png", max(settings.study.student_steps))
     return done
 
 
@@ -149,17 +154,37 @@ def methods(work: Path) -> bool:
 
 
 def shared(command: list[str], runs: Sequence[str], jobs: int) -> bool:
-    """Deal runs out to processes of this command, each with an equal part of the cores; whether all are done."""
+    """Deal runs out to processes of this command, each with an equal part of the cores; whether all are done.
+
+    A signal is handed on, so that each saves its state. RuntimeError where one fails by itself.
+    """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    own = os.environ | {"OMP_NUM_THREADS": threads}
-    parts = [runs[first::jobs] for first in range(min(jobs, len(runs)))]
     start = [sys.executable, "-m", "unmask", "reproduce", *command, "--jobs", "1", "--cells"]
-    started = [subprocess.Popen([*start, *part], env=own, stdout=subprocess.DEVNULL) for part in parts]
-    return all([process.wait() == 0 for process in started])  # a signal reaches them too: each saves its state
+    with stop_signals() as stop:
+        started = [
+            subprocess.Popen(
+                [*start, *runs[first::jobs]],
+                env=os.environ | {"OMP_NUM_THREADS": threads},
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which hands it on
+            )
+            for first in range(min(jobs, len(runs)))
+        ]
+        told = False
+        while any(process.poll() is None for process in started):
+            if stop() and not told:
+                told = True
+                for process in started:
+                    process.terminate()
+            time.sleep(0.1)
+    codes = [process.returncode for process in started]
+    if any(codes) and not told:
+        raise RuntimeError(f"processes of the ablation ended with exit codes {codes}: their messages stand above")
+    return not any(codes)
 
 
-def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], picture: Path, steps: int) -> None:
-    """The table of a comparison and its picture, if anything is measured under one protocol."""
+def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], picture: Path | None, steps: int) -> None:
+    """The table of a comparison and its picture, if anything is measured; all under one protocol."""
     if not reports:
         return
     from unmask.report.axes import PNG_DPI
@@ -170,9 +195,10 @@ def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], pictu
     records = {name: read_report(report) for name, report in reports.items()}
     require_same_protocol(line.row for record in records.values() for _, line in record.lines)
     table("students; gains over a temperature-scaled teacher at equal steps", HEAD, lines)
-    with drawing():
-        picture_of(records, steps).savefig(picture, dpi=PNG_DPI)
-    say(f"{picture}: all cells at {steps} steps")
+    if picture is not None:
+        with drawing():
+            picture_of(records, steps).savefig(picture, dpi=PNG_DPI)
+        say(f"{picture}: all cells at {steps} steps")
 
 
 def publish(run: Path, out: Path) -> None:

@@ -101,7 +101,7 @@ def _exact(asked: Arguments) -> int:
     found = {
         "source": {"kind": asked.source, "vocab_size": size, "order": asked.order, "length": asked.length,
                    "concentration": asked.concentration, "seed": asked.seed, "entropy": entropy,
-                   "rate": source.rate(asked.length)},
+                   "last": source.rate(asked.length)},
         "n": n, "pair_distance_floor": asdict(floor),
         "own": asdict(exact.own_row(source, n, asked.length, asked.seed + 3)),
         "gaps": {name: [asdict(row) for row in family] for name, family in gaps.items()},
@@ -114,8 +114,8 @@ def _exact(asked: Arguments) -> int:
     else:
         kind = f"{asked.source}{f' of order {asked.order}' if asked.source == 'chain' else ''}"
         say(
-            f"{kind}, V = {size}, L = {asked.length}, seed {asked.seed}: entropy {entropy:.4f}, rate "
-            f"{source.rate(asked.length):.4f} nats a token; n = {n} texts, temperature 1, float64"
+            f"{kind}, V = {size}, L = {asked.length}, seed {asked.seed}: entropy {entropy:.4f} nats a token, "
+            f"{source.rate(asked.length):.4f} of the last given the others; n = {n} texts, temperature 1, float64"
         )
         _show(floor, gaps, orders, rows)
         _tell(f"what must hold, seed {asked.seed}", checks)

@@ -12,8 +12,9 @@ Then the optimum of Eq. 14 (Latent Shadows, arXiv 2602.00792) and its relatives,
     reverse KL            exp(sum_z_s a log q / sum a), the geometric mean (without the revealed term)
     reverse KL + CE       A sum_v p (log p - log g) - sum_v b log p, least: strictly convex, solved below
 
-each normalised over v. For tau = 1 and a nested pair the first two are the teacher itself: E[p(x0 | z_s) | z_t] =
-p(x0 | z_t). Everything here is enumerated: (V + 1)^L canvases, V^L texts, so V = 3 and L = 3 are the place to look.
+each normalised over v, for masked noise. For tau = 1 and a nested pair the first two are the teacher itself:
+E[p(x0 | z_s) | z_t] = p(x0 | z_t). Everything here is enumerated: (V + 1)^L canvases, V^L texts, so V = 3 and L = 3 are
+the place to look.
 """
 
 from __future__ import annotations

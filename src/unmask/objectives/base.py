@@ -50,7 +50,7 @@ class Objective(Protocol):
 
 
 class Alone:
-    """The part of an `Objective` that trains one network and needs no other."""
+    """The part of an `Objective` that trains one network, the student."""
 
     def networks(self) -> dict[str, nn.Module]:
         return {}
@@ -65,7 +65,7 @@ class Alone:
         """Nothing: there is no other network."""
 
 
-class Distillation:
+class Distillation(Alone):
     """The part of an `Objective` that distils in rounds. Who inherits it has these fields:
 
     teacher  a denoiser that is a module; overwritten by the student's raw weights at the start of every round
@@ -75,14 +75,8 @@ class Distillation:
     teacher: nn.Module
     rounds: Rounds
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {}
-
     def frozen(self) -> dict[str, nn.Module]:
         return {"teacher": self.teacher}
-
-    def turn(self, step: int) -> str:
-        return "student"
 
     def prepare(self, step: int, student: nn.Module) -> None:
         """Hard reset at the start of a round: teacher <- stopgrad(student)."""

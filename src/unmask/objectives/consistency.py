@@ -1,7 +1,8 @@
 """Consistency distillation: the student at z_t imitates the teacher at z_s, on one trajectory.
 
 Masked (MCD): Latent Shadows, arXiv 2602.00792, section 3.3 and Algorithm 1. Uniform (DCD): Duo, arXiv 2506.10892,
-section 4.2. The two differ in the process only.
+section 4.2. In code the two differ in the process only. In what they come to they differ more: forward KL at tau = 1
+leaves a perfect masked teacher where it is, and sharpens a uniform one (docs/papers.md).
 """
 
 from __future__ import annotations

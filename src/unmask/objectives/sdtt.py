@@ -23,10 +23,10 @@ from unmask.prediction import Prediction
 from unmask.rng import stratified
 from unmask.types import Denoiser, Tokens
 
-Measure = Literal["reverse", "forward", "mse", "tvd"]
+Distance = Literal["reverse", "forward", "mse", "tvd"]
 Faithful = Literal["paper", "released"]
 
-DIVERGENCES: Mapping[Measure, Divergence] = MappingProxyType(
+DIVERGENCES: Mapping[Distance, Divergence] = MappingProxyType(
     {"reverse": reverse_kl, "forward": forward_kl, "mse": squared_error, "tvd": total_variation}
 )
 
@@ -56,7 +56,7 @@ class Sdtt(Distillation):
     teacher: nn.Module
     rounds: Rounds
     teacher_steps: int = 2
-    divergence: Measure = "reverse"
+    divergence: Distance = "reverse"
     faithful: Faithful = "paper"
     t_min: float = 1e-5
 

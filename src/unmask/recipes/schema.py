@@ -11,7 +11,7 @@ from unmask.diffusion.structure import structure_of
 from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
-from unmask.objectives.sdtt import Faithful, Measure
+from unmask.objectives.sdtt import Distance, Faithful
 from unmask.plain import from_json
 from unmask.training.schedule import AdamW
 
@@ -159,6 +159,13 @@ class Consistency:
 
     def __post_init__(self) -> None:
         structure_of(self.structure)  # refused at once
+        ignored = {"revealed": "cross_entropy", "revealed_weight": 1.0, "reduction": "tokens"}
+        changed = [name for name, default in ignored.items() if getattr(self, name) != default]
+        if self.process == "uniform" and changed:
+            raise ValueError(
+                f"{', '.join(changed)}: uniform noise shows no token, so there is no revealed term and all tokens "
+                "count; leave it out, or use process = 'masked'"
+            )
 
     def rounds(self) -> Rounds:
         """Step size and temperature as functions of the step."""
@@ -184,8 +191,13 @@ class Sdtt:
     delta0: float = 1 / 1024
     count: int = 7
     teacher_steps: int = 2
-    divergence: Measure = "reverse"
+    divergence: Distance = "reverse"
     faithful: Faithful = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("count", "teacher_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is a count of the distillation: want >= 1, got {getattr(self, name)}")
 
     def rounds(self) -> Rounds:
         """Step size as a function of the step; the teacher keeps its temperature."""

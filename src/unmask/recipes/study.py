@@ -108,7 +108,8 @@ def measure(
     if isinstance(model, CausalModel):
         setting = replace(setting, sampler="autoregressive")
     draw = partial(_draw, model, study, length)
-    complete = partial(_complete, model, study) if isinstance(model, Model) else None
+    masked = isinstance(model, Model) and isinstance(model.process, MaskedProcess)
+    complete = partial(_complete, model, study) if isinstance(model, Model) and masked else None  # see `_complete`
     cold = 1  # draws for warming up, once
     for count in steps:
         rows, clock = [], []
@@ -154,6 +155,7 @@ def _draw(model: Model | CausalModel, study: Study, length: int, steps: int, tem
 
 
 def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens:
+    # Masked diffusion only: a denoiser of uniform noise is told one alpha for all tokens, and doubts the given ones.
     # A seed of its own: completions are independent of the samples.
     drawn = sample(
         model,

@@ -69,7 +69,8 @@ def _by_calls(axes: Axes, label: str, title: str) -> None:
     logarithmic(axes.xaxis)
     axes.set(xlabel="network calls a text, measured", ylabel=label)
     axes.set_title(title)
-    axes.legend()
+    axes.margins(y=0.25)  # room for the legend
+    axes.legend(ncols=2, loc="upper right")
 
 
 def _rest(axes: Axes, rows: Sequence[Resting]) -> None:

@@ -21,11 +21,11 @@ from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
 from unmask.samplers.grids import GRIDS, Grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.names import named, sampler_of
-from unmask.samplers.steps import Laws, Reads, Sampler, Task, ancestral, reveal
+from unmask.samplers.steps import Laws, Reads, Sampler, Task, ancestral, greedy_tail, reveal
 from unmask.text.tokenizers import start_token
 from unmask.types import Denoiser, Tokens
 
-_BY_LATENT = ("reveal", "greedy_tail")  # the samplers of MASKs that reveal at the levels u of the latent
+_BY_LATENT = (reveal, greedy_tail)  # the samplers of MASKs that reveal at the levels u of the latent
 
 
 @runtime_checkable
@@ -148,7 +148,7 @@ def watch(
     alphas = named("grid", grid, GRIDS)(steps, model.schedule)
     task = Task(process, pins.to(device), latent, alphas, filters, drawing)
     chosen = sampler_of(sampler)
-    by_latent = mask_id is not None and (not isinstance(sampler, str) or sampler in _BY_LATENT)
+    by_latent = mask_id is not None and chosen in _BY_LATENT
     _check_read(structure, f"the sampler {sampler!r}" if isinstance(sampler, str) else "this sampler", by_latent)
     denoiser = model.denoiser.frozen() if isinstance(model.denoiser, NetworkDenoiser) else model.denoiser
     return denoise(denoiser, task, chosen)
@@ -181,7 +181,8 @@ def sample(
     seed, first  sample i is a pure function of (model, seed, first + i), whatever n and batch_size
     temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
     prompt       text or ids [P] at the start of every sample, counted in length
-    pinned       ids [n, length], -1 where free: infilling (autoregressive: earlier tokens do not see later pins)
+    pinned       ids [n, length], -1 where free: infilling (autoregressive: earlier tokens do not see later pins;
+                 uniform noise: the model doubts pins and prompts like any token, the law is not that of infilling)
     device       where the model is
     sampler      "reveal" (default for masked diffusion), "ancestral" (default otherwise), "greedy_tail", "confidence";
                  with a number "psi:0.5", "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02",

@@ -4,8 +4,9 @@ All of them are one law, for any kappa of each step (Duo's second paper, "Chapte
 
     z_s ~ kappa q(z_s | z_t, x0 ~ p) + (1 - kappa) q(z_s | x0 ~ q(x0 | z_t)),     q(x0 | z_t) = posterior at alpha = 1
 
-The first term is the ancestral step, the second forgets z_t but for what it says about x0, and noises anew. Both keep
-the marginal q(z_s) of each token where p is exact, so kappa is free: 1 is `ancestral`, 0 the pure predictor-corrector.
+The first term is the ancestral step, the second forgets z_t but for what it says about x0, and noises anew. From z_t ~
+q(z_t) and with an exact p both have each token's marginal q(z_s), so kappa is free: 1 is `ancestral`, 0 the pure
+predictor-corrector. Over several steps this holds for a text of one token; tokens that are drawn together leave q.
 
 In masked diffusion, r = (a_s - a_t) / (1 - a_t), it says
 
@@ -145,7 +146,8 @@ class _Remask:
 
     def reads(self, z: Tokens) -> Reads:
         alpha_t, alpha_s = self.task.alphas[self.k : self.k + 2].tolist()
-        reveal = self.kappa * (alpha_s - alpha_t) / (1 - alpha_t) + (1 - self.kappa) * alpha_s
+        rate = (alpha_s - alpha_t) / (1 - alpha_t) if alpha_t < 1 else 1.0
+        reveal = self.kappa * rate + (1 - self.kappa) * alpha_s
         due = self.task.free & self.task.process.open(z) & (self.coin() < reveal)
         return Reads.of(due.flatten().nonzero().squeeze(-1), z.shape[1])
 

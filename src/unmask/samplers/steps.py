@@ -150,7 +150,7 @@ def reveal(task: Task) -> Sequence[Step]:
     The same latent gives coupled texts at different numbers of steps.
     """
     _check_masked(task)
-    return [_Reveal(task, reads) for reads in plan(task.latent, task.alphas, task.free).reads]
+    return [Show(task, reads) for reads in plan(task.latent, task.alphas, task.free).reads]
 
 
 def ancestral(task: Task) -> Sequence[Step]:
@@ -222,7 +222,9 @@ def _entropy_bounded(task: Task, bound: float) -> Sequence[Step]:
 
 
 @dataclass(frozen=True)
-class _Reveal:
+class Show:
+    """Draw the tokens of the positions that are due, whatever the text says."""
+
     task: Task
     due: Reads
 
