@@ -342,11 +342,11 @@ def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Mode
 
 
 def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teacher: Model) -> None:
-    told = settings(process="uniform", gamma=(-3.9, 1.0), structure="block:4:0.5", revealed_weight=2.0)
+    told = settings(process="uniform", gamma=(-3.9, 1.0), structure="block:4:0.5", coupling="independent")
     objective = distilled(small, uniform_teacher, told).objective
     assert isinstance(objective, Consistency) and objective.process == UniformProcess(VOCABULARY)
     assert objective.schedule == GaussianArgmax(VOCABULARY, -3.9, 1.0)
-    assert (objective.structure, objective.revealed_weight) == (Block(4, 0.5), 2.0)
+    assert (objective.structure, objective.coupling) == (Block(4, 0.5), "independent")
     parts = distilled(small, uniform_teacher, replace(told, gamma=None, structure=""))
     assert parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None
     assert parts.schedule == uniform_teacher.schedule, "that of sampling stays the teacher's"

@@ -184,8 +184,8 @@ def sample(
     pinned       ids [n, length], -1 where free: infilling. Masked diffusion only has its law: autoregressive models see
                  pins too late, and those of uniform noise doubt them like any token
     device       where the model is
-    sampler      "reveal" (default for masked diffusion), "ancestral" (default otherwise), "greedy_tail", "confidence";
-                 with a number "psi:0.5", "remdm_cap:0.02", "entropy_bounded:0.1", ..; or a `Sampler`
+    sampler      "reveal" (default, masked), "ancestral" (default otherwise), "greedy_tail", "confidence", "psi:0.5",
+                 "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02", "entropy_bounded:0.1"; or a `Sampler`
     grid         "uniform", "cosine", "released" (one move more than steps), "loop", or a `Grid`
     draw         "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
     batch_size   samples a network call at most; None for all
