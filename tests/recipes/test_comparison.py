@@ -16,7 +16,7 @@ from unmask.recipes.book import recipe
 from unmask.recipes.comparison import FAILURE, HEAD, Comparison, compare, failure, folder, means, reports_of
 from unmask.recipes.experiment import Progress, read_rows
 from unmask.recipes.methods import HEAD as METHODS_HEAD
-from unmask.recipes.methods import MASKED, UNIFORM, Methods, methods, shortened
+from unmask.recipes.methods import MASKED, UNIFORM, Methods, shortened
 from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, Sdtt
 from unmask.recipes.study import Study
@@ -195,12 +195,16 @@ def test_a_signal_is_handed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_methods_with_different_teachers_share_a_table_and_a_picture(
-    text: Path, masked: Path, causal: Path, uniform: Path, tmp_path: Path
+    text: Path, masked: Path, causal: Path, uniform: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import unmask.cli.reproduce as reproduce
+
     two = {"mcd": small("demo-mcd", text, masked), "sdtt": small("demo-sdtt", text, masked)}
     duo = replace(shrink(recipe("demo-duo"), text, tokens=masked), precision="float32")
     settings = Methods(duo, two, {"dcd": small("demo-dcd", text, uniform)}, STUDY, str(masked), str(causal))
-    assert list(methods(settings, tmp_path))[-1].stage == "all cells"
+    monkeypatch.setattr(reproduce, "Methods", lambda: settings)
+    assert main(["reproduce", "methods", "--work", str(tmp_path)]) == 0
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
     reports = reports_of(["mcd", "sdtt"], tmp_path / MASKED) | reports_of(["dcd"], tmp_path / UNIFORM)
     assert {row["setting"]["sampler"] for row in reports["dcd"]["student"]} == {"ancestral"}
     table = methods_summary(reports)
