@@ -3,7 +3,7 @@
 A source of texts of 3 tokens and length 2 whose tokens depend on each other, small enough to enumerate.
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -197,3 +197,25 @@ def test_a_trajectory_is_duos_gaussian_path_at_three_times(times: tuple[float, f
             for a, b in rows:
                 many = (a + b) >= 10
                 assert many.sum() < 2 or chi2_contingency([a[many], b[many]]).pvalue > 1e-5
+
+
+def test_forward_kl_sharpens_a_perfect_uniform_teacher() -> None:
+    """Two equal fair bits, z_t = (0, 0), alpha_t = .5, alpha_s = .6: the teacher says .750, the optimum of DCD .788.
+
+    The optimum is the mean of the teacher's laws p(x_1 | z_s,2) given all of z_t, over the locked path: each token
+    keeps x0 at both levels, loses it between them, or is one and the same noise at both.
+    """
+    alpha_t, alpha_s = 0.5, 0.6
+    kinds = {"both": alpha_t, "s": alpha_s - alpha_t, "none": 1 - alpha_s}  # where the token still shows x0
+    seen = {0: 0.0, 1: 0.0}  # z_s,2 -> probability, together with z_t = (0, 0)
+    for x, noise_1, noise_2 in product((0, 1), repeat=3):
+        for one, two in product(kinds, repeat=2):
+            z_t = (x if one == "both" else noise_1, x if two == "both" else noise_2)
+            if z_t == (0, 0):
+                seen[noise_2 if two == "none" else x] += kinds[one] * kinds[two] / 8
+    agree, differ = (1 + alpha_s) / 2, (1 - alpha_s) / 2
+    optimum = (seen[0] * agree + seen[1] * differ) / (seen[0] + seen[1])
+    assert round((1 + alpha_t) / 2, 3) == 0.750 and round(optimum, 3) == 0.788
+    z = torch.zeros(1, 2, dtype=torch.int64)
+    law = process_leave_one_out(torch.eye(2, dtype=torch.float64) / 2, torch.full((2,), 0.5), z, alpha_t)
+    assert_close(float(law[0, 0, 0]), (1 + alpha_t) / 2)
