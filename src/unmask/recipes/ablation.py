@@ -9,11 +9,12 @@ from typing import get_args
 from unmask.objectives.consistency import Coupling, Direction, Revealed
 from unmask.recipes.book import recipe
 from unmask.recipes.larger import STUDY, consistency
-from unmask.recipes.schema import Recipe
+from unmask.recipes.schema import Distillation, Recipe
 from unmask.recipes.study import Study
 
 SEEDS = 2
 BASE = "mcd"
+ROUND_STEPS = 60  # at the tiny scale
 STEEPER = 2.0  # exponent on the paper's temperatures: .96 .93 .90 .87 become .92 .86 .81 .76
 
 
@@ -62,6 +63,14 @@ def seeded(plans: dict[str, Recipe], seeds: int = SEEDS) -> dict[str, Recipe]:
     }
 
 
+def shortened(plan: Recipe) -> Recipe:
+    """The distillation with rounds of ROUND_STEPS updates."""
+    if not isinstance(plan.objective, Distillation):
+        raise ValueError(f"methods of distillation are compared, {plan.name!r} is {plan.objective.kind}")
+    objective = replace(plan.objective, round_steps=ROUND_STEPS)
+    return replace(plan, objective=objective, steps=objective.rounds().total, save_every=ROUND_STEPS)
+
+
 @dataclass(frozen=True)
 class Scale:
     """How large an ablation is: the base recipe, what is measured, and teacher and judge by directory or name."""
@@ -81,9 +90,7 @@ TINY = Study(
 def scale(name: str) -> Scale:
     """The demo's teacher on two cores with 4 x 60 updates a student ("tiny"), or that of the larger study ("small")."""
     if name == "tiny":
-        demo = recipe("demo-mcd")
-        base = replace(demo, objective=replace(consistency(demo), round_steps=60), steps=240, save_every=60)
-        return Scale(base, TINY, "unmask:teacher", "unmask:judge")
+        return Scale(shortened(recipe("demo-mcd")), TINY, "unmask:teacher", "unmask:judge")
     if name == "small":
         return Scale(recipe("long-mcd"), STUDY, "runs/study/teacher/model", "runs/study/judge/model")
     raise ValueError(f"scale is 'tiny' or 'small': got {name!r}")

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unmask.recipes.ablation import seeded
+from unmask.recipes.ablation import seeded, shortened
 from unmask.recipes.book import recipe
 from unmask.recipes.comparison import Comparison, compare
 from unmask.recipes.demo import train, trained
 from unmask.recipes.experiment import Progress
-from unmask.recipes.schema import Distillation, Recipe
+from unmask.recipes.schema import Recipe
 from unmask.recipes.study import Measured, Study
 
 ENTROPY = "entropy"  # the column of unigram entropy
 MASKED, UNIFORM, DUO = "masked", "uniform", "duo"  # folders
-ROUND_STEPS = 60  # as in the tiny ablation
 HEAD = ("method", "steps", "calls", "gen PPL", "entropy", "gen PPL at the unigram entropy of real text")
 
 
@@ -43,14 +42,6 @@ class Methods:
     study: Study = field(default_factory=lambda: STUDY)
     teacher: str = "unmask:teacher"
     judge: str = "unmask:judge"
-
-
-def shortened(plan: Recipe) -> Recipe:
-    """The distillation with rounds of ROUND_STEPS updates."""
-    if not isinstance(plan.objective, Distillation):
-        raise ValueError(f"methods of distillation are compared, {plan.name!r} is {plan.objective.kind}")
-    objective = replace(plan.objective, round_steps=ROUND_STEPS)
-    return replace(plan, objective=objective, steps=objective.rounds().total, save_every=ROUND_STEPS)
 
 
 def methods(settings: Methods, directory: Path, known: Sequence[Measured] = ()) -> Iterator[Progress]:
