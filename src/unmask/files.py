@@ -47,13 +47,25 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def writing(file: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `file` when the block ends well, and vanishes when it fails."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(TEMPORARY + file.name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.rename(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(file.parent)
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a text file whole."""
-    temporary = file.with_name(TEMPORARY + file.name)
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.rename(file)
-    _sync(file.parent)
+    with writing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def tidy(folder: Path) -> None:

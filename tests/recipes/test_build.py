@@ -396,8 +396,8 @@ def test_a_tokenizer_of_the_hub_is_fetched_by_its_name(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    found = tokenizer_of(schema.Data(tokenizer="gpt2"), documents(schema.Data()).train)
-    assert asked == [("gpt2", True)]
+    found = tokenizer_of(schema.Data(tokenizer="someone/tokens"), documents(schema.Data()).train)
+    assert asked == [("someone/tokens", True)]
     assert found.digest == Tokenizer.load(tmp_path).digest
 
 

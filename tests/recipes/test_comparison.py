@@ -200,8 +200,8 @@ def test_methods_with_different_teachers_share_a_table_and_a_picture(
     import unmask.cli.reproduce as reproduce
 
     two = {"mcd": small("demo-mcd", text, masked), "sdtt": small("demo-sdtt", text, masked)}
-    duo = replace(shrink(recipe("demo-duo"), text, tokens=masked), precision="float32")
-    settings = Methods(duo, two, {"dcd": small("demo-dcd", text, uniform)}, STUDY, str(masked), str(causal))
+    dcd = {"dcd": small("demo-dcd", text, uniform)}
+    settings = Methods(two, dcd, STUDY, str(masked), str(uniform), str(causal))
     monkeypatch.setattr(reproduce, "Methods", lambda: settings)
     assert main(["reproduce", "methods", "--work", str(tmp_path)]) == 0
     assert (tmp_path / "methods.png").stat().st_size > 10_000

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
-from unmask.text.hub import local_or_hub, shipped, split_revision
+from unmask.text.hub import local_or_hub, shipped
 
 
 def test_a_run_directory_stands_for_its_model(tmp_path: Path) -> None:
@@ -17,15 +18,27 @@ def test_a_run_directory_stands_for_its_model(tmp_path: Path) -> None:
 
 
 def test_models_of_the_package_have_names() -> None:
-    for name in ("teacher", "judge"):
+    for name in ("teacher", "duo", "judge"):
         assert local_or_hub(f"unmask:{name}", ()) == shipped() / name
         assert (shipped() / name / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="are unmask:judge, unmask:teacher: got unmask:student"):
+    with pytest.raises(ValueError, match="are unmask:duo, unmask:judge, unmask:teacher: got unmask:student"):
         local_or_hub("unmask:student", ())
 
 
-def test_revisions_stand_behind_a_hub_id_and_not_in_a_path(tmp_path: Path) -> None:
-    assert split_revision("someone/model@v1") == ("someone/model", "v1")
-    assert split_revision("someone/model") == ("someone/model", None)
+def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name, revision in (("a/b@v1", None), ("a/b", "v1"), ("a/b@v1", "v1"), ("a/b", None)):
+        local_or_hub(name, (), revision)
+    assert asked == [("a/b", "v1"), ("a/b", "v1"), ("a/b", "v1"), ("a/b", None)]
+    with pytest.raises(ValueError, match="names a revision, and 'v2' is given besides"):
+        local_or_hub("a/b@v1", (), "v2")
     (tmp_path / "a@b").mkdir()
-    assert split_revision(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), None)
+    assert local_or_hub(tmp_path / "a@b", ()) == tmp_path / "a@b"
+    with pytest.raises(ValueError, match="no file or directory runs/a/b"):
+        local_or_hub("runs/a/b@v1", ())

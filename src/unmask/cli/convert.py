@@ -1,9 +1,9 @@
-"""`unmask convert`: any checkpoint that `load` reads, written in our own layout."""
+"""`unmask convert`: any checkpoint that `load` reads, written in our own layout or as a checkpoint for Duo's code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,31 +11,51 @@ import torch
 import tyro
 
 from unmask.cli.console import parse, say
-from unmask.models.pretrained import load
+from unmask.models.export import save_lightning
+from unmask.models.pretrained import CausalModel, Model, load
+from unmask.text.tokenizers import Tokenizer, check_vocabulary, tokenizer_named
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write config.json, model.safetensors and the tokenizer of a model to a directory.
+    """Write a model in another layout.
 
     source    a run directory, a model directory, a .ckpt file of MDLM or Duo, or a hub id
-    out       the directory to write
+    out       the directory, or the .ckpt file, to write
+    to        unmask: a directory with config.json, model.safetensors and the tokenizer; lightning-duo: a .ckpt file
+              that Duo's code (and its MDLM and AR) reads, in float32
     revision  branch, tag or commit of a hub id
-    weights   the moving average, or the raw weights where the file keeps both
+    weights   ema: the moving average; raw: those that were averaged; both, where the source keeps both
+    tokenizer  a directory or hub id of the model's tokenizer, for a source that holds none: gpt2
     dtype     precision of the written weights
     """
 
     source: Annotated[str, tyro.conf.Positional]
     out: Annotated[Path, tyro.conf.Positional]
+    to: Literal["unmask", "lightning-duo"] = "unmask"
     revision: str | None = None
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Literal["ema", "raw", "both"] = "ema"
+    tokenizer: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
-    model = load(asked.source, asked.revision, asked.weights)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked.dtype]
-    model.save(asked.out, dtype=dtype, source=asked.source, weights=asked.weights)
+    if asked.to == "lightning-duo" and asked.dtype != "float32":
+        raise ValueError(f"a checkpoint for Duo's code holds float32 weights: leave dtype out, got {asked.dtype!r}")
+    model = load(asked.source, asked.revision, "raw" if asked.weights == "raw" else "ema")
+    raw = load(asked.source, asked.revision, "raw").network if asked.weights == "both" else None
+    if asked.tokenizer is not None:
+        model = _speaking(model, tokenizer_named(asked.tokenizer))
+    if asked.to == "lightning-duo":
+        save_lightning(model, asked.out, raw=raw)
+    else:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked.dtype]
+        model.save(asked.out, raw=raw, dtype=dtype, source=asked.source, weights=asked.weights)
     say(f"{asked.out}: {sum(p.numel() for p in model.network.parameters()):,} weights in {asked.dtype}")
     return 0
+
+
+def _speaking(model: Model | CausalModel, tokenizer: Tokenizer) -> Model | CausalModel:
+    check_vocabulary(tokenizer, model.network.shape.vocab_size)
+    return replace(model, tokenizer=tokenizer)

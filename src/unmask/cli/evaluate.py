@@ -5,67 +5,30 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from unmask import __version__
 from unmask.cli.console import emit, parse, progress, say, table
-from unmask.evaluation.likelihood import Convention, nelbo_ppl, next_token_ppl
-from unmask.evaluation.measure import protocol_words
+from unmask.cli.likelihood import Text, held_out, likelihood, text_of, zero_shot
+from unmask.cli.lm_harness import lm_harness
+from unmask.evaluation.measure import MAUVE, protocol_words
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
-from unmask.recipes.build import documents, rows, trained_on
 from unmask.recipes.experiment import REPORT
 from unmask.recipes.judge import judge_named
-from unmask.recipes.schema import Data, Part
+from unmask.recipes.schema import Data
 from unmask.recipes.study import Scene, Study, device_of
 
 USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out text (a bound for diffusion models)
+       unmask eval zero-shot MODEL [...]   of the papers' seven sets, or of texts from packages
        unmask eval samples MODEL --judge J [...]   generative perplexity with entropy, at some step counts
-       unmask eval frontier STUDENT TEACHER --judge J [...]   both, over temperatures"""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Held-out text; by default that of the documents which the model (of two: the teacher) was trained on.
-
-    corpus  a corpus by name, a file or a folder
-    part    which documents
-    length  tokens of a row (the model's)
-    """
-
-    corpus: str | None = None
-    part: Part | None = None
-    length: int | None = None
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """exp of the mean nats a token of held-out rows.
-
-    model       a run or model directory, a hub id, unmask:teacher or unmask:judge
-    text        what it is measured on
-    seed        of the noise
-    json        print JSON
-    convention  "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables, t >= 1e-3 (below the bound)
-    passes      noise levels a row
-    limit       rows at most
-    device      where the model runs
-    """
-
-    model: Annotated[str, tyro.conf.Positional]
-    text: Text = field(default_factory=Text)
-    convention: Convention = "bound"
-    passes: int = 4
-    limit: int = 512
-    seed: int = 0
-    device: str = "cpu"
-    json: bool = False
+       unmask eval frontier STUDENT TEACHER --judge J [...]   both, over temperatures
+       unmask eval lm-harness MODEL --tasks T [...]   tasks of lm-evaluation-harness"""
 
 
 @dataclass(frozen=True)
@@ -76,11 +39,13 @@ class Samples:
     text                real texts: for completions, and whose length the samples have
     temperatures        rows: see steps
     samples             texts a row
-    seed                of the latents
+    seeds               of the latents: rows for each, and their means where there are several
     json                print JSON
     judge               a run or model directory, unmask:judge, a Hugging Face model, or "smollm2"
     steps               rows: each step count with each temperature (an autoregressive model takes a call a token)
     texts, completions  half-masked real texts, and how often each is completed (completion disagreement)
+    mauve_seeds         starts of k-means behind MAUVE against other real texts (0: left out; package mauve-text)
+    naive               rows of uniform tokens, unigram draws, one text repeated and real text besides
     batch_size          samples a network call at most
     device              where model and judge run
     """
@@ -91,9 +56,11 @@ class Samples:
     steps: tuple[int, ...] = Study().student_steps
     temperatures: tuple[float, ...] = (1.0,)
     samples: int = Study().samples
-    seed: int = Study().seed
+    seeds: tuple[int, ...] = (Study().seed,)
     texts: int = Study().texts
     completions: int = Study().completions
+    mauve_seeds: int = Study().mauve_seeds
+    naive: bool = True
     batch_size: int = Study().batch_size
     device: str = "cpu"
     json: bool = False
@@ -123,56 +90,48 @@ class Frontier:
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    verbs = {"likelihood": likelihood, "samples": samples, "frontier": frontier}
+    verbs = {
+        "likelihood": likelihood,
+        "zero-shot": zero_shot,
+        "samples": samples,
+        "frontier": frontier,
+        "lm-harness": lm_harness,
+    }
     if not arguments or arguments[0] not in verbs:
         say(USAGE)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     return verbs[arguments[0]](arguments[1:])
 
 
-def likelihood(arguments: Sequence[str]) -> int:
-    asked = parse(Likelihood, "eval likelihood", arguments)
-    model = load(asked.model, device=asked.device)
-    data = text_of(asked.text, asked.model)
-    x0 = held_out(data, asked.text.length, model)[0][: asked.limit].to(asked.device)
-    if isinstance(model, Model):
-        generator = torch.Generator(asked.device).manual_seed(asked.seed)
-        value = nelbo_ppl(
-            model.denoiser, model.process, x0, convention=asked.convention, passes=asked.passes, batch_size=64,
-            generator=generator,
-        )  # fmt: skip
-        note = "upper bound" if asked.convention == "bound" else "convention of MDLM's tables, not a bound"
-    else:
-        value, note = next_token_ppl(model.predictor, x0), "exact, after the first token of each row"
-    protocol = f"{note}; {len(x0)} rows of {x0.shape[1]} tokens, {data.part} of {data.corpus}, seed {asked.seed}"
-    if asked.json:
-        emit({"perplexity": asdict(value), "protocol": protocol})
-    else:
-        say(f"{value} [{protocol}]")
-    return 0
-
-
 def samples(arguments: Sequence[str]) -> int:
     asked = parse(Samples, "eval samples", arguments)
-    if not (asked.steps and asked.temperatures):
-        raise ValueError("a row has a step count and a temperature: want at least one of both")
+    if not (asked.steps and asked.temperatures and asked.seeds):
+        raise ValueError("a row has a step count, a temperature and a seed: want at least one of each")
     model = load(asked.model, device=asked.device)
     study = Study(
-        samples=asked.samples, seed=asked.seed, texts=asked.texts, completions=asked.completions,
-        batch_size=asked.batch_size,
+        samples=asked.samples, seed=asked.seeds[0], texts=asked.texts, completions=asked.completions,
+        mauve_seeds=asked.mauve_seeds, batch_size=asked.batch_size,
     )  # fmt: skip
     shared = scene(asked.judge, text_of(asked.text, asked.model), asked.text.length, model, study)
     steps = asked.steps if isinstance(model, Model) else (shared.real.shape[1],)
-    found = []
+    scenes = [replace(shared, study=replace(study, seed=seed)) for seed in asked.seeds]
+    each: list[list[studies.Measured]] = []
     with progress() as (advance, _):
-        for done, m in enumerate(studies.measure("samples", model, shared, steps, asked.temperatures), start=1):
-            found.append(m)
-            advance("measuring", done, len(steps) * len(asked.temperatures))
+        total = len(scenes) * len(steps) * len(asked.temperatures)
+        for one in scenes:
+            each.append([])
+            for m in studies.measure("samples", model, one, steps, asked.temperatures):
+                each[-1].append(m)
+                advance("measuring", sum(map(len, each)), total)
+    found = [m for rows in each for m in rows]
+    if len(each) > 1:
+        found += [studies.over_seeds([m.row for m in rows]) for rows in zip(*each, strict=True)]
+    found += studies.naive(shared, model) if asked.naive else []
     if asked.json:
         emit([m.to_json() for m in found])
     else:
         show("samples", found)
-        say(protocol_words(found[0].row.protocol, found[0].row.setting.seeds))
+        say(protocol_words(shared.protocol, asked.seeds))
     return 0
 
 
@@ -205,24 +164,6 @@ def frontier(arguments: Sequence[str]) -> int:
     return 0
 
 
-def text_of(text: Text, name: str) -> Data:
-    """The documents that a user asks for; by default those that the card of the model names."""
-    if text.corpus is not None:
-        return Data(text.corpus, text.part or "all")
-    told = trained_on(name)
-    if told is None:
-        raise ValueError(f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)")
-    return Data(told.corpus, text.part or told.part)
-
-
-def held_out(data: Data, length: int | None, model: Model | CausalModel) -> tuple[torch.Tensor, str]:
-    """Held-out rows [n, L] in the model's tokens, and the digest of their text."""
-    if model.tokenizer is None:
-        raise ValueError("text is measured in tokens, and this model's directory has no tokenizer: save it with one")
-    part = documents(data).held_out
-    return rows(part, model.tokenizer, length or model.network.shape.length), part.digest
-
-
 def scene(judge: str, data: Data, length: int | None, model: Model | CausalModel, study: Study) -> Scene:
     """What all rows share: judge, real rows in a fixed order, protocol."""
     real, digest = held_out(data, length, model)
@@ -232,6 +173,7 @@ def scene(judge: str, data: Data, length: int | None, model: Model | CausalModel
 def show(title: str, measured: Sequence[studies.Measured]) -> None:
     """Rows as a table."""
     names = {"pooled_entropy": "pooled", "completion_disagreement": "disagree", "distinct_4": "distinct"}
+    names |= {MAUVE: "MAUVE"} if any(MAUVE in m.row.measures for m in measured) else {}
     lines: list[list[object]] = []
     for row in (m.row for m in measured):
         values = [row.measures[name].value if name in row.measures else "" for name in ("gen_ppl", "entropy", *names)]

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
+from unmask.cli import tables
 from unmask.cli.console import follow, parse, progress, say, table
+from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.likelihood import nelbo_ppl, next_token_ppl
 from unmask.evaluation.measure import require_same_protocol
 from unmask.models.pretrained import CausalModel, Model, load
@@ -23,6 +25,7 @@ from unmask.plain import to_json
 from unmask.recipes import study as studies
 from unmask.recipes.ablation import cells as ablation_cells
 from unmask.recipes.ablation import grid, scale, seeded
+from unmask.recipes.book import recipe
 from unmask.recipes.build import texts
 from unmask.recipes.comparison import HEAD, Comparison, compare, failure, folder, means, reports_of, summary
 from unmask.recipes.demo import Demo, from_scratch, train, trained
@@ -42,31 +45,41 @@ from unmask.training import stop_signals
 class Arguments:
     """Measure again what this project ships or claims.
 
-    what    assets: train the demo's teacher and judge, and measure the teacher's rows
+    what    assets: train the shipped teachers and judge, and measure the masked teacher's rows
             study: on rows of 256 tokens, distil by recipes that differ in one factor, and measure each
             ablation: the paper's setting of MCD and eight changes of one factor, two training seeds each
-            methods: MCD and SDTT of the demo's teacher, and DCD of a uniform-state one that is trained first
+            methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one
+            table1, table2, table3, figure3: those of the paper, its values beside ours
     work    where the runs are kept (runs/assets, runs/study, ..); a run that was stopped goes on
     out     where finished assets go
-    cells   cells of the study or ablation (all)
-    scale   of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the study
+    cells   cells of the study, the ablation or a table (all)
+    scale   of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the study. Of a table: tiny,
+            two cores; small, a GPU for an hour; paper, OpenWebText and the public checkpoints on GPUs
     full    the ablation as a grid of all its factors, and structured couplings
-    jobs    processes that share the runs of the ablation, each with its part of the cores (one a core)
+    jobs    processes that share the runs of an ablation or a table, each with its part of the cores (one a core)
+    dry_run  print what a table would train, measure and compare with, and do nothing
     """
 
-    what: Annotated[Literal["assets", "study", "ablation", "methods"], tyro.conf.Positional]
+    what: Annotated[
+        Literal["assets", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"], tyro.conf.Positional
+    ]
     work: Path | None = None
     out: Path = Path("src/unmask/assets")
     cells: tuple[str, ...] = ()
-    scale: Literal["tiny", "small"] = "tiny"
+    scale: Literal["tiny", "small", "paper"] = "tiny"
     full: bool = False
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+    dry_run: bool = False
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     work = asked.work or Path("runs") / asked.what
-    if asked.what == "assets":
+    if asked.what in ("table1", "table2", "table3", "figure3"):
+        done, work = tables.reproduce(
+            asked.what, asked.scale, asked.work, asked.cells, asked.jobs, asked.dry_run, shared
+        )
+    elif asked.what == "assets":
         done = assets(work, asked.out)
     elif asked.what == "study":
         done = study(work, asked.cells)
@@ -83,6 +96,8 @@ def assets(work: Path, out: Path) -> bool:
     """Train, publish, measure; whether all is done."""
     settings = Demo(from_scratch=True)
     plans = from_scratch(settings, work)
+    duo = recipe("demo-duo")
+    plans["duo"] = replace(duo, data=replace(duo.data, tokenizer=str(work / "teacher" / "model")))
     follow(train(plans, work))
     if not trained(plans, work):
         return False
@@ -203,36 +218,40 @@ def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], pictu
 
 def publish(run: Path, out: Path) -> None:
     """Ship the averaged weights of a run in bfloat16, with recipe, held-out likelihood and training curve."""
-    recipe, trained = recipe_of(run), load(run / "model")
+    plan, trained = recipe_of(run), load(run / "model")
     trained.save(out, dtype=torch.bfloat16)
     model = load(out)  # what is shipped is measured: rounded to bfloat16
-    held_out = texts(recipe).held_out[:512]
+    held_out = texts(plan).held_out[:512]
     generator = torch.Generator().manual_seed(0)
     if isinstance(model, Model):
         likelihood = nelbo_ppl(model.denoiser, model.process, held_out, passes=4, batch_size=64, generator=generator)
     else:
         likelihood = next_token_ppl(model.predictor, held_out, batch_size=64)
-    trained.save(out, dtype=torch.bfloat16, recipe=to_json(recipe), held_out_perplexity=str(likelihood))
+    trained.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=str(likelihood))
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     (out / "metrics.jsonl").write_text("\n".join(lines[::20] + lines[-1:]) + "\n", "utf-8")
-    (out / "README.md").write_text(card(out.name, recipe, model, str(likelihood)), "utf-8")
+    (out / "README.md").write_text(card(out.name, plan, model, str(likelihood)), "utf-8")
 
 
-def card(name: str, recipe: Recipe, model: Model | CausalModel, likelihood: str) -> str:
+def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -> str:
     """The model card of a shipped model, from its recipe and what was measured."""
-    kind = "A masked-diffusion teacher (MDLM)" if isinstance(model, Model) else "An autoregressive judge"
-    tokens = recipe.steps * recipe.batch_size * recipe.network.length / 1e6
-    vocab_size, length = model.network.shape.vocab_size, recipe.network.length
+    if isinstance(model, CausalModel):
+        kind = "An autoregressive judge"
+    else:
+        masked = isinstance(model.process, MaskedProcess)
+        kind = "A masked-diffusion teacher (MDLM)" if masked else "A uniform-state diffusion teacher (Duo)"
+    tokens = plan.steps * plan.batch_size * plan.network.length / 1e6
+    vocab_size, length = model.network.shape.vocab_size, plan.network.length
     return f"""# The demo's {name}
 
-{kind} of {studies.parameters(model):,} weights for `unmask demo`: small enough for two CPU cores,
-and good for nothing else. `make assets` makes it from the recipe `{recipe.name}`, which stands whole in `config.json`.
+{kind} of {studies.parameters(model):,} weights for `unmask demo` and `unmask reproduce`: small enough for two CPU cores,
+and good for nothing else. `make assets` makes it from the recipe `{plan.name}`, which stands whole in `config.json`.
 
 | | |
 |---|---|
-| text | {recipe.data.part} of `{recipe.data.corpus}`: messages of US presidents, 1790 to 2026, public domain |
+| text | {plan.data.part} of `{plan.data.corpus}`: messages of US presidents, 1790 to 2026, public domain |
 | rows | {length} tokens of a byte-level BPE with {vocab_size} entries, trained on the teacher's half |
-| training | {recipe.steps:,} updates of {recipe.batch_size} rows, {tokens:.0f} M tokens; see `metrics.jsonl` |
+| training | {plan.steps:,} updates of {plan.batch_size} rows, {tokens:.0f} M tokens; see `metrics.jsonl` |
 | held-out perplexity a token | {likelihood}, ± a standard error, seed 0, documents of its own half |
 | weights | moving average, bfloat16, Apache-2.0 |
 

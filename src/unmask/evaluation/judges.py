@@ -39,12 +39,14 @@ class Scores:
 
 
 class Judge(Protocol):
-    """Texts, or ids [n, L] where `stamp.retokenised` is False, -> `Scores`."""
+    """Texts, or ids [n, L] where `stamp.retokenised` is False, -> `Scores`, and features [n, D] to compare them by."""
 
     @property
     def stamp(self) -> Stamp: ...
 
     def __call__(self, texts: Texts) -> Scores: ...
+
+    def features(self, texts: Texts) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class LanguageModelJudge:
 
     next_nats  ids [B, T] -> -log p of ids[:, 1:] given what stands before, [B, T - 1] nats
     encode     text -> ids, special tokens read from their spelling; None: this judge only reads ids
+    hidden     ids [B, T] -> last hidden states [B, T, D]; None: it has no features
     eos_id     the token of `stamp.eos_rule`; None: there is none
     start_id   put before each text where `stamp.prefixed`
     """
@@ -65,6 +68,23 @@ class LanguageModelJudge:
     start_id: int | None = None
     batch_size: int = 8
     device: torch.device | str = "cpu"
+    hidden: Callable[[Tokens], Tensor] | None = None
+
+    def features(self, texts: Texts) -> Tensor:
+        """The last hidden state at the last token of each text, float32 [n, D]: of its first `context` tokens."""
+        if self.hidden is None:
+            raise ValueError(f"judge {self.stamp.name} has no hidden states to compare texts by: use another one")
+        start = [self.start_id] if self.stamp.prefixed and self.start_id is not None else []
+        rows = [torch.cat([row.new_tensor(start), row])[: self.stamp.context] for row in self._rows(texts)[0]]
+        if not all(map(len, rows)):
+            raise ValueError("a text without a token has no features: leave empty texts out")
+        found = []
+        for first in range(0, len(rows), self.batch_size):
+            part = rows[first : first + self.batch_size]
+            ends = torch.tensor([len(row) - 1 for row in part])
+            states = self.hidden(pad_sequence(part, batch_first=True).to(self.device)).cpu()
+            found.append(states[torch.arange(len(part)), ends].float())
+        return torch.cat(found)
 
     def __call__(self, texts: Texts) -> Scores:
         """Every text, whole. A text of one token counts none, unless a start token stands before it."""
@@ -146,6 +166,12 @@ class TextCodec(Protocol):
     def encode(self, text: str, specials: bool = False) -> list[int]: ...
 
 
+def hidden_states(predictor: NextToken, ids: Tokens) -> Tensor:
+    """The last hidden states of a next-token model, [B, T, D]."""
+    with torch.no_grad():
+        return predictor(ids).hidden
+
+
 def predictor_nats(predictor: NextToken, ids: Tokens) -> PerToken:
     """-log p(ids[:, 1:]), [B, T - 1] nats, a chunk of vocabulary rows at a time."""
     with torch.no_grad():
@@ -189,6 +215,7 @@ def causal_judge(
         start_id,
         batch_size,
         device,
+        lambda rows: hidden_states(predictor, rows),
     )
 
 
@@ -226,6 +253,11 @@ def huggingface_judge(
         pairs = zip(logits, rows[:, 1:], strict=True)  # a row at a time: float32 log-softmax of [B, T, V] is gigabytes
         return torch.stack([F.cross_entropy(row.float(), target, reduction="none") for row, target in pairs])
 
+    def hidden(rows: Tokens) -> Tensor:
+        with torch.no_grad():
+            states: Tensor = network.base_model(input_ids=rows, use_cache=False).last_hidden_state
+        return states
+
     return LanguageModelJudge(
         Stamp(
             name,
@@ -242,6 +274,7 @@ def huggingface_judge(
         ends[0] if tokenizer is None else tokenizer.eos_token_id,
         batch_size=batch_size,
         device=device,
+        hidden=hidden,
     )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from unmask.evaluation import measure, metrics
 from unmask.evaluation.judges import Judge, bits_per_byte, perplexity
-from unmask.evaluation.measure import GEN_PPL, NATS, SECONDS, TOKENS, Measure, Protocol, Row, Setting
+from unmask.evaluation.judges import Texts as TextSet
+from unmask.evaluation.measure import GEN_PPL, MAUVE, NATS, SECONDS, TOKENS, Measure, Protocol, Row, Setting
 from unmask.evaluation.speed import timed
 from unmask.types import PerSequence, Tokens
 
@@ -54,11 +55,13 @@ def measure_row(
     *,
     seconds: Measure | None = None,
     disagreement: PerSequence | None = None,
+    likeness: Callable[[TextSet], Measure] | None = None,
 ) -> Row:
     """Every measure of a set of texts. `setting.nfe` is overwritten by what was counted.
 
     seconds       wall clock a sample
     disagreement  `metrics.completion_disagreement` of the same model in the same setting, a value a real text
+    likeness      texts, as the judge reads them -> MAUVE against real ones
     """
     tokens = drawn.tokens.cpu()
     if tuple(tokens.shape) != (protocol.samples, protocol.length):
@@ -70,7 +73,8 @@ def measure_row(
         raise ValueError(f"the protocol's judge is {protocol.judge}, not {judge.stamp}: build it from `judge.stamp`")
     if judge.stamp.retokenised and drawn.texts is None:
         raise ValueError(f"judge {judge.stamp.name} reads texts and row {name} has none: give the model a tokenizer")
-    scores = judge(drawn.texts if judge.stamp.retokenised and drawn.texts is not None else tokens)
+    read = drawn.texts if judge.stamp.retokenised and drawn.texts is not None else tokens
+    scores = judge(read)
     columns: dict[str, Tensor] = {
         "entropy": metrics.entropy(tokens),
         "pooled_entropy": metrics.pooled_entropy(tokens),
@@ -86,6 +90,7 @@ def measure_row(
         **({} if scores.bytes is None else {"bits_per_byte": bits_per_byte(scores)}),
         **{key: measure.mean(values.numpy(), _UNITS[key]) for key, values in columns.items()},
         **{key: measure.mean(values.numpy(), unit) for key, (values, unit) in others.items()},
+        **({} if likeness is None else {MAUVE: likeness(read)}),
         **({} if seconds is None else {SECONDS: seconds}),
     }
     samples = {NATS: scores.nats, TOKENS: scores.tokens, **columns}
@@ -113,6 +118,7 @@ def measure_frontier(
     complete: Complete | None = None,
     texts: Tokens | None = None,
     completions: int = 16,
+    likeness: Callable[[TextSet], Measure] | None = None,
     repeats: int = 1,
     warmup: int = 1,
     device: torch.device | str = "cpu",
@@ -121,6 +127,7 @@ def measure_frontier(
 
     draw      (steps, temperature) -> texts: the same latents each time, or nothing is paired
     complete  fills in the real `texts` [T, L], half masked
+    likeness  as in `measure_row`
     repeats   timed draws a row, after `warmup` draws in all
     """
     if (complete is None) != (texts is None):
@@ -142,6 +149,7 @@ def measure_frontier(
                 replace(setting, steps=count, temperature=temperature),
                 seconds=run.measure(per=protocol.samples, unit="s a sample"),
                 disagreement=disagreement,
+                likeness=likeness,
             )
 
 
@@ -154,6 +162,7 @@ def naive_rows(
     decode: Callable[[Sequence[int]], str] | None = None,
     never: Sequence[int] = (),
     seed: int = 0,
+    likeness: Callable[[TextSet], Measure] | None = None,
 ) -> list[Row]:
     """Uniform tokens, unigram draws, one real text repeated, and real data: from real rows [n, L].
 
@@ -178,6 +187,7 @@ def naive_rows(
             judge,
             protocol,
             Setting(protocol.data, name, steps=0, nfe=0.0, seeds=(seed,)),
+            likeness=likeness,
         )
         for name, tokens in sets.items()
     ]

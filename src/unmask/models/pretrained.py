@@ -59,11 +59,13 @@ class Model:
         Everything is written to a directory beside it first, which then takes its place, with what else was in the old
         one: where that fails (OSError), what was there before is unchanged. ValueError for a card that is no JSON.
         """
-        mask_id = self.denoiser.mask_id
+        _save(Path(directory), self.facts(), self.network, raw, self.tokenizer, dtype, card)
+
+    def facts(self) -> Facts:
+        """What has to be known about the model besides its weights."""
+        mask_id, shape = self.denoiser.mask_id, self.network.shape
         kind = UNIFORM if mask_id is None else MASKED
-        shape = self.network.shape
-        facts = Facts(kind, mask_id, self.denoiser.sees_alpha, self.schedule, shape.length, shape.dropout)
-        _save(Path(directory), facts, self.network, raw, self.tokenizer, dtype, card)
+        return Facts(kind, mask_id, self.denoiser.sees_alpha, self.schedule, shape.length, shape.dropout)
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,12 @@ class CausalModel:
         self, directory: str | Path, *, raw: DiT | None = None, dtype: torch.dtype | None = None, **card: object
     ) -> None:
         """As `Model.save`."""
+        _save(Path(directory), self.facts(), self.network, raw, self.tokenizer, dtype, card)
+
+    def facts(self) -> Facts:
+        """As `Model.facts`."""
         shape = self.network.shape
-        facts = Facts(AUTOREGRESSIVE, self.predictor.mask_id, False, None, shape.length, shape.dropout)
-        _save(Path(directory), facts, self.network, raw, self.tokenizer, dtype, card)
+        return Facts(AUTOREGRESSIVE, self.predictor.mask_id, False, None, shape.length, shape.dropout)
 
 
 def load(

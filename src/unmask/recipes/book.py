@@ -243,7 +243,7 @@ def demo_sdtt() -> Recipe:
 
 
 def demo_duo() -> Recipe:
-    """A uniform-state teacher as large as the shipped masked one, on the same text, half the updates. All [ours]."""
+    """The shipped uniform-state teacher: as large as the masked one, on the same text, half the updates. All [ours]."""
     masked = demo_teacher()
     return replace(
         masked,
@@ -266,7 +266,7 @@ def demo_dcd() -> Recipe:
         mcd,
         name="demo-dcd",
         objective=Consistency(
-            teacher="runs/demo-duo",
+            teacher="unmask:duo",
             process="uniform",
             round_steps=120,
             delta0=1 / 64,

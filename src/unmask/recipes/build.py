@@ -29,9 +29,9 @@ from unmask.recipes import schema
 from unmask.recipes.schema import Data, Noise, Recipe
 from unmask.rng import address
 from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
-from unmask.text.hub import TOKENIZER_FILES, local_or_hub, split_revision
+from unmask.text.hub import local_or_hub
 from unmask.text.packing import pack
-from unmask.text.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, start_token, train_bpe
+from unmask.text.tokenizers import Tokenizer, check_vocabulary, start_token, tokenizer_named, train_bpe
 from unmask.training.engine import faster_in_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,7 +79,7 @@ def documents(data: Data) -> Split:
 def texts(recipe: Recipe) -> Texts:
     """Load, tokenize and pack what the recipe names."""
     parts = documents(recipe.data)
-    start, _ = split_revision(starts_from(recipe))
+    start = starts_from(recipe)
     named = replace(recipe.data, tokenizer=start) if start and recipe.data.tokenizer.startswith("bpe:") else recipe.data
     tokenizer = tokenizer_of(named, parts.train)
     train, held_out = (
@@ -98,10 +98,7 @@ def tokenizer_of(data: Data, train: Corpus) -> Tokenizer:
     """The tokenizer that `data` names: "bpe:V" is trained on the text, else a directory or a hub id."""
     if data.tokenizer.startswith("bpe:"):
         return train_bpe(train.documents, int(data.tokenizer.removeprefix("bpe:")))
-    found = find_tokenizer(local_or_hub(data.tokenizer, TOKENIZER_FILES))
-    if found is None:
-        raise ValueError(f"tokenizer {data.tokenizer!r}: there is no tokenizer file; give another, or bpe:VOCAB_SIZE")
-    return found
+    return tokenizer_named(data.tokenizer)
 
 
 def schedule(recipe: schema.Schedule) -> NoiseSchedule:
@@ -143,7 +140,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
             return Parts(curriculum, student, levels, tokenizer, recipe)
         case schema.NextToken(init=init):
             if init:
-                baseline = _causal(_named(init))
+                baseline = _causal(load(init))
                 tokenizer = _shared_tokenizer(recipe, baseline, tokenizer)
                 network = _resized(baseline, recipe)
             else:
@@ -154,7 +151,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
         case schema.Consistency() | schema.Sdtt() as settings:
             if not settings.teacher:
                 raise ValueError("a distillation needs its teacher: give objective.teacher, a directory or hub id")
-            return distillation(recipe, settings, _named(settings.teacher), tokenizer)
+            return distillation(recipe, settings, load(settings.teacher), tokenizer)
         case other:
             assert_never(other)
 
@@ -164,7 +161,7 @@ def _teacher(
 ) -> tuple[NetworkDenoiser, Tokenizer | None]:
     """A denoiser to train on an evidence bound, from random weights or from those of `init`; and its tokenizer."""
     if init:
-        model = _diffusion(_named(init), noise, recipe)
+        model = _diffusion(load(init), noise, recipe)
         tokenizer = _shared_tokenizer(recipe, model, tokenizer)
         return NetworkDenoiser(_resized(model, recipe), model.denoiser.mask_id, model.denoiser.sees_alpha), tokenizer
     if noise == "masked":
@@ -231,8 +228,7 @@ def starts_from(recipe: Recipe) -> str:
 
 def trained_on(name: str) -> Data | None:
     """The text that the card of a model names, by directory, hub id or unmask:NAME; None where it names none."""
-    path, revision = split_revision(name)
-    file = local_or_hub(path, ("config.json",), revision) / "config.json"
+    file = local_or_hub(name, ("config.json",)) / "config.json"
     card = json.loads(file.read_text("utf-8")).get("card", {}) if file.exists() else {}
     told = card.get("recipe", {}).get("data")
     return None if told is None else from_json(Data, told, f"data in the card of {name}")
@@ -257,12 +253,6 @@ def not_used(recipe: Recipe, network: DiT) -> list[str]:
             f"{start} was trained on {before.part} of {before.corpus}, and this run reads {now.part} of {now.corpus}"
         )
     return lines
-
-
-def _named(name: str) -> Model | CausalModel:
-    """A model by directory or hub id, with @revision."""
-    path, revision = split_revision(name)
-    return load(path, revision=revision)
 
 
 def _diffusion(model: Model | CausalModel, noise: Noise, recipe: Recipe) -> Model:

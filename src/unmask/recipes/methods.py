@@ -1,4 +1,4 @@
-"""Methods side by side on the demo's text: MCD and SDTT of the masked teacher, DCD of a uniform-state one."""
+"""Methods side by side on the demo's text: MCD and SDTT of the masked teacher, DCD of the uniform-state one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 from unmask.recipes.ablation import seeded, shortened
 from unmask.recipes.book import recipe
 from unmask.recipes.comparison import Comparison, compare
-from unmask.recipes.demo import train, trained
 from unmask.recipes.experiment import Progress
 from unmask.recipes.schema import Recipe
 from unmask.recipes.study import Measured, Study
 
 ENTROPY = "entropy"  # the column of unigram entropy
-MASKED, UNIFORM, DUO = "masked", "uniform", "duo"  # folders
+MASKED, UNIFORM = "masked", "uniform"  # folders
 HEAD = ("method", "steps", "calls", "gen PPL", "entropy", "gen PPL at the unigram entropy of real text")
 
 
@@ -32,33 +31,31 @@ STUDY = Study(
 
 @dataclass(frozen=True)
 class Methods:
-    """What is trained, distilled and measured; the masked teacher and the judge are those of the demo."""
+    """What is distilled and measured; teachers and judge are shipped."""
 
-    duo: Recipe = field(default_factory=lambda: recipe("demo-duo"))
     masked: Mapping[str, Recipe] = field(
         default_factory=lambda: seeded({"mcd": shortened(recipe("demo-mcd")), "sdtt": shortened(recipe("demo-sdtt"))})
     )
     uniform: Mapping[str, Recipe] = field(default_factory=lambda: seeded({"dcd": shortened(recipe("demo-dcd"))}))
     study: Study = field(default_factory=lambda: STUDY)
     teacher: str = "unmask:teacher"
+    duo: str = "unmask:duo"
     judge: str = "unmask:judge"
 
 
 def methods(settings: Methods, directory: Path, known: Sequence[Measured] = ()) -> Iterator[Progress]:
-    """Distil and measure the masked students, train the uniform-state teacher, distil and measure its own.
+    """Distil and measure the students of the masked teacher, then those of the uniform-state one.
 
     `known` holds rows of the masked teacher.
     """
     masked = Comparison("Methods", settings.teacher, settings.judge, settings.masked, settings.study, known)
-    duo, study = str(directory / DUO / "model"), replace(settings.study, sampler="ancestral")
-    uniform = Comparison("Methods", duo, settings.judge, settings.uniform, study)
+    study = replace(settings.study, sampler="ancestral")
+    uniform = Comparison("Methods", settings.duo, settings.judge, settings.uniform, study)
     done = False
     for event in compare(masked, directory / MASKED):
         done = event.stage == "all cells"
         yield event
-    if done:
-        yield from train({DUO: settings.duo}, directory)
-    if done and trained([DUO], directory):  # else stopped by a signal
+    if done:  # else stopped by a signal
         yield from compare(uniform, directory / UNIFORM)
 
 

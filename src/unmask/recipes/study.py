@@ -15,13 +15,16 @@ from torch import Tensor
 from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.frontier import answer
-from unmask.evaluation.judges import Judge, weights_digest
-from unmask.evaluation.measure import SECONDS, Measure, Protocol, Row, Setting
+from unmask.evaluation.judges import Judge, Texts, weights_digest
+from unmask.evaluation.mauve import mauve_against
+from unmask.evaluation.measure import MAUVE, SECONDS, Measure, Protocol, Row, Setting
+from unmask.evaluation.measure import over_seeds as mean_over_seeds
 from unmask.evaluation.rows import measure_frontier, naive_rows
 from unmask.evaluation.speed import timed
 from unmask.evaluation.verdict import verdict
 from unmask.models.pretrained import CausalModel, Model
 from unmask.samplers.loop import Samples, sample, watch
+from unmask.text.tokenizers import Tokenizer
 from unmask.types import Tokens
 
 
@@ -34,6 +37,7 @@ class Study:
     teacher_steps, student_steps                step counts, a row each
     teacher_temperatures, student_temperatures  besides 1, at each step count
     texts, completions    half-masked real texts, and how often each is completed (completion disagreement)
+    mauve_seeds           starts of k-means behind MAUVE against other real texts (0: it is left out)
     batch_size            samples a network call at most
     sampler               of both diffusion models, by name; greedy_tail and others for uniform diffusion
     round_steps           steps of the student in the table of rounds
@@ -49,6 +53,7 @@ class Study:
     student_temperatures: tuple[float, ...] = (1.15, 1.3, 1.45)
     texts: int = 16
     completions: int = 4
+    mauve_seeds: int = 0
     batch_size: int = 64
     sampler: str = "reveal"
     round_steps: int = 8
@@ -79,7 +84,7 @@ class Scene:
     known: Sequence[Measured] = ()
 
     def __post_init__(self) -> None:
-        wanted = max(self.study.samples, self.study.texts)
+        wanted = max(self.study.samples, self.study.texts) + (self.study.samples if self.study.mauve_seeds else 0)
         if len(self.real) < wanted:
             raise ValueError(
                 f"a row measures {wanted} texts and only {len(self.real)} real ones are held out: "
@@ -109,18 +114,20 @@ def measure(
         setting = replace(setting, sampler="autoregressive")
     draw = partial(_draw, model, study, length)
     masked = isinstance(model, Model) and isinstance(model.process, MaskedProcess)
-    complete = partial(_complete, model, study) if isinstance(model, Model) and masked else None  # see `_complete`
+    fills = isinstance(model, Model) and masked and study.texts > 0  # see `_complete`
+    complete = partial(_complete, model, study) if isinstance(model, Model) and fills else None
+    likeness = _likeness(scene, model.tokenizer)
     cold = 1  # draws for warming up, once
     for count in steps:
         rows, clock = [], []
         for temperature in temperatures:
             wanted = replace(setting, steps=count, temperature=temperature)
-            found = next((m for m in scene.known if _answers(m.row, name, wanted, scene.protocol)), None)
+            found = next((m for m in scene.known if _answers(m.row, name, wanted, scene)), None)
             if found is None:
                 measured = measure_frontier(
                     draw, scene.judge, scene.protocol, setting, name=name, steps=[count], temperatures=[temperature],
                     complete=complete, texts=None if complete is None else scene.real[: study.texts],
-                    completions=study.completions, warmup=cold,
+                    completions=study.completions, likeness=likeness, warmup=cold,
                 )  # fmt: skip
                 found, cold = Measured(next(iter(measured)), shipped=False), 0
                 clock.append(found.row.measures[SECONDS].value)
@@ -138,8 +145,28 @@ def measure(
                 yield Measured(row, found.shipped, timed=True)
 
 
-def _answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
-    return row.name == name and row.protocol == protocol and replace(row.setting, nfe=0.0) == wanted
+def _answers(row: Row, name: str, wanted: Setting, scene: Scene) -> bool:
+    complete = MAUVE in row.measures or not scene.study.mauve_seeds
+    same = row.name == name and row.protocol == scene.protocol and replace(row.setting, nfe=0.0) == wanted
+    return complete and same
+
+
+def _shuffled(scene: Scene) -> Tensor:
+    """The order in which real rows are used as samples."""
+    return torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(scene.study.seed))
+
+
+def _likeness(scene: Scene, tokenizer: Tokenizer | None) -> Callable[[Texts], Measure] | None:
+    """MAUVE against real texts, other ones than those of the row of real text."""
+    study, judge = scene.study, scene.judge
+    if not study.mauve_seeds:
+        return None
+    real = scene.real[_shuffled(scene)[study.samples : 2 * study.samples]]
+    if not judge.stamp.retokenised:
+        return mauve_against(judge.features, real, study.mauve_seeds)
+    if tokenizer is None:
+        raise ValueError(f"judge {judge.stamp.name} reads texts, and this model has no tokenizer: save it with one")
+    return mauve_against(judge.features, [tokenizer.decode(row) for row in real.tolist()], study.mauve_seeds)
 
 
 def device_of(model: Model | CausalModel) -> torch.device:
@@ -258,18 +285,31 @@ def conclude(rows: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
     }
 
 
-def naive(scene: Scene, model: Model) -> list[Measured]:
+def naive(scene: Scene, model: Model | CausalModel) -> list[Measured]:
     """Uniform tokens, unigram draws, one text repeated, and real text (last), in the tokens of `model`."""
-    order = torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(scene.study.seed))
+    mask_id = model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
     rows = naive_rows(
-        scene.real[order[: scene.study.samples]],
-        model.process.vocab_size,
+        scene.real[_shuffled(scene)[: scene.study.samples]],
+        model.network.shape.vocab_size,
         scene.judge,
         scene.protocol,
         decode=None if model.tokenizer is None else model.tokenizer.decode,
-        never=[model.process.mask_id] if isinstance(model.process, MaskedProcess) else [],
+        never=[] if mask_id is None else [mask_id],
+        likeness=_likeness(scene, model.tokenizer),
     )
     return [Measured(row, shipped=False) for row in rows]
+
+
+def over_seeds(rows: Sequence[Row]) -> Measured:
+    """The means of rows that differ in the seed of their latents only; errors are of the spread over seeds."""
+    first = rows[0]
+    setting = replace(
+        first.setting,
+        nfe=statistics.fmean(row.setting.nfe for row in rows),
+        seeds=tuple(seed for row in rows for seed in row.setting.seeds),
+    )
+    measures = {key: mean_over_seeds([row.measures[key] for row in rows]) for key in first.measures}
+    return Measured(Row(f"{len(rows)} seeds", first.protocol, setting, measures), shipped=False)
 
 
 def perplexity_after_round(model: Model, scene: Scene) -> Measured:

@@ -203,13 +203,13 @@ def _pydocs() -> Iterable[str]:
         yield re.sub(r'"(\S[^"\n]*)"', r"\1", topic)  # quotes around code
 
     seen: set[str] = set()
-    for path in _modules():
+    for path in modules():
         found = dict.fromkeys(text for text in _docstrings(path) if len(text) >= 40 and text not in seen)
         seen.update(found)
         yield "\n\n".join(found)
 
 
-def _modules() -> list[Path]:
+def modules() -> list[Path]:
     """The files of the standard library; tests are left out because slim installations lack them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}

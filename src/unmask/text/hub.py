@@ -23,19 +23,11 @@ def _shipped(name: str) -> Path:
     return shipped() / name
 
 
-def split_revision(name: str) -> tuple[str, str | None]:
-    """A hub id with @revision in its two parts; an existing path is a path, whatever its name."""
-    if Path(name).expanduser().exists():
-        return name, None
-    path, _, revision = name.partition("@")
-    return path, revision or None
-
-
 def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
     """An existing path; anything else is fetched from the hub, those of its files that match `files`.
 
-    A run directory stands for the model that it holds, unmask:NAME for a model of this package. ValueError in plain
-    words: no such path or repository, gated, no such revision, no network.
+    A run directory stands for the model that it holds, unmask:NAME for a model of this package, HUB_ID@REVISION for a
+    hub id at that revision. ValueError in plain words: no such path or repository, gated, no such revision, no network.
     """
     path = Path(path_or_hub_id).expanduser()
     if str(path_or_hub_id).startswith(OWN):
@@ -43,7 +35,10 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
     if path.exists():
         inside = path / "model"
         return inside if (inside / "config.json").exists() and not (path / "config.json").exists() else path
-    name = str(path_or_hub_id)
+    name, _, behind = str(path_or_hub_id).partition("@")
+    if behind and revision not in (None, behind):
+        raise ValueError(f"{path_or_hub_id} names a revision, and {revision!r} is given besides: leave one of them out")
+    revision = revision or behind or None
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name.endswith((".ckpt", ".safetensors")):
         raise ValueError(f"there is no file or directory {name}, and it is no name of a repository on the hub")
     from huggingface_hub import errors, snapshot_download

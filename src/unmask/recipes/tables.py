@@ -1,0 +1,318 @@
+"""The tables of the MCD paper (arXiv 2602.00792), run again: methods by round and by steps, a cell at a time.
+
+A table is a `Plan`: teachers, and methods that distil them. Every student at the end of a round is kept as a model, and
+every row that is measured is kept as a line of JSON, so that whoever stops it loses one cell at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unmask.evaluation.judges import weights_digest
+from unmask.evaluation.measure import Measure, Row, Setting, over_seeds
+from unmask.evaluation.rows import measure_frontier
+from unmask.files import write_text
+from unmask.models.pretrained import Model, load
+from unmask.objectives.rounds import Rounds
+from unmask.recipes import study as studies
+from unmask.recipes.build import Texts, texts
+from unmask.recipes.comparison import FAILURE, failure, folder
+from unmask.recipes.demo import train, trained
+from unmask.recipes.experiment import ROWS, Progress, diffusion, note, read_rows, row_line
+from unmask.recipes.judge import judge_named
+from unmask.recipes.run import run
+from unmask.recipes.schema import Distillation, Recipe
+from unmask.recipes.study import Measured, Scene, Study, device_of
+from unmask.samplers.loop import Samples, sample
+from unmask.training import TrainingError
+
+RUN = "run"  # the training of a cell
+PRECISIONS = {  # of the draw -> sampler and draw: exact, and as MDLM's, SDTT's and early Duo's codes have it
+    "float64": ("reveal", "race"),
+    "float32 Gumbel": ("ancestral", "legacy_gumbel32"),
+}
+TOP_P = (1.0, 0.9)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that is distilled, by directory or name, and the sampler that draws its texts and its students'."""
+
+    model: str
+    sampler: str = "reveal"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A distillation of one of the teachers."""
+
+    teacher: str
+    recipe: Recipe
+
+    @property
+    def rounds(self) -> Rounds:
+        if not isinstance(self.recipe.objective, Distillation):
+            raise ValueError(f"a method distils, and the recipe {self.recipe.name!r} is {self.recipe.objective.kind}")
+        return self.recipe.objective.rounds()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table.
+
+    teachers, methods  its lines, by name; a method has a line for each round
+    judge    by name or directory
+    study    samples, seed, batch size; `student_steps` are the columns
+    train    models that are trained first, in directory/NAME
+    seeds    trainings of each method
+    doubts   steps at which the first teacher is also drawn in other precisions and with top-p
+    device   where all runs
+    """
+
+    title: str
+    teachers: Mapping[str, Teacher]
+    methods: Mapping[str, Method]
+    judge: str
+    study: Study
+    train: Mapping[str, Recipe] = field(default_factory=dict)
+    seeds: int = 2
+    doubts: tuple[int, ...] = ()
+    device: str = "cpu"
+
+    def runs(self) -> dict[str, Method]:
+        """Every training: "METHOD, seed N"."""
+        return {
+            f"{name}, seed {method.recipe.seed + i}": replace(
+                method, recipe=replace(method.recipe, seed=method.recipe.seed + i)
+            )
+            for i in range(self.seeds)
+            for name, method in self.methods.items()
+        }
+
+    def recipe(self, method: Method) -> Recipe:
+        """The recipe of a method with the teacher of the plan."""
+        recipe, teacher = method.recipe, self.teachers[method.teacher].model
+        if not isinstance(recipe.objective, Distillation):
+            raise ValueError(f"a method distils: want such a recipe, {recipe.name!r} is {recipe.objective.kind}")
+        return replace(recipe, objective=replace(recipe.objective, teacher=teacher))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Gen PPL and entropy of a line at a step count over `seeds` trainings; errors are over seeds, or over samples."""
+
+    gen_ppl: Measure
+    entropy: Measure
+    nfe: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a teacher (round 0), or a method after a round; why it failed where it did."""
+
+    name: str
+    round: int
+    cells: Mapping[int, Cell]
+    failed: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} R{self.round}" if self.round else self.name
+
+
+def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Iterator[Progress]:
+    """Train, distil and measure all runs of a plan in `directory`, or `only` some (none: teachers only).
+
+    What is there already is not done again; a signal ends it with the state saved. The last event has a report.
+    """
+    runs = plan.runs()
+    if unknown := sorted({*(only or ())} - {*runs}):
+        raise ValueError(f"the runs are {', '.join(runs)}: there is none called {', '.join(unknown)}")
+    yield from train(plan.train, directory)
+    if not trained(plan.train, directory):
+        return  # stopped by a signal
+    seen: dict[str, Texts] = {}
+    for number, name in enumerate(plan.teachers):
+        known = read_rows(directory / ROWS)
+        model, scene = _scene(plan, name, _texts(plan, name, seen), known)
+        rows = [studies.measure(name, model, scene, plan.study.student_steps, (1.0,))]
+        if number == 0:
+            rows.insert(0, _doubts(name, model, scene, plan.doubts))
+        for measured in chain(*rows):
+            _keep(measured, known, directory / ROWS)
+            yield Progress(f"measuring {name}", 1, 1, row_line(measured.row.name, measured))
+    for name in runs if only is None else only:
+        method = runs[name]
+        if not (yield from _cell(plan, name, method, _texts(plan, method.teacher, seen), directory / folder(name))):
+            return  # stopped by a signal
+    yield Progress("all cells", 1, 1, report={})
+
+
+def _texts(plan: Plan, teacher: str, seen: dict[str, Texts]) -> Texts:
+    """The text of the methods of a teacher, read once."""
+    if teacher not in seen:
+        recipe = next(plan.recipe(method) for method in plan.methods.values() if method.teacher == teacher)
+        seen[teacher] = texts(recipe)
+    return seen[teacher]
+
+
+def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> tuple[Model, Scene]:
+    """A teacher with the tokenizer of its text, and what its rows share."""
+    told = plan.teachers[teacher]
+    model = diffusion(load(told.model, device=plan.device))
+    model = model if model.tokenizer is not None else replace(model, tokenizer=data.tokenizer)
+    judge = judge_named(plan.judge, data.tokenizer, data.train.shape[1], plan.device)
+    return model, Scene(replace(plan.study, sampler=told.sampler), judge, data.held_out, data.digest, known)
+
+
+def _keep(measured: Measured, known: Sequence[Measured], file: Path) -> None:
+    """Note a row that was not known before."""
+    if all(measured is not before for before in known):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        note(file, measured.to_json())
+
+
+def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Generator[Progress, None, bool]:
+    """One run: distil, keep the student of each round, measure each at each step count; False if it was stopped."""
+    recipe = plan.recipe(method)
+    count, every = method.rounds.count, method.rounds.steps
+    device = None if plan.device == "cpu" else plan.device
+    if (place / FAILURE).exists():
+        yield Progress(f"{name}, failed before", 1, 1, f"{name}: {failure(place)}")
+    else:
+        try:
+            for update in run(recipe, place / RUN, data=data, device=device):
+                if update.student is not None:
+                    update.student.save(place / f"round-{update.step // every}")
+                yield Progress(f"{name}, distilling", update.step, recipe.steps)
+        except TrainingError as error:
+            write_text(place / FAILURE, json.dumps({"message": str(error)}) + "\n")
+            yield Progress(f"{name}, failed", 1, 1, f"{name}: {error}")
+        if not ((place / RUN / "model").exists() or (place / FAILURE).exists()):
+            return False
+    known, steps = read_rows(place / ROWS), plan.study.student_steps
+    _, scene = _scene(plan, method.teacher, data, known)
+    for number in range(1, count + 1):
+        saved = place / f"round-{number}"
+        if saved.exists():
+            student = diffusion(load(saved, device=plan.device))
+            for i, measured in enumerate(studies.measure(f"round {number}", student, scene, steps, (1.0,)), start=1):
+                _keep(measured, known, place / ROWS)
+                line = f"{name}: {row_line(measured.row.name, measured)}"
+                yield Progress(f"{name}, measuring", (number - 1) * len(steps) + i, count * len(steps), line)
+    return True
+
+
+def _doubts(name: str, model: Model, scene: Scene, steps: Sequence[int]) -> Iterator[Measured]:
+    """The teacher in each precision of the draw with and without top-p: how far a published value may lie for that."""
+    study, length = scene.study, scene.real.shape[1]
+    digest = weights_digest(model.network.state_dict())
+    for (precision, (sampler, draw)), top_p, count in product(PRECISIONS.items(), TOP_P, steps):
+        title = f"{name}, {precision}, top-p {top_p:g}"
+        protocol = replace(scene.protocol, precision=precision)
+        setting = Setting(digest, sampler, steps=count, nfe=0.0, top_p=top_p, seeds=(study.seed,))
+        if any(
+            m.row.name == title and m.row.protocol == protocol and replace(m.row.setting, nfe=0.0) == setting
+            for m in scene.known
+        ):
+            continue
+        drawing = partial(_draw, model, study, length, sampler=sampler, draw=draw, top_p=top_p)
+        rows = measure_frontier(
+            drawing, scene.judge, protocol, setting, name=title, steps=[count], temperatures=[1.0], warmup=0
+        )
+        yield Measured(next(iter(rows)), shipped=False)
+
+
+def _draw(
+    model: Model, study: Study, length: int, steps: int, temperature: float, *, sampler: str, draw: str, top_p: float
+) -> Samples:
+    return sample(
+        model, study.samples, length, steps, study.seed, temperature, top_p, sampler=sampler, draw=draw,
+        batch_size=study.batch_size, device=device_of(model),
+    )  # fmt: skip
+
+
+def doubts(plan: Plan, directory: Path) -> list[Row]:
+    """The rows of the first teacher under each precision and top-p, as far as they are measured."""
+    return [m.row for m in read_rows(directory / ROWS) if "top-p" in m.row.name]
+
+
+def lines(plan: Plan, directory: Path) -> list[Line]:
+    """The table, as far as it is measured."""
+    measured = [m.row for m in read_rows(directory / ROWS)]
+    found = [
+        Line(name, 0, {row.setting.steps: _summed([row]) for row in measured if row.name == name})
+        for name in plan.teachers
+    ]
+    runs = plan.runs()
+    for name, method in plan.methods.items():
+        places = [directory / folder(run) for run in runs if run.rpartition(",")[0] == name]
+        rows = [m.row for place in places for m in read_rows(place / ROWS)]
+        why = next((said for place in places if (said := failure(place)) is not None), None)
+        for number in range(1, method.rounds.count + 1):
+            of_round = [row for row in rows if row.name == f"round {number}"]
+            steps = sorted({row.setting.steps for row in of_round})
+            cells = {count: _summed([row for row in of_round if row.setting.steps == count]) for count in steps}
+            found.append(Line(name, number, cells, why))
+    return [line for line in found if line.cells or line.failed]
+
+
+def _summed(rows: Sequence[Row]) -> Cell:
+    gen_ppl, entropy = ([row.measures[name] for row in rows] for name in ("gen_ppl", "entropy"))
+    nfe = sum(row.setting.nfe for row in rows) / len(rows)
+    if len(rows) == 1:
+        return Cell(gen_ppl[0], entropy[0], nfe, 1)
+    return Cell(over_seeds(gen_ppl), over_seeds(entropy), nfe, len(rows))
+
+
+def shown(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list[str]]:
+    """n texts of each teacher and of each method's last round, first seed, at the same latents."""
+    found: dict[str, list[str]] = {}
+    models = {name: (teacher.model, teacher.sampler) for name, teacher in plan.teachers.items()}
+    for name, method in plan.methods.items():
+        place = directory / folder(f"{name}, seed {method.recipe.seed}")
+        kept = sorted(place.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+        if kept:
+            models[f"{name} R{len(kept)}"] = (str(kept[-1]), plan.teachers[method.teacher].sampler)
+    for name, (path, sampler) in models.items():
+        model = diffusion(load(path, device=plan.device))
+        length = model.network.shape.length
+        drawn = sample(model, n, length, steps, plan.study.seed, sampler=sampler, device=plan.device)
+        found[name] = drawn.texts or [_numbers(row) for row in drawn.tokens]
+    return found
+
+
+def _numbers(row: Tensor) -> str:
+    return " ".join(map(str, row.tolist()))
+
+
+def record(plan: Plan, directory: Path, published: Mapping[Any, Sequence[Any]]) -> dict[str, Any]:
+    """What table.json holds: lines and cells, published values beside them."""
+    return {
+        "title": plan.title,
+        "lines": [
+            {
+                "line": str(line),
+                "name": line.name,
+                "round": line.round,
+                "failed": line.failed,
+                "cells": {
+                    str(steps): {
+                        "gen_ppl": cell.gen_ppl.value, "gen_ppl_sem": cell.gen_ppl.sem, "entropy": cell.entropy.value,
+                        "nfe": cell.nfe, "seeds": cell.seeds,
+                        "published": [str(p) for p in published.get((line.name, line.round, steps), ())],
+                    }
+                    for steps, cell in line.cells.items()
+                },
+            }
+            for line in lines(plan, directory)
+        ],
+    }  # fmt: skip

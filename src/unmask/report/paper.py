@@ -1,0 +1,152 @@
+"""The page and the pictures of a table of the paper that was run again: table.json -> report.html, NAME.png."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from unmask.report.axes import PNG_DPI, legend, logarithmic
+from unmask.report.markup import Html, embedded, join, tag
+from unmask.report.style import LIGHT, NARROW, WIDE, css_variables, drawing
+from unmask.report.svg import picture
+
+_ROUNDS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark, round by round
+_TEACHER = {"MDLM": "teacher", "MDLM large": "teacher", "Duo": "autoregressive"}
+
+
+def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
+    """Write NAME.png and report.html for what `recipes.tables.record` holds; -> the page's path."""
+    with drawing():
+        wide = figure(record, WIDE)
+        wide.savefig(directory / f"{name}.png", dpi=PNG_DPI)
+        alt = "Generative perplexity, and below it unigram entropy, against steps: teachers, and methods by round."
+        pictures = [picture(wide, name, alt), picture(figure(record, NARROW), f"{name}-narrow", alt)]
+    shown = (picture.inline(kind) for picture, kind in zip(pictures, ("wide", "narrow"), strict=True))
+    curves = tag("figure", tag("figcaption", "Gen PPL and entropy against steps"), *shown)
+    title = str(record["title"])
+    sections = [
+        ("table", "The table", join(_words(record), _table(record))),
+        ("curves", "The curves", curves),
+        *([("doubts", "The teacher in other precisions", _doubts(record))] if record["doubts"] else []),
+        ("texts", "The texts", _texts(record)),
+    ]
+    parts = [tag("section", tag("h2", head), body, id=anchor) for anchor, head, body in sections]
+    logo = tag("span", "un", tag("i", "m"), "a", tag("i", "s"), "k", class_="logo")
+    links = (tag("a", head, href=f"#{anchor}") for anchor, head, _ in sections)
+    bar = tag("header", tag("div", logo, tag("nav", *links, aria_label="Sections")), class_="bar")
+    masthead = tag("div", tag("h1", title), tag("p", str(record["lede"]), class_="lede"), class_="masthead")
+    footer = tag("footer", tag("p", str(record["protocol"])))
+    page = directory / "report.html"
+    page.write_text(
+        Template(_asset("page.html")).substitute(
+            title=str(join(title)), version=str(record["version"]), palette=css_variables(), style=_asset("page.css"),
+            body=str(join(bar, tag("main", masthead, *parts, id="content"), footer)), record=str(embedded(record)),
+            script="",
+        ),
+        encoding="utf-8",
+    )  # fmt: skip
+    return page
+
+
+def figure(record: Mapping[str, Any], width: float) -> Figure:
+    """A column for each method: gen PPL above, entropy below; its teacher dashed, its rounds from light to dark."""
+    methods = [method for method in record["methods"] if any(line["name"] == method for line in record["lines"])]
+    columns = max(1, len(methods)) if width > NARROW else 1
+    rows = 1 if width > NARROW else max(1, len(methods))
+    drawn = Figure(figsize=(width, 6.2 * rows))
+    grid = drawn.subplots(2 * rows, columns, squeeze=False, sharex=True)
+    for i, method in enumerate(methods or [""]):
+        row, column = (0, i) if width > NARROW else (2 * i, 0)
+        above, below = grid[row][column], grid[row + 1][column]
+        teacher = record["methods"].get(method)
+        for line in record["lines"]:
+            if line["cells"] and line["name"] in (method, teacher):
+                _curve(above, line, "gen_ppl")
+                _curve(below, line, "entropy")
+        logarithmic(above.xaxis, {int(steps) for line in record["lines"] for steps in line["cells"]})
+        logarithmic(above.yaxis)
+        above.set(ylabel="gen PPL" if column == 0 else "")
+        below.set(xlabel="steps", ylabel="unigram entropy, nats" if column == 0 else "")
+        legend(above, method, 2)
+    _same_scale([axes for pair in grid[::2] for axes in pair])
+    _same_scale([axes for pair in grid[1::2] for axes in pair])
+    return drawn
+
+
+def _curve(axes: Axes, line: Mapping[str, Any], measure: str) -> None:
+    steps = sorted(map(int, line["cells"]))
+    values = [line["cells"][str(count)][measure] for count in steps]
+    if line["round"]:
+        color = _ROUNDS[min(line["round"], len(_ROUNDS)) - 1]
+        axes.plot(steps, values, color=color, marker="s", markersize=4, linewidth=1.6, label=f"round {line['round']}")
+    else:
+        color = LIGHT[_TEACHER.get(line["name"], "ink")]
+        axes.plot(steps, values, color=color, marker="o", markersize=4, linestyle="--", label=line["name"])
+
+
+def _same_scale(axes: Sequence[Axes]) -> None:
+    low, high = min(each.get_ylim()[0] for each in axes), max(each.get_ylim()[1] for each in axes)
+    for each in axes:
+        each.set_ylim(low, high)
+
+
+def _words(record: Mapping[str, Any]) -> Html:
+    words = (
+        "Gen PPL / unigram entropy in nats. In small print what was published at that place, by the paper or by "
+        "others: other data, networks and judges, so read a line or a column of either, never one against the other."
+    )
+    return tag("p", words, class_="intro")
+
+
+def _table(record: Mapping[str, Any]) -> Html:
+    steps = sorted({int(count) for line in record["lines"] for count in line["cells"]})
+    head = tag("tr", tag("th", ""), *(tag("th", f"{count} steps", scope="col") for count in steps))
+    rows = []
+    for line in record["lines"]:
+        cells = [_cell(line["cells"].get(str(count)), line) for count in steps]
+        rows.append(tag("tr", tag("th", line["line"], scope="row"), *cells))
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table")
+
+
+def _cell(cell: Mapping[str, Any] | None, line: Mapping[str, Any]) -> Html:
+    if cell is None:
+        return tag("td", "failed" if line["failed"] else "")
+    error = "" if cell["gen_ppl_sem"] is None else f" ± {cell['gen_ppl_sem']:.2g}"
+    ours = f"{cell['gen_ppl']:.4g}{error} / {cell['entropy']:.2f}"
+    published = [join(tag("br"), tag("small", text)) for text in cell["published"]]
+    return tag("td", ours, *published)
+
+
+def _doubts(record: Mapping[str, Any]) -> Html:
+    words = (
+        "The same teacher, seed and judge. Draws in float32 are what early codes made; they leave out rare tokens, and "
+        "so does top-p. A published value can differ by as much for that alone. These rows have unequal protocols: "
+        "they are set side by side to show it, and compare with nothing else."
+    )
+    head = tag("tr", *(tag("th", name) for name in ("", "steps", "gen PPL", "entropy", "calls")))
+    rows = [
+        tag("tr", tag("th", row["name"]), tag("td", str(row["steps"])), tag("td", f"{row['gen_ppl']:.4g}"),
+            tag("td", f"{row['entropy']:.3f}"), tag("td", f"{row['nfe']:.1f}"))
+        for row in record["doubts"]
+    ]  # fmt: skip
+    table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table")
+    return join(tag("p", words, class_="intro"), table)
+
+
+def _texts(record: Mapping[str, Any]) -> Html:
+    words = f"The same latents, {record['shown_steps']} steps, the first training seed."
+    parts = [tag("p", words, class_="intro")]
+    for name, texts in record["texts"].items():
+        quotes = (tag("blockquote", text, class_="text") for text in texts)
+        parts.append(join(tag("h3", name), tag("div", *quotes, class_="columns")))
+    return join(*parts)
+
+
+def _asset(name: str) -> str:
+    return resources.files("unmask.report").joinpath(name).read_text("utf-8")

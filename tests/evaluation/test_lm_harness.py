@@ -1,0 +1,174 @@
+"""Our models in stock lm-eval: a task of our own through its evaluator, and each request by hand."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import unmask
+from unmask.cli.main import main
+from unmask.diffusion.processes import UniformProcess
+from unmask.diffusion.schedules import LogLinear
+from unmask.evaluation.lm_harness import harness
+from unmask.models.dit import DiT
+from unmask.models.parameterization import NetworkDenoiser
+from unmask.models.pretrained import CausalModel, Model
+
+pytest.importorskip("lm_eval", reason="pip install 'unmask[lm-eval]'")
+Harness = harness()
+
+QUESTIONS = [
+    {"question": "The President of the United", "choices": [" States", " banana"], "answer": 0},
+    {"question": "The Congress of the", "choices": [" purple zebra", " United States"], "answer": 1},
+    {"question": "I have the honor to", "choices": [" submit", " xylophone"], "answer": 0},
+]
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{more}
+"""
+
+
+def asked(*arguments: Any) -> SimpleNamespace:
+    return SimpleNamespace(args=arguments)
+
+
+def uniform() -> Model:
+    """The shipped teacher's weights as if they were of uniform diffusion: poor, but a law."""
+    teacher = unmask.load("unmask:teacher")
+    network: DiT = teacher.network
+    size = network.shape.vocab_size
+    return Model(NetworkDenoiser(network, None, True), UniformProcess(size), LogLinear(), teacher.tokenizer, network)
+
+
+@pytest.mark.parametrize("name", ["unmask:teacher", "unmask:judge"])
+def test_multiple_choice_through_stock_lm_eval(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What any writer knows: both models, trained on presidential messages, choose right each time."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(map(json.dumps, QUESTIONS)))
+    more = 'doc_to_choice: "{{choices}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]'
+    text = TASK.format(name="toy_choice", file=file, kind="multiple_choice", more=more)
+    (tmp_path / "toy_choice.yaml").write_text(text)
+    call = ["eval", "lm-harness", name, "--tasks", "toy_choice", "--include-path", str(tmp_path), "--draws", "8"]
+    assert main([*call, "--no-greedy", "--json", "--out", str(tmp_path / "all.json")]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["results"]["toy_choice"]["acc,none"] == 1
+    assert answer["protocol"] == "8 draws a log-likelihood, 32 steps a text, seed 0"
+    assert len(json.loads((tmp_path / "all.json").read_text())["samples"]["toy_choice"]) == 3
+
+
+def test_tasks_that_lm_eval_does_not_know(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import tasks
+
+    monkeypatch.setattr(tasks.TaskManager, "__init__", lambda self, **_: None)  # it reads thousands of files
+    monkeypatch.setattr(tasks.TaskManager, "all_tasks", ["arc_easy"], raising=False)
+    assert main(["eval", "lm-harness", "unmask:teacher", "--tasks", "no_such_task", "arc_easy"]) == 1
+    assert "lm-eval knows no task no_such_task: `lm-eval ls tasks`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", [unmask.load("unmask:teacher"), uniform()], ids=["masked", "uniform"])
+def test_a_likelihood_is_a_function_of_its_text_and_seed(model: Model) -> None:
+    pairs = [asked("The President of the United", " States"), asked("", "In the year"), asked("We", " must act now")]
+    one = Harness(model, draws=8, greedy=False).loglikelihood(pairs)
+    two = Harness(model, draws=8, greedy=False, batch_size=3).loglikelihood(pairs[::-1])[::-1]
+    other = Harness(model, draws=8, greedy=False, seed=1).loglikelihood(pairs)
+    for (a, _), (b, _) in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3) and a < 0
+    assert [a for a, _ in one] != [a for a, _ in other]
+
+
+def test_the_greedy_continuation_is_known_as_such() -> None:
+    for name in ("unmask:teacher", "unmask:judge"):
+        harness = Harness(name, draws=4)
+        context = "The President of the United"
+        written = harness.generate_until([asked(context, {"max_gen_toks": 1})])[0]
+        (_, yes), (_, no) = harness.loglikelihood([asked(context, " States"), asked(context, " banana")])
+        assert yes and not no
+        if name == "unmask:judge":  # a writer from left to right begins with its likeliest token
+            assert written and " States".startswith(written)
+    assert not any(greedy for _, greedy in Harness("unmask:teacher", draws=4, greedy=False).loglikelihood(
+        [asked("The President of the United", " States")]
+    ))  # fmt: skip
+
+
+def test_an_autoregressive_likelihood_adds_up() -> None:
+    """log p(ab) = log p(a) + log p(b | a), where the pieces are tokens."""
+    harness = Harness("unmask:judge", greedy=False)
+    (whole, _), (first, _), (second, _) = harness.loglikelihood(
+        [asked("", "The United States"), asked("", "The United"), asked("The United", " States")]
+    )
+    assert whole == pytest.approx(first + second, rel=1e-5)
+    assert harness.loglikelihood_rolling([asked("The United States")])[0] == pytest.approx(whole, rel=1e-5)
+
+
+def test_long_texts_are_read_in_windows_and_long_contexts_lose_their_beginning() -> None:
+    harness = Harness("unmask:judge", greedy=False)
+    text = "The Congress of the United States has before it the question. " * 30
+    ids = harness.model.tokenizer.encode(text)
+    assert isinstance(harness.model, CausalModel) and len(ids) > 300
+    start = harness.model.tokenizer.bos_id
+    parts = [ids[i : i + 127] for i in range(0, len(ids), 127)]
+    want = 0.0
+    for part in parts:
+        row = torch.tensor([[start, *part]])
+        want += float(harness.model.predictor(row[:, :-1]).log_p()[0].detach().gather(1, row[0, 1:, None]).sum())
+    assert harness.loglikelihood_rolling([asked(text)])[0] == pytest.approx(want, rel=1e-4)
+    assert harness.loglikelihood([asked(text, " States")])[0][0] < 0
+    assert harness.loglikelihood_rolling([asked("")]) == [0.0]
+
+
+def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness("unmask:teacher", steps=8, batch_size=2)
+    plain = {"max_gen_toks": 24}
+    contexts = ["My fellow citizens", "The Congress", "In the year of our Lord, the people of the United States"]
+    texts = harness.generate_until([asked(context, plain) for context in contexts])
+    assert all(texts) and texts == harness.generate_until([asked(context, plain) for context in contexts])
+    mark = texts[0][3:5]
+    cut = harness.generate_until([asked(contexts[0], {"max_gen_toks": 24, "until": [mark, "\0"]})])[0]
+    assert cut == texts[0][: texts[0].find(mark)]
+    hot = {"max_gen_toks": 24, "do_sample": True, "temperature": 1.0}
+    mixed = harness.generate_until([asked(contexts[0], plain), asked(contexts[1], hot), asked(contexts[2], plain)])
+    assert mixed[1] != texts[1] and all(mixed)
+    short = harness.generate_until([asked(contexts[0], {"max_gen_toks": 2})])[0]
+    assert len(harness.model.tokenizer.encode(short)) <= 2
+
+
+def test_stock_lm_eval_knows_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.api.registry import get_model
+
+    assert get_model("unmask") is Harness
+    made = Harness.create_from_arg_string("model=unmask:teacher,draws=3", {"batch_size": "4", "device": None})
+    assert (made.draws, made.rows, made.rank) == (3, 4, 0)
+    harness.cache_clear()
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'unmask\[lm-eval\]'"):
+        harness()
+    monkeypatch.undo()
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    harness = Harness("unmask:teacher")
+    with pytest.raises(ValueError, match="max_gen_toks = 256 does not fit into the model's 128 tokens"):
+        harness.generate_until([asked("a", {})])
+    with pytest.raises(ValueError, match="has no token of its own"):
+        harness.loglikelihood([asked("a", "")])
+    with pytest.raises(ValueError, match=r"a continuation of .* tokens does not fit into the model's 128"):
+        harness.loglikelihood([asked("a", " word" * 200)])
+    with pytest.raises(ValueError, match="takes no argument pretrained"):
+        Harness("unmask:teacher", pretrained="gpt2")
+    teacher = unmask.load("unmask:teacher")
+    with pytest.raises(ValueError, match="this model has no tokenizer"):
+        Harness(Model(teacher.denoiser, teacher.process, teacher.schedule, None, teacher.network)).loglikelihood(
+            [asked("a", " b")]
+        )
