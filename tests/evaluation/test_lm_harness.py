@@ -12,7 +12,7 @@ import torch
 import unmask
 from unmask.cli.main import main
 from unmask.diffusion.processes import UniformProcess
-from unmask.diffusion.schedules import LogLinear
+from unmask.diffusion.schedules import Cosine, LogLinear
 from unmask.evaluation.lm_harness import harness
 from unmask.models.dit import DiT
 from unmask.models.parameterization import NetworkDenoiser
@@ -97,6 +97,39 @@ def test_the_greedy_continuation_is_known_as_such() -> None:
         assert yes and not no
         if name == "unmask:judge":  # a writer from left to right begins with its likeliest token
             assert written and " States".startswith(written)
+
+
+@pytest.mark.parametrize("context", ["", "In", "The President of the United", "We have"])
+def test_what_an_autoregressive_model_writes_is_greedy_and_no_other(context: str) -> None:
+    """One start token in both: the text that it writes, token by token, is the one that it calls greedy."""
+    harness_ = Harness("unmask:judge")
+    ids = [harness_._start, *harness_.model.tokenizer.encode(context)]
+    for _ in range(6):
+        ids.append(int(harness_.model.predictor(torch.tensor([ids])).log_p()[0, -1].argmax()))
+    text = harness_.model.tokenizer.decode(ids[-6:])
+    (row,) = harness_._fill([ids[:-6]], {"top_k": 1})
+    assert row[: len(ids)] == ids
+    assert harness_._is_greedy(ids, 6) and not harness_._is_greedy([*ids[:-1], (ids[-1] + 1) % 1000], 6)
+    assert harness_.generate_until([asked(context, {"max_gen_toks": 6, "until": []})])[0] == text
+
+
+def test_with_masks_the_surest_token_comes_first_whatever_the_schedule() -> None:
+    teacher = unmask.load("unmask:teacher")
+    model = Model(teacher.denoiser, teacher.process, Cosine(), teacher.tokenizer, teacher.network)
+    harness_ = Harness(model)
+    ids = [harness_._start, *teacher.tokenizer.encode("The President of the United"), *[-1] * 5]
+    z = torch.tensor([ids]).masked_fill(torch.tensor([ids]) == -1, teacher.process.mask_id)
+    while bool((z == teacher.process.mask_id).any()):
+        free = (z[0] == teacher.process.mask_id).nonzero().flatten()
+        best, token = teacher.denoiser(z, torch.tensor([0.5])).log_p(free).max(-1)
+        z[0, free[best.argmax()]] = token[best.argmax()]
+    assert harness_._is_greedy(z[0].tolist(), 5)
+    z[0, -1] = (z[0, -1] + 1) % 1000
+    assert not harness_._is_greedy(z[0].tolist(), 5)
+    assert not Harness("unmask:duo")._is_greedy(z[0].tolist(), 5), "uniform noise has no greedy continuation"
+
+
+def test_no_greedy_answer_without_being_asked() -> None:
     assert not any(greedy for _, greedy in Harness("unmask:teacher", draws=4, greedy=False).loglikelihood(
         [asked("The President of the United", " States")]
     ))  # fmt: skip
@@ -118,11 +151,12 @@ def test_long_texts_are_read_in_windows_and_long_contexts_lose_their_beginning()
     ids = harness.model.tokenizer.encode(text)
     assert isinstance(harness.model, CausalModel) and len(ids) > 300
     start = harness.model.tokenizer.bos_id
-    parts = [ids[i : i + 127] for i in range(0, len(ids), 127)]
-    want = 0.0
-    for part in parts:
-        row = torch.tensor([[start, *part]])
-        want += float(harness.model.predictor(row[:, :-1]).log_p()[0].detach().gather(1, row[0, 1:, None]).sum())
+    want, stream = 0.0, [start, *ids]
+    for first in range(0, len(ids), 127):  # windows of 128 tokens; the last one slides back to be full
+        last = min(first + 127, len(ids))
+        row = torch.tensor([stream[max(0, last - 127) : last + 1]])
+        table = harness.model.predictor(row[:, :-1]).log_p()[0].detach().gather(1, row[0, 1:, None])
+        want += float(table[-(last - first) :].sum())
     assert harness.loglikelihood_rolling([asked(text)])[0] == pytest.approx(want, rel=1e-4)
     assert harness.loglikelihood([asked(text, " States")])[0][0] < 0
     assert harness.loglikelihood_rolling([asked("")]) == [0.0]
@@ -140,6 +174,12 @@ def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None
     hot = {"max_gen_toks": 24, "do_sample": True, "temperature": 1.0}
     mixed = harness.generate_until([asked(contexts[0], plain), asked(contexts[1], hot), asked(contexts[2], plain)])
     assert mixed[1] != texts[1] and all(mixed)
+    for said in ({"do_sample": True}, {"temperature": 1.0}, {"do_sample": True, "temperature": 1.0}):
+        again = harness.generate_until([asked(contexts[1], said | {"max_tokens": 24}) for _ in range(2)])
+        assert again[0] == harness.generate_until([asked(contexts[1], hot)])[0] != texts[1], said
+    cold = harness.generate_until([asked(contexts[1], {"do_sample": True, "top_k": 1, "max_gen_toks": 24})])
+    assert cold == harness.generate_until([asked(contexts[1], plain)]), "top_k is heard"
+    assert harness.generate_until([asked(contexts[0], {})])[0], "no length given: half the row at most"
     short = harness.generate_until([asked(contexts[0], {"max_gen_toks": 2})])[0]
     assert len(harness.model.tokenizer.encode(short)) <= 2
 
@@ -160,7 +200,9 @@ def test_stock_lm_eval_knows_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_cannot_be_asked_is_refused() -> None:
     harness = Harness("unmask:teacher")
     with pytest.raises(ValueError, match="max_gen_toks = 256 does not fit into the model's 128 tokens"):
-        harness.generate_until([asked("a", {})])
+        harness.generate_until([asked("a", {"max_new_tokens": 256})])
+    with pytest.raises(ValueError, match="batch_size is the number of rows a network call: want a number, got 'auto'"):
+        Harness("unmask:teacher", batch_size="auto")
     with pytest.raises(ValueError, match="has no token of its own"):
         harness.loglikelihood([asked("a", "")])
     with pytest.raises(ValueError, match=r"a continuation of .* tokens does not fit into the model's 128"):

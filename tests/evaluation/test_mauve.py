@@ -25,6 +25,8 @@ def test_the_same_law_is_near_one_and_another_near_nought() -> None:
     assert alike.n == 3 and alike.sem is not None and "MAUVE of 300 texts" in alike.unit
     assert mauve(cloud(0), cloud(1), seeds=3) == alike
     assert mauve_against(lambda texts: texts, cloud(0), seeds=3)(cloud(1)) == alike
+    few = cloud(0, n=64)
+    assert mauve(few, few, seeds=4).value == 1 and mauve(few, few, seeds=4).sem == 0, "one and the same set"
     half = torch.cat([cloud(1, n=150), cloud(2, shift=5.0, n=150)])
     assert apart.value < mauve(cloud(0), half, seeds=3).value < alike.value
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers as hf
 import torch
 from safetensors.torch import load_file
 
@@ -122,5 +123,30 @@ def test_a_model_without_its_tokenizer_is_given_one(capsys: pytest.CaptureFixtur
     with_one = load(tmp_path / "b")
     assert with_one.tokenizer is not None and with_one.tokenizer.digest == Tokenizer.load(tmp_path / "bpe").digest
     capsys.readouterr()
-    assert main(["convert", str(CKPT), str(tmp_path / "c"), "--tokenizer", str(tmp_path / "bpe")]) == 1
-    assert "the tokenizer has 258 tokens and the model 38" in capsys.readouterr().err
+    for call, words in (
+        (
+            ["convert", str(CKPT), str(tmp_path / "c"), "--tokenizer", str(tmp_path / "bpe")],
+            "258 tokens and the model 38",
+        ),
+        (["convert", str(CKPT), str(tmp_path / "c.ckpt")], "is the name of a checkpoint"),
+        (["convert", str(CKPT), str(tmp_path / "c.ckpt"), "--to", "lightning-duo", "--tokenizer", "x"], "no tokenizer"),
+    ):
+        assert main(call) == 1 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mask_id", [261, 3])
+def test_the_mask_of_a_tokenizer_is_taken_where_the_models_was_a_guess(
+    mask_id: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """BERT's MASK is 103 of 30522; a checkpoint that is silent about it was read with the last token."""
+    backend = hf.Tokenizer(hf.models.WordLevel({word: i for i, word in enumerate(["[MASK]", *map(str, range(261))])}))
+    backend.add_special_tokens(["[MASK]"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    network = DiT(Shape(262, 8, width=8, blocks=1, heads=2, cond_dim=4))
+    model = Model(NetworkDenoiser(network, mask_id, False), MaskedProcess(262, mask_id), LogLinear(), None, network)
+    model.save(tmp_path / "a")
+    code = main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--tokenizer", str(tmp_path)])
+    if mask_id == 3:
+        assert code == 1 and "MASK is token 3 by the model and 0 by the tokenizer" in capsys.readouterr().err
+    else:
+        assert code == 0 and load(tmp_path / "b").facts().mask_id == 0

@@ -59,7 +59,7 @@ def test_contradictions_in_ours_are_named(said: dict[str, Any], why: str) -> Non
 
 def test_a_config_that_says_nothing_is_mdlms() -> None:
     assert foreign({}) == Facts("masked", 37, False, LogLinear(1e-3), 1024, 0.1)
-    assert foreign({}, CAUSAL) == Facts("autoregressive", None, False, None, 1024, 0.1)
+    assert foreign({}, CAUSAL) == Facts("autoregressive", 37, False, None, 1024, 0.1)
 
 
 def test_foreign_names_flat_and_nested() -> None:
@@ -70,6 +70,7 @@ def test_foreign_names_flat_and_nested() -> None:
     assert foreign({"time_conditioning": True}).sees_alpha
     assert foreign({"algo": {"name": "mdlm", "time_conditioning": True}}).sees_alpha
     assert foreign({"noise": {"type": "log-linear", "eps": 0.01}}).schedule == LogLinear(0.01)
+    assert foreign({"noise": {"type": "log-linear", "eps": 0}}).schedule == LogLinear(1e-3)  # what Duo computes with
     assert foreign({"model": {"length": "${data.length}"}}).length == 1024  # Hydra's references are not resolved here
 
 

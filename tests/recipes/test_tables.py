@@ -142,14 +142,53 @@ def test_the_command_prints_the_table_and_writes_the_page(
     content = json.loads((home / "table.json").read_text("utf-8"))
     assert {line["line"] for line in content["lines"]} >= {"MDLM", "MCD R1"}
     assert all(math.isfinite(cell["gen_ppl"]) for line in content["lines"] for cell in line["cells"].values())
+    before = (home / "report.html").read_bytes()
+    assert main(["reproduce", "figure3", "--work", str(home), "--jobs", "1"]) == 0
+    assert (home / "report.html").read_bytes() == before and (home / "figure3.html").exists()
+    capsys.readouterr()
     assert main(["reproduce", "table1", "--work", str(home), "--cells", "MDC"]) == 1
     assert "the cells are SDTT, DCD, MCD: there is none called MDC" in capsys.readouterr().err
+
+
+def test_each_source_has_its_own_line(
+    toy: Plan, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a cell of one seed says so."""
+    beside = {("SDTT", 2, 4): TABLES["table1"]["SDTT", 5, 32], ("SDTT", 2, 2): TABLES["table1"]["SDTT", 5, 16]}
+    monkeypatch.setattr(command, "TABLES", {"table1": beside})
+    command.show("table1", replace(toy, seeds=3), home)
+    out = [line.split("│") for line in capsys.readouterr().out.splitlines()]
+    rows = {line[1].strip(): [cell.strip() for cell in line[2:4]] for line in out if len(line) > 3}
+    assert rows["MCD paper"] == ["", "52.16"] and rows["Duo paper"] == ["89.17 / 5.53", "62.29 / 5.49"]
+    assert rows["SDTT R2"][0].endswith("(2 of 3 seeds)") and "of" not in rows["MDLM"][0]
+
+
+def test_rows_that_were_measured_again_count_once(toy: Plan, home: Path, tmp_path: Path) -> None:
+    """By another version, say: the last one stands, and the line keeps its number of seeds."""
+    import shutil
+
+    shutil.copytree(home, tmp_path / "home")
+    file = tmp_path / "home" / folder("MCD, seed 1") / ROWS
+    old = file.read_text("utf-8")
+    stale = [json.loads(line) for line in old.splitlines()]
+    for line in stale:
+        line["protocol"]["version"] = "0.0.1"
+        line["measures"]["gen_ppl"]["value"] = 1e9
+    file.write_text("".join(json.dumps(line) + "\n" for line in stale) + old, "utf-8")
+    assert record(toy, tmp_path / "home", {}) == record(toy, home, {})
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_trained(toy: Plan, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"this plan runs on cuda:7, which is not to be had here.*--scale tiny"):
+        list(carry(replace(toy, device="cuda:7"), tmp_path))
+    assert not any(tmp_path.iterdir())
 
 
 def test_published_values_stand_beside_ours(toy: Plan, home: Path) -> None:
     cells = {("MCD", 2, 4): TABLES["table1"]["MCD", 5, 32], ("MDLM", 0, 4): TABLES["table1"]["MDLM", 0, 512]}
     found = {line["line"]: line["cells"]["4"]["published"] for line in record(toy, home, cells)["lines"]}
-    assert found["MCD R2"] == ["39.73"] and found["MDLM"] == ["54.74", "104.4 / 5.63"] and found["SDTT R1"] == []
+    assert found["MCD R2"] == [{"source": "MCD paper", "value": "39.73"}] and found["SDTT R1"] == []
+    assert [each["source"] for each in found["MDLM"]] == ["MCD paper", "Duo paper"]
 
 
 def test_published_tables_are_those_of_the_papers() -> None:

@@ -40,5 +40,6 @@ def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(tmp_path: Path, mon
         local_or_hub("a/b@v1", (), "v2")
     (tmp_path / "a@b").mkdir()
     assert local_or_hub(tmp_path / "a@b", ()) == tmp_path / "a@b"
-    with pytest.raises(ValueError, match="no file or directory runs/a/b"):
-        local_or_hub("runs/a/b@v1", ())
+    for name in ("runs/a/b@v1", "runs/mine@old", "/data/me@host/model", "a b@v1"):
+        with pytest.raises(ValueError, match=f"no file or directory {name}, and it is no name"):
+            local_or_hub(name, ())

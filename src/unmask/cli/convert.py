@@ -11,7 +11,9 @@ import torch
 import tyro
 
 from unmask.cli.console import parse, say
+from unmask.diffusion.processes import MaskedProcess
 from unmask.models.export import save_lightning
+from unmask.models.parameterization import NetworkDenoiser
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, tokenizer_named
 
@@ -41,6 +43,10 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
+    if asked.to == "unmask" and asked.out.suffix == ".ckpt":
+        raise ValueError(f"{asked.out} is the name of a checkpoint, and unmask's own layout is a directory: add --to")
+    if asked.to == "lightning-duo" and asked.tokenizer is not None:
+        raise ValueError("a checkpoint for Duo's code holds no tokenizer: leave tokenizer out")
     if asked.to == "lightning-duo" and asked.dtype != "float32":
         raise ValueError(f"a checkpoint for Duo's code holds float32 weights: leave dtype out, got {asked.dtype!r}")
     model = load(asked.source, asked.revision, "raw" if asked.weights == "raw" else "ema")
@@ -57,5 +63,15 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _speaking(model: Model | CausalModel, tokenizer: Tokenizer) -> Model | CausalModel:
-    check_vocabulary(tokenizer, model.network.shape.vocab_size)
-    return replace(model, tokenizer=tokenizer)
+    """The model with a tokenizer, and with its MASK where the model's is the last token, as if no file named one."""
+    size = model.network.shape.vocab_size
+    check_vocabulary(tokenizer, size)
+    if isinstance(model, CausalModel):
+        return replace(model, tokenizer=tokenizer)
+    own, told = model.denoiser.mask_id, tokenizer.mask_id
+    if own in (None, told) or told is None:
+        return replace(model, tokenizer=tokenizer)
+    if own != size - 1:
+        raise ValueError(f"MASK is token {own} by the model and {told} by the tokenizer: was it trained with another?")
+    denoiser = NetworkDenoiser(model.network, told, model.denoiser.sees_alpha).eval()
+    return Model(denoiser, MaskedProcess(size, told), model.schedule, tokenizer, model.network)

@@ -18,11 +18,13 @@ from unmask.evaluation.measure import Measure
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes.build import documents, rows, trained_on
 from unmask.recipes.schema import Data, Part
-from unmask.text.offline import load_offline, present
+from unmask.text.offline import CODE, load_offline, present
+from unmask.text.offline import OFFLINE as PACKAGES
 from unmask.text.tokenizers import Tokenizer
 from unmask.text.zero_shot import ZERO_SHOT, load_zero_shot, zero_shot_rows
 
 OFFLINE = "offline"  # stands for all sets that are there
+OFFLINE_SETS = (*PACKAGES, CODE)
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,9 @@ def likelihood(arguments: Sequence[str]) -> int:
     data = text_of(asked.text, asked.model)
     x0 = held_out(data, asked.text.length, model)[0][: asked.limit]
     value = perplexity(scores(model, x0, asked.convention, asked.passes, 64, asked.seed, asked.device))
-    protocol = (
-        f"{kind(model, asked.convention)}; {len(x0)} rows of {x0.shape[1]} tokens, {data.part} of {data.corpus}, "
-    )
-    protocol += f"seed {asked.seed}"
+    noise = "" if isinstance(model, CausalModel) else f", {asked.passes} noise levels a row, seed {asked.seed}"
+    where = f"{len(x0)} rows of {x0.shape[1]} tokens, {data.part} of {data.corpus}"
+    protocol = f"{kind(model, asked.convention)}; {where}{noise}"
     if asked.json:
         emit({"perplexity": asdict(value), "protocol": protocol})
     else:
@@ -130,27 +131,34 @@ def likelihood(arguments: Sequence[str]) -> int:
 
 def zero_shot(arguments: Sequence[str]) -> int:
     asked = parse(ZeroShot, "eval zero-shot", arguments)
-    if asked.limit is not None and asked.limit < 1:
-        raise ValueError(f"limit is the number of rows of a set at most: want limit >= 1, got {asked.limit}")
+    counts = {"limit": ("rows of a set at most", asked.limit), "batch_size": ("rows a network call", asked.batch_size)}
+    for name, (meaning, count) in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is the number of {meaning}: want {name} >= 1, got {count}")
+    if unknown := sorted({*asked.sets} - {*ZERO_SHOT, *OFFLINE_SETS, OFFLINE}):
+        known = ", ".join([*ZERO_SHOT, *OFFLINE_SETS, OFFLINE])
+        raise ValueError(f"no zero-shot set is called {', '.join(unknown)}: want some of {known}")
     model = load(asked.model, device=asked.device)
     tokenizer = _spoken(model)
     length = asked.length or model.network.shape.length
     names = [name for each in asked.sets for name in (present(asked.texts) if each == OFFLINE else [each])]
     found = []
-    with progress() as (advance, _):
-        for done, name in enumerate(names, start=1):
+    with progress() as (advance, note):
+        rows_of = {}
+        for name in names:  # all of them first: what cannot be had is said before hours of measuring
             corpus = load_zero_shot(name) if name in ZERO_SHOT else load_offline(name, asked.texts)
-            x0 = zero_shot_rows(corpus, tokenizer, length)
+            rows_of[name] = zero_shot_rows(corpus, tokenizer, length), corpus.digest
+        for done, (name, (x0, digest)) in enumerate(rows_of.items(), start=1):
             part = x0 if asked.limit is None else x0[:: -(-len(x0) // asked.limit)]
             nats = scores(model, part, asked.convention, asked.passes, asked.batch_size, asked.seed, asked.device)
             text = torch.tensor([len(tokenizer.decode(row[1:-1]).encode()) for row in part.tolist()])
             bits = bits_per_byte(replace(nats, bytes=text))
-            found.append(Known(name, len(part), len(x0), perplexity(nats), bits, corpus.digest))
+            found.append(Known(name, len(part), len(x0), perplexity(nats), bits, digest))
+            note(f"{name}: {found[-1].perplexity}")
             advance("zero-shot", done, len(names))
-    protocol = (
-        f"{kind(model, asked.convention)}; {asked.passes} noise levels a row, rows of {length} tokens between BOS and "
-        f"EOS, nothing between documents, seed {asked.seed}"
-    )
+    noise = "" if isinstance(model, CausalModel) else f"; {asked.passes} noise levels a row, seed {asked.seed}"
+    protocol = f"{kind(model, asked.convention)}{noise}; rows of {length} tokens with BOS and EOS at their ends, "
+    protocol += "nothing between documents"
     if asked.json:
         emit({"sets": [asdict(each) for each in found], "protocol": protocol})
         return 0

@@ -74,6 +74,15 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
+    table = asked.what in ("table1", "table2", "table3", "figure3")
+    ignored = {
+        "dry_run": asked.dry_run and not table,
+        "scale": asked.scale != "tiny" and asked.what in ("assets", "study", "methods"),
+        "full": asked.full and asked.what != "ablation",
+        "cells": bool(asked.cells) and asked.what in ("assets", "methods"),
+    }
+    if wrong := [name for name, given in ignored.items() if given]:
+        raise ValueError(f"`reproduce {asked.what}` takes no {', '.join(wrong)}: leave it out (see --help)")
     work = asked.work or Path("runs") / asked.what
     if asked.what in ("table1", "table2", "table3", "figure3"):
         done, work = tables.reproduce(
@@ -194,7 +203,7 @@ def shared(command: list[str], runs: Sequence[str], jobs: int) -> bool:
             time.sleep(0.1)
     codes = [process.returncode for process in started]
     if any(codes) and not told:
-        raise RuntimeError(f"processes of the ablation ended with exit codes {codes}: their messages stand above")
+        raise RuntimeError(f"processes of {command[0]} ended with exit codes {codes}: their messages stand above")
     return not any(codes)
 
 
@@ -244,8 +253,9 @@ def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -
     vocab_size, length = model.network.shape.vocab_size, plan.network.length
     return f"""# The demo's {name}
 
-{kind} of {studies.parameters(model):,} weights for `unmask demo` and `unmask reproduce`: small enough for two CPU cores,
-and good for nothing else. `make assets` makes it from the recipe `{plan.name}`, which stands whole in `config.json`.
+{kind} of {studies.parameters(model):,} weights for `unmask demo` and `unmask reproduce`:
+small enough for two CPU cores, and good for nothing else.
+`make assets` makes it from the recipe `{plan.name}`, which stands whole in `config.json`.
 
 | | |
 |---|---|

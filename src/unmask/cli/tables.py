@@ -15,11 +15,11 @@ from unmask.files import write_text
 from unmask.plain import to_json
 from unmask.recipes.comparison import failure, folder
 from unmask.recipes.estimate import estimate
-from unmask.recipes.experiment import ROWS, read_rows
+from unmask.recipes.experiment import ROWS
 from unmask.recipes.paper import Name, Scale, plan
 from unmask.recipes.published import FAILED, TABLES
 from unmask.recipes.schema import Recipe
-from unmask.recipes.tables import Line, Plan, carry, doubts, lines, record, shown
+from unmask.recipes.tables import Line, Plan, carry, doubts, lines, newest, record, shown
 
 RECORD = "table.json"
 SHARES = {"figure3": "table1"}  # whose runs it goes on with
@@ -64,37 +64,38 @@ def show_doubts(told: Plan, work: Path) -> None:
 def show(name: Name, told: Plan, work: Path) -> None:
     """The table: gen PPL / entropy, published values on the line below."""
     found = lines(told, work)
+    words = _protocol(told, work) if found else ""  # refuses rows of two protocols before any of them is shown
     steps = sorted({count for line in found for count in line.cells})
     if not found:
         return
     body: list[list[object]] = []
     for line in found:
-        body.append([str(line), *(_cell(line, count) for count in steps)])
+        body.append([str(line), *(_cell(line, count, told.seeds) for count in steps)])
         published = [TABLES[name].get((line.name, line.round, count), ()) for count in steps]
-        for i in range(max(map(len, published), default=0)):
-            known = [cell[i] if i < len(cell) else None for cell in published]
-            sources = dict.fromkeys(cell.source for cell in known if cell is not None)
-            body.append([f"  {' and '.join(sources)}", *("" if cell is None else str(cell) for cell in known)])
+        for source in dict.fromkeys(cell.source for cells in published for cell in cells):
+            known = [next((str(cell) for cell in cells if cell.source == source), "") for cells in published]
+            body.append([f"  {source}", *known])
         if (name, line.name) in FAILED:
             body.append([f"  {FAILED[name, line.name]}", *[""] * len(steps)])
     table(f"{told.title}: gen PPL / entropy; mean over training seeds", ["", *(f"{n} steps" for n in steps)], body)
     for run in told.runs():
         if why := failure(work / folder(run)):
             say(f"{run}: {why}")
-    say(_protocol(told, work))
+    say(words)
 
 
-def _cell(line: Line, steps: int) -> str:
+def _cell(line: Line, steps: int, seeds: int) -> str:
     if steps not in line.cells:
         return "failed" if line.failed else ""
     cell = line.cells[steps]
-    return f"{cell.gen_ppl.value:.4g} / {cell.entropy.value:.2f}"
+    missing = f" ({cell.seeds} of {seeds} seeds)" if line.round and cell.seeds < seeds else ""
+    return f"{cell.gen_ppl.value:.4g} / {cell.entropy.value:.2f}{missing}"
 
 
 def _protocol(told: Plan, work: Path) -> str:
     names = {*told.teachers}
-    rows = [m.row for m in read_rows(work / ROWS) if m.row.name in names]
-    rows += [m.row for run in told.runs() for m in read_rows(work / folder(run) / ROWS)]
+    rows = [row for row in newest(work / ROWS) if row.name in names]
+    rows += [row for run in told.runs() for row in newest(work / folder(run) / ROWS)]
     return protocol_words(require_same_protocol(rows), {seed for row in rows for seed in row.setting.seeds})
 
 
@@ -111,6 +112,8 @@ def page(name: Name, told: Plan, work: Path) -> None:
     content = record(told, work, TABLES[name]) | {
         "methods": {title: method.teacher for title, method in told.methods.items()},
         "doubts": rows,
+        "seeds": told.seeds,
+        "failed": {line: words for (table_, line), words in FAILED.items() if table_ == name},
         "texts": shown(told, work, steps),
         "shown_steps": steps,
         "protocol": _protocol(told, work),

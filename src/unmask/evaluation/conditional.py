@@ -33,7 +33,8 @@ def conditional_nelbo(
     p(x0_i | z) exactly, the likelihood itself. (Hiding each target by itself, as in training, has the same mean and a
     larger spread; Nie et al. 2025, arXiv 2502.09992, measure so too.) With uniform noise a draw is an alpha ~ U(0, 1)
     and the integrand of the bound at the targets; such a network is told one alpha for all tokens and doubts the given
-    ones. Over the draws k, and alpha, are stratified.
+    ones. Over the draws k, and alpha, are stratified. A masked network that sees alpha is told the share of the
+    *targets* that are shown, as in sampling behind a prompt.
     """
     if not (x0.dim() == 1 and target.shape == x0.shape and target.dtype == torch.bool and bool(target.any())):
         raise ValueError(

@@ -6,22 +6,20 @@ drawn by any sampler, a batch at a time. `harness()` registers the model: `unmas
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unmask.evaluation.conditional import conditional_nats, conditional_nelbo
 from unmask.models.pretrained import CausalModel, Model, load
-from unmask.rng import address
 from unmask.samplers.canvas import FREE
 from unmask.samplers.loop import sample
 from unmask.text.tokenizers import Tokenizer, start_token
-
-_STREAM = 0x4C4D  # keeps the noise of these estimates apart from other uses of a seed
 
 
 @cache
@@ -49,7 +47,7 @@ class Answers:
     model       a run or model directory, a hub id, unmask:teacher; or a loaded model
     draws       noise levels behind each log-likelihood of a diffusion model
     greedy      also find out whether a continuation is the greedy one, a call a token: what accuracy on LAMBADA needs;
-                False answers "no" throughout
+                False answers "no" throughout, and so does uniform diffusion, which has no such continuation
     steps, sampler  how texts are drawn; the canvas is a row of the model's length
     seed        of noise and latents: a log-likelihood depends on its text only, the i-th text drawn is sample i;
                 neither depends on batch_size
@@ -71,6 +69,8 @@ class Answers:
             raise ValueError(f"the model 'unmask' takes no argument {', '.join(unknown)}")
         self.model = load(model, device=device or "cpu") if isinstance(model, str) else model
         self.draws, self.greedy, self.steps, self.sampler, self.seed = draws, greedy, steps, sampler, seed
+        if not str(batch_size).isdigit():
+            raise ValueError(f"batch_size is the number of rows a network call: want a number, got {batch_size!r}")
         self.rows = int(batch_size)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -78,22 +78,32 @@ class Answers:
         return [self._continued(*request.args) for request in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """log p of whole texts, window by window of the model's length; each window begins anew."""
-        return [-math.fsum(map(self._nats, *self._windows(request.args[0]))) for request in requests]
+        """log p of whole texts, in lm-eval's windows: the first behind the start token, each token told once."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        answers = []
+        for request in requests:
+            ids = self._tokenizer.encode(request.args[0])
+            windows = map(make_disjoint_window, get_rolling_token_windows(ids, self._start, self._length - 1, 1))
+            answers.append(-math.fsum(self._nats([*given, *told], len(told)) for given, told in windows))
+        return answers
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Texts behind the contexts, cut before the first of the `until` strings."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
         answers: list[str] = [""] * len(requests)
+        asked = [dict(request.args[1]) for request in requests]
+        wanted = [normalize_gen_kwargs(_sampled(each), min(256, self._length // 2)) for each in asked]
         settings: dict[tuple[tuple[str, Any], ...], list[int]] = {}
-        for i, request in enumerate(requests):
-            settings.setdefault(tuple(sorted(_drawn(request.args[1]).items())), []).append(i)
-        for options, places in settings.items():
-            rooms = [int(request.args[1].get("max_gen_toks", 256)) for request in (requests[i] for i in places)]
-            contexts = [self._context(requests[i].args[0], room) for i, room in zip(places, rooms, strict=True)]
-            drawn = self._fill(contexts, dict(options))
-            for i, context, room, row in zip(places, contexts, rooms, drawn.tolist(), strict=True):
-                text = self._tokenizer.decode(row[len(context) : len(context) + room])
-                answers[i] = _cut(text, requests[i].args[1].get("until") or [], self._end)
+        for i, options in enumerate(wanted):
+            settings.setdefault(tuple(sorted(_drawn(options).items())), []).append(i)
+        for drawn_by, places in settings.items():
+            contexts = [self._context(requests[i].args[0], wanted[i]["max_gen_toks"]) for i in places]
+            drawn = self._fill(contexts, dict(drawn_by))
+            for i, context, row in zip(places, contexts, drawn, strict=True):
+                text = self._tokenizer.decode(row[len(context) : len(context) + wanted[i]["max_gen_toks"]])
+                answers[i] = _cut(text, wanted[i]["until"], self._end)
         return answers
 
     @property
@@ -111,6 +121,14 @@ class Answers:
     @property
     def _length(self) -> int:
         return self.model.network.shape.length
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.network.head.weight.device
+
+    @_device.setter
+    def _device(self, value: object) -> None:
+        """lm-eval's base class writes its own here; a model knows where it is."""
 
     @property
     def _start(self) -> int:
@@ -139,54 +157,75 @@ class Answers:
         ids = [self._start, *whole[-min(len(whole), self._length - 1) :]]
         return -self._nats(ids, count), self.greedy and self._is_greedy(ids, count)
 
-    def _windows(self, text: str) -> tuple[Iterable[list[int]], Iterable[int]]:
-        ids, size = self._tokenizer.encode(text), self._length - 1
-        parts = [ids[first : first + size] for first in range(0, len(ids), size)]
-        return [[self._start, *part] for part in parts], [len(part) for part in parts]
-
     def _nats(self, ids: list[int], count: int) -> float:
         """-log p of the last `count` tokens, a bound for diffusion; the noise is addressed by the text itself."""
-        x0 = torch.tensor(ids, device=self.model.network.head.weight.device)
+        x0 = torch.tensor(ids, device=self._device)
         if isinstance(self.model, CausalModel):
             return conditional_nats(self.model.predictor, x0, count)
         target = torch.arange(len(ids), device=x0.device) >= len(ids) - count
-        generator = torch.Generator(x0.device).manual_seed(int(address(_STREAM, self.seed, *ids, count)))
+        digest = hashlib.blake2b(json.dumps([self.seed, count, ids]).encode(), digest_size=7).digest()
         estimates = conditional_nelbo(
-            self.model.denoiser, self.model.process, x0, target,
-            draws=self.draws, batch_size=self.rows, generator=generator,
+            self.model.denoiser, self.model.process, x0, target, draws=self.draws, batch_size=self.rows,
+            generator=torch.Generator(x0.device).manual_seed(int.from_bytes(digest, "little")),
         )  # fmt: skip
         return float(estimates.mean())
 
+    @torch.no_grad()
     def _is_greedy(self, ids: list[int], count: int) -> bool:
-        """Whether the model writes these `count` tokens: arg max, one a call, the surest first (diffusion)."""
-        pinned = torch.tensor([[*ids[:-count], *[FREE] * count]])
-        order = "confidence" if isinstance(self.model, Model) and self.model.denoiser.mask_id is not None else None
-        device = self.model.network.head.weight.device
-        drawn = sample(self.model, 1, len(ids), count, pinned=pinned, top_k=1, sampler=order, device=device)
-        return bool((drawn.tokens[0].cpu() == torch.tensor(ids)).all())
+        """Whether the model writes these `count` tokens: the arg max, a token a call; with MASKs the surest first.
 
-    def _fill(self, contexts: Sequence[Sequence[int]], options: dict[str, Any]) -> Tensor:
+        Uniform noise has no such continuation, since it begins with random tokens: never.
+        """
+        x0 = torch.tensor([ids], device=self._device)
+        if isinstance(self.model, CausalModel):
+            prediction = self.model.predictor(x0[:, :-1])
+            last = torch.arange(x0.shape[1] - 1 - count, x0.shape[1] - 1, device=x0.device)
+            return bool((prediction.log_p(last).argmax(-1) == x0[0, -count:]).all())
+        mask_id = self.model.denoiser.mask_id
+        if mask_id is None:
+            return False
+        z = x0.clone()
+        z[:, -count:] = mask_id
+        for left in range(count, 0, -1):
+            told = torch.full((1,), 1 - (left - 0.5) / count, dtype=torch.float64, device=x0.device)
+            places = (z[0] == mask_id).nonzero().squeeze(-1)
+            best, token = self.model.denoiser(z, told).log_p(places).max(-1)
+            place = places[best.argmax()]
+            if token[best.argmax()] != x0[0, place]:
+                return False
+            z[0, place] = x0[0, place]
+        return True
+
+    def _fill(self, contexts: Sequence[Sequence[int]], options: dict[str, Any]) -> list[list[int]]:
+        """Contexts [start token, ..] -> rows that begin with them."""
+        masked = isinstance(self.model, Model)
         pinned = torch.full((len(contexts), self._length), FREE)
         for row, context in zip(pinned, contexts, strict=True):
             row[: len(context)] = torch.tensor(context)
-        sampler = self.sampler if isinstance(self.model, Model) else None
+        canvas = pinned if masked else pinned[:, 1:]  # an autoregressive model reads its start token by itself
         drawn = sample(
-            self.model, len(contexts), self._length, self.steps, self.seed, pinned=pinned, sampler=sampler,
-            batch_size=self.rows, device=self.model.network.head.weight.device, **options,
+            self.model, len(canvas), canvas.shape[1], self.steps, self.seed, pinned=canvas, batch_size=self.rows,
+            sampler=self.sampler if masked else None, device=self._device, **options,
         )  # fmt: skip
-        return drawn.tokens.cpu()
+        return torch.cat([pinned[:, : pinned.shape[1] - canvas.shape[1]], drawn.tokens.cpu()], dim=1).tolist()
+
+
+def _sampled(options: dict[str, Any]) -> dict[str, Any]:
+    """`do_sample` without a temperature means temperature 1, as everywhere."""
+    return options | ({"temperature": 1.0} if options.get("do_sample") and "temperature" not in options else {})
 
 
 def _drawn(options: dict[str, Any]) -> dict[str, Any]:
-    """lm-eval's words for a draw in ours: without `do_sample` the likeliest token is taken."""
-    temperature = float(options.get("temperature") or 0.0)
-    if not options.get("do_sample") or temperature == 0:
+    """lm-eval's normalised words for a draw in ours: without `do_sample` the likeliest token is taken."""
+    if not options.get("do_sample") or not options.get("temperature"):
         return {"top_k": 1}
-    return {"temperature": temperature, "top_p": float(options.get("top_p") or 1.0)}
+    top_k = int(options.get("top_k") or 0)
+    return {"temperature": float(options["temperature"]), "top_p": float(options.get("top_p") or 1.0)} | (
+        {"top_k": top_k} if top_k > 0 else {}
+    )
 
 
-def _cut(text: str, until: str | Iterable[str], end: str) -> str:
+def _cut(text: str, until: Iterable[str], end: str) -> str:
     """The text before the first of the strings that end it."""
-    ends = [until] if isinstance(until, str) else [*until]
-    places = [text.find(mark) for mark in (*ends, end) if mark]
+    places = [text.find(mark) for mark in (*until, end) if mark]
     return text[: min((place for place in places if place >= 0), default=len(text))]

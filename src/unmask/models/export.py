@@ -25,8 +25,10 @@ def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | N
 
     `state_dict` holds the raw weights under "backbone.", `ema.shadow_params` the averages as a list in the order of the
     network's parameters, without buffers. How often they were updated is not known: `num_updates` None tells their
-    code to average with the full decay. No optimizer state: training there begins anew from these weights. Everything
-    is plain data, which `torch.load(weights_only=True)` reads.
+    code to average with the full decay. No optimizer state: training there begins anew from these weights, by
+    `training.finetune_path` or `eval.checkpoint_path`. Everything is plain data, which `torch.load(weights_only=True)`
+    reads. That code builds its network from a tokenizer: as many rows as `tokenizer.vocab_size` (added tokens not
+    counted) and one for MASK, or for uniform noise `len(tokenizer)` after adding [PAD]; with GPT-2's, V = 50258.
 
     ValueError for what that layout has no place for: another schedule than log-linear, a uniform-state network that
     is not told the noise level; OSError where the file cannot be written, what was there before is unchanged.

@@ -107,6 +107,7 @@ def _schedule(said: _Said) -> NoiseSchedule:
 def _foreign(said: _Said, shape: Shape) -> Facts:
     mask_id = said.first(int, "mask_id", "mask_index", "mask_token_id")
     if shape.causal:
+        mask_id = shape.vocab_size - 1 if mask_id is None else mask_id  # never trained, never predicted there
         return Facts(AUTOREGRESSIVE, mask_id, False, None, **_training(said))
     output = said.first(str, "algo.parameterization", "parameterization.name", "parameterization")
     if output in OTHER_OUTPUTS:
@@ -117,7 +118,7 @@ def _foreign(said: _Said, shape: Shape) -> Facts:
             f"{said.where}: trained under the schedule {noise}; of foreign ones only loglinear is read"
         )
     eps = said.first(float, "noise.eps")
-    schedule = LogLinear() if eps is None else LogLinear(eps)
+    schedule = LogLinear(eps) if eps else LogLinear()  # Duo's first code says eps: 0 and computes with 1e-3
     method = (said.first(str, "algo.name", "model_type") or "").lower()
     if method.startswith("duo") or method == "distillation" or said.first(str, "diffusion") == "uniform":
         return Facts(UNIFORM, None, True, schedule, **_training(said))

@@ -59,11 +59,11 @@ def from_scratch(settings: Demo, directory: Path) -> dict[str, Recipe]:
     }
 
 
-def train(plans: Mapping[str, Recipe], directory: Path) -> Iterator[Progress]:
+def train(plans: Mapping[str, Recipe], directory: Path, device: str | None = None) -> Iterator[Progress]:
     """Train each recipe in `directory`/name, one after the other; a signal ends them all."""
     for name, plan in plans.items():
         said: list[str] = []
-        for update in run(plan, directory / name, say=said.append):
+        for update in run(plan, directory / name, say=said.append, device=device):
             line = f"{name}: {update.loss:.3f} nats a token" if update.step % 100 == 0 else None
             line = f"{name}: {said.pop(0)}" if said else line
             yield Progress(f"training the {name}", update.step, plan.steps, line)

@@ -9,13 +9,15 @@ from typing import Literal, assert_never
 
 from unmask.objectives.rounds import PAPER_TEMPERATURES
 from unmask.recipes.book import recipe
-from unmask.recipes.schema import Consistency, Data, Network, Recipe, Sdtt
+from unmask.recipes.schema import Consistency, Curriculum, Data, Network, Recipe, Sdtt
 from unmask.recipes.study import Study
 from unmask.recipes.tables import Method, Plan, Teacher
 
 Name = Literal["table1", "table2", "table3", "figure3"]
 Scale = Literal["tiny", "small", "paper"]
 
+UNIFORM = "ancestral", "inverse_cdf"  # a draw of every position in every step: the cheap one
+DOUBTS: Mapping[Scale, tuple[int, ...]] = {"tiny": (128,), "small": (32, 256), "paper": (32, 512)}  # 512: 54.74 or 104
 VOCABULARY: Mapping[Scale, str] = {"tiny": "bpe:1024", "small": "bpe:2048"}
 TITLES: Mapping[Name, str] = {
     "table1": "Methods by round and by steps",
@@ -57,7 +59,7 @@ def plan(name: Name, scale: Scale, directory: Path) -> Plan:
         judge,
         study,
         {title: told for title, told in train.items() if title != "duo" or "Duo" in used},
-        doubts=(study.student_steps[-1],) if scale == "tiny" else (32, study.student_steps[-1]),
+        doubts=DOUBTS[scale],
         device="cpu" if scale == "tiny" else "cuda",
     )
 
@@ -72,7 +74,7 @@ def _models(scale: Scale, large: bool, directory: Path) -> tuple[dict[str, Teach
             bigger = replace(bigger, data=replace(bigger.data, tokenizer="unmask:teacher"))
             train = {"teacher": bigger} if large else {}
             found = {masked: Teacher(here["teacher"] if large else "unmask:teacher")}
-            return found | {"Duo": Teacher("unmask:duo", "ancestral")}, "unmask:judge", train
+            return found | {"Duo": Teacher("unmask:duo", *UNIFORM)}, "unmask:judge", train
         case "small":
             data = Data(corpus="sotu", part="first half", tokenizer=VOCABULARY[scale])
             size = SMALL_LARGE if large else SMALL
@@ -83,23 +85,26 @@ def _models(scale: Scale, large: bool, directory: Path) -> tuple[dict[str, Teach
             train = {"teacher": teacher} | {
                 name: replace(told, data=replace(told.data, tokenizer=here["teacher"])) for name, told in own.items()
             }
-            found = {masked: Teacher(here["teacher"]), "Duo": Teacher(here["duo"], "ancestral")}
+            found = {masked: Teacher(here["teacher"]), "Duo": Teacher(here["duo"], *UNIFORM)}
             return found, here["judge"], train
         case "paper":
             if large:
                 found = {masked: Teacher("jdeschena/sdtt@teacher_400k_large_step_400000")}
                 return found, "meta-llama/Meta-Llama-3-8B", {}
-            found = {masked: Teacher("kuleshov-group/mdlm-owt"), "Duo": Teacher("s-sahoo/duo", "ancestral")}
+            found = {masked: Teacher("kuleshov-group/mdlm-owt"), "Duo": Teacher("s-sahoo/duo", *UNIFORM)}
             return found, "gpt2-large", {}
         case _:
             assert_never(scale)
 
 
 def _larger(base: Recipe, network: Network, steps: int) -> Recipe:
-    optim = replace(base.optim, decay_steps=steps)
+    optim, objective = replace(base.optim, decay_steps=steps), base.objective
+    if isinstance(objective, Curriculum):
+        objective = replace(objective, soft_steps=steps // 2)  # as Duo's
     if network.width >= 384:
         optim = replace(optim, lr=1e-3, warmup_steps=200)
-    return replace(base, network=network, steps=steps, optim=optim, save_every=max(100, steps // 10))
+    save_every = max(100, steps // 10)
+    return replace(base, objective=objective, network=network, steps=steps, optim=optim, save_every=save_every)
 
 
 def _methods(scale: Scale, large: bool) -> tuple[Recipe, Recipe, Recipe]:
@@ -138,7 +143,7 @@ def _rounds(base: Recipe, every: int, delta0: float) -> Recipe:
             objective = replace(objective, round_steps=every, delta0=delta0, temperatures=(1.0,) * count)
         case _:
             raise ValueError(f"a method distils in rounds, {base.name!r} is {objective.kind}")
-    return replace(base, objective=objective, steps=every * count, save_every=every)
+    return replace(base, objective=objective, steps=every * count, save_every=min(every, base.save_every))
 
 
 def _first_round(base: Recipe) -> Recipe:
@@ -170,7 +175,7 @@ def _losses(base: Recipe) -> dict[str, Recipe]:
 def _study(scale: Scale, large: bool) -> Study:
     match scale:
         case "tiny":
-            return Study(samples=64, student_steps=(8, 16, 32, 64, 128), texts=0, completions=0)
+            return Study(samples=64, student_steps=(8, 16, 32, 128), texts=0, completions=0)
         case "small":
             return Study(samples=256, student_steps=(8, 16, 32, 64, 128, 256), texts=0, completions=0, batch_size=256)
         case "paper":

@@ -16,7 +16,7 @@ from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.frontier import answer
 from unmask.evaluation.judges import Judge, Texts, weights_digest
-from unmask.evaluation.mauve import mauve_against
+from unmask.evaluation.mauve import LEAST, mauve_against
 from unmask.evaluation.measure import MAUVE, SECONDS, Measure, Protocol, Row, Setting
 from unmask.evaluation.measure import over_seeds as mean_over_seeds
 from unmask.evaluation.rows import measure_frontier, naive_rows
@@ -40,6 +40,7 @@ class Study:
     mauve_seeds           starts of k-means behind MAUVE against other real texts (0: it is left out)
     batch_size            samples a network call at most
     sampler               of both diffusion models, by name; greedy_tail and others for uniform diffusion
+    draw                  race couples texts at different steps; inverse_cdf has the same law and is cheaper
     round_steps           steps of the student in the table of rounds
     shown                 texts of teacher and student side by side
     player_steps          steps of the texts in the player
@@ -56,6 +57,7 @@ class Study:
     mauve_seeds: int = 0
     batch_size: int = 64
     sampler: str = "reveal"
+    draw: str = "race"
     round_steps: int = 8
     shown: int = 3
     player_steps: int = 16
@@ -84,6 +86,10 @@ class Scene:
     known: Sequence[Measured] = ()
 
     def __post_init__(self) -> None:
+        if self.study.mauve_seeds and self.study.samples < LEAST:
+            raise ValueError(
+                f"MAUVE compares at least {LEAST} texts with as many: want more samples, or mauve_seeds = 0"
+            )
         wanted = max(self.study.samples, self.study.texts) + (self.study.samples if self.study.mauve_seeds else 0)
         if len(self.real) < wanted:
             raise ValueError(
@@ -109,7 +115,7 @@ def measure(
     clock compares with nothing, or is timed by a draw of its own.
     """
     study, length = scene.study, scene.real.shape[1]
-    setting = Setting(weights_digest(model.network.state_dict()), study.sampler, steps=0, nfe=0.0, seeds=(study.seed,))
+    setting = _setting(model, study)
     if isinstance(model, CausalModel):
         setting = replace(setting, sampler="autoregressive")
     draw = partial(_draw, model, study, length)
@@ -145,15 +151,22 @@ def measure(
                 yield Measured(row, found.shipped, timed=True)
 
 
+def _setting(model: Model | CausalModel, study: Study) -> Setting:
+    """What labels the rows of a model, but for steps and temperature."""
+    sampler = study.sampler if study.draw == "race" else f"{study.sampler}, {study.draw}"
+    return Setting(weights_digest(model.network.state_dict()), sampler, steps=0, nfe=0.0, seeds=(study.seed,))
+
+
 def _answers(row: Row, name: str, wanted: Setting, scene: Scene) -> bool:
-    complete = MAUVE in row.measures or not scene.study.mauve_seeds
+    seeds = scene.study.mauve_seeds
+    complete = not seeds or (MAUVE in row.measures and row.measures[MAUVE].n == seeds)
     same = row.name == name and row.protocol == scene.protocol and replace(row.setting, nfe=0.0) == wanted
     return complete and same
 
 
 def _shuffled(scene: Scene) -> Tensor:
-    """The order in which real rows are used as samples."""
-    return torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(scene.study.seed))
+    """The order in which real rows are used as samples, the same for all seeds of latents."""
+    return torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(0))
 
 
 def _likeness(scene: Scene, tokenizer: Tokenizer | None) -> Callable[[Texts], Measure] | None:
@@ -177,7 +190,7 @@ def device_of(model: Model | CausalModel) -> torch.device:
 def _draw(model: Model | CausalModel, study: Study, length: int, steps: int, temperature: float) -> Samples:
     return sample(
         model, study.samples, length, steps, study.seed, temperature, batch_size=study.batch_size,
-        sampler=study.sampler if isinstance(model, Model) else None, device=device_of(model),
+        sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw, device=device_of(model),
     )  # fmt: skip
 
 
@@ -193,6 +206,7 @@ def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temp
         temperature,
         pinned=pinned,
         sampler=study.sampler,
+        draw=study.draw,
         batch_size=study.batch_size,
         device=device_of(model),
     )
@@ -315,7 +329,7 @@ def over_seeds(rows: Sequence[Row]) -> Measured:
 def perplexity_after_round(model: Model, scene: Scene) -> Measured:
     """One row at the step count of the round table, without completions: cheap enough to draw after every round."""
     study, length = scene.study, scene.real.shape[1]
-    setting = Setting(weights_digest(model.network.state_dict()), study.sampler, steps=0, nfe=0.0, seeds=(study.seed,))
+    setting = _setting(model, study)
     rows = measure_frontier(
         partial(_draw, model, study, length), scene.judge, scene.protocol, setting,
         name="round", steps=[study.round_steps], temperatures=[1.0], warmup=0,

@@ -14,6 +14,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unmask.evaluation.judges import weights_digest
@@ -44,10 +45,11 @@ TOP_P = (1.0, 0.9)
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that is distilled, by directory or name, and the sampler that draws its texts and its students'."""
+    """A model that is distilled, by directory or name, and the sampler and draw of its texts and its students'."""
 
     model: str
     sampler: str = "reveal"
+    draw: str = "race"
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Ite
     runs = plan.runs()
     if unknown := sorted({*(only or ())} - {*runs}):
         raise ValueError(f"the runs are {', '.join(runs)}: there is none called {', '.join(unknown)}")
-    yield from train(plan.train, directory)
+    _check_device(plan.device)
+    yield from train(plan.train, directory, plan.device)
     if not trained(plan.train, directory):
         return  # stopped by a signal
     seen: dict[str, Texts] = {}
@@ -156,6 +159,17 @@ def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Ite
     yield Progress("all cells", 1, 1, report={})
 
 
+def _check_device(device: str) -> None:
+    """Before anything is trained."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"this plan runs on {device}, which is not to be had here: {error}. Use --scale tiny, or --dry-run to see "
+            "what it would do"
+        ) from error
+
+
 def _texts(plan: Plan, teacher: str, seen: dict[str, Texts]) -> Texts:
     """The text of the methods of a teacher, read once."""
     if teacher not in seen:
@@ -170,7 +184,9 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     model = diffusion(load(told.model, device=plan.device))
     model = model if model.tokenizer is not None else replace(model, tokenizer=data.tokenizer)
     judge = judge_named(plan.judge, data.tokenizer, data.train.shape[1], plan.device)
-    return model, Scene(replace(plan.study, sampler=told.sampler), judge, data.held_out, data.digest, known)
+    return model, Scene(
+        replace(plan.study, sampler=told.sampler, draw=told.draw), judge, data.held_out, data.digest, known
+    )
 
 
 def _keep(measured: Measured, known: Sequence[Measured], file: Path) -> None:
@@ -184,12 +200,11 @@ def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Ge
     """One run: distil, keep the student of each round, measure each at each step count; False if it was stopped."""
     recipe = plan.recipe(method)
     count, every = method.rounds.count, method.rounds.steps
-    device = None if plan.device == "cpu" else plan.device
     if (place / FAILURE).exists():
         yield Progress(f"{name}, failed before", 1, 1, f"{name}: {failure(place)}")
     else:
         try:
-            for update in run(recipe, place / RUN, data=data, device=device):
+            for update in run(recipe, place / RUN, data=data, device=plan.device):
                 if update.student is not None:
                     update.student.save(place / f"round-{update.step // every}")
                 yield Progress(f"{name}, distilling", update.step, recipe.steps)
@@ -242,12 +257,17 @@ def _draw(
 
 def doubts(plan: Plan, directory: Path) -> list[Row]:
     """The rows of the first teacher under each precision and top-p, as far as they are measured."""
-    return [m.row for m in read_rows(directory / ROWS) if "top-p" in m.row.name]
+    return [row for row in newest(directory / ROWS) if "top-p" in row.name]
+
+
+def newest(file: Path) -> list[Row]:
+    """The rows of a file; of those measured again (by another version, of another model) the last one only."""
+    return list({(m.row.name, m.row.setting.steps): m.row for m in read_rows(file)}.values())
 
 
 def lines(plan: Plan, directory: Path) -> list[Line]:
     """The table, as far as it is measured."""
-    measured = [m.row for m in read_rows(directory / ROWS)]
+    measured = newest(directory / ROWS)
     found = [
         Line(name, 0, {row.setting.steps: _summed([row]) for row in measured if row.name == name})
         for name in plan.teachers
@@ -255,7 +275,7 @@ def lines(plan: Plan, directory: Path) -> list[Line]:
     runs = plan.runs()
     for name, method in plan.methods.items():
         places = [directory / folder(run) for run in runs if run.rpartition(",")[0] == name]
-        rows = [m.row for place in places for m in read_rows(place / ROWS)]
+        rows = [row for place in places for row in newest(place / ROWS)]
         why = next((said for place in places if (said := failure(place)) is not None), None)
         for number in range(1, method.rounds.count + 1):
             of_round = [row for row in rows if row.name == f"round {number}"]
@@ -277,6 +297,7 @@ def shown(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list
     """n texts of each teacher and of each method's last round, first seed, at the same latents."""
     found: dict[str, list[str]] = {}
     models = {name: (teacher.model, teacher.sampler) for name, teacher in plan.teachers.items()}
+    seen: dict[str, Texts] = {}
     for name, method in plan.methods.items():
         place = directory / folder(f"{name}, seed {method.recipe.seed}")
         kept = sorted(place.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
@@ -285,6 +306,8 @@ def shown(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list
     for name, (path, sampler) in models.items():
         model = diffusion(load(path, device=plan.device))
         length = model.network.shape.length
+        if model.tokenizer is None:
+            model = replace(model, tokenizer=_texts(plan, name, seen).tokenizer)
         drawn = sample(model, n, length, steps, plan.study.seed, sampler=sampler, device=plan.device)
         found[name] = drawn.texts or [_numbers(row) for row in drawn.tokens]
     return found
@@ -308,7 +331,10 @@ def record(plan: Plan, directory: Path, published: Mapping[Any, Sequence[Any]]) 
                     str(steps): {
                         "gen_ppl": cell.gen_ppl.value, "gen_ppl_sem": cell.gen_ppl.sem, "entropy": cell.entropy.value,
                         "nfe": cell.nfe, "seeds": cell.seeds,
-                        "published": [str(p) for p in published.get((line.name, line.round, steps), ())],
+                        "published": [
+                            {"source": p.source, "value": str(p)}
+                            for p in published.get((line.name, line.round, steps), ())
+                        ],
                     }
                     for steps, cell in line.cells.items()
                 },

@@ -1,4 +1,4 @@
-"""The page and the pictures of a table of the paper that was run again: table.json -> report.html, NAME.png."""
+"""The page and the picture of a table that was run again: what table.json holds -> report.html, NAME.png."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     bar = tag("header", tag("div", logo, tag("nav", *links, aria_label="Sections")), class_="bar")
     masthead = tag("div", tag("h1", title), tag("p", str(record["lede"]), class_="lede"), class_="masthead")
     footer = tag("footer", tag("p", str(record["protocol"])))
-    page = directory / "report.html"
+    page = directory / ("report.html" if name.startswith("table") else f"{name}.html")  # figure3 shares a directory
     page.write_text(
         Template(_asset("page.html")).substitute(
             title=str(join(title)), version=str(record["version"]), palette=css_variables(), style=_asset("page.css"),
@@ -98,7 +98,8 @@ def _same_scale(axes: Sequence[Axes]) -> None:
 
 def _words(record: Mapping[str, Any]) -> Html:
     words = (
-        "Gen PPL / unigram entropy in nats. In small print what was published at that place, by the paper or by "
+        "Gen PPL / unigram entropy in nats; ± is one standard error over training seeds, of a teacher and of a single "
+        "run over samples. In small print what was published at that place, by the paper or by "
         "others: other data, networks and judges, so read a line or a column of either, never one against the other."
     )
     return tag("p", words, class_="intro")
@@ -109,17 +110,21 @@ def _table(record: Mapping[str, Any]) -> Html:
     head = tag("tr", tag("th", ""), *(tag("th", f"{count} steps", scope="col") for count in steps))
     rows = []
     for line in record["lines"]:
-        cells = [_cell(line["cells"].get(str(count)), line) for count in steps]
-        rows.append(tag("tr", tag("th", line["line"], scope="row"), *cells))
+        cells = [_cell(line["cells"].get(str(count)), line, record["seeds"]) for count in steps]
+        there = record["failed"].get(line["name"])
+        title = join(line["line"], *([tag("br"), tag("small", there)] if there else []))
+        rows.append(tag("tr", tag("th", title, scope="row"), *cells))
     return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table")
 
 
-def _cell(cell: Mapping[str, Any] | None, line: Mapping[str, Any]) -> Html:
+def _cell(cell: Mapping[str, Any] | None, line: Mapping[str, Any], seeds: int) -> Html:
     if cell is None:
         return tag("td", "failed" if line["failed"] else "")
     error = "" if cell["gen_ppl_sem"] is None else f" ± {cell['gen_ppl_sem']:.2g}"
     ours = f"{cell['gen_ppl']:.4g}{error} / {cell['entropy']:.2f}"
-    published = [join(tag("br"), tag("small", text)) for text in cell["published"]]
+    if line["round"] and cell["seeds"] < seeds:
+        ours += f" ({cell['seeds']} of {seeds} seeds)"
+    published = [join(tag("br"), tag("small", f"{each['value']} {each['source']}")) for each in cell["published"]]
     return tag("td", ours, *published)
 
 

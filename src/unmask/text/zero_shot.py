@@ -1,9 +1,9 @@
 """The seven sets of text on which models of OpenWebText are measured without having learnt from them.
 
-Splits, detokenisers and rows are those of MDLM and Duo (arXiv 2406.07524, 2506.10892; their released code): documents
-are joined in batches of 1000 with nothing between them, cut into rows of [BOS] + L - 2 tokens + [EOS], what is left
-over at the end of a batch is dropped, and both ends of a row are scored. (MDLM's public code puts an EOS between
-documents, which its own table did not; its batches are also cut by the number of processes, here they never are.)
+Splits, detokenisers and rows are those of Duo's code (arXiv 2506.10892) with one process: documents are joined in
+batches of 1000 with nothing between them, cut into rows of [BOS] + L - 2 tokens + [EOS], what is left over at the end
+of a batch is dropped, and both ends of a row are scored. With more processes that code drops more, up to all of PTB;
+how many made the published tables is not known. (MDLM's public code puts an EOS between documents, its table did not.)
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ LM1B: Rules = (
 class ZeroShotSet:
     """Where a set is, and how its text is read.
 
-    path, name, revision, split, files  arguments of `datasets.load_dataset`
+    path, name, revision, split, files  arguments of `datasets.load_dataset`; files by pattern where only they are read
     column  of the text
     rules   of its detokeniser; `before` stands in front of each stripped document (None: it is not stripped)
     """
@@ -80,7 +80,7 @@ class ZeroShotSet:
     rules: Rules = ()
     name: str | None = None
     revision: str | None = None
-    files: str | None = None
+    files: str | Mapping[str, str] | None = None
     before: str | None = None
 
     def text(self, document: str) -> str:
@@ -89,10 +89,13 @@ class ZeroShotSet:
         return plain if self.before is None else self.before + plain.strip()
 
 
-PARQUET = "refs/convert/parquet"  # the hub's own copy of sets that were scripts, which `datasets` 4 no longer runs
+PARQUET = (
+    "refs/convert/parquet"  # CONFIG/SPLIT/*.parquet: the hub's copy of sets that were scripts, which no longer run
+)
 ZERO_SHOT: Mapping[str, ZeroShotSet] = MappingProxyType(
     {
-        "ptb": ZeroShotSet("ptb-text-only/ptb_text_only", "validation", "sentence", PTB, revision=PARQUET),
+        "ptb": ZeroShotSet("ptb-text-only/ptb_text_only", "validation", "sentence", PTB, revision=PARQUET,
+                            files={"validation": "penn_treebank/*validation/*.parquet"}),
         "wikitext": ZeroShotSet("Salesforce/wikitext", "validation", "text", WIKITEXT, name="wikitext-103-raw-v1"),
         "lm1b": ZeroShotSet(HUB["lm1b"].path, "test", "text", LM1B, revision=HUB["lm1b"].revision),
         "lambada": ZeroShotSet(
@@ -101,10 +104,12 @@ ZERO_SHOT: Mapping[str, ZeroShotSet] = MappingProxyType(
         ),
         "ag_news": ZeroShotSet("fancyzhx/ag_news", "test", "text"),
         "pubmed": ZeroShotSet(
-            "armanc/scientific_papers", "validation", "article", WIKITEXT + LM1B, name="pubmed", revision=PARQUET
+            "armanc/scientific_papers", "validation", "article", WIKITEXT + LM1B, revision=PARQUET,
+            files={"validation": "pubmed/*validation/*.parquet"},
         ),
         "arxiv": ZeroShotSet(
-            "armanc/scientific_papers", "validation", "article", WIKITEXT + LM1B, name="arxiv", revision=PARQUET
+            "armanc/scientific_papers", "validation", "article", WIKITEXT + LM1B, revision=PARQUET,
+            files={"validation": "arxiv/*validation/*.parquet"},
         ),
     }
 )  # fmt: skip
@@ -122,7 +127,7 @@ def load_zero_shot(name: str) -> Corpus:
             wanted.path, wanted.name, split=wanted.split, revision=wanted.revision, data_files=wanted.files
         )
     except Exception as error:  # `datasets` passes on whatever its readers and transports raise
-        where = wanted.files or wanted.path
+        where = wanted.files if isinstance(wanted.files, str) else wanted.path
         raise ValueError(
             f"the zero-shot set {name!r} ({where}, split {wanted.split}) could not be loaded: {error}. Is there a "
             "network? Without one, measure on the sets of `--sets offline`"
