@@ -150,8 +150,8 @@ def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Ite
         if number == 0:
             rows.insert(0, _doubts(name, model, scene, plan.doubts))
         for measured in chain(*rows):
-            _keep(measured, known, directory / ROWS)
-            yield Progress(f"measuring {name}", 1, 1, row_line(measured.row.name, measured))
+            new = _keep(measured, known, directory / ROWS)
+            yield Progress(f"measuring {name}", 1, 1, row_line(measured.row.name, measured) if new else None)
     for name in runs if only is None else only:
         method = runs[name]
         if not (yield from _cell(plan, name, method, _texts(plan, method.teacher, seen), directory / folder(name))):
@@ -189,11 +189,13 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     )
 
 
-def _keep(measured: Measured, known: Sequence[Measured], file: Path) -> None:
-    """Note a row that was not known before."""
-    if all(measured is not before for before in known):
+def _keep(measured: Measured, known: Sequence[Measured], file: Path) -> bool:
+    """Note a row if it was not known before; whether it was not."""
+    new = all(measured is not before for before in known)
+    if new:
         file.parent.mkdir(parents=True, exist_ok=True)
         note(file, measured.to_json())
+    return new
 
 
 def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Generator[Progress, None, bool]:
@@ -220,8 +222,8 @@ def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Ge
         if saved.exists():
             student = diffusion(load(saved, device=plan.device))
             for i, measured in enumerate(studies.measure(f"round {number}", student, scene, steps, (1.0,)), start=1):
-                _keep(measured, known, place / ROWS)
-                line = f"{name}: {row_line(measured.row.name, measured)}"
+                new = _keep(measured, known, place / ROWS)
+                line = f"{name}: {row_line(measured.row.name, measured)}" if new else None
                 yield Progress(f"{name}, measuring", (number - 1) * len(steps) + i, count * len(steps), line)
     return True
 

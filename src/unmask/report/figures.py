@@ -178,7 +178,8 @@ def study(reports: Mapping[str, Report], steps: int) -> Figure:
     logarithmic(axes.yaxis)
     axes.margins(0.06, 0.09)
     axes.set(xlabel=ENTROPIES[ENTROPY] + ", nats", ylabel="gen PPL")
-    legend(axes, "better: lower and further right; the large markers stand at temperature 1", 4)
+    columns = 4 if max(len(label) for label, *_ in found) < 24 else 3
+    legend(axes, "better: lower and further right; the large markers stand at temperature 1", columns)
     words = textwrap.fill(words_of(first), 165)
     figure.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
     return figure

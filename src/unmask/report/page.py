@@ -48,7 +48,7 @@ def page_source(report: Report, pictures: Mapping[str, Sequence[Picture]], data:
         "player": ("Watch a text being unmasked", _player(report)),
         "reading": (
             "How to read this",
-            Html(Template(_asset("reading.html")).substitute(length=report.protocol.length)),
+            Html(Template(_asset("reading.html")).substitute(call=_call(report))),
         ),
         "curves": ("The curves", _curves(pictures)),
         "texts": ("The texts", _texts(report)),
@@ -125,6 +125,20 @@ def _facts(report: Report) -> Iterator[Html]:
         yield fact("Time", *(f"{name} {_duration(seconds)}" for name, seconds in report.seconds.items()))
     yield fact(
         "Measured", report.date, "" if report.seed is None else f"seed {report.seed}", f"unmask {report.version}"
+    )
+
+
+def _call(report: Report) -> str:
+    """What a network call does to a text: uniform noise has no masks, and nothing to play."""
+    length = report.protocol.length
+    if any(line.row.setting.sampler.startswith("ancestral") for line in report.student):
+        return (
+            f"A text starts as {length} random tokens. Each step is a call of the network and may change any of them."
+        )
+    return (
+        f"A text starts as {length} masks. A step reveals some of them with one call of the network; a step that "
+        f"reveals nothing makes no call. So a text of {length} tokens costs at most {length} calls, however many steps "
+        "are asked for."
     )
 
 
