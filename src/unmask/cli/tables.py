@@ -118,11 +118,18 @@ def page(name: Name, told: Plan, work: Path) -> None:
         "shown_steps": steps,
         "protocol": _protocol(told, work),
         "version": __version__,
-        "lede": f"{', '.join(told.methods)}: gen PPL never without entropy; {told.seeds} training seeds a method.",
+        "lede": f"Gen PPL at entropy in {steps} steps: {'; '.join(_last(told, work, steps))}.",
     }
     file = work / (RECORD if name not in SHARES else f"{name}.json")
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     say(f"{write_table(content, work, name)}: the page; {work / f'{name}.png'}: the picture")
+
+
+def _last(told: Plan, work: Path, steps: int) -> list[str]:
+    """Each teacher, and each method after its last round, in one step count."""
+    last = {line.name: line for line in lines(told, work) if steps in line.cells}
+    cells = ((line, line.cells[steps]) for line in last.values())
+    return [f"{line} {cell.gen_ppl.value:.4g} at {cell.entropy.value:.2f} nats" for line, cell in cells]
 
 
 def preview(name: Name, told: Plan) -> dict[str, Any]:

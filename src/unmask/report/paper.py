@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from unmask.report.axes import PNG_DPI, legend, logarithmic
 from unmask.report.markup import Html, embedded, join, tag
-from unmask.report.style import LIGHT, NARROW, WIDE, css_variables, drawing
+from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, css_variables, drawing
 from unmask.report.svg import picture
 
 _ROUNDS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark, round by round
@@ -70,11 +71,15 @@ def figure(record: Mapping[str, Any], width: float) -> Figure:
                 _curve(above, line, "gen_ppl")
                 _curve(below, line, "entropy")
         logarithmic(above.xaxis, {int(steps) for line in record["lines"] for steps in line["cells"]})
-        logarithmic(above.yaxis)
+        above.set_yscale("log")
         above.set(ylabel="gen PPL" if column == 0 else "")
         below.set(xlabel="steps", ylabel="unigram entropy, nats" if column == 0 else "")
         legend(above, method, 2)
     _same_scale([axes for pair in grid[::2] for axes in pair])
+    for axes in (axes for pair in grid[::2] for axes in pair):
+        logarithmic(axes.yaxis)
+    words = textwrap.fill(str(record["protocol"]), 165 if width > NARROW else 70)
+    drawn.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
     _same_scale([axes for pair in grid[1::2] for axes in pair])
     return drawn
 
