@@ -178,10 +178,11 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
         "start token before the text" if judge.prefixed else "first token not scored",
         f"EOS counted: {judge.eos_rule}",
     ]
+    completed = f"{protocol.completions} completions of each of {protocol.texts} real texts; " if protocol.texts else ""
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; "
-        f"{protocol.completions} completions of each of {protocol.texts} real texts; draws in {protocol.precision}; "
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {completed}"
+        f"draws in {protocol.precision}; "
         f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )
 
