@@ -123,12 +123,8 @@ class Answers:
         return self.model.network.shape.length
 
     @property
-    def _device(self) -> torch.device:
+    def _home(self) -> torch.device:
         return self.model.network.head.weight.device
-
-    @_device.setter
-    def _device(self, value: object) -> None:
-        """lm-eval's base class writes its own here; a model knows where it is."""
 
     @property
     def _start(self) -> int:
@@ -159,7 +155,7 @@ class Answers:
 
     def _nats(self, ids: list[int], count: int) -> float:
         """-log p of the last `count` tokens, a bound for diffusion; the noise is addressed by the text itself."""
-        x0 = torch.tensor(ids, device=self._device)
+        x0 = torch.tensor(ids, device=self._home)
         if isinstance(self.model, CausalModel):
             return conditional_nats(self.model.predictor, x0, count)
         target = torch.arange(len(ids), device=x0.device) >= len(ids) - count
@@ -176,7 +172,7 @@ class Answers:
 
         Uniform noise has no such continuation, since it begins with random tokens: never.
         """
-        x0 = torch.tensor([ids], device=self._device)
+        x0 = torch.tensor([ids], device=self._home)
         if isinstance(self.model, CausalModel):
             prediction = self.model.predictor(x0[:, :-1])
             last = torch.arange(x0.shape[1] - 1 - count, x0.shape[1] - 1, device=x0.device)
@@ -205,7 +201,7 @@ class Answers:
         canvas = pinned if masked else pinned[:, 1:]  # an autoregressive model reads its start token by itself
         drawn = sample(
             self.model, len(canvas), canvas.shape[1], self.steps, self.seed, pinned=canvas, batch_size=self.rows,
-            sampler=self.sampler if masked else None, device=self._device, **options,
+            sampler=self.sampler if masked else None, device=self._home, **options,
         )  # fmt: skip
         return torch.cat([pinned[:, : pinned.shape[1] - canvas.shape[1]], drawn.tokens.cpu()], dim=1).tolist()
 
