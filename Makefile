@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 .PHONY: help demo test check format assets study ablation methods table1 judge texts clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## distil a teacher on real text and write runs/demo/report.html (ARGS="--student.seed 2 ...")
 	$(BIN)/unmask demo $(ARGS)

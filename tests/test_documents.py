@@ -27,7 +27,7 @@ BLOCK = re.compile(r"(?ms)^(?P<mark><!-- run -->\n+)?```(?P<language>\w*)[^\n]*\
 PLACE = re.compile(r"`(?P<file>[\w./-]+\.py):(?P<name>[A-Za-z_][\w.]*)`")
 FILE = re.compile(r"`(?P<file>(?:src|tests|docs|examples|benchmarks)/[\w./-]+)`")
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)")
-TARGET = re.compile(r"(?m)(?:`|^)make (?P<target>[a-z]+)")
+TARGET = re.compile(r"(?m)(?:`|^)make (?P<target>[a-z0-9]+)")
 
 PRIVATE = re.compile("|".join(["/" + "work" + r"\b", "/" + "root/", r"\.\./" + "shared"]))
 TEXT = {"", ".cff", ".css", ".csv", ".html", ".js", ".json", ".jsonl", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
@@ -121,8 +121,10 @@ def test_links_lead_somewhere(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_make_targets_exist(document: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
-    text = "\n".join([*(block.code for block in blocks(read(document))), *re.findall(r"`make [a-z]+", read(document))])
+    targets = set(re.findall(r"^([a-z0-9]+):", read("Makefile"), re.MULTILINE))
+    text = "\n".join(
+        [*(block.code for block in blocks(read(document))), *re.findall(r"`make [a-z0-9]+", read(document))]
+    )
     assert {found["target"] for found in TARGET.finditer(text)} <= targets
 
 
