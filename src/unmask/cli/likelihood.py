@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.cli.console import emit, parse, progress, say, table
 from unmask.evaluation.judges import Scores, bits_per_byte, perplexity
-from unmask.evaluation.likelihood import Convention, nelbo, next_token
+from unmask.evaluation.likelihood import Convention, nelbo, next_token, unit_of
 from unmask.evaluation.measure import Measure
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes.build import documents, rows, trained_on
@@ -118,7 +118,8 @@ def likelihood(arguments: Sequence[str]) -> int:
     model = load(asked.model, device=asked.device)
     data = text_of(asked.text, asked.model)
     x0 = held_out(data, asked.text.length, model)[0][: asked.limit]
-    value = perplexity(scores(model, x0, asked.convention, asked.passes, 64, asked.seed, asked.device))
+    nats = scores(model, x0, asked.convention, asked.passes, 64, asked.seed, asked.device)
+    value = perplexity(nats, unit(model, asked.convention))
     noise = "" if isinstance(model, CausalModel) else f", {asked.passes} noise levels a row, seed {asked.seed}"
     where = f"{len(x0)} rows of {x0.shape[1]} tokens, {data.part} of {data.corpus}"
     protocol = f"{kind(model, asked.convention)}; {where}{noise}"
@@ -153,7 +154,8 @@ def zero_shot(arguments: Sequence[str]) -> int:
             nats = scores(model, part, asked.convention, asked.passes, asked.batch_size, asked.seed, asked.device)
             text = torch.tensor([len(tokenizer.decode(row[1:-1]).encode()) for row in part.tolist()])
             bits = bits_per_byte(replace(nats, bytes=text))
-            found.append(Known(name, len(part), len(x0), perplexity(nats), bits, digest))
+            value = perplexity(nats, unit(model, asked.convention))
+            found.append(Known(name, len(part), len(x0), value, bits, digest))
             note(f"{name}: {found[-1].perplexity}")
             advance("zero-shot", done, len(names))
     noise = "" if isinstance(model, CausalModel) else f"; {asked.passes} noise levels a row, seed {asked.seed}"
@@ -180,6 +182,11 @@ def scores(
         model.denoiser, model.process, x0, convention=convention, passes=passes, batch_size=batch_size,
         generator=generator,
     )  # fmt: skip
+
+
+def unit(model: Model | CausalModel, convention: Convention) -> str:
+    """What its exponential a token is called."""
+    return "perplexity" if isinstance(model, CausalModel) else unit_of(convention)
 
 
 def kind(model: Model | CausalModel, convention: Convention) -> str:

@@ -76,7 +76,12 @@ def nelbo_ppl(
     scores = nelbo(
         denoiser, process, x0, convention=convention, passes=passes, batch_size=batch_size, generator=generator
     )
-    return perplexity(scores, f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}")
+    return perplexity(scores, unit_of(convention))
+
+
+def unit_of(convention: Convention) -> str:
+    """What the exponential of a mean of `nelbo` is called."""
+    return f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}"
 
 
 def next_token(predictor: NextToken, x0: Tokens, *, batch_size: int = 8) -> Scores:

@@ -69,12 +69,17 @@ def compare(plan: Comparison, directory: Path, only: Sequence[str] | None = None
                 report = event.report
                 yield replace(event, stage=f"{name}, {event.stage}", line=event.line and f"{name}: {event.line}")
         except TrainingError as error:
-            write_text(place / FAILURE, json.dumps({"message": str(error)}) + "\n")
+            fail(place, error)
             yield Progress(f"{name}, failed", 1, 1, f"{name}: {error}")
             continue
         if report is None:
             return  # stopped by a signal
     yield Progress("all cells", 1, 1, report={})
+
+
+def fail(place: Path, error: TrainingError) -> None:
+    """Write down that the guard of a training stopped it, and why."""
+    write_text(place / FAILURE, json.dumps({"message": str(error)}) + "\n")
 
 
 def failure(place: Path) -> str | None:

@@ -99,8 +99,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     rows: Mapping[str, list[Measured]] = {}
     for found in studies.frontier(teacher, student, scene, judge):
         rows = found.rows
-        if not found.measured.shipped and all(found.measured is not before for before in known):
-            note(directory / ROWS, found.measured.to_json())
+        keep(found.measured, known, directory / ROWS)
         yield Progress("measuring", found.done, found.total, row_line(found.name, found.measured))
     report = studies.conclude(rows) | {
         "title": plan.title,
@@ -142,8 +141,7 @@ def teacher_rows(
     total = len(study.teacher_steps) * len(temperatures)
     rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)
     for done, measured in enumerate(rows, start=1):
-        if not measured.shipped and all(measured is not before for before in known):
-            note(file, measured.to_json())
+        keep(measured, known, file)
         yield Progress("measuring the teacher", done, total, row_line("teacher", measured)), measured
 
 
@@ -220,6 +218,14 @@ def causal(model: object) -> CausalModel:
 def read_rows(file: Path, shipped: bool = False) -> list[Measured]:
     """The rows of a file of JSON lines; none where there is no file."""
     return [Measured(Row.from_json(line), shipped) for line in lines(file)]
+
+
+def keep(measured: Measured, known: Sequence[Measured], file: Path) -> bool:
+    """Note a row that was measured here and was not known before; whether it was."""
+    new = not measured.shipped and all(measured is not before for before in known)
+    if new:
+        note(file, measured.to_json())
+    return new
 
 
 def note(file: Path, line: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ TITLES: Mapping[Name, str] = {
     "table3": "A larger network, round 1",
     "figure3": "MCD by round and by steps",
 }
-SMALL = Network(length=256, width=384, blocks=6, heads=6, cond_dim=64)  # 14 M weights: a minute or two of an H100
+SMALL = Network(length=256, width=384, blocks=6, heads=6, cond_dim=64)
 SMALL_LARGE = replace(SMALL, width=768, blocks=12, heads=12, cond_dim=128)
 TINY_LARGE = Network(length=128, width=256, blocks=6, heads=8, cond_dim=32, dropout=0.0)  # 3.4 times the teacher's
 

@@ -118,7 +118,7 @@ def measure(
     setting = _setting(model, study)
     if isinstance(model, CausalModel):
         setting = replace(setting, sampler="autoregressive")
-    draw = partial(_draw, model, study, length)
+    draw = partial(draw_row, model, study, length)
     masked = isinstance(model, Model) and isinstance(model.process, MaskedProcess)
     fills = isinstance(model, Model) and masked and study.texts > 0  # see `_complete`
     complete = partial(_complete, model, study) if isinstance(model, Model) and fills else None
@@ -160,8 +160,12 @@ def _setting(model: Model | CausalModel, study: Study) -> Setting:
 def _answers(row: Row, name: str, wanted: Setting, scene: Scene) -> bool:
     seeds = scene.study.mauve_seeds
     complete = not seeds or (MAUVE in row.measures and row.measures[MAUVE].n == seeds)
-    same = row.name == name and row.protocol == scene.protocol and replace(row.setting, nfe=0.0) == wanted
-    return complete and same
+    return complete and answers(row, name, wanted, scene.protocol)
+
+
+def answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
+    """Whether a row is the one of this name, setting (its nfe 0, since that is measured) and protocol."""
+    return row.name == name and row.protocol == protocol and replace(row.setting, nfe=0.0) == wanted
 
 
 def _shuffled(scene: Scene) -> Tensor:
@@ -187,9 +191,12 @@ def device_of(model: Model | CausalModel) -> torch.device:
     return model.network.head.weight.device
 
 
-def _draw(model: Model | CausalModel, study: Study, length: int, steps: int, temperature: float) -> Samples:
+def draw_row(
+    model: Model | CausalModel, study: Study, length: int, steps: int, temperature: float, top_p: float = 1.0
+) -> Samples:
+    """The texts of a row."""
     return sample(
-        model, study.samples, length, steps, study.seed, temperature, batch_size=study.batch_size,
+        model, study.samples, length, steps, study.seed, temperature, top_p, batch_size=study.batch_size,
         sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw, device=device_of(model),
     )  # fmt: skip
 
@@ -198,18 +205,9 @@ def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temp
     # Masked diffusion only: a denoiser of uniform noise is told one alpha for all tokens, and doubts the given ones.
     # A seed of its own: completions are independent of the samples.
     drawn = sample(
-        model,
-        len(pinned),
-        pinned.shape[1],
-        steps,
-        study.seed + 1,
-        temperature,
-        pinned=pinned,
-        sampler=study.sampler,
-        draw=study.draw,
-        batch_size=study.batch_size,
-        device=device_of(model),
-    )
+        model, len(pinned), pinned.shape[1], steps, study.seed + 1, temperature, pinned=pinned, sampler=study.sampler,
+        draw=study.draw, batch_size=study.batch_size, device=device_of(model),
+    )  # fmt: skip
     return drawn.tokens.cpu()
 
 
@@ -331,7 +329,7 @@ def perplexity_after_round(model: Model, scene: Scene) -> Measured:
     study, length = scene.study, scene.real.shape[1]
     setting = _setting(model, study)
     rows = measure_frontier(
-        partial(_draw, model, study, length), scene.judge, scene.protocol, setting,
+        partial(draw_row, model, study, length), scene.judge, scene.protocol, setting,
         name="round", steps=[study.round_steps], temperatures=[1.0], warmup=0,
     )  # fmt: skip
     return Measured(next(iter(rows)), shipped=False)

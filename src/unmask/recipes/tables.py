@@ -6,7 +6,6 @@ every row that is measured is kept as a line of JSON, so that whoever stops it l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,19 +19,19 @@ from torch import Tensor
 from unmask.evaluation.judges import weights_digest
 from unmask.evaluation.measure import Measure, Row, Setting, over_seeds
 from unmask.evaluation.rows import measure_frontier
-from unmask.files import write_text
 from unmask.models.pretrained import Model, load
 from unmask.objectives.rounds import Rounds
 from unmask.recipes import study as studies
+from unmask.recipes.ablation import seeded
 from unmask.recipes.build import Texts, texts
-from unmask.recipes.comparison import FAILURE, failure, folder
+from unmask.recipes.comparison import FAILURE, fail, failure, folder
 from unmask.recipes.demo import train, trained
-from unmask.recipes.experiment import ROWS, Progress, diffusion, note, read_rows, row_line
+from unmask.recipes.experiment import ROWS, Progress, diffusion, keep, read_rows, row_line
 from unmask.recipes.judge import judge_named
 from unmask.recipes.run import run
 from unmask.recipes.schema import Distillation, Recipe
-from unmask.recipes.study import Measured, Scene, Study, device_of
-from unmask.samplers.loop import Samples, sample
+from unmask.recipes.study import Measured, Scene, Study
+from unmask.samplers.loop import sample
 from unmask.training import TrainingError
 
 RUN = "run"  # the training of a cell
@@ -60,10 +59,14 @@ class Method:
     recipe: Recipe
 
     @property
-    def rounds(self) -> Rounds:
+    def objective(self) -> Distillation:
         if not isinstance(self.recipe.objective, Distillation):
             raise ValueError(f"a method distils, and the recipe {self.recipe.name!r} is {self.recipe.objective.kind}")
-        return self.recipe.objective.rounds()
+        return self.recipe.objective
+
+    @property
+    def rounds(self) -> Rounds:
+        return self.objective.rounds()
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,13 @@ class Plan:
 
     def runs(self) -> dict[str, Method]:
         """Every training: "METHOD, seed N"."""
-        return {
-            f"{name}, seed {method.recipe.seed + i}": replace(
-                method, recipe=replace(method.recipe, seed=method.recipe.seed + i)
-            )
-            for i in range(self.seeds)
-            for name, method in self.methods.items()
-        }
+        recipes = seeded({name: method.recipe for name, method in self.methods.items()}, self.seeds)
+        return {run: replace(self.methods[run.rpartition(",")[0]], recipe=recipe) for run, recipe in recipes.items()}
 
     def recipe(self, method: Method) -> Recipe:
         """The recipe of a method with the teacher of the plan."""
-        recipe, teacher = method.recipe, self.teachers[method.teacher].model
-        if not isinstance(recipe.objective, Distillation):
-            raise ValueError(f"a method distils: want such a recipe, {recipe.name!r} is {recipe.objective.kind}")
-        return replace(recipe, objective=replace(recipe.objective, teacher=teacher))
+        objective = replace(method.objective, teacher=self.teachers[method.teacher].model)
+        return replace(method.recipe, objective=objective)
 
 
 @dataclass(frozen=True)
@@ -142,6 +138,7 @@ def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Ite
     yield from train(plan.train, directory, plan.device)
     if not trained(plan.train, directory):
         return  # stopped by a signal
+    directory.mkdir(parents=True, exist_ok=True)
     seen: dict[str, Texts] = {}
     for number, name in enumerate(plan.teachers):
         known = read_rows(directory / ROWS)
@@ -150,7 +147,7 @@ def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Ite
         if number == 0:
             rows.insert(0, _doubts(name, model, scene, plan.doubts))
         for measured in chain(*rows):
-            new = _keep(measured, known, directory / ROWS)
+            new = keep(measured, known, directory / ROWS)
             yield Progress(f"measuring {name}", 1, 1, row_line(measured.row.name, measured) if new else None)
     for name in runs if only is None else only:
         method = runs[name]
@@ -189,15 +186,6 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     )
 
 
-def _keep(measured: Measured, known: Sequence[Measured], file: Path) -> bool:
-    """Note a row if it was not known before; whether it was not."""
-    new = all(measured is not before for before in known)
-    if new:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        note(file, measured.to_json())
-    return new
-
-
 def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Generator[Progress, None, bool]:
     """One run: distil, keep the student of each round, measure each at each step count; False if it was stopped."""
     recipe = plan.recipe(method)
@@ -211,7 +199,7 @@ def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Ge
                     update.student.save(place / f"round-{update.step // every}")
                 yield Progress(f"{name}, distilling", update.step, recipe.steps)
         except TrainingError as error:
-            write_text(place / FAILURE, json.dumps({"message": str(error)}) + "\n")
+            fail(place, error)
             yield Progress(f"{name}, failed", 1, 1, f"{name}: {error}")
         if not ((place / RUN / "model").exists() or (place / FAILURE).exists()):
             return False
@@ -222,7 +210,7 @@ def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Ge
         if saved.exists():
             student = diffusion(load(saved, device=plan.device))
             for i, measured in enumerate(studies.measure(f"round {number}", student, scene, steps, (1.0,)), start=1):
-                new = _keep(measured, known, place / ROWS)
+                new = keep(measured, known, place / ROWS)
                 line = f"{name}: {row_line(measured.row.name, measured)}" if new else None
                 yield Progress(f"{name}, measuring", (number - 1) * len(steps) + i, count * len(steps), line)
     return True
@@ -236,25 +224,13 @@ def _doubts(name: str, model: Model, scene: Scene, steps: Sequence[int]) -> Iter
         title = f"{name}, {precision}, top-p {top_p:g}"
         protocol = replace(scene.protocol, precision=precision)
         setting = Setting(digest, sampler, steps=count, nfe=0.0, top_p=top_p, seeds=(study.seed,))
-        if any(
-            m.row.name == title and m.row.protocol == protocol and replace(m.row.setting, nfe=0.0) == setting
-            for m in scene.known
-        ):
+        if any(studies.answers(m.row, title, setting, protocol) for m in scene.known):
             continue
-        drawing = partial(_draw, model, study, length, sampler=sampler, draw=draw, top_p=top_p)
+        drawing = partial(studies.draw_row, model, replace(study, sampler=sampler, draw=draw), length, top_p=top_p)
         rows = measure_frontier(
             drawing, scene.judge, protocol, setting, name=title, steps=[count], temperatures=[1.0], warmup=0
         )
         yield Measured(next(iter(rows)), shipped=False)
-
-
-def _draw(
-    model: Model, study: Study, length: int, steps: int, temperature: float, *, sampler: str, draw: str, top_p: float
-) -> Samples:
-    return sample(
-        model, study.samples, length, steps, study.seed, temperature, top_p, sampler=sampler, draw=draw,
-        batch_size=study.batch_size, device=device_of(model),
-    )  # fmt: skip
 
 
 def doubts(plan: Plan, directory: Path) -> list[Row]:
