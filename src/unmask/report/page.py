@@ -55,23 +55,39 @@ def page_source(report: Report, pictures: Mapping[str, Sequence[Picture]], data:
         "training": ("The distillation", _training(report, pictures)),
         "numbers": ("Every number", _numbers(report)),
     }
-    kept = {name: (title, body) for name, (title, body) in sections.items() if body.source}
-    links = [tag("a", title, href=f"#{name}") for name, (title, _) in kept.items()]
+    return whole(
+        report.title, report.version, _masthead(report), sections, _footer(report), _without_samples(data),
+        _asset("page.js"),
+    )  # fmt: skip
+
+
+def whole(
+    title: str,
+    version: str,
+    masthead: Html,
+    sections: Mapping[str, tuple[str, Html]],
+    footer: Html,
+    data: Mapping[str, Any],
+    script: str = "",
+) -> str:
+    """A page that needs nothing else: a bar of links, masthead, sections (anchor -> title, body) and its data."""
+    kept = {name: (head, body) for name, (head, body) in sections.items() if body.source}
+    links = [tag("a", head, href=f"#{name}") for name, (head, _) in kept.items()]
     parts = [
-        tag("section", tag("h2", title, id=f"{name}-title"), body, id=name, aria_labelledby=f"{name}-title")
-        for name, (title, body) in kept.items()
+        tag("section", tag("h2", head, id=f"{name}-title"), body, id=name, aria_labelledby=f"{name}-title")
+        for name, (head, body) in kept.items()
     ]
     logo = tag("span", "un", tag("i", "m"), "a", tag("i", "s"), "k", class_="logo")
     bar = tag("header", tag("div", logo, tag("nav", *links, aria_label="Sections")), class_="bar")
-    main = tag("main", _masthead(report), *parts, id="content")
+    main = tag("main", masthead, *parts, id="content")
     return Template(_asset("page.html")).substitute(
-        title=str(join(report.title)),
-        version=str(join(report.version)),
+        title=str(join(title)),
+        version=str(join(version)),
         palette=css_variables(),
         style=_asset("page.css"),
-        body=str(join(bar, main, _footer(report))),
-        record=str(embedded(_without_samples(data))),
-        script=_asset("page.js"),
+        body=str(join(bar, main, footer)),
+        record=str(embedded(data)),
+        script=script,
     )
 
 

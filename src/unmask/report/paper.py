@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.report.axes import PNG_DPI, legend, logarithmic
-from unmask.report.markup import Html, embedded, join, tag
-from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, css_variables, drawing
+from unmask.report.markup import Html, join, tag
+from unmask.report.page import whole
+from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
 from unmask.report.svg import picture
 
 _ROUNDS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark, round by round
@@ -31,27 +30,16 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     shown = (picture.inline(kind) for picture, kind in zip(pictures, ("wide", "narrow"), strict=True))
     curves = tag("figure", tag("figcaption", "Gen PPL and entropy against steps"), *shown)
     title = str(record["title"])
-    sections = [
-        ("table", "The table", join(_words(record), _table(record))),
-        ("curves", "The curves", curves),
-        *([("doubts", "The teacher in other precisions", _doubts(record))] if record["doubts"] else []),
-        ("texts", "The texts", _texts(record)),
-    ]
-    parts = [tag("section", tag("h2", head), body, id=anchor) for anchor, head, body in sections]
-    logo = tag("span", "un", tag("i", "m"), "a", tag("i", "s"), "k", class_="logo")
-    links = (tag("a", head, href=f"#{anchor}") for anchor, head, _ in sections)
-    bar = tag("header", tag("div", logo, tag("nav", *links, aria_label="Sections")), class_="bar")
+    sections = {
+        "table": ("The table", join(_words(record), _table(record))),
+        "curves": ("The curves", curves),
+        "doubts": ("The teacher in other precisions", _doubts(record)),
+        "texts": ("The texts", _texts(record)),
+    }
     masthead = tag("div", tag("h1", title), tag("p", str(record["lede"]), class_="lede"), class_="masthead")
     footer = tag("footer", tag("p", str(record["protocol"])))
     page = directory / ("report.html" if name.startswith("table") else f"{name}.html")  # figure3 shares a directory
-    page.write_text(
-        Template(_asset("page.html")).substitute(
-            title=str(join(title)), version=str(record["version"]), palette=css_variables(), style=_asset("page.css"),
-            body=str(join(bar, tag("main", masthead, *parts, id="content"), footer)), record=str(embedded(record)),
-            script="",
-        ),
-        encoding="utf-8",
-    )  # fmt: skip
+    page.write_text(whole(title, str(record["version"]), masthead, sections, footer, record), encoding="utf-8")
     return page
 
 
@@ -134,6 +122,8 @@ def _cell(cell: Mapping[str, Any] | None, line: Mapping[str, Any], seeds: int) -
 
 
 def _doubts(record: Mapping[str, Any]) -> Html:
+    if not record["doubts"]:
+        return Html("")
     words = (
         "The same teacher, seed and judge. Draws in float32 are what early codes made; they leave out rare tokens, and "
         "so does top-p. A published value can differ by as much for that alone. These rows have unequal protocols: "
@@ -156,7 +146,3 @@ def _texts(record: Mapping[str, Any]) -> Html:
         quotes = (tag("blockquote", text, class_="text") for text in texts)
         parts.append(join(tag("h3", name), tag("div", *quotes, class_="columns")))
     return join(*parts)
-
-
-def _asset(name: str) -> str:
-    return resources.files("unmask.report").joinpath(name).read_text("utf-8")
