@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unmask.models.dit import DiT, Shape
 from unmask.models.pickles import CheckpointError
-from unmask.models.weights import bare, fill, shape_of
+from unmask.models.weights import bare, fill, shape_of, spread_blocks
 
 SHAPES = [
     Shape(11, length=1, width=24, blocks=3, heads=2, cond_dim=5),
@@ -78,3 +78,12 @@ def test_a_block_that_is_not_there_is_missing() -> None:
     tensors = {name: tensor for name, tensor in weights(SHAPES[0]).items() if not name.startswith("blocks.1.")}
     with pytest.raises(CheckpointError, match=r"10 missing: blocks\.1\.adaLN.*10 not known: blocks\.2\."):
         fill(shape_of(tensors, "here"), tensors, None, "here")
+
+
+def test_blocks_spread_over_a_deeper_network_leave_the_others_free() -> None:
+    tensors = weights(SHAPES[0])
+    spread = spread_blocks(tensors, 3)
+    assert {name.split(".")[1] for name in spread if name.startswith("blocks.")} == {"0", "3", "6"}
+    assert torch.equal(spread["blocks.6.norm1.weight"], tensors["blocks.2.norm1.weight"])
+    assert spread["vocab_embed.embedding"] is tensors["vocab_embed.embedding"]
+    assert spread_blocks(tensors, 1).keys() == tensors.keys()

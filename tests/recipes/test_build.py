@@ -377,6 +377,30 @@ def test_noise_of_another_kind_is_refused_and_both_are_named(
     assert same_weights(build(replace(small, objective=init), None).student.network, load(uniform).network)
 
 
+@pytest.mark.parametrize("process", ["masked", "uniform"])
+def test_a_deeper_network_begins_as_the_one_it_grows_from(small: Recipe, tmp_path: Path, process: str) -> None:
+    """New blocks are the identity at first, and learn from the first update on."""
+    parts = build(replace(small, objective=schema.Nelbo(process=process)), None, vocab_size=9)
+    for tensor in parts.student.network.parameters():
+        nn.init.normal_(tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel()))
+    parts.model(parts.student).save(tmp_path)
+    sizes = replace(small.network, blocks=3 * small.network.blocks)
+    told = replace(small, objective=schema.Nelbo(process=process, init=str(tmp_path), deeper=3), network=sizes)
+    grown = build(replace(told, precision="float32"), None).student.eval()
+    old = load(tmp_path).network
+    assert grown.network.shape.blocks == 3 * old.shape.blocks and not not_used(told, grown.network)
+    tokens, sigma = torch.randint(9, (2, small.network.length)), torch.tensor([0.5, 2.0])
+    with torch.no_grad():
+        assert torch.equal(grown.network(tokens, sigma), old(tokens, sigma))
+    grown.network(tokens, sigma).square().mean().backward()
+    gates = [block.adaLN_modulation.weight.grad for block in grown.network.blocks]
+    assert all(grad is not None and bool(grad.any()) for grad in gates)
+    assert same_weights(build(told, None).student.network, grown.network), "by the seed"
+    for wrong in ({"deeper": 0, "init": "x"}, {"deeper": 2}):
+        with pytest.raises(ValueError, match="want deeper >= 1, and 1 where init is empty"):
+            schema.Nelbo(**wrong)
+
+
 def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> None:
     with pytest.raises(ValueError, match=r"product below 1, got 1 in the last round"):
         distilled(small, teacher, schema.Sdtt(delta0=1 / 8, count=3))

@@ -15,7 +15,7 @@ from unmask import __version__
 from unmask.cli.console import emit, parse, progress, say, table
 from unmask.cli.likelihood import Text, held_out, likelihood, text_of, zero_shot
 from unmask.cli.lm_harness import lm_harness
-from unmask.evaluation.measure import MAUVE, protocol_words
+from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
@@ -45,6 +45,7 @@ class Samples:
     steps               rows: each step count with each temperature (an autoregressive model takes a call a token)
     texts, completions  half-masked real texts, and how often each is completed (completion disagreement)
     mauve_seeds         starts of k-means behind MAUVE against other real texts (0: left out; package mauve-text)
+    reverse_seeds       networks fitted to a row's texts behind its reverse perplexity (0: left out)
     naive               rows of uniform tokens, unigram draws, one text repeated and real text besides
     batch_size          samples a network call at most
     device              where model and judge run
@@ -60,6 +61,7 @@ class Samples:
     texts: int = Study().texts
     completions: int = Study().completions
     mauve_seeds: int = Study().mauve_seeds
+    reverse_seeds: int = Study().reverse_seeds
     naive: bool = True
     batch_size: int = Study().batch_size
     device: str = "cpu"
@@ -110,7 +112,7 @@ def samples(arguments: Sequence[str]) -> int:
     model = load(asked.model, device=asked.device)
     study = Study(
         samples=asked.samples, seed=asked.seeds[0], texts=asked.texts, completions=asked.completions,
-        mauve_seeds=asked.mauve_seeds, batch_size=asked.batch_size,
+        mauve_seeds=asked.mauve_seeds, reverse_seeds=asked.reverse_seeds, batch_size=asked.batch_size,
     )  # fmt: skip
     shared = scene(asked.judge, text_of(asked.text, asked.model), asked.text.length, model, study)
     steps = asked.steps if isinstance(model, Model) else (shared.real.shape[1],)
@@ -173,7 +175,8 @@ def scene(judge: str, data: Data, length: int | None, model: Model | CausalModel
 def show(title: str, measured: Sequence[studies.Measured]) -> None:
     """Rows as a table."""
     names = {"pooled_entropy": "pooled", "completion_disagreement": "disagree", "distinct_4": "distinct"}
-    names |= {MAUVE: "MAUVE"} if any(MAUVE in m.row.measures for m in measured) else {}
+    further = {MAUVE: "MAUVE", REVERSE: "reverse"}
+    names |= {key: title for key, title in further.items() if any(key in m.row.measures for m in measured)}
     lines: list[list[object]] = []
     for row in (m.row for m in measured):
         values = [row.measures[name].value if name in row.measures else "" for name in ("gen_ppl", "entropy", *names)]

@@ -18,7 +18,7 @@ Index: TypeAlias = NDArray[np.int64]
 
 DRAWS = 1000  # bootstrap resamples
 
-GEN_PPL, MAUVE = "gen_ppl", "mauve"
+GEN_PPL, MAUVE, REVERSE = "gen_ppl", "mauve", "reverse_ppl"
 NATS, TOKENS = "nats", "tokens"  # per-sample columns behind gen_ppl
 SECONDS = "seconds"  # wall clock a sample
 ENTROPIES = {  # column -> what it is called in a sentence

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol as Role
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from unmask.evaluation import measure, metrics
 from unmask.evaluation.judges import Judge, bits_per_byte, perplexity
 from unmask.evaluation.judges import Texts as TextSet
-from unmask.evaluation.measure import GEN_PPL, MAUVE, NATS, SECONDS, TOKENS, Measure, Protocol, Row, Setting
+from unmask.evaluation.measure import GEN_PPL, NATS, SECONDS, TOKENS, Measure, Protocol, Row, Setting
 from unmask.evaluation.speed import timed
 from unmask.types import PerSequence, Tokens
 
@@ -37,6 +38,9 @@ class Complete(Role):
     def __call__(self, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens: ...
 
 
+Gauge: TypeAlias = Callable[[Drawn], Measure]  # of a whole set of texts, against real ones
+
+
 @dataclass(frozen=True)
 class Texts:
     """A set of texts that no model drew."""
@@ -55,13 +59,13 @@ def measure_row(
     *,
     seconds: Measure | None = None,
     disagreement: PerSequence | None = None,
-    likeness: Callable[[TextSet], Measure] | None = None,
+    gauges: Mapping[str, Gauge] | None = None,
 ) -> Row:
     """Every measure of a set of texts. `setting.nfe` is overwritten by what was counted.
 
     seconds       wall clock a sample
     disagreement  `metrics.completion_disagreement` of the same model in the same setting, a value a real text
-    likeness      texts, as the judge reads them -> MAUVE against real ones
+    gauges        further measures of the set, by name
     """
     tokens = drawn.tokens.cpu()
     if tuple(tokens.shape) != (protocol.samples, protocol.length):
@@ -71,10 +75,7 @@ def measure_row(
         )
     if judge.stamp != protocol.judge:
         raise ValueError(f"the protocol's judge is {protocol.judge}, not {judge.stamp}: build it from `judge.stamp`")
-    if judge.stamp.retokenised and drawn.texts is None:
-        raise ValueError(f"judge {judge.stamp.name} reads texts and row {name} has none: give the model a tokenizer")
-    read = drawn.texts if judge.stamp.retokenised and drawn.texts is not None else tokens
-    scores = judge(read)
+    scores = judge(as_read(drawn, judge))
     columns: dict[str, Tensor] = {
         "entropy": metrics.entropy(tokens),
         "pooled_entropy": metrics.pooled_entropy(tokens),
@@ -90,7 +91,7 @@ def measure_row(
         **({} if scores.bytes is None else {"bits_per_byte": bits_per_byte(scores)}),
         **{key: measure.mean(values.numpy(), _UNITS[key]) for key, values in columns.items()},
         **{key: measure.mean(values.numpy(), unit) for key, (values, unit) in others.items()},
-        **({} if likeness is None else {MAUVE: likeness(read)}),
+        **{key: gauge(drawn) for key, gauge in (gauges or {}).items()},
         **({} if seconds is None else {SECONDS: seconds}),
     }
     samples = {NATS: scores.nats, TOKENS: scores.tokens, **columns}
@@ -101,6 +102,17 @@ def measure_row(
         measures,
         {key: values.tolist() for key, values in samples.items()},
     )
+
+
+def as_read(drawn: Drawn, judge: Judge) -> TextSet:
+    """The texts, or their ids, whichever the judge reads."""
+    if not judge.stamp.retokenised:
+        return drawn.tokens.cpu()
+    if drawn.texts is None:
+        raise ValueError(
+            f"judge {judge.stamp.name} reads texts and this set has none, only ids: give the model a tokenizer"
+        )
+    return drawn.texts
 
 
 _UNITS = {"entropy": "nats", "pooled_entropy": "nats", "completion_disagreement": "share of positions"}
@@ -118,7 +130,7 @@ def measure_frontier(
     complete: Complete | None = None,
     texts: Tokens | None = None,
     completions: int = 16,
-    likeness: Callable[[TextSet], Measure] | None = None,
+    gauges: Mapping[str, Gauge] | None = None,
     repeats: int = 1,
     warmup: int = 1,
     device: torch.device | str = "cpu",
@@ -127,7 +139,7 @@ def measure_frontier(
 
     draw      (steps, temperature) -> texts: the same latents each time, or nothing is paired
     complete  fills in the real `texts` [T, L], half masked
-    likeness  as in `measure_row`
+    gauges    as in `measure_row`
     repeats   timed draws a row, after `warmup` draws in all
     """
     if (complete is None) != (texts is None):
@@ -149,7 +161,7 @@ def measure_frontier(
                 replace(setting, steps=count, temperature=temperature),
                 seconds=run.measure(per=protocol.samples, unit="s a sample"),
                 disagreement=disagreement,
-                likeness=likeness,
+                gauges=gauges,
             )
 
 
@@ -162,7 +174,7 @@ def naive_rows(
     decode: Callable[[Sequence[int]], str] | None = None,
     never: Sequence[int] = (),
     seed: int = 0,
-    likeness: Callable[[TextSet], Measure] | None = None,
+    gauges: Mapping[str, Gauge] | None = None,
 ) -> list[Row]:
     """Uniform tokens, unigram draws, one real text repeated, and real data: from real rows [n, L].
 
@@ -187,7 +199,7 @@ def naive_rows(
             judge,
             protocol,
             Setting(protocol.data, name, steps=0, nfe=0.0, seeds=(seed,)),
-            likeness=likeness,
+            gauges=gauges,
         )
         for name, tokens in sets.items()
     ]

@@ -87,6 +87,18 @@ def fill(shape: Shape, tensors: dict[str, Tensor], averages: Sequence[Tensor] | 
     return network
 
 
+def spread_blocks(tensors: Mapping[str, Tensor], deeper: int) -> dict[str, Tensor]:
+    """The weights under the names that they have in a network `deeper` times as deep: block i is block `deeper` i.
+
+    Conditioned blocks begin as the identity, since their gates are 0 (adaLN-Zero, arXiv 2212.09748), so a network
+    whose other blocks are new computes what the old one did.
+    """
+    return {
+        re.sub(r"^blocks\.(\d+)", lambda match: f"blocks.{deeper * int(match[1])}", name): tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _check(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     misshapen = [

@@ -18,6 +18,7 @@ from unmask.diffusion.structure import structure_of
 from unmask.models.dit import DiT, Shape
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.models.weights import spread_blocks
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
@@ -129,8 +130,8 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
     """
     recipe, levels = decided(recipe), schedule(recipe.schedule)
     match recipe.objective:
-        case schema.Nelbo(process=noise, t_min=t_min, init=init):
-            student, tokenizer = _teacher(recipe, noise, init, tokenizer, vocab_size)
+        case schema.Nelbo(process=noise, t_min=t_min, init=init, deeper=deeper):
+            student, tokenizer = _teacher(recipe, noise, init, tokenizer, vocab_size, deeper)
             return Parts(Nelbo(_process(student), levels, t_min), student, levels, tokenizer, recipe)
         case schema.Curriculum() as told:
             student, tokenizer = _teacher(recipe, "uniform", told.init, tokenizer, vocab_size)
@@ -157,13 +158,14 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
 
 
 def _teacher(
-    recipe: Recipe, noise: Noise, init: str, tokenizer: Tokenizer | None, vocab_size: int | None
+    recipe: Recipe, noise: Noise, init: str, tokenizer: Tokenizer | None, vocab_size: int | None, deeper: int = 1
 ) -> tuple[NetworkDenoiser, Tokenizer | None]:
     """A denoiser to train on an evidence bound, from random weights or from those of `init`; and its tokenizer."""
     if init:
         model = _diffusion(load(init), noise, recipe)
         tokenizer = _shared_tokenizer(recipe, model, tokenizer)
-        return NetworkDenoiser(_resized(model, recipe), model.denoiser.mask_id, model.denoiser.sees_alpha), tokenizer
+        network = _resized(model, recipe, deeper)
+        return NetworkDenoiser(network, model.denoiser.mask_id, model.denoiser.sees_alpha), tokenizer
     if noise == "masked":
         size, mask_id = _with_mask(tokenizer, vocab_size)
     else:
@@ -300,12 +302,11 @@ def _shared_tokenizer(recipe: Recipe, model: Model | CausalModel, tokenizer: Tok
     return tokenizer
 
 
-def _resized(model: Model | CausalModel, recipe: Recipe) -> DiT:
-    """The model's weights, to train on rows of the recipe's length with the recipe's dropout."""
-    shape = replace(model.network.shape, length=recipe.network.length, dropout=recipe.network.dropout)
-    with torch.random.fork_rng(devices=[]):
-        network = DiT(shape, DTYPES[recipe.precision])
-    network.load_state_dict(model.network.state_dict())
+def _resized(model: Model | CausalModel, recipe: Recipe, deeper: int = 1) -> DiT:
+    """The model's weights, to train on rows of the recipe's length with the recipe's dropout; see `spread_blocks`."""
+    old, told = model.network.shape, recipe.network
+    network = _initial(replace(old, length=told.length, dropout=told.dropout, blocks=deeper * old.blocks), recipe)
+    network.load_state_dict(network.state_dict() | spread_blocks(model.network.state_dict(), deeper))
     return network
 
 
@@ -314,6 +315,11 @@ def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:
     shape = Shape(
         vocab_size, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout, causal=causal
     )
+    return _initial(shape, recipe)
+
+
+def _initial(shape: Shape, recipe: Recipe) -> DiT:
+    """A network with the first weights of the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(address(recipe.seed)))
         return DiT(shape, DTYPES[recipe.precision])

@@ -19,6 +19,7 @@ from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.measure import Row
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.recipes import shown
 from unmask.recipes import study as studies
 from unmask.recipes.build import Texts, texts
 from unmask.recipes.judge import judge_of
@@ -117,8 +118,8 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         },
         "rounds": _rounds(directory / ROUNDS, scene),
         "training": _curves(directory / "student" / "metrics.jsonl"),
-        "samples": studies.side_by_side(teacher, student, plan.study, length),
-        "real": studies.excerpt(data.held_out, data.tokenizer.decode),
+        "samples": shown.side_by_side(teacher, student, plan.study, length),
+        "real": shown.excerpt(data.held_out, data.tokenizer.decode),
         "player": _films(teacher, student, plan.study, length),
         "seconds": {"distil": sum(seconds), "total": time.perf_counter() - started},
     }
@@ -176,7 +177,7 @@ def _films(teacher: Model, student: Model, study: Study, length: int) -> list[di
     plans = [("teacher", teacher, study.player_steps), ("student", student, study.player_steps),
              ("teacher", teacher, length), ("student", student, study.round_steps)]  # fmt: skip
     films = {f"{name}, {steps} steps": (model, steps) for name, model, steps in plans}
-    return [studies.film(model, title, steps, length, study.seed) for title, (model, steps) in films.items()]
+    return [shown.film(model, title, steps, length, study.seed) for title, (model, steps) in films.items()]
 
 
 def _corpus(name: str, data: Texts) -> dict[str, Any]:

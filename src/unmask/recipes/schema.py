@@ -84,12 +84,21 @@ class Nelbo:
     t_min    the least time that is drawn (MDLM, Duo: 1e-3)
     init     a model to go on from, a run directory, model directory or hub id: its sizes and its MASK are kept, the
              length of a row and dropout are the recipe's; empty: random weights
+    deeper   blocks for each of `init`'s: the new ones, behind it, begin as the identity, so nothing is forgotten
     """
 
     kind: Literal["nelbo"] = "nelbo"
     process: Noise = "masked"
     t_min: float = 1e-3
     init: str = ""
+    deeper: int = 1
+
+    def __post_init__(self) -> None:
+        if self.deeper < 1 or (self.deeper > 1 and not self.init):
+            raise ValueError(
+                "deeper counts the blocks for each block of the model to start from, init: want deeper >= 1, and 1 "
+                f"where init is empty, got {self.deeper} with init {self.init!r}"
+            )
 
 
 @dataclass(frozen=True)

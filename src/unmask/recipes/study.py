@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,16 +14,16 @@ from torch import Tensor
 from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.frontier import answer
-from unmask.evaluation.judges import Judge, Texts, weights_digest
+from unmask.evaluation.judges import Judge, weights_digest
 from unmask.evaluation.mauve import LEAST, mauve_against
-from unmask.evaluation.measure import MAUVE, SECONDS, Measure, Protocol, Row, Setting
+from unmask.evaluation.measure import MAUVE, REVERSE, SECONDS, Measure, Protocol, Row, Setting
 from unmask.evaluation.measure import over_seeds as mean_over_seeds
-from unmask.evaluation.rows import measure_frontier, naive_rows
+from unmask.evaluation.reverse import reverse_perplexity
+from unmask.evaluation.rows import Gauge, Texts, as_read, measure_frontier, naive_rows
 from unmask.evaluation.speed import timed
 from unmask.evaluation.verdict import verdict
 from unmask.models.pretrained import CausalModel, Model
-from unmask.samplers.loop import Samples, sample, watch
-from unmask.text.tokenizers import Tokenizer
+from unmask.samplers.loop import Samples, sample
 from unmask.types import Tokens
 
 
@@ -38,6 +37,7 @@ class Study:
     teacher_temperatures, student_temperatures  besides 1, at each step count
     texts, completions    half-masked real texts, and how often each is completed (completion disagreement)
     mauve_seeds           starts of k-means behind MAUVE against other real texts (0: it is left out)
+    reverse_seeds         networks fitted to a row's texts behind its reverse perplexity (0: it is left out)
     batch_size            samples a network call at most
     sampler               of both diffusion models, by name; greedy_tail and others for uniform diffusion
     draw                  race couples texts at different steps; inverse_cdf has the same law and is cheaper
@@ -55,6 +55,7 @@ class Study:
     texts: int = 16
     completions: int = 4
     mauve_seeds: int = 0
+    reverse_seeds: int = 0
     batch_size: int = 64
     sampler: str = "reveal"
     draw: str = "race"
@@ -86,11 +87,13 @@ class Scene:
     known: Sequence[Measured] = ()
 
     def __post_init__(self) -> None:
-        if self.study.mauve_seeds and self.study.samples < LEAST:
+        study, compared = self.study, self.study.mauve_seeds or self.study.reverse_seeds
+        if compared and study.samples < LEAST:
             raise ValueError(
-                f"MAUVE compares at least {LEAST} texts with as many: want more samples, or mauve_seeds = 0"
+                f"MAUVE and reverse perplexity compare at least {LEAST} texts with as many: want more samples, or "
+                "mauve_seeds = reverse_seeds = 0"
             )
-        wanted = max(self.study.samples, self.study.texts) + (self.study.samples if self.study.mauve_seeds else 0)
+        wanted = max(study.samples, study.texts) + (study.samples if compared else 0)
         if len(self.real) < wanted:
             raise ValueError(
                 f"a row measures {wanted} texts and only {len(self.real)} real ones are held out: "
@@ -122,7 +125,7 @@ def measure(
     masked = isinstance(model, Model) and isinstance(model.process, MaskedProcess)
     fills = isinstance(model, Model) and masked and study.texts > 0  # see `_complete`
     complete = partial(_complete, model, study) if isinstance(model, Model) and fills else None
-    likeness = _likeness(scene, model.tokenizer)
+    gauges = _gauges(scene, model)
     cold = 1  # draws for warming up, once
     for count in steps:
         rows, clock = [], []
@@ -133,7 +136,7 @@ def measure(
                 measured = measure_frontier(
                     draw, scene.judge, scene.protocol, setting, name=name, steps=[count], temperatures=[temperature],
                     complete=complete, texts=None if complete is None else scene.real[: study.texts],
-                    completions=study.completions, likeness=likeness, warmup=cold,
+                    completions=study.completions, gauges=gauges, warmup=cold,
                 )  # fmt: skip
                 found, cold = Measured(next(iter(measured)), shipped=False), 0
                 clock.append(found.row.measures[SECONDS].value)
@@ -158,8 +161,8 @@ def _setting(model: Model | CausalModel, study: Study) -> Setting:
 
 
 def _answers(row: Row, name: str, wanted: Setting, scene: Scene) -> bool:
-    seeds = scene.study.mauve_seeds
-    complete = not seeds or (MAUVE in row.measures and row.measures[MAUVE].n == seeds)
+    seeds = {MAUVE: scene.study.mauve_seeds, REVERSE: scene.study.reverse_seeds}
+    complete = all(key in row.measures and row.measures[key].n == n for key, n in seeds.items() if n)
     return complete and answers(row, name, wanted, scene.protocol)
 
 
@@ -173,17 +176,23 @@ def _shuffled(scene: Scene) -> Tensor:
     return torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(0))
 
 
-def _likeness(scene: Scene, tokenizer: Tokenizer | None) -> Callable[[Texts], Measure] | None:
-    """MAUVE against real texts, other ones than those of the row of real text."""
-    study, judge = scene.study, scene.judge
-    if not study.mauve_seeds:
-        return None
-    real = scene.real[_shuffled(scene)[study.samples : 2 * study.samples]]
-    if not judge.stamp.retokenised:
-        return mauve_against(judge.features, real, study.mauve_seeds)
-    if tokenizer is None:
-        raise ValueError(f"judge {judge.stamp.name} reads texts, and this model has no tokenizer: save it with one")
-    return mauve_against(judge.features, [tokenizer.decode(row) for row in real.tolist()], study.mauve_seeds)
+def _gauges(scene: Scene, model: Model | CausalModel) -> dict[str, Gauge]:
+    """MAUVE and reverse perplexity, where asked for, against other real texts than those of the row of real text."""
+    study, judge, tokenizer = scene.study, scene.judge, model.tokenizer
+    other = scene.real[_shuffled(scene)[study.samples : 2 * study.samples]]
+    gauges: dict[str, Gauge] = {}
+    if study.mauve_seeds:
+        texts = None if tokenizer is None else [tokenizer.decode(row) for row in other.tolist()]
+        likeness = mauve_against(
+            judge.features, as_read(Texts(other, texts, torch.zeros(len(other))), judge), study.mauve_seeds
+        )
+        gauges[MAUVE] = lambda drawn: likeness(as_read(drawn, judge))
+    if study.reverse_seeds:
+        size, device = model.network.shape.vocab_size, device_of(model)
+        gauges[REVERSE] = lambda drawn: reverse_perplexity(
+            drawn.tokens.to(device), other.to(device), size, study.reverse_seeds
+        )
+    return gauges
 
 
 def device_of(model: Model | CausalModel) -> torch.device:
@@ -252,37 +261,6 @@ def frontier(
             yield Found(done, total, place, measured, rows)
 
 
-def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
-    """Texts of both models at the same latents and step counts."""
-    table = []
-    for steps in study.student_steps:
-        texts = [
-            sample(model, study.shown, length, steps, study.seed, sampler=study.sampler).texts
-            for model in (teacher, student)
-        ]
-        if texts[0] is None or texts[1] is None:
-            raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
-        pairs = zip(*texts, strict=True)
-        table += [
-            {"latent": latent, "steps": steps, "temperature": 1.0, "teacher": of_teacher, "student": of_student}
-            for latent, (of_teacher, of_student) in enumerate(pairs)
-        ]
-    return table
-
-
-def film(model: Model, title: str, steps: int, length: int, seed: int) -> dict[str, Any]:
-    """One text as it is unmasked: its final pieces, and the positions that each network call reveals."""
-    frames = list(watch(model, 1, length, steps, seed))
-    calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]
-    final = frames[-1].z[0].tolist()
-    return {
-        "title": title,
-        "pieces": [model.tokenizer.decode([token]) for token in final] if model.tokenizer else [str(t) for t in final],
-        "frames": [after.changed[0].nonzero().flatten().tolist() for _, after in calls],
-        "alphas": [before.alpha for before, _ in calls],
-    }
-
-
 def conclude(rows: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
     """Rows by their place in the report, the three answers, and the verdict in sentences."""
     teacher, student = ([m.row for m in rows[name]] for name in ("teacher", "student"))
@@ -307,7 +285,7 @@ def naive(scene: Scene, model: Model | CausalModel) -> list[Measured]:
         scene.protocol,
         decode=None if model.tokenizer is None else model.tokenizer.decode,
         never=[] if mask_id is None else [mask_id],
-        likeness=_likeness(scene, model.tokenizer),
+        gauges=_gauges(scene, model),
     )
     return [Measured(row, shipped=False) for row in rows]
 
@@ -337,8 +315,3 @@ def perplexity_after_round(model: Model, scene: Scene) -> Measured:
 
 def parameters(model: Model | CausalModel) -> int:
     return sum(tensor.numel() for tensor in model.network.parameters())
-
-
-def excerpt(rows: Tensor, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
-    """The first n real rows as text."""
-    return [decode(row) for row in rows[:n].tolist()]

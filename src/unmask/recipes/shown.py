@@ -1,0 +1,49 @@
+"""Texts to be looked at: of both models at the same latents, as they are unmasked, and real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from unmask.models.pretrained import Model
+from unmask.recipes.study import Study
+from unmask.samplers.loop import sample, watch
+
+
+def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
+    """Texts of both models at the same latents and step counts."""
+    table = []
+    for steps in study.student_steps:
+        texts = [
+            sample(model, study.shown, length, steps, study.seed, sampler=study.sampler).texts
+            for model in (teacher, student)
+        ]
+        if texts[0] is None or texts[1] is None:
+            raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
+        pairs = zip(*texts, strict=True)
+        table += [
+            {"latent": latent, "steps": steps, "temperature": 1.0, "teacher": of_teacher, "student": of_student}
+            for latent, (of_teacher, of_student) in enumerate(pairs)
+        ]
+    return table
+
+
+def film(model: Model, title: str, steps: int, length: int, seed: int) -> dict[str, Any]:
+    """One text as it is unmasked: its final pieces, and the positions that each network call reveals."""
+    frames = list(watch(model, 1, length, steps, seed))
+    calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]
+    final = frames[-1].z[0].tolist()
+    return {
+        "title": title,
+        "pieces": [model.tokenizer.decode([token]) for token in final] if model.tokenizer else [str(t) for t in final],
+        "frames": [after.changed[0].nonzero().flatten().tolist() for _, after in calls],
+        "alphas": [before.alpha for before, _ in calls],
+    }
+
+
+def excerpt(rows: Tensor, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
+    """The first n real rows as text."""
+    return [decode(row) for row in rows[:n].tolist()]
