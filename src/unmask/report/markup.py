@@ -37,6 +37,11 @@ def join(*parts: str | Html) -> Html:
     return Html("".join(part.source if isinstance(part, Html) else escape(part) for part in parts))
 
 
+def scrolling(table: Html, label: str) -> Html:
+    """A table in a frame that scrolls by itself, by keyboard too; `label` is read out."""
+    return tag("div", table, class_="scroll", role="region", tabindex="0", aria_label=label)
+
+
 def embedded(data: Any) -> Html:
     """JSON for a <script type="application/json">: no character in it can end the script or start a comment.
 

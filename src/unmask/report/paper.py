@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.report.axes import PNG_DPI, legend, logarithmic
-from unmask.report.markup import Html, join, tag
+from unmask.report.markup import Html, join, scrolling, tag
 from unmask.report.page import whole
 from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
 from unmask.report.svg import picture
@@ -107,7 +107,7 @@ def _table(record: Mapping[str, Any]) -> Html:
         there = record["failed"].get(line["name"])
         title = join(line["line"], *([tag("br"), tag("small", there)] if there else []))
         rows.append(tag("tr", tag("th", title, scope="row"), *cells))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table")
+    return scrolling(tag("table", tag("thead", head), tag("tbody", *rows)), str(record["title"]))
 
 
 def _cell(cell: Mapping[str, Any] | None, line: Mapping[str, Any], seeds: int) -> Html:
@@ -135,8 +135,8 @@ def _doubts(record: Mapping[str, Any]) -> Html:
             tag("td", f"{row['entropy']:.3f}"), tag("td", f"{row['nfe']:.1f}"))
         for row in record["doubts"]
     ]  # fmt: skip
-    table = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table")
-    return join(tag("p", words, class_="intro"), table)
+    table = tag("table", tag("thead", head), tag("tbody", *rows))
+    return join(tag("p", words, class_="intro"), scrolling(table, "The teacher in other precisions"))
 
 
 def _texts(record: Mapping[str, Any]) -> Html:

@@ -10,7 +10,7 @@ from unmask.evaluation.curves import Estimate
 from unmask.evaluation.frontier import EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.measure import ENTROPIES, SECONDS, Measure
 from unmask.evaluation.verdict import BETTER, EQUAL, OPEN, WORSE, judge_gain
-from unmask.report.markup import Html, join, tag
+from unmask.report.markup import Html, join, scrolling, tag
 from unmask.report.record import Line, Report, words_of
 
 _SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○"}
@@ -132,7 +132,7 @@ def table(report: Report, caption: str, heads: Sequence[str | Html], lines: Iter
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(tag("tr", *cells) for cells in lines))
     title = tag("caption", tag("span", caption + "."), " ", tag("small", words_of(report)))
-    return tag("div", tag("table", title, head, body), class_="scroll", role="region", tabindex="0", aria_label=caption)
+    return scrolling(tag("table", title, head, body), caption)
 
 
 def value_text(value: float, sem: float | None = None) -> str:
