@@ -17,22 +17,25 @@ from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
 from unmask.report.svg import picture
 
 _ROUNDS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark, round by round
+_METHODS, _MARKERS = (LIGHT["student"], LIGHT["autoregressive"], LIGHT["ink"], LIGHT["muted"]), "osD^vP"
 _TEACHER = {"MDLM": "teacher", "MDLM large": "teacher", "Duo": "autoregressive"}
 
 
 def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     """Write NAME.png and report.html for what `recipes.tables.record` holds; -> the page's path."""
+    several = len({steps for line in record["lines"] for steps in line["cells"]}) > 1
+    draw, caption = (figure, "Gen PPL and entropy against steps") if several else (plane, "Gen PPL against entropy")
     with drawing():
-        wide = figure(record, WIDE)
+        wide = draw(record, WIDE)
         wide.savefig(directory / f"{name}.png", dpi=PNG_DPI)
-        alt = "Generative perplexity, and below it unigram entropy, against steps: teachers, and methods by round."
-        pictures = [picture(wide, name, alt), picture(figure(record, NARROW), f"{name}-narrow", alt)]
+        alt = f"{caption}: teachers, and methods by round. The numbers are those of the table."
+        pictures = [picture(wide, name, alt), picture(draw(record, NARROW), f"{name}-narrow", alt)]
     shown = (picture.inline(kind) for picture, kind in zip(pictures, ("wide", "narrow"), strict=True))
-    curves = tag("figure", tag("figcaption", "Gen PPL and entropy against steps"), *shown)
+    curves = tag("figure", tag("figcaption", caption), *shown)
     title = str(record["title"])
     sections = {
         "table": ("The table", join(_words(record), _table(record))),
-        "curves": ("The curves", curves),
+        "curves": ("The curves" if several else "The picture", curves),
         "doubts": ("The teacher in other precisions", _doubts(record)),
         "texts": ("The texts", _texts(record)),
     }
@@ -66,10 +69,31 @@ def figure(record: Mapping[str, Any], width: float) -> Figure:
     _same_scale([axes for pair in grid[::2] for axes in pair])
     for axes in (axes for pair in grid[::2] for axes in pair):
         logarithmic(axes.yaxis)
-    words = textwrap.fill(str(record["protocol"]), 165 if width > NARROW else 70)
-    drawn.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
+    _protocol(drawn, record, width)
     _same_scale([axes for pair in grid[1::2] for axes in pair])
     return drawn
+
+
+def plane(record: Mapping[str, Any], width: float) -> Figure:
+    """Of one step count: a point a line at (entropy, gen PPL), so that whoever lowers both is seen to."""
+    drawn = Figure(figsize=(width, 4.4))
+    axes = drawn.subplots()
+    for i, line in enumerate(line for line in record["lines"] if line["cells"]):
+        (cell,) = line["cells"].values()
+        color = _METHODS[i % len(_METHODS)] if line["round"] else LIGHT[_TEACHER.get(line["name"], "ink")]
+        marker = _MARKERS[i % len(_MARKERS)]
+        axes.plot(cell["entropy"], cell["gen_ppl"], color=color, marker=marker, linestyle="none", label=line["line"])
+    logarithmic(axes.yaxis)
+    legend(axes, "", 4 if width > NARROW else 2)
+    axes.margins(0.12)
+    axes.set(xlabel="unigram entropy, nats", ylabel="gen PPL")
+    _protocol(drawn, record, width)
+    return drawn
+
+
+def _protocol(drawn: Figure, record: Mapping[str, Any], width: float) -> None:
+    words = textwrap.fill(str(record["protocol"]), 165 if width > NARROW else 70)
+    drawn.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
 
 
 def _curve(axes: Axes, line: Mapping[str, Any], measure: str) -> None:
@@ -93,7 +117,8 @@ def _words(record: Mapping[str, Any]) -> Html:
     words = (
         "Gen PPL / unigram entropy in nats; ± is one standard error over training seeds, of a teacher and of a single "
         "run over samples. In small print what was published at that place, by the paper or by "
-        "others: other data, networks and judges, so read a line or a column of either, never one against the other."
+        "others: other data, networks and judges, so read a line or a column of either, never one against the other. "
+        "Gen PPL that falls together with entropy is no gain by itself."
     )
     return tag("p", words, class_="intro")
 
