@@ -13,6 +13,7 @@ from toy_recipes import shrink
 from unmask.cli.main import main
 from unmask.evaluation.measure import UnequalProtocols, require_same_protocol
 from unmask.recipes.book import recipe
+from unmask.recipes.build import trained_on
 from unmask.recipes.comparison import FAILURE, folder
 from unmask.recipes.experiment import ROWS, read_rows
 from unmask.recipes.paper import TITLES, plan
@@ -69,6 +70,10 @@ def test_every_cell_is_there(toy: Plan, home: Path) -> None:
     assert protocol.precision == "float64" and protocol.texts == 0
     for run in runs:
         assert sorted(path.name for path in (home / folder(run)).iterdir()) == ["round-1", "round-2", ROWS, RUN]
+    kept = home / folder("MCD, seed 1")
+    assert trained_on(str(kept / "round-1")) == trained_on(str(kept / RUN / "model")) is not None, (
+        "can be measured alone"
+    )
 
 
 def test_the_teacher_is_drawn_in_other_precisions_too(toy: Plan, home: Path) -> None:

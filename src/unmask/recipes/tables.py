@@ -21,6 +21,7 @@ from unmask.evaluation.measure import Measure, Row, Setting, over_seeds
 from unmask.evaluation.rows import measure_frontier
 from unmask.models.pretrained import Model, load
 from unmask.objectives.rounds import Rounds
+from unmask.plain import to_json
 from unmask.recipes import study as studies
 from unmask.recipes.ablation import seeded
 from unmask.recipes.build import Texts, texts
@@ -196,7 +197,8 @@ def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Ge
         try:
             for update in run(recipe, place / RUN, data=data, device=plan.device):
                 if update.student is not None:
-                    update.student.save(place / f"round-{update.step // every}")
+                    card = {"recipe": to_json(recipe), "steps": update.step}
+                    update.student.save(place / f"round-{update.step // every}", **card)
                 yield Progress(f"{name}, distilling", update.step, recipe.steps)
         except TrainingError as error:
             fail(place, error)
