@@ -129,7 +129,7 @@ def test_a_table_is_wrapped_with_its_gradient_and_normalised_once_more() -> None
 
 
 def test_chunks_are_the_table_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction_module, "CHUNK_ELEMENTS", 4 * V + 1)
+    monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", 4 * V + 1)
     prediction = draw()
     where = prediction.shown == MASK
     parts = list(prediction.chunks(where, temperature=0.5))
@@ -137,12 +137,12 @@ def test_chunks_are_the_table_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(torch.cat([index for index, _ in parts]), prediction.rows(where))
     assert_close(torch.cat([log_p for _, log_p in parts]), prediction.log_p(where, 0.5), atol=1e-6, rtol=1e-6)
     assert list(prediction.chunks(~where & where)) == []
-    monkeypatch.setattr(prediction_module, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", 1)
     assert len(list(prediction.chunks(where))) == int(where.sum()), "at least a row at a time"
 
 
 def test_samples_follow_the_law_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction_module, "CHUNK_ELEMENTS", 3 * V)
+    monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", 3 * V)
     prediction = draw(1)
     free = prediction.shown == MASK
     n = 4000

@@ -6,15 +6,16 @@ hidden states, and whoever needs rows asks for those rows; no tensor of shape [B
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 LOG_ZERO = -1e6  # log of "never", finite: reverse KL multiplies it by 0, and 0 * -inf is nan
 CHUNK_ELEMENTS = 2**24  # rows x V held at a time: 64 MiB in float32
+CPU_CHUNK_ELEMENTS = 2**22  # above 32 MiB the C library asks the system for every tensor anew, page by page
 
 
 class Head(Protocol):
@@ -25,6 +26,15 @@ class Head(Protocol):
     def parameters(self) -> Iterable[Tensor]: ...
 
 
+@runtime_checkable
+class DirectHead(Head, Protocol):
+    """A head that knows its derivative by itself; its logits are fresh memory that nobody else reads."""
+
+    def pull(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
+        """d rows [n, D] from slope = d logits [n, V]; adds d parameters to `totals`, where there is a tensor."""
+        ...
+
+
 class TableHead:
     """The head of a prediction that already is a table: rows are their own logits."""
 
@@ -33,6 +43,11 @@ class TableHead:
 
     def parameters(self) -> tuple[Tensor, ...]:
         return ()
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """How many rows of the vocabulary are held at a time, at least one."""
+    return max(1, (CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS) // vocab_size)
 
 
 @dataclass(frozen=True)
@@ -97,13 +112,15 @@ class Prediction:
         float32, or float64 where the hidden states are. `temperature` divides log p and renormalises.
         """
         index = self.rows(where)
-        table = self.normalise(self.head(self.hidden_rows(index)), index, temperature)
+        if torch.is_grad_enabled():
+            table = self.normalise(self.head(self.hidden_rows(index)), index, temperature)
+        else:
+            table = self.fresh(index, temperature)
         return table if where is not None else table.unflatten(0, self.shape)
 
     def normalise(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
         """Logits [N, V] of flat rows -> log p [N, V]: no MASK, temperature, sum 1, point masses at shown tokens."""
-        if not temperature > 0:
-            raise ValueError(f"temperature divides log p: want temperature > 0, got {temperature}")
+        _check_temperature(temperature)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.mask_id is not None:
             logits = logits.index_fill(-1, torch.tensor(self.mask_id, device=logits.device), -torch.inf)
@@ -115,9 +132,32 @@ class Prediction:
         point = torch.full_like(log_p, LOG_ZERO).scatter_(-1, self.shown.flatten()[index][:, None], 0.0)
         return torch.where(self.free_rows(index)[:, None], log_p, point)
 
+    @torch.no_grad()
+    def fresh(self, index: Tensor, temperature: float = 1.0) -> Tensor:
+        """log p [N, V] of flat rows without a graph, in memory that the caller may overwrite."""
+        logits = self.head(self.hidden_rows(index))
+        return self.normalise_(logits if isinstance(self.head, DirectHead) else logits.clone(), index, temperature)
+
+    def normalise_(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
+        """As `normalise`, without a graph; the logits are overwritten."""
+        _check_temperature(temperature)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.mask_id is not None:
+            logits[:, self.mask_id] = -torch.inf
+        if temperature != 1:
+            logits.div_(temperature)
+        log_p = torch.log_softmax(logits, dim=-1).clamp_(min=LOG_ZERO)
+        if self.mask_id is not None and self.shown is not None:
+            free = self.free_rows(index)
+            if not bool(free.all()):
+                log_p.masked_fill_(~free[:, None], LOG_ZERO)
+                token = self.shown.flatten()[index][:, None]
+                log_p.scatter_(-1, token, log_p.gather(-1, token).where(free[:, None], 0.0))
+        return log_p
+
     def chunks(self, where: Tensor | None = None, temperature: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (flat rows [n], log p [n, V]) with n V bounded: the way to read many rows at a large V."""
-        for part in self.rows(where).split(max(1, CHUNK_ELEMENTS // self.vocab_size)):
+        for part in self.rows(where).split(chunk_rows(self.vocab_size, self.hidden.device)):
             if len(part):
                 yield part, self.log_p(part, temperature)
 
@@ -131,3 +171,8 @@ class Prediction:
         if not draws:
             return torch.empty(n, 0, dtype=torch.int64, device=self.hidden.device)
         return torch.cat(draws).T
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature divides log p: want temperature > 0, got {temperature}")

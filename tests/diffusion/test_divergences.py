@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference import loss_cross_entropy, loss_kl, loss_table
 from unmask import prediction as prediction_module
-from unmask.diffusion import divergences
 from unmask.diffusion.divergences import (
     cross_entropy,
     forward_kl,
@@ -24,11 +23,12 @@ from unmask.diffusion.divergences import (
     total_variation,
 )
 from unmask.diffusion.processes import UniformProcess
+from unmask.models.layers import Linear
 from unmask.prediction import Prediction, TableHead
 
 B, L, D, V, MASK = 3, 7, 5, 11, 4  # MASK in the middle: nothing depends on its being last
 TAU = 0.6
-HEADS = pytest.mark.parametrize("head", ["linear", "table"])
+HEADS = pytest.mark.parametrize("head", ["linear", "direct", "table"])
 CHUNKS = pytest.mark.parametrize("chunk", [2**24, 4 * V + 3, 1], ids=["one chunk", "4 rows", "1 row"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
@@ -47,7 +47,7 @@ def scene(head: str, dtype: torch.dtype, seed: int = 0) -> tuple[Prediction, Pre
     if head == "table":
         student = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, shown)
     else:
-        linear = nn.Linear(D, V, dtype=dtype)
+        linear = (nn.Linear if head == "linear" else Linear)(D, V, dtype=dtype)  # the second one knows its derivative
         linear.weight.data, linear.bias.data = normal(V, D), normal(V)
         student = Prediction(normal(B, L, D).requires_grad_(), linear, V, MASK, shown)
     teacher = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, None)
@@ -108,8 +108,7 @@ EACH = pytest.mark.parametrize("name", LOSSES)
 @pytest.fixture
 def set_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def change(elements: int) -> None:
-        for module in (prediction_module, divergences):
-            monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", elements)
 
     return change
 
@@ -281,13 +280,43 @@ def test_spread_puts_rows_back() -> None:
 
 
 def test_weights_may_not_change_before_the_backward_pass() -> None:
-    """The head runs again then; other weights would give a gradient of something else."""
+    """The gradient is that of the weights that gave the value; where rows count unequally the head runs again."""
     student, teacher, _, where = scene("linear", torch.float32)
     values = reverse_kl(student, teacher, where)
     with torch.no_grad():
         student.head.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         values.sum().backward()
+
+
+@EACH
+@HEADS
+def test_the_head_runs_once_where_rows_count_equally(name: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the gradient is that of the sum, times what stands before it; unequal weights are a sum of such gradients."""
+    student, teacher, x0, where = scene(head, torch.float64)
+    calls: list[int] = []
+    forward = type(student.head).__call__
+
+    def count(self: object, rows: Tensor) -> Tensor:
+        calls.append(len(rows))
+        return forward(self, rows)
+
+    def gradients(weigh: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        values = LOSSES[name][0](student, teacher, x0, where)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(student.head), "__call__", count)
+            calls.clear()
+            return list(torch.autograd.grad(weigh(values), leaves(student)))
+
+    one, three = gradients(torch.sum), gradients(lambda values: 3 * values.sum())
+    assert not calls, "the backward pass has no head to run"
+    for a, b in zip(one, three, strict=True):
+        assert_close(b, 3 * a)
+    weight = torch.rand(int(where.sum()), dtype=torch.float64)
+    unequal, rest = gradients(lambda values: (weight * values).sum()), gradients(lambda v: ((1 - weight) * v).sum())
+    assert calls
+    for a, b, c in zip(one, unequal, rest, strict=True):
+        assert_close(a, b + c)
 
 
 class Memory(TorchDispatchMode):

@@ -1,21 +1,23 @@
 """Losses over the vocabulary, a chunk of rows at a time.
 
 Each loss is a *rule* about one row: from log p it gives the value and the derivative with respect to the logits,
-in closed form. One `autograd.Function` drives any rule over the rows of a `Prediction` and recomputes the head in
-the backward pass, so that memory holds one chunk, whatever the number of rows and V.
+in closed form. One `autograd.Function` drives any rule over the rows of a `Prediction`. Value and gradient come from
+one pass, while a chunk of logits is at hand: what outlives it is the gradient of hidden rows [N, D] and head [V, D], so
+that memory holds one chunk, whatever the number of rows and V, and the head runs once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unmask.prediction import CHUNK_ELEMENTS, Prediction
+from unmask.prediction import DirectHead, Head, Prediction, chunk_rows
 from unmask.types import PerToken, Tokens
 
 Rows = slice
@@ -28,8 +30,8 @@ class RowRule(Protocol):
         """[n], nats."""
         ...
 
-    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        """d value / d logits, [n, V]; zero where p is zero."""
+    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The value [n] and d value / d logits [n, V], zero where p is zero; `log_p` may be overwritten."""
         ...
 
 
@@ -55,9 +57,9 @@ class CrossEntropy:
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         return -log_p.gather(-1, self.target[rows, None]).squeeze(-1)
 
-    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        token = self.target[rows, None]
-        return log_p.exp().scatter_add_(-1, token, torch.full_like(token, -1, dtype=log_p.dtype))
+    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        value, token = self.value(log_p, rows), self.target[rows, None]
+        return value, log_p.exp_().scatter_add_(-1, token, torch.full_like(token, -1, dtype=log_p.dtype))
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,13 @@ class ForwardKL:
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         log_q = self.teacher(rows)
-        return (log_q.exp() * (log_q - log_p)).sum(-1).clamp(min=0)  # rounding, of two laws that are nearly one
+        return _dot(log_q.exp(), log_q - log_p).clamp(min=0)  # rounding, of two laws that are nearly one
 
-    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        return log_p.exp() - self.teacher(rows).exp()
+    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        log_q = self.teacher(rows)
+        q = log_q.exp()
+        value = _dot(q, log_q.sub_(log_p))
+        return value.clamp(min=0), log_p.exp_().sub_(q)
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,13 @@ class ReverseKL:
     teacher: Callable[[Rows], Tensor]
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        return (log_p.exp() * (log_p - self.teacher(rows))).sum(-1).clamp(min=0)
+        return _dot(log_p.exp(), log_p - self.teacher(rows)).clamp(min=0)
 
-    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        return _through_softmax(log_p.exp(), log_p - self.teacher(rows))
+    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        apart = self.teacher(rows).neg_().add_(log_p)
+        p = log_p.exp_()
+        value = _dot(p, apart)
+        return value.clamp(min=0), p.mul_(apart.sub_(value[:, None]))
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,12 @@ class TotalVariation:
     teacher: Callable[[Rows], Tensor]
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        return (log_p.exp() - self.teacher(rows).exp()).abs().sum(-1) / 2
+        return (log_p.exp() - self.teacher(rows).exp_()).abs_().sum(-1) / 2
 
-    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        p = log_p.exp()
-        return _through_softmax(p, (p - self.teacher(rows).exp()).sign() / 2)
+    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        p = log_p.exp_()
+        apart = self.teacher(rows).exp_().neg_().add_(p)
+        return apart.abs().sum(-1) / 2, through_softmax(p, apart.sign_().div_(2))
 
 
 @dataclass(frozen=True)
@@ -108,16 +117,22 @@ class SquaredError:
     teacher: Callable[[Rows], Tensor]
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        return (log_p.exp() - self.teacher(rows).exp()).square().sum(-1)
+        return (log_p.exp() - self.teacher(rows).exp_()).square_().sum(-1)
 
-    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        p = log_p.exp()
-        return _through_softmax(p, 2 * (p - self.teacher(rows).exp()))
+    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        p = log_p.exp_()
+        apart = self.teacher(rows).exp_().neg_().add_(p)
+        return apart.square().sum(-1), through_softmax(p, apart.mul_(2))
 
 
-def _through_softmax(p: Tensor, slope: Tensor) -> Tensor:
-    """d f / d logits of p = softmax(logits), slope = d f / d p: p (slope - <p, slope>)."""
-    return p * (slope - (p * slope).sum(-1, keepdim=True))
+def through_softmax(p: Tensor, slope: Tensor) -> Tensor:
+    """d f / d logits of p = softmax(logits), slope = d f / d p: p (slope - <p, slope>), in the place of p."""
+    return p.mul_(slope.sub_(_dot(p, slope)[:, None]))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row: [n, V], [n, V] -> [n]."""
+    return (a * b).sum(-1)
 
 
 class Divergence(Protocol):
@@ -168,11 +183,7 @@ def _reader(student: Prediction, teacher: Prediction, index: Tensor, temperature
             f"{student.vocab_size} tokens"
         )
 
-    def read(rows: Rows) -> Tensor:
-        with torch.no_grad():
-            return teacher.log_p(index[rows], temperature)
-
-    return read
+    return lambda rows: teacher.fresh(index[rows], temperature)
 
 
 class _RowLoss(torch.autograd.Function):
@@ -180,39 +191,75 @@ class _RowLoss(torch.autograd.Function):
     def forward(
         ctx: Any, rule: RowRule, prediction: Prediction, index: Tensor, hidden: Tensor, *parameters: Tensor
     ) -> Tensor:
+        if not any(ctx.needs_input_grad[3:]):
+            chunks = _chunks(len(index), prediction.vocab_size, hidden.device)
+            return torch.cat([rule.value(prediction.fresh(index[rows]), rows) for rows in chunks])
         ctx.rule, ctx.prediction, ctx.index = rule, prediction, index
+        values, ctx.gradients = _sweep(rule, prediction, index, hidden, ctx.needs_input_grad[4:])
         ctx.save_for_backward(hidden, *parameters)
-        values = [
-            rule.value(prediction.normalise(prediction.head(hidden[rows]), index[rows]), rows)
-            for rows in _chunks(len(index), prediction.vocab_size)
-        ]
-        return torch.cat(values)
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *_ = ctx.saved_tensors  # the unpacking also refuses weights that have changed since the forward pass
-        prediction, index = ctx.prediction, ctx.index
-        parameters = list(prediction.head.parameters())
-        free = prediction.free_rows(index)
-        d_hidden = torch.zeros_like(hidden)
-        wanted = [p for p, want in zip(parameters, ctx.needs_input_grad[4:], strict=True) if want]
-        d_wanted = [torch.zeros_like(p) for p in wanted]
-        for rows in _chunks(len(index), prediction.vocab_size):
-            with torch.enable_grad():
-                leaf = hidden[rows].detach().requires_grad_()
-                logits = prediction.head(leaf)
-            log_p = prediction.normalise(logits.detach(), index[rows])
-            d_logits = ctx.rule.derivative(log_p, rows) * (grad[rows] * free[rows])[:, None]
-            d_leaf, *d_head = torch.autograd.grad(logits, [leaf, *wanted], d_logits.to(logits.dtype))
-            d_hidden[rows] = d_leaf
-            for total, part in zip(d_wanted, d_head, strict=True):
-                total += part
-        filled = iter(d_wanted)
-        return None, None, None, d_hidden, *(next(filled) if want else None for want in ctx.needs_input_grad[4:])
+        d_hidden, *d_head = ctx.gradients
+        if len(grad) and bool((grad != grad[0]).any()):  # rows count unequally: the head's sum over them is another one
+            wanted = ctx.needs_input_grad[4:]
+            _, (d_hidden, *d_head) = _sweep(ctx.rule, ctx.prediction, ctx.index, hidden, wanted, grad)
+        elif len(grad) and bool(grad[0] != 1):
+            d_hidden, *d_head = (each if each is None else each * grad[0] for each in ctx.gradients)
+        return None, None, None, d_hidden, *d_head
 
 
-def _chunks(rows: int, vocab_size: int) -> list[Rows]:
+def _sweep(
+    rule: RowRule,
+    prediction: Prediction,
+    index: Tensor,
+    hidden: Tensor,
+    wanted: Sequence[bool],
+    weight: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Values [N], and the gradient of their sum, weighted by `weight` [N] if any: hidden [N, D], then the head's.
+
+    None stands for a parameter of the head that does not want one.
+    """
+    parameters = list(prediction.head.parameters())
+    d_hidden = torch.zeros_like(hidden)
+    d_head = [torch.zeros_like(p) if want else None for p, want in zip(parameters, wanted, strict=True)]
+    free, values = prediction.free_rows(index), []
+    some_shown = not bool(free.all())
+    for rows in _chunks(len(index), prediction.vocab_size, hidden.device):
+        logits, pull = _head(prediction.head, hidden[rows], d_head)
+        value, slope = rule.with_slope(prediction.normalise_(logits, index[rows]), rows)
+        if weight is not None:
+            slope = slope.mul_(weight[rows, None])
+        if some_shown:  # nobody guesses what is shown
+            slope = slope.mul_(free[rows, None])
+        values.append(value)
+        d_hidden[rows] = pull(slope)
+    return torch.cat(values), [d_hidden, *d_head]
+
+
+def _head(head: Head, hidden: Tensor, totals: Sequence[Tensor | None]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Logits [n, V] that may be overwritten, and the way back: d logits -> d hidden; the head's own go to `totals`."""
+    if isinstance(head, DirectHead):
+        return head(hidden), partial(head.pull, hidden, totals=totals)
+    parameters = [p for p, total in zip(head.parameters(), totals, strict=True) if total is not None]
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        logits = head(leaf)
+
+    def pull(slope: Tensor) -> Tensor:
+        d_leaf, *parts = torch.autograd.grad(logits, [leaf, *parameters], slope.to(logits.dtype))
+        for total, part in zip((total for total in totals if total is not None), parts, strict=True):
+            total += part
+        return d_leaf
+
+    return logits.detach().clone(), pull
+
+
+def _chunks(rows: int, vocab_size: int, device: torch.device) -> list[Rows]:
     """At least one chunk: an empty one gives values of the right dtype, and gradients of zero."""
-    size = max(1, CHUNK_ELEMENTS // vocab_size)
+    size = chunk_rows(vocab_size, device)
     return [slice(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]

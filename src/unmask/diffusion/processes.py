@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.diffusion.divergences import Rows, cross_entropy, row_loss, spread
+from unmask.diffusion.divergences import Rows, cross_entropy, row_loss, spread, through_softmax
 from unmask.diffusion.schedules import check_unit
 from unmask.prediction import Prediction
 from unmask.types import PerSequence, PerToken, Probs, Tokens
@@ -198,15 +198,16 @@ class UniformRate:
         )
         return (of.scale * rate).clamp(min=0).to(log_p.dtype)  # rounding
 
-    def derivative(self, log_p: Tensor, rows: Rows) -> Tensor:
-        size, of, p, alpha = self.size, self._terms(log_p, rows), log_p.exp(), self.alpha[rows, None]
+    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        value = self.value(log_p, rows)
+        size, of, p, alpha = self.size, self._terms(log_p, rows), log_p.exp_(), self.alpha[rows, None]
         unit = of.scale[:, None] * size * alpha  # d y / d p, and the factor in front
         y = (p * (size * alpha).to(p)).add_((1 - alpha).to(p))
         slope = y.reciprocal_().mul_((-of.own[:, None] * unit).to(p))
         at_z = (of.own * size + of.other) / of.y_z - size / of.y_z**2
         slope.scatter_add_(-1, self.z[rows, None], (at_z[:, None] * unit).to(p))
         slope.scatter_add_(-1, self.x0[rows, None], (-(of.other / of.y_x)[:, None] * unit).to(p))
-        return p * (slope - (p * slope).sum(-1, keepdim=True))
+        return value, through_softmax(p, slope)
 
 
 class _RateTerms(NamedTuple):

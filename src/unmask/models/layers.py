@@ -28,6 +28,17 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
+    def pull(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
+        """The way back, as `prediction.DirectHead` has it: of (weight, bias) or (weight,), what is None is left out."""
+        slope = slope.to(rows.dtype)
+        weight, *bias = totals
+        if weight is not None:
+            weight.addmm_(slope.T.to(weight.dtype), rows.to(weight.dtype))
+        for total in bias:
+            if total is not None:
+                total += slope.sum(dim=0)
+        return slope @ self.weight.to(slope.dtype)
+
 
 def zero_linear(inputs: int, outputs: int) -> Linear:
     """A linear map that starts as zero, so that a new network starts as the identity and a uniform guess."""

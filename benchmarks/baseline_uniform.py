@@ -1,0 +1,46 @@
+"""Uniform-state distillation as Duo's code computes it: K Gaussians a token, and two tables [B, L, K].
+
+DCD (arXiv 2506.10892, section 4.2), written anew, on the library's own network with its plain attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unmask.diffusion.schedules import GaussianArgmax
+from unmask.objectives.base import Distillation, Loss
+from unmask.objectives.rounds import Rounds
+from unmask.rng import stratified
+
+
+@dataclass(frozen=True)
+class FullDcd(Distillation):
+    """z_t and z_s are the arg max of one Gaussian path [B, L, K] at two times; KL(student || teacher) at all tokens."""
+
+    schedule: GaussianArgmax
+    teacher: nn.Module
+    rounds: Rounds
+
+    def __call__(self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+        delta = self.rounds.delta(step)
+        t = 1 - (1 - delta) * stratified(len(x0), generator, x0.device)
+        times = t, (t - delta).clamp(min=0)
+        eps = torch.randn(*x0.shape, network.vocab_size, generator=generator, device=x0.device)
+        z_t, z_s = (self._view(x0, eps, time) for time in times)
+        sigma_t, sigma_s = (-self.schedule.alpha(time).log() for time in times)
+        with torch.no_grad():
+            log_q = self.teacher.network(z_s, sigma_s).log_softmax(dim=-1)
+        log_p = network.network(z_t, sigma_t).log_softmax(dim=-1)
+        per_token = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+        return Loss(per_token, torch.ones_like(per_token))
+
+    def _view(self, x0: Tensor, eps: Tensor, time: Tensor) -> Tensor:
+        """arg max of alpha~ onehot(x0) + sigma~ eps."""
+        root = self.schedule.snr_root(time)
+        sigma = 1 / torch.hypot(torch.ones_like(root), root)
+        w = eps * sigma.float()[:, None, None]
+        own = (root * sigma).float()[:, None, None].expand(-1, x0.shape[1], 1)
+        return w.scatter_add(2, x0[..., None], own).argmax(dim=-1)

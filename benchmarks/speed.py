@@ -1,0 +1,227 @@
+"""The library against the originals' way, side by side: seconds and memory of a sample and of a training step.
+
+    python benchmarks/speed.py                        every case at 1M and 169M weights, L = 256 (an hour on two cores)
+    python benchmarks/speed.py --cases mcd --sizes 1M --repeats 3
+    python benchmarks/speed.py --device cuda          169M weights, L = 1024
+
+A line a case: the median over pairs of runs, ours and the baseline's in turns, of seconds and their ratio; the peak of
+memory beyond what was held before, each way in a process of its own (resident set on a CPU, torch's allocator on a
+GPU); and the floor, FLOPs of the matrix products that the mathematics asks for over the machine's own rate for a large
+product, measured at the start. A training step is forward, backward, clipping, AdamW and moving average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import baseline_masked
+import baseline_uniform
+import torch
+from torch.nn import init
+
+import unmask
+from unmask.diffusion.processes import MaskedProcess, UniformProcess
+from unmask.diffusion.schedules import GaussianArgmax, LogLinear
+from unmask.models.dit import DiT, Shape, small
+from unmask.models.parameterization import NetworkDenoiser
+from unmask.models.pretrained import Model
+from unmask.objectives.base import Objective
+from unmask.objectives.consistency import Consistency
+from unmask.objectives.rounds import Rounds
+from unmask.training import AdamW, Engine, Guard, State, fit
+
+V, MASK, STEPS = 50258, 50257, 32
+ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))  # the last round, in which most tokens are revealed
+GAMMA = -4.0, -1.0
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network, and how many rows are drawn and trained on at a time."""
+
+    shape: Shape
+    rows: int
+
+
+SIZES = {
+    "cpu": {
+        "1M": Size(Shape(V, 256, width=128, blocks=5, heads=4, cond_dim=32, dropout=0.0), 8),
+        "169M": Size(small(V, 256), 4),
+    },
+    "cuda": {"169M": Size(small(V, 1024), 8)},
+}
+
+
+def network(shape: Shape, device: str) -> DiT:
+    """Random weights, none of them zero: at first gates and head would be."""
+    made = DiT(shape, torch.bfloat16 if device == "cuda" else torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for weight in made.parameters():
+        if weight.dim() == 2:
+            init.normal_(weight, std=0.02, generator=generator)
+    return made.to(device)
+
+
+def denoiser(size: Size, device: str, uniform: bool = False) -> NetworkDenoiser:
+    return NetworkDenoiser(network(size.shape, device), None if uniform else MASK, sees_alpha=uniform)
+
+
+def training(objective: Callable[[NetworkDenoiser], Objective], size: Size, device: str, uniform: bool = False) -> Run:
+    """A call is one whole step of the library's own loop."""
+    student, teacher = denoiser(size, device, uniform), denoiser(size, device, uniform)
+    made = objective(teacher.eval().requires_grad_(False))
+    ids = torch.randint(MASK, (size.rows, size.shape.length), generator=torch.Generator().manual_seed(1))
+    state = State.begin(made, student, AdamW(lr=1e-5, ema_decay=0.999), Engine(torch.device(device)))
+    steps = fit(made, state, lambda step: ids, steps=10**6, seed=0, engine=Engine(torch.device(device)),
+                guard=Guard(factor=1e9))  # fmt: skip
+    return lambda: next(steps)
+
+
+def sampling(size: Size, device: str, ours: bool) -> Run:
+    role = denoiser(size, device).eval()
+    if not ours:
+        generator = torch.Generator(device).manual_seed(0)
+        draw = baseline_masked.sample
+        return lambda: draw(role.network, MASK, size.rows, size.shape.length, STEPS, generator)
+    model = Model(role, MaskedProcess(V, MASK), LogLinear(), None, role.network)
+    return lambda: unmask.sample(model, size.rows, size.shape.length, STEPS, device=device)
+
+
+def mcd(teacher: NetworkDenoiser) -> Objective:
+    return Consistency(MaskedProcess(V, MASK), LogLinear(), teacher, ROUNDS)
+
+
+def dcd(teacher: NetworkDenoiser) -> Objective:
+    return Consistency(UniformProcess(V), GaussianArgmax(V, *GAMMA), teacher, ROUNDS)
+
+
+def full_dcd(teacher: NetworkDenoiser) -> Objective:
+    return baseline_uniform.FullDcd(GaussianArgmax(V, *GAMMA), teacher, ROUNDS)
+
+
+def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callable[[], Run]]:
+    """Ours and the baseline: each makes what a call then runs."""
+    match case:
+        case "sampling":
+            return lambda: sampling(size, device, True), lambda: sampling(size, device, False)
+        case "mcd":
+            full = baseline_masked.FullMcd
+        case "sdtt":  # MCD against it: what the paper proposes against what it replaces
+            full = baseline_masked.FullSdtt
+        case "dcd":
+            return (lambda: training(dcd, size, device, uniform=True),
+                    lambda: training(full_dcd, size, device, uniform=True))  # fmt: skip
+        case _:
+            raise ValueError(f"the cases are sampling, mcd, sdtt, dcd: there is none called {case!r}")
+    return lambda: training(mcd, size, device), lambda: training(lambda t: full(t, ROUNDS), size, device)
+
+
+def floor_flops(case: str, size: Size) -> float:
+    """Of the matrix products: body 2 FLOPs a weight and token and its attention, head 2 V D a row that is asked for."""
+    shape, tokens = size.shape, size.rows * size.shape.length
+    body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
+    head = tokens * 2 * V * shape.width
+    if case == "sampling":
+        return STEPS * body + head
+    asked = head if case == "dcd" else head / 2  # masks: half of the tokens on average
+    return 4 * body + 4 * asked  # the student's forward pass and twice as much backward; the teacher's forward pass
+
+
+def rate(device: str) -> float:
+    """FLOPs a second of a large product."""
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(8))
+
+
+def seconds(run: Run, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def peak(make: Callable[[], Run], device: str) -> int:
+    """Bytes beyond what is held after a first run: in a training weights, optimizer and gradients."""
+    run = make()
+    run()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak of the resident set begins anew
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def pairs(case: str, size: Size, device: str, repeats: int) -> Iterator[tuple[float, float]]:
+    """Seconds of ours and of the baseline, in turns, after one of each."""
+    ours, baseline = (make() for make in ways(case, size, device))
+    for number in range(repeats + 1):
+        pair = seconds(ours, device), seconds(baseline, device)
+        if number:
+            yield pair
+
+
+def in_its_own_process(case: str, name: str, device: str, way: int) -> int:
+    """The peak of one way."""
+    command = [sys.executable, __file__, "--cases", case, "--sizes", name, "--device", device, "--memory", str(way)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=["sampling", "mcd", "sdtt", "dcd"])
+    parser.add_argument("--sizes", nargs="+")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    names = told.sizes or list(SIZES[told.device])
+    if told.memory is not None:
+        print(peak(ways(told.cases[0], SIZES[told.device][names[0]], told.device)[told.memory], told.device))
+        return
+    speed = rate(told.device)
+    print(
+        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, {speed / 1e9:.0f} GFLOP/s of a large product"
+    )
+    for name in names:
+        for case in told.cases:
+            size = SIZES[told.device][name]
+            found = list(pairs(case, size, told.device, told.repeats))
+            ours, baseline = (median(column) for column in zip(*found, strict=True))
+            held = [in_its_own_process(case, name, told.device, way) for way in (0, 1)]
+            floor = floor_flops(case, size) / speed
+            print(json.dumps({
+                "case": case, "size": name, "rows": size.rows, "length": size.shape.length,
+                "ours_s": round(ours, 4), "baseline_s": round(baseline, 4),
+                "ratio": round(median(b / a for a, b in found), 2), "floor_s": round(floor, 4),
+                "ours_mib": held[0] >> 20, "baseline_mib": held[1] >> 20,
+                "memory_ratio": round(held[0] / held[1], 3),
+            }), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
