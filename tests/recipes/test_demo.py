@@ -8,12 +8,14 @@ import pytest
 
 from unmask.evaluation.measure import Row
 from unmask.models.pretrained import load
+from unmask.plain import to_json
 from unmask.recipes.build import texts
-from unmask.recipes.demo import Demo, demo
+from unmask.recipes.demo import Demo, demo, train
 from unmask.recipes.judge import judge_of
-from unmask.recipes.schema import Network
+from unmask.recipes.schema import Network, recipe_of
 from unmask.recipes.study import Measured, Scene, Study, frontier, measure
 from unmask.text.tokenizers import train_bpe
+from unmask.training import RunDir, RunError
 
 ROWS = ("teacher", "student", "temperature_teacher", "temperature_student", "naive")
 
@@ -91,6 +93,19 @@ def test_a_demo_that_was_stopped_goes_on_and_ends_alike(settings, finished, tmp_
         assert [row["gen_ppl"] for row in last.report[name]] == [row["gen_ppl"] for row in finished[name]]
     assert last.report["rounds"] == finished["rounds"]
     assert last.report["training"] == finished["training"]
+
+
+def test_a_finished_training_is_read_while_another_process_reads_it(settings, finished, home):
+    """Cells of a table share models that were trained first; another recipe is still refused."""
+    plans = {"teacher": replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))}
+    saved = to_json(recipe_of(home / "teacher"))
+    with RunDir.open(home / "teacher", saved):
+        assert not list(train(plans, home))
+        assert not list(train({"teacher": replace(plans["teacher"], precision="fastest")}, home))
+        with pytest.raises(RunError, match="in use by process"):
+            list(train({"teacher": replace(plans["teacher"], steps=5)}, home))
+    with pytest.raises(RunError, match="steps"):
+        list(train({"teacher": replace(plans["teacher"], steps=5)}, home))
 
 
 def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finished, home):
