@@ -15,14 +15,22 @@ _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch's `>>` copies the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix(state: Tensor) -> Tensor:
     """SplitMix64's finaliser, a bijection of 64-bit integers; int64 in, int64 out, any shape."""
-    state = (state ^ _shift(state, 30)) * _MIX_1
-    state = (state ^ _shift(state, 27)) * _MIX_2
-    return state ^ _shift(state, 31)
+    return _mix_(state.clone())
+
+
+def _mix_(state: Tensor) -> Tensor:
+    """In place: of L V numbers a text, memory is the cost."""
+    state ^= _shift(state, 30)
+    state *= _MIX_1
+    state ^= _shift(state, 27)
+    state *= _MIX_2
+    state ^= _shift(state, 31)
+    return state
 
 
 def address(*keys: Tensor | int) -> Tensor:
@@ -30,18 +38,18 @@ def address(*keys: Tensor | int) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
         key = torch.as_tensor(key, dtype=torch.int64)
-        state = mix((state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN)
+        state = _mix_((state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN)
     return state
 
 
 def uniform(state: Tensor) -> Tensor:
     """Hashed states -> float64 in the open interval (0, 1): (k + 1/2) 2^-52, 52 bits; with 53 the last rounds to 1."""
-    return (_shift(state, 12).double() + 0.5) * 2.0**-52
+    return _shift(state, 12).double().add_(0.5).mul_(2.0**-52)
 
 
 def gumbel(state: Tensor) -> Tensor:
     """Hashed states -> standard Gumbel noise, float64: -log(-log u)."""
-    return -torch.log(-torch.log(uniform(state)))
+    return uniform(state).log_().neg_().log_().neg_()
 
 
 def stratified(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:

@@ -66,8 +66,8 @@ def test_legacy_gumbel32_loses_rare_tokens(odds: float, window: float, monkeypat
     n = 2**18
     common, rare = (rng.stratified(n, torch.Generator().manual_seed(i)) for i in (0, 1))
     numbers = torch.stack([common, 1 - window * rare], dim=1)
-    monkeypatch.setattr(draws, "uniform", lambda _: numbers)
-    monkeypatch.setattr(rng, "uniform", lambda _: numbers)
+    monkeypatch.setattr(draws, "uniform", lambda _: numbers.clone())
+    monkeypatch.setattr(rng, "uniform", lambda _: numbers.clone())
     log_p = torch.tensor([1.0, odds], dtype=torch.float64).log().log_softmax(0).expand(n, -1)
 
     def share_of_due(draw: Draw) -> float:
@@ -126,7 +126,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     prediction = Prediction.from_log_p(torch.randn(3, 5, 7))
     where = torch.tensor([0, 3, 4, 9, 11, 14])
     [(rows, whole)] = read(prediction, where, 0.7, None, flag())
-    monkeypatch.setattr(draws, "BLOCK_ELEMENTS", 15)
+    monkeypatch.setattr(draws, "CPU_BLOCK_ELEMENTS", 15)
     parts = list(read(prediction, where, 0.7, None, flag()))
     assert [len(part) for part, _ in parts] == [2, 2, 2]
     assert torch.equal(torch.cat([part for part, _ in parts]), rows)

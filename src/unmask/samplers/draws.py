@@ -19,7 +19,8 @@ from torch import Tensor
 from unmask.prediction import Prediction
 from unmask.rng import address, gumbel, uniform
 
-BLOCK_ELEMENTS = 2**20  # rows x V held in float64 at a time: 8 MiB, near the cache
+BLOCK_ELEMENTS = 2**22  # rows x V drawn at a time: enough to fill a GPU
+CPU_BLOCK_ELEMENTS = 2**17  # a core's cache holds 1 MiB of float64, and as much of hashes
 TOP_P_ROUNDING = 1e-6  # laws come from float32 logits: a set within this of p has reached it
 
 
@@ -31,7 +32,7 @@ class Draw(Protocol):
 
 def race(log_p: Tensor, state: Tensor) -> Tensor:
     """arg max_v (log p_v + G_v), G_v standard Gumbel noise at the address (state, v), in float64: exactly p."""
-    return (log_p + gumbel(_token_states(log_p, state))).argmax(dim=-1)
+    return gumbel(_token_states(log_p, state)).add_(log_p).argmax(dim=-1)
 
 
 def inverse_cdf(log_p: Tensor, state: Tensor) -> Tensor:
@@ -117,7 +118,8 @@ def read(
     Raises the flag `broken` (bool, no shape) where a law is not a number: whoever draws looks at it at the end,
     because a look each step would stall an accelerator.
     """
-    size = max(1, BLOCK_ELEMENTS // prediction.vocab_size)
+    elements = CPU_BLOCK_ELEMENTS if prediction.hidden.device.type == "cpu" else BLOCK_ELEMENTS
+    size = max(1, elements // prediction.vocab_size)
     for rows, table in prediction.chunks(where, temperature):
         broken |= table[:, 0].isnan().any()
         for part, block in zip(rows.split(size), table.split(size), strict=True):
