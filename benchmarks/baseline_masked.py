@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.diffusion.schedules import LogLinear
-from unmask.objectives.base import Distillation, Loss
+from unmask.objectives.base import Alone, Distillation, Loss
 from unmask.objectives.rounds import Rounds
 from unmask.rng import stratified
 
@@ -39,7 +39,7 @@ def gumbel_draw(weight: Tensor, generator: torch.Generator | None = None) -> Ten
 
 @torch.no_grad()
 def sample(network: nn.Module, mask_id: int, n: int, length: int, steps: int, generator: torch.Generator) -> Tensor:
-    """MDLM's ancestral sampler with float64 draws; the last step reveals what is left."""
+    """MDLM's ancestral sampler, made exact: float64 draws; the last step reveals what is left."""
     z = torch.full((n, length), mask_id, device=generator.device)
     alphas = SCHEDULE.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()
     for alpha_t, alpha_s in zip(alphas[:-1], [*alphas[1:-1], 1.0], strict=True):
@@ -48,6 +48,20 @@ def sample(network: nn.Module, mask_id: int, n: int, length: int, steps: int, ge
         weight[:, :, mask_id] = 1 - alpha_s
         z = torch.where(z == mask_id, gumbel_draw(weight, generator), z)
     return z
+
+
+class FullBound(Alone):
+    """MDLM's training step: -log p(x0) / t of a table [B, L, V], t >= 1e-3."""
+
+    def __call__(self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+        t = 1e-3 + (1 - 1e-3) * stratified(len(x0), generator, x0.device)
+        u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
+        alpha = SCHEDULE.alpha(t)
+        z_t = x0.where(u < alpha[:, None], network.mask_id)
+        log_p = subs(network.network(z_t), z_t, network.mask_id)
+        surprise = -log_p.gather(-1, x0[..., None]).squeeze(-1)
+        per_token = surprise * (-SCHEDULE.dalpha(t) / (1 - alpha)).to(surprise)[:, None]
+        return Loss(per_token, torch.ones_like(per_token))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,17 @@ A line a case: the median over pairs of runs, ours and the baseline's in turns, 
 memory beyond what was held before, each way in a process of its own (resident set on a CPU, torch's allocator on a
 GPU); and the floor, FLOPs of the matrix products that the mathematics asks for over the machine's own rate for a large
 product, measured at the start. A training step is forward, backward, clipping, AdamW and moving average.
+
+    sampling          MDLM's ancestral sampler in 32 steps, with float64 draws (its own code draws in float32: wrong)
+    teacher           a step on the evidence bound
+    mcd, sdtt, dcd    a step of each distillation (nobody has published code of MCD: the baseline is the plain way)
+    mcd_against_sdtt  our step of MCD, the paper's proposal, against SDTT's as published, which it replaces
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import subprocess
@@ -20,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import baseline_masked
@@ -35,13 +42,18 @@ from unmask.models.parameterization import NetworkDenoiser
 from unmask.models.pretrained import Model
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
+from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
+from unmask.objectives.sdtt import Sdtt
 from unmask.training import AdamW, Engine, Guard, State, fit
 
 V, MASK, STEPS = 50258, 50257, 32
 ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))  # the last round, in which most tokens are revealed
+PLAIN = Rounds(steps=10**6, delta0=1 / 64, temperatures=(1.0,))
 GAMMA = -4.0, -1.0
+CASES = "sampling", "teacher", "mcd", "sdtt", "dcd", "mcd_against_sdtt"
 Run = Callable[[], object]
+Make = Callable[[NetworkDenoiser], Objective]
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,14 @@ def sampling(size: Size, device: str, ours: bool) -> Run:
     return lambda: unmask.sample(model, size.rows, size.shape.length, STEPS, device=device)
 
 
+def bound(teacher: NetworkDenoiser) -> Objective:
+    return Nelbo(MaskedProcess(V, MASK), LogLinear())
+
+
+def sdtt(teacher: NetworkDenoiser) -> Objective:
+    return Sdtt(MaskedProcess(V, MASK), LogLinear(), teacher, PLAIN)
+
+
 def mcd(teacher: NetworkDenoiser) -> Objective:
     return Consistency(MaskedProcess(V, MASK), LogLinear(), teacher, ROUNDS)
 
@@ -110,19 +130,19 @@ def full_dcd(teacher: NetworkDenoiser) -> Objective:
 
 def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callable[[], Run]]:
     """Ours and the baseline: each makes what a call then runs."""
-    match case:
-        case "sampling":
-            return lambda: sampling(size, device, True), lambda: sampling(size, device, False)
-        case "mcd":
-            full = baseline_masked.FullMcd
-        case "sdtt":  # MCD against it: what the paper proposes against what it replaces
-            full = baseline_masked.FullSdtt
-        case "dcd":
-            return (lambda: training(dcd, size, device, uniform=True),
-                    lambda: training(full_dcd, size, device, uniform=True))  # fmt: skip
-        case _:
-            raise ValueError(f"the cases are sampling, mcd, sdtt, dcd: there is none called {case!r}")
-    return lambda: training(mcd, size, device), lambda: training(lambda t: full(t, ROUNDS), size, device)
+    if case == "sampling":
+        return lambda: sampling(size, device, True), lambda: sampling(size, device, False)
+    pairs: dict[str, tuple[Make, Make]] = {
+        "teacher": (bound, lambda _: baseline_masked.FullBound()),
+        "mcd": (mcd, lambda teacher: baseline_masked.FullMcd(teacher, ROUNDS)),
+        "sdtt": (sdtt, lambda teacher: baseline_masked.FullSdtt(teacher, PLAIN)),
+        "dcd": (dcd, full_dcd),
+        "mcd_against_sdtt": (mcd, lambda teacher: baseline_masked.FullSdtt(teacher, PLAIN)),
+    }
+    if case not in pairs:
+        raise ValueError(f"the cases are {', '.join(CASES)}: there is none called {case!r}")
+    ours, baseline = (partial(training, make, size, device, case == "dcd") for make in pairs[case])
+    return ours, baseline
 
 
 def floor_flops(case: str, size: Size) -> float:
@@ -133,7 +153,8 @@ def floor_flops(case: str, size: Size) -> float:
     if case == "sampling":
         return STEPS * body + head
     asked = head if case == "dcd" else head / 2  # masks: half of the tokens on average
-    return 4 * body + 4 * asked  # the student's forward pass and twice as much backward; the teacher's forward pass
+    teacher = {"teacher": 0, "sdtt": 2}.get(case, 1)  # forward passes; of the head SDTT needs one, all in all
+    return (3 + teacher) * body + (3 + min(teacher, 1)) * asked  # the student's, and twice as much backward
 
 
 def rate(device: str) -> float:
@@ -159,6 +180,8 @@ def peak(make: Callable[[], Run], device: str) -> int:
     run = make()
     run()
     gc.collect()
+    if sys.platform == "linux" and device == "cpu":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the first run left in the heap is not held
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -193,7 +216,7 @@ def in_its_own_process(case: str, name: str, device: str, way: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=["sampling", "mcd", "sdtt", "dcd"])
+    parser.add_argument("--cases", nargs="+", default=[*CASES])
     parser.add_argument("--sizes", nargs="+")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)

@@ -15,8 +15,9 @@ from unmask.diffusion.schedules import GaussianArgmax, LogLinear
 from unmask.models.dit import DiT, Shape
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.models.pretrained import Model
-from unmask.objectives.base import Loss
+from unmask.objectives.base import Loss, Objective
 from unmask.objectives.consistency import Consistency
+from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 
@@ -55,8 +56,18 @@ def test_mcd_is_the_same_loss_and_gradient_term_by_term() -> None:
 
     student, teacher = denoiser(0), denoiser(1)
     ours = Consistency(MaskedProcess(V, MASK), LogLinear(), teacher, ROUNDS)
+    equal(ours, FullMcd(teacher, ROUNDS), student)
+
+
+def test_the_bound_is_the_same_loss_and_gradient_term_by_term() -> None:
+    from baseline_masked import FullBound
+
+    equal(Nelbo(MaskedProcess(V, MASK), LogLinear()), FullBound(), denoiser(0))
+
+
+def equal(ours: Objective, baseline: Objective, student: NetworkDenoiser) -> None:
     found: list[tuple[Tensor, list[Tensor]]] = []
-    for objective in (ours, FullMcd(teacher, ROUNDS)):
+    for objective in (ours, baseline):
         loss: Loss = objective(student, X0, step=0, generator=dice(2))
         found.append((loss.per_token, list(torch.autograd.grad(loss.per_token.sum(), list(student.parameters())))))
     (mine, my_slopes), (theirs, their_slopes) = found
@@ -112,7 +123,7 @@ def test_the_driver_times_and_weighs_every_case(monkeypatch: pytest.MonkeyPatch)
 
     tiny = speed.Size(Shape(speed.V, 8, width=8, blocks=1, heads=2, cond_dim=4, dropout=0.0), 2)
     monkeypatch.setattr(speed, "STEPS", 2)
-    for case in ("sampling", "mcd", "sdtt", "dcd"):
+    for case in speed.CASES:
         ((ours, baseline),) = speed.pairs(case, tiny, "cpu", repeats=1)
         assert ours > 0 and baseline > 0 and speed.floor_flops(case, tiny) > 0
     with pytest.raises(ValueError, match="there is none called 'ctc'"):

@@ -149,7 +149,7 @@ class Prediction:
         log_p = torch.log_softmax(logits, dim=-1).clamp_(min=LOG_ZERO)
         if self.mask_id is not None and self.shown is not None:
             free = self.free_rows(index)
-            if not bool(free.all()):
+            if index.device.type != "cpu" or not bool(free.all()):  # elsewhere a look would stall the device
                 log_p.masked_fill_(~free[:, None], LOG_ZERO)
                 token = self.shown.flatten()[index][:, None]
                 log_p.scatter_(-1, token, log_p.gather(-1, token).where(free[:, None], 0.0))

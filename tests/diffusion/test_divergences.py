@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference import loss_cross_entropy, loss_kl, loss_table
 from unmask import prediction as prediction_module
+from unmask.diffusion import divergences
 from unmask.diffusion.divergences import (
     cross_entropy,
     forward_kl,
@@ -22,7 +23,7 @@ from unmask.diffusion.divergences import (
     squared_error,
     total_variation,
 )
-from unmask.diffusion.processes import UniformProcess
+from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.models.layers import Linear
 from unmask.prediction import Prediction, TableHead
 
@@ -317,6 +318,50 @@ def test_the_head_runs_once_where_rows_count_equally(name: str, head: str, monke
     assert calls
     for a, b, c in zip(one, unequal, rest, strict=True):
         assert_close(a, b + c)
+
+
+@HEADS
+def test_nobody_makes_gradients_that_nobody_asked_for(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher, x0, where = scene(head, torch.float32)
+    with_graph = cross_entropy(student, x0, where).detach()
+    monkeypatch.setattr(divergences, "_sweep", None)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_close(cross_entropy(student, x0, where), with_graph)
+            assert_close(
+                MaskedProcess(V, MASK).nelbo(student, x0, x0, double(0.5, B), double(-1.0, B)), torch.zeros(B, L)
+            )
+    with pytest.raises(TypeError):
+        reverse_kl(student, teacher, where)
+
+
+def double(value: float, n: int) -> Tensor:
+    return torch.full((n,), value, dtype=torch.float64)
+
+
+def test_the_weights_of_the_masked_bound_cost_no_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sequence has its own; they are known before the head runs."""
+    student, _, x0, _ = scene("direct", torch.float64)
+    z = torch.where(student.shown == MASK, MASK, x0)
+    alpha = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    values = MaskedProcess(V, MASK).nelbo(student, x0, z, alpha, -torch.ones_like(alpha))
+    want = torch.where(z == MASK, loss_cross_entropy(table(student), x0) / (1 - alpha)[:, None], 0.0)
+    assert_close(values, want)
+    slopes = torch.autograd.grad(want.sum(), leaves(student))
+    monkeypatch.setattr(divergences, "_sweep", None)
+    for a, b in zip(torch.autograd.grad(values.sum(), leaves(student)), slopes, strict=True):
+        assert_close(a, b)
+
+
+def test_a_gradient_belongs_to_whoever_asked_for_it() -> None:
+    student, _, x0, where = scene("direct", torch.float64)
+    loss = cross_entropy(student, x0, where).sum()
+    first = torch.autograd.grad(loss, leaves(student), retain_graph=True)
+    kept = [each.clone() for each in first]
+    for each in first:
+        each.zero_()
+    for a, b in zip(torch.autograd.grad(loss, leaves(student)), kept, strict=True):
+        assert_close(a, b)
 
 
 class Memory(TorchDispatchMode):

@@ -35,12 +35,21 @@ class RowRule(Protocol):
         ...
 
 
-def row_loss(prediction: Prediction, rule: RowRule, index: Tensor) -> Tensor:
-    """The rule's value at flat rows `index` [N] of a prediction -> [N], differentiable in hidden states and head."""
-    values: Tensor = _RowLoss.apply(  # type: ignore[no-untyped-call]
-        rule, prediction, index, prediction.hidden_rows(index), *prediction.head.parameters()
+def row_loss(prediction: Prediction, rule: RowRule, index: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The rule's value at flat rows `index` [N] of a prediction -> [N], differentiable in hidden states and head.
+
+    weight  [N], constants that multiply the values. What is multiplied later costs a second pass over the head in the
+            backward pass where it differs from row to row
+    """
+    hidden, parameters = prediction.hidden_rows(index), list(prediction.head.parameters())
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))):
+        chunks = _chunks(len(index), prediction.vocab_size, hidden.device)
+        values = torch.cat([rule.value(prediction.fresh(index[rows]), rows) for rows in chunks])
+        return values if weight is None else values * weight.to(values)
+    weighted: Tensor = _RowLoss.apply(  # type: ignore[no-untyped-call]
+        rule, prediction, index, weight, hidden, *parameters
     )
-    return values
+    return weighted
 
 
 def spread(values: Tensor, where: Tensor) -> PerToken:
@@ -143,10 +152,11 @@ class Divergence(Protocol):
     ) -> Tensor: ...
 
 
-def cross_entropy(prediction: Prediction, x0: Tokens, where: Tensor) -> Tensor:
-    """-log p(x0_i | z) at the N positions of `where` [B, L] -> [N] nats."""
+def cross_entropy(prediction: Prediction, x0: Tokens, where: Tensor, weight: Tensor | None = None) -> Tensor:
+    """-log p(x0_i | z) at the N positions of `where` [B, L] -> [N] nats; times `weight` [B] of their sequences."""
     index = prediction.rows(where)
-    return row_loss(prediction, CrossEntropy(x0.flatten()[index]), index)
+    rows = None if weight is None else weight[index // x0.shape[1]]
+    return row_loss(prediction, CrossEntropy(x0.flatten()[index]), index, rows)
 
 
 def forward_kl(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
@@ -189,13 +199,16 @@ def _reader(student: Prediction, teacher: Prediction, index: Tensor, temperature
 class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rule: RowRule, prediction: Prediction, index: Tensor, hidden: Tensor, *parameters: Tensor
+        ctx: Any,
+        rule: RowRule,
+        prediction: Prediction,
+        index: Tensor,
+        weight: Tensor | None,
+        hidden: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
-        if not any(ctx.needs_input_grad[3:]):
-            chunks = _chunks(len(index), prediction.vocab_size, hidden.device)
-            return torch.cat([rule.value(prediction.fresh(index[rows]), rows) for rows in chunks])
-        ctx.rule, ctx.prediction, ctx.index = rule, prediction, index
-        values, ctx.gradients = _sweep(rule, prediction, index, hidden, ctx.needs_input_grad[4:])
+        ctx.rule, ctx.prediction, ctx.index, ctx.weight = rule, prediction, index, weight
+        values, ctx.gradients = _sweep(rule, prediction, index, hidden, ctx.needs_input_grad[5:], weight)
         ctx.save_for_backward(hidden, *parameters)
         return values
 
@@ -203,13 +216,14 @@ class _RowLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *_ = ctx.saved_tensors  # the unpacking also refuses weights that have changed since the forward pass
-        d_hidden, *d_head = ctx.gradients
-        if len(grad) and bool((grad != grad[0]).any()):  # rows count unequally: the head's sum over them is another one
-            wanted = ctx.needs_input_grad[4:]
-            _, (d_hidden, *d_head) = _sweep(ctx.rule, ctx.prediction, ctx.index, hidden, wanted, grad)
+        gradients, ctx.gradients = ctx.gradients, None  # given away: who comes again has them made again
+        equal = not len(grad) or not bool((grad != grad[0]).any())
+        if gradients is None or not equal:  # the head's is a sum over rows: with other weights another one
+            weight = grad if ctx.weight is None else grad * ctx.weight.to(grad)
+            _, gradients = _sweep(ctx.rule, ctx.prediction, ctx.index, hidden, ctx.needs_input_grad[5:], weight)
         elif len(grad) and bool(grad[0] != 1):
-            d_hidden, *d_head = (each if each is None else each * grad[0] for each in ctx.gradients)
-        return None, None, None, d_hidden, *d_head
+            gradients = [each if each is None else each.mul_(grad[0]) for each in gradients]
+        return None, None, None, None, *gradients
 
 
 def _sweep(
@@ -218,9 +232,9 @@ def _sweep(
     index: Tensor,
     hidden: Tensor,
     wanted: Sequence[bool],
-    weight: Tensor | None = None,
+    weight: Tensor | None,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Values [N], and the gradient of their sum, weighted by `weight` [N] if any: hidden [N, D], then the head's.
+    """Values [N] times `weight` [N], if any, and the gradient of their sum: hidden [N, D], then the head's.
 
     None stands for a parameter of the head that does not want one.
     """
@@ -228,12 +242,13 @@ def _sweep(
     d_hidden = torch.zeros_like(hidden)
     d_head = [torch.zeros_like(p) if want else None for p, want in zip(parameters, wanted, strict=True)]
     free, values = prediction.free_rows(index), []
-    some_shown = not bool(free.all())
+    some_shown = hidden.device.type != "cpu" or not bool(free.all())  # elsewhere a look would stall the device
     for rows in _chunks(len(index), prediction.vocab_size, hidden.device):
         logits, pull = _head(prediction.head, hidden[rows], d_head)
         value, slope = rule.with_slope(prediction.normalise_(logits, index[rows]), rows)
         if weight is not None:
-            slope = slope.mul_(weight[rows, None])
+            factor = weight[rows].to(slope)
+            value, slope = value * factor, slope.mul_(factor[:, None])
         if some_shown:  # nobody guesses what is shown
             slope = slope.mul_(free[rows, None])
         values.append(value)

@@ -94,9 +94,8 @@ class MaskedProcess:
         """-alpha'_t / (1 - alpha_t) * -log p(x0) at every MASK (MDLM, Eq. 10): log-linear, the cross-entropy over t."""
         check_unit(alpha_t, "alpha")
         masked = z_t == self.mask_id
-        surprise = spread(cross_entropy(prediction, x0, masked), masked)
         weight = -dalpha_t.double() / (1 - alpha_t.double())
-        return torch.where(masked, surprise * weight.to(surprise)[:, None], 0.0)  # not 0 * inf where alpha_t = 1
+        return spread(cross_entropy(prediction, x0, masked, weight), masked)
 
 
 @dataclass(frozen=True)

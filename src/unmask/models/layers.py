@@ -30,13 +30,13 @@ class Linear(nn.Linear):
 
     def pull(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
         """The way back, as `prediction.DirectHead` has it: of (weight, bias) or (weight,), what is None is left out."""
-        slope = slope.to(rows.dtype)
         weight, *bias = totals
-        if weight is not None:
-            weight.addmm_(slope.T.to(weight.dtype), rows.to(weight.dtype))
         for total in bias:
             if total is not None:
                 total += slope.sum(dim=0)
+        slope = slope.to(rows.dtype)
+        if weight is not None:
+            weight.addmm_(slope.T.to(weight.dtype), rows.to(weight.dtype))
         return slope @ self.weight.to(slope.dtype)
 
 

@@ -99,6 +99,18 @@ def spread_blocks(tensors: Mapping[str, Tensor], deeper: int) -> dict[str, Tenso
     }
 
 
+def gather_blocks(tensors: Mapping[str, Tensor], deeper: int) -> dict[str, Tensor]:
+    """What `spread_blocks` has spread, under its old names; new blocks are left out."""
+    found = {}
+    for name, tensor in tensors.items():
+        block = re.match(r"blocks\.(\d+)(.*)", name)
+        if block is None:
+            found[name] = tensor
+        elif int(block[1]) % deeper == 0:
+            found[f"blocks.{int(block[1]) // deeper}{block[2]}"] = tensor
+    return found
+
+
 def _check(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     misshapen = [

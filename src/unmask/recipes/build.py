@@ -244,8 +244,10 @@ def not_used(recipe: Recipe, network: DiT) -> list[str]:
     names = ["width", "blocks", "heads"] + ([] if network.shape.causal else ["cond_dim"])
     if isinstance(recipe.objective, schema.Distillation):
         names += ["length", "dropout"]
+    deeper = recipe.objective.deeper if isinstance(recipe.objective, schema.Nelbo) else 1
+    of = {"blocks": f"of {start}" if deeper == 1 else f"({deeper} for each of {start})"}
     lines = [
-        f"network.{name} = {getattr(network.shape, name)} of {start}, not {getattr(told, name)}"
+        f"network.{name} = {getattr(network.shape, name)} {of.get(name, f'of {start}')}, not {getattr(told, name)}"
         for name in names
         if getattr(told, name) != getattr(network.shape, name)
     ]
@@ -321,7 +323,7 @@ def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:
 def _initial(shape: Shape, recipe: Recipe) -> DiT:
     """A network with the first weights of the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(address(recipe.seed)))
+        torch.default_generator.manual_seed(int(address(recipe.seed)))  # not of GPUs, which nobody gives back
         return DiT(shape, DTYPES[recipe.precision])
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from unmask.recipes.book import recipe
 from unmask.recipes.experiment import ROWS, Experiment, Progress, experiment, read_rows
-from unmask.recipes.run import run
-from unmask.recipes.schema import Recipe, recipe_of
+from unmask.recipes.run import finished, run
+from unmask.recipes.schema import Recipe
 from unmask.recipes.study import Study
 from unmask.text.hub import OWN, shipped
 
@@ -65,7 +65,7 @@ def train(plans: Mapping[str, Recipe], directory: Path, device: str | None = Non
     What is trained already is only looked at: several processes may do so at a time.
     """
     for name, plan in plans.items():
-        if trained([name], directory) and _began_as(plan, directory / name):
+        if finished(plan, directory / name):
             continue
         said: list[str] = []
         for update in run(plan, directory / name, say=said.append, device=device):
@@ -74,12 +74,6 @@ def train(plans: Mapping[str, Recipe], directory: Path, device: str | None = Non
             yield Progress(f"training the {name}", update.step, plan.steps, line)
         if not trained([name], directory):
             return
-
-
-def _began_as(plan: Recipe, directory: Path) -> bool:
-    """Whether a run is of this recipe, whose precision it may have chosen itself."""
-    begun = recipe_of(directory)
-    return begun == (replace(plan, precision=begun.precision) if plan.precision == "fastest" else plan)
 
 
 def trained(names: Iterable[str], directory: Path) -> bool:

@@ -27,9 +27,8 @@ TITLES: Mapping[Name, str] = {
 }
 SMALL = Network(length=256, width=384, blocks=6, heads=6, cond_dim=64)
 SMALL_LARGE = replace(SMALL, width=768, blocks=12, heads=12, cond_dim=128)
-TINY_LARGE = replace(
-    recipe("demo-teacher").network, blocks=8
-)  # twice as deep as the shipped teacher, from which it grows
+DEEPER = 2  # tiny: the larger teacher grows from the shipped one
+TINY_LARGE = replace(recipe("demo-teacher").network, blocks=DEEPER * recipe("demo-teacher").network.blocks)
 
 
 def plan(name: Name, scale: Scale, directory: Path) -> Plan:
@@ -102,7 +101,7 @@ def _deeper(teacher: str) -> Recipe:
     base = recipe("demo-teacher")
     return replace(
         base,
-        objective=Nelbo(init=teacher, deeper=2),
+        objective=Nelbo(init=teacher, deeper=DEEPER),
         network=TINY_LARGE,
         data=replace(base.data, tokenizer=teacher),
         optim=replace(base.optim, lr=7e-4, warmup_steps=30, decay_steps=300, ema_decay=0.99),

@@ -15,13 +15,16 @@ from torch import Tensor
 from unmask.evaluation.judges import weights_digest
 from unmask.files import write_text
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
-from unmask.models.pretrained import Model
+from unmask.models.pretrained import Model, load
+from unmask.models.weights import gather_blocks
 from unmask.plain import to_json
 from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, starts_from, texts
-from unmask.recipes.schema import Distillation, Recipe, recipe_of
+from unmask.recipes.schema import Distillation, Nelbo, Recipe, recipe_of
 from unmask.text.packing import batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
+
+START = "start.json"  # of a run directory: the digest of the weights that the run began with
 
 
 def run(
@@ -43,14 +46,15 @@ def run(
     data = texts(recipe) if data is None else data
     parts = build(recipe, data.tokenizer)
     check_rows(data.train, parts.student.vocab_size, parts.student.mask_id)
-    digest = weights_digest(parts.student.network.state_dict()) if starts_from(recipe) else ""
+    deeper = recipe.objective.deeper if isinstance(recipe.objective, Nelbo) else 1
+    digest = weights_digest(gather_blocks(parts.student.network.state_dict(), deeper)) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
         RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, writes=engine.main) as run_dir,
         stop_signals() as stop,
     ):
         if digest:
-            _check_start(Path(directory) / "start.json", digest, starts_from(recipe), engine)
+            _check_start(Path(directory) / START, digest, starts_from(recipe), engine)
         say(str(run_dir.restore(state, engine)))
         for line in not_used(recipe, parts.student.network):
             say(line)
@@ -72,6 +76,19 @@ def run(
         if state.step >= recipe.steps and engine.main:
             run_dir.publish(lambda folder: publish(parts, state, folder))
         engine.same(state.step)  # no process goes on before the model is there
+
+
+def finished(recipe: Recipe, directory: Path) -> bool:
+    """Whether `run` has nothing left to do or to refuse: then the model is only read, by any number of processes."""
+    if not all((directory / name).exists() for name in ("model", "recipe.json")):
+        return False
+    begun, start = recipe_of(directory), directory / START
+    if begun != (replace(recipe, precision=begun.precision) if recipe.precision == "fastest" else recipe):
+        return False
+    if not (starts_from(recipe) and start.exists()):
+        return True
+    digest = weights_digest(load(starts_from(recipe)).network.state_dict())
+    return bool(json.loads(start.read_text("utf-8"))["weights"] == digest)
 
 
 def _as_saved(recipe: Recipe, directory: Path) -> Any:

@@ -63,6 +63,11 @@ class Study:
     shown: int = 3
     player_steps: int = 16
 
+    @property
+    def compared(self) -> bool:
+        """Whether sets of texts are compared with real ones."""
+        return bool(self.mauve_seeds or self.reverse_seeds)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -87,13 +92,13 @@ class Scene:
     known: Sequence[Measured] = ()
 
     def __post_init__(self) -> None:
-        study, compared = self.study, self.study.mauve_seeds or self.study.reverse_seeds
-        if compared and study.samples < LEAST:
+        study = self.study
+        if study.compared and study.samples < LEAST:
             raise ValueError(
                 f"MAUVE and reverse perplexity compare at least {LEAST} texts with as many: want more samples, or "
                 "mauve_seeds = reverse_seeds = 0"
             )
-        wanted = max(study.samples, study.texts) + (study.samples if compared else 0)
+        wanted = max(study.samples, study.texts) + (study.samples if study.compared else 0)
         if len(self.real) < wanted:
             raise ValueError(
                 f"a row measures {wanted} texts and only {len(self.real)} real ones are held out: "
@@ -171,15 +176,23 @@ def answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
     return row.name == name and row.protocol == protocol and replace(row.setting, nfe=0.0) == wanted
 
 
-def _shuffled(scene: Scene) -> Tensor:
-    """The order in which real rows are used as samples, the same for all seeds of latents."""
-    return torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(0))
+def _real(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Real rows to be measured as a row of the table, and other ones to compare sets of texts with.
+
+    The others come from other documents, but for one that may lie across the middle: no model knows the names of the
+    very texts that it is compared with. Both are in an order of their own, the same for all seeds of latents.
+    """
+    study, order = scene.study, torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(0))
+    if not study.compared:
+        return scene.real[order[: study.samples]], scene.real[:0]
+    early = order < len(order) // 2
+    return scene.real[order[early][: study.samples]], scene.real[order[~early][: study.samples]]
 
 
 def _gauges(scene: Scene, model: Model | CausalModel) -> dict[str, Gauge]:
-    """MAUVE and reverse perplexity, where asked for, against other real texts than those of the row of real text."""
+    """MAUVE and reverse perplexity, where asked for."""
     study, judge, tokenizer = scene.study, scene.judge, model.tokenizer
-    other = scene.real[_shuffled(scene)[study.samples : 2 * study.samples]]
+    _, other = _real(scene)
     gauges: dict[str, Gauge] = {}
     if study.mauve_seeds:
         texts = None if tokenizer is None else [tokenizer.decode(row) for row in other.tolist()]
@@ -279,7 +292,7 @@ def naive(scene: Scene, model: Model | CausalModel) -> list[Measured]:
     """Uniform tokens, unigram draws, one text repeated, and real text (last), in the tokens of `model`."""
     mask_id = model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
     rows = naive_rows(
-        scene.real[_shuffled(scene)[: scene.study.samples]],
+        _real(scene)[0],
         model.network.shape.vocab_size,
         scene.judge,
         scene.protocol,

@@ -17,7 +17,7 @@ from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
 from unmask.report.svg import picture
 
 _ROUNDS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark, round by round
-_METHODS, _MARKERS = (LIGHT["student"], LIGHT["autoregressive"], LIGHT["ink"], LIGHT["muted"]), "osD^vP"
+_MARKERS = "os^DvP"
 _TEACHER = {"MDLM": "teacher", "MDLM large": "teacher", "Duo": "autoregressive"}
 
 
@@ -80,7 +80,7 @@ def plane(record: Mapping[str, Any], width: float) -> Figure:
     axes = drawn.subplots()
     for i, line in enumerate(line for line in record["lines"] if line["cells"]):
         (cell,) = line["cells"].values()
-        color = _METHODS[i % len(_METHODS)] if line["round"] else LIGHT[_TEACHER.get(line["name"], "ink")]
+        color = LIGHT["student"] if line["round"] else LIGHT[_TEACHER.get(line["name"], "ink")]
         marker = _MARKERS[i % len(_MARKERS)]
         axes.plot(cell["entropy"], cell["gen_ppl"], color=color, marker=marker, linestyle="none", label=line["line"])
     logarithmic(axes.yaxis)
