@@ -23,7 +23,6 @@ import gc
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +36,7 @@ from torch.nn import init
 import unmask
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, LogLinear
+from unmask.evaluation.speed import peak_memory, reset_peak_memory, timed
 from unmask.models.dit import DiT, Shape, small
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.models.pretrained import Model
@@ -166,13 +166,7 @@ def rate(device: str) -> float:
 
 
 def seconds(run: Run, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return timed(run, repeats=1, warmup=0, device=device).median
 
 
 def peak(make: Callable[[], Run], device: str) -> int:
@@ -183,10 +177,10 @@ def peak(make: Callable[[], Run], device: str) -> int:
     if sys.platform == "linux" and device == "cpu":
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the first run left in the heap is not held
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        reset_peak_memory(device)
         before = torch.cuda.memory_allocated()
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return peak_memory(device) - before
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak of the resident set begins anew
     before = resident("VmRSS")

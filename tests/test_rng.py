@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, gumbel_r, kstest
 from torch import Tensor
 
-from unmask.rng import address, gumbel, mix, stratified, uniform
+from unmask.rng import address, gumbel, mix_, stratified, uniform
 
 KEYS = st.integers(-(2**63), 2**63 - 1)
 EVERY_BIT = 2**64 - 1
@@ -33,14 +33,14 @@ def draws(*keys: Tensor | int) -> Tensor:
 def test_published_outputs_of_splitmix64() -> None:
     """The first five numbers of the generator with seed 1234567 (its state grows by 2^64 / golden ratio)."""
     states = [signed((1234567 + i * 0x9E3779B97F4A7C15) & EVERY_BIT) for i in range(1, 6)]
-    assert [bits & EVERY_BIT for bits in mix(torch.tensor(states)).tolist()] == [
+    assert [bits & EVERY_BIT for bits in mix_(torch.tensor(states)).tolist()] == [
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
     ]  # fmt: skip
 
 
 @given(st.lists(KEYS, min_size=1, max_size=8))
 def test_mix_is_splitmix64_on_any_integers(states: list[int]) -> None:
-    assert mix(torch.tensor(states)).tolist() == [signed(splitmix64(state & EVERY_BIT)) for state in states]
+    assert mix_(torch.tensor(states)).tolist() == [signed(splitmix64(state & EVERY_BIT)) for state in states]
 
 
 def test_addresses_never_change() -> None:

@@ -18,13 +18,8 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def mix(state: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of 64-bit integers; int64 in, int64 out, any shape."""
-    return _mix_(state.clone())
-
-
-def _mix_(state: Tensor) -> Tensor:
-    """In place: of L V numbers a text, memory is the cost."""
+def mix_(state: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of 64-bit integers: int64 of any shape, in place (L V numbers a text)."""
     state ^= _shift(state, 30)
     state *= _MIX_1
     state ^= _shift(state, 27)
@@ -38,7 +33,7 @@ def address(*keys: Tensor | int) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
         key = torch.as_tensor(key, dtype=torch.int64)
-        state = _mix_((state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN)
+        state = mix_((state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN)
     return state
 
 

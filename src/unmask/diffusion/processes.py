@@ -184,9 +184,13 @@ class UniformRate:
         )
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        size, alpha, of = self.size, self.alpha[rows], self._terms(log_p, rows)
+        return self._value(log_p.exp(), rows, self._terms(log_p, rows)).to(log_p.dtype)
+
+    def _value(self, p: Tensor, rows: Rows, of: _RateTerms) -> Tensor:
+        """Of p [n, V], float64."""
+        size, alpha = self.size, self.alpha[rows]
         gain = size * alpha / (1 - alpha)
-        total = log_p.exp().mul_(gain[:, None].to(log_p)).log1p_().sum(-1, dtype=torch.float64)
+        total = p.mul(gain[:, None].to(p)).log1p_().sum(-1, dtype=torch.float64)
         log_y_z = of.y_z.log()
         constant = torch.where(of.same, (size - 1) * of.kappa, -1 / of.kappa) * of.kappa.log()
         rate = (
@@ -195,11 +199,11 @@ class UniformRate:
             + of.other * (log_y_z - of.y_x.log())
             + constant
         )
-        return (of.scale * rate).clamp(min=0).to(log_p.dtype)  # rounding
+        return (of.scale * rate).clamp(min=0)  # rounding
 
     def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        value = self.value(log_p, rows)
         size, of, p, alpha = self.size, self._terms(log_p, rows), log_p.exp_(), self.alpha[rows, None]
+        value = self._value(p, rows, of).to(p.dtype)
         unit = of.scale[:, None] * size * alpha  # d y / d p, and the factor in front
         y = (p * (size * alpha).to(p)).add_((1 - alpha).to(p))
         slope = y.reciprocal_().mul_((-of.own[:, None] * unit).to(p))

@@ -130,8 +130,8 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
     """
     recipe, levels = decided(recipe), schedule(recipe.schedule)
     match recipe.objective:
-        case schema.Nelbo(process=noise, t_min=t_min, init=init, deeper=deeper):
-            student, tokenizer = _teacher(recipe, noise, init, tokenizer, vocab_size, deeper)
+        case schema.Nelbo(process=noise, t_min=t_min, init=init):
+            student, tokenizer = _teacher(recipe, noise, init, tokenizer, vocab_size)
             return Parts(Nelbo(_process(student), levels, t_min), student, levels, tokenizer, recipe)
         case schema.Curriculum() as told:
             student, tokenizer = _teacher(recipe, "uniform", told.init, tokenizer, vocab_size)
@@ -158,14 +158,13 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
 
 
 def _teacher(
-    recipe: Recipe, noise: Noise, init: str, tokenizer: Tokenizer | None, vocab_size: int | None, deeper: int = 1
+    recipe: Recipe, noise: Noise, init: str, tokenizer: Tokenizer | None, vocab_size: int | None
 ) -> tuple[NetworkDenoiser, Tokenizer | None]:
     """A denoiser to train on an evidence bound, from random weights or from those of `init`; and its tokenizer."""
     if init:
         model = _diffusion(load(init), noise, recipe)
         tokenizer = _shared_tokenizer(recipe, model, tokenizer)
-        network = _resized(model, recipe, deeper)
-        return NetworkDenoiser(network, model.denoiser.mask_id, model.denoiser.sees_alpha), tokenizer
+        return NetworkDenoiser(_resized(model, recipe), model.denoiser.mask_id, model.denoiser.sees_alpha), tokenizer
     if noise == "masked":
         size, mask_id = _with_mask(tokenizer, vocab_size)
     else:
@@ -228,6 +227,11 @@ def starts_from(recipe: Recipe) -> str:
             assert_never(other)
 
 
+def deeper_by(recipe: Recipe) -> int:
+    """How many blocks the network has for each block of the model that it starts from."""
+    return recipe.objective.deeper if isinstance(recipe.objective, schema.Nelbo) else 1
+
+
 def trained_on(name: str) -> Data | None:
     """The text that the card of a model names, by directory, hub id or unmask:NAME; None where it names none."""
     file = local_or_hub(name, ("config.json",)) / "config.json"
@@ -244,10 +248,10 @@ def not_used(recipe: Recipe, network: DiT) -> list[str]:
     names = ["width", "blocks", "heads"] + ([] if network.shape.causal else ["cond_dim"])
     if isinstance(recipe.objective, schema.Distillation):
         names += ["length", "dropout"]
-    deeper = recipe.objective.deeper if isinstance(recipe.objective, schema.Nelbo) else 1
-    of = {"blocks": f"of {start}" if deeper == 1 else f"({deeper} for each of {start})"}
+    each = f"({deeper_by(recipe)} for each of {start})" if deeper_by(recipe) > 1 else f"of {start}"
     lines = [
-        f"network.{name} = {getattr(network.shape, name)} {of.get(name, f'of {start}')}, not {getattr(told, name)}"
+        f"network.{name} = {getattr(network.shape, name)} {each if name == 'blocks' else f'of {start}'}, "
+        f"not {getattr(told, name)}"
         for name in names
         if getattr(told, name) != getattr(network.shape, name)
     ]
@@ -304,9 +308,9 @@ def _shared_tokenizer(recipe: Recipe, model: Model | CausalModel, tokenizer: Tok
     return tokenizer
 
 
-def _resized(model: Model | CausalModel, recipe: Recipe, deeper: int = 1) -> DiT:
+def _resized(model: Model | CausalModel, recipe: Recipe) -> DiT:
     """The model's weights, to train on rows of the recipe's length with the recipe's dropout; see `spread_blocks`."""
-    old, told = model.network.shape, recipe.network
+    old, told, deeper = model.network.shape, recipe.network, deeper_by(recipe)
     network = _initial(replace(old, length=told.length, dropout=told.dropout, blocks=deeper * old.blocks), recipe)
     network.load_state_dict(network.state_dict() | spread_blocks(model.network.state_dict(), deeper))
     return network

@@ -18,8 +18,8 @@ from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model, load
 from unmask.models.weights import gather_blocks
 from unmask.plain import to_json
-from unmask.recipes.build import Parts, Texts, build, decided, distillation, not_used, starts_from, texts
-from unmask.recipes.schema import Distillation, Nelbo, Recipe, recipe_of
+from unmask.recipes.build import Parts, Texts, build, decided, deeper_by, distillation, not_used, starts_from, texts
+from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.text.packing import batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
@@ -46,8 +46,8 @@ def run(
     data = texts(recipe) if data is None else data
     parts = build(recipe, data.tokenizer)
     check_rows(data.train, parts.student.vocab_size, parts.student.mask_id)
-    deeper = recipe.objective.deeper if isinstance(recipe.objective, Nelbo) else 1
-    digest = weights_digest(gather_blocks(parts.student.network.state_dict(), deeper)) if starts_from(recipe) else ""
+    begun = gather_blocks(parts.student.network.state_dict(), deeper_by(recipe))
+    digest = weights_digest(begun) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
         RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, writes=engine.main) as run_dir,
