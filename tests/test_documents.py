@@ -85,7 +85,7 @@ def test_the_readers_read() -> None:
     """The patterns above find what they are for; a pattern that finds nothing would pass every document."""
     text = "a\n<!-- run -->\n```python\nx = 1\n```\n\n```sh\nmake demo\n```\n"
     assert list(blocks(text)) == [Block("python", "x = 1\n", 4, True), Block("sh", "make demo\n", 8, False)]
-    assert missing_places("`rng.py:mix` `prediction.py:LOG_ZERO` `prediction.py:Prediction.log_p` `src/unmask`") == []
+    assert missing_places("`rng.py:mix_` `prediction.py:LOG_ZERO` `prediction.py:Prediction.log_p` `src/unmask`") == []
     assert len(missing_places("`rng.py:no` `no.py:f` `prediction.py:Prediction.no` `src/unmask/no.py`")) == 4
     assert [found["target"] for found in TARGET.finditer(text + "and `make test`")] == ["demo", "test"]
     assert LINK.findall("[a](docs/a.md#b) [c](https://c.d)") == ["docs/a.md", "https://c.d"]
