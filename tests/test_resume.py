@@ -53,7 +53,7 @@ def test_the_comparison_sees_a_teacher_that_was_lost(tmp_path: Path) -> None:
     objective = Chase()
     state = begin(objective)
     with RunDir.open(tmp_path / "stopped", RECIPE) as directory:
-        directory.restore(state, CPU)
+        directory.restore(state)
         objective.teacher.load_state_dict(Chase().teacher.state_dict())
         list(updates(state, objective, STEPS))
     assert any(name.startswith("student inner") for name in differing(straight, state))
@@ -156,7 +156,7 @@ def test_every_method_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
             return torch.randint(VOCAB - 1, (4, LENGTH), generator=torch.Generator().manual_seed(step))
 
         with RunDir.open(path, {}) as directory:
-            directory.restore(state, CPU)
+            directory.restore(state)
             list(recorded(fit(objective, state, batch, steps=steps, engine=CPU), directory, state, every=5))
         return state
 

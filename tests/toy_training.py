@@ -85,7 +85,7 @@ def run(path: Path, steps: int, every: int = 3, **options: object) -> tuple[Stat
     objective = Chase()
     state = begin(objective)
     with RunDir.open(path, RECIPE) as directory:
-        directory.restore(state, CPU)
+        directory.restore(state)
         return state, list(recorded(updates(state, objective, steps, **options), directory, state, every=every))
 
 

@@ -18,6 +18,11 @@ def replaced(target: Path) -> Path:
     return target.with_name(REPLACED + target.name)
 
 
+def being_written(target: Path) -> Path:
+    """Where `replacing` has the new directory until it is whole."""
+    return target.with_name(TEMPORARY + target.name)
+
+
 @contextmanager
 def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
     """A new empty directory that takes the place of `target` when the block ends well, and vanishes when it fails.
@@ -25,7 +30,7 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
     keep  names of the old directory that move over, where the new one has none of that name
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder, old = target.with_name(TEMPORARY + target.name), replaced(target)
+    folder, old = being_written(target), replaced(target)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir()

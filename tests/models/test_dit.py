@@ -1,6 +1,7 @@
 """The network: the numbers of the original codes, and the laws that they do not show."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -206,7 +207,7 @@ def test_features_are_the_network_cut_off_behind_a_block(shape: Shape) -> None:
     encoder: Encoder = network.features
     assert torch.equal(encoder(tokens, 0), network.vocab_embed(tokens))
     whole = encoder(tokens, shape.blocks)
-    assert torch.equal(network.conditioning().output.enter(whole), network.hidden(tokens))
+    assert torch.equal(network.output_layer.enter(whole, network.conditioning().output), network.hidden(tokens))
     second = list(network.blocks)[1]
     angles = network.rotary_emb(0, tokens.shape[1])
     after = second(encoder(tokens, 1), network.conditioning().blocks[1], angles, torch.float32, None, 1)
@@ -233,6 +234,24 @@ def test_bfloat16_products_give_nearly_the_same_float32_logits(folder: str) -> N
     assert got.dtype == torch.float32
     assert 1e-5 < error < 2e-2, "not bfloat16, or not near"
     assert len(got.unique()) > 0.9 * len(logits.unique()), "logits rounded to bfloat16 collide"
+
+
+@pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 3.0])])
+def test_checkpointing_changes_no_bit_and_keeps_less(sigma: Tensor | None) -> None:
+    """Logits and every gradient, with dropout; of what autograd keeps, the blocks' inputs are left."""
+
+    def learn(checkpointing: bool) -> tuple[list[Tensor], int]:
+        network, kept = network_random(replace(SHAPE, dropout=0.3, blocks=4)).train(), []
+        network.checkpointing = checkpointing
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            logits = network(ids(), sigma)
+        logits.square().sum().backward()
+        return [logits.detach(), *(weight.grad for weight in network.parameters())], sum(kept)
+
+    (plain, much), (again, little) = learn(False), learn(True)
+    assert all(map(torch.equal, plain, again))
+    assert little < much / 3
 
 
 def test_a_first_call_in_inference_mode_does_not_spoil_training() -> None:

@@ -26,8 +26,8 @@ def train(folder, resumed):
     here = launch()
     objective = Chase(noise=0.0, teacher=Net(0.0, seed=9 + here.rank))  # rank 0 decides
     state = State.begin(objective, Net(0.0, seed=here.rank), AdamW(lr=0.01, warmup_steps=3), here)
-    with RunDir.open(folder / "run", RECIPE, writes=here.main) as run:
-        assert run.restore(state, here).step == 5 * resumed
+    with RunDir.open(folder / "run", RECIPE, engine=here) as run:
+        assert run.restore(state).step == 5 * resumed
         mine = lambda step: batch_at(step).tensor_split(here.world)[here.rank]
         stop = lambda: here.rank == 1 and state.step + 1 == 5
         updates = list(recorded(fit(objective, state, mine, steps=8, engine=here, stop=stop), run, state, every=3))

@@ -29,6 +29,8 @@ class Arguments:
     out      the run directory (runs/NAME)
     dry_run  print the resolved recipe with its parameters, memory and tokens, and train nothing
     resume   go on from the newest state in the run directory; --no-resume refuses one that holds a run
+    shard    of several processes, each holds a part of every weight, moment and average (FSDP2) and not all of them;
+             it changes no number but by rounding, and a run may go on without it
     json     print JSON lines instead of sentences
     """
 
@@ -36,6 +38,7 @@ class Arguments:
     out: Path | None = None
     dry_run: bool = False
     resume: bool = True
+    shard: bool = False
     json: bool = False
 
 
@@ -56,7 +59,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         return 0
     with progress() as (advance, note), tensorboard(out) as board:
         step = 0
-        for update in run(asked.recipe, out, say=note, resume=asked.resume):
+        for update in run(asked.recipe, out, say=note, resume=asked.resume, sharded=asked.shard):
             advance(asked.recipe.name, step := update.step, asked.recipe.steps)
             board(update)
             if asked.json:

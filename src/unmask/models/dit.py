@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unmask.models.layers import Block, Branch, Cache, Embedding, Linear, OutputLayer, Rotary, SigmaEmbedding
 from unmask.types import Mixture, Tokens
@@ -77,10 +79,12 @@ def large(vocab_size: int, length: int = 1024) -> Shape:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the noise level does to every branch of a network: made for each call, or once where it never changes."""
+    """What each block, and the output layer, is told of the noise: the conditioning vector [b, C], None in a causal
+    network, or the branches that were folded from it, once for all calls where it never changes.
+    """
 
-    blocks: tuple[tuple[Branch, Branch], ...]
-    output: Branch
+    blocks: tuple[Tensor | tuple[Branch, Branch] | None, ...]
+    output: Tensor | Branch | None
 
 
 class DiT(nn.Module):
@@ -91,13 +95,16 @@ class DiT(nn.Module):
     are about token i + 1.
 
     `compute_dtype` is the precision of the matrix products in the blocks (bfloat16 on a GPU); weights, residual
-    stream, normalisations, hidden states and head keep the precision of the weights. It may be set at any time.
+    stream, normalisations, hidden states and head keep the precision of the weights. `checkpointing` keeps of each
+    block only its input for the way back and computes the rest again: the same numbers from less memory, for a third
+    forward pass in place of two. Both may be set at any time.
     """
 
-    def __init__(self, shape: Shape, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, shape: Shape, compute_dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> None:
         super().__init__()
         self.shape = shape
         self.compute_dtype = compute_dtype
+        self.checkpointing = checkpointing
         cond_dim = None if shape.causal else shape.cond_dim
         self.vocab_embed = Embedding(shape.vocab_size, shape.width)
         self.sigma_map = None if cond_dim is None else SigmaEmbedding(cond_dim)
@@ -126,14 +133,14 @@ class DiT(nn.Module):
     ) -> Tensor:
         """What the head reads: [B, L, D].
 
-        `conditioning` saves computing it from sigma. With a `cache` a causal network reads `tokens` as the
+        `conditioning`, folded, is read in place of sigma. With a `cache` a causal network reads `tokens` as the
         continuation of what the cache holds and appends them to it.
         """
         rows = tokens.shape[0]
         if sigma is not None and tuple(sigma.shape) != (rows,):
             raise ValueError(f"sigma has one value a row, [B] = [{rows}], got {list(sigma.shape)}")
-        conditioning = conditioning or self.conditioning(sigma)
-        return conditioning.output.enter(self._stream(tokens, conditioning, self.shape.blocks, cache))
+        told = conditioning or self._told(sigma)
+        return self.output_layer.enter(self._stream(tokens, told, self.shape.blocks, cache), told.output)
 
     def features(self, tokens: Tokens, layer: int) -> Tensor:
         """The residual stream [B, L, D] behind the first `layer` blocks (0: embeddings): this network as an `Encoder`.
@@ -142,7 +149,7 @@ class DiT(nn.Module):
         """
         if not 0 <= layer <= self.shape.blocks:
             raise ValueError(f"layer counts the blocks that have run: want 0 to {self.shape.blocks}, got {layer}")
-        return self._stream(tokens, self.conditioning(), layer)
+        return self._stream(tokens, self._told(), layer)
 
     def _stream(
         self, tokens: Tensor | Mixture, conditioning: Conditioning, layer: int, cache: Cache | None = None
@@ -150,22 +157,31 @@ class DiT(nn.Module):
         self._check(tokens, cache)
         angles = self.rotary_emb(0 if cache is None else cache.length, tokens.shape[1])
         x: Tensor = self.vocab_embed(tokens)
-        for index, (block, branches) in enumerate(islice(zip(self.blocks, conditioning.blocks, strict=True), layer)):
-            x = block(x, branches, angles, self.compute_dtype, cache, index)
+        again = self.checkpointing and cache is None and torch.is_grad_enabled()
+        for index, (block, told) in enumerate(islice(zip(self.blocks, conditioning.blocks, strict=True), layer)):
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = run(x, told, angles, self.compute_dtype, cache, index)
         return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:
         """Fold the adaLN layers of every block at noise sigma [B], or at the constant one (None)."""
-        condition = None
+        vector = self._vector(sigma)
+        return Conditioning(tuple(block.branches(vector) for block in self.blocks), self.output_layer.branch(vector))
+
+    def _told(self, sigma: Tensor | None = None) -> Conditioning:
+        """As `conditioning`, for a single call: the blocks fold their layers themselves."""
+        vector = self._vector(sigma)
+        return Conditioning((vector,) * self.shape.blocks, vector)
+
+    def _vector(self, sigma: Tensor | None) -> Tensor | None:
+        """The conditioning vector [b, C] of noise sigma [B], or of the constant one (None)."""
         if self.sigma_map is None:
             if sigma is not None:
                 raise ValueError("sigma is the noise that a denoiser is told: leave it out for a causal network")
-        else:
-            weight = self.vocab_embed.embedding
-            constant = weight.new_zeros(1)
-            condition = self.sigma_map(constant if sigma is None else sigma.to(weight.dtype))
-        blocks = tuple(block.branches(condition) for block in self.blocks)
-        return Conditioning(blocks, self.output_layer.branch(condition))
+            return None
+        weight = self.vocab_embed.embedding
+        vector: Tensor = self.sigma_map(weight.new_zeros(1) if sigma is None else sigma.to(weight.dtype))
+        return vector
 
     def _check(self, tokens: Tensor | Mixture, cache: Cache | None) -> None:
         if cache is not None and not self.shape.causal:

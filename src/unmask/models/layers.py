@@ -215,14 +215,17 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        branches: tuple[Branch, Branch],
+        told: Tensor | tuple[Branch, Branch] | None,
         angles: Angles,
         dtype: torch.dtype,
         cache: Cache | None = None,
         index: int = 0,
     ) -> Tensor:
-        """x [B, L, D] -> [B, L, D]; products in `dtype`; a causal block appends to place `index` of the cache."""
-        attention, network = branches
+        """x [B, L, D] -> [B, L, D]; products in `dtype`; a causal block appends to place `index` of the cache.
+
+        told  the conditioning vector [b, C], or the `branches` that were folded from it
+        """
+        attention, network = told if isinstance(told, tuple) else self.branches(told)
         out = self.attend(attention.enter(x).to(dtype), angles, cache, index)
         x = attention.leave(x, F.dropout(out, self.dropout, self.training))
         out = self.mlp(network.enter(x).to(dtype))
@@ -273,3 +276,7 @@ class OutputLayer(nn.Module):
         if self.adaLN_modulation is None or condition is None:
             return self.norm_final.branch()
         return self.norm_final.branch(self.adaLN_modulation(condition).chunk(2, dim=-1))
+
+    def enter(self, x: Tensor, told: Tensor | Branch | None) -> Tensor:
+        """What `linear` reads; told: the conditioning vector [b, C], or the `branch` that was folded from it."""
+        return (told if isinstance(told, Branch) else self.branch(told)).enter(x)

@@ -187,6 +187,7 @@ def distillation(
     )
     for denoiser in (student, old):
         denoiser.network.compute_dtype = DTYPES[recipe.precision]
+    student.network.checkpointing = recipe.checkpointing
     old.eval().requires_grad_(False)
     return Parts(_distilled(settings, teacher, old), student, teacher.schedule, tokenizer, recipe)
 
@@ -328,7 +329,7 @@ def _initial(shape: Shape, recipe: Recipe) -> DiT:
     """A network with the first weights of the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(address(recipe.seed)))  # not of GPUs, which nobody gives back
-        return DiT(shape, DTYPES[recipe.precision])
+        return DiT(shape, DTYPES[recipe.precision], recipe.checkpointing)
 
 
 def _with_mask(tokenizer: Tokenizer | None, vocab_size: int | None) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unmask.evaluation.judges import weights_digest
 from unmask.files import write_text
+from unmask.models.dit import DiT
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model, load
 from unmask.models.weights import gather_blocks
@@ -23,6 +24,7 @@ from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.text.packing import batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
+from unmask.training.sharding import copies
 
 START = "start.json"  # of a run directory: the digest of the weights that the run began with
 
@@ -35,13 +37,15 @@ def run(
     data: Texts | None = None,
     resume: bool = True,
     device: str | None = None,
+    sharded: bool = False,
 ) -> Iterator[Update]:
     """Train what `recipe` says in `directory`, from its newest state where there is one; yields every update.
 
     The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
     step `directory/model` holds it, with the raw weights beside them. `say` gets one line about where the run starts.
+    sharded  each of several processes holds a part of every weight (FSDP2) and not all of them
     """
-    engine = launch(device)
+    engine = launch(device, sharded)
     recipe = as_begun(recipe, Path(directory), engine)
     data = texts(recipe) if data is None else data
     parts = build(recipe, data.tokenizer)
@@ -50,12 +54,12 @@ def run(
     digest = weights_digest(begun) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
-        RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, writes=engine.main) as run_dir,
+        RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, engine=engine) as run_dir,
         stop_signals() as stop,
     ):
         if digest:
             _check_start(Path(directory) / START, digest, starts_from(recipe), engine)
-        say(str(run_dir.restore(state, engine)))
+        say(str(run_dir.restore(state)))
         for line in not_used(recipe, parts.student.network):
             say(line)
         batches = partial(
@@ -66,16 +70,18 @@ def run(
             state,
             batches,
             steps=recipe.steps,
-            accumulation=recipe.accumulation,
+            accumulation=engine.share(recipe.accumulation),
             seed=recipe.seed,
             engine=engine,
             stop=stop,
         )
         for update in recorded(updates, run_dir, state, every=recipe.save_every):
             yield with_student(update, parts, state)
-        if state.step >= recipe.steps and engine.main:
-            run_dir.publish(lambda folder: publish(parts, state, folder))
-        engine.same(state.step)  # no process goes on before the model is there
+        if state.step >= recipe.steps:
+            raw, mean = parts.model(student_of(state, raw=True)), parts.model(student_of(state))
+            card = {"recipe": to_json(recipe), "steps": state.step}
+            run_dir.publish(lambda folder: mean.save(folder, raw=raw.network, **card))
+        engine.wait()  # no process goes on before the model is there
 
 
 def finished(recipe: Recipe, directory: Path) -> bool:
@@ -144,7 +150,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
         state,
         batches,
         steps=recipe.steps,
-        accumulation=recipe.accumulation,
+        accumulation=engine.share(recipe.accumulation),
         seed=recipe.seed,
         engine=engine,
     )
@@ -157,22 +163,19 @@ def with_student(update: Update, parts: Parts, state: State) -> Update:
     recipe = parts.recipe
     round_ends = isinstance(recipe.objective, Distillation) and update.step % recipe.objective.round_steps == 0
     return (
-        replace(update, student=parts.model(averaged(state))) if round_ends or update.step == recipe.steps else update
+        replace(update, student=parts.model(student_of(state))) if round_ends or update.step == recipe.steps else update
     )
 
 
-def averaged(state: State) -> NetworkDenoiser | CausalPredictor:
-    """A copy of the student with the moving average for weights (its raw weights where no average is kept)."""
-    student = copy.deepcopy(state.student)
-    ema = state.learners[STUDENT].ema
-    if ema is not None:
-        ema.copy_to(student)
+def student_of(state: State, raw: bool = False) -> NetworkDenoiser | CausalPredictor:
+    """A copy of the student on the CPU, with the moving average for weights (raw: its own, as where none is kept)."""
+    student, ema = state.student, state.learners[STUDENT].ema
     if not isinstance(student, NetworkDenoiser | CausalPredictor):
         raise TypeError(f"a student is a denoiser or a next-token predictor, not {type(student).__name__}")
-    return student
-
-
-def publish(parts: Parts, state: State, folder: Path) -> None:
-    """Write the finished model: averaged weights as the model, raw weights beside them."""
-    raw = parts.model(state.student).network
-    parts.model(averaged(state)).save(folder, raw=raw, recipe=to_json(parts.recipe), steps=state.step)
+    weights = copies({**student.state_dict(), **({} if raw or ema is None else ema.shadow)})
+    with torch.device("meta"):
+        network = DiT(student.network.shape, student.network.compute_dtype)
+    network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()}, assign=True)
+    if isinstance(student, CausalPredictor):
+        return CausalPredictor(network, student.mask_id)
+    return NetworkDenoiser(network, student.mask_id, student.sees_alpha)

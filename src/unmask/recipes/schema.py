@@ -223,7 +223,9 @@ class Recipe:
 
     name          of the run; without --out it is kept in runs/NAME
     batch_size    sequences an update, over all processes and micro-batches
-    accumulation  micro-batches an update on each process
+    accumulation  micro-batches an update, which the processes share; noise belongs to a micro-batch, not to a process
+    checkpointing  keep of each block only its input for the way back and compute the rest again: the same numbers from
+                  less memory, in a third more time
     precision     of the matrix products inside the network; weights, normalisations and losses stay float32.
                   "fastest": bfloat16 where the machine multiplies it faster, else float32; decided at the start of a
                   run and written into its recipe.json
@@ -245,6 +247,7 @@ class Recipe:
     optim: AdamW = field(default_factory=AdamW)
     batch_size: int = 512
     accumulation: int = 1
+    checkpointing: bool = False
     steps: int = 1_000_000
     seed: int = 1
     precision: Precision = "bfloat16"

@@ -1,31 +1,38 @@
 """Where a training runs: one device, or many processes that each see a part of every batch.
 
 Accelerate finds the device and joins the processes (`accelerate launch`, `torchrun` or nothing at all: the same
-program). Gradients are summed here once a step, after the last micro-batch, and not by a wrapper around the module:
-the vocabulary head runs outside the module's forward, a step may train any one of several networks, and the
-normaliser of the loss (the weights of all micro-batches of all ranks) is known only then.
+program). Each process either holds every weight, or, sharded, its part of each (FSDP2, see `sharding`).
+
+Where each holds all, gradients are summed here once a step, after the last micro-batch, and not by a wrapper around
+the module: the vocabulary head runs outside the module's forward, a step may train any one of several networks, and
+the normaliser of the loss (the weights of all micro-batches of all ranks) is known only then.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from unmask.training.guard import TrainingError
+from unmask.training.sharding import local, shard
 
 BUCKET_ELEMENTS = 2**25  # numbers in one message between processes: 128 MiB in float32
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One process of a training: its device, its rank, and how many there are."""
+    """One process of a training: its device, its rank, how many there are, and whether they share out the weights."""
 
     device: torch.device
     rank: int = 0
     world: int = 1
+    sharded: bool = False
 
     @property
     def main(self) -> bool:
@@ -44,12 +51,59 @@ class Engine:
                 tensor.copy_(part.view_as(tensor))
 
     def agree(self, modules: Iterable[nn.Module]) -> None:
-        """Move modules to the device and give every process the weights and buffers of rank 0."""
+        """Move modules to the device and give every process the weights and buffers of rank 0, or its part of each."""
         for module in modules:
-            module.to(self.device)
             if self.world > 1:
                 for tensor in (*module.parameters(), *module.buffers()):
-                    torch.distributed.broadcast(tensor.detach(), src=0)
+                    sent = tensor.detach().to(self.device)
+                    torch.distributed.broadcast(sent, src=0)
+                    tensor.detach().copy_(sent)
+            if self.sharded:
+                shard(module, self.device)
+            module.to(self.device)
+
+    def gather(self, gradients: Sequence[Tensor], sums: Tensor) -> list[Tensor]:
+        """Sum the gradients, and the float64 numbers `sums`, over the processes; the former as this process holds them.
+
+        Sharded, the gradients have been averaged over the processes on the way back.
+        """
+        if not self.sharded:
+            self.sum_([*gradients, sums])
+            return [*gradients]
+        self.sum_([sums])
+        here = [local(gradient) for gradient in gradients]
+        torch._foreach_mul_(here, self.world)
+        return here
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        self.same(0)
+
+    def share(self, micro_batches: int) -> int:
+        """How many of an update's micro-batches this process computes: their number over that of processes, or one.
+
+        ValueError where that is no whole number.
+        """
+        if micro_batches % self.world and self.world % micro_batches:
+            raise ValueError(
+                f"the processes share the micro-batches of an update, accumulation: want a multiple of their number, "
+                f"{self.world}, or a divisor of it, got {micro_batches}"
+            )
+        return max(1, micro_batches // self.world)
+
+    @contextmanager
+    def together(self, step: int) -> Iterator[None]:
+        """What goes wrong in a step where others wait for this process, or it for them, ends as a TrainingError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or isinstance(error, TrainingError):
+                raise
+            raise TrainingError(
+                f"step {step} did not end on process {self.rank} of {self.world}: {str(error).splitlines()[0]}. Where "
+                "no memory was short here, another process was lost: look at its last message, then start all of them "
+                "again by the same line; the training goes on from the last good state, on any number of processes."
+            ) from error
 
     def same(self, value: int) -> int:
         """The value of rank 0, on every process; waits for all."""
@@ -60,11 +114,12 @@ class Engine:
         return int(box.item())
 
 
-def launch(device: str | None = None) -> Engine:
+def launch(device: str | None = None, sharded: bool = False) -> Engine:
     """Join the processes of this training and take a device: the one named, else the best that there is.
 
     Under `accelerate launch` or `torchrun` each process takes its own GPU, or the CPU where there is none or the
-    launcher was told `--cpu`; `device` then only says "cpu" or not.
+    launcher was told `--cpu`; `device` then only says "cpu" or not. Weights are sharded where that is asked for here
+    or by `accelerate launch --use_fsdp`, and there is more than one process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"  # by `accelerate launch --cpu`
@@ -79,7 +134,8 @@ def launch(device: str | None = None) -> Engine:
             f"the launcher started WORLD_SIZE = {world} processes, Accelerate joined {state.num_processes} on "
             f"{state.device}: start all of them by one `accelerate launch` or `torchrun`"
         )
-    return Engine(state.device, state.process_index, state.num_processes)
+    sharded = sharded or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return Engine(state.device, state.process_index, state.num_processes, sharded)
 
 
 def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:

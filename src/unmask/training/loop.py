@@ -2,15 +2,16 @@
 
     engine = launch()
     state = State.begin(objective, student, AdamW(lr=3e-4, warmup_steps=500), engine)
-    with RunDir.open(path, recipe) as run, stop_signals() as stop:
-        run.restore(state, engine)
+    with RunDir.open(path, recipe, engine=engine) as run, stop_signals() as stop:
+        run.restore(state)
         updates = fit(objective, state, batch_at, steps=1000, seed=1, engine=engine, stop=stop)
         for update in recorded(updates, run, state, every=100):
             print(update.step, update.loss)
 
-Everything random in a step is a function of (seed, step, rank): the generator that the objective receives, and the
-global generator that dropout reads. So is the batch. A state saved after any step therefore continues bit for bit,
-with no generator in it, and the caller's own random numbers are left alone.
+Everything random in a step is a function of (seed, step, micro-batch), and micro-batches are numbered over all
+processes: the generator that the objective receives, and the global generator that dropout reads. So is the batch. A
+state saved after any step therefore continues bit for bit, with no generator in it; two processes of one micro-batch
+learn what one of two would; and the caller's own random numbers are left alone.
 """
 
 from __future__ import annotations
@@ -94,11 +95,11 @@ def fit(
     """Train from `state.step` to `steps`, one update a step; `state` is changed in place.
 
     batch_at      step -> this rank's ids [B, L]: a pure function, so that the data cursor is the step
-    accumulation  micro-batches a step: the same gradient, 1 / accumulation of the memory
+    accumulation  micro-batches a step on this rank: the same gradient, 1 / accumulation of the memory
     stop          asked once a step; when it is true on any rank, all ranks end after that update
 
-    The gradient is that of sum(per_token) / sum(weight) over all micro-batches of all ranks, so 1 x 8, 8 x 1 and two
-    ranks of 4 x 1 differ by rounding only (given equal randomness). Raises TrainingError before a bad step is taken.
+    The gradient is that of sum(per_token) / sum(weight) over all micro-batches of all ranks: one rank of 2 and two
+    ranks of 1 differ by rounding only. TrainingError before a bad step is taken, or where another process was lost.
     """
     if steps < 1:
         raise ValueError(f"steps is the length of the whole training: want steps >= 1, got {steps}")
@@ -111,14 +112,13 @@ def fit(
         learner = state.only(turn)
         gradients = learner.clear_gradients()
         batch = batch_at(step).to(engine.device, non_blocking=True)
-        with _step_randomness(engine, seed, step) as generator:
-            tally = _backward(objective, state, batch, step, generator, accumulation)
-        tally["stop"] = torch.tensor(float(stop()), dtype=torch.float64, device=engine.device)
-        sums = torch.stack(list(tally.values()))
-        engine.sum_([*gradients, sums])
-        weight = sums[1]
-        torch._foreach_div_(gradients, weight.to(gradients[0].dtype))
-        norm = learner.clip()
+        with engine.together(step):
+            tally = _backward(objective, state, batch, step, seed, engine, accumulation)
+            tally["stop"] = torch.tensor(float(stop()), dtype=torch.float64, device=engine.device)
+            sums = torch.stack(list(tally.values()))
+            here = engine.gather(gradients, sums)
+            torch._foreach_div_(here, sums[1].to(here[0].dtype))
+            norm = learner.clip()
         total, normaliser, tokens, *rest, stopping, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
         if not normaliser > 0:
             raise TrainingError(f"step {step}: the weights of the loss sum to {normaliser}: no token to learn from")
@@ -135,7 +135,7 @@ def fit(
 
 
 def _backward(
-    objective: Objective, state: State, batch: Tokens, step: int, generator: torch.Generator, accumulation: int
+    objective: Objective, state: State, batch: Tokens, step: int, seed: int, engine: Engine, accumulation: int
 ) -> dict[str, Tensor]:
     """Add the gradient of sum(per_token); returns float64 sums: loss, weight, tokens, then weight * metric."""
     if not 1 <= accumulation <= len(batch):
@@ -143,11 +143,12 @@ def _backward(
             f"accumulation splits a rank's batch of {len(batch)} sequences: want 1 to {len(batch)}, got {accumulation}"
         )
     tally: dict[str, Tensor] = {}
-    for x0 in batch.tensor_split(accumulation):
-        loss = objective(state.student, x0, step=step, generator=generator)
-        total = loss.per_token.sum()
-        if total.requires_grad:  # not where no token of this micro-batch is trained on
-            total.backward()
+    for number, x0 in enumerate(batch.tensor_split(accumulation), start=engine.rank * accumulation):
+        with _randomness(engine.device, seed, step, number) as generator:
+            loss = objective(state.student, x0, step=step, generator=generator)
+            total = loss.per_token.sum()
+            if total.requires_grad:  # not where no token of this micro-batch is trained on
+                total.backward()
         weight = loss.weight.expand_as(loss.per_token).sum(dtype=torch.float64)
         terms = {"loss": loss.per_token.detach().sum(dtype=torch.float64), "weight": weight,
                  "tokens": torch.full_like(weight, x0.numel())}  # fmt: skip
@@ -161,16 +162,16 @@ def _backward(
 
 
 @contextmanager
-def _step_randomness(engine: Engine, seed: int, step: int) -> Iterator[torch.Generator]:
-    """The randomness of one step on this rank; the global generators are given back as they were."""
-    corruption, dropout = (int(address(seed, step, engine.rank, stream)) for stream in (_CORRUPTION, _DROPOUT))
-    on_gpu = engine.device.type == "cuda"
-    with torch.random.fork_rng(devices=[engine.device] if on_gpu else []):
+def _randomness(device: torch.device, seed: int, step: int, number: int) -> Iterator[torch.Generator]:
+    """The randomness of one micro-batch of a step; the global generators are given back as they were."""
+    corruption, dropout = (int(address(seed, step, number, stream)) for stream in (_CORRUPTION, _DROPOUT))
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(dropout)  # torch.manual_seed would queue a call a step for an unused GPU
         if on_gpu:
-            with torch.cuda.device(engine.device):
+            with torch.cuda.device(device):
                 torch.cuda.manual_seed(dropout)
-        yield torch.Generator(engine.device).manual_seed(corruption)
+        yield torch.Generator(device).manual_seed(corruption)
 
 
 def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int) -> Iterator[Update]:

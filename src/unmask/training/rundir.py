@@ -1,10 +1,10 @@
 """The run directory: what a training leaves behind, written so that no moment of a crash can spoil it.
 
     NAME/ recipe.json  metrics.jsonl  model/  state/step-00000500/  state/step-00000400/
-    step-N/ cursor.json  NETWORK/{model,optimizer,ema}.safetensors  frozen/NETWORK.safetensors
+    step-N/ cursor.json  NETWORK/{model,optimizer,ema}.safetensors  frozen/NETWORK.safetensors  or, sharded, parts/
 
 The last two good states are kept. `cursor.json` holds the step and the SHA-256 of every file. There is no generator
-to save: randomness and batches are functions of the step (see `loop`). No pickle: safetensors and JSON only.
+to save: randomness and batches are functions of the step (see `loop`). Models are safetensors and JSON, never pickles.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from unmask.files import TEMPORARY, replacing, sha256, tidy, write_text
+import torch
+
+from unmask.files import TEMPORARY, being_written, replacing, sha256, tidy, write_text
 from unmask.training.engine import Engine
 from unmask.training.state import State
 from unmask.training.storage import read_state, write_state
 
 FORMAT = 1
 KEEP = 2  # good states
+ALONE = Engine(torch.device("cpu"))
 
 
 class RunError(RuntimeError):
@@ -45,26 +49,26 @@ class Restored:
 
 @dataclass
 class RunDir:
-    """An open run directory; use it in `with`, which locks it against a second process.
+    """An open run directory; use it in `with`, which locks it against a second training.
 
-    writes  False on all ranks but one: `log`, `save` and `publish` then do nothing
+    engine  the process that holds it: all but the first write nothing, except their parts of a sharded state
     """
 
     path: Path
-    writes: bool = True
+    engine: Engine = ALONE
     _lock: IO[str] | None = field(default=None, init=False, repr=False)
     _metrics: IO[str] | None = field(default=None, init=False, repr=False)
     _saved: int | None = field(default=None, init=False, repr=False)  # the step of the state that was written last
 
     @staticmethod
-    def open(path: str | Path, recipe: Mapping[str, Any], *, resume: bool = True, writes: bool = True) -> RunDir:
+    def open(path: str | Path, recipe: Mapping[str, Any], *, resume: bool = True, engine: Engine = ALONE) -> RunDir:
         """Make the directory, or open one of the same recipe to go on.
 
         RunError for another recipe (with the fields that differ), for an existing run where `resume` is False, for
         a directory of something else, and where another process is at work in it.
         """
-        run = RunDir(Path(path), writes)
-        if not writes:
+        run = RunDir(Path(path), engine)
+        if not engine.main:
             return run
         run.path.mkdir(parents=True, exist_ok=True)
         run._take_lock()
@@ -98,7 +102,7 @@ class RunDir:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; it has a `step` and reaches the operating system at once."""
-        if not self.writes:
+        if not self.engine.main:
             return
         if "step" not in record:
             raise ValueError(f"a line of metrics.jsonl needs a step, where a resume cuts the file: got {dict(record)}")
@@ -112,29 +116,34 @@ class RunDir:
 
     def save(self, state: State) -> None:
         """Write the state of this step, then drop all but the last two. RunError (disk full): the old ones are kept."""
-        if not self.writes or self._saved == state.step:
+        main, sharded, target = self.engine.main, self.engine.sharded, self._folder(state.step)
+        if self._saved == state.step or not (main or sharded):
             return
         try:
             if self._metrics is not None:
                 os.fsync(self._metrics.fileno())
-            with replacing(self._folder(state.step)) as folder:
-                facts = write_state(state, folder)
-                files = sorted(folder.rglob("*.safetensors"))
-                sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-                cursor = {"format": FORMAT, "step": state.step, **facts, "files": sums}
-                (folder / "cursor.json").write_text(json.dumps(cursor, indent=1), encoding="utf-8")
+            with replacing(target) if main else nullcontext(being_written(target)) as folder:
+                if sharded:
+                    self.engine.wait()  # until the folder is there
+                facts = write_state(state, folder, sharded)
+                if main:
+                    files = sorted(file for file in folder.rglob("*") if file.is_file())
+                    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+                    cursor = {"format": FORMAT, "step": state.step, **facts, "files": sums}
+                    (folder / "cursor.json").write_text(json.dumps(cursor, indent=1), encoding="utf-8")
         except Exception as error:
             raise RunError(f"the state of step {state.step} was not saved: {error}. {self.kept()}") from error
         self._saved = state.step
-        for step in self.steps()[:-KEEP]:
+        for step in self.steps()[:-KEEP] if main else ():
             shutil.rmtree(self._folder(step))
 
-    def restore(self, state: State, engine: Engine) -> Restored:
+    def restore(self, state: State) -> Restored:
         """Bring back the newest good state (step 0 where there is none) and cut metrics.jsonl to it.
 
         A damaged state is set aside with a warning and the one before is taken; RunError where no good one is left.
         """
-        step = engine.same(self._newest() if self.writes else 0)
+        engine = self.engine
+        step = engine.same(self._newest() if engine.main else 0)
         if step:
             folder = self._folder(step)
             try:
@@ -142,11 +151,11 @@ class RunDir:
             except (ValueError, KeyError, RuntimeError) as error:
                 raise RunError(f"the state in {folder} is one of other networks than these: {error}") from error
         state.step, self._saved = step, step or None
-        return Restored(step, engine.same(self._cut_metrics(step) if self.writes else 0))
+        return Restored(step, engine.same(self._cut_metrics(step) if engine.main else 0))
 
     def publish(self, write: Callable[[Path], object]) -> None:
         """Replace model/ by what `write(directory)` puts into an empty directory."""
-        if not self.writes:
+        if not self.engine.main:
             return
         try:
             with replacing(self.model) as folder:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unmask.models.ema import Ema
 from unmask.training.engine import Engine
 from unmask.training.schedule import AdamW
+from unmask.training.sharding import entire
 
 if TYPE_CHECKING:
     from unmask.objectives.base import Objective
@@ -42,6 +43,12 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        for parameter in parameters:  # AdamW's own first values, here so that a state can be read before any step
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
         ema = None if settings.ema_decay is None else Ema(network, settings.ema_decay)
         return Learner(network, settings, optimizer, ema)
 
@@ -62,7 +69,7 @@ class Learner:
     def clip(self) -> Tensor:
         """L2 norm of the gradient; beyond `clip_norm` the gradient is scaled down to it."""
         limit = float("inf") if self.settings.clip_norm is None else self.settings.clip_norm
-        return torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.parameters()], limit)
+        return entire(torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.parameters()], limit))
 
     def advance(self, learning_rate: float) -> None:
         """One AdamW step with this learning rate; the moving average follows."""
@@ -87,14 +94,13 @@ class State:
 
     @staticmethod
     def begin(objective: Objective, student: nn.Module, settings: AdamW | Mapping[str, AdamW], engine: Engine) -> State:
-        """The state before the first step: networks on the device, equal on all ranks, frozen ones in eval mode.
+        """The state before the first step: networks on the device, equal on all ranks or sharded, frozen ones in eval.
 
         `settings` is one for all networks, or one for each by name. Raises ValueError where a name has no settings,
         or a frozen network shares a parameter with a trained one (copy it: freezing it would freeze both).
         """
         networks = {STUDENT: student, **objective.networks()}
         frozen = objective.frozen()
-        engine.agree([*networks.values(), *frozen.values()])
         if not isinstance(settings, AdamW) and set(settings) != set(networks):
             raise ValueError(f"settings name the networks {sorted(settings)}, the objective trains {sorted(networks)}")
         trained = {p.data_ptr(): name for name, network in networks.items() for p in network.parameters()}
@@ -103,6 +109,7 @@ class State:
             if shared is not None:
                 raise ValueError(f"the frozen {name!r} shares weights with {shared!r}, which is trained: copy it")
             network.eval().requires_grad_(False)
+        engine.agree([*networks.values(), *frozen.values()])
         learners = {
             name: Learner.begin(network, settings if isinstance(settings, AdamW) else settings[name])
             for name, network in networks.items()

@@ -1,0 +1,58 @@
+"""Weights shared out among processes (FSDP2): each holds a part of every tensor, and whole ones pass by block by block.
+
+`torch.distributed.fsdp.fully_shard` (Zhao et al. 2023, arXiv 2304.11277; in its form of one tensor a weight). Moments
+and averages are made of the parts and are parts themselves. What does not belong to a block, embedding and head among
+it, stays whole from a forward pass to the end of the way back: the head is applied after the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from unmask.models.layers import Block
+
+# torch.distributed.tensor takes seconds to import; who has an optimizer has it already: so the imports are below.
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Keep this process's part of each weight, on `device`; gradients are averaged over the processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for part in [*module.modules()]:
+        if isinstance(part, Block):
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, in the same memory."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def entire(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; where it is sharded, all processes ask for it together."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of whole tensors on the CPU, each in memory of its own."""
+    return {name: entire(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def fill(target: Tensor, value: Tensor) -> None:
+    """Write a whole `value`, which all processes hold, into a tensor or into this process's part of it."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)

@@ -1,0 +1,157 @@
+"""Several processes learn what one does: whole or sharded, stopped and resumed on others, and when one is lost."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import unmask
+from toy_recipes import shrink
+from unmask.models.pretrained import load
+from unmask.plain import to_json
+from unmask.recipes.book import recipe
+from unmask.recipes.run import run
+from unmask.recipes.schema import Recipe
+from unmask.training import Engine
+
+STEPS, ROUND = 9, 3
+# DIRECTORY WORLD sharded|whole STEP: train to STEP and save there; a negative STEP loses the last process there instead
+SCRIPT = """
+import json, os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import accelerate, torch
+import torch.distributed.checkpoint, torch.distributed.fsdp
+from unmask.plain import from_json
+from unmask.recipes.run import run
+from unmask.recipes.schema import Recipe
+
+def train(folder, rank, world, sharded, last):
+    found = []
+    plan = from_json(Recipe, json.loads((folder / "plan.json").read_text()), "plan")
+    try:
+        for update in run(plan, folder / "run", device="cpu", sharded=sharded):
+            found.append([update.step, update.loss, update.grad_norm, update.metrics["round"]])
+            if update.step == -last and rank == world - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if update.step == last < plan.steps:
+                break
+    except Exception as error:
+        found.append(f"{type(error).__name__}: {error}")
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+torch.optim.SGD([torch.zeros(1)])  # what torch imports late, it imports once, here
+for job in json.loads(sys.argv[1]):
+    folder, world, sharded, last, port = job
+    children = []
+    for rank in range(world):
+        children.append(os.fork())
+        if children[-1] == 0:
+            if world > 1:
+                told = {"MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+                os.environ |= {key: str(value) for key, value in told.items()} | {"LOCAL_WORLD_SIZE": str(world)}
+            train(Path(folder), rank, world, sharded, last)
+            os._exit(0)
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    assert ended == [0] * (world - 1) + [signal.SIGKILL if last < 0 else 0], ended
+    for rank in range(world - (last < 0)):
+        print((Path(folder) / f"{rank}.json").read_text(), flush=True)
+"""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def trained(*jobs: tuple[Path, int, bool, int]) -> list[list[object]]:
+    """What the processes of each job saw, one job after the other: a line a process."""
+    paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
+    told = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+            "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+    with_ports = [(str(folder), world, sharded, last, free_port()) for folder, world, sharded, last in jobs]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(with_ports)]
+    ran = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plan(text: Path, masked: Path) -> Recipe:
+    """Three rounds of MCD with dropout, in two micro-batches, whose noise does not depend on who computes them."""
+    small = shrink(recipe("demo-mcd"), text, masked)
+    objective = replace(small.objective, round_steps=ROUND, temperatures=(0.9, 0.8, 0.7))
+    network = replace(small.network, dropout=0.2)
+    return replace(small, objective=objective, network=network, accumulation=2, steps=STEPS, save_every=5,
+                   precision="float32")  # fmt: skip
+
+
+def planned(folder: Path, plan: Recipe) -> Path:
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps(to_json(plan)))
+    return folder
+
+
+def close(found: object, expected: object) -> None:
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+
+
+def same_model(one: Path, two: Path, weights: str) -> None:
+    first, second = (load(path / "run" / "model", weights=weights).network.state_dict() for path in (one, two))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_whole_or_sharded_two_processes_learn_what_one_does(plan: Recipe, tmp_path: Path) -> None:
+    """Losses, gradients, weights and averages to 1e-5, with dropout, noise and a teacher that changes twice; a state
+    that two wrote sharded is read by one, and one's by two that share it out.
+    """
+    alone = planned(tmp_path / "alone", plan)
+    curve = [
+        [update.step, update.loss, update.grad_norm, update.metrics["round"]]
+        for update in run(plan, alone / "run", device="cpu")
+    ]
+    again = replace(plan, checkpointing=True)
+    two, parts, back = (planned(tmp_path / name, which)
+                        for name, which in (("two", plan), ("parts", again), ("back", plan)))  # fmt: skip
+    found = trained(
+        (two, 2, False, STEPS), (parts, 2, True, 5), (parts, 1, False, STEPS), (back, 1, False, 5),
+        (back, 2, True, STEPS),
+    )  # fmt: skip
+    expected = [curve, curve, curve[:5], curve[:5], curve[5:], curve[:5], curve[5:], curve[5:]]
+    assert len(found) == len(expected)
+    for got, want in zip(found, expected, strict=True):
+        close(got, want)
+    for other in (two, parts, back):
+        for weights in ("ema", "raw"):
+            same_model(alone, other, weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_lost_process_ends_the_training_with_a_word(sharded: bool, plan: Recipe, tmp_path: Path) -> None:
+    """Killed after step 7; the other one says so and where to go on, and one process goes on from step 5."""
+    folder, alone = planned(tmp_path / "run", plan), tmp_path / "alone"
+    curve = [[u.step, u.loss, u.grad_norm, u.metrics["round"]] for u in run(plan, alone / "run", device="cpu")]
+    first, second = trained((folder, 2, sharded, -7), (folder, 1, False, STEPS))
+    close(first[:7], curve[:7])
+    assert "TrainingError: step 7 did not end on process 0 of 2" in first[7] and "another process was lost" in first[7]
+    assert "The last good state, step 5, is kept in" in first[7]
+    close(second, curve[5:])
+    same_model(alone, folder, "ema")
+
+
+def test_processes_share_micro_batches() -> None:
+    cpu = torch.device("cpu")
+    assert [Engine(cpu, 0, world).share(4) for world in (1, 2, 4, 8)] == [4, 2, 1, 1]
+    with pytest.raises(ValueError, match=r"want a multiple of their number, 3, or a divisor of it, got 4"):
+        Engine(cpu, 0, 3).share(4)
