@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from unmask.models.dit import DiT, Shape
+from unmask.prediction import chunk_rows
 from unmask.recipes.schema import Consistency, Distillation, Nelbo, NextToken, Recipe, Sdtt
 from unmask.text.hub import OWN, TOKENIZER_FILES, local_or_hub
 from unmask.text.tokenizers import find_tokenizer
 
 KNOWN = {"gpt2": (50257, False), "bert-base-uncased": (30522, True)}  # tokens, and whether one of them is MASK
-FLOATS_A_BLOCK = 34  # activations a token, layer and channel kept for the backward pass, without attention scores
+SAVED = 20  # numbers a token, channel and block that autograd keeps, in the precision of the products
+CHUNKS = 4  # tables of a chunk of the vocabulary that a loss holds
+GPUS: Mapping[str, tuple[float, float]] = MappingProxyType(  # TFLOP/s by data sheet: bfloat16 dense, float32
+    {"RTX 4090": (165, 83), "A100": (312, 19.5), "H100": (989, 67), "H200": (989, 67)}
+)
+CUDA = torch.device("cuda")
+UTILISATION = 0.4  # of the data sheet's rate: an assumption
 
 
 def vocabulary(recipe: Recipe) -> int:
@@ -37,31 +47,72 @@ def vocabulary(recipe: Recipe) -> int:
             return size
 
 
-def estimate(recipe: Recipe) -> dict[str, float | int]:
-    """Parameters, tokens, FLOPs and bytes of a run; memory is for one process that holds every micro-batch row.
+def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device = CUDA) -> dict[str, Any]:
+    """Parameters, tokens, FLOPs, hours and bytes of a run on one process; `vocab_size` where no tokenizer tells it.
 
-    weights    float32 weights, gradients, two moments and the moving average: 20 bytes a parameter, and 4 more for a
-               frozen teacher
-    activations  34 floats a token, block and channel, of 2 or 4 bytes: a rule of thumb, not a measurement
-    flops      6 a parameter outside the embedding and token, 2 more for each forward pass of a teacher
+    weights_bytes      float32 weights, gradients, two moments and the moving average: 20 bytes a parameter, and 4 more
+                       for a frozen teacher. Sharded, each process holds its share of them
+    activations_bytes  of a micro-batch: what autograd keeps of every block (20 numbers a token and channel, more with
+                       dropout and with a noise level; with checkpointing one, and one block's), and the head's rows
+    vocabulary_bytes   a gradient of the head for each loss over it, and tables of a chunk of rows
+    memory_bytes       their sum: the greatest sum of all tensors, that of the moment before the way back
+    flops              of the matrix products: a forward pass takes 2 a parameter outside the embedding and token, and
+                       4 L D a block for attention; the student's pass counts three times, four with checkpointing
+    hours              on one GPU, at 0.4 of its data sheet's rate in the recipe's precision: an assumption
     """
     sizes, distils = recipe.network, isinstance(recipe.objective, Distillation)
-    vocab = vocabulary(recipe)
+    vocab = vocabulary(recipe) if vocab_size is None else vocab_size
+    causal = isinstance(recipe.objective, NextToken)
     shape = Shape(
-        vocab, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout,
-        causal=isinstance(recipe.objective, NextToken),
-    )  # fmt: skip
+        vocab, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout, causal=causal
+    )
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in DiT(shape).parameters())
-    rows = recipe.batch_size // recipe.accumulation
     tokens = recipe.batch_size * recipe.steps * sizes.length
-    width = 2 if recipe.precision == "bfloat16" else 4
-    moving = parameters - vocab * sizes.width
-    passes = recipe.objective.teacher_steps if isinstance(recipe.objective, Sdtt) else int(distils)
+    attention = 4 * sizes.length * sizes.width * sizes.blocks // (2 if causal else 1)
+    forward = 2 * (parameters - vocab * sizes.width) + attention
+    teacher = recipe.objective.teacher_steps if isinstance(recipe.objective, Sdtt) else int(distils)
+    again = forward - 2 * vocab * sizes.width if recipe.checkpointing else 0
+    flops = tokens * (forward * (3 + teacher) + again)
+    weights = parameters * (24 if distils else 20)
+    activations, losses = _activations(recipe, parameters - 2 * vocab * sizes.width), _losses(recipe)
+    rows = recipe.batch_size // recipe.accumulation * sizes.length
+    table = losses * vocab * sizes.width * 4 + CHUNKS * 4 * min(chunk_rows(vocab, device), rows) * vocab
+    rate = 0 if recipe.precision != "float32" else 1
     return {
         "parameters": parameters,
         "tokens": tokens,
-        "flops": tokens * moving * (6 + 2 * passes),
-        "weights_bytes": parameters * (24 if distils else 20),
-        "activations_bytes": rows * sizes.length * sizes.width * sizes.blocks * FLOATS_A_BLOCK * width,
+        "flops": flops,
+        "weights_bytes": weights,
+        "activations_bytes": activations,
+        "vocabulary_bytes": table,
+        "memory_bytes": weights + activations + table,
+        "hours": {
+            name: float(f"{flops / (rates[rate] * 1e12 * UTILISATION * 3600):.3g}") for name, rates in GPUS.items()
+        },
     }
+
+
+def _activations(recipe: Recipe, body: int) -> int:
+    """Bytes of a micro-batch that the student's body, `body` weights, and its losses keep for the way back."""
+    sizes = recipe.network
+    width = 2 if recipe.precision == "bfloat16" else 4
+    sees = sizes.sees_alpha and not isinstance(recipe.objective, NextToken)
+    channels = recipe.batch_size // recipe.accumulation * sizes.length * sizes.width
+    block = channels * (width * (SAVED + 2 * (sizes.dropout > 0)) + 8 * sees)
+    block += 2 * body // sizes.blocks if recipe.precision == "bfloat16" else 0  # weights in the products' precision
+    rows = channels * 4 * (1 + isinstance(recipe.objective, Distillation) + _losses(recipe))  # that the head reads
+    if not recipe.checkpointing:
+        return sizes.blocks * block + rows
+    return sizes.blocks * channels * 4 + max(rows, block)
+
+
+def _losses(recipe: Recipe) -> int:
+    """How many losses over the vocabulary an update computes before the first of them goes back."""
+    match recipe.objective:
+        case Sdtt(teacher_steps=steps):
+            return steps
+        case Consistency(process="masked", revealed="cross_entropy"):
+            return 2
+        case _:
+            return 1

@@ -1,0 +1,108 @@
+"""The memory that a dry run tells, against what a training takes: two updates in a process of their own.
+
+    python benchmarks/memory.py                     every case on this CPU, in minutes
+    python benchmarks/memory.py --device cuda       the same on a GPU
+
+A line a case: GiB told, GiB taken beyond what the process holds before, and their ratio. Taken is the peak of torch's
+allocator on a GPU; on a CPU of the resident set, with a C library that gives freed memory back at once
+(MALLOC_MMAP_THRESHOLD_). As it is by default, its holes add up to a quarter: --holes counts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from unmask.diffusion.processes import MaskedProcess
+from unmask.evaluation.speed import peak_memory, reset_peak_memory
+from unmask.models.pretrained import Model
+from unmask.recipes.build import build, distillation
+from unmask.recipes.estimate import estimate
+from unmask.recipes.schema import Consistency, Distillation, Nelbo, Network, NextToken, Recipe, Sdtt
+from unmask.training import Engine, Guard, State, fit
+
+WIDE = Network(length=256, width=512, blocks=6, heads=8, dropout=0.1)
+DEEP = Network(length=256, width=256, blocks=12, heads=4, dropout=0.0)
+BODY = Recipe("body", Nelbo(), WIDE, batch_size=8, steps=2, precision="float32")
+CASES = {  # recipe, V
+    "body": (BODY, 1024),
+    "body, recomputed": (replace(BODY, checkpointing=True, batch_size=32), 1024),
+    "uniform": (replace(BODY, objective=Nelbo(process="uniform"), network=replace(DEEP, sees_alpha=True)), 4096),
+    "head": (replace(BODY, network=replace(WIDE, blocks=2), batch_size=4), 50258),
+    "next token": (replace(BODY, objective=NextToken(), network=DEEP), 4096),
+    "MCD": (replace(BODY, objective=Consistency(teacher="-"), batch_size=4), 50258),
+    "MCD, wide": (replace(BODY, objective=Consistency(teacher="-"), network=DEEP, batch_size=16), 1024),
+    "SDTT": (replace(BODY, objective=Sdtt(teacher="-", delta0=1 / 64, count=3), batch_size=4), 50258),
+    "169M": (replace(BODY, objective=Consistency(teacher="-"), network=Network(length=256), batch_size=4), 50258),
+}
+
+
+def taken(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
+    """Bytes at the peak of two updates, beyond what the process holds after the same of a network of nothing."""
+    small = replace(recipe, network=Network(length=8, width=16, blocks=1, heads=2, dropout=recipe.network.dropout))
+    train(small, 16, device)
+    gc.collect()
+    if device.type == "cuda":
+        reset_peak_memory(device)
+        before = torch.cuda.memory_allocated()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set begins anew
+        before = peak_memory(device)
+    train(recipe, vocab_size, device)
+    return peak_memory(device) - before
+
+
+def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
+    """Two updates, of a distillation from a teacher of random weights."""
+    told, distils = recipe.objective, isinstance(recipe.objective, Distillation)
+    parts = build(replace(recipe, objective=Nelbo()) if distils else recipe, None, vocab_size)
+    for weight in parts.student.parameters():
+        torch.nn.init.normal_(weight, std=0.02)  # none may be zero, as at first gates and head are
+    if isinstance(told, Distillation):
+        teacher = Model(parts.student, MaskedProcess(vocab_size, vocab_size - 1), parts.schedule, None,
+                        parts.student.network)  # fmt: skip
+        parts = distillation(recipe, told, teacher)
+        del teacher
+    ids = torch.randint(vocab_size - 1, (recipe.batch_size, recipe.network.length))
+    engine = Engine(device)
+    state = State.begin(parts.objective, parts.student, recipe.optim, engine)
+    updates = fit(parts.objective, state, lambda step: ids, steps=2, accumulation=recipe.accumulation, engine=engine,
+                  guard=Guard(factor=1e9))  # fmt: skip
+    for _ in updates:
+        gc.collect()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=[*CASES])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--holes", action="store_true", help="leave the C library as it is")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    for name in told.cases:
+        recipe, vocab_size = CASES[name]
+        if told.alone:
+            print(taken(recipe, vocab_size, torch.device(told.device)))
+            return
+        command = [sys.executable, __file__, "--cases", name, "--device", told.device, "--alone"]
+        exact = {} if told.holes else {"MALLOC_MMAP_THRESHOLD_": "65536"}
+        ran = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | exact)
+        peak, expected = int(ran.stdout), estimate(recipe, vocab_size, torch.device(told.device))
+        line = {key: round(expected[f"{key}_bytes"] / 2**30, 3)
+                for key in ("weights", "activations", "vocabulary", "memory")}  # fmt: skip
+        taken_gib, ratio = round(peak / 2**30, 3), round(expected["memory_bytes"] / peak, 3)
+        print(json.dumps({"case": name, **line, "taken": taken_gib, "ratio": ratio}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

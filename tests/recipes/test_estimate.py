@@ -1,0 +1,64 @@
+"""What a dry run tells is what a training takes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import unmask
+from unmask.recipes.book import recipe
+from unmask.recipes.estimate import estimate
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
+@pytest.mark.parametrize("case", ["body", "body, recomputed", "uniform", "MCD, wide"])
+def test_memory_is_told_to_15_percent(case: str) -> None:
+    """Weights, optimizer, activations with dropout and recomputed, a noise level, two losses over the vocabulary."""
+    told = {"PYTHONPATH": str(Path(unmask.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, str(BENCHMARK), "--cases", case], env=os.environ | told, check=True,
+                         capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert json.loads(ran.stdout)["ratio"] == pytest.approx(1, abs=0.15), ran.stdout
+
+
+def test_what_saves_memory_is_seen() -> None:
+    """Micro-batches divide activations, checkpointing keeps a number a token, channel and block, in more FLOPs."""
+    plan = recipe("owt-small-mcd")
+    whole, halves, again = (
+        estimate(change)
+        for change in (plan, replace(plan, accumulation=2 * plan.accumulation), replace(plan, checkpointing=True))
+    )
+    assert halves["activations_bytes"] < 0.6 * whole["activations_bytes"] and halves["flops"] == whole["flops"]
+    assert again["activations_bytes"] < 0.25 * whole["activations_bytes"]
+    assert 1.1 < again["flops"] / whole["flops"] < 4 / 3
+    assert again["weights_bytes"] == whole["weights_bytes"] == 24 * whole["parameters"]
+
+
+def test_hours_follow_the_flops_and_the_precision() -> None:
+    plan = recipe("owt-small-mcd")
+    told = estimate(plan)
+    assert told["hours"]["H100"] == pytest.approx(told["flops"] / (0.4 * 989e12 * 3600), rel=0.01)
+    assert estimate(replace(plan, precision="float32"))["hours"]["H100"] > 10 * told["hours"]["H100"]
+
+
+def test_attention_counts_with_the_length() -> None:
+    """4 L D FLOPs a token and block: half of it where a token reads its past only."""
+    plan = recipe("owt-small-teacher")
+    longer = replace(plan, network=replace(plan.network, length=4096), batch_size=plan.batch_size // 4)
+    first, second = estimate(plan), estimate(longer)
+    assert first["tokens"] == second["tokens"]
+    more = second["flops"] - first["flops"]
+    assert more == 3 * first["tokens"] * 4 * 3072 * plan.network.width * plan.network.blocks
+
+
+def test_chunks_are_those_of_the_device() -> None:
+    plan = recipe("owt-small-mcd")
+    gpu, cpu = (estimate(plan, device=torch.device(kind))["vocabulary_bytes"] for kind in ("cuda", "cpu"))
+    assert gpu > cpu > 2 * 4 * 50258 * 768
