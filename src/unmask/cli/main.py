@@ -17,6 +17,7 @@ VERBS = {  # verb -> module, what it does
     "distill": ("train", "distil a teacher by a recipe"),
     "sample": ("sample", "draw texts from a model"),
     "eval": ("evaluate", "likelihood, generative perplexity with entropy, the frontier against a teacher"),
+    "bench": ("bench", "tokens a second and latency on this machine, beside an autoregressive model"),
     "convert": ("convert", "read any checkpoint that unmask knows and write it in its own layout"),
     "reproduce": ("reproduce", "measure again what this project ships or claims"),
     "report": ("report", "write report.html from a report.json"),

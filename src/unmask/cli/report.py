@@ -1,4 +1,4 @@
-"""`unmask report`: the page of a report.json, written again."""
+"""`unmask report`: the page of a report.json, or the figure of a bench.json, written again."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Annotated
 import tyro
 
 from unmask.cli.console import parse, say
+from unmask.evaluation.throughput import BENCH, Bench
+
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write report.html and its figures beside the report.json of a run.
+    """Write report.html and its figures beside the report.json of a run; the figure of a bench beside its bench.json.
 
-    run  a directory of `unmask demo`, `eval frontier` or `reproduce study`, or its report.json
+    run  a directory of `unmask demo`, `eval frontier`, `reproduce study` or `bench`, or its report.json or bench.json
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -25,9 +28,20 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
-    file = asked.run / "report.json" if asked.run.is_dir() else asked.run
+    file = asked.run
+    if asked.run.is_dir():
+        file = next((asked.run / name for name in (REPORT, BENCH) if (asked.run / name).exists()), asked.run / REPORT)
     if not file.exists():
-        raise ValueError(f"{asked.run} has no report.json: `unmask demo` and `unmask eval frontier` write one")
+        raise ValueError(
+            f"{asked.run} has no {REPORT}: `unmask demo` and `unmask eval frontier` write one; nor a {BENCH}: "
+            "`unmask bench` does"
+        )
+    if file.name == BENCH:
+        from unmask.report.throughput import write_figure
+
+        for written in write_figure(Bench.read(file), file.parent):
+            say(str(written))
+        return 0
     try:
         data = json.loads(file.read_text("utf-8"))
     except ValueError as error:

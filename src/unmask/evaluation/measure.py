@@ -234,6 +234,14 @@ def mean(values: ArrayLike, unit: str) -> Measure:
     return pooled(table, np.ones_like(table), unit)
 
 
+def median(values: ArrayLike, unit: str) -> Measure:
+    """The median of values [n], which does not mind one that is off, and its bootstrap standard error."""
+    table = np.asarray(values, np.float64)
+    n = len(table)
+    sem = float(np.median(table[resamples(n)], axis=-1).std()) if n > 1 else None
+    return Measure(float(np.median(table)), unit, n, sem)
+
+
 def perplexity(nats: ArrayLike, tokens: ArrayLike, unit: str = "perplexity") -> Measure:
     """exp of the pooled mean nats a token; nats, tokens [n] of each sample."""
     return pooled(nats, tokens, unit, of=np.exp)
