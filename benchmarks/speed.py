@@ -31,11 +31,11 @@ from statistics import median
 import baseline_masked
 import baseline_uniform
 import torch
-from torch.nn import init
 
 import unmask
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, LogLinear
+from unmask.evaluation.side_by_side import random_network
 from unmask.evaluation.speed import peak_memory, reset_peak_memory, timed
 from unmask.models.dit import DiT, Shape, small
 from unmask.models.parameterization import NetworkDenoiser
@@ -74,13 +74,7 @@ SIZES = {
 
 
 def network(shape: Shape, device: str) -> DiT:
-    """Random weights, none of them zero: at first gates and head would be."""
-    made = DiT(shape, torch.bfloat16 if device == "cuda" else torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    for weight in made.parameters():
-        if weight.dim() == 2:
-            init.normal_(weight, std=0.02, generator=generator)
-    return made.to(device)
+    return random_network(shape, compute_dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device)
 
 
 def denoiser(size: Size, device: str, uniform: bool = False) -> NetworkDenoiser:

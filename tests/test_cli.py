@@ -99,7 +99,14 @@ def test_sample_prints_tokens_and_calls(capsys):
         (["train", "owt-small-techer"], ["did you mean 'owt-small-teacher'?"]),
         (["train", "owt-small-mcd"], ["unmask distill"]),
         (["distill", "demo-teacher"], ["unmask train"]),
-        (["report", "."], ["report.json"]),
+        (["report", "."], ["report.json", "bench.json"]),
+        (["bench", "--steps", "0"], ["steps", ">= 1", "0"]),
+        (["bench", "--batches", "8", "0"], ["batches", ">= 1", "0"]),
+        (["bench", "--length", "0"], ["length", ">= 1", "0"]),
+        (["bench", "--repeats", "0"], ["repeats", ">= 1", "0"]),
+        (["bench", "unmask:judge"], ["unmask:judge is autoregressive", "--baseline"]),
+        (["bench", "--baseline", "unmask:duo"], ["unmask:duo is one of diffusion", "leave --baseline out"]),
+        (["bench", "--device", "cuda:99"], ["device", "cuda:99"]),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_in_words(capsys, arguments, words):
@@ -273,6 +280,24 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
         "want some of ptb, wikitext" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "lambda", *few)[2]
     )
     assert "want limit >= 1" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--limit", "0")[2]
+
+
+def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform, causal):
+    few = ["--steps", "2", "4", "--batches", "1", "3", "--repeats", "2", "--length", "8", "--out", tmp_path]
+    code, out, err = run(capsys, "bench", *few, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found == json.loads((tmp_path / "bench.json").read_text())
+    assert found["model"]["name"] == "unmask:teacher" and found["baseline"]["random"]
+    assert [(row["batch"], row["steps"]) for row in found["rows"]] == [(b, s) for b in (1, 3) for s in (2, 4, None)]
+    assert [row["nfe"] for row in found["rows"] if row["steps"] is None] == [8, 8]
+    (tmp_path / "bench.png").unlink()
+    assert run(capsys, "report", tmp_path)[0] == 0 and (tmp_path / "bench.png").exists()
+    code, out, err = run(capsys, "bench", uniform, "--baseline", causal, "--precision", "bfloat16", *few)
+    assert code == 0, err
+    assert "tokens/forward" in out and "drawn at random" not in out and "bfloat16" in out
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["model"]["digest"] != found["baseline"]["digest"] and not found["baseline"]["random"]
 
 
 def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):

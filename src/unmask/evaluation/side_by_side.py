@@ -104,6 +104,7 @@ def _row(steps: int | None, batch: int, length: int, calls: Sequence[Call], rati
 def random_network(shape: Shape, seed: int = 0, compute_dtype: torch.dtype = torch.float32) -> DiT:
     """A network whose matrices are drawn at random, none of them zero: in a new one gates and head are."""
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of biases; not of GPUs, which nobody gives back
         made = DiT(shape, compute_dtype)
     generator = torch.Generator().manual_seed(seed)
     for weight in made.parameters():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from unmask.report.svg import picture, tip
 
 NAME = "bench"
 _MARKERS = ("o", "s", "v", "D", "P", "X")
+_NAMED = 5  # rows that bear their names beside their points: of more the legend tells
+_DASHES = ("-", "--", "-.", ":")
 
 
 def write_figure(bench: Bench, directory: Path) -> list[Path]:
@@ -40,10 +43,10 @@ def throughput_figure(bench: Bench) -> Figure:
     for steps in (*counts, None):
         _rates(throughput, bench.of(steps), _style(steps, counts), _name(steps))
     batches = sorted({row.batch for row in bench.rows})
-    logarithmic(throughput.xaxis, batches)
+    logarithmic(throughput.xaxis, _apart(batches))
     logarithmic(throughput.yaxis)
     throughput.set(xlabel="batch, texts a call of sample", ylabel="tokens a second, median")
-    legend(throughput, "Tokens a second", 2)
+    legend(throughput, "Throughput: higher is faster; bars are one standard error", 4)
     _latencies(latency, [row for row in bench.rows if row.batch == batches[0]], counts)
     beneath = textwrap.fill(words(bench), 165)
     figure.supxlabel(beneath, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
@@ -57,38 +60,49 @@ def _rates(axes: Axes, line: Sequence[Row], style: dict[str, Any], name: str) ->
         label=name, elinewidth=1, **style,
     )  # fmt: skip
     for row in line:
-        (dot,) = axes.plot(row.batch, row.tokens_per_second.value, linestyle="none", **style)
+        (dot,) = axes.plot(row.batch, row.tokens_per_second.value, **style | {"linestyle": "none"})
         dot.set_gid(tip(_describe(row)))
 
 
 def _latencies(axes: Axes, column: Sequence[Row], counts: Sequence[int]) -> None:
     """The median of each row, and a whisker up to its 95 % quantile."""
+    middle = statistics.geometric_mean(row.nfe for row in column)
     for row in column:
         style = _style(row.steps, counts)
         above = row.p95_s - row.p50_s
         axes.errorbar(row.nfe, row.p50_s, np.array([[0.0], [above]]), capsize=4, elinewidth=1.4, **style)
-        (dot,) = axes.plot(row.nfe, row.p50_s, linestyle="none", **style)
+        (dot,) = axes.plot(row.nfe, row.p50_s, **style | {"linestyle": "none"})
         dot.set_gid(tip(_describe(row)))
-        ha, shift = ("right", -9.0) if row is max(column, key=lambda each: each.nfe) else ("left", 9.0)
-        note(axes, _name(row.steps), (row.nfe, row.p50_s), (shift, 0), str(style["color"]), ha)
+        if len(column) > _NAMED:
+            continue
+        ha, shift = ("right", (-9.0, 0.0)) if row.nfe > middle else ("left", (9.0, 0.0))
+        if row.steps is None:  # below, where it does not cover as many steps as tokens
+            ha, shift = "right", (5.0, -14.0)
+        note(axes, _name(row.steps), (row.nfe, row.p50_s), shift, style["color"], ha)
     axes.margins(0.12)
-    logarithmic(axes.xaxis, {round(row.nfe, 1) for row in column})
+    logarithmic(axes.xaxis, _apart(row.nfe for row in column))
     logarithmic(axes.yaxis)
-    axes.set(xlabel="network calls a text, measured", ylabel="seconds of a call, p50 with whisker to p95")
-    many = column[0].batch
-    axes.set_title(f"Latency, batch {many}")
+    axes.set(xlabel="network calls a text, measured", ylabel="seconds of a call of sample")
+    axes.set_title(f"Latency at batch {column[0].batch}: median, whisker to p95")
+
+
+def _apart(values: Iterable[float]) -> list[float]:
+    """Ticks at the values, without those too near to the one before on a logarithmic axis."""
+    ordered, ticks = sorted(values), list[float]()
+    least = (ordered[-1] / ordered[0]) ** 0.07
+    for value in ordered:
+        if not ticks or value > least * ticks[-1]:
+            ticks.append(round(value, 1))
+    return ticks
 
 
 def _style(steps: int | None, counts: Sequence[int]) -> dict[str, Any]:
-    """A colour and a marker: paler for more steps, since fewer are what a distillation is for."""
+    """One colour a model; step counts differ in marker and dashes."""
     if steps is None:
         return {"color": LIGHT["autoregressive"], "marker": "^"}
     place = counts.index(steps)
-    return {
-        "color": LIGHT["teacher"],
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "alpha": 1 - 0.6 * place / max(1, len(counts) - 1),
-    }
+    dashes = _DASHES[place % len(_DASHES)]
+    return {"color": LIGHT["teacher"], "marker": _MARKERS[place % len(_MARKERS)], "linestyle": dashes}
 
 
 def _name(steps: int | None) -> str:
