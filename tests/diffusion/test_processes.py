@@ -64,6 +64,29 @@ def test_the_posterior_is_bayes_rule(process: Process, levels: list[float], seed
 
 
 @BOTH
+@given(
+    levels=pair_of_levels, p_z=st.lists(st.floats(0, 1), min_size=V, max_size=V).map(sorted), token=st.integers(0, 3)
+)
+def test_branches_are_weights_that_fall_with_p_z(
+    process: Process, levels: list[float], p_z: list[float], token: int
+) -> None:
+    """Stay never falls, fresh and stray never grow: what does not move at p_z = 0 does not move at all."""
+    z = torch.full((1, V), token)
+    weights = torch.stack(process.branches(z, double(*p_z)[None], double(levels[0]), double(levels[1])))[:, 0]
+    assert_close(weights.sum(0), torch.ones(V).double())
+    assert bool((weights >= 0).all())
+    stay, fresh, stray = weights.diff(dim=1)
+    assert bool((stay >= 0).all()) and bool((fresh <= 0).all()) and bool((stray <= 0).all())
+
+
+@BOTH
+def test_numbers_name_the_tokens_of_noise(process: Process) -> None:
+    u = (torch.arange(1000) + 0.5).double() / 1000
+    share = torch.bincount(process.noise(torch.cat([u, double(2**-53, 1 - 2**-53)])), minlength=V) / 1002
+    assert float((share - NOISE[process]).abs().max()) < 0.002
+
+
+@BOTH
 @given(alphas=st.lists(st.floats(1e-3, 1 - 1e-3), min_size=3, max_size=3).map(sorted), token=st.integers(0, V - 2))
 def test_two_steps_back_are_one(process: Process, alphas: list[float], token: int) -> None:
     """Chapman-Kolmogorov, x0 known: the sum over z_s of q(z_r | z_s, x0) q(z_s | z_t, x0) is q(z_r | z_t, x0)."""

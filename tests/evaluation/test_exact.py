@@ -27,8 +27,9 @@ from unmask.evaluation.exact import (
 )
 from unmask.evaluation.oracle import masked_model, uniform_model
 from unmask.evaluation.sources import markov_chain, random_chain
+from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.loop import sample
-from unmask.samplers.steps import ancestral, confidence, entropy_bounded, reveal
+from unmask.samplers.steps import ancestral, confidence, reveal
 
 SMALL = random_chain(3, 2, 0.6, seed=1)  # of 3^4 texts
 CHAIN = random_chain(8, 1, 0.4, seed=1)

@@ -14,7 +14,18 @@ from reference import sampler_filtered, sampler_p_value
 from unmask import rng
 from unmask.prediction import LOG_ZERO, Prediction
 from unmask.samplers import draws
-from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, inverse_cdf, legacy_gumbel32, race, read
+from unmask.samplers.draws import (
+    DRAWS,
+    Draw,
+    Filters,
+    blocks,
+    check_numbers,
+    draw_rows,
+    inverse_cdf,
+    legacy_gumbel32,
+    race,
+    read,
+)
 from unmask.samplers.latent import draw_latent
 
 N = 30_000
@@ -125,13 +136,26 @@ def test_filters_refuse_what_has_no_meaning(filters: dict[str, float], match: st
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     prediction = Prediction.from_log_p(torch.randn(3, 5, 7))
     where = torch.tensor([0, 3, 4, 9, 11, 14])
-    [(rows, whole)] = read(prediction, where, 0.7, None, flag())
+    [(rows, log_p)] = read(prediction, where, 0.7, None, flag())
+    assert torch.equal(rows, where) and torch.equal(log_p, prediction.log_p(where, temperature=0.7))
+    filters, token = Filters(top_k=3), torch.tensor([0, 1, 2, 3, 6, 6])
+    whole = draw_rows(race, filters, log_p, states(6)), filters.chance(log_p, token)
+    [(law, _)] = blocks(log_p, token)
     monkeypatch.setattr(draws, "CPU_BLOCK_ELEMENTS", 15)
-    parts = list(read(prediction, where, 0.7, None, flag()))
-    assert [len(part) for part, _ in parts] == [2, 2, 2]
-    assert torch.equal(torch.cat([part for part, _ in parts]), rows)
-    assert torch.equal(torch.cat([block for _, block in parts]), whole) and whole.dtype == torch.float64
-    assert torch.equal(whole, prediction.log_p(where, temperature=0.7).double())
+    parts = list(blocks(log_p, token))
+    assert [len(part) for _, part in parts] == [2, 2, 2] and torch.equal(torch.cat([part for _, part in parts]), token)
+    assert torch.equal(torch.cat([block for block, _ in parts]), law) and law.dtype == torch.float64
+    assert torch.equal(law, log_p.double())
+    assert torch.equal(draw_rows(race, filters, log_p, states(6)), whole[0])
+    assert torch.equal(filters.chance(log_p, token), whole[1])
+
+
+@pytest.mark.parametrize("filters", [Filters(), Filters(top_p=0.6), Filters(top_k=2)])
+def test_the_chance_of_a_token_is_that_after_the_filters(filters: Filters) -> None:
+    log_p, token = torch.randn(40, 7).log_softmax(-1), torch.arange(40) % 7
+    chance = filters.chance(log_p, token)
+    assert torch.allclose(chance, filters.keep(log_p.double()).exp()[torch.arange(40), token], atol=1e-12)
+    assert chance.dtype == torch.float64 and bool((chance == 0).any()) != filters.keep_all
 
 
 def test_mask_is_never_read_from_a_table_that_has_some() -> None:

@@ -16,8 +16,8 @@ from unmask.diffusion.schedules import LogLinear
 from unmask.models.dit import Shape
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.prediction import Prediction
+from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.loop import sample, watch
-from unmask.samplers.steps import entropy_bounded
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.5, 0.9, 1.5, math.inf])

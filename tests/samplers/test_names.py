@@ -9,11 +9,12 @@ import torch
 
 from toy_sampling import L, V, draw, masked
 from unmask.cli.sample import Arguments
+from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.grids import GRIDS
 from unmask.samplers.loop import sample
 from unmask.samplers.names import FAMILIES, SAMPLERS, sampler_of
 from unmask.samplers.renoising import psi, remdm_cap, remdm_loop, remdm_rescale
-from unmask.samplers.steps import ancestral, confidence, entropy_bounded, greedy_tail, reveal
+from unmask.samplers.steps import ancestral, confidence, greedy_tail, reveal
 
 
 def test_a_name_is_its_sampler() -> None:

@@ -25,7 +25,7 @@ from unmask.diffusion.schedules import LogLinear
 from unmask.samplers.grids import GRIDS, uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.loop import sample, watch
-from unmask.samplers.steps import Task, plan, reveal
+from unmask.samplers.steps import Task, ancestral, plan, reveal
 
 
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
@@ -73,6 +73,46 @@ def test_uniform_law(steps: int, filters: dict[str, float], pins: tuple[int, ...
     tokens = draw(model, steps, pins, **filters).tokens
     exact = sampler_uniform(pins, alphas_of(model, steps), filtered(model, **filters), V)
     assert sampler_p_value(tokens, exact) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["inverse_cdf", "legacy_gumbel32"])
+def test_uniform_law_with_other_draws(name: str) -> None:
+    """One number a draw would tell if the coin of a step, or its noise, were that number, too."""
+    model = uniform(V, L, LogLinear(0.1), sees_alpha=True)
+    exact = sampler_uniform((-1,) * L, alphas_of(model, 4), filtered(model, top_p=0.8), V)
+    assert sampler_p_value(draw(model, 4, draw=name, top_p=0.8).tokens, exact) > 1e-3
+
+
+@pytest.mark.parametrize("known", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.4), (0.5, 0.51), (0.5, 0.9), (0.9, 1.0)])
+def test_a_move_from_a_known_text_has_the_law_of_the_posterior(known: float, low: float, high: float) -> None:
+    """One step from z = 2 everywhere, also where p excludes it, or names it: the joint law of both tokens' laws."""
+    model, n = uniform(V, 2), 20_000
+    p = torch.tensor([0.2, 0.5, 0.0, 0.3], dtype=torch.float64) * (1 - known)
+    p[2] = known
+    task = Task(model.process, torch.full((n, 2), -1), draw_latent(n, 2, 7), torch.tensor([low, high, 1.0]).double())
+    move, z = ancestral(task)[0], torch.full((n, 2), 2)
+    reads = move.reads(z)
+    at = reads.rows[reads.where // 2] * 2 + reads.where % 2
+    after = move(z, [(part, p.log().clamp(min=-1e6).expand(len(part), V)) for part in at.split(9_000)])
+    levels = (task.alphas[k : k + 1] for k in (0, 1))
+    law = model.process.posterior(p.expand(1, 1, V), z[:1, :1], *levels)[0, 0].numpy()
+    joint = {(i, j): float(law[i] * law[j]) for i in range(V) for j in range(V)}
+    assert sampler_p_value(after, joint) > 1e-3
+
+
+GOLDEN = [  # masked(4, 5), 6 texts, 7 steps, seed 11, as drawn before uniform noise had its own way
+    ("reveal", ["20120", "00120", "12022", "11212", "12202", "11020"]),
+    ("ancestral", ["22220", "20220", "10222", "10222", "20221", "01222"]),
+    ("psi:0.5", ["12110", "00022", "02220", "12212", "22212", "22020"]),
+    ("remdm_rescale:1", ["22100", "22102", "00210", "02210", "02101", "21110"]),
+]
+
+
+@pytest.mark.parametrize(("sampler", "texts"), GOLDEN)
+def test_texts_of_masked_models_stay_what_they_are(sampler: str, texts: list[str]) -> None:
+    tokens = sample(masked(4, 5, LogLinear(0.05)), n=6, length=5, steps=7, seed=11, sampler=sampler).tokens
+    assert ["".join(map(str, row)) for row in tokens.tolist()] == texts
 
 
 def test_the_test_of_filters_can_fail() -> None:
@@ -124,7 +164,7 @@ def test_a_greedy_tail_takes_the_smaller_id_of_two_and_is_no_draw() -> None:
 
 @pytest.mark.parametrize(("kind", "sampler"), [(masked, "reveal"), (masked, "greedy_tail"), (uniform, "ancestral")])
 def test_the_released_grid_makes_one_move_more(kind: Callable[..., SimpleNamespace], sampler: str) -> None:
-    """N + 1 moves, the last from t = 1e-5, where a MASK is hardly ever left; other noise pays a call for it."""
+    """N + 1 moves, the last from t = 1e-5, where a MASK is hardly ever left; other noise pays for a call."""
     model = kind(V, L, LogLinear(1e-3), sees_alpha=True)
     frames = list(watch(model, n=5, length=L, steps=3, sampler=sampler, grid="released"))
     assert [frame.step for frame in frames] == [0, 1, 2, 3, 4] and frames[-1].alpha == 1

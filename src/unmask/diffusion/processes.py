@@ -1,7 +1,8 @@
 """The two ways to ruin a text: cover its tokens, or replace them by random ones.
 
-A process is three things: what noise is (`prior`), one exact step back (`posterior`), and the price of a model's
-guess (`nelbo`). Both forward processes are `Trajectory`: a token is itself with probability alpha, else noise.
+A process is three things: what noise is (`prior`), one exact step back (`posterior`, a mixture of `branches`), and the
+price of a model's guess (`nelbo`). Both forward processes are `Trajectory`: a token is itself with probability alpha,
+else noise.
 """
 
 from __future__ import annotations
@@ -17,6 +18,17 @@ from unmask.diffusion.divergences import Rows, cross_entropy, row_loss, spread, 
 from unmask.diffusion.schedules import check_unit
 from unmask.prediction import Prediction
 from unmask.types import PerSequence, PerToken, Probs, Tokens
+
+
+class Branches(NamedTuple):
+    """q(z_s | z_t, x0 ~ p) = stay [z_s = z_t] + fresh p + stray noise: weights [B, L] float64 of sum 1.
+
+    Where p_z is part of them, fresh and stray fall as it grows.
+    """
+
+    stay: Tensor
+    fresh: Tensor
+    stray: Tensor
 
 
 class Process(Protocol):
@@ -35,6 +47,14 @@ class Process(Protocol):
 
     def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
         """The law of z at alpha [B], x0 ~ p_x0 [B, L, V]: alpha p_x0 + (1 - alpha) noise, probabilities [B, L, V]."""
+        ...
+
+    def noise(self, u: Tensor) -> Tokens:
+        """The token of pure noise that a number u of (0, 1) names, in the shape of u."""
+        ...
+
+    def branches(self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence) -> Branches:
+        """The posterior as a mixture: it depends on the law of x0 by p_z = p(x0 = z_t) [B, L] and `Branches` alone."""
         ...
 
     def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
@@ -79,14 +99,22 @@ class MaskedProcess:
         mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
         return _as(alpha, p_x0) * p_x0 + _as(1 - alpha, p_x0) * mask
 
-    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+    def noise(self, u: Tensor) -> Tokens:
+        """MASK."""
+        return torch.full_like(u, self.mask_id, dtype=torch.int64)
+
+    def branches(self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence) -> Branches:
         """A shown token stays; a MASK is revealed at rate (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, Eq. 6)."""
         alpha_t, alpha_s = _levels(alpha_t, alpha_s)
-        rate = ((alpha_s - alpha_t) / (1 - alpha_t)).where(alpha_t < 1, 1.0)
-        mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
-        revealed = _as(rate, p_x0) * p_x0 + _as(1 - rate, p_x0) * mask
-        shown = F.one_hot(z_t, self.vocab_size).to(p_x0)
-        return torch.where((z_t == self.mask_id)[..., None], revealed, shown)
+        rate = ((alpha_s - alpha_t) / (1 - alpha_t)).where(alpha_t < 1, 1.0)[:, None]
+        fresh = rate.where(self.open(z_t), 0.0)
+        return Branches(1 - fresh, fresh, torch.zeros_like(fresh))
+
+    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+        """The mixture of `branches`."""
+        p_z = p_x0.gather(-1, z_t[..., None])
+        stay, fresh, _ = (w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s))
+        return (fresh * p_x0).scatter_add(-1, z_t[..., None], stay)
 
     def nelbo(
         self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
@@ -122,20 +150,31 @@ class UniformProcess:
         """alpha p_x0 + (1 - alpha) / K."""
         return _as(alpha, p_x0) * p_x0 + _as(1 - alpha, p_x0) / self.vocab_size
 
-    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
-        """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3):
+    def noise(self, u: Tensor) -> Tokens:
+        """Each token for an equal part of (0, 1)."""
+        return (u * self.vocab_size).long()
 
-        ((a_t K x_z + r - a_t) z + (a_s - a_t) x + (1 - r) (1 - a_s) / K) / (a_t K x_z + 1 - a_t)
+    def branches(self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence) -> Branches:
+        """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3), all over a_t K p_z + 1 - a_t:
+
+        stay a_t K p_z + r - a_t, fresh a_s - a_t, stray (1 - r) (1 - a_s)
         """
-        alpha_t, alpha_s = _levels(alpha_t, alpha_s)
-        size = self.vocab_size
+        alpha_t, alpha_s = (alpha[:, None] for alpha in _levels(alpha_t, alpha_s))
         r = (alpha_t / alpha_s).where(alpha_s > 0, 1.0)
-        stay, reveal, stray = r - alpha_t, alpha_s - alpha_t, (1 - r) * (1 - alpha_s) / size  # in float64: they cancel
-        z = F.one_hot(z_t, size).to(p_x0)
-        own = _as(size * alpha_t, p_x0) * p_x0.gather(-1, z_t[..., None])
-        joint = (own + _as(stay, p_x0)) * z + _as(reveal, p_x0) * p_x0 + _as(stray, p_x0)
-        total = own + _as(1 - alpha_t, p_x0)
-        return torch.where(total > 0, joint / total, z)  # 0 / 0 where no noise is left and p_x0 excludes what is seen
+        own = self.vocab_size * alpha_t * p_z.double()
+        total = own + (1 - alpha_t)
+        moves = total > 0  # else no noise is left, and p excludes what is seen
+        return Branches(
+            stay=((own + (r - alpha_t)) / total).where(moves, 1.0),
+            fresh=((alpha_s - alpha_t) / total).where(moves, 0.0),
+            stray=((1 - r) * (1 - alpha_s) / total).where(moves, 0.0),
+        )
+
+    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+        """The mixture of `branches`."""
+        p_z = p_x0.gather(-1, z_t[..., None])
+        stay, fresh, stray = (w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s))
+        return (fresh * p_x0 + stray / self.vocab_size).scatter_add(-1, z_t[..., None], stay)
 
     def nelbo(
         self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence

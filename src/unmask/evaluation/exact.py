@@ -26,8 +26,9 @@ from unmask.evaluation.measure import Measure, mean
 from unmask.evaluation.metrics import entropy
 from unmask.evaluation.oracle import ExactModel
 from unmask.evaluation.sources import Source
+from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.loop import watch
-from unmask.samplers.steps import Reads, Sampler, Show, Step, Task, confidence, entropy_bounded, reveal
+from unmask.samplers.steps import Reads, Sampler, Show, Step, Task, confidence, reveal
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call

@@ -16,7 +16,7 @@ from unmask.recipes.tables import Method, Plan, Teacher
 Name = Literal["table1", "table2", "table3", "figure3"]
 Scale = Literal["tiny", "small", "paper"]
 
-UNIFORM = "ancestral", "inverse_cdf"  # a draw of every position in every step: the cheap one
+UNIFORM = "ancestral", "inverse_cdf"  # several draws a position: the cheap one
 DOUBTS: Mapping[Scale, tuple[int, ...]] = {"tiny": (128,), "small": (32, 256), "paper": (32, 512)}  # 512: 54.74 or 104
 VOCABULARY: Mapping[Scale, str] = {"tiny": "bpe:1024", "small": "bpe:2048"}
 TITLES: Mapping[Name, str] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.models.layers import Cache
 from unmask.prediction import Prediction
 from unmask.samplers.canvas import FREE, Frame
-from unmask.samplers.draws import UNFILTERED, Draw, Filters, check_numbers, race, read
+from unmask.samplers.draws import UNFILTERED, Draw, Filters, check_numbers, draw_rows, race, read
 from unmask.samplers.latent import Latent
 from unmask.types import Tokens
 
@@ -55,7 +55,7 @@ def autoregress(
         before = z
         for part, log_p in read(predictor(ids, cache), where, filters.temperature, predictor.mask_id, broken):
             at = part // ids.shape[1] * length + i
-            token = draw(filters.keep(log_p), latent.address(at))
+            token = draw_rows(draw, filters, log_p, latent.address(at))
             z = z.flatten().index_copy(0, at, token).view_as(z)
         yield Frame(step + 1, (i + 1) / length, z, z != before, rows)
     check_numbers(broken)

@@ -60,6 +60,7 @@ def legacy_gumbel32(log_p: Tensor, state: Tensor) -> Tensor:
 DRAWS: Mapping[str, Draw] = MappingProxyType(
     {"race": race, "inverse_cdf": inverse_cdf, "legacy_gumbel32": legacy_gumbel32}
 )
+EXACT: tuple[Draw, ...] = (race, inverse_cdf)  # their law is p: a mixture may be drawn branch by branch
 
 
 def is_number(value: object) -> bool:
@@ -94,9 +95,23 @@ class Filters:
                 f"top_k is the number of tokens kept: want top_k >= 1 (None keeps all), got {self.top_k!r}"
             )
 
+    @property
+    def keep_all(self) -> bool:
+        """Neither top-k nor top-p."""
+        return self.top_p == 1 and self.top_k is None
+
+    def chance(self, log_p: Tensor, token: Tensor) -> Tensor:
+        """p(x0 = token) after the filters, float64 [N], of laws [N, V] and tokens [N]."""
+        chance = log_p.gather(-1, token[:, None]).squeeze(-1).double().exp()
+        if self.keep_all:
+            return chance
+        some = chance.nonzero().squeeze(-1)  # what was never drawn, as MASK, is not drawn after a filter
+        kept = [self.keep(law).gather(-1, part[:, None]) for law, part in blocks(log_p[some], token[some])]
+        return chance.index_copy(0, some, torch.cat(kept).squeeze(-1).exp())
+
     def keep(self, log_p: Tensor) -> Tensor:
         """Top-k and top-p of laws [N, V] that `read` has tempered: log p, -inf where a token is dropped."""
-        if self.top_p == 1 and self.top_k is None:
+        if self.keep_all:
             return log_p
         ranked, token = log_p.sort(dim=-1, descending=True, stable=True)
         if self.top_k is not None:
@@ -113,20 +128,30 @@ UNFILTERED = Filters()
 def read(
     prediction: Prediction, where: Tensor, temperature: float, mask_id: int | None, broken: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (flat rows [n] of `where`, their log p [n, V] float64) in blocks of a bounded size, MASK excluded.
+    """Yield (flat rows [n] of `where`, their log p [n, V]) in chunks of a bounded size, MASK excluded.
 
     Raises the flag `broken` (bool, no shape) where a law is not a number: whoever draws looks at it at the end,
     because a look each step would stall an accelerator.
     """
-    elements = CPU_BLOCK_ELEMENTS if prediction.hidden.device.type == "cpu" else BLOCK_ELEMENTS
-    size = max(1, elements // prediction.vocab_size)
-    for rows, table in prediction.chunks(where, temperature):
-        broken |= table[:, 0].isnan().any()
-        for part, block in zip(rows.split(size), table.split(size), strict=True):
-            log_p = block.double()
-            if mask_id is not None and prediction.mask_id != mask_id:  # a foreign table may give MASK some mass
-                log_p = log_p.index_fill(-1, torch.tensor(mask_id, device=log_p.device), -torch.inf).log_softmax(-1)
-            yield part, log_p
+    for rows, log_p in prediction.chunks(where, temperature):
+        broken |= log_p[:, 0].isnan().any()
+        if mask_id is not None and prediction.mask_id != mask_id:  # a foreign table may give MASK some mass
+            never = torch.tensor(mask_id, device=log_p.device)
+            log_p = log_p.double().index_fill(-1, never, -torch.inf).log_softmax(-1)
+        yield rows, log_p
+
+
+def blocks(log_p: Tensor, of_row: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Laws [N, V] in float64, as many rows at a time as a core's cache or a GPU likes, with their `of_row` [N]."""
+    elements = CPU_BLOCK_ELEMENTS if log_p.device.type == "cpu" else BLOCK_ELEMENTS
+    size = max(1, elements // log_p.shape[-1])
+    for law, part in zip(log_p.split(size), of_row.split(size), strict=True):
+        yield law.double(), part
+
+
+def draw_rows(draw: Draw, filters: Filters, log_p: Tensor, state: Tensor) -> Tensor:
+    """Tokens [N] from laws [N, V] after the filters, at hashed states [N]."""
+    return torch.cat([draw(filters.keep(law), part) for law, part in blocks(log_p, state)])
 
 
 def check_numbers(broken: Tensor) -> None:

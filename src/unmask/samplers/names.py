@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TypeVar
 
+from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.renoising import psi, remdm_cap, remdm_loop, remdm_rescale
-from unmask.samplers.steps import Sampler, ancestral, confidence, entropy_bounded, greedy_tail, reveal
+from unmask.samplers.steps import Sampler, ancestral, confidence, greedy_tail, reveal
 
 Choice = TypeVar("Choice")
 

@@ -20,19 +20,14 @@ kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order of 1/K, and we stop 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
-
-from unmask.rng import uniform
-from unmask.samplers.draws import is_number
-from unmask.samplers.steps import Laws, Reads, Sampler, Step, Task, put
-from unmask.types import Tokens
+from unmask.samplers.draws import EXACT, is_number
+from unmask.samplers.steps import Move, Sampler, Step, Table, Task
 
 Kappa: TypeAlias = Callable[[float, float], float]  # (alpha_t, alpha_s) -> kappa of that step
 Sigma: TypeAlias = Callable[[float, float, float], float]  # (alpha_t, alpha_s, greatest allowed) -> sigma of that step
@@ -44,8 +39,8 @@ def psi(kappa: float | Kappa) -> Sampler:
     """The law above with one kappa, or with a function (alpha_t, alpha_s) -> kappa; see the module.
 
     Where alpha_s = 1 there is no noise to write and kappa plays no part: a function is not asked there. In masked
-    diffusion only the MASKs that are about to be shown are read, and a sample without one takes part in no call;
-    elsewhere every step reads every free position. The same sample in any batch, another at other step counts.
+    diffusion only the MASKs that are about to be shown are read, elsewhere the tokens that a coin may move (by a table:
+    all), and a sample without one takes part in no call. The same sample in any batch, another at other step counts.
 
     ValueError unless 0 <= kappa <= 1; a function may go lower in masked diffusion (see the module), and is checked
     before the first call.
@@ -97,7 +92,7 @@ def _remdm(task: Task, sigma: Sigma) -> Sequence[Step]:
 
 
 def _psi(task: Task, kappa: Kappa) -> Sequence[Step]:
-    move = _Renoise if task.mask_id is None else _Remask
+    move = Table if task.mask_id is None and task.draw not in EXACT else Move
     return [move(task, k, _weight(task, kappa, *levels)) for k, levels in enumerate(pairwise(task.alphas.tolist()))]
 
 
@@ -127,58 +122,4 @@ def _least(task: Task, alpha_t: float, alpha_s: float) -> float:
     """The smallest kappa of a step: that of sigma = min(1, (1 - alpha_s) / alpha_t) for MASKs, else 0."""
     if task.mask_id is None:
         return 0.0
-    return max(1 - 1 / alpha_t if alpha_t > 0 else -torch.inf, 1 - 1 / (1 - alpha_s))
-
-
-@dataclass(frozen=True)
-class _Remask:
-    """A step of masked diffusion. One coin a position says whether it moves; the race only says to which token."""
-
-    task: Task
-    k: int
-    kappa: float
-
-    def coin(self) -> Tensor:
-        """Uniform numbers [n, L] of this step, none of them used by a draw."""
-        size = self.task.pins.numel()
-        at = torch.arange(size, device=self.task.pins.device)
-        return uniform(self.task.latent.address(at, -1 - self.k)).view_as(self.task.pins)
-
-    def reads(self, z: Tokens) -> Reads:
-        alpha_t, alpha_s = self.task.alphas[self.k : self.k + 2].tolist()
-        rate = (alpha_s - alpha_t) / (1 - alpha_t) if alpha_t < 1 else 1.0
-        reveal = self.kappa * rate + (1 - self.kappa) * alpha_s
-        due = self.task.free & self.task.process.open(z) & (self.coin() < reveal)
-        return Reads.of(due.flatten().nonzero().squeeze(-1), z.shape[1])
-
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        sigma = (1 - self.kappa) * (1 - float(self.task.alphas[self.k + 1]))
-        hide = self.task.free & ~self.task.process.open(z) & (self.coin() < sigma)
-        z = self.task.canvas().where(hide, z)
-        for at, log_p in laws:
-            z = put(z, at, self.task.token(log_p, at, self.k))
-        return z
-
-
-@dataclass(frozen=True)
-class _Renoise:
-    """A step of any process, by the table of the law: a row for each free position, in blocks."""
-
-    task: Task
-    k: int
-    kappa: float
-
-    def reads(self, z: Tokens) -> Reads:
-        return Reads.of(self.task.free.flatten().nonzero().squeeze(-1), z.shape[1])
-
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        task, before = self.task, z.flatten()
-        alpha_t, alpha_s = task.alphas[self.k : self.k + 2].to(z.device).split(1)
-        for at, log_p in laws:
-            p_x0, z_t = task.filters.keep(log_p).exp()[None], before[None, at]
-            law = task.process.posterior(p_x0, z_t, alpha_t, alpha_s)
-            if self.kappa != 1:
-                known = task.process.posterior(p_x0, z_t, alpha_t, torch.ones_like(alpha_t))
-                law = self.kappa * law + (1 - self.kappa) * task.process.forward(known, alpha_s)
-            z = put(z, at, task.draw(law[0].log(), task.latent.address(at, self.k)))
-        return z
+    return max(1 - 1 / alpha_t if alpha_t > 0 else -math.inf, 1 - 1 / (1 - alpha_s))

@@ -2,8 +2,8 @@
 
 `reveal` is the deterministic sampler and the default for masked diffusion: the plan names every position that every
 step reads, so cost is known beforehand. `ancestral` is the classic update of any process, `greedy_tail` ends it with an
-arg max. `confidence` and `entropy_bounded` let the model choose the order. Those that also write noise are in
-`renoising`.
+arg max. `confidence` lets the model choose the order, as does that of `entropy_bounded`. Those that also write noise
+are in `renoising`.
 
 To add one: a function from `Task` to steps. What follows from the latent and the grid belongs into the plan, what
 follows from the text into the step.
@@ -13,23 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.rng import uniform
 from unmask.samplers.canvas import FREE
-from unmask.samplers.draws import UNFILTERED, Draw, Filters, is_number, race
+from unmask.samplers.draws import EXACT, UNFILTERED, Draw, Filters, blocks, draw_rows, race
 from unmask.samplers.grids import check_levels
 from unmask.samplers.latent import Latent
 from unmask.types import Tokens
 
-Laws: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # (positions [m], flat in [n, L]; log p [m, V] float64), blocks
-
-ENTROPY_STEPS = 2**10  # steps in a nat: entropies of one step are equal, far above the rounding of a float32 network
+Laws: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # (positions [m], flat in [n, L]; log p [m, V]), chunks
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Task:
 
     def token(self, log_p: Tensor, at: Tensor, occasion: int = 0) -> Tensor:
         """Draw from log p [m, V] of x0 at positions `at` [m]."""
-        return self.draw(self.filters.keep(log_p), self.latent.address(at, occasion))
+        return draw_rows(self.draw, self.filters, log_p, self.latent.address(at, occasion))
 
 
 @dataclass(frozen=True)
@@ -149,16 +147,18 @@ def reveal(task: Task) -> Sequence[Step]:
 
     The same latent gives coupled texts at different numbers of steps.
     """
-    _check_masked(task)
+    check_masked(task)
     return [Show(task, reads) for reads in plan(task.latent, task.alphas, task.free).reads]
 
 
 def ancestral(task: Task) -> Sequence[Step]:
     """z_s ~ q(z_s | z_t, x0 ~ p) at every position (MDLM, Eq. 6; Duo, arXiv 2506.10892, Eq. 3), for any process.
 
-    A call a step, until nothing is left to change.
+    A call a step at most, until nothing is left to change. In masked diffusion one draw over all tokens and MASK, the
+    textbook's way; elsewhere branch by branch (`Move`), but by a table for draws that are not exact.
     """
-    return [_Ancestral(task, k) for k in range(len(task.alphas) - 1)]
+    move = Move if task.mask_id is None and task.draw in EXACT else Table
+    return [move(task, k) for k in range(len(task.alphas) - 1)]
 
 
 def greedy_tail(task: Task) -> Sequence[Step]:
@@ -180,45 +180,10 @@ def confidence(task: Task) -> Sequence[Step]:
     goes by p(x0) at the temperature, before top-p and top-k; ties go to the earlier position. This is not the model's
     law: it prefers the safe tokens.
     """
-    _check_masked(task)
+    check_masked(task)
     share = ((task.alphas - task.alphas[0]) / (1 - task.alphas[0])).to(task.pins.device)
     shown = (task.free.sum(1, keepdim=True) * share + 0.5 + 1e-9).long()  # a half is a half, however it was rounded
     return [_Confidence(task, k, count) for k, count in enumerate(shown.diff(dim=1).T)]
-
-
-def entropy_bounded(bound: float) -> Sampler:
-    """Reveal together what is nearly independent: the EB-sampler (Ben-Hamu et al. 2025, arXiv 2505.24857), masked only.
-
-    Each step draws, in order of increasing entropy H of p(x0_i | z), the longest prefix U of the MASKs with
-
-        sum_{l in U} H_l - max_{l in U} H_l <= bound   (nats)
-
-    and always one. The left side bounds what the tokens of U can tell about each other, so it bounds the price of
-    drawing them at once. bound = 0: one token a step, and with it those that are certain (H = 0); inf: all in one step.
-    Ties go to the earlier position, and a tie is what is equal to 2^-10 nats: over a blank canvas a network with rotary
-    positions has one law for all positions, and rounding must not choose. H goes by p(x0) at the temperature, before
-    top-p and top-k. A token is drawn by one race at any bound.
-
-    The grid gives alpha(1) only: there are as many steps as the longest text has free tokens, and those behind its end
-    cost no call. What is shown does not follow the grid, so the network is told `Task.level`, each sample its own: the
-    alpha at which that share of tokens is shown in training. The *choice* of tokens is not that of training all the
-    same, so for a network that sees alpha (`sees_alpha`) this is the nearest level, not an exact one. As with
-    `confidence` the order prefers safe tokens; with a denoiser that knows p(x0_i | z) exactly, bound = 0 still draws
-    from its law of texts.
-
-    ValueError unless bound >= 0.
-    """
-    if not (is_number(bound) and bound >= 0):
-        raise ValueError(
-            "bound is the entropy, in nats, that a step may draw at once besides its least certain token: "
-            f"want bound >= 0 (inf reveals all at once), got {bound!r}"
-        )
-    return partial(_entropy_bounded, bound=float(bound))
-
-
-def _entropy_bounded(task: Task, bound: float) -> Sequence[Step]:
-    _check_masked(task)
-    return [_EntropyBounded(task, bound)] * int(task.free.sum(1).max())
 
 
 @dataclass(frozen=True)
@@ -238,21 +203,78 @@ class Show:
 
 
 @dataclass(frozen=True)
-class _Ancestral:
+class Move:
+    """Renoising with weight kappa (see `renoising`; 1: the ancestral step), drawn branch by branch: see `Branches`.
+
+    A coin < fresh sends a position to a draw from p, a coin < fresh + stray to a token of noise; else it stays. The
+    coin is known before the text, and both weights fall with p(x0 = z_t): so the network and its head are asked only
+    where the coin may change something, and only a draw from p needs a race.
+    """
+
     task: Task
     k: int
+    kappa: float = 1.0
 
     def reads(self, z: Tokens) -> Reads:
-        return _open(self.task, z, self.task.free)
+        fresh, stray = self._weights(z, torch.zeros_like(z, dtype=torch.float64))
+        coin, noise = self._numbers()
+        return can_change(self.task, z, self.task.free & (coin < fresh + stray.where(noise != z, 0.0)))
 
     def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        task = self.task
-        alpha_t, alpha_s = task.alphas[self.k : self.k + 2].to(z.device).split(1)
-        before = z.flatten()
+        task, (coin, noise) = self.task, self._numbers()
+        _, stray = self._weights(z, torch.ones_like(z, dtype=torch.float64))
+        known = task.free & ~task.process.open(z)  # p(x0 = z_t) = 1
+        z = noise.where(known & (coin < stray), z)
+        before, coin, noise = z.flatten(), coin.flatten(), noise.flatten()
         for at, log_p in laws:
-            p_x0 = task.filters.keep(log_p).exp()
-            p_zs = task.process.posterior(p_x0[None], before[None, at], alpha_t, alpha_s)[0]
-            z = put(z, at, task.draw(p_zs.log(), task.latent.address(at, self.k)))
+            z_t = before[at]
+            fresh, stray = (weight[0] for weight in self._weights(z_t[None], task.filters.chance(log_p, z_t)[None]))
+            token = noise[at].where(coin[at] < fresh + stray, z_t)
+            drawn = (coin[at] < fresh).nonzero().squeeze(-1)  # an accelerator waits here: less than racing at all rows
+            token[drawn] = task.token(log_p[drawn], at[drawn], self.k)
+            z = put(z, at, token)
+        return z
+
+    def _numbers(self) -> tuple[Tensor, Tensor]:
+        """Coins and tokens of noise [n, L]: the coin is used by no draw; noise and the draw exclude each other."""
+        task = self.task
+        at = torch.arange(task.pins.numel(), device=task.pins.device)
+        coin, noise = (uniform(task.latent.address(at, occasion)) for occasion in (-1 - self.k, self.k))
+        return coin.view_as(task.pins), task.process.noise(noise).view_as(task.pins)
+
+    def _weights(self, z: Tokens, p_z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of fresh and stray, at tokens [b, l] with p(x0 = z) [b, l]."""
+        branches = self.task.process.branches
+        alpha_t, alpha_s = self.task.alphas[self.k : self.k + 2].to(z.device).split(1)
+        _, fresh, stray = branches(z, p_z, alpha_t, alpha_s)
+        if self.kappa == 1:
+            return fresh, stray
+        _, guess, lost = branches(z, p_z, alpha_t, torch.ones_like(alpha_t))  # of x0, which then is noised anew
+        fresh = self.kappa * fresh + (1 - self.kappa) * (alpha_s * guess)
+        return fresh, self.kappa * stray + (1 - self.kappa) * (alpha_s * lost + 1 - alpha_s)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The law of `Move` as a table, for one draw over all tokens: for draws that are not exact, and what they drew."""
+
+    task: Task
+    k: int
+    kappa: float = 1.0
+
+    def reads(self, z: Tokens) -> Reads:
+        return can_change(self.task, z, self.task.free)
+
+    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
+        task, before = self.task, z.flatten()
+        alpha_t, alpha_s = task.alphas[self.k : self.k + 2].to(z.device).split(1)
+        for log_p, at in (block for rows, table in laws for block in blocks(table, rows)):
+            p_x0, z_t = task.filters.keep(log_p).exp()[None], before[None, at]
+            law = task.process.posterior(p_x0, z_t, alpha_t, alpha_s)
+            if self.kappa != 1:
+                known = task.process.posterior(p_x0, z_t, alpha_t, torch.ones_like(alpha_t))
+                law = self.kappa * law + (1 - self.kappa) * task.process.forward(known, alpha_s)
+            z = put(z, at, task.draw(law[0].log(), task.latent.address(at, self.k)))
         return z
 
 
@@ -261,7 +283,7 @@ class _Greedy:
     task: Task
 
     def reads(self, z: Tokens) -> Reads:
-        return _open(self.task, z, self.task.free)
+        return can_change(self.task, z, self.task.free)
 
     def __call__(self, z: Tokens, laws: Laws) -> Tokens:
         for at, log_p in laws:
@@ -276,44 +298,24 @@ class _Confidence:
     count: Tensor  # [n] tokens to show in this step
 
     def reads(self, z: Tokens) -> Reads:
-        return _open(self.task, z, self.task.free & (self.count > 0)[:, None])
+        return can_change(self.task, z, self.task.free & (self.count > 0)[:, None])
 
     def __call__(self, z: Tokens, laws: Laws) -> Tokens:
         guess, score = z, torch.full(z.shape, -torch.inf, dtype=torch.float64, device=z.device)
         for at, log_p in laws:
             token = self.task.token(log_p, at, self.k)
             guess = put(guess, at, token)
-            score = put(score, at, log_p.gather(-1, token[:, None]).squeeze(-1))
+            score = put(score, at, log_p.gather(-1, token[:, None]).squeeze(-1).double())
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return torch.where(rank < self.count[:, None], guess, z)
 
 
-@dataclass(frozen=True)
-class _EntropyBounded:
-    task: Task
-    bound: float
-
-    def reads(self, z: Tokens) -> Reads:
-        reads = _open(self.task, z, self.task.free)
-        return replace(reads, alpha=self.task.level(z)[reads.rows])
-
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        guess, entropy = z, torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
-        for at, log_p in laws:
-            guess = put(guess, at, self.task.token(log_p, at))  # not kept, not seen: its race is still fresh
-            entropy = put(entropy, at, torch.special.entr(log_p.exp()).sum(-1))
-        order = (entropy * ENTROPY_STEPS).round().argsort(dim=1, stable=True)
-        before = F.pad(entropy.gather(1, order).cumsum(1)[:, :-1], (1, 0))  # the sum without the last, the greatest
-        kept = torch.zeros_like(z, dtype=torch.bool).scatter(1, order, before <= self.bound)
-        return torch.where(kept, guess, z)
-
-
-def _open(task: Task, z: Tokens, candidates: Tensor) -> Reads:
+def can_change(task: Task, z: Tokens, candidates: Tensor) -> Reads:
     """The candidates that can still change: in masked diffusion, those under a MASK."""
     return Reads.of((candidates & task.process.open(z)).flatten().nonzero().squeeze(-1), z.shape[1])
 
 
-def _check_masked(task: Task) -> None:
+def check_masked(task: Task) -> None:
     if task.mask_id is None:
         process = type(task.process).__name__
         raise ValueError(f"this sampler reveals MASKs, and the noise of {process} is none: use the sampler 'ancestral'")
