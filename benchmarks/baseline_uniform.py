@@ -1,6 +1,7 @@
-"""Uniform-state distillation as Duo's code computes it: K Gaussians a token, and two tables [B, L, K].
+"""Uniform-state diffusion as Duo's code computes it: K Gaussians a token, and tables [B, L, K].
 
-DCD (arXiv 2506.10892, section 4.2), written anew, on the library's own network with its plain attention.
+Its sampler and DCD (arXiv 2506.10892, Eq. 3 and section 4.2), written anew, on the library's own network with its plain
+attention. Equal in law to the library's (tests/test_baselines.py).
 """
 
 from __future__ import annotations
@@ -8,12 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from baseline_masked import SCHEDULE, gumbel_draw
 from torch import Tensor, nn
 
 from unmask.diffusion.schedules import GaussianArgmax
 from unmask.objectives.base import Distillation, Loss
 from unmask.objectives.rounds import Rounds
 from unmask.rng import stratified
+
+
+@torch.no_grad()
+def sample(network: nn.Module, n: int, length: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Duo's ancestral sampler: q(z_s | z_t, x0 ~ softmax) as a table [B, L, K] in float64, and a race over it."""
+    size = network.shape.vocab_size
+    z = torch.randint(size, (n, length), generator=generator, device=generator.device)
+    alphas = SCHEDULE.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()
+    for alpha_t, alpha_s in zip(alphas[:-1], [*alphas[1:-1], 1.0], strict=True):
+        sigma = -torch.full((n,), alpha_t, dtype=torch.float64, device=z.device).log()
+        p_x0 = network(z, sigma).double().softmax(dim=-1)
+        r = alpha_t / alpha_s
+        at_z = alpha_t * size * p_x0.gather(-1, z[..., None]) + r - alpha_t
+        weight = p_x0.mul_(alpha_s - alpha_t).add_((1 - r) * (1 - alpha_s) / size).scatter_add_(-1, z[..., None], at_z)
+        z = gumbel_draw(weight, generator)
+    return z
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ GPU); and the floor, FLOPs of the matrix products that the mathematics asks for 
 product, measured at the start. A training step is forward, backward, clipping, AdamW and moving average.
 
     sampling          MDLM's ancestral sampler in 32 steps, with float64 draws (its own code draws in float32: wrong)
+    sampling_uniform  Duo's ancestral sampler in 32 steps, likewise
     teacher           a step on the evidence bound
     mcd, sdtt, dcd    a step of each distillation (nobody has published code of MCD: the baseline is the plain way)
     mcd_against_sdtt  our step of MCD, the paper's proposal, against SDTT's as published, which it replaces
@@ -26,6 +27,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from statistics import median
 
 import baseline_masked
@@ -51,7 +53,7 @@ V, MASK, STEPS = 50258, 50257, 32
 ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))  # the last round, in which most tokens are revealed
 PLAIN = Rounds(steps=10**6, delta0=1 / 64, temperatures=(1.0,))
 GAMMA = -4.0, -1.0
-CASES = "sampling", "teacher", "mcd", "sdtt", "dcd", "mcd_against_sdtt"
+CASES = "sampling", "sampling_uniform", "teacher", "mcd", "sdtt", "dcd", "mcd_against_sdtt"
 Run = Callable[[], object]
 Make = Callable[[NetworkDenoiser], Objective]
 
@@ -102,6 +104,15 @@ def sampling(size: Size, device: str, ours: bool) -> Run:
     return lambda: unmask.sample(model, size.rows, size.shape.length, STEPS, device=device)
 
 
+def sampling_uniform(size: Size, device: str, ours: bool) -> Run:
+    role = denoiser(size, device, uniform=True).eval()
+    if not ours:
+        generator = torch.Generator(device).manual_seed(0)
+        return lambda: baseline_uniform.sample(role.network, size.rows, size.shape.length, STEPS, generator)
+    model = Model(role, UniformProcess(V), LogLinear(), None, role.network)
+    return lambda: unmask.sample(model, size.rows, size.shape.length, STEPS, device=device)
+
+
 def bound(teacher: NetworkDenoiser) -> Objective:
     return Nelbo(MaskedProcess(V, MASK), LogLinear())
 
@@ -124,8 +135,9 @@ def full_dcd(teacher: NetworkDenoiser) -> Objective:
 
 def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callable[[], Run]]:
     """Ours and the baseline: each makes what a call then runs."""
-    if case == "sampling":
-        return lambda: sampling(size, device, True), lambda: sampling(size, device, False)
+    samplers = {"sampling": sampling, "sampling_uniform": sampling_uniform}
+    if case in samplers:
+        return lambda: samplers[case](size, device, True), lambda: samplers[case](size, device, False)
     pairs: dict[str, tuple[Make, Make]] = {
         "teacher": (bound, lambda _: baseline_masked.FullBound()),
         "mcd": (mcd, lambda teacher: baseline_masked.FullMcd(teacher, ROUNDS)),
@@ -144,11 +156,17 @@ def floor_flops(case: str, size: Size) -> float:
     shape, tokens = size.shape, size.rows * size.shape.length
     body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
     head = tokens * 2 * V * shape.width
-    if case == "sampling":
-        return STEPS * body + head
+    if case in ("sampling", "sampling_uniform"):
+        return STEPS * body + head * (1 if case == "sampling" else uniform_rows())
     asked = head if case == "dcd" else head / 2  # masks: half of the tokens on average
     teacher = {"teacher": 0, "sdtt": 2}.get(case, 1)  # forward passes; of the head SDTT needs one, all in all
     return (3 + teacher) * body + (3 + min(teacher, 1)) * asked  # the student's, and twice as much backward
+
+
+def uniform_rows() -> float:
+    """Rows of the head a token in a text from uniform noise: the odds of the levels say which share may move."""
+    alphas = [*LogLinear().alpha(torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)).tolist()[:-1], 1.0]
+    return sum(1 - a * (1 - b) / (b * (1 - a)) for a, b in pairwise(alphas))
 
 
 def rate(device: str) -> float:

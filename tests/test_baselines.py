@@ -110,6 +110,20 @@ def test_the_sampler_has_the_same_law() -> None:
     model = Model(role, MaskedProcess(V, MASK), LogLinear(), None, role.network)
     mine, theirs = unmask.sample(model, 4000, L, 3).tokens, sample(role.network, MASK, 4000, L, 3, dice(0))
     assert not (theirs == MASK).any() and int(mine.flatten().bincount(minlength=V)[:MASK].min()) > 100
+    same_pairs(mine, theirs)
+
+
+def test_the_sampler_of_uniform_noise_has_the_same_law() -> None:
+    from baseline_uniform import sample
+
+    role = denoiser(3, uniform=True)
+    model = Model(role, UniformProcess(V), LogLinear(), None, role.network)
+    same_pairs(unmask.sample(model, 4000, L, 3).tokens, sample(role.network, 4000, L, 3, dice(0)))
+    with pytest.raises(AssertionError):
+        same_pairs(unmask.sample(model, 4000, L, 1).tokens, sample(role.network, 4000, L, 3, dice(0)))
+
+
+def same_pairs(mine: Tensor, theirs: Tensor) -> None:
     for i in range(L - 1):
         a, b = ((tokens[:, i] * V + tokens[:, i + 1]).bincount(minlength=V * V).double() for tokens in (mine, theirs))
         seen = a + b > 0
