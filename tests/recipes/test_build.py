@@ -22,18 +22,9 @@ from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 from unmask.recipes import schema
 from unmask.recipes.book import recipe
-from unmask.recipes.build import (
-    Parts,
-    build,
-    distillation,
-    documents,
-    not_used,
-    schedule,
-    starts_from,
-    texts,
-    tokenizer_of,
-)
+from unmask.recipes.build import Parts, build, distillation, not_used, schedule, starts_from
 from unmask.recipes.schema import Recipe
+from unmask.recipes.texts import documents, texts, tokenizer_of
 from unmask.text.tokenizers import Tokenizer, train_bpe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -71,44 +62,6 @@ def test_schedules_by_name() -> None:
     assert schedule(schema.Schedule("cosine", 0.2)) == Cosine(0.2)
     assert schedule(schema.Schedule("polynomial", 0.3, power=3.0)) == Polynomial(3.0, 0.3)
     assert schedule(schema.Schedule()) == LogLinear(1e-3), "MDLM's"
-
-
-def test_halves_and_held_out_documents_are_apart(small: Recipe) -> None:
-    parts = [documents(replace(small.data, part=part)) for part in ("all", "first half", "second half")]
-    everything, first, second = ({*part.train.documents, *part.held_out.documents} for part in parts)
-    assert first | second == everything and not first & second and len(first) == len(second) == 12
-    assert all(not {*part.train.documents} & {*part.held_out.documents} for part in parts)
-
-
-def test_rows_are_tokens_of_the_documents(small: Recipe) -> None:
-    rows = texts(small)
-    assert rows.train.shape[1] == rows.held_out.shape[1] == LENGTH and len(rows.train) > len(rows.held_out) > 0
-    assert rows.tokenizer.vocab_size == VOCABULARY and rows.train.dtype == torch.int64
-    beginning = documents(small.data).train.documents[0]
-    assert beginning.startswith(rows.tokenizer.decode(rows.train[0].tolist()))
-    assert rows.digest == documents(small.data).held_out.digest
-    again = texts(small)
-    assert torch.equal(again.train, rows.train) and again.tokenizer.digest == rows.tokenizer.digest
-
-
-def test_wrapped_rows_begin_and_end_with_their_own_marks(small: Recipe, tmp_path: Path) -> None:
-    """[BOS] .. [EOS]; BERT has two of them, [CLS] and [SEP]."""
-    marks = {"[CLS]": 0, "[SEP]": 1, "[UNK]": 2}
-    backend = hf.Tokenizer(hf.models.WordLevel(marks | {w: i + 3 for i, w in enumerate("abcd")}, unk_token="[UNK]"))
-    backend.pre_tokenizer = hf.pre_tokenizers.Whitespace()
-    Tokenizer(backend, {"bos": "[CLS]", "eos": "[SEP]"}).save(tmp_path)
-    wrapped = texts(replace(small, data=replace(small.data, tokenizer=str(tmp_path), wrap=True)))
-    assert wrapped.train[:, 0].unique().tolist() == [0] and wrapped.train[:, -1].unique().tolist() == [1]
-    assert wrapped.train.shape[1] == LENGTH
-
-
-def test_tokenizers_by_name(small: Recipe, text: Path, tmp_path: Path) -> None:
-    train = documents(small.data).train
-    trained = tokenizer_of(small.data, train)
-    trained.save(tmp_path / "model")
-    assert tokenizer_of(replace(small.data, tokenizer=str(tmp_path / "model")), train).digest == trained.digest
-    with pytest.raises(ValueError, match="there is no tokenizer file"):
-        tokenizer_of(replace(small.data, tokenizer=str(text)), train)
 
 
 # --- networks and objectives

@@ -9,11 +9,11 @@ import pytest
 from unmask.evaluation.measure import Row
 from unmask.models.pretrained import load
 from unmask.plain import to_json
-from unmask.recipes.build import texts
 from unmask.recipes.demo import Demo, demo, train
 from unmask.recipes.judge import judge_of
 from unmask.recipes.schema import Network, recipe_of
 from unmask.recipes.study import Measured, Scene, Study, frontier, measure
+from unmask.recipes.texts import texts
 from unmask.text.tokenizers import train_bpe
 from unmask.training import RunDir, RunError
 

@@ -14,9 +14,9 @@ from toy_recipes import shrink
 from unmask.models.pretrained import Model, load
 from unmask.plain import to_json
 from unmask.recipes.book import recipe
-from unmask.recipes.build import Texts, texts
 from unmask.recipes.run import distill, run
 from unmask.recipes.schema import Consistency, Recipe
+from unmask.recipes.texts import Texts, texts
 from unmask.text.packing import batch_at
 from unmask.training import Engine, RunError
 

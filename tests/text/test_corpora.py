@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.text import Corpus, halves, load_corpus, split
-from unmask.text.corpora import HUB, SECTION, DatasetDocuments, HubSet, load_hub
+from unmask.text.corpora import HUB, SECTION, HubSet, load_hub
+from unmask.text.tables import DatasetDocuments
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

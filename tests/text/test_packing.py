@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain, islice
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.text import batch_at, batches, pack
-from unmask.text.packing import check_rows
+from unmask.text import batch_at, batches, pack, packing
+from unmask.text.packing import check_rows, row_blocks
 
 EOS, BOS = 99, 98
 documents = st.lists(st.lists(st.integers(0, 50), max_size=9), min_size=1, max_size=9)
@@ -155,3 +156,53 @@ def test_rows_are_text():
         check_rows(rows - 1, 7, 6)
     with pytest.raises(ValueError, match=r"MASK \(id 4\) is none: it stands there 1 times"):
         check_rows(rows, 7, 4)
+
+
+def blocks_of(token_lists: list[list[int]], length: int, block: int, **options: object) -> list[torch.Tensor]:
+    return [torch.from_numpy(rows) for rows in row_blocks(token_lists, length, EOS, block=block, **options)]
+
+
+@given(documents, st.integers(1, 6), st.integers(1, 40), st.booleans(), st.booleans())
+def test_blocks_together_are_the_rows_whatever_their_size(
+    token_lists: list[list[int]], length: int, block: int, wrap: bool, between: bool
+) -> None:
+    """Against a stream that is made whole, then cut."""
+    body = length - 2 if wrap else length
+    stream = joined(token_lists) if between else list(chain.from_iterable(token_lists))
+    n = len(stream) // max(body, 1)
+    if body < 1 or n == 0:
+        with pytest.raises(ValueError, match=r"got 0|got -1|a row takes"):
+            blocks_of(token_lists, length, block, wrap=wrap, between=between)
+        return
+    found = torch.cat(blocks_of(token_lists, length, block, wrap=wrap, bos_id=BOS, between=between))
+    crops = [stream[i * body : (i + 1) * body] for i in range(n)]
+    assert found.tolist() == [[BOS, *crop, EOS] if wrap else crop for crop in crops]
+    assert torch.equal(found, pack(token_lists, length, EOS, wrap=wrap, bos_id=BOS, between=between))
+
+
+def test_packing_reads_no_further_than_a_block() -> None:
+    """A row block is given as soon as its tokens were read; what is left over is less than a row."""
+    read = 0
+
+    def endless() -> Iterator[list[int]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield [1] * 9
+
+    blocks = row_blocks(endless(), 7, EOS, block=100)
+    for number in range(1, 50):
+        rows = next(blocks)
+        assert 100 - 7 < rows.size < 100 + 10 and 10 * read <= number * 110
+        assert rows.base is None or rows.base.size <= 110, "a block does not hold those before it"
+
+
+def test_rows_are_checked_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "BLOCK", 6)
+    ids = rows(20)
+    check_rows(ids, 2020, 2019 + 1)
+    with pytest.raises(ValueError, match=r"vocab_size = 2019, got 0 to 2019"):
+        check_rows(ids, 2019, None)
+    ids[3, 1] = ids[17, 0] = 7
+    with pytest.raises(ValueError, match=r"MASK \(id 7\) is none: it stands there 3 times"):
+        check_rows(ids, 2020, 7)

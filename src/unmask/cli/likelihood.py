@@ -16,8 +16,9 @@ from unmask.evaluation.judges import Scores, bits_per_byte, perplexity
 from unmask.evaluation.likelihood import Convention, nelbo, next_token, unit_of
 from unmask.evaluation.measure import Measure
 from unmask.models.pretrained import CausalModel, Model, load
-from unmask.recipes.build import documents, rows, trained_on
+from unmask.recipes.build import trained_on
 from unmask.recipes.schema import Data, Part
+from unmask.recipes.texts import documents, rows
 from unmask.text.offline import CODE, load_offline, present
 from unmask.text.offline import OFFLINE as PACKAGES
 from unmask.text.tokenizers import Tokenizer
@@ -209,7 +210,7 @@ def text_of(text: Text, name: str) -> Data:
 def held_out(data: Data, length: int | None, model: Model | CausalModel) -> tuple[torch.Tensor, str]:
     """Held-out rows [n, L] in the model's tokens, and the digest of their text."""
     part = documents(data).held_out
-    return rows(part, _spoken(model), length or model.network.shape.length), part.digest
+    return rows(part, _spoken(model), length or model.network.shape.length)[:], part.digest
 
 
 def _spoken(model: Model | CausalModel) -> Tokenizer:

@@ -26,7 +26,6 @@ from unmask.recipes import study as studies
 from unmask.recipes.ablation import cells as ablation_cells
 from unmask.recipes.ablation import grid, scale, seeded
 from unmask.recipes.book import recipe
-from unmask.recipes.build import texts
 from unmask.recipes.comparison import HEAD, Comparison, compare, failure, folder, means, reports_of, summary
 from unmask.recipes.demo import Demo, from_scratch, train, trained
 from unmask.recipes.experiment import ROWS, read_rows, teacher_rows
@@ -37,6 +36,7 @@ from unmask.recipes.methods import MASKED, UNIFORM, Methods
 from unmask.recipes.methods import methods as compare_methods
 from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, recipe_of
+from unmask.recipes.texts import texts
 from unmask.text.hub import OWN, shipped
 from unmask.training import stop_signals
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import assert_never
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, Polynomial
@@ -29,23 +29,11 @@ from unmask.plain import from_json
 from unmask.recipes import schema
 from unmask.recipes.schema import Data, Noise, Recipe
 from unmask.rng import address
-from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
 from unmask.text.hub import local_or_hub
-from unmask.text.packing import pack
-from unmask.text.tokenizers import Tokenizer, check_vocabulary, start_token, tokenizer_named, train_bpe
+from unmask.text.tokenizers import Tokenizer, check_vocabulary, start_token
 from unmask.training.engine import faster_in_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The rows of a recipe: int64 [n, L] to train on and [m, L] to measure on, and what encoded them."""
-
-    train: Tensor
-    held_out: Tensor
-    tokenizer: Tokenizer
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -67,39 +55,6 @@ class Parts:
         if isinstance(student, CausalPredictor):
             return CausalModel.of(student.network, self.tokenizer, student.mask_id)
         return Model(student, _process(student), self.schedule, self.tokenizer, student.network)
-
-
-def documents(data: Data) -> Split:
-    """The documents that a recipe trains on and holds out."""
-    corpus = load_corpus(data.corpus)
-    if data.part != "all":
-        corpus = halves(corpus)[0 if data.part == "first half" else 1]
-    return split(corpus)
-
-
-def texts(recipe: Recipe) -> Texts:
-    """Load, tokenize and pack what the recipe names."""
-    parts = documents(recipe.data)
-    start = starts_from(recipe)
-    named = replace(recipe.data, tokenizer=start) if start and recipe.data.tokenizer.startswith("bpe:") else recipe.data
-    tokenizer = tokenizer_of(named, parts.train)
-    train, held_out = (
-        rows(part, tokenizer, recipe.network.length, recipe.data.wrap) for part in (parts.train, parts.held_out)
-    )
-    return Texts(train, held_out, tokenizer, parts.held_out.digest)
-
-
-def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False) -> Tensor:
-    """The documents of a corpus as token rows [n, L]."""
-    ids = tokenizer.encode_batch(list(corpus.documents))
-    return pack(ids, length, tokenizer.eos_id, wrap, tokenizer.bos_id)
-
-
-def tokenizer_of(data: Data, train: Corpus) -> Tokenizer:
-    """The tokenizer that `data` names: "bpe:V" is trained on the text, else a directory or a hub id."""
-    if data.tokenizer.startswith("bpe:"):
-        return train_bpe(train.documents, int(data.tokenizer.removeprefix("bpe:")))
-    return tokenizer_named(data.tokenizer)
 
 
 def schedule(recipe: schema.Schedule) -> NoiseSchedule:

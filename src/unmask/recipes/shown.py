@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
-
 from unmask.models.pretrained import Model
 from unmask.recipes.study import Study
 from unmask.samplers.loop import sample, watch
+from unmask.text.packing import Rows
 
 
 def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
@@ -44,6 +43,6 @@ def film(model: Model, title: str, steps: int, length: int, seed: int) -> dict[s
     }
 
 
-def excerpt(rows: Tensor, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
+def excerpt(rows: Rows, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
     """The first n real rows as text."""
     return [decode(row) for row in rows[:n].tolist()]

@@ -24,6 +24,7 @@ from unmask.evaluation.speed import timed
 from unmask.evaluation.verdict import verdict
 from unmask.models.pretrained import CausalModel, Model
 from unmask.samplers.loop import Samples, sample
+from unmask.text.packing import Rows
 from unmask.types import Tokens
 
 
@@ -87,7 +88,7 @@ class Scene:
 
     study: Study
     judge: Judge
-    real: Tokens
+    real: Rows
     data: str
     known: Sequence[Measured] = ()
 

@@ -24,7 +24,6 @@ from unmask.objectives.rounds import Rounds
 from unmask.plain import to_json
 from unmask.recipes import study as studies
 from unmask.recipes.ablation import seeded
-from unmask.recipes.build import Texts, texts
 from unmask.recipes.comparison import FAILURE, fail, failure, folder
 from unmask.recipes.demo import train, trained
 from unmask.recipes.experiment import ROWS, Progress, diffusion, keep, read_rows, row_line
@@ -32,6 +31,7 @@ from unmask.recipes.judge import judge_named
 from unmask.recipes.run import run
 from unmask.recipes.schema import Distillation, Recipe
 from unmask.recipes.study import Measured, Scene, Study
+from unmask.recipes.texts import Texts, texts
 from unmask.samplers.loop import sample
 from unmask.training import TrainingError
 

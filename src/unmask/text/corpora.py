@@ -13,25 +13,36 @@ import json
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TypeAlias
 
+from unmask.text.cache import key
+from unmask.text.stored import TokenLists
+from unmask.text.tables import DatasetDocuments, is_table, load_table
 from unmask.text.tokenizers import END
 
 SECTION = 4096  # characters: the size of the documents that a lone text file is cut into
 _SUFFIXES = (".txt", ".md", ".py")
 
 
+Documents: TypeAlias = Sequence[str] | TokenLists
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in a fixed order; `held_out` are those that a published split sets apart (None: there is none)."""
+    """Documents in a fixed order, texts or lists of token ids.
+
+    held_out  those that a published split sets apart (None: there is none)
+    identity  of documents that are left on disk: a name that changes when they do (None: they are in memory)
+    """
 
     name: str
-    documents: Sequence[str]
-    held_out: Sequence[str] | None = None
+    documents: Documents
+    held_out: Documents | None = None
+    identity: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.documents) == 0:
@@ -39,12 +50,27 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the documents in order: of each, the length in bytes as 8 bytes, and its UTF-8 bytes."""
+        """sha256 over the documents in order: of each, the length in bytes as 8 bytes, and its UTF-8 bytes.
+
+        Token ids are 8 bytes each. All lengths and ids are little-endian.
+        """
         state = hashlib.sha256()
         for document in self.documents:
-            data = document.encode()
+            data = document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
             state.update(len(data).to_bytes(8, "little") + data)
         return state.hexdigest()
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The documents, where they are text; ValueError where they are token ids."""
+        if isinstance(self.documents, TokenLists):
+            raise ValueError(f"corpus {self.name!r} holds token ids, and text is wanted here: give the text itself")
+        return self.documents
+
+    def part(self, name: str, documents: Documents, held_out: Documents | None = None, rule: str = "") -> Corpus:
+        """Some of the documents, under a name of their own; `rule` says which, where the name does not."""
+        identity = None if self.identity is None else f"{self.identity}/{name}{rule}"
+        return Corpus(f"{self.name}/{name}", documents, held_out, identity)
 
 
 @dataclass(frozen=True)
@@ -53,32 +79,6 @@ class Split:
 
     train: Corpus
     held_out: Corpus
-
-
-@dataclass(frozen=True, eq=False)
-class DatasetDocuments(Sequence[str]):
-    """A text column of a `datasets.Dataset`, left on disk until it is read; a slice is a view of `rows`."""
-
-    table: Any
-    column: str
-    rows: range
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> DatasetDocuments: ...
-    def __getitem__(self, index: int | slice) -> str | DatasetDocuments:
-        if isinstance(index, slice):
-            return DatasetDocuments(self.table, self.column, self.rows[index])
-        text: str = self.table[self.rows[index]][self.column]
-        return text
-
-    def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self.rows), 1000):
-            yield from self.table[self.rows[first : first + 1000]][self.column]
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,20 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     FILE.jsonl     a document a line, in the field "text"
     FILE           UTF-8 text, cut at <|endoftext|>, else at blank lines into documents of 4096 characters or more
     FOLDER         its .txt, .md and .py files by path, hidden ones left out
+    DATA SET       a directory of `datasets.save_to_disk`, a folder with .parquet files, a .parquet or an .arrow file:
+                   its column "text", or "input_ids" where there is one, lists of token ids. Its split `test` (else
+                   `validation`) is held out; without one, the last tenth of lists of ids
 
-    Blank space around a document goes, and so do documents without text; data sets of the hub stay as they are.
+    Data sets stay on disk, and their documents as they are. All else is read into memory, blank space around a document
+    goes, and so do documents without text.
     ValueError for an unknown name, an empty corpus, or a file that is no UTF-8 text.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in HUB:
         return load_hub(name, HUB[name])
+    if name not in _INSTALLED and is_table(path):
+        table = load_table(path)
+        return Corpus(name, table.documents, table.held_out, table.identity)
     if name in _INSTALLED:
         documents = _INSTALLED[name]()
     elif path.is_dir():
@@ -151,6 +158,7 @@ def load_hub(name: str, hub_set: HubSet) -> Corpus:
         name,
         DatasetDocuments(train, hub_set.column, range(len(train))),
         held_out=DatasetDocuments(held_out, hub_set.column, range(len(held_out))),
+        identity=key(*astuple(hub_set)),
     )
 
 
@@ -158,24 +166,24 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
     """The published split where the corpus has one; else every 10th document is held out (the last of fewer)."""
     if held_out_every < 2:
         raise ValueError(f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}")
-    documents, held_out = corpus.documents, corpus.held_out
+    documents, held_out, rule = corpus.documents, corpus.held_out, ""
     if held_out is None:
         _want_two(corpus)
         every = min(held_out_every, len(documents))
-        held_out = documents[every - 1 :: every]
-        documents = [document for i, document in enumerate(documents, start=1) if i % every]
-    return Split(Corpus(f"{corpus.name}/train", documents), Corpus(f"{corpus.name}/held_out", held_out))
+        held_out, rule = documents[every - 1 :: every], f", 1 of {every} held out"
+        if isinstance(documents, DatasetDocuments):
+            documents = documents.without(every)
+        else:
+            documents = [document for i, document in enumerate(corpus.texts, start=1) if i % every]
+    return Split(corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule))
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
     """Two corpora without a common document, odd and even ones, so that eras mix; each has half of `held_out`."""
     _want_two(corpus)
+    apart = corpus.held_out
     first, second = (
-        Corpus(
-            f"{corpus.name}/{half}",
-            corpus.documents[start::2],
-            None if corpus.held_out is None else corpus.held_out[start::2],
-        )
+        corpus.part(half, corpus.documents[start::2], None if apart is None else apart[start::2])
         for start, half in enumerate(("first", "second"))
     )
     return first, second

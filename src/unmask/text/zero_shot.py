@@ -18,8 +18,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from unmask.text.corpora import HUB, Corpus, DatasetDocuments
+from unmask.text.corpora import HUB, Corpus
 from unmask.text.packing import pack
+from unmask.text.tables import DatasetDocuments
 from unmask.text.tokenizers import Tokenizer
 
 BATCH = 1000  # documents that are joined: of `datasets.map`
@@ -146,7 +147,7 @@ def zero_shot_rows(corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int
     if tokenizer.eos_id is None:
         raise ValueError("a row of a zero-shot set ends with EOS, and this tokenizer has none")
     rows = []
-    for documents in _batches(corpus.documents, batch):
+    for documents in _batches(corpus.texts, batch):
         ids = tokenizer.encode_batch(documents)
         if sum(map(len, ids)) >= length - 2:
             rows.append(pack(ids, length, tokenizer.eos_id, wrap=True, bos_id=tokenizer.bos_id, between=False))

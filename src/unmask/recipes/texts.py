@@ -1,0 +1,137 @@
+"""The text of a recipe as rows of token ids: in memory or, where the documents are left on disk, beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.files import replacing
+from unmask.recipes.build import starts_from
+from unmask.recipes.schema import Data, Recipe
+from unmask.text.cache import alone, cache, key
+from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
+from unmask.text.packing import Ids, Rows, joined, row_blocks
+from unmask.text.stored import FORMAT, StoredRows, TokenLists, kept_rows
+from unmask.text.tokenizers import Tokenizer, tokenizer_named, train_bpe
+
+AT_ONCE = 64  # documents that are tokenized together
+SPEAK_EVERY = 30  # seconds between two lines about a long tokenization
+# Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
+# at the beginning of a text, in blanks, case, accents, numbers and marks.
+PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 <|endoftext|> 「日本語」 "
+
+Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest."""
+
+    train: Rows
+    held_out: Rows
+    tokenizer: Tokenizer
+    digest: str
+
+
+def documents(data: Data) -> Split:
+    """The documents that a recipe trains on and holds out."""
+    corpus = load_corpus(data.corpus)
+    if data.part != "all":
+        corpus = halves(corpus)[0 if data.part == "first half" else 1]
+    return split(corpus)
+
+
+def texts(recipe: Recipe, say: Say = silent) -> Texts:
+    """Load, tokenize and pack what the recipe names; `say` hears of what takes long."""
+    parts = documents(recipe.data)
+    start = starts_from(recipe)
+    named = replace(recipe.data, tokenizer=start) if start and recipe.data.tokenizer.startswith("bpe:") else recipe.data
+    tokenizer = tokenizer_of(named, parts.train, say)
+    train, held_out = (
+        rows(part, tokenizer, recipe.network.length, recipe.data.wrap, say) for part in (parts.train, parts.held_out)
+    )
+    return Texts(train, held_out, tokenizer, parts.held_out.digest)
+
+
+def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
+    """The documents of a corpus as token rows [n, L].
+
+    Documents in memory give a tensor. Those on disk give rows on disk, in `cache()`: tokenized a few at a time, once
+    for a text, tokenizer and length. Lists of ids that all have L tokens are rows already and stay where they are.
+    """
+    lists = corpus.documents
+    if isinstance(lists, TokenLists) and lists.length is not None and len(lists) > 1:
+        return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
+
+    def blocks() -> Iterator[NDArray[np.int64]]:
+        return row_blocks(encoded(corpus, tokenizer, say), length, tokenizer.eos_id, wrap, tokenizer.bos_id)
+
+    if corpus.identity is None:
+        return joined(blocks())
+    ends = tokenizer.eos_id, tokenizer.bos_id
+    name = key(FORMAT, corpus.identity, tokenizer.digest, tokenizer.encode(PROBE), *ends, length, wrap)
+    return kept_rows(cache() / "rows" / f"{name}.arrow", blocks, length, tokenizer.vocab_size, say)
+
+
+def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator[Ids]:
+    """The token ids of each document, `AT_ONCE` documents at a time; lists of ids as they are."""
+    total, told = len(corpus.documents), time.monotonic()
+    if isinstance(corpus.documents, TokenLists):
+        yield from corpus.documents
+        return
+    left, done = iter(corpus.documents), 0
+    while some := list(islice(left, AT_ONCE)):
+        yield from tokenizer.encode_batch(some)
+        done += len(some)
+        if time.monotonic() - told > SPEAK_EVERY:
+            told = time.monotonic()
+            say(f"tokenizing {corpus.name}: {done:,} of {total:,} documents")
+
+
+def tokenizer_of(data: Data, train: Corpus, say: Say = silent) -> Tokenizer:
+    """The tokenizer that `data` names: "bpe:V" is trained on the text, else a directory or a hub id.
+
+    One that is trained on documents on disk is kept in `cache()`, so that they are read for it once.
+    """
+    if not data.tokenizer.startswith("bpe:"):
+        return tokenizer_named(data.tokenizer)
+    size = int(data.tokenizer.removeprefix("bpe:"))
+    if train.identity is None:
+        return train_bpe(train.texts, size)
+    folder = cache() / "tokenizers" / key(FORMAT, train.identity, size)
+    if not folder.exists():
+        with alone(folder, say):
+            if not folder.exists():
+                say(f"training a tokenizer of {size} tokens on {train.name}")
+                with replacing(folder) as new:
+                    train_bpe(train.texts, size).save(new)
+    return Tokenizer.load(folder)
+
+
+def _as_they_are(name: str, lists: TokenLists, tokenizer: Tokenizer, length: int, wrap: bool) -> StoredRows:
+    """Lists of ids as rows, if they have the length, and with `wrap` the ends, that are asked for."""
+    if lists.length != length:
+        raise ValueError(
+            f"rows of {name!r} have {lists.length} tokens each and network.length is {length}: give --network.length "
+            f"{lists.length}, or documents of different lengths, which are packed"
+        )
+    found = lists.rows()
+    if wrap:
+        bos = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        ends = found[:AT_ONCE][:, [0, -1]].unique(dim=0).tolist()
+        if ends != [[bos, tokenizer.eos_id]]:
+            raise ValueError(
+                f"data.wrap says that a row begins with BOS (id {bos}) and ends with EOS (id {tokenizer.eos_id}); the "
+                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap, or the tokenizer that "
+                "made them"
+            )
+    return found

@@ -1,0 +1,42 @@
+"""Where things are kept that are made from text once and read often, and who makes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache() -> Path:
+    """$UNMASK_CACHE, else unmask/ in the user's cache ($XDG_CACHE_HOME or ~/.cache). It may be removed at any time."""
+    own, usual = (os.environ.get(name) for name in ("UNMASK_CACHE", "XDG_CACHE_HOME"))
+    if own:
+        return Path(own).expanduser()
+    return (Path(usual) if usual else Path.home() / ".cache") / "unmask"
+
+
+def key(*facts: str | int | bool | list[int] | None) -> str:
+    """A name for what follows from these facts."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def alone(target: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Only one process at a time is in the block of a `target`; others wait, and `say` gets a line about it.
+
+    The system frees the lock however its process ends. It is waited for here and not in a collective operation, whose
+    time-out of minutes would end a training whose first process is still reading text.
+    """
+    import fcntl  # POSIX only, and the library is to be imported anywhere
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".lock-{target.name}").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for the process that writes {target}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

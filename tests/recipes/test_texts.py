@@ -1,0 +1,287 @@
+"""The text of a recipe as rows: of documents in memory and on disk the same ones, tokenized once, never all at once."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import tokenizers as hf
+import torch
+
+import unmask
+import unmask.recipes.texts
+from toy_recipes import LENGTH, VOCABULARY, shrink
+from unmask.models.pretrained import load
+from unmask.plain import to_json
+from unmask.recipes.book import recipe
+from unmask.recipes.run import run
+from unmask.recipes.schema import Recipe
+from unmask.recipes.texts import AT_ONCE, documents, encoded, rows, texts, tokenizer_of
+from unmask.text import load_corpus
+from unmask.text.corpora import Corpus
+from unmask.text.stored import COLUMN, StoredRows
+from unmask.text.tokenizers import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def small(text: Path) -> Recipe:
+    plan = shrink(recipe("demo-teacher"), text)
+    return replace(plan, data=replace(plan.data, part="all"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one."""
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def on_disk(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same texts as `text`, as a data set."""
+    folder = tmp_path_factory.mktemp("on_disk") / "set"
+    datasets.Dataset.from_dict({"text": list(load_corpus(text).texts)}).save_to_disk(folder)
+    return folder
+
+
+def on(plan: Recipe, corpus: Path, **changes: object) -> Recipe:
+    return replace(plan, data=replace(plan.data, corpus=str(corpus), **changes))
+
+
+def test_halves_and_held_out_documents_are_apart(small: Recipe) -> None:
+    parts = [documents(replace(small.data, part=part)) for part in ("all", "first half", "second half")]
+    everything, first, second = ({*part.train.documents, *part.held_out.documents} for part in parts)
+    assert first | second == everything and not first & second and len(first) == len(second) == 12
+    assert all(not {*part.train.documents} & {*part.held_out.documents} for part in parts)
+
+
+def test_rows_are_tokens_of_the_documents(small: Recipe) -> None:
+    rows = texts(small)
+    assert rows.train.shape[1] == rows.held_out.shape[1] == LENGTH and len(rows.train) > len(rows.held_out) > 0
+    assert rows.tokenizer.vocab_size == VOCABULARY and rows.train.dtype == torch.int64
+    beginning = documents(small.data).train.documents[0]
+    assert beginning.startswith(rows.tokenizer.decode(rows.train[0].tolist()))
+    assert rows.digest == documents(small.data).held_out.digest
+    again = texts(small)
+    assert torch.equal(again.train, rows.train) and again.tokenizer.digest == rows.tokenizer.digest
+
+
+def test_wrapped_rows_begin_and_end_with_their_own_marks(small: Recipe, tmp_path: Path) -> None:
+    """[BOS] .. [EOS]; BERT has two of them, [CLS] and [SEP]."""
+    marks = {"[CLS]": 0, "[SEP]": 1, "[UNK]": 2}
+    backend = hf.Tokenizer(hf.models.WordLevel(marks | {w: i + 3 for i, w in enumerate("abcd")}, unk_token="[UNK]"))
+    backend.pre_tokenizer = hf.pre_tokenizers.Whitespace()
+    Tokenizer(backend, {"bos": "[CLS]", "eos": "[SEP]"}).save(tmp_path)
+    wrapped = texts(replace(small, data=replace(small.data, tokenizer=str(tmp_path), wrap=True)))
+    assert wrapped.train[:, 0].unique().tolist() == [0] and wrapped.train[:, -1].unique().tolist() == [1]
+    assert wrapped.train.shape[1] == LENGTH
+
+
+def test_tokenizers_by_name(small: Recipe, text: Path, tmp_path: Path) -> None:
+    train = documents(small.data).train
+    trained = tokenizer_of(small.data, train)
+    trained.save(tmp_path / "model")
+    assert tokenizer_of(replace(small.data, tokenizer=str(tmp_path / "model")), train).digest == trained.digest
+    with pytest.raises(ValueError, match="there is no tokenizer file"):
+        tokenizer_of(replace(small.data, tokenizer=str(text)), train)
+
+
+# --- on disk
+
+
+@pytest.mark.parametrize("part", ["all", "first half"])
+@pytest.mark.parametrize("wrap", [True, False])
+def test_rows_on_disk_are_those_in_memory(small: Recipe, on_disk: Path, cache: Path, part: str, wrap: bool) -> None:
+    """Of the same documents: tokenizer, rows to learn from, rows to measure on, digest."""
+    plan = on(small, Path(small.data.corpus), part=part, wrap=wrap)
+    expected, found = texts(plan), texts(on(plan, on_disk))
+    assert isinstance(found.train, StoredRows) and isinstance(found.held_out, StoredRows)
+    assert torch.equal(found.train[:], expected.train) and torch.equal(found.held_out[:], expected.held_out)
+    assert found.digest == expected.digest and found.tokenizer.digest == expected.tokenizer.digest
+
+
+def test_a_text_is_tokenized_once(small: Recipe, on_disk: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = on(small, on_disk)
+    first = texts(plan)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("it is there")
+
+    monkeypatch.setattr(unmask.recipes.texts, "encoded", refuse)
+    monkeypatch.setattr(unmask.recipes.texts, "train_bpe", refuse)
+    again = texts(plan)
+    assert torch.equal(again.train[:], first.train[:]) and again.tokenizer.digest == first.tokenizer.digest
+    for other in (
+        replace(plan, network=replace(plan.network, length=LENGTH + 1)),
+        on(plan, on_disk, wrap=True),
+        on(plan, on_disk, part="second half"),
+        on(plan, on_disk, tokenizer=f"bpe:{VOCABULARY + 1}"),
+    ):
+        with pytest.raises(AssertionError, match="it is there"):
+            texts(other)
+
+
+def test_tokenizers_of_one_vocabulary_that_cut_differently_do_not_share_rows(on_disk: Path, cache: Path) -> None:
+    """Their digests are equal: vocabulary, merges and normaliser are."""
+    tokenizers = []
+    for prefix in (False, True):
+        backend = hf.Tokenizer(
+            hf.models.BPE({c: i for i, c in enumerate(sorted(hf.pre_tokenizers.ByteLevel.alphabet()))}, [])
+        )
+        backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+        tokenizers.append(Tokenizer(backend, {}))
+    assert tokenizers[0].digest == tokenizers[1].digest
+    corpus = load_corpus(on_disk)
+    one, two = (rows(corpus, tokenizer, 8)[:] for tokenizer in tokenizers)
+    assert one.shape != two.shape or not torch.equal(one, two)
+
+
+def test_documents_are_not_read_ahead(small: Recipe) -> None:
+    """One batch of them at a time, and rows begin to come before the last document is read."""
+    tokenizer, read = tokenizer_of(small.data, documents(small.data).train), 0
+
+    class Endless(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            nonlocal read
+            while True:
+                read += 1
+                yield "the state of the union"
+
+    ids = encoded(Corpus("endless", Endless(["x"])), tokenizer)
+    for number in range(1, 3 * AT_ONCE):
+        next(ids)
+        assert number <= read < number + AT_ONCE
+
+
+def test_a_long_tokenization_is_told(small: Recipe, on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmask.recipes.texts, "SPEAK_EVERY", -1)
+    said: list[str] = []
+    corpus = load_corpus(on_disk)
+    list(encoded(corpus, tokenizer_of(small.data, documents(small.data).train), said.append))
+    assert said == [f"tokenizing {on_disk}: 24 of 24 documents"]
+
+
+# --- ids that somebody else made
+
+
+def ids_of(plan: Recipe, folder: Path, **columns: list[object]) -> Recipe:
+    """The plan on a data set of ids, with a tokenizer from a directory."""
+    tokenizer_of(plan.data, documents(plan.data).train).save(folder / "tokens")
+    datasets.Dataset.from_dict(columns).save_to_disk(folder / "set")
+    return on(plan, folder / "set", tokenizer=str(folder / "tokens"))
+
+
+def test_rows_that_are_there_are_taken_where_they_are(small: Recipe, tmp_path: Path, cache: Path) -> None:
+    own = texts(small).train
+    found = texts(ids_of(small, tmp_path, **{COLUMN: own.tolist()}))
+    most = len(own) - len(own) // 10
+    assert torch.equal(found.train[:], own[:most]) and torch.equal(found.held_out[:], own[most:])
+    assert not cache.exists(), "nothing is copied"
+
+
+def test_lists_of_any_length_are_packed(small: Recipe, tmp_path: Path, cache: Path) -> None:
+    """The documents of a corpus, tokenized by somebody else: the same rows."""
+    parts = documents(small.data)
+    tokenizer = tokenizer_of(small.data, parts.train)
+    lists = datasets.DatasetDict({
+        name: datasets.Dataset.from_dict({COLUMN: tokenizer.encode_batch(part.texts)})
+        for name, part in (("train", parts.train), ("validation", parts.held_out))
+    })  # fmt: skip
+    lists.save_to_disk(tmp_path / "set")
+    tokenizer.save(tmp_path / "tokens")
+    for wrap in (True, False):
+        expected = texts(on(small, Path(small.data.corpus), wrap=wrap))
+        found = texts(on(small, tmp_path / "set", tokenizer=str(tmp_path / "tokens"), wrap=wrap))
+        assert torch.equal(found.train[:], expected.train) and torch.equal(found.held_out[:], expected.held_out)
+
+
+def test_wrapped_rows_are_taken_if_they_are_wrapped(small: Recipe, tmp_path: Path, cache: Path) -> None:
+    wrapped = texts(on(small, Path(small.data.corpus), wrap=True)).train
+    plan = on(ids_of(small, tmp_path / "1", **{COLUMN: wrapped.tolist()}), tmp_path / "1" / "set", wrap=True)
+    assert torch.equal(texts(plan).train[:], wrapped[: len(wrapped) - len(wrapped) // 10])
+    plan = on(ids_of(small, tmp_path / "2", **{COLUMN: (wrapped + 1).tolist()}), tmp_path / "2" / "set", wrap=True)
+    with pytest.raises(ValueError, match=r"begins with BOS \(id 0\) .* begin and end with \[\[1, 1\]\]"):
+        texts(plan)
+
+
+def test_ids_that_cannot_be_rows_say_why(small: Recipe, tmp_path: Path, cache: Path) -> None:
+    short = ids_of(small, tmp_path / "short", **{COLUMN: [[1] * 9] * 20})
+    with pytest.raises(ValueError, match=f"have 9 tokens each and network.length is {LENGTH}: give --network.length 9"):
+        texts(short)
+    foreign = ids_of(small, tmp_path / "foreign", **{COLUMN: [[1] * 20, [999] * 30, [1] * 50]})
+    with pytest.raises(ValueError, match=f"vocab_size = {VOCABULARY}, got 0 to 999; was the text encoded"):
+        texts(foreign)
+    rows_of_others = ids_of(small, tmp_path / "rows", **{COLUMN: [[999] * LENGTH] * 20})
+    with pytest.raises(ValueError, match=f"vocab_size = {VOCABULARY}, got 999 to 999"):
+        list(run(rows_of_others, tmp_path / "run", device="cpu"))
+    no_tokens = on(rows_of_others, tmp_path / "rows" / "set", tokenizer="bpe:300")
+    with pytest.raises(ValueError, match="holds token ids, and text is wanted"):
+        texts(no_tokens)
+
+
+# --- training on them
+
+
+def test_a_training_on_rows_on_disk_is_that_in_memory_and_resumes_bit_for_bit(
+    small: Recipe, on_disk: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Stopped after step 5 of 8, in the second epoch, and gone on with; its rows were made anew in between."""
+    plan = replace(small, steps=8, save_every=2, batch_size=8, precision="float32")
+    there = on(plan, on_disk)
+    in_memory = [update.loss for update in run(plan, tmp_path / "memory", device="cpu")]
+    straight = [update.loss for update in run(there, tmp_path / "straight", device="cpu")]
+    broken = run(there, tmp_path / "stopped", device="cpu")
+    first = [next(broken).loss for _ in range(5)]
+    broken.close()
+    shutil.rmtree(cache)
+    rest = [update.loss for update in run(there, tmp_path / "stopped", device="cpu")]
+    assert in_memory == straight == [*first[:4], *rest] and len(set(straight)) == 8
+    weights = [load(tmp_path / name / "model").network.state_dict() for name in ("memory", "straight", "stopped")]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*(w.values() for w in weights), strict=True))
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+from unmask.recipes.run import run
+from unmask.recipes.schema import Recipe
+from unmask.plain import from_json
+plan, folder, rank = from_json(Recipe, json.loads(sys.argv[1]), "recipe"), Path(sys.argv[2]), os.environ["RANK"]
+losses = [update.loss for update in run(plan, folder / "run", device="cpu")]
+(folder / f"{rank}.json").write_text(json.dumps(losses))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_tokenize_once_and_train_as_one(
+    small: Recipe, on_disk: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Started as `torchrun` starts them."""
+    plan = on(replace(small, steps=2, precision="float32"), on_disk)
+    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                "PYTHONPATH": str(Path(unmask.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    command = [sys.executable, "-c", RANK, json.dumps(to_json(plan)), str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | launcher | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=200) for process in ranks] == [0, 0]
+    losses = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    assert (
+        len(list((cache / "rows").glob("[0-9a-f]*.arrow"))) == 2
+        and len(list((cache / "tokenizers").glob("[0-9a-f]*"))) == 1
+    )
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
