@@ -1,5 +1,6 @@
 """Rows on disk: they are the rows in memory, read as a tensor is, whole or not there, made once by one process."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -245,6 +246,18 @@ def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
         with alone(tmp_path / "a" / "thing", said.append):
             pass
     assert said == []
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with (
+        pytest.raises(OSError, match=r"cannot be locked .*No locks.* in UNMASK_CACHE"),
+        alone(tmp_path / "a"),
+    ):
+        pass
 
 
 # --- lists of ids

@@ -139,6 +139,16 @@ def test_the_name_of_a_text_changes_with_it(tmp_path: Path) -> None:
     assert load_corpus(tmp_path / "set").identity != corpus.identity
 
 
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "arrow"])
+def test_the_form_in_which_a_data_set_was_last_looked_at_does_not_matter(form: str, tmp_path: Path) -> None:
+    table = texts(3).add_column(COLUMN, [[1], [2, 3], [4]])
+    table.with_format(form).save_to_disk(tmp_path / "ids")
+    table.remove_columns(COLUMN).with_format(form).save_to_disk(tmp_path / "texts")
+    found = list(load_corpus(tmp_path / "texts").documents)
+    assert found == [" 0", " 1", " 2"] and {type(text) for text in found} == {str}
+    assert [ids.tolist() for ids in load_corpus(tmp_path / "ids").documents] == [[1], [2, 3]]
+
+
 def refused(tmp_path: Path, message: str, **columns: list[object]) -> None:
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
     with pytest.raises(ValueError, match=message):

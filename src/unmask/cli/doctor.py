@@ -32,6 +32,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     import torch
 
     from unmask import __version__
+    from unmask.text.cache import cache
     from unmask.training.engine import faster_in_bfloat16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,6 +45,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "faster precision": "bfloat16" if faster_in_bfloat16(device) else "float32",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "cache": str(cache()),
         **{name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
     }
     missing = [name for name in PACKAGES if facts[name] is None]

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.files import replacing
+from unmask.files import replacing, write_text
 from unmask.recipes.build import starts_from
 from unmask.recipes.schema import Data, Recipe
 from unmask.text.cache import alone, cache, key
@@ -59,7 +59,7 @@ def texts(recipe: Recipe, say: Say = silent) -> Texts:
     train, held_out = (
         rows(part, tokenizer, recipe.network.length, recipe.data.wrap, say) for part in (parts.train, parts.held_out)
     )
-    return Texts(train, held_out, tokenizer, parts.held_out.digest)
+    return Texts(train, held_out, tokenizer, digest_of(parts.held_out))
 
 
 def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
@@ -95,6 +95,17 @@ def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator
         if time.monotonic() - told > SPEAK_EVERY:
             told = time.monotonic()
             say(f"tokenizing {corpus.name}: {done:,} of {total:,} documents")
+
+
+def digest_of(corpus: Corpus) -> str:
+    """The digest of a corpus; that of documents on disk is kept in `cache()`, so that they are read for it once."""
+    if corpus.identity is None:
+        return corpus.digest
+    file = cache() / "digests" / key(FORMAT, corpus.identity)
+    with alone(file):
+        if not file.exists():
+            write_text(file, corpus.digest)
+    return file.read_text("utf-8")
 
 
 def tokenizer_of(data: Data, train: Corpus, say: Say = silent) -> Tokenizer:

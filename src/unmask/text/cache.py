@@ -28,7 +28,8 @@ def alone(target: Path, say: Callable[[str], None] = lambda line: None) -> Itera
     """Only one process at a time is in the block of a `target`; others wait, and `say` gets a line about it.
 
     The system frees the lock however its process ends. It is waited for here and not in a collective operation, whose
-    time-out of minutes would end a training whose first process is still reading text.
+    time-out of minutes would end a training whose first process is still reading text. OSError where the file system
+    has no locks.
     """
     import fcntl  # POSIX only, and the library is to be imported anywhere
 
@@ -39,4 +40,8 @@ def alone(target: Path, say: Callable[[str], None] = lambda line: None) -> Itera
         except BlockingIOError:
             say(f"waiting for the process that writes {target}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise OSError(
+                f"{target.parent} cannot be locked ({error}): name a directory of another file system in UNMASK_CACHE"
+            ) from error
         yield

@@ -151,7 +151,7 @@ def _crops(pieces: Iterable[NDArray[np.int64]], length: int, block: int) -> Iter
         if size >= block:
             stream, n = np.concatenate(held), size // length
             size -= n * length
-            held = [stream[n * length :].copy()]  # a view would keep the whole block
+            held = [stream[n * length :]]
             yield stream[: n * length].reshape(n, length)
     if total < length:
         raise ValueError(f"the text has {total} tokens and a row takes {length}: give more text, or a smaller length")
