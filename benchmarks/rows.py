@@ -1,0 +1,148 @@
+"""Rows in memory against rows on disk, side by side: memory, tokens a second, and seconds of a batch.
+
+    python benchmarks/rows.py                                 32 and 128 MB of text, L = 1024, three ways: minutes
+    python benchmarks/rows.py --megabytes 400 --ways disk
+
+A line a size and way. The text is drawn words, a data set on disk that is mapped into memory in all ways; each way is a
+process of its own, which makes the rows and then takes batches of 512 from them:
+
+    lists     all documents are tokenized, then packed, as it was done before rows came in blocks
+    memory    documents are tokenized a few at a time and packed in blocks, which are joined: what small corpora do
+    disk      the blocks are written to a file, which is mapped: what data sets do
+
+`anonymous_mib` is the peak of memory that belongs to no file, beyond what was held before, looked at every 5 ms: this
+is what a machine must have. `resident_mib` is the peak of all that is resident (VmHWM), pages of mapped files included:
+the system takes those back when it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from unmask.recipes.texts import encoded
+from unmask.text.corpora import Corpus, load_corpus
+from unmask.text.packing import Rows, batch_at, joined, pack, row_blocks
+from unmask.text.stored import kept_rows
+from unmask.text.tokenizers import Tokenizer, train_bpe
+
+WAYS = "lists", "memory", "disk"
+BATCH, STEPS, VOCABULARY = 512, 20, 4096
+WORDS = 20_000
+
+
+def documents(megabytes: float) -> Iterator[dict[str, str]]:
+    """Documents of about 5 kB: words of random letters, drawn by Zipf's law."""
+    random = np.random.default_rng(0)
+    letters = [chr(ord("a") + i) for i in range(26)]
+    words = ["".join(random.choice(letters, size)) for size in random.integers(2, 10, WORDS)]
+    law = 1 / np.arange(1, WORDS + 1)
+    written = 0
+    while written < megabytes * 1e6:
+        text = " ".join(words[i] for i in random.choice(WORDS, random.integers(200, 1400), p=law / law.sum()))
+        written += len(text)
+        yield {"text": text}
+
+
+def prepare(folder: Path, megabytes: float) -> None:
+    """The text and its tokenizer."""
+    made = datasets.Dataset.from_generator(
+        documents, gen_kwargs={"megabytes": megabytes}, cache_dir=str(folder / "hf"), writer_batch_size=100
+    )
+    made.save_to_disk(folder / "text")
+    train_bpe(made[:400]["text"], VOCABULARY).save(folder / "tokens")
+
+
+def rows_of(way: str, corpus: Corpus, tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
+    eos = tokenizer.eos_id
+    if way == "lists":
+        return pack(tokenizer.encode_batch(list(corpus.texts)), length, eos)
+    if way == "memory":
+        return joined(row_blocks(encoded(corpus, tokenizer), length, eos))
+    blocks = row_blocks(encoded(corpus, tokenizer), length, eos)
+    return kept_rows(folder / "rows.arrow", lambda: blocks, length, tokenizer.vocab_size)
+
+
+def measure(way: str, folder: Path, length: int) -> dict[str, float]:
+    """One way, in this process."""
+    corpus, tokenizer = load_corpus(folder / "text"), Tokenizer.load(folder / "tokens")
+    rows_of("disk", Corpus("warm", corpus.texts[:100]), tokenizer, length, folder / "warm")  # imports and threads
+    resident = status("VmRSS")
+    with watched() as peak:
+        started = time.perf_counter()
+        rows = rows_of(way, corpus, tokenizer, length, folder)
+        seconds = time.perf_counter() - started
+    tokens = len(rows) * length
+    started = time.perf_counter()
+    batch_at(rows, 0, BATCH, seed=1)
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    for step in range(1, STEPS + 1):
+        batch_at(rows, step, BATCH, seed=1)
+    batch = (time.perf_counter() - started) / STEPS
+    return {
+        "tokens": tokens,
+        "anonymous_mib": peak[0] >> 20,
+        "resident_mib": (status("VmHWM") - resident) >> 20,
+        "tokens_per_s": round(tokens / seconds),
+        "first_batch_s": round(first, 4),
+        "batch_s": round(batch, 4),
+    }
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The peak of anonymous memory beyond what is held now, in bytes, in a list of one."""
+    before, peak, done = status("RssAnon"), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], status("RssAnon") - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def status(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", nargs="+", type=float, default=[32, 128])
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.folder is not None:
+        print(json.dumps(measure(told.ways[0], told.folder, told.length)))
+        return
+    datasets.disable_progress_bars()
+    for megabytes in told.megabytes:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder), megabytes)
+            for way in told.ways:
+                command = [sys.executable, __file__, "--ways", way, "--folder", folder, "--length", str(told.length)]
+                found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+                print(json.dumps({"megabytes": megabytes, "way": way, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
