@@ -1,0 +1,113 @@
+"""How cost grows with the length of a text, the vocabulary, the steps and the weights: one at a time, on this machine.
+
+    python benchmarks/scaling.py                 minutes on two cores
+    python benchmarks/scaling.py --device cuda
+
+A line a point: seconds of 4 texts and of one step of MCD on 4 rows, medians; GFLOP of the matrix products of each and
+the rate that follows. Behind each axis the exponent b of seconds ~ size^b, by least squares of the logarithms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+import unmask
+from unmask.diffusion.processes import MaskedProcess
+from unmask.diffusion.schedules import LogLinear
+from unmask.evaluation.side_by_side import random_network
+from unmask.evaluation.speed import timed
+from unmask.models.dit import Shape
+from unmask.models.parameterization import NetworkDenoiser
+from unmask.models.pretrained import Model
+from unmask.objectives.consistency import Consistency
+from unmask.objectives.rounds import Rounds
+from unmask.training import AdamW, Engine, Guard, State, fit
+
+ROWS = 4
+ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))
+BASE = Shape(8192, 256, width=256, blocks=4, heads=4, cond_dim=32, dropout=0.0)
+STEPS = 16
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size on an axis."""
+
+    axis: str
+    size: int
+    shape: Shape
+    steps: int = STEPS
+
+
+def points() -> Iterator[Point]:
+    for length in (128, 256, 512, 1024):
+        yield Point("length", length, replace(BASE, length=length))
+    for size in (2048, 8192, 32768, 131072):
+        yield Point("vocabulary", size, replace(BASE, vocab_size=size))
+    for steps in (4, 8, 16, 32, 64):
+        yield Point("steps", steps, BASE, steps)
+    for width in (128, 256, 512, 768):
+        shape = replace(BASE, width=width)
+        yield Point("body weights", 12 * shape.blocks * width**2, shape)
+
+
+def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | str]:
+    """Seconds and GFLOP of a sample and of a training step."""
+    shape, dtype = point.shape, torch.bfloat16 if device == "cuda" else torch.float32
+    mask = shape.vocab_size - 1
+    student, teacher = (
+        NetworkDenoiser(random_network(shape, 0, dtype).to(device), mask, sees_alpha=False) for _ in range(2)
+    )
+    model = Model(student.eval(), MaskedProcess(shape.vocab_size, mask), LogLinear(), None, student.network)
+    drawn = timed(lambda: unmask.sample(model, ROWS, shape.length, point.steps, device=device), repeats=repeats,
+                  device=device)  # fmt: skip
+    objective = Consistency(MaskedProcess(shape.vocab_size, mask), LogLinear(), teacher, ROUNDS)
+    engine = Engine(torch.device(device))
+    ids = torch.randint(mask, (ROWS, shape.length), generator=torch.Generator().manual_seed(1))
+    state = State.begin(objective, student, AdamW(lr=1e-5), engine)
+    updates = fit(objective, state, lambda step: ids, steps=10**6, engine=engine, guard=Guard(factor=1e9))
+    learnt = timed(lambda: next(updates), repeats=repeats, device=device)
+    tokens = ROWS * shape.length
+    body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
+    head = 2 * tokens * shape.vocab_size * shape.width
+    work = {"sample": (drawn.median, drawn.result.calls * body + head), "train": (learnt.median, 4 * body + 2 * head)}
+    line: dict[str, float | int | str] = {"axis": point.axis, "size": point.size}
+    for name, (seconds, flops) in work.items():
+        line |= {f"{name}_s": round(seconds, 4), f"{name}_gflop": round(flops / 1e9, 1),
+                 f"{name}_gflop_s": round(flops / seconds / 1e9, 1)}  # fmt: skip
+    return line
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """b of seconds ~ size^b."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--axes", nargs="+", default=["length", "vocabulary", "steps", "body weights"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    told = parser.parse_args()
+    print(f"# {torch.get_num_threads()} threads, torch {torch.__version__}, base {BASE}, {STEPS} steps, {ROWS} rows")
+    for axis in told.axes:
+        lines = []
+        for point in points():
+            if point.axis == axis:
+                lines.append(measure(point, told.device, told.repeats))
+                print(json.dumps(lines[-1]), flush=True)
+        sizes = [float(line["size"]) for line in lines]
+        for name in ("sample", "train"):
+            if (axis, name) != ("steps", "train"):
+                growth = exponent(sizes, [float(line[f"{name}_s"]) for line in lines])
+                print(json.dumps({"axis": axis, "exponent": name, "b": round(growth, 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
