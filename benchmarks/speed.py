@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                        every case at 1M and 169M weights, L = 256 (an hour on two cores)
     python benchmarks/speed.py --cases mcd --sizes 1M --repeats 3
+    python benchmarks/speed.py --cases mcd --sizes 169M --checkpointing   ours computes activations again: memory
     python benchmarks/speed.py --device cuda          169M weights, L = 1024
 
 A line a case: the median over pairs of runs, ours and the baseline's in turns, of seconds and their ratio; the peak of
@@ -25,7 +26,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -49,7 +50,7 @@ from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 from unmask.training import AdamW, Engine, Guard, State, fit
 
-V, MASK, STEPS = 50258, 50257, 32
+V, MASK = 50258, 50257
 ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))  # the last round, in which most tokens are revealed
 PLAIN = Rounds(steps=10**6, delta0=1 / 64, temperatures=(1.0,))
 GAMMA = -4.0, -1.0
@@ -60,10 +61,15 @@ Make = Callable[[NetworkDenoiser], Objective]
 
 @dataclass(frozen=True)
 class Size:
-    """A network, and how many rows are drawn and trained on at a time."""
+    """A network, how many rows are drawn and trained on at a time, and the steps of a sample.
+
+    checkpointing  of our trainings only
+    """
 
     shape: Shape
     rows: int
+    steps: int = 32
+    checkpointing: bool = False
 
 
 SIZES = {
@@ -86,6 +92,7 @@ def denoiser(size: Size, device: str, uniform: bool = False) -> NetworkDenoiser:
 def training(objective: Callable[[NetworkDenoiser], Objective], size: Size, device: str, uniform: bool = False) -> Run:
     """A call is one whole step of the library's own loop."""
     student, teacher = denoiser(size, device, uniform), denoiser(size, device, uniform)
+    student.network.checkpointing = size.checkpointing
     made = objective(teacher.eval().requires_grad_(False))
     ids = torch.randint(MASK, (size.rows, size.shape.length), generator=torch.Generator().manual_seed(1))
     state = State.begin(made, student, AdamW(lr=1e-5, ema_decay=0.999), Engine(torch.device(device)))
@@ -99,18 +106,18 @@ def sampling(size: Size, device: str, ours: bool) -> Run:
     if not ours:
         generator = torch.Generator(device).manual_seed(0)
         draw = baseline_masked.sample
-        return lambda: draw(role.network, MASK, size.rows, size.shape.length, STEPS, generator)
+        return lambda: draw(role.network, MASK, size.rows, size.shape.length, size.steps, generator)
     model = Model(role, MaskedProcess(V, MASK), LogLinear(), None, role.network)
-    return lambda: unmask.sample(model, size.rows, size.shape.length, STEPS, device=device)
+    return lambda: unmask.sample(model, size.rows, size.shape.length, size.steps, device=device)
 
 
 def sampling_uniform(size: Size, device: str, ours: bool) -> Run:
     role = denoiser(size, device, uniform=True).eval()
     if not ours:
         generator = torch.Generator(device).manual_seed(0)
-        return lambda: baseline_uniform.sample(role.network, size.rows, size.shape.length, STEPS, generator)
+        return lambda: baseline_uniform.sample(role.network, size.rows, size.shape.length, size.steps, generator)
     model = Model(role, UniformProcess(V), LogLinear(), None, role.network)
-    return lambda: unmask.sample(model, size.rows, size.shape.length, STEPS, device=device)
+    return lambda: unmask.sample(model, size.rows, size.shape.length, size.steps, device=device)
 
 
 def bound(teacher: NetworkDenoiser) -> Objective:
@@ -147,7 +154,10 @@ def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callabl
     }
     if case not in pairs:
         raise ValueError(f"the cases are {', '.join(CASES)}: there is none called {case!r}")
-    ours, baseline = (partial(training, make, size, device, case == "dcd") for make in pairs[case])
+    sizes = size, replace(size, checkpointing=False)
+    ours, baseline = (
+        partial(training, make, each, device, case == "dcd") for make, each in zip(pairs[case], sizes, strict=True)
+    )
     return ours, baseline
 
 
@@ -157,15 +167,15 @@ def floor_flops(case: str, size: Size) -> float:
     body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
     head = tokens * 2 * V * shape.width
     if case in ("sampling", "sampling_uniform"):
-        return STEPS * body + head * (1 if case == "sampling" else uniform_rows())
+        return size.steps * body + head * (1 if case == "sampling" else uniform_rows(size.steps))
     asked = head if case == "dcd" else head / 2  # masks: half of the tokens on average
     teacher = {"teacher": 0, "sdtt": 2}.get(case, 1)  # forward passes; of the head SDTT needs one, all in all
     return (3 + teacher) * body + (3 + min(teacher, 1)) * asked  # the student's, and twice as much backward
 
 
-def uniform_rows() -> float:
+def uniform_rows(steps: int) -> float:
     """Rows of the head a token in a text from uniform noise: the odds of the levels say which share may move."""
-    alphas = [*LogLinear().alpha(torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)).tolist()[:-1], 1.0]
+    alphas = [*LogLinear().alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()[:-1], 1.0]
     return sum(1 - a * (1 - b) / (b * (1 - a)) for a, b in pairwise(alphas))
 
 
@@ -205,18 +215,19 @@ def resident(name: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 
-def pairs(case: str, size: Size, device: str, repeats: int) -> Iterator[tuple[float, float]]:
-    """Seconds of ours and of the baseline, in turns, after one of each."""
+def pairs(case: str, size: Size, device: str, repeats: int, warmup: int) -> Iterator[tuple[float, float]]:
+    """Seconds of ours and of the baseline, in turns, after `warmup` of each."""
     ours, baseline = (make() for make in ways(case, size, device))
-    for number in range(repeats + 1):
+    for number in range(warmup + repeats):
         pair = seconds(ours, device), seconds(baseline, device)
-        if number:
+        if number >= warmup:
             yield pair
 
 
-def in_its_own_process(case: str, name: str, device: str, way: int) -> int:
+def in_its_own_process(case: str, name: str, told: argparse.Namespace, way: int) -> int:
     """The peak of one way."""
-    command = [sys.executable, __file__, "--cases", case, "--sizes", name, "--device", device, "--memory", str(way)]
+    command = [sys.executable, __file__, "--cases", case, "--sizes", name, "--device", told.device]
+    command += ["--memory", str(way)] + ["--checkpointing"] * told.checkpointing
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -226,11 +237,14 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1, help="pairs before those that count")
+    parser.add_argument("--checkpointing", action="store_true", help="ours computes its activations again")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     told = parser.parse_args()
     names = told.sizes or list(SIZES[told.device])
-    if told.memory is not None:
-        print(peak(ways(told.cases[0], SIZES[told.device][names[0]], told.device)[told.memory], told.device))
+    sizes = {name: replace(SIZES[told.device][name], checkpointing=told.checkpointing) for name in names}
+    if told.memory is not None:  # of a sampler it does not grow with the steps
+        print(peak(ways(told.cases[0], replace(sizes[names[0]], steps=4), told.device)[told.memory], told.device))
         return
     speed = rate(told.device)
     print(
@@ -238,15 +252,16 @@ def main() -> None:
     )
     for name in names:
         for case in told.cases:
-            size = SIZES[told.device][name]
-            found = list(pairs(case, size, told.device, told.repeats))
+            size = sizes[name]
+            found = list(pairs(case, size, told.device, told.repeats, told.warmup))
             ours, baseline = (median(column) for column in zip(*found, strict=True))
-            held = [in_its_own_process(case, name, told.device, way) for way in (0, 1)]
+            held = [in_its_own_process(case, name, told, way) for way in (0, 1)]
             floor = floor_flops(case, size) / speed
             print(json.dumps({
                 "case": case, "size": name, "rows": size.rows, "length": size.shape.length,
                 "ours_s": round(ours, 4), "baseline_s": round(baseline, 4),
-                "ratio": round(median(b / a for a, b in found), 2), "floor_s": round(floor, 4),
+                "ratio": round(median(b / a for a, b in found), 2),
+                "floor_s": round(floor, 4), "of_floor": round(floor / ours, 3),
                 "ours_mib": held[0] >> 20, "baseline_mib": held[1] >> 20,
                 "memory_ratio": round(held[0] / held[1], 3),
             }), flush=True)  # fmt: skip

@@ -41,6 +41,12 @@ def test_what_saves_memory_is_seen() -> None:
     assert again["weights_bytes"] == whole["weights_bytes"] == 24 * whole["parameters"]
 
 
+def test_32_rows_of_1024_tokens_fit_in_24_gb() -> None:
+    """The micro-batch that a card of that size is to take: weights, teacher, optimizer, average and activations."""
+    plan = replace(recipe("owt-small-mcd"), accumulation=4)
+    assert plan.batch_size // plan.accumulation == 32 and estimate(plan)["memory_bytes"] < 24e9
+
+
 def test_hours_follow_the_flops_and_the_precision() -> None:
     plan = recipe("owt-small-mcd")
     told = estimate(plan)

@@ -228,7 +228,7 @@ class Recipe:
     batch_size    sequences an update, over all processes and micro-batches
     accumulation  micro-batches an update, which the processes share; noise belongs to a micro-batch, not to a process
     checkpointing  keep of each block only its input for the way back and compute the rest again: the same numbers from
-                  less memory, in a third more time
+                  less memory, in up to a third more time
     precision     of the matrix products inside the network; weights, normalisations and losses stay float32.
                   "fastest": bfloat16 where the machine multiplies it faster, else float32; decided at the start of a
                   run and written into its recipe.json
