@@ -1,6 +1,7 @@
 """The memory that a dry run tells, against what a training takes: two updates in a process of their own.
 
     python benchmarks/memory.py                     every case on this CPU, in minutes
+    python benchmarks/memory.py --shards 2          of each of two processes that share the weights out
     python benchmarks/memory.py --device cuda       the same on a GPU
 
 A line a case: GiB told, GiB taken beyond what the process holds before, and their ratio. Taken is the peak of torch's
@@ -28,7 +29,7 @@ from unmask.models.pretrained import Model
 from unmask.recipes.build import build, distillation
 from unmask.recipes.estimate import estimate
 from unmask.recipes.schema import Consistency, Distillation, Nelbo, Network, NextToken, Recipe, Sdtt
-from unmask.training import Engine, Guard, State, fit
+from unmask.training import Engine, Guard, State, fit, launch
 
 WIDE = Network(length=256, width=512, blocks=6, heads=8, dropout=0.1)
 DEEP = Network(length=256, width=256, blocks=12, heads=4, dropout=0.0)
@@ -74,7 +75,7 @@ def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
         parts = distillation(recipe, told, teacher)
         del teacher
     ids = torch.randint(vocab_size - 1, (recipe.batch_size, recipe.network.length))
-    engine = Engine(device)
+    engine = launch(str(device), sharded=True) if "WORLD_SIZE" in os.environ else Engine(device)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     updates = fit(parts.objective, state, lambda step: ids, steps=2, accumulation=recipe.accumulation, engine=engine,
                   guard=Guard(factor=1e9))  # fmt: skip
@@ -86,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=[*CASES])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--holes", action="store_true", help="leave the C library as it is")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     told = parser.parse_args()
@@ -94,14 +96,20 @@ def main() -> None:
         if told.alone:
             print(taken(recipe, vocab_size, torch.device(told.device)))
             return
-        command = [sys.executable, __file__, "--cases", name, "--device", told.device, "--alone"]
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(told.shards)] if told.shards > 1 else []
+        command = [sys.executable, *torchrun, __file__, "--cases", name, "--device", told.device, "--alone"]
         exact = {} if told.holes else {"MALLOC_MMAP_THRESHOLD_": "65536"}
         ran = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | exact)
-        peak, expected = int(ran.stdout), estimate(recipe, vocab_size, torch.device(told.device))
+        peak = max(map(int, ran.stdout.split()))
+        expected = estimate(recipe, vocab_size, torch.device(told.device))
+        memory = expected["sharded_bytes"][str(told.shards)] if told.shards > 1 else expected["memory_bytes"]
         line = {key: round(expected[f"{key}_bytes"] / 2**30, 3)
-                for key in ("weights", "activations", "vocabulary", "memory")}  # fmt: skip
-        taken_gib, ratio = round(peak / 2**30, 3), round(expected["memory_bytes"] / peak, 3)
-        print(json.dumps({"case": name, **line, "taken": taken_gib, "ratio": ratio}), flush=True)
+                for key in ("weights", "activations", "vocabulary")}  # fmt: skip
+        taken_gib, ratio = round(peak / 2**30, 3), round(memory / peak, 3)
+        print(
+            json.dumps({"case": name, **line, "told": round(memory / 2**30, 3), "taken": taken_gib, "ratio": ratio}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

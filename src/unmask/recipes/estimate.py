@@ -51,11 +51,13 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
     """Parameters, tokens, FLOPs, hours and bytes of a run on one process; `vocab_size` where no tokenizer tells it.
 
     weights_bytes      float32 weights, gradients, two moments and the moving average: 20 bytes a parameter, and 4 more
-                       for a frozen teacher. Sharded, each process holds its share of them
+                       for a frozen teacher
     activations_bytes  of a micro-batch: what autograd keeps of every block (20 numbers a token and channel, more with
                        dropout and with a noise level; with checkpointing one, and one block's), and the head's rows
     vocabulary_bytes   a gradient of the head for each loss over it, and tables of a chunk of rows
     memory_bytes       their sum: the greatest sum of all tensors, that of the moment before the way back
+    sharded_bytes      the same for each of 2, 8 and 64 processes with one micro-batch, among whom weights are sharded:
+                       its share of them, and whole embeddings, heads and two blocks of each network
     flops              of the matrix products: a forward pass takes 2 a parameter outside the embedding and token, and
                        4 L D a block for attention; the student's pass counts three times, four with checkpointing
     hours              on one GPU, at 0.4 of its data sheet's rate in the recipe's precision: an assumption
@@ -75,9 +77,12 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
     again = forward - 2 * vocab * sizes.width if recipe.checkpointing else 0
     flops = tokens * (forward * (3 + teacher) + again)
     weights = parameters * (24 if distils else 20)
-    activations, losses = _activations(recipe, parameters - 2 * vocab * sizes.width), _losses(recipe)
+    ends = 2 * vocab * sizes.width  # embedding and head
+    body = parameters - ends
+    activations, losses = _activations(recipe, body), _losses(recipe)
     rows = recipe.batch_size // recipe.accumulation * sizes.length
     table = losses * vocab * sizes.width * 4 + CHUNKS * 4 * min(chunk_rows(vocab, device), rows) * vocab
+    whole = 4 * (1 + distils) * (ends + 2 * body // sizes.blocks)
     rate = 0 if recipe.precision != "float32" else 1
     return {
         "parameters": parameters,
@@ -87,6 +92,7 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
         "activations_bytes": activations,
         "vocabulary_bytes": table,
         "memory_bytes": weights + activations + table,
+        "sharded_bytes": {str(n): weights // n + whole + activations + table for n in (2, 8, 64)},
         "hours": {
             name: float(f"{flops / (rates[rate] * 1e12 * UTILISATION * 3600):.3g}") for name, rates in GPUS.items()
         },
