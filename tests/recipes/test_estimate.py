@@ -19,9 +19,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
-@pytest.mark.parametrize(
-    ("case", "shards"), [("body, recomputed", 1), ("uniform", 1), ("MCD, wide", 1), ("head", 2)]
-)
+@pytest.mark.parametrize(("case", "shards"), [("body, recomputed", 1), ("uniform", 1), ("MCD, wide", 1), ("head", 2)])
 def test_memory_is_told_to_15_percent(case: str, shards: int) -> None:
     """Weights, optimizer, activations with dropout and recomputed, a noise level, two losses over the vocabulary; and
     each of two processes that share the weights out.
