@@ -99,8 +99,9 @@ class Engine:
         except RuntimeError as error:
             if self.world == 1 or isinstance(error, TrainingError):
                 raise
+            first = str(error).partition("\n")[0]
             raise TrainingError(
-                f"step {step} did not end on process {self.rank} of {self.world}: {str(error).splitlines()[0]}. Where "
+                f"step {step} did not end on process {self.rank} of {self.world}: {first}. Where "
                 "no memory was short here, another process was lost: look at its last message, then start all of them "
                 "again by the same line; the training goes on from the last good state, on any number of processes."
             ) from error
