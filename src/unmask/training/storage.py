@@ -99,4 +99,4 @@ def _read_parts(tensors: dict[str, Any], folder: Path) -> None:
     found = reader.read_metadata().state_dict_metadata
     sizes = {name: facts.size for name, facts in found.items() if isinstance(facts, TensorStorageMetadata)}
     check({name: torch.empty(size, device="meta") for name, size in sizes.items()}, tensors, "the saved state")
-    load(tensors, storage_reader=reader)
+    load(tensors, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
