@@ -187,3 +187,32 @@ def test_the_model_is_replaced_whole(tmp_path: Path) -> None:
         "model/weights",
         "recipe.json",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_parts_that_cannot_be_written_or_read_end_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `torch.distributed.checkpoint` raises is no Exception; the state before is kept, and comes back whole."""
+    from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    state, shards = begin(), replace(CPU, sharded=True)
+    with RunDir.open(tmp_path, RECIPE, engine=shards) as directory:
+        next(updates(state, Chase(), 2))
+        directory.save(state)
+        before = {name: value.clone() for name, value in contents(state).items()}
+        next(updates(state, Chase(), 2))
+        with monkeypatch.context() as patch:
+            patch.setattr(FileSystemWriter, "write_data", full)
+            with pytest.raises(RunError, match=r"(?s)step 2 was not saved: .*No space left.* step 1, is kept"):
+                directory.save(state)
+        fresh = begin()
+        with monkeypatch.context() as patch:
+            patch.setattr(FileSystemReader, "read_data", full)
+            with pytest.raises(RunError, match=r"(?s)step-00000001 could not be read: .*No space left"):
+                directory.restore(fresh)
+        assert directory.restore(fresh).step == 1
+    assert all(torch.equal(value, contents(fresh)[name]) for name, value in before.items())

@@ -96,8 +96,8 @@ class DiT(nn.Module):
 
     `compute_dtype` is the precision of the matrix products in the blocks (bfloat16 on a GPU); weights, residual
     stream, normalisations, hidden states and head keep the precision of the weights. `checkpointing` keeps of each
-    block only its input for the way back and computes the rest again: the same numbers from less memory, for a third
-    forward pass in place of two. Both may be set at any time.
+    block only its input for the way back and computes the rest again: the same numbers from less memory, for a
+    second forward pass. Both may be set at any time.
     """
 
     def __init__(self, shape: Shape, compute_dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +31,6 @@ class Ema:
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.shadow.values()), [weights[name] for name in self.shadow], 1 - keep)
 
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Write the average into the weights of a module."""
-        weights = trained(module)
-        check(weights, self.shadow, "the module")
-        torch._foreach_copy_([weights[name] for name in self.shadow], list(self.shadow.values()))
-
-    def state_dict(self) -> dict[str, Any]:
-        """`decay`, `updates` and `shadow` (name -> tensor, not copied)."""
-        return {"decay": self.decay, "updates": self.updates, "shadow": dict(self.shadow)}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state; ValueError where it belongs to another module."""
-        check(state["shadow"], self.shadow, "the saved average")
-        self.decay, self.updates = float(state["decay"]), int(state["updates"])
-        for name, weight in self.shadow.items():
-            weight.copy_(state["shadow"][name])
-
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
     """The weights that training changes, by name, in the module's order."""
@@ -62,4 +42,4 @@ def check(got: Mapping[str, Tensor], want: Mapping[str, Tensor], whose: str) -> 
     wrong = sorted(got.keys() ^ want.keys())
     wrong += [name for name in want if name in got and got[name].shape != want[name].shape]
     if wrong:
-        raise ValueError(f"{whose} has other weights than the average: {len(wrong)} differ, first: {wrong[:10]}")
+        raise ValueError(f"{whose} has other weights than these: {len(wrong)} differ, first: {wrong[:10]}")

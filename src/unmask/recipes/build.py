@@ -50,7 +50,11 @@ class Parts:
         """A model of the given student's weights as `load` would give it: on the CPU, in float32, in eval mode."""
         if not isinstance(student, NetworkDenoiser | CausalPredictor):
             raise TypeError(f"a student is a denoiser or a next-token predictor, not {type(student).__name__}")
-        student = copy.deepcopy(student).to("cpu").eval().requires_grad_(False)
+        return self.finished(copy.deepcopy(student).to("cpu"))
+
+    def finished(self, student: NetworkDenoiser | CausalPredictor) -> Model | CausalModel:
+        """As `model`, of a student on the CPU that nobody trains any more: its weights are not copied."""
+        student.eval().requires_grad_(False)
         student.network.compute_dtype = torch.float32
         if isinstance(student, CausalPredictor):
             return CausalModel.of(student.network, self.tokenizer, student.mask_id)

@@ -44,15 +44,15 @@ def run(
 
     The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
     step `directory/model` holds it, with the raw weights beside them. `say` gets one line about where the run starts.
-    sharded  each of several processes holds a part of every weight (FSDP2) and not all of them
+    sharded  each of several processes holds a part of every weight (FSDP2) and not all of them; only the first one's
+             updates carry a student
     """
     engine = launch(device, sharded)
     recipe = as_begun(recipe, Path(directory), engine)
     data = texts(recipe, say) if data is None else data
     parts = build(recipe, data.tokenizer)
     check_rows(data.train, parts.student.vocab_size, parts.student.mask_id)
-    begun = gather_blocks(parts.student.network.state_dict(), deeper_by(recipe))
-    digest = weights_digest(begun) if starts_from(recipe) else ""
+    digest = _digest(parts.student.network, recipe) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
         RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, engine=engine) as run_dir,
@@ -61,6 +61,9 @@ def run(
         if digest:
             _check_start(Path(directory) / START, digest, starts_from(recipe), engine)
         say(str(run_dir.restore(state)))
+        if engine.world > recipe.accumulation:
+            say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
+                "and noise other than that of fewer processes")  # fmt: skip
         for line in not_used(recipe, parts.student.network):
             say(line)
         batches = partial(
@@ -77,11 +80,11 @@ def run(
             stop=stop,
         )
         for update in recorded(updates, run_dir, state, every=recipe.save_every):
-            yield with_student(update, parts, state)
+            yield with_student(update, parts, state, engine.main or not engine.sharded)
         if state.step >= recipe.steps:
-            raw, mean = parts.model(student_of(state, raw=True)), parts.model(student_of(state))
-            card = {"recipe": to_json(recipe), "steps": state.step}
-            run_dir.publish(lambda folder: mean.save(folder, raw=raw.network, **card))
+            raw, mean = (student_of(state, engine.main, own) for own in (True, False))
+            if raw is not None and mean is not None:
+                run_dir.publish(partial(_publish, parts, raw, mean, state.step))
         engine.wait()  # no process goes on before the model is there
 
 
@@ -159,21 +162,43 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
         yield with_student(update, parts, state)
 
 
-def with_student(update: Update, parts: Parts, state: State) -> Update:
-    """The update, with the student as it stands if a round or the run ends here."""
+def with_student(update: Update, parts: Parts, state: State, keep: bool = True) -> Update:
+    """The update, with the student as it stands if a round or the run ends here and this process is to `keep` it."""
     recipe = parts.recipe
     round_ends = isinstance(recipe.objective, Distillation) and update.step % recipe.objective.round_steps == 0
-    return (
-        replace(update, student=parts.model(student_of(state))) if round_ends or update.step == recipe.steps else update
-    )
+    if not (round_ends or update.step == recipe.steps):
+        return update
+    student = student_of(state, keep)
+    return update if student is None else replace(update, student=parts.finished(student))
 
 
-def student_of(state: State, raw: bool = False) -> NetworkDenoiser | CausalPredictor:
-    """A copy of the student on the CPU, with the moving average for weights (raw: its own, as where none is kept)."""
+def _publish(
+    parts: Parts,
+    raw: NetworkDenoiser | CausalPredictor,
+    mean: NetworkDenoiser | CausalPredictor,
+    steps: int,
+    folder: Path,
+) -> None:
+    """Write the finished model: averaged weights as the model, raw weights beside them."""
+    parts.finished(mean).save(folder, raw=parts.finished(raw).network, recipe=to_json(parts.recipe), steps=steps)
+
+
+def _digest(network: DiT, recipe: Recipe) -> str:
+    """The digest of the weights that a run begins with, as they were in the model that it starts from."""
+    return weights_digest(gather_blocks(network.state_dict(), deeper_by(recipe)))
+
+
+def student_of(state: State, keep: bool = True, raw: bool = False) -> NetworkDenoiser | CausalPredictor | None:
+    """A copy of the student on the CPU, with the moving average for weights (raw: its own, as where none is kept).
+
+    Of sharded weights all processes make it together; who is not to `keep` it has nothing.
+    """
     student, ema = state.student, state.learners[STUDENT].ema
     if not isinstance(student, NetworkDenoiser | CausalPredictor):
         raise TypeError(f"a student is a denoiser or a next-token predictor, not {type(student).__name__}")
-    weights = copies({**student.state_dict(), **({} if raw or ema is None else ema.shadow)})
+    weights = copies({**student.state_dict(), **({} if raw or ema is None else ema.shadow)}, keep)
+    if not keep:
+        return None
     with torch.device("meta"):
         network = DiT(student.network.shape, student.network.compute_dtype)
     network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()}, assign=True)

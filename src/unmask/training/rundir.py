@@ -125,6 +125,8 @@ class RunDir:
             with replacing(target) if main else nullcontext(being_written(target)) as folder:
                 if sharded:
                     self.engine.wait()  # until the folder is there
+                    if not folder.is_dir():
+                        raise FileNotFoundError(f"{folder} is on another machine: all must see one run directory")
                 facts = write_state(state, folder, sharded)
                 if main:
                     files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -148,8 +150,10 @@ class RunDir:
             folder = self._folder(step)
             try:
                 read_state(state, folder, json.loads((folder / "cursor.json").read_text(encoding="utf-8")))
-            except (ValueError, KeyError, RuntimeError) as error:
+            except (ValueError, KeyError) as error:
                 raise RunError(f"the state in {folder} is one of other networks than these: {error}") from error
+            except OSError as error:
+                raise RunError(f"the state in {folder} could not be read: {error}") from error
         state.step, self._saved = step, step or None
         return Restored(step, engine.same(self._cut_metrics(step) if engine.main else 0))
 

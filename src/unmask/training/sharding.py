@@ -2,7 +2,8 @@
 
 `torch.distributed.fsdp.fully_shard` (Zhao et al. 2023, arXiv 2304.11277; in its form of one tensor a weight). Moments
 and averages are made of the parts and are parts themselves. What does not belong to a block, embedding and head among
-it, stays whole from a forward pass to the end of the way back: the head is applied after the pass.
+it, stays whole from a forward pass to the end of the way back, because the head is applied after the pass; of a
+teacher, which has no way back, to the next round.
 """
 
 from __future__ import annotations
@@ -43,9 +44,14 @@ def entire(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of whole tensors on the CPU, each in memory of its own."""
-    return {name: entire(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def copies(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Copies of whole tensors on the CPU, each in memory of its own; none where this process only helps others."""
+    kept = {}
+    for name, tensor in tensors.items():
+        whole = entire(tensor.detach())
+        if keep:
+            kept[name] = whole.to("cpu", copy=True).contiguous()
+    return kept
 
 
 @torch.no_grad()

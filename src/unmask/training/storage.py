@@ -6,6 +6,7 @@ by a sharded training and by one that is not.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ def write_state(state: State, folder: Path, sharded: bool) -> dict[str, Any]:
     """
     files = _tensors(state)
     if sharded:
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        save(_flat(files), checkpoint_id=folder / PARTS)
+        try:
+            save(_flat(files), checkpoint_id=folder / PARTS)
+        except CheckpointException as error:  # a BaseException
+            raise OSError(f"some process could not write its parts: {error}") from error
     else:
         for name, tensors in files.items():
             file = folder / f"{name}.safetensors"
@@ -47,7 +52,7 @@ def write_state(state: State, folder: Path, sharded: bool) -> dict[str, Any]:
 
 
 def read_state(state: State, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Put saved values into a state of the same networks; ValueError, KeyError or RuntimeError where they differ."""
+    """Put saved values into a state of the same networks; ValueError or KeyError where they differ."""
     if set(facts["learners"]) != set(state.learners) or set(facts["frozen"]) != set(state.frozen):
         raise ValueError(
             f"saved are {sorted(facts['learners'])} and frozen {sorted(facts['frozen'])}, "
@@ -91,6 +96,7 @@ def _flat(files: Files) -> dict[str, Any]:
 
 def _read_parts(tensors: dict[str, Any], folder: Path) -> None:
     """Read what belongs to this process, in place."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -99,4 +105,9 @@ def _read_parts(tensors: dict[str, Any], folder: Path) -> None:
     found = reader.read_metadata().state_dict_metadata
     sizes = {name: facts.size for name, facts in found.items() if isinstance(facts, TensorStorageMetadata)}
     check({name: torch.empty(size, device="meta") for name, size in sizes.items()}, tensors, "the saved state")
-    load(tensors, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")  # one process reads what several wrote
+            load(tensors, storage_reader=reader)
+    except CheckpointException as error:
+        raise OSError(f"some process could not read its parts: {error}") from error
