@@ -58,25 +58,26 @@ def points() -> Iterator[Point]:
 
 
 def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | str]:
-    """Seconds and GFLOP of a sample and of a training step."""
+    """Seconds and GFLOP of a sample and, where the axis is one of it, of a training step."""
     shape, dtype = point.shape, torch.bfloat16 if device == "cuda" else torch.float32
-    mask = shape.vocab_size - 1
+    process = MaskedProcess(shape.vocab_size, shape.vocab_size - 1)
     student, teacher = (
-        NetworkDenoiser(random_network(shape, 0, dtype).to(device), mask, sees_alpha=False) for _ in range(2)
+        NetworkDenoiser(random_network(shape, 0, dtype).to(device), process.mask_id, sees_alpha=False) for _ in range(2)
     )
-    model = Model(student.eval(), MaskedProcess(shape.vocab_size, mask), LogLinear(), None, student.network)
-    drawn = timed(lambda: unmask.sample(model, ROWS, shape.length, point.steps, device=device), repeats=repeats,
-                  device=device)  # fmt: skip
-    objective = Consistency(MaskedProcess(shape.vocab_size, mask), LogLinear(), teacher, ROUNDS)
-    engine = Engine(torch.device(device))
-    ids = torch.randint(mask, (ROWS, shape.length), generator=torch.Generator().manual_seed(1))
-    state = State.begin(objective, student, AdamW(lr=1e-5), engine)
-    updates = fit(objective, state, lambda step: ids, steps=10**6, engine=engine, guard=Guard(factor=1e9))
-    learnt = timed(lambda: next(updates), repeats=repeats, device=device)
     tokens = ROWS * shape.length
     body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
     head = 2 * tokens * shape.vocab_size * shape.width
-    work = {"sample": (drawn.median, drawn.result.calls * body + head), "train": (learnt.median, 4 * body + 2 * head)}
+    model = Model(student.eval(), process, LogLinear(), None, student.network)
+    drawn = timed(lambda: unmask.sample(model, ROWS, shape.length, point.steps, device=device), repeats=repeats,
+                  device=device)  # fmt: skip
+    work = {"sample": (drawn.median, drawn.result.calls * body + head)}
+    if point.axis != "steps":
+        objective, engine = Consistency(process, LogLinear(), teacher, ROUNDS), Engine(torch.device(device))
+        ids = torch.randint(process.mask_id, (ROWS, shape.length), generator=torch.Generator().manual_seed(1))
+        state = State.begin(objective, student, AdamW(lr=1e-5), engine)
+        updates = fit(objective, state, lambda step: ids, steps=10**6, engine=engine, guard=Guard(factor=1e9))
+        learnt = timed(lambda: next(updates), repeats=repeats, device=device)
+        work["train"] = learnt.median, 4 * body + 2 * head
     line: dict[str, float | int | str] = {"axis": point.axis, "size": point.size}
     for name, (seconds, flops) in work.items():
         line |= {f"{name}_s": round(seconds, 4), f"{name}_gflop": round(flops / 1e9, 1),
@@ -104,7 +105,7 @@ def main() -> None:
                 print(json.dumps(lines[-1]), flush=True)
         sizes = [float(line["size"]) for line in lines]
         for name in ("sample", "train"):
-            if (axis, name) != ("steps", "train"):
+            if f"{name}_s" in lines[0]:
                 growth = exponent(sizes, [float(line[f"{name}_s"]) for line in lines])
                 print(json.dumps({"axis": axis, "exponent": name, "b": round(growth, 2)}), flush=True)
 

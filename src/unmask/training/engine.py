@@ -97,7 +97,7 @@ class Engine:
         try:
             yield
         except RuntimeError as error:
-            if self.world == 1 or isinstance(error, TrainingError):
+            if self.world == 1:
                 raise
             first = str(error).partition("\n")[0]
             raise TrainingError(
