@@ -3,13 +3,15 @@
     python benchmarks/speed.py                        every case at 1M and 169M weights, L = 256 (an hour on two cores)
     python benchmarks/speed.py --cases mcd --sizes 1M --repeats 3
     python benchmarks/speed.py --cases mcd --sizes 169M --checkpointing   ours computes activations again: memory
-    python benchmarks/speed.py --device cuda          169M weights, L = 1024
+    python benchmarks/speed.py --precision bfloat16   of the products in the blocks, on both sides
+    python benchmarks/speed.py --device cuda          169M weights, L = 1024, bfloat16
 
 A line a case: the median over pairs of runs, ours and the baseline's in turns, of seconds and their ratio; the peak of
-memory beyond what was held before, each way in a process of its own; and the floor, FLOPs of the matrix products that
-the mathematics asks for over the machine's own rate for a large product, measured at the start. Memory is that of
-torch's allocator on a GPU; on a CPU the resident set, with a C library that gives freed memory back at once, so that it
-is that of the tensors. A training step is forward, backward, clipping, AdamW and moving average.
+memory beyond what was held before, each way in a process of its own; and the floors, FLOPs of the matrix products that
+the mathematics asks for over the machine's own rate for a large product, and bytes of weights that it has to pass over
+at the machine's own rate of copying, both measured at the start (`parts.py` says what the rest is made of). Memory is
+that of torch's allocator on a GPU; on a CPU the resident set, with a C library that gives freed memory back at once, so
+that it is that of the tensors. A training step is forward, backward, clipping, AdamW and moving average.
 
     sampling          MDLM's ancestral sampler in 32 steps, with float64 draws (its own code draws in float32: wrong)
     sampling_uniform  Duo's ancestral sampler in 32 steps, likewise
@@ -42,7 +44,7 @@ from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, LogLinear
 from unmask.evaluation.side_by_side import random_network
 from unmask.evaluation.speed import peak_memory, reset_peak_memory, timed
-from unmask.models.dit import DiT, Shape, small
+from unmask.models.dit import Shape, small
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.models.pretrained import Model
 from unmask.objectives.base import Objective
@@ -66,12 +68,14 @@ class Size:
     """A network, how many rows are drawn and trained on at a time, and the steps of a sample.
 
     checkpointing  of our trainings only
+    precision      of the products in the blocks
     """
 
     shape: Shape
     rows: int
     steps: int = 32
     checkpointing: bool = False
+    precision: torch.dtype = torch.float32
 
 
 SIZES = {
@@ -83,12 +87,9 @@ SIZES = {
 }
 
 
-def network(shape: Shape, device: str) -> DiT:
-    return random_network(shape, compute_dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device)
-
-
 def denoiser(size: Size, device: str, uniform: bool = False) -> NetworkDenoiser:
-    return NetworkDenoiser(network(size.shape, device), None if uniform else MASK, sees_alpha=uniform)
+    network = random_network(size.shape, compute_dtype=size.precision).to(device)
+    return NetworkDenoiser(network, None if uniform else MASK, sees_alpha=uniform)
 
 
 def training(objective: Callable[[NetworkDenoiser], Objective], size: Size, device: str, uniform: bool = False) -> Run:
@@ -175,18 +176,37 @@ def floor_flops(case: str, size: Size) -> float:
     return (3 + teacher) * body + (3 + min(teacher, 1)) * asked  # the student's, and twice as much backward
 
 
+def floor_bytes(case: str, size: Size) -> float:
+    """Of weights in float32: read by each pass forward and each back to the inputs, and each gradient written; in the
+    optimizer gradient, weight, two moments and average read, and all but the gradient written again.
+    """
+    shape = size.shape
+    head = V * shape.width
+    body = shape.blocks * 12 * shape.width**2
+    if case in ("sampling", "sampling_uniform"):
+        return 4 * size.steps * (body + head)
+    teacher = {"teacher": 0, "sdtt": 2}.get(case, 1)
+    return 4 * ((3 + teacher) * (body + head) + 9 * (body + 2 * head))
+
+
 def uniform_rows(steps: int) -> float:
     """Rows of the head a token in a text from uniform noise: the odds of the levels say which share may move."""
     alphas = [*LogLinear().alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()[:-1], 1.0]
     return sum(1 - a * (1 - b) / (b * (1 - a)) for a, b in pairwise(alphas))
 
 
-def rate(device: str) -> float:
+def rate(device: str, precision: torch.dtype) -> float:
     """FLOPs a second of a large product."""
-    kind = torch.bfloat16 if device == "cuda" else torch.float32
     side = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(8))
+
+
+def bandwidth(device: str) -> float:
+    """Bytes a second of a large copy, read and written."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(8))
 
 
 def seconds(run: Run, device: str) -> float:
@@ -229,7 +249,7 @@ def pairs(case: str, size: Size, device: str, repeats: int, warmup: int) -> Iter
 def in_its_own_process(case: str, name: str, told: argparse.Namespace, way: int) -> int:
     """The peak of one way."""
     command = [sys.executable, __file__, "--cases", case, "--sizes", name, "--device", told.device]
-    command += ["--memory", str(way)] + ["--checkpointing"] * told.checkpointing
+    command += ["--memory", str(way), "--precision", told.precision] + ["--checkpointing"] * told.checkpointing
     exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # the C library gives freed memory back at once
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout)
 
@@ -242,16 +262,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1, help="pairs before those that count")
     parser.add_argument("--checkpointing", action="store_true", help="ours computes its activations again")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="float32 on a CPU, else bfloat16")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     told = parser.parse_args()
-    names = told.sizes or list(SIZES[told.device])
-    sizes = {name: replace(SIZES[told.device][name], checkpointing=told.checkpointing) for name in names}
+    told.precision = told.precision or ("float32" if told.device == "cpu" else "bfloat16")
+    names, precision = told.sizes or list(SIZES[told.device]), getattr(torch, told.precision)
+    changes = {"checkpointing": told.checkpointing, "precision": precision}
+    sizes = {name: replace(SIZES[told.device][name], **changes) for name in names}
     if told.memory is not None:  # of a sampler it does not grow with the steps
         print(peak(ways(told.cases[0], replace(sizes[names[0]], steps=4), told.device)[told.memory], told.device))
         return
-    speed = rate(told.device)
+    speed, width = rate(told.device, precision), bandwidth(told.device)
     print(
-        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, {speed / 1e9:.0f} GFLOP/s of a large product"
+        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, {told.precision}, large: a product at "
+        f"{speed / 1e9:.0f} GFLOP/s, a copy at {width / 1e9:.1f} GB/s"
     )
     for name in names:
         for case in told.cases:
@@ -265,6 +289,7 @@ def main() -> None:
                 "ours_s": round(ours, 4), "baseline_s": round(baseline, 4),
                 "ratio": round(median(b / a for a, b in found), 2),
                 "floor_s": round(floor, 4), "of_floor": round(floor / ours, 3),
+                "bytes_floor_s": round(floor_bytes(case, size) / width, 4),
                 "ours_mib": held[0] >> 20, "baseline_mib": held[1] >> 20,
                 "memory_ratio": round(held[0] / held[1], 3),
             }), flush=True)  # fmt: skip

@@ -15,7 +15,8 @@ from torch import Tensor
 
 LOG_ZERO = -1e6  # log of "never", finite: reverse KL multiplies it by 0, and 0 * -inf is nan
 CHUNK_ELEMENTS = 2**24  # rows x V held at a time: 64 MiB in float32
-CPU_CHUNK_ELEMENTS = 2**22  # above 32 MiB the C library asks the system for every tensor anew, page by page
+CPU_CHUNK_ELEMENTS = 2**23 - 2**16  # from 32 MiB on the C library asks the system for every tensor anew, page by page
+CPU_BLOCK_ELEMENTS = 2**18  # of a chunk, worked on at a time: a core's cache holds 1 MiB of float32, and as much again
 
 
 class Head(Protocol):
@@ -46,8 +47,13 @@ class TableHead:
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """How many rows of the vocabulary are held at a time, at least one."""
+    """How many rows of the vocabulary are held at a time, at least one: the head's products want many."""
     return max(1, (CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS) // vocab_size)
+
+
+def block_rows(vocab_size: int, device: torch.device) -> int:
+    """How many rows of a chunk are worked on at a time, at least one: what goes over a table again wants few."""
+    return max(1, (CPU_BLOCK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS) // vocab_size)
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,13 @@ class Prediction:
     @torch.no_grad()
     def fresh(self, index: Tensor, temperature: float = 1.0) -> Tensor:
         """log p [N, V] of flat rows without a graph, in memory that the caller may overwrite."""
+        return self.normalise_(self.logits(index), index, temperature)
+
+    @torch.no_grad()
+    def logits(self, index: Tensor) -> Tensor:
+        """What the head gives for flat rows [N, V], for `normalise_`: in memory that may be overwritten."""
         logits = self.head(self.hidden_rows(index))
-        return self.normalise_(logits if isinstance(self.head, DirectHead) else logits.clone(), index, temperature)
+        return logits if isinstance(self.head, DirectHead) else logits.clone()
 
     def normalise_(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
         """As `normalise`, without a graph; the logits are overwritten."""

@@ -110,6 +110,7 @@ EACH = pytest.mark.parametrize("name", LOSSES)
 def set_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def change(elements: int) -> None:
         monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(prediction_module, "CPU_BLOCK_ELEMENTS", 3 * V)
 
     return change
 

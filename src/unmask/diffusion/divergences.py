@@ -3,28 +3,33 @@
 Each loss is a *rule* about one row: from log p it gives the value and the derivative with respect to the logits,
 in closed form. One `autograd.Function` drives any rule over the rows of a `Prediction`. Value and gradient come from
 one pass, while a chunk of logits is at hand: what outlives it is the gradient of hidden rows [N, D] and head [V, D], so
-that memory holds one chunk, whatever the number of rows and V, and the head runs once.
+that memory holds one chunk, whatever the number of rows and V, and the head runs once. Between the head's products the
+rule goes over a chunk block by block, as many rows as a core's cache holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unmask.prediction import DirectHead, Head, Prediction, chunk_rows
+from unmask.prediction import DirectHead, Head, Prediction, block_rows, chunk_rows
 from unmask.types import PerToken, Tokens
 
 Rows = slice
 
 
 class RowRule(Protocol):
-    """A loss of single rows. `rows` says which of the N rows the chunk `log_p` [n, V] holds."""
+    """A loss of single rows. `rows` says which of the N rows the table `log_p` [n, V] holds."""
+
+    def at(self, chunk: Rows) -> RowRule:
+        """The same loss, ready for rows of this chunk: what they need together, a teacher's logits, is made now."""
+        ...
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         """[n], nats."""
@@ -43,8 +48,12 @@ def row_loss(prediction: Prediction, rule: RowRule, index: Tensor, weight: Tenso
     """
     hidden, parameters = prediction.hidden_rows(index), list(prediction.head.parameters())
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))):
-        chunks = _chunks(len(index), prediction.vocab_size, hidden.device)
-        values = torch.cat([rule.value(prediction.fresh(index[rows]), rows) for rows in chunks])
+        values = torch.cat([
+            ready.value(log_p, few)
+            for rows in _chunks(prediction, index)
+            for ready in (rule.at(rows),)
+            for few, log_p in _blocks(prediction, prediction.logits(index[rows]), index, rows)
+        ])  # fmt: skip
         return values if weight is None else values * weight.to(values)
     weighted: Tensor = _RowLoss.apply(  # type: ignore[no-untyped-call]
         rule, prediction, index, weight, hidden, *parameters
@@ -63,6 +72,9 @@ class CrossEntropy:
 
     target: Tensor  # [N]
 
+    def at(self, chunk: Rows) -> CrossEntropy:
+        return self
+
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         return -log_p.gather(-1, self.target[rows, None]).squeeze(-1)
 
@@ -72,10 +84,38 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class ForwardKL:
-    """KL(q || p) = sum q (log q - log p), q the teacher; derivative p - q. It covers what the teacher would say."""
+class Teacher:
+    """log q [n, V] of rows of a prediction, without a graph; `at` a chunk its head has run for all rows of it.
 
-    teacher: Callable[[Rows], Tensor]  # rows -> log q [n, V]
+    index  [N] flat rows of the prediction
+    held   a chunk of them, and its logits; None: the head runs for the rows that are asked for
+    """
+
+    prediction: Prediction
+    index: Tensor
+    temperature: float = 1.0
+    held: tuple[Rows, Tensor] | None = None
+
+    def at(self, chunk: Rows) -> Teacher:
+        return replace(self, held=(chunk, self.prediction.logits(self.index[chunk])))
+
+    def __call__(self, rows: Rows) -> Tensor:
+        chunk, logits = self.held or (rows, self.prediction.logits(self.index[rows]))
+        return self.prediction.normalise_(logits[_within(chunk, rows)], self.index[rows], self.temperature)
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """The part of a rule that compares with a teacher."""
+
+    teacher: Teacher
+
+    def at(self, chunk: Rows) -> Self:
+        return replace(self, teacher=self.teacher.at(chunk))
+
+
+class ForwardKL(_Taught):
+    """KL(q || p) = sum q (log q - log p), q the teacher; derivative p - q. It covers what the teacher would say."""
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         log_q = self.teacher(rows)
@@ -88,11 +128,8 @@ class ForwardKL:
         return value.clamp(min=0), log_p.exp_().sub_(q)
 
 
-@dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(_Taught):
     """KL(p || q) = sum p (log p - log q), q the teacher; derivative p ((log p - log q) - KL). It seeks a mode of q."""
-
-    teacher: Callable[[Rows], Tensor]
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         return _dot(log_p.exp(), log_p - self.teacher(rows)).clamp(min=0)
@@ -104,11 +141,8 @@ class ReverseKL:
         return value.clamp(min=0), p.mul_(apart.sub_(value[:, None]))
 
 
-@dataclass(frozen=True)
-class TotalVariation:
+class TotalVariation(_Taught):
     """sum |p - q| / 2; derivative by softmax."""
-
-    teacher: Callable[[Rows], Tensor]
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         return (log_p.exp() - self.teacher(rows).exp_()).abs_().sum(-1) / 2
@@ -119,11 +153,8 @@ class TotalVariation:
         return apart.abs().sum(-1) / 2, through_softmax(p, apart.sign_().div_(2))
 
 
-@dataclass(frozen=True)
-class SquaredError:
+class SquaredError(_Taught):
     """sum (p - q)^2; derivative by softmax."""
-
-    teacher: Callable[[Rows], Tensor]
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         return (log_p.exp() - self.teacher(rows).exp_()).square_().sum(-1)
@@ -162,7 +193,7 @@ def cross_entropy(prediction: Prediction, x0: Tokens, where: Tensor, weight: Ten
 def forward_kl(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) at the N positions of `where` -> [N] nats; `temperature` is the detached teacher's."""
     index = student.rows(where)
-    return row_loss(student, ForwardKL(_reader(student, teacher, index, temperature)), index)
+    return row_loss(student, ForwardKL(_teacher(student, teacher, index, temperature)), index)
 
 
 def reverse_kl(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
@@ -171,29 +202,28 @@ def reverse_kl(student: Prediction, teacher: Prediction, where: Tensor, temperat
     About 1e6 (1 - p(x0)) nats where the teacher sees the token: its law is a point mass there.
     """
     index = student.rows(where)
-    return row_loss(student, ReverseKL(_reader(student, teacher, index, temperature)), index)
+    return row_loss(student, ReverseKL(_teacher(student, teacher, index, temperature)), index)
 
 
 def total_variation(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
     """sum |p - q| / 2 of the probabilities at the N positions of `where` -> [N], in [0, 1]."""
     index = student.rows(where)
-    return row_loss(student, TotalVariation(_reader(student, teacher, index, temperature)), index)
+    return row_loss(student, TotalVariation(_teacher(student, teacher, index, temperature)), index)
 
 
 def squared_error(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
     """sum (p - q)^2 of the probabilities at the N positions of `where` -> [N], in [0, 2]."""
     index = student.rows(where)
-    return row_loss(student, SquaredError(_reader(student, teacher, index, temperature)), index)
+    return row_loss(student, SquaredError(_teacher(student, teacher, index, temperature)), index)
 
 
-def _reader(student: Prediction, teacher: Prediction, index: Tensor, temperature: float) -> Callable[[Rows], Tensor]:
+def _teacher(student: Prediction, teacher: Prediction, index: Tensor, temperature: float) -> Teacher:
     if student.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"teacher and student are compared token by token: want one vocabulary, got {teacher.vocab_size} and "
             f"{student.vocab_size} tokens"
         )
-
-    return lambda rows: teacher.fresh(index[rows], temperature)
+    return Teacher(teacher, index, temperature)
 
 
 class _RowLoss(torch.autograd.Function):
@@ -243,16 +273,22 @@ def _sweep(
     d_head = [torch.zeros_like(p) if want else None for p, want in zip(parameters, wanted, strict=True)]
     free, values = prediction.free_rows(index), []
     some_shown = hidden.device.type != "cpu" or not bool(free.all())  # elsewhere a look would stall the device
-    for rows in _chunks(len(index), prediction.vocab_size, hidden.device):
+    for rows in _chunks(prediction, index):
         logits, pull = _head(prediction.head, hidden[rows], d_head)
-        value, slope = rule.with_slope(prediction.normalise_(logits, index[rows]), rows)
-        if weight is not None:
-            factor = weight[rows].to(slope)
-            value, slope = value * factor, slope.mul_(factor[:, None])
-        if some_shown:  # nobody guesses what is shown
-            slope = slope.mul_(free[rows, None])
-        values.append(value)
-        d_hidden[rows] = pull(slope)
+        ready, slopes = rule.at(rows), logits
+        for few, log_p in _blocks(prediction, logits, index, rows):
+            value, slope = ready.with_slope(log_p, few)
+            if weight is not None:
+                factor = weight[few].to(slope)
+                value, slope = value * factor, slope.mul_(factor[:, None])
+            if some_shown:  # nobody guesses what is shown
+                slope = slope.mul_(free[few, None])
+            values.append(value)
+            if few == rows:
+                slopes = slope
+            else:  # the logits of these rows have been read
+                slopes[_within(rows, few)] = slope
+        d_hidden[rows] = pull(slopes)
     return torch.cat(values), [d_hidden, *d_head]
 
 
@@ -274,7 +310,22 @@ def _head(head: Head, hidden: Tensor, totals: Sequence[Tensor | None]) -> tuple[
     return logits.detach().clone(), pull
 
 
-def _chunks(rows: int, vocab_size: int, device: torch.device) -> list[Rows]:
-    """At least one chunk: an empty one gives values of the right dtype, and gradients of zero."""
-    size = chunk_rows(vocab_size, device)
-    return [slice(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]
+def _chunks(prediction: Prediction, index: Tensor) -> list[Rows]:
+    """The flat rows `index` [N], as many at a time as logits are held of; at least one chunk, if an empty one."""
+    return _parts(slice(0, len(index)), chunk_rows(prediction.vocab_size, prediction.hidden.device))
+
+
+def _blocks(prediction: Prediction, logits: Tensor, index: Tensor, chunk: Rows) -> Iterator[tuple[Rows, Tensor]]:
+    """Yield (rows, log p [n, V]) of a chunk of `index` with these logits, which are overwritten."""
+    for rows in _parts(chunk, block_rows(prediction.vocab_size, logits.device)):
+        yield rows, prediction.normalise_(logits[_within(chunk, rows)], index[rows])
+
+
+def _parts(rows: Rows, size: int) -> list[Rows]:
+    """At least one part: an empty one gives values of the right dtype, and gradients of zero."""
+    return [slice(low, min(low + size, rows.stop)) for low in range(rows.start, max(rows.stop, rows.start + 1), size)]
+
+
+def _within(chunk: Rows, rows: Rows) -> Rows:
+    """The same rows, counted from the start of a chunk."""
+    return slice(rows.start - chunk.start, rows.stop - chunk.start)

@@ -205,6 +205,9 @@ class UniformRate:
     slope: Tensor  # [N] float64, -alpha'
     size: int  # K
 
+    def at(self, chunk: Rows) -> UniformRate:
+        return self
+
     def _terms(self, log_p: Tensor, rows: Rows) -> _RateTerms:
         """Numbers of a row, float64 [n]."""
         size, alpha, same = self.size, self.alpha[rows], self.x0[rows] == self.z[rows]

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from unmask.models.dit import DiT, Shape
-from unmask.prediction import chunk_rows
+from unmask.prediction import block_rows, chunk_rows
 from unmask.recipes.schema import Consistency, Distillation, Nelbo, NextToken, Recipe, Sdtt
 from unmask.text.hub import OWN, TOKENIZER_FILES, local_or_hub
 from unmask.text.tokenizers import find_tokenizer
 
 KNOWN = {"gpt2": (50257, False), "bert-base-uncased": (30522, True)}  # tokens, and whether one of them is MASK
 SAVED = 20  # numbers a token, channel and block that autograd keeps, in the precision of the products
-CHUNKS = 4  # tables of a chunk of the vocabulary that a loss holds
+TABLES = 2  # over the vocabulary that a loss holds of a chunk of rows, student's and teacher's, and as many of a block
 GPUS: Mapping[str, tuple[float, float]] = MappingProxyType(  # TFLOP/s by data sheet: bfloat16 dense, float32
     {"RTX 4090": (165, 83), "A100": (312, 19.5), "H100": (989, 67), "H200": (989, 67)}
 )
@@ -54,7 +54,7 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
                        for a frozen teacher
     activations_bytes  of a micro-batch: what autograd keeps of every block (20 numbers a token and channel, more with
                        dropout and with a noise level; with checkpointing one, and one block's), and the head's rows
-    vocabulary_bytes   a gradient of the head for each loss over it, and tables of a chunk of rows
+    vocabulary_bytes   a gradient of the head for each loss over it, and tables of a chunk and of a block of its rows
     memory_bytes       their sum: the greatest sum of all tensors, that of the moment before the way back
     sharded_bytes      the same for each of 2, 8 and 64 processes with one micro-batch, among whom weights are sharded:
                        its share of them, and whole embeddings, heads and two blocks of each network
@@ -81,7 +81,8 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
     body = parameters - ends
     activations, losses = _activations(recipe, body), _losses(recipe)
     rows = recipe.batch_size // recipe.accumulation * sizes.length
-    table = losses * vocab * sizes.width * 4 + CHUNKS * 4 * min(chunk_rows(vocab, device), rows) * vocab
+    held = sum(min(size(vocab, device), rows) for size in (chunk_rows, block_rows))
+    table = losses * vocab * sizes.width * 4 + TABLES * 4 * held * vocab
     whole = 4 * (1 + distils) * (ends + 2 * body // sizes.blocks)
     rate = 0 if recipe.precision != "float32" else 1
     return {
