@@ -35,11 +35,13 @@ class Text:
     corpus  a corpus by name, a file or a folder
     part    which documents
     length  tokens of a row (the model's)
+    streaming  of a data set that is given, what a training with data.streaming holds out
     """
 
     corpus: str | None = None
     part: Part | None = None
     length: int | None = None
+    streaming: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,11 +202,11 @@ def kind(model: Model | CausalModel, convention: Convention) -> str:
 def text_of(text: Text, name: str) -> Data:
     """The documents that a user asks for; by default those that the card of the model names."""
     if text.corpus is not None:
-        return Data(text.corpus, text.part or "all")
+        return Data(text.corpus, text.part or "all", streaming=text.streaming)
     told = trained_on(name)
     if told is None:
         raise ValueError(f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)")
-    return Data(told.corpus, text.part or told.part)
+    return Data(told.corpus, text.part or told.part, streaming=told.streaming)
 
 
 def held_out(data: Data, length: int | None, model: Model | CausalModel) -> tuple[torch.Tensor, str]:

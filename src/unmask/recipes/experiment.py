@@ -78,11 +78,12 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     directory.mkdir(parents=True, exist_ok=True)
     teacher, judge, recipe = diffusion(load(plan.teacher)), causal(load(plan.judge)), plan.recipe()
     data = texts(recipe)
-    length = data.train.shape[1]
+    length = data.held_out.shape[1]
     known = [*plan.known, *read_rows(directory / ROWS)]
     scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known)
     corpus = recipe.data.corpus
-    yield Progress("reading", 1, 1, f"{corpus}: {len(data.train)} rows of {length} tokens to learn from")
+    count = "a stream of" if data.train_rows is None else data.train_rows
+    yield Progress("reading", 1, 1, f"{corpus}: {count} rows of {length} tokens to learn from")
 
     said: list[str] = []
     for update in run(recipe, directory / "student", data=data, say=said.append):
@@ -137,7 +138,7 @@ def teacher_rows(
     data = texts(replace(recipe, data=replace(recipe.data, tokenizer=teacher)))
     file.parent.mkdir(parents=True, exist_ok=True)
     known = [*known, *read_rows(file)]
-    scene = Scene(study, judge_of(causal(load(judge)), data.train.shape[1]), data.held_out, data.digest, known)
+    scene = Scene(study, judge_of(causal(load(judge)), data.held_out.shape[1]), data.held_out, data.digest, known)
     temperatures = (1.0, *study.teacher_temperatures)
     total = len(study.teacher_steps) * len(temperatures)
     rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)
@@ -181,14 +182,15 @@ def _films(teacher: Model, student: Model, study: Study, length: int) -> list[di
 
 
 def _corpus(name: str, data: Texts) -> dict[str, Any]:
-    return {
+    found = {
         "name": name,
-        "train_rows": len(data.train),
+        "train_rows": data.train_rows,
         "held_out_rows": len(data.held_out),
-        "length": data.train.shape[1],
+        "length": data.held_out.shape[1],
         "vocab_size": data.tokenizer.vocab_size,
         "digest": data.digest,
     }
+    return {name: fact for name, fact in found.items() if fact is not None}
 
 
 def row_line(name: str, measured: Measured) -> str:

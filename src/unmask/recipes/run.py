@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from unmask.plain import to_json
 from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
-from unmask.text.packing import batch_at, check_rows
+from unmask.text.packing import Windows, batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
 from unmask.training.sharding import copies
@@ -51,12 +52,22 @@ def run(
     recipe = as_begun(recipe, Path(directory), engine)
     data = texts(recipe, say) if data is None else data
     parts = build(recipe, data.tokenizer)
-    check_rows(data.train, parts.student.vocab_size, parts.student.mask_id)
+    vocab_size, mask_id = parts.student.vocab_size, parts.student.mask_id
+    if not isinstance(data.train, Windows):
+        check_rows(data.train, vocab_size, mask_id)
     digest = _digest(parts.student.network, recipe) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
+
+    def batches(step: int) -> Tensor:
+        x0 = batch_at(data.train, step, recipe.batch_size, recipe.seed, engine.rank, engine.world)
+        if isinstance(data.train, Windows):  # rows that nobody has seen before
+            check_rows(x0, vocab_size, mask_id)
+        return x0
+
     with (
         RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, engine=engine) as run_dir,
         stop_signals() as stop,
+        closing(data),
     ):
         if digest:
             _check_start(Path(directory) / START, digest, starts_from(recipe), engine)
@@ -66,9 +77,6 @@ def run(
                 "and noise other than that of fewer processes")  # fmt: skip
         for line in not_used(recipe, parts.student.network):
             say(line)
-        batches = partial(
-            batch_at, data.train, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world
-        )
         updates = fit(
             parts.objective,
             state,

@@ -49,12 +49,16 @@ class Network:
 class Data:
     """Where the rows come from.
 
-    corpus     a name ("sotu", "pydocs", "openwebtext", "lm1b"), a file, a folder, or a data set on disk: what
-               `datasets.save_to_disk` or parquet files hold, text or token ids (`text/corpora.py:load_corpus`)
+    corpus     a name ("sotu", "pydocs", "openwebtext", "lm1b"), a file, a folder, a data set on disk: what
+               `datasets.save_to_disk` or parquet files hold, text or token ids, or one of the hub:
+               hub:OWNER/NAME[:CONFIGURATION][@REVISION] (`text/corpora.py:load_corpus`)
     part       which documents: all, or one of two disjoint halves (documents alternate)
     tokenizer  a directory or hub id, or "bpe:V": train a byte-level BPE of V tokens on this text
                (where the weights start from a model: that model's own)
     wrap       MDLM's rows: [BOS] + L - 2 tokens + [EOS]; else plain crops of the text
+    streaming  read a data set in its order while it is trained on, only as far as the run goes; rows are shuffled in
+               windows of 2^24 tokens. Held out, and what "bpe:V" is trained on, are its first documents
+               (`text/corpora.py:load_stream`)
 
     Rows of a data set, of the hub or your own, are made once and kept on disk: a run maps them into memory.
     """
@@ -63,6 +67,7 @@ class Data:
     part: Part = "all"
     tokenizer: str = "bpe:1024"
     wrap: bool = False
+    streaming: bool = False
 
 
 @dataclass(frozen=True)

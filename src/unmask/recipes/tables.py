@@ -181,7 +181,7 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     told = plan.teachers[teacher]
     model = diffusion(load(told.model, device=plan.device))
     model = model if model.tokenizer is not None else replace(model, tokenizer=data.tokenizer)
-    judge = judge_named(plan.judge, data.tokenizer, data.train.shape[1], plan.device)
+    judge = judge_named(plan.judge, data.tokenizer, data.held_out.shape[1], plan.device)
     return model, Scene(
         replace(plan.study, sampler=told.sampler, draw=told.draw), judge, data.held_out, data.digest, known
     )

@@ -1,49 +1,60 @@
-"""The text of a recipe as rows of token ids: in memory or, where the documents are left on disk, beside them."""
+"""The text of a recipe as rows of token ids: in memory, on disk, or on disk as they are read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.files import replacing, write_text
 from unmask.recipes.build import starts_from
-from unmask.recipes.schema import Data, Recipe
-from unmask.text.cache import alone, cache, key
-from unmask.text.corpora import Corpus, Split, halves, load_corpus, split
-from unmask.text.packing import Ids, Rows, joined, row_blocks
+from unmask.recipes.schema import Data, Part, Recipe
+from unmask.text.cache import Say, alone, cache, key, silent
+from unmask.text.corpora import Corpus, Split, halves, load_corpus, load_stream, split
+from unmask.text.packing import Ids, Rows, Windows, joined, row_blocks
 from unmask.text.stored import FORMAT, StoredRows, TokenLists, kept_rows
+from unmask.text.streamed import AT_ONCE, Stream
 from unmask.text.tokenizers import Tokenizer, tokenizer_named, train_bpe
+from unmask.text.windows import WINDOW, windows
 
-AT_ONCE = 64  # documents that are tokenized together
+PARTS: Mapping[Part, slice] = MappingProxyType(
+    {"all": slice(None), "first half": slice(0, None, 2), "second half": slice(1, None, 2)}
+)
 SPEAK_EVERY = 30  # seconds between two lines about a long tokenization
 # Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
 # at the beginning of a text, in blanks, case, accents, numbers and marks.
 PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 <|endoftext|> 「日本語」 "
-
-Say = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """Says nothing."""
 
 
 @dataclass(frozen=True)
 class Texts:
     """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest."""
 
-    train: Rows
+    train: Rows | Windows
     held_out: Rows
     tokenizer: Tokenizer
     digest: str
 
+    @property
+    def train_rows(self) -> int | None:
+        """How many rows there are to train on; None where that is not known because they are streamed."""
+        return None if isinstance(self.train, Windows) else len(self.train)
 
-def documents(data: Data) -> Split:
+    def close(self) -> None:
+        """End what is read ahead."""
+        if isinstance(self.train, Windows):
+            self.train.close()
+
+
+def documents(data: Data, say: Say = silent) -> Split:
     """The documents that a recipe trains on and holds out."""
+    if data.streaming:
+        return load_stream(data.corpus, PARTS[data.part], say)
     corpus = load_corpus(data.corpus)
     if data.part != "all":
         corpus = halves(corpus)[0 if data.part == "first half" else 1]
@@ -52,14 +63,16 @@ def documents(data: Data) -> Split:
 
 def texts(recipe: Recipe, say: Say = silent) -> Texts:
     """Load, tokenize and pack what the recipe names; `say` hears of what takes long."""
-    parts = documents(recipe.data)
+    parts = documents(recipe.data, say)
     start = starts_from(recipe)
     named = replace(recipe.data, tokenizer=start) if start and recipe.data.tokenizer.startswith("bpe:") else recipe.data
     tokenizer = tokenizer_of(named, parts.train, say)
-    train, held_out = (
-        rows(part, tokenizer, recipe.network.length, recipe.data.wrap, say) for part in (parts.train, parts.held_out)
-    )
-    return Texts(train, held_out, tokenizer, digest_of(parts.held_out))
+    form = tokenizer, recipe.network.length, recipe.data.wrap
+    held_out = rows(parts.held_out, *form, say)
+    if isinstance(parts.train, Stream):
+        are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(parts.held_out.documents)
+        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest_of(parts.held_out))
+    return Texts(rows(parts.train, *form, say), held_out, tokenizer, digest_of(parts.held_out))
 
 
 def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
@@ -69,7 +82,7 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
     for a text, tokenizer and length. Lists of ids that all have L tokens are rows already and stay where they are.
     """
     lists = corpus.documents
-    if isinstance(lists, TokenLists) and lists.length is not None and len(lists) > 1:
+    if isinstance(lists, TokenLists) and _are_rows(lists):
         return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
 
     def blocks() -> Iterator[NDArray[np.int64]]:
@@ -77,9 +90,37 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
 
     if corpus.identity is None:
         return joined(blocks())
-    ends = tokenizer.eos_id, tokenizer.bos_id
-    name = key(FORMAT, corpus.identity, tokenizer.digest, tokenizer.encode(PROBE), *ends, length, wrap)
+    name = _name(corpus.identity, tokenizer, length, wrap)
     return kept_rows(cache() / "rows" / f"{name}.arrow", blocks, length, tokenizer.vocab_size, say)
+
+
+def streamed(
+    stream: Stream, are_rows: bool, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent
+) -> Windows:
+    """The same rows of documents that are read as they are asked for, in windows that are kept in `cache()`.
+
+    are_rows  they are lists of L ids, rows as they are
+    """
+
+    def encode(some: Sequence[str] | TokenLists) -> Sequence[Ids]:
+        if not isinstance(some, TokenLists):
+            return tokenizer.encode_batch(some)
+        if are_rows and any(len(ids) != length for ids in some):
+            raise ValueError(
+                f"the first lists of ids of {stream.name!r} are rows of {length} tokens, others have other lengths: "
+                "give lists of one length, or lists whose first ones differ, which are packed"
+            )
+        return some
+
+    folder = cache() / "windows" / key(_name(stream.identity, tokenizer, length, wrap), WINDOW, are_rows)
+    ends = (None, False, None) if are_rows else (tokenizer.eos_id, wrap, tokenizer.bos_id)
+    return windows(stream, encode, folder, tokenizer.vocab_size, length, *ends, say)
+
+
+def _name(identity: str, tokenizer: Tokenizer, length: int, wrap: bool) -> str:
+    """Of the rows that are made of a text."""
+    ends = tokenizer.eos_id, tokenizer.bos_id
+    return key(FORMAT, identity, tokenizer.digest, tokenizer.encode(PROBE), *ends, length, wrap)
 
 
 def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator[Ids]:
@@ -108,8 +149,9 @@ def digest_of(corpus: Corpus) -> str:
     return file.read_text("utf-8")
 
 
-def tokenizer_of(data: Data, train: Corpus, say: Say = silent) -> Tokenizer:
-    """The tokenizer that `data` names: "bpe:V" is trained on the text, else a directory or a hub id.
+def tokenizer_of(data: Data, train: Corpus | Stream, say: Say = silent) -> Tokenizer:
+    """The tokenizer that `data` names: "bpe:V" is trained on the text (of one that is streamed, on its beginning), else
+    a directory or a hub id.
 
     One that is trained on documents on disk is kept in `cache()`, so that they are read for it once.
     """
@@ -126,6 +168,11 @@ def tokenizer_of(data: Data, train: Corpus, say: Say = silent) -> Tokenizer:
                 with replacing(folder) as new:
                     train_bpe(train.texts, size).save(new)
     return Tokenizer.load(folder)
+
+
+def _are_rows(lists: TokenLists) -> bool:
+    """Lists of one length are rows, and not packed."""
+    return lists.length is not None and len(lists) > 1
 
 
 def _as_they_are(name: str, lists: TokenLists, tokenizer: Tokenizer, length: int, wrap: bool) -> StoredRows:

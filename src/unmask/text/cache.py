@@ -8,6 +8,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
+
+Say: TypeAlias = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
 
 
 def cache() -> Path:
@@ -24,7 +31,7 @@ def key(*facts: str | int | bool | list[int] | None) -> str:
 
 
 @contextmanager
-def alone(target: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def alone(target: Path, say: Say = silent) -> Iterator[None]:
     """Only one process at a time is in the block of a `target`; others wait, and `say` gets a line about it.
 
     The system frees the lock however its process ends. It is waited for here and not in a collective operation, whose

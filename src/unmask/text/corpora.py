@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -19,9 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from unmask.text.cache import key
+from unmask.text.cache import Say, key, silent
+from unmask.text.hub import DATA
 from unmask.text.stored import TokenLists
-from unmask.text.tables import DatasetDocuments, is_table, load_table
+from unmask.text.streamed import BEGINNING, Stream, beyond, kept_beginning
+from unmask.text.tables import DatasetDocuments, column_of, is_table, load_table, open_splits, told_apart
 from unmask.text.tokenizers import END
 
 SECTION = 4096  # characters: the size of the documents that a lone text file is cut into
@@ -77,7 +80,7 @@ class Corpus:
 class Split:
     """Text to learn from, and text to measure on."""
 
-    train: Corpus
+    train: Corpus | Stream
     held_out: Corpus
 
 
@@ -119,9 +122,11 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     FILE.jsonl     a document a line, in the field "text"
     FILE           UTF-8 text, cut at <|endoftext|>, else at blank lines into documents of 4096 characters or more
     FOLDER         its .txt, .md and .py files by path, hidden ones left out
+    hub:OWNER/NAME[:CONFIGURATION][@REVISION]
+                   a data set of the hub, of its newest commit where no revision is named
     DATA SET       a directory of `datasets.save_to_disk`, a folder with .parquet files, a .parquet or an .arrow file:
                    its column "text", or "input_ids" where there is one, lists of token ids. Its split `test` (else
-                   `validation`) is held out; without one, the last tenth of lists of ids
+                   `validation`) is held out, as that of hub:OWNER/NAME; without one, the last tenth of lists of ids
 
     Data sets stay on disk, and their documents as they are. All else is read into memory, blank space around a document
     goes, and so do documents without text.
@@ -130,8 +135,8 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     name, path = str(name_or_path), Path(name_or_path)
     if name in HUB:
         return load_hub(name, HUB[name])
-    if name not in _INSTALLED and is_table(path):
-        table = load_table(path)
+    if name.startswith(DATA) or (name not in _INSTALLED and is_table(path)):
+        table = load_table(name)
         return Corpus(name, table.documents, table.held_out, table.identity)
     if name in _INSTALLED:
         documents = _INSTALLED[name]()
@@ -142,9 +147,35 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     else:
         known = [*_INSTALLED, *HUB]
         hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
-        raise ValueError(f"unknown corpus {name!r}: {hint}want {', '.join(known)}, or an existing file or folder")
+        raise ValueError(
+            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, an existing file or folder, or {DATA}OWNER/NAME"
+        )
     stripped = (document.strip() for document in documents)
     return Corpus(name, [document for document in stripped if document])
+
+
+def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Split:
+    """A data set whose documents are read in their order as they are asked for; of them every other one, or `part`.
+
+    What is held out is the beginning of its split `test` (else `validation`): the first documents, 64 at a time, until
+    they hold 2^24 characters, or token ids. Without such a split it is that of the text itself, and what is learnt from
+    begins behind it. ValueError for what is no data set, or has no split to learn from.
+    """
+    where = f"{DATA}{HUB[name].path}@{HUB[name].revision}" if name in HUB else name
+    if not (where.startswith(DATA) or is_table(Path(where))):
+        raise ValueError(
+            f"data.streaming reads data sets: of the hub ({DATA}OWNER/NAME, {', '.join(HUB)}), or on disk (.arrow, "
+            f".parquet, a folder of parquet files or of `save_to_disk`): got {name!r}; give --data.no-streaming"
+        )
+    splits, identity = open_splits(where, streaming=True)
+    train, apart = told_apart(splits, where)
+    column, every = column_of(splits[train], where), range(sys.maxsize)
+    measured = apart or train
+    documents = kept_beginning(Stream(name, splits[measured], column, every, key(identity, measured)), say)
+    chosen = beyond(every[part], 0 if apart else len(documents))
+    facts = identity, train, BEGINNING, chosen.start, chosen.step
+    held_out = Corpus(f"{name}/held_out", documents[part], identity=key(*facts, measured))
+    return Split(Stream(name, splits[train], column, chosen, key(*facts)), held_out)
 
 
 def load_hub(name: str, hub_set: HubSet) -> Corpus:

@@ -8,6 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 OWN = "unmask:"  # before the name of a model that comes with this package
+DATA = "hub:"  # before the name of a data set
+_NAME = r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?"
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 
 
@@ -36,25 +38,52 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
         inside = path / "model"
         return inside if (inside / "config.json").exists() and not (path / "config.json").exists() else path
     asked = str(path_or_hub_id)
-    told = re.fullmatch(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@([^@\s]+))?", asked)
+    told = re.fullmatch(rf"({_NAME})(?:@([^@\s]+))?", asked)
     if told is None or asked.startswith("runs/") or told[1].endswith((".ckpt", ".safetensors")):
         raise ValueError(f"there is no file or directory {asked}, and it is no name of a repository on the hub")
     name, behind = told[1], told[2]
     if behind and revision not in (None, behind):
         raise ValueError(f"{asked} names a revision, and {revision!r} is given besides: leave one of them out")
     revision = revision or behind
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except Exception as error:  # the hub's client passes on whatever its transports raise
+        raise ValueError(
+            f"there is no file or directory {asked}; and as a repository on the Hugging Face hub: "
+            f"{_why(error, revision)}"
+        ) from error
+
+
+def data_set(name: str) -> tuple[str, str | None, str]:
+    """Repository, configuration and commit of the data set hub:OWNER/NAME[:CONFIGURATION][@REVISION].
+
+    The hub is asked which commit a revision is, unless it is one. ValueError in plain words.
+    """
+    told = re.fullmatch(rf"{DATA}({_NAME})(?::([^:@\s]+))?(?:@([^@\s]+))?", name)
+    if told is None:
+        raise ValueError(f"a data set of the hub is {DATA}OWNER/NAME[:CONFIGURATION][@REVISION]: got {name!r}")
+    path, configuration, revision = told.groups()
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return path, configuration, revision
+    from huggingface_hub import HfApi
+
+    try:
+        return path, configuration, str(HfApi().dataset_info(path, revision=revision).sha)
+    except Exception as error:  # as above
+        raise ValueError(f"the data set {path} on the Hugging Face hub: {_why(error, revision)}") from error
+
+
+def _why(error: Exception, revision: str | None) -> str:
+    """In plain words, why the hub did not answer."""
+    from huggingface_hub import errors
 
     why: tuple[tuple[type[Exception], str], ...] = (
         (errors.GatedRepoError, "it is gated: accept its conditions on its page, then log in with `hf auth login`"),
         (errors.RepositoryNotFoundError, "there is none of this name (or it is private: log in with `hf auth login`)"),
         (errors.RevisionNotFoundError, f"it has no revision {revision!r}"),
         (errors.LocalEntryNotFoundError, "the hub cannot be reached, and it is not in the cache of earlier downloads"),
+        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set: name a commit, OWNER/NAME@COMMIT, or unset it"),
     )
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # the hub's client passes on whatever its transports raise
-        words = next((words for kind, words in why if isinstance(error, kind)), f"the download failed: {error}")
-        raise ValueError(
-            f"there is no file or directory {asked}; and as a repository on the Hugging Face hub: {words}"
-        ) from error
+    return next((words for kind, words in why if isinstance(error, kind)), f"the download failed: {error}")

@@ -1,10 +1,12 @@
 """Token lists to rows of L tokens, and rows to batches.
 
 A batch is a pure function of the step: a run that resumes needs no cursor but the step's number, and processes
-need not talk to share the rows out. Where the rows are, in memory or on disk (`stored`), does not matter to it.
+need not talk to share the rows out. Where the rows are, in memory or on disk (`stored`), does not matter to it, nor
+whether they are all there (`streamed`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from typing import Protocol, TypeAlias
@@ -33,6 +35,20 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Tensor | slice, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Rows of a text that is read only as far as it is asked for, in windows of W rows, one after the other.
+
+    size   W
+    upto   k -> the rows of the first whole windows, at least k of them, or all rows of a text that ends before
+    close  ends what is done ahead of being asked
+    """
+
+    size: int
+    upto: Callable[[int], Rows]
+    close: Callable[[], None]
 
 
 def pack(
@@ -70,16 +86,29 @@ def row_blocks(
 
     What is held is less than `block` tokens and one document, however many documents there are.
     """
+    pieces = joints(token_lists, eos_id if between else None)
+    return crops(_enough(pieces, length - 2 if wrap else length), length, eos_id, wrap, bos_id, block)
+
+
+def crops(
+    pieces: Iterable[NDArray[np.int64]],
+    length: int,
+    eos_id: int | None,
+    wrap: bool = False,
+    bos_id: int | None = None,
+    block: int = BLOCK,
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of `row_blocks` from the stream of tokens that the pieces are when they are joined; none of too few."""
     body = length - 2 if wrap else length
     if body < 1:
         raise ValueError(f"length counts the tokens of a row (besides its two ends, with wrap): want > 0, got {body}")
-    crops = _crops(_pieces(token_lists, eos_id if between else None), body, max(block, body))
+    plain = _crops(pieces, body, max(block, body))
     if not wrap:
-        return crops
+        return plain
     if eos_id is None:
         raise ValueError("wrap ends each row with EOS, but eos_id is None: give an EOS token, or wrap=False")
     ends = (0, 0), (eos_id if bos_id is None else bos_id, eos_id)
-    return (np.pad(rows, ((0, 0), (1, 1)), constant_values=ends) for rows in crops)
+    return (np.pad(rows, ((0, 0), (1, 1)), constant_values=ends) for rows in plain)
 
 
 def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
@@ -102,37 +131,46 @@ def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
         raise ValueError(f"rows hold text, and MASK (id {mask_id}) is none: it stands there {masks} times; cut it out")
 
 
-def batch_at(ids: Rows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
+def batch_at(ids: Rows | Windows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
     """The rows [B / world, L] that process `rank` of `world` sees at `step`; together they see B = `batch_size` rows.
 
-    The rows of each epoch come in an order of its own, epochs follow each other without a gap, and step k takes
-    rows k B to (k + 1) B of that stream. So at any step two rows differ by at most 1 in how often they were seen,
-    and what all processes see together does not depend on `world`.
+    The rows of each window come in another order in each epoch, windows and epochs follow each other without a gap,
+    and step k takes rows k B to (k + 1) B of that stream; rows that are all there are one window. So at any step two
+    rows differ by at most 1 in how often they were seen, and what all processes see together does not depend on
+    `world`.
     """
-    _check(ids, step, batch_size, rank, world)
+    _check(step, batch_size, rank, world)
     share = batch_size // world
     place = step * batch_size + rank * share + torch.arange(share)
-    epoch, row = place // len(ids), place % len(ids)
-    epochs = range(int(epoch[0]), int(epoch[-1]) + 1)
-    order = torch.cat([_order(len(ids), seed, e)[row[epoch == e]] for e in epochs])
-    return ids[order.to(ids.device)]
+    known = ids.upto(int(place[-1]) + 1) if isinstance(ids, Windows) else ids
+    if len(known.shape) != 2 or len(known) == 0:
+        raise ValueError(f"ids holds the rows of a text, [n, L] with n > 0: got shape {tuple(known.shape)}")
+    n, size = len(known), ids.size if isinstance(ids, Windows) else len(ids)
+    epoch, row = place // n, place % n
+    start = row // size * size  # of the row's window
+    parts = []
+    for e, first in dict.fromkeys(zip(epoch.tolist(), start.tolist(), strict=True)):
+        here = row[(epoch == e) & (start == first)]
+        parts.append(_order(range(first, min(first + size, n)), seed, e)[here - first])
+    return known[torch.cat(parts).to(known.device)]
 
 
 def batches(
-    ids: Rows, batch_size: int, seed: int, first_step: int = 0, rank: int = 0, world: int = 1
+    ids: Rows | Windows, batch_size: int, seed: int, first_step: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Tensor]:
     """`batch_at` of `first_step`, `first_step` + 1 and so on, without end."""
     return (batch_at(ids, step, batch_size, seed, rank, world) for step in count(first_step))
 
 
 @lru_cache(maxsize=4)  # a batch may straddle two epochs, and two data sets may take turns
-def _order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of the rows in an epoch: int64 [n], row numbers sorted by a hash, which has no ties within an epoch."""
-    return address(_SHUFFLE, seed, epoch, torch.arange(n)).argsort()
+def _order(rows: range, seed: int, epoch: int) -> Tensor:
+    """The order of a window in an epoch: int64 row numbers, sorted by a hash, which has no ties within an epoch."""
+    numbers = torch.arange(rows.start, rows.stop)
+    return numbers[address(_SHUFFLE, seed, epoch, numbers).argsort()]
 
 
-def _pieces(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[np.int64]]:
-    """The tokens of each document, EOS between documents."""
+def joints(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[np.int64]]:
+    """The tokens of each document, EOS between documents: pieces of the stream of tokens."""
     between = np.array([] if eos_id is None else [eos_id], dtype=np.int64)
     for number, tokens in enumerate(token_lists):
         if number:
@@ -143,25 +181,31 @@ def _pieces(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[
 def _crops(pieces: Iterable[NDArray[np.int64]], length: int, block: int) -> Iterator[NDArray[np.int64]]:
     """Rows [k, length] of the stream of tokens, cut as soon as `block` tokens are there; the remainder is carried."""
     held: list[NDArray[np.int64]] = []
-    size = total = 0
+    size = 0
     for piece in pieces:
         if len(piece):
             held.append(piece)
-            size, total = size + len(piece), total + len(piece)
+            size += len(piece)
         if size >= block:
             stream, n = np.concatenate(held), size // length
             size -= n * length
             held = [stream[n * length :]]
             yield stream[: n * length].reshape(n, length)
-    if total < length:
-        raise ValueError(f"the text has {total} tokens and a row takes {length}: give more text, or a smaller length")
     if size >= length:
         yield np.concatenate(held)[: size // length * length].reshape(-1, length)
 
 
-def _check(ids: Rows, step: int, batch_size: int, rank: int, world: int) -> None:
-    if len(ids.shape) != 2 or len(ids) == 0:
-        raise ValueError(f"ids holds the rows of a text, [n, L] with n > 0: got shape {tuple(ids.shape)}")
+def _enough(pieces: Iterable[NDArray[np.int64]], length: int) -> Iterator[NDArray[np.int64]]:
+    """The pieces; ValueError at their end where they do not fill one row."""
+    total = 0
+    for piece in pieces:
+        total += len(piece)
+        yield piece
+    if total < length:
+        raise ValueError(f"the text has {total} tokens and a row takes {length}: give more text, or a smaller length")
+
+
+def _check(step: int, batch_size: int, rank: int, world: int) -> None:
     if step < 0:
         raise ValueError(f"step counts batches: want step >= 0, got {step}")
     if not 0 <= rank < world:

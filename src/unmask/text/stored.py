@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unmask.files import writing
-from unmask.text.cache import alone
+from unmask.text.cache import Say, alone, silent
 from unmask.text.packing import check_rows
 
 FORMAT = 1  # of the rows that are kept
@@ -186,7 +186,7 @@ def kept_rows(
     blocks: Callable[[], Iterable[NDArray[np.int64]]],
     length: int,
     vocab_size: int,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = silent,
 ) -> StoredRows:
     """The rows of `file`, which is written first, from `blocks`, where it is not there.
 

@@ -1,14 +1,16 @@
-"""Data sets of `datasets`, on disk: a column of text as documents, or one of token ids as lists."""
+"""Data sets of `datasets`, on disk or of the hub: a column of text as documents, or one of token ids as lists."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 from unmask.text.cache import key
+from unmask.text.hub import DATA, data_set
 from unmask.text.stored import COLUMN, TokenLists, arrow_table
 
 TEXT = "text"  # the column of documents
@@ -92,60 +94,96 @@ def is_table(path: Path) -> bool:
     return path.is_dir() and (any((path / name).exists() for name in _SAVED) or any(path.rglob("*.parquet")))
 
 
-def load_table(path: Path) -> Table:
-    """Open a data set that `is_table`: `input_ids` where there is such a column, else `text`.
+def load_table(name: str | Path) -> Table:
+    """Open a data set that `is_table`, or hub:OWNER/NAME: `input_ids` where there is such a column, else `text`.
 
     Of several splits `train` is learnt from, and `test` (else `validation`) is held out. ValueError where there is
     neither column, or no split to learn from.
     """
-    splits, identity = _splits(path), _identity(path)
-    name = "train" if "train" in splits else next(iter(splits))
-    if name != "train" and len(splits) > 1:
-        raise ValueError(f"{path} has the splits {', '.join(splits)}: want one that is called train, or only one")
-    apart = next((split for split in HELD_OUT if split in splits and split != name), None)
-    documents = _column(splits[name], path)
+    splits, identity = open_splits(name)
+    train, apart = told_apart(splits, name)
+    documents = documents_of(splits[train], name)
     if apart is not None:
-        held_out = _column(splits[apart], path)
-        if type(held_out) is not type(documents):
-            raise ValueError(f"the splits {name} and {apart} of {path} hold text and token ids: want the same in both")
-        return Table(documents, held_out, identity)
+        return Table(documents, documents_of(splits[apart], name), identity)
     if isinstance(documents, TokenLists) and len(documents) > 1:
         most = len(documents) - max(1, len(documents) // 10)
         return Table(documents[:most], documents[most:], identity)
     return Table(documents, None, identity)
 
 
-def _splits(path: Path) -> dict[str, Any]:
-    """The splits of a data set by name."""
+def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, Any], str]:
+    """The splits of a data set by name, and what tells it from others; `streaming`: to be read in order as they come.
+
+    On disk the latter is made of the names, sizes and times of files; of the hub, of repository, configuration and
+    commit.
+    """
+    import datasets
+
+    if str(name).startswith(DATA):
+        repository, configuration, commit = data_set(str(name))
+        identity = key("hub", repository, configuration, commit)
+        load = partial(datasets.load_dataset, repository, configuration, revision=commit, streaming=streaming)
+    else:
+        identity, load = _identity(Path(name)), partial(_load, Path(name), streaming)
+    try:
+        found = load()
+    except Exception as error:  # `datasets` passes on whatever its readers raise, an IndexError where it is empty
+        raise ValueError(
+            f"the data set {name} could not be opened: {error!r}. Is it whole, and not empty? "
+            "`datasets.load_from_disk` or `load_dataset` is to open it"
+        ) from error
+    splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    if not streaming:
+        return splits, identity
+    in_order = {
+        split: table.with_format(None).to_iterable_dataset() if isinstance(table, datasets.Dataset) else table
+        for split, table in splits.items()
+    }
+    return in_order, identity
+
+
+def _load(path: Path, streaming: bool) -> Any:
+    """What `datasets` makes of a path."""
     import datasets
 
     if path.suffix == ".arrow":
         table = datasets.table.InMemoryTable(arrow_table(path))  # of mapped memory: nothing is read
-        return {"train": datasets.Dataset(table, fingerprint=_identity(path))}
-    try:
-        if path.is_file():
-            return dict(datasets.load_dataset("parquet", data_files={"train": str(path)}))
-        if any((path / name).exists() for name in _SAVED):
-            found = datasets.load_from_disk(str(path))
-            return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
-        return dict(datasets.load_dataset("parquet", data_dir=str(path)))
-    except Exception as error:  # `datasets` passes on whatever its readers raise, an IndexError where it is empty
-        raise ValueError(
-            f"the data set {path} could not be opened: {error!r}. Is it whole, and not empty? "
-            "`datasets.load_from_disk` or `load_dataset` is to open it"
-        ) from error
+        return datasets.Dataset(table, fingerprint=_identity(path))
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
+    if any((path / name).exists() for name in _SAVED):
+        return datasets.load_from_disk(str(path))
+    return datasets.load_dataset("parquet", data_dir=str(path), streaming=streaming)
 
 
-def _column(table: Any, path: Path) -> DatasetDocuments | TokenLists:
-    """The documents of a split."""
-    if COLUMN in table.column_names:
-        return TokenLists(table.data.column(COLUMN), range(len(table)))
-    if TEXT in table.column_names:
-        return DatasetDocuments(table.with_format(None), TEXT, range(len(table)))
+def told_apart(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | None]:
+    """The split to learn from, and the one that is held out, where there is one."""
+    train = "train" if "train" in splits else next(iter(splits))
+    if train != "train" and len(splits) > 1:
+        raise ValueError(f"{name} has the splits {', '.join(splits)}: want one that is called train, or only one")
+    apart = next((split for split in HELD_OUT if split in splits and split != train), None)
+    if apart is not None and column_of(splits[train], name) != column_of(splits[apart], name):
+        raise ValueError(f"the splits {train} and {apart} of {name} hold text and token ids: want the same in both")
+    return train, apart
+
+
+def column_of(table: Any, name: str | Path) -> str:
+    """The column of a split that holds its documents."""
+    columns = table.column_names or list(next(iter(table), ()))  # a stream may not know before it is read
+    if COLUMN in columns or TEXT in columns:
+        return COLUMN if COLUMN in columns else TEXT
     raise ValueError(
-        f"{path} has the columns {', '.join(table.column_names)}: want {COLUMN!r}, lists of token ids, or {TEXT!r}; "
+        f"{name} has the columns {', '.join(columns)}: want {COLUMN!r}, lists of token ids, or {TEXT!r}; "
         "rename the column that holds one of these (`rename_column` of datasets)"
     )
+
+
+def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
+    """The documents of a split on disk."""
+    column = column_of(table, name)
+    if column == COLUMN:
+        return TokenLists(table.data.column(COLUMN), range(len(table)))
+    return DatasetDocuments(table.with_format(None), TEXT, range(len(table)))
 
 
 def _identity(path: Path) -> str:
