@@ -257,8 +257,13 @@ from pathlib import Path
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 from unmask.plain import from_json
-plan, folder, rank = from_json(Recipe, json.loads(sys.argv[1]), "recipe"), Path(sys.argv[2]), os.environ["RANK"]
-losses = [update.loss for update in run(plan, folder / "run", device="cpu")]
+import unmask.text.streamed, unmask.text.windows
+unmask.text.streamed.AT_ONCE, unmask.text.streamed.BEGINNING, unmask.text.windows.WINDOW = 4, 1200, 256
+plans, folder, rank = json.loads(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"]
+losses = []
+for number, plan in enumerate(plans):
+    updates = run(from_json(Recipe, plan, "recipe"), folder / f"run-{number}", device="cpu")
+    losses.append([update.loss for update in updates])
 (folder / f"{rank}.json").write_text(json.dumps(losses))
 """
 
@@ -267,22 +272,21 @@ losses = [update.loss for update in run(plan, folder / "run", device="cpu")]
 def test_two_processes_tokenize_once_and_train_as_one(
     small: Recipe, on_disk: Path, tmp_path: Path, cache: Path
 ) -> None:
-    """Started as `torchrun` starts them."""
-    plan = on(replace(small, steps=2, precision="float32"), on_disk)
+    """Started as `torchrun` starts them; on text that is stored, then on text that is streamed."""
+    stored = on(replace(small, steps=2, precision="float32"), on_disk)
+    plans = stored, on(replace(stored, steps=9), on_disk, streaming=True)
     launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                 "PYTHONPATH": str(Path(unmask.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    command = [sys.executable, "-c", RANK, json.dumps(to_json(plan)), str(tmp_path)]
+    command = [sys.executable, "-c", RANK, json.dumps([to_json(plan) for plan in plans]), str(tmp_path)]
     ranks = [
         subprocess.Popen(command, env=os.environ | launcher | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     assert [process.wait(timeout=200) for process in ranks] == [0, 0]
     losses = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert losses[0] == losses[1] and len(losses[0]) == 2
-    assert (
-        len(list((cache / "rows").glob("[0-9a-f]*.arrow"))) == 2
-        and len(list((cache / "tokenizers").glob("[0-9a-f]*"))) == 1
-    )
+    assert losses[0] == losses[1] and [len(each) for each in losses[0]] == [2, 9]
+    made = {"tokenizers": 2, "rows": 3, "windows": 1, "beginnings": 1}  # held-out rows are stored in both
+    assert {name: len(list((cache / name).glob("[0-9a-f]*"))) for name in made} == made
 
 
 def free_port() -> str:

@@ -1,0 +1,230 @@
+"""A recipe on text that is streamed: the rows of the same documents, held-out ones never learnt, resumed bit for bit."""
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+import torch
+
+import unmask.text.streamed
+import unmask.text.windows
+from toy_recipes import LENGTH, corpus, shrink
+from unmask.cli.likelihood import Text, text_of
+from unmask.models.pretrained import load
+from unmask.recipes.book import recipe
+from unmask.recipes.run import run
+from unmask.recipes.schema import Data, Recipe
+from unmask.recipes.texts import PARTS, documents, texts
+from unmask.text import load_corpus, pack
+from unmask.text.packing import Windows
+from unmask.text.stored import COLUMN
+
+DOCUMENTS, HELD_OUT, W = 120, 8, 16
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, documents four at a time, two such steps held out, windows of W rows; no thread is left."""
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr(unmask.text.streamed, "AT_ONCE", 4)
+    monkeypatch.setattr(unmask.text.streamed, "BEGINNING", 1200)
+    monkeypatch.setattr(unmask.text.windows, "WINDOW", W * LENGTH)
+    yield tmp_path / "cache"
+    assert not [thread for thread in threading.enumerate() if "_make_ahead" in thread.name]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return list(load_corpus(corpus(tmp_path_factory.mktemp("text") / "text", DOCUMENTS)).texts)
+
+
+@pytest.fixture
+def tables(found: list[str]) -> datasets.DatasetDict:
+    split = {"train": found[:100], "test": found[100:]}
+    return datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": some}) for name, some in split.items()})
+
+
+@pytest.fixture
+def plan(tmp_path: Path, tables: datasets.DatasetDict, masked: Path) -> Recipe:
+    """On 100 documents without a split that is held out."""
+    tables["train"].save_to_disk(tmp_path / "set")
+    small = replace(shrink(recipe("demo-teacher"), tmp_path / "set", tokens=masked), precision="float32")
+    return replace(small, data=replace(small.data, part="all", streaming=True), steps=40, batch_size=56, save_every=7)
+
+
+def on(plan: Recipe, corpus: object, **changes: object) -> Recipe:
+    return replace(plan, data=replace(plan.data, corpus=str(corpus), **changes))
+
+
+def everything(rows: Any) -> torch.Tensor:
+    assert isinstance(rows, Windows)
+    found = rows.upto(10**6)[:]
+    rows.close()
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("wrap", [True, False])
+def test_what_is_streamed_is_what_is_stored_without_what_is_held_out(
+    plan: Recipe, found: list[str], part: str, wrap: bool
+) -> None:
+    """The first documents; halves are every other document of both."""
+    data = texts(on(plan, plan.data.corpus, part=part, wrap=wrap))
+    code, eos = data.tokenizer.encode_batch, data.tokenizer.eos_id
+    chosen = range(100)[PARTS[part]]
+    first = [i for i in chosen if i < HELD_OUT]
+    assert 1200 <= sum(map(len, found[:HELD_OUT])) < 1200 + sum(map(len, found[HELD_OUT - 4 : HELD_OUT]))
+    assert list(documents(on(plan, plan.data.corpus, part=part).data).held_out.documents) == [found[i] for i in first]
+    assert torch.equal(data.held_out[:], pack(code([found[i] for i in first]), LENGTH, eos, wrap=wrap))
+    learnt = code([found[i] for i in chosen if i >= HELD_OUT])
+    assert torch.equal(everything(data.train), pack(learnt, LENGTH, eos, wrap=wrap))
+
+
+def forms(tables: datasets.DatasetDict, folder: Path) -> dict[str, Path]:
+    """Data sets with a split `test`, in the forms that they have on disk."""
+    tables.save_to_disk(folder / "saved")
+    (folder / "parquet").mkdir()
+    for name, table in tables.items():
+        for shard in range(2):
+            part = table.shard(2, shard, contiguous=True)
+            part.to_parquet(folder / "parquet" / f"{name}-0000{shard}-of-00002.parquet")
+    return {"saved": folder / "saved", "parquet": folder / "parquet"}
+
+
+def test_with_a_split_to_hold_out_all_else_is_learnt(
+    plan: Recipe, found: list[str], tables: datasets.DatasetDict, tmp_path: Path
+) -> None:
+    """Of the split no more is read than is kept; the rows to learn from are those that are stored."""
+    for path in forms(tables, tmp_path).values():
+        data, stored = texts(on(plan, path)), texts(on(plan, path, streaming=False))
+        assert torch.equal(everything(data.train), stored.train[:])
+        assert list(documents(on(plan, path).data).held_out.documents) == found[100:108]
+        assert data.digest != stored.digest and 0 < len(data.held_out) < len(stored.held_out)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_any_data_set_of_the_hub(
+    plan: Recipe, tables: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """By name, configuration and revision, which is resolved to a commit; the directory has the layout of the hub's."""
+    folder, asked, commit, real = forms(tables, tmp_path)["parquet"], [], ["0" * 40], datasets.load_dataset
+
+    def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
+        if path == "parquet":
+            return real(path, name, **options)
+        asked.append((path, name, options["revision"], options["streaming"]))
+        return real(str(folder), streaming=options["streaming"])
+
+    def dataset_info(self: object, path: str, revision: str | None) -> SimpleNamespace:
+        return SimpleNamespace(sha=commit[0])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    parts = documents(on(plan, "hub:some/text:large@v2", streaming=streaming).data)
+    assert set(asked) == {("some/text", "large", "0" * 40, streaming)}
+    commit[0] = "1" * 40
+    other = documents(on(plan, "hub:some/text", streaming=streaming).data)
+    assert asked[-1] == ("some/text", None, "1" * 40, streaming)
+    assert len({part.identity for part in (parts.train, parts.held_out, other.train, other.held_out)}) == 4
+    expected = texts(on(plan, folder, streaming=streaming))
+    named = texts(on(plan, "hub:some/text@" + "2" * 40, streaming=streaming))
+    assert named.digest == expected.digest and asked[-1][2] == "2" * 40
+    if streaming:
+        assert torch.equal(everything(named.train), everything(expected.train))
+        openwebtext = documents(on(plan, "openwebtext", streaming=True).data)
+        assert asked[-1][:2] == ("Skylion007/openwebtext", None) and openwebtext.train.chosen.start == 0
+
+
+def test_a_tokenizer_is_trained_on_the_beginning(plan: Recipe, found: list[str], small: Path) -> None:
+    """Of what is learnt from, and once."""
+    data = replace(plan.data, tokenizer="bpe:262")
+    parts = documents(data)
+    assert list(parts.train.texts) == found[HELD_OUT : 2 * HELD_OUT]
+    first = texts(replace(plan, data=data)).tokenizer
+    assert first.vocab_size == 262 and texts(replace(plan, data=data)).tokenizer.digest == first.digest
+    assert len(list((small / "tokenizers").glob("[0-9a-f]*"))) == 1
+
+
+def test_lists_of_ids_are_packed_or_are_rows(plan: Recipe, found: list[str], tmp_path: Path) -> None:
+    tokenizer = texts(plan).tokenizer
+    ids = tokenizer.encode_batch(found[:100])
+    datasets.Dataset.from_dict({COLUMN: ids}).save_to_disk(tmp_path / "lists")
+    data = texts(on(plan, tmp_path / "lists"))
+    held = len(documents(on(plan, tmp_path / "lists").data).held_out.documents)
+    assert 1200 <= sum(map(len, ids[:held])) and held % 4 == 0
+    assert torch.equal(everything(data.train), pack(ids[held:], LENGTH, tokenizer.eos_id))
+
+    rows = pack(ids, LENGTH, tokenizer.eos_id)
+    datasets.Dataset.from_dict({COLUMN: rows.tolist()}).save_to_disk(tmp_path / "rows")
+    data = texts(on(plan, tmp_path / "rows"))
+    assert torch.equal(torch.cat([data.held_out[:], everything(data.train)]), rows)
+    with pytest.raises(ValueError, match=f"have {LENGTH} tokens each and network.length is 9"):
+        texts(replace(on(plan, tmp_path / "rows"), network=replace(plan.network, length=9)))
+
+    datasets.Dataset.from_dict({COLUMN: [*rows.tolist(), [1, 2]]}).save_to_disk(tmp_path / "mixed")
+    with pytest.raises(ValueError, match=f"are rows of {LENGTH} tokens, others have other lengths"):
+        everything(texts(on(plan, tmp_path / "mixed")).train)
+    with pytest.raises(ValueError, match="holds token ids, and text is wanted"):
+        texts(on(plan, tmp_path / "rows", tokenizer="bpe:262"))
+
+
+def test_what_cannot_be_streamed_says_why(plan: Recipe, text: Path, tmp_path: Path) -> None:
+    for name in ("sotu", str(text)):
+        with pytest.raises(ValueError, match=r"data\.streaming reads data sets: .*got .* give --data\.no-streaming"):
+            texts(on(plan, name))
+    datasets.Dataset.from_dict({"text": ["the text"] * 9}).save_to_disk(tmp_path / "short")
+    short = texts(on(plan, tmp_path / "short"))
+    with pytest.raises(ValueError, match=r"does not fill one row.* leave data\.streaming out"):
+        short.train.upto(1)
+    datasets.Dataset.from_dict({"text": ["the text " * 9] * 40 + [None]}).save_to_disk(tmp_path / "gap")
+    with pytest.raises(ValueError, match="nothing in the column 'text' of some of its rows 40 to 40: drop rows"):
+        everything(texts(on(plan, tmp_path / "gap")).train)
+    datasets.Dataset.from_dict({COLUMN: [[1] * 99, [1] * 98] * 10 + [[999] * 50]}).save_to_disk(tmp_path / "foreign")
+    with pytest.raises(ValueError, match=r"vocab_size = 262, got 0 to 999"):
+        list(run(on(plan, tmp_path / "foreign"), tmp_path / "run", device="cpu"))
+
+
+# --- training on it
+
+
+def losses(plan: Recipe, folder: Path, steps: int | None = None) -> list[float]:
+    """Of the updates of a run, broken off after some."""
+    updates, found = run(plan, folder, device="cpu"), []
+    for update in updates:
+        found.append(update.loss)
+        if update.step == steps:
+            break
+    updates.close()
+    return found
+
+
+def test_a_training_on_a_stream_resumes_bit_for_bit(plan: Recipe, tmp_path: Path, small: Path) -> None:
+    """Stopped in the first window, then in a later one with the cache gone; with 100 documents it ends in the third
+    epoch. A caller's rows all at once, window by window in order, give the same losses.
+    """
+    straight = losses(plan, tmp_path / "straight")
+    assert len(straight) == 40
+    for steps, begins in ((1, 0), (17, 0), (18, 14)):  # every seventh state is saved
+        assert losses(plan, tmp_path / "stopped", steps) == straight[begins:steps]
+    shutil.rmtree(small)
+    assert losses(plan, tmp_path / "stopped") == straight[14:]
+    known = texts(plan)
+    whole = everything(known.train)
+    assert len(whole) * 2 < 40 * 56 < len(whole) * 3
+    at_once = replace(known, train=Windows(W, lambda n: whole, lambda: None))
+    assert [update.loss for update in run(plan, tmp_path / "at once", data=at_once, device="cpu")] == straight
+    weights = [load(tmp_path / name / "model").network.state_dict() for name in ("straight", "stopped")]
+    assert all(torch.equal(one, two) for one, two in zip(*(found.values() for found in weights), strict=True))
+
+
+def test_held_out_text_of_a_model_is_that_of_its_training(plan: Recipe, tmp_path: Path) -> None:
+    list(run(replace(plan, steps=1), tmp_path / "run", device="cpu"))
+    assert replace(text_of(Text(), str(tmp_path / "run")), tokenizer=plan.data.tokenizer) == plan.data
+    assert text_of(Text(corpus="hub:a/b", streaming=True), "") == Data("hub:a/b", streaming=True)
