@@ -1,6 +1,6 @@
 """Rows in memory against rows on disk, side by side: memory, tokens a second, and seconds of a batch.
 
-    python benchmarks/rows.py                                 32 and 128 MB of text, L = 1024, three ways: minutes
+    python benchmarks/rows.py                                 32 and 128 MB of text, L = 1024, four ways: minutes
     python benchmarks/rows.py --megabytes 400 --ways disk
 
 A line a size and way. The text is drawn words, a data set on disk that is mapped into memory in all ways; each way is a
@@ -9,6 +9,8 @@ process of its own, which makes the rows and then takes batches of 512 from them
     lists     all documents are tokenized, then packed, as it was done before rows came in blocks
     memory    documents are tokenized a few at a time and packed in blocks, which are joined: what small corpora do
     disk      the blocks are written to a file, which is mapped: what data sets do
+    streamed  blocks are written in windows of 2^22 tokens as the text is read, one after the other, two ahead: what
+              data sets do with data.streaming (there the windows are larger)
 
 `anonymous_mib` is the peak of memory that belongs to no file, beyond what was held before, looked at every 5 ms: this
 is what a machine must have. `resident_mib` is the peak of all that is resident (VmHWM), pages of mapped files included:
@@ -31,13 +33,16 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+import unmask.text.windows
 from unmask.recipes.texts import encoded
 from unmask.text.corpora import Corpus, load_corpus
 from unmask.text.packing import Rows, batch_at, joined, pack, row_blocks
 from unmask.text.stored import kept_rows
+from unmask.text.streamed import Stream
+from unmask.text.tables import TEXT, open_splits
 from unmask.text.tokenizers import Tokenizer, train_bpe
 
-WAYS = "lists", "memory", "disk"
+WAYS = "lists", "memory", "disk", "streamed"
 BATCH, STEPS, VOCABULARY = 512, 20, 4096
 WORDS = 20_000
 
@@ -70,8 +75,24 @@ def rows_of(way: str, corpus: Corpus, tokenizer: Tokenizer, length: int, folder:
         return pack(tokenizer.encode_batch(list(corpus.texts)), length, eos)
     if way == "memory":
         return joined(row_blocks(encoded(corpus, tokenizer), length, eos))
+    if way == "streamed":
+        return streamed_rows(tokenizer, length, folder)
     blocks = row_blocks(encoded(corpus, tokenizer), length, eos)
     return kept_rows(folder / "rows.arrow", lambda: blocks, length, tokenizer.vocab_size)
+
+
+def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
+    """All rows, asked for as a training asks for them: a batch more each time."""
+    unmask.text.windows.WINDOW = 2**22
+    table = open_splits(folder / "text", streaming=True)[0]["train"]
+    stream = Stream("text", table, TEXT, range(sys.maxsize), "text")
+    found = unmask.text.windows.windows(
+        stream, tokenizer.encode_batch, folder / "windows", tokenizer.vocab_size, length, tokenizer.eos_id
+    )
+    asked = BATCH
+    while len(rows := found.upto(asked)) >= asked:
+        asked += BATCH
+    return rows
 
 
 def measure(way: str, folder: Path, length: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A recipe on text that is streamed: the rows of the same documents, held-out ones never learnt, resumed bit for bit."""
+"""Recipes on text that is streamed: the rows of the same documents, held-out ones never learnt, bit for bit resumed."""
 
 import shutil
 import threading

@@ -143,7 +143,9 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown corpus 'sotuu': did you mean 'sotu'\?"):
         load_corpus("sotuu")
-    with pytest.raises(ValueError, match="want sotu, pydocs, openwebtext, lm1b, or an existing file or folder"):
+    with pytest.raises(
+        ValueError, match="want sotu, pydocs, openwebtext, lm1b, hub:OWNER/NAME, or an existing file or folder"
+    ):
         load_corpus("/nowhere/at/all")
 
 

@@ -23,7 +23,7 @@ from unmask.plain import to_json
 from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
-from unmask.text.packing import Windows, batch_at, check_rows
+from unmask.text.packing import Rows, Windows, batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
 from unmask.training.sharding import copies
@@ -52,18 +52,9 @@ def run(
     recipe = as_begun(recipe, Path(directory), engine)
     data = texts(recipe, say) if data is None else data
     parts = build(recipe, data.tokenizer)
-    vocab_size, mask_id = parts.student.vocab_size, parts.student.mask_id
-    if not isinstance(data.train, Windows):
-        check_rows(data.train, vocab_size, mask_id)
+    batches = _batches(recipe, data.train, parts, engine)
     digest = _digest(parts.student.network, recipe) if starts_from(recipe) else ""
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
-
-    def batches(step: int) -> Tensor:
-        x0 = batch_at(data.train, step, recipe.batch_size, recipe.seed, engine.rank, engine.world)
-        if isinstance(data.train, Windows):  # rows that nobody has seen before
-            check_rows(x0, vocab_size, mask_id)
-        return x0
-
     with (
         RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, engine=engine) as run_dir,
         stop_signals() as stop,
@@ -94,6 +85,22 @@ def run(
             if raw is not None and mean is not None:
                 run_dir.publish(partial(_publish, parts, raw, mean, state.step))
         engine.wait()  # no process goes on before the model is there
+
+
+def _batches(recipe: Recipe, rows: Rows | Windows, parts: Parts, engine: Engine) -> Callable[[int], Tensor]:
+    """Step -> the rows of this process. Rows are checked now where they are there, else when they come."""
+    student = parts.student
+    take = partial(batch_at, rows, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world)
+    if not isinstance(rows, Windows):
+        check_rows(rows, student.vocab_size, student.mask_id)
+        return take
+
+    def checked(step: int) -> Tensor:
+        x0 = take(step)
+        check_rows(x0, student.vocab_size, student.mask_id)
+        return x0
+
+    return checked
 
 
 def finished(recipe: Recipe, directory: Path) -> bool:

@@ -148,7 +148,7 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
         known = [*_INSTALLED, *HUB]
         hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
         raise ValueError(
-            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, an existing file or folder, or {DATA}OWNER/NAME"
+            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {DATA}OWNER/NAME, or an existing file or folder"
         )
     stripped = (document.strip() for document in documents)
     return Corpus(name, [document for document in stripped if document])

@@ -137,12 +137,14 @@ class Folder:
     def upto(self, n: int) -> StoredRows:
         """The rows of the first whole windows, at least n; all of them where the text ends before."""
         number = (n - 1) // self._size
-        if not self._there(number):
-            self._say(f"reading text beyond row {len(self._known) * self._size:,}")
+        told = None
         while not self._there(number):
+            if told != len(self._known):
+                told = len(self._known)
+                self._say(f"reading text beyond row {told * self._size:,}")
             if self._turn.acquire(timeout=POLL):
                 try:
-                    self._make(number, lambda: False)
+                    self._make_next(lambda: False)
                 finally:
                     self._turn.release()
         known = self._known[:]
@@ -188,27 +190,29 @@ class Folder:
                 self._known.append(Window(blocks, told["rows"], Cursor(**told["end"])))
         return number < len(self._known) or self._ended
 
-    def _make(self, number: int, stop: Callable[[], bool]) -> None:
-        """Write the windows up to one, as far as nobody else has done so."""
+    def _make_next(self, stop: Callable[[], bool]) -> None:
+        """Write the window behind those that are known, unless somebody else has done so."""
+        behind = len(self._known)
         with alone(self._folder / "windows", self._say):
-            while not self._there(number):
-                behind, live = len(self._known), self._live if self._leads else None
-                reading = live[1] if live else self._reading(self._known[-1].end if behind else Cursor())
-                self._live, before = None, reading.taken
-                self._write(self._file(behind, "arrow"), _until(stop, reading.take(self._size)))
-                rows = reading.taken - before
-                told = {"rows": rows, "end": asdict(reading.cursor if rows == self._size else Cursor())}
-                write_text(self._file(behind, "json"), json.dumps(told))  # last: with it the window is there
-                self._live = behind + 1, reading
+            if self._there(behind):
+                return
+            live = self._live if self._leads else None
+            reading = live[1] if live else self._reading(self._known[-1].end if behind else Cursor())
+            self._live, before = None, reading.taken
+            self._write(self._file(behind, "arrow"), _until(stop, reading.take(self._size)))
+            rows = reading.taken - before
+            told = {"rows": rows, "end": asdict(reading.cursor if rows == self._size else Cursor())}
+            write_text(self._file(behind, "json"), json.dumps(told))  # last: with it the window is there
+            self._live = behind + 1, reading
 
     def _make_ahead(self, number: int, stop: Callable[[], bool]) -> None:
         try:
             while not self._there(number) and self._leads:
                 with self._turn:
-                    self._make(len(self._known), stop)
+                    self._make_next(stop)
         except Stopped:
             pass
-        except Exception as error:
+        except (ValueError, OSError, RuntimeError) as error:
             self._say(f"text was not read ahead, and is read again where it is needed: {error}")
 
 
