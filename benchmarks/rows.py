@@ -10,7 +10,8 @@ process of its own, which makes the rows and then takes batches of 512 from them
     memory    documents are tokenized a few at a time and packed in blocks, which are joined: what small corpora do
     disk      the blocks are written to a file, which is mapped: what data sets do
     streamed  blocks are written in windows of 2^22 tokens as the text is read, one after the other, two ahead: what
-              data sets do with data.streaming (there the windows are larger)
+              data sets do with data.streaming (there the windows are larger); a line a window on the standard error
+              says how much anonymous memory there is in all
 
 `anonymous_mib` is the peak of memory that belongs to no file, beyond what was held before, looked at every 5 ms: this
 is what a machine must have. `resident_mib` is the peak of all that is resident (VmHWM), pages of mapped files included:
@@ -89,9 +90,12 @@ def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
     found = unmask.text.windows.windows(
         stream, tokenizer.encode_batch, folder / "windows", tokenizer.vocab_size, length, tokenizer.eos_id
     )
-    asked = BATCH
-    while len(rows := found.upto(asked)) >= asked:
+    asked = known = 0
+    while len(rows := found.upto(asked + BATCH)) >= asked + BATCH:
         asked += BATCH
+        if len(rows) > known:
+            known = len(rows)
+            print(json.dumps({"rows": known, "anonymous_mib": status("RssAnon") >> 20}), file=sys.stderr, flush=True)
     return rows
 
 
