@@ -78,7 +78,7 @@ class Causal:
         self.table.batches.append(len(ids))
         past = 0 if cache is None else cache.length
         if cache is not None:
-            ids = cache.append(0, ids[:, None, :, None], ids[:, None, :, None])[0][:, 0, :, 0]
+            ids = cache.write(0, past, ids[:, None, :, None], ids[:, None, :, None])[0][:, 0, :, 0]
         texts = torch.nn.functional.pad(ids[:, 1:], (0, self.table.length - ids.shape[1] + 1))  # without the start
         place = torch.arange(self.table.length)
         hidden = [self.table.rows(texts.where(place < i, 0))[:, i] for i in range(past, ids.shape[1])]

@@ -169,6 +169,65 @@ def test_reading_in_parts_through_a_cache_is_reading_at_once(cuts: set[int]) -> 
     assert_close(torch.cat(parts, dim=1), network.hidden(ids()))
 
 
+def window_of(network: DiT, tokens: Tensor, changed: Tensor, places: Tensor) -> Tensor:
+    """Hidden states at `places` of `changed`, beside what a pass over `tokens` kept."""
+    cache = Cache()
+    network.hidden(tokens, cache=cache)
+    assert cache.length == LENGTH
+    return network.hidden(changed.gather(1, places), cache=cache, places=places)
+
+
+PLACES = torch.tensor([[3, 4, 5, 6], [0, 9, 2, 2], [11, 11, 11, 11]])  # in any order, and more than once
+
+
+def at_places(hidden: Tensor) -> Tensor:
+    return hidden.gather(1, PLACES[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+@torch.no_grad()
+def test_a_window_is_the_whole_pass_where_no_token_changed() -> None:
+    network = network_random(SHAPE)
+    assert_close(window_of(network, ids(), ids(), PLACES), at_places(network.hidden(ids())))
+
+
+@torch.no_grad()
+def test_a_window_of_all_positions_forgets_what_was_kept() -> None:
+    network, other = network_random(SHAPE), ids(seed=1)
+    everywhere = torch.arange(LENGTH).expand(3, -1)
+    assert_close(window_of(network, ids(), other, everywhere), network.hidden(other))
+    assert_close(window_of(network, ids(), other, everywhere.flip(1)), network.hidden(other).flip(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_keys_and_values_of_the_first_block_are_those_of_the_tokens(blocks: int) -> None:
+    """So a window is exact in a network of one block, and not in a deeper one."""
+    network, changed = network_random(replace(SHAPE, blocks=blocks)), ids()
+    changed.scatter_(1, PLACES, (changed.gather(1, PLACES) + 1) % 11)
+    error = (window_of(network, ids(), changed, PLACES) - at_places(network.hidden(changed))).abs().max()
+    assert error < 1e-5 if blocks == 1 else error > 1e-3
+
+
+@torch.no_grad()
+def test_a_cache_of_some_rows_is_theirs() -> None:
+    network, cache, rows = network_random(SHAPE), Cache(), torch.tensor([2, 0])
+    network.hidden(ids(), cache=cache)
+    some = cache[rows]
+    got = network.hidden(ids(seed=1)[rows].gather(1, PLACES[rows]), cache=some, places=PLACES[rows])
+    assert_close(got, window_of(network, ids(), ids(seed=1), PLACES)[rows])
+
+
+def test_a_cache_that_grows_moves_a_token_about_once() -> None:
+    """Rooms double: a text of 256 tokens is moved by 8 of its 255 writes."""
+    cache, part = Cache(), torch.randn(1, 1, 256, 2, generator=torch.Generator().manual_seed(0))
+    places = set()
+    for i, token in enumerate(part.split(1, dim=2)):
+        keys, values = cache.write(0, i, token, -token)
+        assert torch.equal(keys, part[:, :, : i + 1]) and torch.equal(values, -keys)
+        places.add(cache.pairs[0][0].data_ptr())
+    assert len(places) <= 10
+
+
 @pytest.mark.parametrize("shape", [SHAPE, CAUSAL])
 def test_every_weight_learns(shape: Shape) -> None:
     network = network_random(shape)
@@ -210,7 +269,7 @@ def test_features_are_the_network_cut_off_behind_a_block(shape: Shape) -> None:
     assert torch.equal(network.output_layer.enter(whole, network.conditioning().output), network.hidden(tokens))
     second = list(network.blocks)[1]
     angles = network.rotary_emb(0, tokens.shape[1])
-    after = second(encoder(tokens, 1), network.conditioning().blocks[1], angles, torch.float32, None, 1)
+    after = second(encoder(tokens, 1), network.conditioning().blocks[1], angles, torch.float32)
     assert torch.equal(after, whole) and not torch.equal(encoder(tokens, 1), whole)
     for layer in (-1, shape.blocks + 1):
         with pytest.raises(ValueError, match=f"layer counts the blocks that have run: want 0 to 2, got {layer}"):
@@ -305,7 +364,13 @@ def test_impossible_tokens(tokens: Tensor, message: str) -> None:
 def test_impossible_conditions() -> None:
     with pytest.raises(ValueError, match="sigma"):
         DiT(CAUSAL)(ids(), torch.zeros(3))
-    with pytest.raises(ValueError, match="cache"):
-        DiT(SHAPE).hidden(ids(), cache=Cache())
+    cache = Cache()
+    with pytest.raises(ValueError, match="places are positions that the cache holds: want 0 <= place < 0, got 0 to 11"):
+        DiT(SHAPE).hidden(ids()[:, :4], cache=cache, places=PLACES)
+    DiT(SHAPE).hidden(ids(), cache=cache)
+    with pytest.raises(ValueError, match=r"places stand beside tokens \[B, L\] = \(3, 5\), got \(3, 4\)"):
+        DiT(SHAPE).hidden(ids()[:, :5], cache=cache, places=PLACES)
+    with pytest.raises(ValueError, match=r"places are those of a window.*this one appends"):
+        DiT(CAUSAL).hidden(ids()[:, :4], cache=Cache(), places=PLACES)
     with pytest.raises(ValueError, match=r"sigma .* \[B\] = \[3\], got \[2\]"):
         DiT(SHAPE)(ids(), torch.zeros(2))

@@ -64,6 +64,21 @@ def test_freezing_keeps_the_law(sees_alpha: bool) -> None:
     assert_close(frozen(noisy(), ALPHA).log_p(), denoiser.eval()(noisy(), ALPHA).log_p(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("sees_alpha", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_of_a_frozen_denoiser(sees_alpha: bool, dtype: torch.dtype) -> None:
+    """A whole pass that keeps is the pass itself; a window is that of unchanged text, and not a number elsewhere."""
+    network = network_random(SHAPE)
+    network.compute_dtype = dtype
+    frozen, cache, places = NetworkDenoiser(network, MASK, sees_alpha).frozen(), Cache(), torch.tensor([[2, 4]] * 3)
+    whole = frozen(noisy(), ALPHA)
+    assert torch.equal(frozen.cached(noisy(), ALPHA, cache).hidden, whole.hidden)
+    part = frozen.cached(noisy(), ALPHA, cache, places)
+    close = 1e-5 if dtype == torch.float32 else 0.1
+    assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=close, rtol=0)
+    assert bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all()) and not part.hidden.requires_grad
+
+
 def test_a_frozen_denoiser_has_no_gradient_and_no_copy_of_the_weights() -> None:
     denoiser = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha=False)
     frozen = denoiser.frozen()

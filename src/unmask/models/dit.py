@@ -129,18 +129,20 @@ class DiT(nn.Module):
         sigma: Tensor | None = None,
         *,
         cache: Cache | None = None,
+        places: Tensor | None = None,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
         """What the head reads: [B, L, D].
 
-        `conditioning`, folded, is read in place of sigma. With a `cache` a causal network reads `tokens` as the
-        continuation of what the cache holds and appends them to it.
+        `conditioning`, folded, is read in place of sigma. With a `cache`, `tokens` are the continuation of what it
+        holds; or, with `places` [B, L], they stand at these places of it, where a bidirectional network writes them
+        anew. Their keys and values are kept, and all that are kept are attended to.
         """
         rows = tokens.shape[0]
         if sigma is not None and tuple(sigma.shape) != (rows,):
             raise ValueError(f"sigma has one value a row, [B] = [{rows}], got {list(sigma.shape)}")
         told = conditioning or self._told(sigma)
-        return self.output_layer.enter(self._stream(tokens, told, self.shape.blocks, cache), told.output)
+        return self.output_layer.enter(self._stream(tokens, told, self.shape.blocks, cache, places), told.output)
 
     def features(self, tokens: Tokens, layer: int) -> Tensor:
         """The residual stream [B, L, D] behind the first `layer` blocks (0: embeddings): this network as an `Encoder`.
@@ -152,15 +154,26 @@ class DiT(nn.Module):
         return self._stream(tokens, self._told(), layer)
 
     def _stream(
-        self, tokens: Tensor | Mixture, conditioning: Conditioning, layer: int, cache: Cache | None = None
+        self,
+        tokens: Tensor | Mixture,
+        conditioning: Conditioning,
+        layer: int,
+        cache: Cache | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        self._check(tokens, cache)
-        angles = self.rotary_emb(0 if cache is None else cache.length, tokens.shape[1])
+        self._check(tokens)
+        first = 0 if cache is None else cache.length
+        if places is None:
+            angles = self.rotary_emb(first, tokens.shape[1])
+        else:
+            self._check_places(tokens, first, places)
+            angles = self.rotary_emb(0, first).at(places)
         x: Tensor = self.vocab_embed(tokens)
         again = self.checkpointing and cache is None and torch.is_grad_enabled()
         for index, (block, told) in enumerate(islice(zip(self.blocks, conditioning.blocks, strict=True), layer)):
             run = partial(checkpoint, block, use_reentrant=False) if again else block
-            x = run(x, told, angles, self.compute_dtype, cache, index)
+            keep = None if cache is None else partial(cache.write, index, first if places is None else places)
+            x = run(x, told, angles, self.compute_dtype, keep)
         return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:
@@ -183,9 +196,22 @@ class DiT(nn.Module):
         vector: Tensor = self.sigma_map(weight.new_zeros(1) if sigma is None else sigma.to(weight.dtype))
         return vector
 
-    def _check(self, tokens: Tensor | Mixture, cache: Cache | None) -> None:
-        if cache is not None and not self.shape.causal:
-            raise ValueError("a cache holds the past of a causal network; this one sees the whole row at once")
+    def _check_places(self, tokens: Tensor | Mixture, length: int, places: Tensor) -> None:
+        if self.shape.causal:
+            raise ValueError("places are those of a window, which a bidirectional network reads; this one appends")
+        if tuple(places.shape) != tuple(tokens.shape[:2]):
+            raise ValueError(
+                f"places stand beside tokens [B, L] = {tuple(tokens.shape[:2])}, got {tuple(places.shape)}"
+            )
+        if places.device.type == "cpu" and places.numel():
+            low, high = (int(end) for end in torch.aminmax(places))
+            if low < 0 or high >= length:
+                raise ValueError(
+                    f"places are positions that the cache holds: want 0 <= place < {length}, got {low} to {high}; "
+                    "read the whole row first"
+                )
+
+    def _check(self, tokens: Tensor | Mixture) -> None:
         vocab_size = self.shape.vocab_size
         if isinstance(tokens, Mixture):
             if tokens.tokens.dim() != 3 or tokens.tokens.shape != tokens.weights.shape:

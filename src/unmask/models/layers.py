@@ -8,14 +8,17 @@ weights; the matrix products run in the precision that the network asks for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.types import Mixture
+
+Keep: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values -> all, [B, heads, L, d]
 
 SINUSOID_SIZE = 256
 ROTARY_BASE = 10000.0
@@ -88,6 +91,10 @@ class Angles:
     cos: Tensor
     sin: Tensor
 
+    def at(self, places: Tensor) -> Angles:
+        """Of places [B, L'], a table for each row: cos and sin [B, L', 1, 1, H]."""
+        return Angles(self.cos[places], self.sin[places])
+
     def rotate(self, x: Tensor) -> Tensor:
         """Turn the halves (x1, x2) of the last axis of [B, L, ..., heads, 2 H]; rounds to x's precision once."""
         x1, x2 = x.chunk(2, dim=-1)
@@ -129,23 +136,52 @@ class Rotary(nn.Module):
 
 @dataclass
 class Cache:
-    """Keys and values [B, heads, L, head width] of the positions a causal network has read, one pair a block."""
+    """Keys and values of the positions that a network has read, one pair a block.
+
+    A pass writes those of the positions it reads at their places, and attends to all that are kept. A causal network
+    writes behind the last: exact. A bidirectional one writes a whole row, then windows of it: not exact, because what
+    is kept of the other positions was made when the window held other tokens. In place: for passes without gradient.
+
+    pairs   keys and values [B, heads, room, head width], room >= length
+    length  positions that are kept
+    """
 
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    length: int = 0
 
-    @property
-    def length(self) -> int:
-        """Positions read so far."""
-        return self.pairs[0][0].shape[2] if self.pairs else 0
+    def write(self, block: int, places: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the new keys and values [B, heads, l, head width] of a block; returns all that it keeps.
 
-    def append(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new positions of one block; returns all its keys and values."""
-        if block == len(self.pairs):
+        places  [B, l], each < length, for each sequence its own; or the first of l in a row, <= length
+        """
+        if isinstance(places, Tensor):
+            row = torch.arange(len(places), device=places.device)[:, None]
+            for table, new in zip(self.pairs[block], (keys, values), strict=True):
+                table.transpose(1, 2)[row, places] = new.transpose(1, 2)
+        elif block == len(self.pairs):
             self.pairs.append((keys, values))
         else:
             old_keys, old_values = self.pairs[block]
-            self.pairs[block] = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
-        return self.pairs[block]
+            self.pairs[block] = _laid(old_keys, places, keys), _laid(old_values, places, values)
+        if not isinstance(places, Tensor):
+            self.length = max(self.length, places + keys.shape[2])
+        kept_keys, kept_values = self.pairs[block]
+        return kept_keys[:, :, : self.length], kept_values[:, :, : self.length]
+
+    def __getitem__(self, rows: Tensor) -> Cache:
+        """A copy of what is kept of these sequences."""
+        return Cache([(keys[rows], values[rows]) for keys, values in self.pairs], self.length)
+
+
+def _laid(table: Tensor, first: int, new: Tensor) -> Tensor:
+    """`table` [B, heads, room, d] with `new` [B, heads, l, d] from `first` on; where it has no room, a larger one."""
+    stop = first + new.shape[2]
+    if stop > table.shape[2]:  # twice the room: a token is copied about once, however many follow
+        larger = table.new_empty(*table.shape[:2], 2 * stop, table.shape[3])
+        larger[:, :, :first] = table[:, :, :first]
+        table = larger
+    table[:, :, first:stop] = new
+    return table
 
 
 @dataclass(frozen=True)
@@ -218,26 +254,26 @@ class Block(nn.Module):
         told: Tensor | tuple[Branch, Branch] | None,
         angles: Angles,
         dtype: torch.dtype,
-        cache: Cache | None = None,
-        index: int = 0,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """x [B, L, D] -> [B, L, D]; products in `dtype`; a causal block appends to place `index` of the cache.
+        """x [B, L, D] -> [B, L, D]; products in `dtype`.
 
         told  the conditioning vector [b, C], or the `branches` that were folded from it
+        keep  takes the keys and values of these positions and gives those of all that are attended to
         """
         attention, network = told if isinstance(told, tuple) else self.branches(told)
-        out = self.attend(attention.enter(x).to(dtype), angles, cache, index)
+        out = self.attend(attention.enter(x).to(dtype), angles, keep)
         x = attention.leave(x, F.dropout(out, self.dropout, self.training))
         out = self.mlp(network.enter(x).to(dtype))
         return network.leave(x, F.dropout(out, self.dropout, self.training))
 
-    def attend(self, h: Tensor, angles: Angles, cache: Cache | None, index: int) -> Tensor:
-        """Multi-head attention over the row (and what the cache holds before it), scale 1 / sqrt(head width)."""
+    def attend(self, h: Tensor, angles: Angles, keep: Keep | None) -> Tensor:
+        """Multi-head attention over the row, or over all that `keep` gives, scale 1 / sqrt(head width)."""
         qkv = self.attn_qkv(h).view(*h.shape[:2], 3, self.heads, -1)
         queries, keys = (part.transpose(1, 2) for part in angles.rotate(qkv[:, :, :2]).unbind(2))
         values = qkv[:, :, 2].transpose(1, 2)
-        if cache is not None:
-            keys, values = cache.append(index, keys, values)
+        if keep is not None:
+            keys, values = keep(keys, values)
         new, read = queries.shape[2], keys.shape[2]
         causal = self.adaLN_modulation is None and new > 1
         mask = None

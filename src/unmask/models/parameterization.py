@@ -78,6 +78,25 @@ class FrozenDenoiser:
         hidden = self.network.hidden(z, sigma, conditioning=self.conditioning)
         return prediction(self.network, hidden, self.mask_id, z)
 
+    @torch.no_grad()
+    def cached(self, z: Tokens, alpha: PerSequence, cache: Cache, places: Tensor | None = None) -> Prediction:
+        """As a call, its keys and values kept in a new `cache`; or of the window `places` [B, W] beside what it holds.
+
+        The prediction of a window is not a number elsewhere, and approximate: what the cache holds of other positions
+        was made when the window held other tokens. Where none has changed it is that of a call, to rounding.
+        """
+        sigma = noise(alpha) if self.sees_alpha else None
+        if places is None:
+            hidden = self.network.hidden(z, sigma, cache=cache, conditioning=self.conditioning)
+        else:
+            window = self.network.hidden(
+                z.gather(1, places), sigma, cache=cache, places=places, conditioning=self.conditioning
+            )
+            row = torch.arange(len(z), device=z.device)[:, None]
+            hidden = window.new_full((*z.shape, window.shape[2]), torch.nan)
+            hidden[row, places] = window
+        return prediction(self.network, hidden, self.mask_id, z)
+
 
 class CausalPredictor(nn.Module):
     """A causal network as a predictor: at position i of ids [B, L], log p(token i + 1 | tokens up to i).
