@@ -28,8 +28,8 @@ class Arguments:
     top_k        keep this many of the likeliest tokens (all)
     prompt       text at the start of every sample
     sampler      reveal, ancestral, greedy_tail, confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015,
-                 remdm_loop:0.02, entropy_bounded:0.1 (reveal for masked diffusion, else ancestral); see
-                 docs/choosing-a-sampler.md
+                 remdm_loop:0.02, entropy_bounded:0.1, blockwise:16 (reveal for masked diffusion, else
+                 ancestral); see docs/choosing-a-sampler.md
     grid         noise levels of the steps; released: one move more than steps, as the released codes
     draw         race: float64, the default; legacy_gumbel32: as old tables were drawn, biased
     batch_size   samples a network call at most (all)

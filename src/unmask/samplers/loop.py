@@ -176,8 +176,7 @@ def sample(
 ) -> Samples:
     """Draw n texts of `length` tokens in `steps` steps.
 
-    model        anything with .denoiser .process .schedule .tokenizer, or autoregressive: .predictor .tokenizer
-                 (it ignores steps and grid, a call a token)
+    model        .denoiser .process .schedule .tokenizer, or .predictor .tokenizer: autoregressive, a call a token
     seed, first  sample i is a pure function of (model, seed, first + i), whatever n and batch_size
     temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
     prompt       text or ids [P] at the start of every sample, counted in length
@@ -185,7 +184,8 @@ def sample(
                  pins too late, and those of uniform noise doubt them like any token
     device       where the model is
     sampler      "reveal" (default, masked), "ancestral" (default otherwise), "greedy_tail", "confidence", "psi:0.5",
-                 "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02", "entropy_bounded:0.1"; or a `Sampler`
+                 "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02", "entropy_bounded:0.1", "blockwise:16"; or
+                 a `Sampler`
     grid         "uniform", "cosine", "released" (one move more than steps), "loop", or a `Grid`
     draw         "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
     batch_size   samples a network call at most; None for all

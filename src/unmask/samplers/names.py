@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TypeVar
 
+from unmask.samplers.blockwise import blockwise
 from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.renoising import psi, remdm_cap, remdm_loop, remdm_rescale
 from unmask.samplers.steps import Sampler, ancestral, confidence, greedy_tail, reveal
@@ -24,6 +25,7 @@ FAMILIES: Mapping[str, Callable[[float], Sampler]] = MappingProxyType(
         "remdm_rescale": remdm_rescale,
         "remdm_loop": remdm_loop,
         "entropy_bounded": entropy_bounded,
+        "blockwise": blockwise,
     }
 )
 
