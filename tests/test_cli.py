@@ -88,6 +88,26 @@ def test_sample_prints_tokens_and_calls(capsys):
     assert drawn["calls"] <= 4 and max(drawn["nfe"]) <= 4
 
 
+def test_sample_with_a_cache(capsys):
+    asked = (
+        "sample",
+        GOLDEN / "hub_mdlm",
+        "--n",
+        "2",
+        "--length",
+        "8",
+        "--steps",
+        "8",
+        "--sampler",
+        "blockwise:4",
+        "--json",
+    )
+    exact, one, four = (run(capsys, *asked, *more)[1] for more in ((), ("--cache", "1"), ("--cache", "4")))
+    assert exact == one and len(json.loads(four)["tokens"][0]) == 8
+    code, _, err = run(capsys, *asked, "--cache", "0")
+    assert code == 1 and "cache is the number of moves between two whole passes" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

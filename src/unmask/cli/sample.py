@@ -33,6 +33,8 @@ class Arguments:
     grid         noise levels of the steps; released: one move more than steps, as the released codes
     draw         race: float64, the default; legacy_gumbel32: as old tables were drawn, biased
     batch_size   samples a network call at most (all)
+    cache        moves from one whole pass of the network to the next, those between over a window: faster, not exact;
+                 masked diffusion (whole passes only)
     structure    tokens that reveal shows together: block:8:0.9, span:16, hierarchy:64,16:0.5,0.3 (none)
     revision     branch, tag or commit of a hub id
     weights      the moving average, or the raw weights where both were kept
@@ -53,6 +55,7 @@ class Arguments:
     grid: Literal["uniform", "cosine", "released", "loop"] = "uniform"
     draw: Literal["race", "inverse_cdf", "legacy_gumbel32"] = "race"
     batch_size: int | None = None
+    cache: int | None = None
     structure: str = "none"
     revision: str | None = None
     weights: Literal["ema", "raw"] = "ema"

@@ -16,6 +16,7 @@ from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.structure import Structure, structure_of
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.samplers.ar import Predictor, autoregress
+from unmask.samplers.calls import Calls, calls_of
 from unmask.samplers.canvas import Frame, Prompt, Tokenizer, check_pinned, pin
 from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
 from unmask.samplers.grids import GRIDS, Grid
@@ -62,7 +63,7 @@ class Samples:
 
     tokens  int64 [n, L]
     texts   n strings; None where the model has no tokenizer
-    nfe     int64 [n]: the network calls a sample takes part in, whatever the batch
+    nfe     int64 [n]: the network calls a sample takes part in, whatever the batch; one over a window counts as any
     calls   the network calls made for all of them
     """
 
@@ -73,32 +74,33 @@ class Samples:
 
 
 @torch.no_grad()
-def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal) -> Iterator[Frame]:
+def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal, cache: int | None = None) -> Iterator[Frame]:
     """Yield the canvas before the first step and after each step of `sampler`.
 
     A step calls the network with the alpha it starts from (the grid's, or its own: `Reads.alpha`), on the samples it
-    concerns only, and reads the head at the rows it asks for only; a step that reads nothing makes no call. ValueError
-    at the end if a law was not a number.
+    concerns only, and reads the head at the rows it asks for only; a step that reads nothing makes no call. With
+    `cache` most calls compute a window: see `calls`. ValueError at the end if a law was not a number.
     """
     steps = sampler(task)
+    calls = calls_of(denoiser, task, steps, cache)
     z, alphas = task.canvas(), task.alphas.tolist()
     broken = torch.zeros((), dtype=torch.bool, device=z.device)
     yield Frame(0, alphas[0], z, torch.zeros_like(task.free), z.new_empty(0))
     for k, step in enumerate(steps):
-        reads = step.reads(z)
-        after = step(z, _laws(denoiser, task, z, alphas[k] if reads.alpha is None else reads.alpha, reads, broken))
+        reads = calls.reads(k, z)
+        after = step(z, _laws(calls, task, z, alphas[k] if reads.alpha is None else reads.alpha, reads, broken))
         reached = alphas[k + 1] if reads.alpha is None else float(task.level(after).mean())
         yield Frame(k + 1, reached, after, after != z, reads.rows)
         z = after
     check_numbers(broken)
 
 
-def _laws(denoiser: Denoiser, task: Task, z: Tokens, alpha: float | Tensor, reads: Reads, broken: Tensor) -> Laws:
+def _laws(calls: Calls, task: Task, z: Tokens, alpha: float | Tensor, reads: Reads, broken: Tensor) -> Laws:
     """One network call, if anything is read, and the laws it was made for."""
     rows, length = reads.rows, z.shape[1]
     if len(rows):
         told = torch.as_tensor(alpha, dtype=torch.float64, device=z.device).expand(len(rows))
-        prediction = denoiser(z[rows], told)
+        prediction = calls.predict(z, told, rows)
         for part, log_p in read(prediction, reads.where, task.filters.temperature, task.mask_id, broken):
             yield rows[part // length] * length + part % length, log_p
 
@@ -121,9 +123,10 @@ def watch(
     draw: str | Draw = "race",
     first: int = 0,
     structure: str | Structure | None = None,
+    cache: int | None = None,
 ) -> Iterator[Frame]:
     """The frames of the run that `sample` ends with, for players and progress bars; arguments are checked at once."""
-    for name, value in (("n", n), ("length", length), ("steps", steps)):
+    for name, value in (("n", n), ("length", length), ("steps", steps), ("cache", 1 if cache is None else cache)):
         _check_count(name, value)
     for name, value in (("seed", seed), ("first", first)):
         _check_whole(name, value)
@@ -135,6 +138,8 @@ def watch(
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
             raise ValueError(f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}")
+        if cache is not None:
+            raise ValueError(f"an autoregressive model keeps its past in any case: leave cache out, got {cache!r}")
         _check_read(structure, "an autoregressive model", False)
         predictor = model.predictor
         pins = pin(n, length, predictor.vocab_size, predictor.mask_id, model.tokenizer, prompt, pinned)
@@ -151,7 +156,7 @@ def watch(
     by_latent = mask_id is not None and chosen in _BY_LATENT
     _check_read(structure, f"the sampler {sampler!r}" if isinstance(sampler, str) else "this sampler", by_latent)
     denoiser = model.denoiser.frozen() if isinstance(model.denoiser, NetworkDenoiser) else model.denoiser
-    return denoise(denoiser, task, chosen)
+    return denoise(denoiser, task, chosen, cache)
 
 
 def sample(
@@ -173,6 +178,7 @@ def sample(
     first: int = 0,
     batch_size: int | None = None,
     structure: str | Structure | None = None,
+    cache: int | None = None,
 ) -> Samples:
     """Draw n texts of `length` tokens in `steps` steps.
 
@@ -191,29 +197,28 @@ def sample(
     batch_size   samples a network call at most; None for all
     structure    which tokens "reveal" shows together: "block:8:0.9", "span:16", "hierarchy:64,16:0.5,0.3", or a
                  `Structure`; None, each on its own
+    cache        moves from one whole pass of the network to the next, windows between: see `calls`. None, 1: exact
 
     ValueError for arguments outside their range, and where the model's laws are not numbers.
     """
-    _check_count("n", n)
     size = n if batch_size is None else batch_size
+    _check_count("n", n)
     _check_count("batch_size", size)
     if pinned is not None:
         check_pinned(pinned, n, length)
     _check_device(model, device)
     run = partial(watch, model, length=length, steps=steps, seed=seed, temperature=temperature, top_p=top_p)
-    run = partial(run, prompt=prompt, device=device, top_k=top_k, sampler=sampler, grid=grid, draw=draw)
-    run = partial(run, structure=structure)
+    run = partial(run, prompt=prompt, device=device, top_k=top_k, sampler=sampler, grid=grid, draw=draw, cache=cache)
     tokens, nfe, calls = [], torch.zeros(n, dtype=torch.int64, device=device), 0
     for low in range(0, n, size):
         rows = slice(low, min(low + size, n))
         part = None if pinned is None else pinned[rows]
-        for frame in run(n=rows.stop - low, pinned=part, first=first + low):
+        for frame in run(n=rows.stop - low, pinned=part, first=first + low, structure=structure):
             nfe[rows].index_add_(0, frame.rows, torch.ones_like(frame.rows))
             calls += len(frame.rows) > 0
         tokens.append(frame.z)
     ids = torch.cat(tokens)
-    texts = None if model.tokenizer is None else [model.tokenizer.decode(row) for row in ids.tolist()]
-    return Samples(ids, texts, nfe, calls)
+    return Samples(ids, None if model.tokenizer is None else [*map(model.tokenizer.decode, ids.tolist())], nfe, calls)
 
 
 def _check_device(model: DiffusionModel | AutoregressiveModel, device: torch.device | str) -> None:
@@ -252,6 +257,7 @@ def _check_count(name: str, value: int) -> None:
         "length": "length is the number of tokens of a sample, prompt included",
         "steps": "steps is the number of moves from noise to text",
         "batch_size": "batch_size is the number of samples in a network call",
+        "cache": "cache is the number of moves between two whole passes of the network",
     }[name]
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{meaning}: want a whole number >= 1, got {value!r}")

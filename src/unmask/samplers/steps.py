@@ -101,6 +101,10 @@ class Reads:
         rows, place = torch.unique(at // length, return_inverse=True)
         return Reads(rows, place * length + at % length)
 
+    def at(self, length: int) -> Tensor:
+        """The positions that are read, flat in [n, L]: [N]."""
+        return self.rows[self.where // length] * length + self.where % length
+
     def to(self, device: torch.device) -> Reads:
         return replace(self, rows=self.rows.to(device), where=self.where.to(device))
 

@@ -1,0 +1,147 @@
+"""The network calls of a run: each a whole pass, or, with a cache, most of them over a window of the text.
+
+With `cache` = r the moves come in periods of r. The first of a period makes a whole pass, which keeps the keys and
+values of all positions. The others compute a window: of each sample the smallest span that holds all positions that are
+read in the period. Elsewhere they attend to what is kept, where no token changes before the next whole pass. But what
+is kept was made when the window held other tokens, and a bidirectional network would now make something else: this is
+an approximation (as Fast-dLLM, arXiv 2505.22618; dKV-Cache, arXiv 2505.15781), exact only for networks that were
+trained to it (block diffusion, arXiv 2503.09573). A read outside the window is not a number, and stops the run.
+
+One period for the whole run, r >= its moves, keeps the prompt; blocks from left to right (`blockwise`) with a period a
+block keep all other blocks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unmask.models.layers import Cache
+from unmask.prediction import Prediction
+from unmask.samplers.steps import Move, Reads, Show, Step, Task
+from unmask.types import Denoiser, PerSequence, Tokens
+
+
+@runtime_checkable
+class CachingDenoiser(Protocol):
+    """A `Denoiser` that keeps keys and values of z in a new cache, or predicts only `places` [B, W] beside those kept.
+
+    The prediction has the shape of z all the same, and is not a number outside the places.
+    """
+
+    def cached(self, z: Tokens, alpha: PerSequence, cache: Cache, places: Tensor | None = None, /) -> Prediction: ...
+
+
+class Calls(Protocol):
+    """What move k asks of the network at text z [n, L], and the answer for its samples `rows` [b], told alpha [b]."""
+
+    def reads(self, k: int, z: Tokens) -> Reads: ...
+
+    def predict(self, z: Tokens, alpha: PerSequence, rows: Tensor) -> Prediction: ...
+
+
+def calls_of(denoiser: Denoiser, task: Task, steps: Sequence[Step], cache: int | None) -> Calls:
+    """Whole passes where cache is None or 1, else `Cached`; ValueError where a cache cannot be had, or not be right."""
+    if cache is None or cache == 1:
+        return Whole(denoiser, steps)
+    if not isinstance(denoiser, CachingDenoiser):
+        raise ValueError(
+            f"cache asks the model to keep keys and values, and {type(denoiser).__name__} has no method `cached` for "
+            "it: leave cache out, or give a network of this library"
+        )
+    if task.mask_id is None or any(isinstance(step, Move) and step.kappa != 1 for step in steps):
+        raise ValueError(
+            "cache keeps what a network made of tokens that stay, and with uniform noise, psi and ReMDM any token can "
+            f"change in any move: want cache = None or 1, got {cache}; leave it out, or use a sampler of masked "
+            "diffusion that only reveals, such as 'reveal'"
+        )
+    return Cached(denoiser, task, steps, cache)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every call is a whole pass: exact."""
+
+    denoiser: Denoiser
+    steps: Sequence[Step]
+
+    def reads(self, k: int, z: Tokens) -> Reads:
+        return self.steps[k].reads(z)
+
+    def predict(self, z: Tokens, alpha: PerSequence, rows: Tensor) -> Prediction:
+        return self.denoiser(z[rows], alpha)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The samples of a period, `rows` [b] in rising order, and what its moves compute of each, `places` [b, W].
+
+    Shorter ones repeat their last place: a sample's window is its own in any batch.
+    """
+
+    rows: Tensor
+    places: Tensor
+
+
+def window(steps: Sequence[Step], z: Tokens) -> Window:
+    """The smallest spans that hold all that the steps would read at z; they may read less when their turn comes."""
+    n, length = z.shape
+    read = torch.zeros(n * length, dtype=torch.bool, device=z.device)
+    for step in steps:
+        read[step.reads(z).at(length)] = True
+    read = read.view(n, length)
+    rows = read.any(dim=1).nonzero().squeeze(-1)
+    place, some = torch.arange(length, device=z.device), read[rows]
+    first = place.where(some, length).amin(dim=1, keepdim=True)
+    last = place.where(some, -1).amax(dim=1, keepdim=True)
+    width = int((last - first).max()) + 1 if len(rows) else 0
+    return Window(rows, (first + place[:width]).minimum(last))
+
+
+@dataclass
+class Cached:
+    """The first of every `period` moves a whole pass, of all samples read in the period; the others windows."""
+
+    denoiser: CachingDenoiser
+    task: Task
+    steps: Sequence[Step]
+    period: int
+    planned: list[Window | None] = field(init=False)
+    window: Window = field(init=False)
+    cache: Cache = field(init=False)
+
+    def __post_init__(self) -> None:
+        # What does not follow from the text is laid out before the first call: later an accelerator would wait for it.
+        starts = range(0, len(self.steps), self.period)
+        parts = [self.steps[start : start + self.period] for start in starts]
+        blind = [all(isinstance(step, Show) for step in part) for part in parts]
+        self.planned = [window(part, self.task.pins) if each else None for part, each in zip(parts, blind, strict=True)]
+
+    def reads(self, k: int, z: Tokens) -> Reads:
+        reads, length = self.steps[k].reads(z), z.shape[1]
+        if k % self.period:
+            return reads
+        known = self.planned[k // self.period]
+        self.window = window(self.steps[k : k + self.period], z) if known is None else known
+        self.cache = Cache()
+        at, rows, alpha = reads.at(length), self.window.rows, reads.alpha
+        if alpha is not None:  # samples that are read later in the period have their own
+            alpha = self.task.level(z).index_copy(0, reads.rows, alpha)[rows]
+        return Reads(rows, torch.searchsorted(rows, at // length) * length + at % length, alpha)
+
+    def predict(self, z: Tokens, alpha: PerSequence, rows: Tensor) -> Prediction:
+        if not self.cache.pairs:
+            return self.denoiser.cached(z[rows], alpha, self.cache)
+        if rows.device.type == "cpu" and not torch.isin(rows, self.window.rows).all():  # elsewhere it would wait
+            raise ValueError(
+                "cache keeps the samples that a step would read when its period begins, and this sampler later read "
+                f"others, {rows.tolist()} of {self.window.rows.tolist()}: leave cache out, or let its reads only shrink"
+            )
+        if len(rows) == len(self.window.rows):
+            return self.denoiser.cached(z[rows], alpha, self.cache, self.window.places)
+        some = torch.searchsorted(self.window.rows, rows)
+        return self.denoiser.cached(z[rows], alpha, self.cache[some], self.window.places[some])
