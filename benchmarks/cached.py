@@ -67,10 +67,12 @@ class Traced:
         return self.denoiser.sees_alpha
 
     def __call__(self, z: Tensor, alpha: Tensor) -> Prediction:
-        return self.cached(z, alpha, Cache())
+        return self.part(z, alpha, None, None, None)
 
-    def cached(self, z: Tensor, alpha: Tensor, cache: Cache, places: Tensor | None = None) -> Prediction:
-        self.last = z, alpha, self.denoiser.cached(z, alpha, cache, places)
+    def part(
+        self, z: Tensor, alpha: Tensor, asked: Tensor | None, cache: Cache | None, window: Tensor | None
+    ) -> Prediction:
+        self.last = z, alpha, self.denoiser.part(z, alpha, asked, cache, window)
         return self.last[2]
 
 
@@ -84,6 +86,8 @@ def errors(model: Model, **how: object) -> tuple[Tensor, float, Tensor, Tensor]:
         where = frame.changed[frame.rows].flatten().nonzero().squeeze(-1)
         if len(where) and traced.last is not None:
             z, alpha, answer = traced.last
+            if len(z) == 1:  # one for all, while they are alike
+                where = where % z.shape[1]
             right, ours = (each.log_p(where).double() for each in (traced.denoiser(z, alpha), answer))
             kl.append((right.exp() * (right - ours)).sum(-1))
             same.append((right.argmax(-1) == ours.argmax(-1)).double())

@@ -190,6 +190,26 @@ def test_a_window_is_the_whole_pass_where_no_token_changed() -> None:
     assert_close(window_of(network, ids(), ids(), PLACES), at_places(network.hidden(ids())))
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 2.0])])
+def test_what_is_asked_for_is_that_of_the_whole_pass(blocks: int, sigma: Tensor | None) -> None:
+    network = network_random(replace(SHAPE, blocks=blocks))
+    assert_close(network.hidden(ids(), sigma, asked=PLACES), at_places(network.hidden(ids(), sigma)))
+
+
+@torch.no_grad()
+def test_what_is_asked_for_of_a_window_and_what_is_kept_beside_it() -> None:
+    network, changed, part, inside = network_random(SHAPE), ids(seed=1), Cache(), torch.tensor([[1], [3], [0]])
+    network.hidden(ids(), cache=part, asked=PLACES[:, :1])
+    got = network.hidden(changed.gather(1, PLACES), cache=part, places=PLACES, asked=inside)
+    assert_close(got[:, 0], window_of(network, ids(), changed, PLACES)[torch.arange(3), inside[:, 0]])
+
+
+def test_a_causal_network_is_read_whole() -> None:
+    with pytest.raises(ValueError, match="asked leaves out what nobody reads of a bidirectional network"):
+        DiT(CAUSAL).hidden(ids(), asked=PLACES)
+
+
 @torch.no_grad()
 def test_a_window_of_all_positions_forgets_what_was_kept() -> None:
     network, other = network_random(SHAPE), ids(seed=1)

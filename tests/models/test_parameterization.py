@@ -72,10 +72,19 @@ def test_a_window_of_a_frozen_denoiser(sees_alpha: bool, dtype: torch.dtype) -> 
     network.compute_dtype = dtype
     frozen, cache, places = NetworkDenoiser(network, MASK, sees_alpha).frozen(), Cache(), torch.tensor([[2, 4]] * 3)
     whole = frozen(noisy(), ALPHA)
-    assert torch.equal(frozen.cached(noisy(), ALPHA, cache).hidden, whole.hidden)
-    part = frozen.cached(noisy(), ALPHA, cache, places)
+    assert torch.equal(frozen.part(noisy(), ALPHA, cache=cache).hidden, whole.hidden)
+    part = frozen.part(noisy(), ALPHA, cache=cache, window=places)
     close = 1e-5 if dtype == torch.float32 else 0.1
     assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=close, rtol=0)
+    assert bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all()) and not part.hidden.requires_grad
+
+
+@pytest.mark.parametrize("sees_alpha", [False, True])
+def test_a_frozen_denoiser_at_places(sees_alpha: bool) -> None:
+    """It is the call where it is asked, and not a number elsewhere."""
+    frozen = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha).frozen()
+    whole, part = frozen(noisy(), ALPHA), frozen.part(noisy(), ALPHA, torch.tensor([[2, 4]] * 3))
+    assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=1e-5, rtol=0)
     assert bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all()) and not part.hidden.requires_grad
 
 

@@ -1,4 +1,5 @@
-"""Windows beside kept keys and values: where they are exact, what they cost, who is refused."""
+"""What calls compute: no more than is read; and windows beside kept keys and values, where they are exact, what they
+cost, who is refused."""
 
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ from unmask.models.layers import Cache
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.samplers.calls import window
 from unmask.samplers.loop import sample, watch
-from unmask.samplers.steps import Laws, Reads, Task, put
+from unmask.samplers.reads import Laws, Reads
+from unmask.samplers.steps import Task, put
 
 V, L = 9, 14
 MASK = V - 1
@@ -108,6 +110,52 @@ def test_every_call_is_counted_and_a_whole_pass_has_all_of_its_period() -> None:
         assert other.rows.tolist() == (sorted({*period}) if k % 4 == 0 else plain.rows.tolist())
 
 
+class Picking:
+    """A denoiser that notes how many samples a call had, and the places of each that it was asked for."""
+
+    vocab_size, sees_alpha = V, False
+
+    def __init__(self) -> None:
+        self.denoiser, self.calls = model().denoiser.frozen(), []
+
+    def __call__(self, z: Tensor, alpha: Tensor) -> object:
+        self.calls.append((len(z), None))
+        return self.denoiser(z, alpha)
+
+    def part(self, z: Tensor, alpha: Tensor, asked: Tensor, cache: object, window: object) -> object:
+        self.calls.append((len(z), [sorted({*row}) for row in asked.tolist()]))
+        return self.denoiser.part(z, alpha, asked, cache, window)
+
+
+@pytest.mark.parametrize("sampler", ["reveal", "blockwise:4"])
+def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
+    """Samples that start from different texts: of each call, the places that change in it."""
+    whole, part = model(), model()
+    whole.denoiser, part.denoiser = Foreign(), Picking()
+    frames = list(watch(part, 6, L, 8, 3, pinned=pins(), sampler=sampler))
+    assert torch.equal(frames[-1].z, draw(whole, sampler=sampler).tokens)
+    changed = [[row.nonzero().squeeze(-1).tolist() for row in frame.changed if row.any()] for frame in frames]
+    assert part.denoiser.calls == [(len(places), places) for places in changed if places]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_that_are_still_alike_are_one_to_the_network(sampler: str) -> None:
+    """With one prompt for all, too: the texts are those of samples drawn one by one."""
+    picking = model()
+    picking.denoiser = Picking()
+    how = {"sampler": sampler, "pinned": None, "prompt": torch.tensor([1, 2])}
+    together = draw(picking, **how)
+    assert picking.denoiser.calls[0] == (1, None) and together.nfe[0] >= 1
+    assert torch.equal(together.tokens, draw(model(), batch_size=1, **how).tokens)
+
+
+def test_samples_of_different_prompts_are_not_alike() -> None:
+    picking = model()
+    picking.denoiser = Picking()
+    draw(picking, sampler="confidence")
+    assert picking.denoiser.calls[0] == (5, None), "one of six is given whole"
+
+
 class Foreign:
     """A denoiser of somebody else's."""
 
@@ -121,14 +169,17 @@ class Foreign:
 
 
 class Keeping(Foreign):
-    """One that keeps; notes the places it was asked for."""
+    """One that keeps; notes the size of each window, None for a whole pass."""
 
     def __init__(self) -> None:
-        self.denoiser, self.asked = model().denoiser.frozen(), []
+        self.denoiser, self.windows = model().denoiser.frozen(), []
 
-    def cached(self, z: Tensor, alpha: Tensor, cache: Cache, places: Tensor | None = None) -> object:
-        self.asked.append(None if places is None else places.shape[1])
-        return self.denoiser.cached(z, alpha, cache, places)
+    def part(
+        self, z: Tensor, alpha: Tensor, asked: Tensor | None, cache: Cache | None, window: Tensor | None
+    ) -> object:
+        if cache is not None:
+            self.windows.append(None if window is None else window.shape[1])
+        return self.denoiser.part(z, alpha, asked, cache, window)
 
 
 def test_a_foreign_denoiser_may_keep_or_is_named() -> None:
@@ -136,7 +187,7 @@ def test_a_foreign_denoiser_may_keep_or_is_named() -> None:
     theirs.denoiser = Keeping()
     how = {"sampler": "blockwise:4", "pinned": None, "steps": 12, "cache": 3}
     assert torch.equal(draw(ours, **how).tokens, draw(theirs, **how).tokens)
-    assert theirs.denoiser.asked.count(None) == 4 and max(size or 0 for size in theirs.denoiser.asked) <= 8
+    assert theirs.denoiser.windows.count(None) == 4 and max(size or 0 for size in theirs.denoiser.windows) <= 8
     theirs.denoiser = Foreign()
     draw(theirs)
     with pytest.raises(ValueError, match="cache asks the model to keep keys and values, and Foreign has no method"):

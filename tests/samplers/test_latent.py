@@ -19,8 +19,9 @@ from unmask.rng import address, gumbel, uniform
 from unmask.samplers.grids import uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.loop import sample
+from unmask.samplers.reads import plan
 from unmask.samplers.renoising import psi
-from unmask.samplers.steps import ancestral, confidence, plan
+from unmask.samplers.steps import ancestral, confidence
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**9))

@@ -24,7 +24,8 @@ from unmask.samplers.canvas import Frame
 from unmask.samplers.grids import uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.loop import denoise, sample, watch
-from unmask.samplers.steps import Laws, Reads, Task
+from unmask.samplers.reads import Laws, Reads
+from unmask.samplers.steps import Task
 
 V, L = 4, 5
 KINDS = [

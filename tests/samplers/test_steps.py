@@ -25,7 +25,8 @@ from unmask.diffusion.schedules import LogLinear
 from unmask.samplers.grids import GRIDS, uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.loop import sample, watch
-from unmask.samplers.steps import Task, ancestral, plan, reveal
+from unmask.samplers.reads import plan
+from unmask.samplers.steps import Task, ancestral, reveal
 
 
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])

@@ -28,7 +28,8 @@ from unmask.evaluation.oracle import ExactModel
 from unmask.evaluation.sources import Source
 from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.loop import watch
-from unmask.samplers.steps import Reads, Sampler, Show, Step, Task, confidence, reveal
+from unmask.samplers.reads import Reads
+from unmask.samplers.steps import Sampler, Show, Step, Task, confidence, reveal
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call

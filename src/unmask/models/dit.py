@@ -130,9 +130,10 @@ class DiT(nn.Module):
         *,
         cache: Cache | None = None,
         places: Tensor | None = None,
+        asked: Tensor | None = None,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
-        """What the head reads: [B, L, D].
+        """What the head reads: [B, L, D], or [B, W, D] where only `asked` [B, W] of the L tokens are wanted.
 
         `conditioning`, folded, is read in place of sigma. With a `cache`, `tokens` are the continuation of what it
         holds; or, with `places` [B, L], they stand at these places of it, where a bidirectional network writes them
@@ -142,7 +143,7 @@ class DiT(nn.Module):
         if sigma is not None and tuple(sigma.shape) != (rows,):
             raise ValueError(f"sigma has one value a row, [B] = [{rows}], got {list(sigma.shape)}")
         told = conditioning or self._told(sigma)
-        return self.output_layer.enter(self._stream(tokens, told, self.shape.blocks, cache, places), told.output)
+        return self.output_layer.enter(self._stream(tokens, told, self.shape.blocks, cache, places, asked), told.output)
 
     def features(self, tokens: Tokens, layer: int) -> Tensor:
         """The residual stream [B, L, D] behind the first `layer` blocks (0: embeddings): this network as an `Encoder`.
@@ -160,8 +161,11 @@ class DiT(nn.Module):
         layer: int,
         cache: Cache | None = None,
         places: Tensor | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         self._check(tokens)
+        if asked is not None and self.shape.causal:
+            raise ValueError("asked leaves out what nobody reads of a bidirectional network: leave it out here")
         first = 0 if cache is None else cache.length
         if places is None:
             angles = self.rotary_emb(first, tokens.shape[1])
@@ -173,7 +177,7 @@ class DiT(nn.Module):
         for index, (block, told) in enumerate(islice(zip(self.blocks, conditioning.blocks, strict=True), layer)):
             run = partial(checkpoint, block, use_reentrant=False) if again else block
             keep = None if cache is None else partial(cache.write, index, first if places is None else places)
-            x = run(x, told, angles, self.compute_dtype, keep)
+            x = run(x, told, angles, self.compute_dtype, keep, asked if index == layer - 1 else None)
         return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:

@@ -24,12 +24,21 @@ SINUSOID_SIZE = 256
 ROTARY_BASE = 10000.0
 
 
+def at_places(table: Tensor, places: Tensor) -> Tensor:
+    """Of each row of `table` [B, L, ...] its entries at `places` [B, W]: [B, W, ...]."""
+    return table[torch.arange(len(places), device=places.device)[:, None], places]
+
+
 class Linear(nn.Linear):
     """A linear map computed in the precision of its input, whatever the precision its weights are kept in."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+    def some(self, x: Tensor, outputs: slice) -> Tensor:
+        """Only these outputs, of a map without bias."""
+        return F.linear(x, self.weight[outputs].to(x.dtype))
 
     def pull(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
         """The way back, as `prediction.DirectHead` has it: of (weight, bias) or (weight,), what is None is left out."""
@@ -93,7 +102,9 @@ class Angles:
 
     def at(self, places: Tensor) -> Angles:
         """Of places [B, L'], a table for each row: cos and sin [B, L', 1, 1, H]."""
-        return Angles(self.cos[places], self.sin[places])
+        if self.cos.dim() == 4:
+            return Angles(self.cos[places], self.sin[places])
+        return Angles(at_places(self.cos, places), at_places(self.sin, places))
 
     def rotate(self, x: Tensor) -> Tensor:
         """Turn the halves (x1, x2) of the last axis of [B, L, ..., heads, 2 H]; rounds to x's precision once."""
@@ -255,23 +266,29 @@ class Block(nn.Module):
         angles: Angles,
         dtype: torch.dtype,
         keep: Keep | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """x [B, L, D] -> [B, L, D]; products in `dtype`.
 
-        told  the conditioning vector [b, C], or the `branches` that were folded from it
-        keep  takes the keys and values of these positions and gives those of all that are attended to
+        told   the conditioning vector [b, C], or the `branches` that were folded from it
+        keep   takes the keys and values of these positions and gives those of all that are attended to
+        asked  [B, W], of the L positions those whose results are wanted, [B, W, D]: of others, keys and values alone
         """
         attention, network = told if isinstance(told, tuple) else self.branches(told)
-        out = self.attend(attention.enter(x).to(dtype), angles, keep)
+        out = self.attend(attention.enter(x).to(dtype), angles, keep, asked)
+        x = x if asked is None else at_places(x, asked)
         x = attention.leave(x, F.dropout(out, self.dropout, self.training))
         out = self.mlp(network.enter(x).to(dtype))
         return network.leave(x, F.dropout(out, self.dropout, self.training))
 
-    def attend(self, h: Tensor, angles: Angles, keep: Keep | None) -> Tensor:
+    def attend(self, h: Tensor, angles: Angles, keep: Keep | None, asked: Tensor | None = None) -> Tensor:
         """Multi-head attention over the row, or over all that `keep` gives, scale 1 / sqrt(head width)."""
-        qkv = self.attn_qkv(h).view(*h.shape[:2], 3, self.heads, -1)
-        queries, keys = (part.transpose(1, 2) for part in angles.rotate(qkv[:, :, :2]).unbind(2))
-        values = qkv[:, :, 2].transpose(1, 2)
+        if asked is None:
+            queries, keys, values = self._heads(self.attn_qkv(h), angles, 2)
+        else:
+            width = h.shape[-1]
+            keys, values = self._heads(self.attn_qkv.some(h, slice(width, None)), angles, 1)
+            (queries,) = self._heads(self.attn_qkv.some(at_places(h, asked), slice(0, width)), angles.at(asked), 1)
         if keep is not None:
             keys, values = keep(keys, values)
         new, read = queries.shape[2], keys.shape[2]
@@ -282,6 +299,12 @@ class Block(nn.Module):
         out = attention(queries, keys, values, mask, causal and mask is None)
         joined: Tensor = self.attn_out(out.transpose(1, 2).flatten(2))
         return joined
+
+    def _heads(self, parts: Tensor, angles: Angles, turned: int) -> list[Tensor]:
+        """[B, L, k D] -> k tensors [B, heads, L, head width], of which the first `turned` carry the positions."""
+        each = parts.view(*parts.shape[:2], -1, self.heads, self.attn_out.in_features // self.heads)
+        found = [*angles.rotate(each[:, :, :turned]).unbind(2), *each[:, :, turned:].unbind(2)]
+        return [part.transpose(1, 2) for part in found]
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -71,30 +71,36 @@ class FrozenDenoiser:
         """V, MASK included."""
         return self.network.shape.vocab_size
 
-    @torch.no_grad()
     def __call__(self, z: Tokens, alpha: PerSequence) -> Prediction:
         """As `NetworkDenoiser`, in evaluation mode and without a graph."""
-        sigma = noise(alpha) if self.sees_alpha else None
-        hidden = self.network.hidden(z, sigma, conditioning=self.conditioning)
-        return prediction(self.network, hidden, self.mask_id, z)
+        return self.part(z, alpha)
 
     @torch.no_grad()
-    def cached(self, z: Tokens, alpha: PerSequence, cache: Cache, places: Tensor | None = None) -> Prediction:
-        """As a call, its keys and values kept in a new `cache`; or of the window `places` [B, W] beside what it holds.
+    def part(
+        self,
+        z: Tokens,
+        alpha: PerSequence,
+        asked: Tensor | None = None,
+        cache: Cache | None = None,
+        window: Tensor | None = None,
+    ) -> Prediction:
+        """As a call, without what nobody asks for: there it is not a number.
 
-        The prediction of a window is not a number elsewhere, and approximate: what the cache holds of other positions
-        was made when the window held other tokens. Where none has changed it is that of a call, to rounding.
+        asked   [B, W] places; the last block computes no others (None: all)
+        cache   keeps the keys and values of the call, for a `window` of a later one
+        window  [B, W] places in order; no others are computed, but attended to as the cache kept them. Approximate:
+                that was made when the window held other tokens. Where none has changed it is a call, to rounding
         """
         sigma = noise(alpha) if self.sees_alpha else None
-        if places is None:
-            hidden = self.network.hidden(z, sigma, cache=cache, conditioning=self.conditioning)
-        else:
-            window = self.network.hidden(
-                z.gather(1, places), sigma, cache=cache, places=places, conditioning=self.conditioning
-            )
-            row = torch.arange(len(z), device=z.device)[:, None]
-            hidden = window.new_full((*z.shape, window.shape[2]), torch.nan)
-            hidden[row, places] = window
+        tokens = z if window is None else z.gather(1, window)
+        inside = asked if asked is None or window is None else torch.searchsorted(window, asked)
+        hidden = self.network.hidden(
+            tokens, sigma, cache=cache, places=window, asked=inside, conditioning=self.conditioning
+        )
+        places = window if asked is None else asked
+        if places is not None:
+            found, hidden = hidden, hidden.new_full((*z.shape, hidden.shape[2]), torch.nan)
+            hidden[torch.arange(len(z), device=z.device)[:, None], places] = found
         return prediction(self.network, hidden, self.mask_id, z)
 
 

@@ -22,35 +22,43 @@ from torch import Tensor
 
 from unmask.models.layers import Cache
 from unmask.prediction import Prediction
-from unmask.samplers.steps import Move, Reads, Show, Step, Task
+from unmask.samplers.reads import Reads
+from unmask.samplers.steps import Move, Show, Step, Task
 from unmask.types import Denoiser, PerSequence, Tokens
 
 
 @runtime_checkable
-class CachingDenoiser(Protocol):
-    """A `Denoiser` that keeps keys and values of z in a new cache, or predicts only `places` [B, W] beside those kept.
+class PartialDenoiser(Protocol):
+    """A `Denoiser` that computes no more than it must.
 
-    The prediction has the shape of z all the same, and is not a number outside the places.
+    Of z [B, L] the places `asked` [B, W]; with a new `cache`, it keeps keys and values of z; with one that holds them
+    and a `window` [B, W], it computes the window beside what is kept. The prediction has the shape of z all the same,
+    and is not a number at other places.
     """
 
-    def cached(self, z: Tokens, alpha: PerSequence, cache: Cache, places: Tensor | None = None, /) -> Prediction: ...
+    def part(
+        self, z: Tokens, alpha: PerSequence, asked: Tensor | None, cache: Cache | None, window: Tensor | None, /
+    ) -> Prediction: ...
 
 
 class Calls(Protocol):
-    """What move k asks of the network at text z [n, L], and the answer for its samples `rows` [b], told alpha [b]."""
+    """What move k asks of the network at text z [n, L], and the answer for its samples, told alpha [b].
+
+    The answer is a prediction and, of what is read, the flat rows [N] in it.
+    """
 
     def reads(self, k: int, z: Tokens) -> Reads: ...
 
-    def predict(self, z: Tokens, alpha: PerSequence, rows: Tensor) -> Prediction: ...
+    def predict(self, k: int, z: Tokens, alpha: PerSequence, reads: Reads) -> tuple[Prediction, Tensor]: ...
 
 
 def calls_of(denoiser: Denoiser, task: Task, steps: Sequence[Step], cache: int | None) -> Calls:
     """Whole passes where cache is None or 1, else `Cached`; ValueError where a cache cannot be had, or not be right."""
     if cache is None or cache == 1:
-        return Whole(denoiser, steps)
-    if not isinstance(denoiser, CachingDenoiser):
+        return Whole(denoiser, steps, task.alike)
+    if not isinstance(denoiser, PartialDenoiser):
         raise ValueError(
-            f"cache asks the model to keep keys and values, and {type(denoiser).__name__} has no method `cached` for "
+            f"cache asks the model to keep keys and values, and {type(denoiser).__name__} has no method `part` for "
             "it: leave cache out, or give a network of this library"
         )
     if task.mask_id is None or any(isinstance(step, Move) and step.kappa != 1 for step in steps):
@@ -64,16 +72,25 @@ def calls_of(denoiser: Denoiser, task: Task, steps: Sequence[Step], cache: int |
 
 @dataclass(frozen=True)
 class Whole:
-    """Every call is a whole pass: exact."""
+    """Every call is a whole pass: exact.
+
+    But for what nobody reads: where all samples are still alike, one stands for all; and where the places that are
+    read were known beforehand, the last block computes no others.
+    """
 
     denoiser: Denoiser
     steps: Sequence[Step]
+    alike: bool
 
     def reads(self, k: int, z: Tokens) -> Reads:
         return self.steps[k].reads(z)
 
-    def predict(self, z: Tokens, alpha: PerSequence, rows: Tensor) -> Prediction:
-        return self.denoiser(z[rows], alpha)
+    def predict(self, k: int, z: Tokens, alpha: PerSequence, reads: Reads) -> tuple[Prediction, Tensor]:
+        if k == 0 and self.alike:
+            return self.denoiser(z[:1], alpha[:1]), reads.where % z.shape[1]
+        if reads.places is not None and isinstance(self.denoiser, PartialDenoiser):
+            return self.denoiser.part(z[reads.rows], alpha, reads.places, None, None), reads.where
+        return self.denoiser(z[reads.rows], alpha), reads.where
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,7 @@ def window(steps: Sequence[Step], z: Tokens) -> Window:
 class Cached:
     """The first of every `period` moves a whole pass, of all samples read in the period; the others windows."""
 
-    denoiser: CachingDenoiser
+    denoiser: PartialDenoiser
     task: Task
     steps: Sequence[Step]
     period: int
@@ -133,15 +150,17 @@ class Cached:
             alpha = self.task.level(z).index_copy(0, reads.rows, alpha)[rows]
         return Reads(rows, torch.searchsorted(rows, at // length) * length + at % length, alpha)
 
-    def predict(self, z: Tokens, alpha: PerSequence, rows: Tensor) -> Prediction:
+    def predict(self, k: int, z: Tokens, alpha: PerSequence, reads: Reads) -> tuple[Prediction, Tensor]:
+        rows, text = reads.rows, z[reads.rows]
         if not self.cache.pairs:
-            return self.denoiser.cached(z[rows], alpha, self.cache)
+            return self.denoiser.part(text, alpha, None, self.cache, None), reads.where
         if rows.device.type == "cpu" and not torch.isin(rows, self.window.rows).all():  # elsewhere it would wait
             raise ValueError(
                 "cache keeps the samples that a step would read when its period begins, and this sampler later read "
                 f"others, {rows.tolist()} of {self.window.rows.tolist()}: leave cache out, or let its reads only shrink"
             )
-        if len(rows) == len(self.window.rows):
-            return self.denoiser.cached(z[rows], alpha, self.cache, self.window.places)
-        some = torch.searchsorted(self.window.rows, rows)
-        return self.denoiser.cached(z[rows], alpha, self.cache[some], self.window.places[some])
+        cache, places = self.cache, self.window.places
+        if len(rows) < len(self.window.rows):
+            some = torch.searchsorted(self.window.rows, rows)
+            cache, places = cache[some], places[some]
+        return self.denoiser.part(text, alpha, reads.places, cache, places), reads.where

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from unmask.samplers.draws import blocks, is_number
-from unmask.samplers.steps import Laws, Reads, Sampler, Step, Task, can_change, check_masked, put
+from unmask.samplers.reads import Laws, Reads
+from unmask.samplers.steps import Sampler, Step, Task, can_change, check_masked, put
 from unmask.types import Tokens
 
 ENTROPY_STEPS = 2**10  # steps in a nat: entropies of one step are equal, far above the rounding of a float32 network

@@ -22,7 +22,8 @@ from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
 from unmask.samplers.grids import GRIDS, Grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.names import named, sampler_of
-from unmask.samplers.steps import Laws, Reads, Sampler, Task, ancestral, greedy_tail, reveal
+from unmask.samplers.reads import Laws, Reads
+from unmask.samplers.steps import Sampler, Task, ancestral, greedy_tail, reveal
 from unmask.text.tokenizers import start_token
 from unmask.types import Denoiser, Tokens
 
@@ -88,21 +89,22 @@ def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal, cache: in
     yield Frame(0, alphas[0], z, torch.zeros_like(task.free), z.new_empty(0))
     for k, step in enumerate(steps):
         reads = calls.reads(k, z)
-        after = step(z, _laws(calls, task, z, alphas[k] if reads.alpha is None else reads.alpha, reads, broken))
+        after = step(z, _laws(calls, task, k, z, alphas[k] if reads.alpha is None else reads.alpha, reads, broken))
         reached = alphas[k + 1] if reads.alpha is None else float(task.level(after).mean())
         yield Frame(k + 1, reached, after, after != z, reads.rows)
         z = after
     check_numbers(broken)
 
 
-def _laws(calls: Calls, task: Task, z: Tokens, alpha: float | Tensor, reads: Reads, broken: Tensor) -> Laws:
+def _laws(calls: Calls, task: Task, k: int, z: Tokens, alpha: float | Tensor, reads: Reads, broken: Tensor) -> Laws:
     """One network call, if anything is read, and the laws it was made for."""
-    rows, length = reads.rows, z.shape[1]
-    if len(rows):
-        told = torch.as_tensor(alpha, dtype=torch.float64, device=z.device).expand(len(rows))
-        prediction = calls.predict(z, told, rows)
-        for part, log_p in read(prediction, reads.where, task.filters.temperature, task.mask_id, broken):
-            yield rows[part // length] * length + part % length, log_p
+    if len(reads.rows):
+        told = torch.as_tensor(alpha, dtype=torch.float64, device=z.device).expand(len(reads.rows))
+        prediction, where = calls.predict(k, z, told, reads)
+        at, done = reads.at(z.shape[1]), 0
+        for part, log_p in read(prediction, where, task.filters.temperature, task.mask_id, broken):
+            yield at[done : done + len(part)], log_p
+            done += len(part)
 
 
 def watch(

@@ -11,8 +11,8 @@ follows from the text into the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
@@ -25,9 +25,8 @@ from unmask.samplers.canvas import FREE
 from unmask.samplers.draws import EXACT, UNFILTERED, Draw, Filters, blocks, draw_rows, race
 from unmask.samplers.grids import check_levels
 from unmask.samplers.latent import Latent
+from unmask.samplers.reads import Laws, Reads, plan
 from unmask.types import Tokens
-
-Laws: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # (positions [m], flat in [n, L]; log p [m, V]), chunks
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,11 @@ class Task:
         """MASK, in masked diffusion."""
         return self.process.mask_id if isinstance(self.process, MaskedProcess) else None
 
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all samples start from the same text."""
+        return self.mask_id is not None and bool((self.pins == self.pins[:1]).all())
+
     def canvas(self) -> Tokens:
         """The start: given tokens, and noise that is each sample's own in any batch."""
         if self.mask_id is not None:
@@ -84,31 +88,6 @@ class Task:
         return draw_rows(self.draw, self.filters, log_p, self.latent.address(at, occasion))
 
 
-@dataclass(frozen=True)
-class Reads:
-    """What a network call is for: `rows` [b] of the batch take part, positions `where` [N], flat in [b, L], are read.
-
-    No row: no call. `alpha` [b] is what the network is told; None for the level of the grid that the step starts from.
-    """
-
-    rows: Tensor
-    where: Tensor
-    alpha: Tensor | None = None
-
-    @staticmethod
-    def of(at: Tensor, length: int) -> Reads:
-        """Positions [N], flat in [n, L]: samples without one are left out of the call."""
-        rows, place = torch.unique(at // length, return_inverse=True)
-        return Reads(rows, place * length + at % length)
-
-    def at(self, length: int) -> Tensor:
-        """The positions that are read, flat in [n, L]: [N]."""
-        return self.rows[self.where // length] * length + self.where % length
-
-    def to(self, device: torch.device) -> Reads:
-        return replace(self, rows=self.rows.to(device), where=self.where.to(device))
-
-
 class Step(Protocol):
     """One move z_t -> z_s. First it says what it must read, then it is given the laws of that and moves."""
 
@@ -118,32 +97,6 @@ class Step(Protocol):
 
 
 Sampler: TypeAlias = Callable[[Task], Sequence[Step]]  # a step for each move of the grid, or it says `Reads.alpha`
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The whole cost of a batch, known beforehand: what each step reads, calls a sample nfe [n], calls of the batch."""
-
-    reads: tuple[Reads, ...]
-    nfe: Tensor
-    calls: int
-
-
-def plan(latent: Latent, alphas: Tensor, free: Tensor) -> Plan:
-    """Which free positions [n, L] each step reveals: alpha_k <= alpha_0 + (1 - alpha_0) u < alpha_{k+1}.
-
-    A masked token so is revealed with probability (alpha_{k+1} - alpha_k) / (1 - alpha_k), the ancestral law of masked
-    diffusion (MDLM, arXiv 2406.07524, Eq. 6), also where alpha_0 = alpha(1) > 0.
-    """
-    steps, (n, length) = len(alphas) - 1, free.shape
-    level = alphas[0] + (1 - alphas[0]) * latent.u.cpu()
-    due = torch.bucketize(level, alphas[1:-1], right=True).flatten()
-    at = free.cpu().flatten().nonzero().squeeze(-1)
-    at = at[due[at].argsort(stable=True)]
-    counts = torch.bincount(due[at], minlength=steps).tolist()
-    reads = tuple(Reads.of(part, length) for part in at.split(counts))
-    nfe = torch.bincount(torch.cat([part.rows for part in reads]), minlength=n)
-    return Plan(tuple(r.to(free.device) for r in reads), nfe.to(free.device), sum(len(r.rows) > 0 for r in reads))
 
 
 def reveal(task: Task) -> Sequence[Step]:
