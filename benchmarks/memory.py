@@ -94,7 +94,7 @@ def main() -> None:
     for name in told.cases:
         recipe, vocab_size = CASES[name]
         if told.alone:
-            print(taken(recipe, vocab_size, torch.device(told.device)))
+            sys.stdout.write(f"{taken(recipe, vocab_size, torch.device(told.device))}\n")  # at once: others write too
             return
         torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(told.shards)] if told.shards > 1 else []
         command = [sys.executable, *torchrun, __file__, "--cases", name, "--device", told.device, "--alone"]
