@@ -37,8 +37,8 @@ from unmask.evaluation.metrics import entropy
 from unmask.evaluation.oracle import masked_model
 from unmask.evaluation.side_by_side import random_network
 from unmask.evaluation.sources import random_chain
+from unmask.models.cache import Cache
 from unmask.models.dit import small
-from unmask.models.layers import Cache
 from unmask.models.parameterization import FrozenDenoiser, NetworkDenoiser
 from unmask.models.pretrained import Model
 from unmask.prediction import Prediction

@@ -11,7 +11,7 @@ from torch import Tensor
 from reference import sampler_filtered
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
-from unmask.models.layers import Cache
+from unmask.models.cache import Cache
 from unmask.prediction import Prediction
 from unmask.samplers.grids import GRIDS
 from unmask.samplers.loop import Samples, sample

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from reference import network_golden, network_random
+from unmask.models.cache import Cache
 from unmask.models.dit import DiT, Shape, large, medium, small, tiny
-from unmask.models.layers import Cache, Rotary
+from unmask.models.layers import Rotary
 from unmask.types import Encoder
 
 SHAPE = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, cond_dim=8)

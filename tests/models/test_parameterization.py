@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from reference import network_golden, network_random
+from unmask.models.cache import Cache
 from unmask.models.dit import Shape
-from unmask.models.layers import Cache
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.types import Denoiser
 

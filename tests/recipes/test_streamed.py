@@ -24,6 +24,7 @@ from unmask.recipes.texts import PARTS, documents, texts
 from unmask.text import load_corpus, pack
 from unmask.text.packing import Windows
 from unmask.text.stored import COLUMN
+from unmask.training.rundir import RunError
 
 DOCUMENTS, HELD_OUT, W = 120, 8, 16
 
@@ -222,6 +223,17 @@ def test_a_training_on_a_stream_resumes_bit_for_bit(plan: Recipe, tmp_path: Path
     assert [update.loss for update in run(plan, tmp_path / "at once", data=at_once, device="cpu")] == straight
     weights = [load(tmp_path / name / "model").network.state_dict() for name in ("straight", "stopped")]
     assert all(torch.equal(one, two) for one, two in zip(*(found.values() for found in weights), strict=True))
+
+
+def test_a_training_does_not_go_on_in_another_text(plan: Recipe, tables: datasets.DatasetDict, tmp_path: Path) -> None:
+    stopped = run(plan, tmp_path / "run")
+    for _ in range(2):
+        next(stopped)
+    stopped.close()
+    shutil.rmtree(tmp_path / "set")
+    tables["train"].select(range(99)).save_to_disk(tmp_path / "set")
+    with pytest.raises(RunError, match=r"began to read another .* name the commit"):
+        next(run(plan, tmp_path / "run"))
 
 
 def test_held_out_text_of_a_model_is_that_of_its_training(plan: Recipe, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What calls compute: no more than is read; and windows beside kept keys and values, where they are exact, what they
 cost, who is refused."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +12,8 @@ from reference import network_random
 from toy_sampling import masked, uniform
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
+from unmask.models.cache import Cache
 from unmask.models.dit import Shape
-from unmask.models.layers import Cache
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.samplers.calls import window
 from unmask.samplers.loop import sample, watch
@@ -154,6 +155,31 @@ def test_samples_of_different_prompts_are_not_alike() -> None:
     picking.denoiser = Picking()
     draw(picking, sampler="confidence")
     assert picking.denoiser.calls[0] == (5, None), "one of six is given whole"
+
+
+@pytest.mark.parametrize(("levels", "asked"), [([0.5, 0.5], 1), ([0.2, 0.5], 2)])
+def test_samples_that_are_told_different_levels_are_not_alike(levels: list[float], asked: int) -> None:
+    picking = model()
+    picking.denoiser = Picking()
+
+    def sampler(task: Task) -> list[Moving]:
+        first = Reads(torch.tensor([0, 1]), torch.tensor([0, L]), torch.tensor(levels, dtype=torch.float64))
+        return [Moving(lambda z: first), Moving(lambda z: Reads.of(torch.arange(0), L))]
+
+    draw(picking, n=2, steps=2, pinned=None, sampler=sampler)
+    assert picking.denoiser.calls == [(asked, None)]
+
+
+class Moving:
+    """A step that reads what it is told to and moves nothing."""
+
+    def __init__(self, reads: Callable[[Tensor], Reads]) -> None:
+        self.reads = reads
+
+    def __call__(self, z: Tensor, laws: Laws) -> Tensor:
+        for _ in laws:
+            pass
+        return z
 
 
 class Foreign:

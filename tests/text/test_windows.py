@@ -113,8 +113,9 @@ def test_windows_together_are_the_rows_of_the_whole_text(
     assert torch.equal(found.upto(10**6)[:], expected)
     for n in range(1, len(expected) + W, W):  # each by an object that knows nothing but what is on disk
         once = opened(folder / "2", source, wrap=wrap)
-        assert torch.equal(once.upto(n)[:], expected[: len(once.upto(n))])
-        assert len(once.upto(n)) >= min(n, len(expected))
+        some = once.upto(n)  # asked for again it may be more: windows are written ahead
+        assert torch.equal(some[:], expected[: len(some)])
+        assert len(some) >= min(n, len(expected))
         once.close()
 
 
@@ -219,7 +220,8 @@ def test_what_is_written_ahead_ends_when_it_is_told_to(tmp_path: Path) -> None:
         found.upto(n)
         found.close()
         assert not writers()
-    assert torch.equal(found.upto(1000 * W)[:], pack(encode(texts), 5, EOS)[: len(found.upto(1000 * W))])
+    some = found.upto(1000 * W)
+    assert torch.equal(some[:], pack(encode(texts), 5, EOS)[: len(some)])
     found.close()
 
 
@@ -229,10 +231,13 @@ PROCESSES = """
 import os, signal, sys, time
 from pathlib import Path
 import torch, datasets
-import unmask.text.windows
-from unmask.text.packing import pack
+from functools import partial
+import unmask.text.streamed, unmask.text.windows
+from unmask.text.packing import crops, pack
 from test_windows import EOS, VOCABULARY, W, documents, encode, stream
 unmask.text.windows.WINDOW = 5 * W
+unmask.text.windows.crops = partial(crops, block=33)
+unmask.text.streamed.AT_ONCE = 4  # so that each window takes time
 folder, texts = Path(sys.argv[1]), documents(150)
 whole, source = pack(encode(texts), 5, EOS), stream(texts)
 
@@ -250,7 +255,7 @@ def begin(last, seconds):
     assert torch.equal(rows[:], whole[:len(rows)])
     sys.exit()  # as a script ends: threads and all
 
-killed, interrupted, short = begin(10**4, 0.05), begin(10**4, 0.05), begin(2 * W + 1, 0.05)
+killed, interrupted, short = begin(10**4, 0.1), begin(10**4, 0.1), begin(2 * W + 1, 0.1)
 while len(list(folder.glob("0*.json"))) < 3:
     time.sleep(0.01)
 os.kill(killed, signal.SIGKILL)

@@ -203,6 +203,10 @@ def text_of(text: Text, name: str) -> Data:
     """The documents that a user asks for; by default those that the card of the model names."""
     if text.corpus is not None:
         return Data(text.corpus, text.part or "all", streaming=text.streaming)
+    if text.streaming:
+        raise ValueError(
+            "text.streaming says how --text.corpus is read: give it too, or leave both to the model's card"
+        )
     told = trained_on(name)
     if told is None:
         raise ValueError(f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)")

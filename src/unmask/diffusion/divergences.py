@@ -88,7 +88,8 @@ class Teacher:
     """log q [n, V] of rows of a prediction, without a graph; `at` a chunk its head has run for all rows of it.
 
     index  [N] flat rows of the prediction
-    held   a chunk of them, and its logits; None: the head runs for the rows that are asked for
+    held   a chunk of them, and its logits, each to be asked for once: they are overwritten. None: the head runs for the
+           rows that are asked for
     """
 
     prediction: Prediction

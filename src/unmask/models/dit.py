@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unmask.models.layers import Block, Branch, Cache, Embedding, Linear, OutputLayer, Rotary, SigmaEmbedding
+from unmask.models.cache import Cache
+from unmask.models.layers import Block, Branch, Embedding, Linear, OutputLayer, Rotary, SigmaEmbedding
 from unmask.types import Mixture, Tokens
 
 
@@ -167,6 +168,8 @@ class DiT(nn.Module):
         if asked is not None and self.shape.causal:
             raise ValueError("asked leaves out what nobody reads of a bidirectional network: leave it out here")
         first = 0 if cache is None else cache.length
+        if first and places is None and not self.shape.causal:
+            raise ValueError("this cache holds a row, and only a causal network reads on behind it: say which places")
         if places is None:
             angles = self.rotary_emb(first, tokens.shape[1])
         else:

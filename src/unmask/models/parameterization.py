@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unmask.models.cache import Cache, put_at_places
 from unmask.models.dit import Conditioning, DiT
-from unmask.models.layers import Cache
 from unmask.prediction import Prediction
 from unmask.types import Mixture, PerSequence, Tokens
 
@@ -89,7 +89,8 @@ class FrozenDenoiser:
         asked   [B, W] places; the last block computes no others (None: all)
         cache   keeps the keys and values of the call, for a `window` of a later one
         window  [B, W] places in order; no others are computed, but attended to as the cache kept them. Approximate:
-                that was made when the window held other tokens. Where none has changed it is a call, to rounding
+                that was made when the window held other tokens, and at another alpha. Where neither has changed it
+                is a call, to rounding
         """
         sigma = noise(alpha) if self.sees_alpha else None
         tokens = z if window is None else z.gather(1, window)
@@ -99,8 +100,7 @@ class FrozenDenoiser:
         )
         places = window if asked is None else asked
         if places is not None:
-            found, hidden = hidden, hidden.new_full((*z.shape, hidden.shape[2]), torch.nan)
-            hidden[torch.arange(len(z), device=z.device)[:, None], places] = found
+            hidden = put_at_places(hidden.new_full((*z.shape, hidden.shape[2]), torch.nan), places, hidden)
         return prediction(self.network, hidden, self.mask_id, z)
 
 

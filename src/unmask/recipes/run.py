@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launc
 from unmask.training.engine import Engine, faster_in_bfloat16
 from unmask.training.sharding import copies
 
-START = "start.json"  # of a run directory: the digest of the weights that the run began with
+START = "start.json"  # of a run directory: what tells the weights and the streamed text that the run began with
 
 
 def run(
@@ -53,15 +53,15 @@ def run(
     data = texts(recipe, say) if data is None else data
     parts = build(recipe, data.tokenizer)
     batches = _batches(recipe, data.train, parts, engine)
-    digest = _digest(parts.student.network, recipe) if starts_from(recipe) else ""
+    began = {"weights": _digest(parts.student.network, recipe)} if starts_from(recipe) else {}
+    began |= {} if data.identity is None else {"text": data.identity}
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
         RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, engine=engine) as run_dir,
         stop_signals() as stop,
         closing(data),
     ):
-        if digest:
-            _check_start(Path(directory) / START, digest, starts_from(recipe), engine)
+        _check_start(Path(directory) / START, began, recipe, engine)
         say(str(run_dir.restore(state)))
         if engine.world > recipe.accumulation:
             say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
@@ -123,16 +123,28 @@ def _as_saved(recipe: Recipe, directory: Path) -> Any:
     return json.loads(file.read_text("utf-8")) if same else to_json(recipe)
 
 
-def _check_start(file: Path, digest: str, name: str, engine: Engine) -> None:
-    """A run goes on from the weights that it began with, or not at all: a path may hold another model by now."""
-    known = json.loads(file.read_text("utf-8"))["weights"] if file.exists() else digest
-    if known != digest:
+def _check_start(file: Path, began: Mapping[str, str], recipe: Recipe, engine: Engine) -> None:
+    """A run goes on from the weights and in the text that it began with, all processes in the same, or not at all: a
+    name may stand for others by now.
+    """
+    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    for name, digest in began.items():
+        number = int(digest[:15], 16)
+        if engine.same(number) == number and known.get(name, digest) == digest:
+            continue
+        if name == "weights":
+            raise RunError(
+                f"the run in {file.parent} started from weights {known.get(name, 'of another process')[:12]}, and "
+                f"{starts_from(recipe)} holds {digest[:12]}: it was trained again since; choose another run directory, "
+                "or remove this one"
+            )
         raise RunError(
-            f"the run in {file.parent} started from weights {known[:12]}, and {name} holds {digest[:12]}: it was "
-            "trained again since; choose another run directory, or remove this one"
+            f"the run in {file.parent} began to read another {recipe.data.corpus}, or another process does: files have "
+            "other names, sizes or times, or a branch of the hub has another commit; name the commit "
+            "(hub:OWNER/NAME@COMMIT), give the files their times again (cp -p), or choose another run directory"
         )
-    if engine.main and not file.exists():
-        write_text(file, json.dumps({"weights": digest}) + "\n")
+    if engine.main and known != began:
+        write_text(file, json.dumps(began) + "\n")
 
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:

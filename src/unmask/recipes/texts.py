@@ -33,12 +33,16 @@ PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and
 
 @dataclass(frozen=True)
 class Texts:
-    """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest."""
+    """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest.
+
+    identity  of text that is streamed, a name that changes when it does
+    """
 
     train: Rows | Windows
     held_out: Rows
     tokenizer: Tokenizer
     digest: str
+    identity: str | None = None
 
     @property
     def train_rows(self) -> int | None:
@@ -57,7 +61,7 @@ def documents(data: Data, say: Say = silent) -> Split:
         return load_stream(data.corpus, PARTS[data.part], say)
     corpus = load_corpus(data.corpus)
     if data.part != "all":
-        corpus = halves(corpus)[0 if data.part == "first half" else 1]
+        corpus = halves(corpus)[PARTS[data.part].start]
     return split(corpus)
 
 
@@ -71,7 +75,8 @@ def texts(recipe: Recipe, say: Say = silent) -> Texts:
     held_out = rows(parts.held_out, *form, say)
     if isinstance(parts.train, Stream):
         are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(parts.held_out.documents)
-        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest_of(parts.held_out))
+        digest, identity = digest_of(parts.held_out), parts.train.identity
+        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest, identity)
     return Texts(rows(parts.train, *form, say), held_out, tokenizer, digest_of(parts.held_out))
 
 

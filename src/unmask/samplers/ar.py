@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unmask.models.layers import Cache
+from unmask.models.cache import Cache
 from unmask.prediction import Prediction
 from unmask.samplers.canvas import FREE, Frame
 from unmask.samplers.draws import UNFILTERED, Draw, Filters, check_numbers, draw_rows, race, read

@@ -14,16 +14,16 @@ block keep all other blocks too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from unmask.models.layers import Cache
+from unmask.models.cache import Cache
 from unmask.prediction import Prediction
 from unmask.samplers.reads import Reads
-from unmask.samplers.steps import Move, Show, Step, Task
+from unmask.samplers.steps import Move, Show, Step, Table, Task
 from unmask.types import Denoiser, PerSequence, Tokens
 
 
@@ -61,7 +61,7 @@ def calls_of(denoiser: Denoiser, task: Task, steps: Sequence[Step], cache: int |
             f"cache asks the model to keep keys and values, and {type(denoiser).__name__} has no method `part` for "
             "it: leave cache out, or give a network of this library"
         )
-    if task.mask_id is None or any(isinstance(step, Move) and step.kappa != 1 for step in steps):
+    if task.mask_id is None or any(isinstance(step, Move | Table) and step.kappa != 1 for step in steps):
         raise ValueError(
             "cache keeps what a network made of tokens that stay, and with uniform noise, psi and ReMDM any token can "
             f"change in any move: want cache = None or 1, got {cache}; leave it out, or use a sampler of masked "
@@ -74,8 +74,8 @@ def calls_of(denoiser: Denoiser, task: Task, steps: Sequence[Step], cache: int |
 class Whole:
     """Every call is a whole pass: exact.
 
-    But for what nobody reads: where all samples are still alike, one stands for all; and where the places that are
-    read were known beforehand, the last block computes no others.
+    But for what nobody reads: where all samples are still alike, and are told the same, one stands for all; and where
+    the places that are read were known beforehand, the last block computes no others.
     """
 
     denoiser: Denoiser
@@ -86,7 +86,7 @@ class Whole:
         return self.steps[k].reads(z)
 
     def predict(self, k: int, z: Tokens, alpha: PerSequence, reads: Reads) -> tuple[Prediction, Tensor]:
-        if k == 0 and self.alike:
+        if k == 0 and self.alike and (reads.alpha is None or bool((alpha == alpha[0]).all())):
             return self.denoiser(z[:1], alpha[:1]), reads.where % z.shape[1]
         if reads.places is not None and isinstance(self.denoiser, PartialDenoiser):
             return self.denoiser.part(z[reads.rows], alpha, reads.places, None, None), reads.where
@@ -95,20 +95,27 @@ class Whole:
 
 @dataclass(frozen=True)
 class Window:
-    """The samples of a period, `rows` [b] in rising order, and what its moves compute of each, `places` [b, W].
+    """The samples of a period, `rows` [b] in rising order, what its moves compute of each: `first` to `last` [b, 1].
 
-    Shorter ones repeat their last place: a sample's window is its own in any batch.
+    width  of the widest
     """
 
     rows: Tensor
-    places: Tensor
+    first: Tensor
+    last: Tensor
+    width: int
+
+    @property
+    def places(self) -> Tensor:
+        """[b, W]; shorter ones repeat their last place: a sample's window is its own in any batch."""
+        return (self.first + torch.arange(self.width, device=self.first.device)).minimum(self.last)
 
 
 def window(steps: Sequence[Step], z: Tokens) -> Window:
     """The smallest spans that hold all that the steps would read at z; they may read less when their turn comes."""
     n, length = z.shape
     read = torch.zeros(n * length, dtype=torch.bool, device=z.device)
-    for step in steps:
+    for step in {id(step): step for step in steps}.values():  # some samplers take one step again and again
         read[step.reads(z).at(length)] = True
     read = read.view(n, length)
     rows = read.any(dim=1).nonzero().squeeze(-1)
@@ -116,7 +123,7 @@ def window(steps: Sequence[Step], z: Tokens) -> Window:
     first = place.where(some, length).amin(dim=1, keepdim=True)
     last = place.where(some, -1).amax(dim=1, keepdim=True)
     width = int((last - first).max()) + 1 if len(rows) else 0
-    return Window(rows, (first + place[:width]).minimum(last))
+    return Window(rows, first, last, width)
 
 
 @dataclass
@@ -160,7 +167,9 @@ class Cached:
                 f"others, {rows.tolist()} of {self.window.rows.tolist()}: leave cache out, or let its reads only shrink"
             )
         cache, places = self.cache, self.window.places
-        if len(rows) < len(self.window.rows):
-            some = torch.searchsorted(self.window.rows, rows)
-            cache, places = cache[some], places[some]
-        return self.denoiser.part(text, alpha, reads.places, cache, places), reads.where
+        if len(rows) == len(self.window.rows):
+            return self.denoiser.part(text, alpha, reads.places, cache, places), reads.where
+        some = torch.searchsorted(self.window.rows, rows).clamp(max=len(self.window.rows) - 1)
+        found = self.denoiser.part(text, alpha, reads.places, cache[some], places[some])
+        strange = (self.window.rows[some] != rows)[:, None, None]  # of another sample: not a number
+        return replace(found, hidden=found.hidden.masked_fill(strange, torch.nan)), reads.where

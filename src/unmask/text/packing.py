@@ -2,7 +2,7 @@
 
 A batch is a pure function of the step: a run that resumes needs no cursor but the step's number, and processes
 need not talk to share the rows out. Where the rows are, in memory or on disk (`stored`), does not matter to it, nor
-whether they are all there (`streamed`).
+whether they are all there (`windows`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -172,7 +172,8 @@ class Folder:
     @property
     def _leads(self) -> bool:
         """Whether this process has the text open where the next window begins."""
-        return self._live is not None and self._live[0] == len(self._known)
+        live = self._live  # another thread may close it meanwhile
+        return live is not None and live[0] == len(self._known)
 
     @property
     def _ended(self) -> bool:
