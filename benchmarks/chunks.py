@@ -1,9 +1,8 @@
 """How many rows of the vocabulary to hold, and to work on, at a time: reverse KL over 1,024 rows of V = 50,258.
 
 A chunk of rows passes the head, forward and back; between these products a loss goes over it block by block. Forward
-and backward, medians of 3 in turns in one run, in processor time of all threads over their number: chunks of 16, 31
-and 64 MiB (the library's on a CPU: 31, 32 less what takes the C library to the system for every tensor) in blocks of
-1 MiB (the library's), of 4 MiB, and whole.
+and backward, medians of 3 in turns in one run: chunks of 16, 31 and 64 MiB (the library's on a CPU: 31, since from 32
+on the C library asks the system for every tensor anew) in blocks of 1 MiB (the library's), of 4 MiB, and whole.
 """
 
 from __future__ import annotations
