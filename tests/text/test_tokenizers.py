@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
 from unmask.text import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
-from unmask.text.tokenizers import END, MASK, tokenizer_named
+from unmask.text.tokenizer_files import END, MASK
+from unmask.text.tokenizers import tokenizer_named
 
 TEXTS = ["the rain in Spain stays mainly in the plain\n", "in the beginning was the word, and the word was read\n"] * 20
 

@@ -13,7 +13,7 @@ from unmask.models.dit import DiT, Shape
 from unmask.prediction import block_rows, chunk_rows
 from unmask.recipes.schema import Consistency, Distillation, Nelbo, NextToken, Recipe, Sdtt
 from unmask.text.hub import OWN, TOKENIZER_FILES, local_or_hub
-from unmask.text.tokenizers import find_tokenizer
+from unmask.text.tokenizers import bpe_size, find_tokenizer
 
 KNOWN = {"gpt2": (50257, False), "bert-base-uncased": (30522, True)}  # tokens, and whether one of them is MASK
 SAVED = 20  # numbers a token, channel and block that autograd keeps, in the precision of the products
@@ -29,7 +29,7 @@ def vocabulary(recipe: Recipe) -> int:
     """V of a recipe, without reading any text: the tokenizer's tokens, and MASK where it is needed and not there."""
     name = recipe.data.tokenizer
     if name.startswith("bpe:"):
-        return int(name.removeprefix("bpe:"))
+        return bpe_size(name)
     if name in KNOWN:
         size, has_mask = KNOWN[name]
     else:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from unmask.files import replacing, write_text
 from unmask.recipes.build import starts_from
 from unmask.recipes.schema import Data, Part, Recipe
+from unmask.text.agreement import COMPARED, check_ids
 from unmask.text.cache import Say, alone, cache, key, silent
 from unmask.text.corpora import Corpus, Split, halves, load_corpus, load_stream, split
 from unmask.text.packing import Ids, Rows, Windows, joined, row_blocks
+from unmask.text.pieces import PIECE
 from unmask.text.stored import FORMAT, StoredRows, TokenLists, kept_rows
 from unmask.text.streamed import AT_ONCE, Stream
-from unmask.text.tokenizers import Tokenizer, tokenizer_named, train_bpe
+from unmask.text.tokenizers import Tokenizer, bpe_size, tokenizer_named, train_bpe
 from unmask.text.windows import WINDOW, windows
 
 PARTS: Mapping[Part, slice] = MappingProxyType(
@@ -93,6 +95,8 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
     for a text, tokenizer and length. Lists of ids that all have L tokens are rows already and stay where they are.
     """
     lists = corpus.documents
+    if isinstance(lists, TokenLists):
+        check_ids(corpus.name, lists.beside_text(COMPARED), tokenizer)
     if isinstance(lists, TokenLists) and _are_rows(lists):
         return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
 
@@ -115,7 +119,7 @@ def streamed(
 
     def encode(some: Sequence[str] | TokenLists) -> Sequence[Ids]:
         if not isinstance(some, TokenLists):
-            return tokenizer.encode_batch(some)
+            return coded(some, tokenizer)
         if are_rows and any(len(ids) != length for ids in some):
             raise ValueError(
                 f"the first lists of ids of {stream.name!r} are rows of {length} tokens, others have other lengths: "
@@ -123,6 +127,7 @@ def streamed(
             )
         return some
 
+    check_ids(stream.name, stream.beside_text(COMPARED), tokenizer)
     folder = cache() / "windows" / key(_name(stream.identity, tokenizer, length, wrap), WINDOW, are_rows)
     ends = (None, False, None) if are_rows else (tokenizer.eos_id, wrap, tokenizer.bos_id)
     return windows(stream, encode, folder, tokenizer.vocab_size, length, *ends, say)
@@ -141,11 +146,19 @@ def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator
         return
     left, done = iter(corpus.documents), 0
     while some := list(islice(left, AT_ONCE)):
-        yield from tokenizer.encode_batch(some)
+        yield from coded(some, tokenizer)
         done += len(some)
         if time.monotonic() - told > SPEAK_EVERY:
             told = time.monotonic()
             say(f"tokenizing {corpus.name}: {done:,} of {total:,} documents")
+
+
+def coded(documents: Sequence[str], tokenizer: Tokenizer) -> Sequence[Ids]:
+    """The token ids of documents, 8 bytes each where a document is long."""
+    if max(map(len, documents), default=0) <= PIECE:
+        return tokenizer.encode_batch(documents)
+    found = ([np.asarray(ids, dtype=np.int64) for ids in tokenizer.pieces(document)] for document in documents)
+    return [np.concatenate(pieces) for pieces in found]
 
 
 def digest_of(corpus: Corpus) -> str:
@@ -167,7 +180,7 @@ def tokenizer_of(data: Data, train: Corpus | Stream, say: Say = silent) -> Token
     """
     if not data.tokenizer.startswith("bpe:"):
         return tokenizer_named(data.tokenizer)
-    size = int(data.tokenizer.removeprefix("bpe:"))
+    size = bpe_size(data.tokenizer)
     if train.identity is None:
         return train_bpe(train.texts, size)
     folder = cache() / "tokenizers" / key(FORMAT, train.identity, size)
