@@ -28,11 +28,10 @@ def in_pieces(
     A piece grows from `size` characters until there is such a place. ValueError where `most` characters have none.
     """
     start = 0
-    while len(text) - start > size + context:
+    while start < len(text) or not start:
         piece, codes = _first_piece(text, start, encode, size, context, most)
         yield piece, codes
-        start += len(piece)
-    yield text[start:], encode(text[start:])
+        start += max(1, len(piece))
 
 
 def _first_piece(

@@ -71,10 +71,15 @@ def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
     return names
 
 
+def words_of_bytes() -> pre_tokenizers.PreTokenizer:
+    """GPT-2's cut of a text into words, of bytes."""
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
 def on_bytes(model: models.BPE) -> hf.Tokenizer:
     """A BPE that works on the bytes of words, as GPT-2's does."""
     backend = hf.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = words_of_bytes()
     backend.decoder = decoders.ByteLevel()
     return backend
 

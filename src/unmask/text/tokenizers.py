@@ -20,7 +20,16 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from unmask.text.hub import TOKENIZER_FILES, local_or_hub, named
 from unmask.text.pieces import PIECE, in_pieces
-from unmask.text.tokenizer_files import END, MASK, PAIRS, installed_gpt2, on_bytes, read_backend, special_names
+from unmask.text.tokenizer_files import (
+    END,
+    MASK,
+    PAIRS,
+    installed_gpt2,
+    on_bytes,
+    read_backend,
+    special_names,
+    words_of_bytes,
+)
 
 LEAST, GREATEST = 258, 2**24  # tokens of a vocabulary that is trained here: 256 bytes and 2 special tokens, and more
 # Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
@@ -150,15 +159,14 @@ def _is_text(text: Any) -> bool:
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
     """Texts that are encoded at a time, in their order: a long one alone."""
     held: list[str] = []
-    size = 0
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"text is no string: got {text!r:.60}; give a string for each document")
-        if held and (len(held) == _AT_ONCE or size + len(text) > 4 * PIECE or len(text) > PIECE):
+        long = max(len(text), len(held[0]) if held else 0) > PIECE
+        if held and (long or len(held) == _AT_ONCE or sum(map(len, held)) > 4 * PIECE):
             yield held
-            held, size = [], 0
+            held = []
         held.append(text)
-        size = 4 * PIECE if len(text) > PIECE else size + len(text)
     if held:
         yield held
 
@@ -218,7 +226,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(_fed(texts, backend), trainer)
+    backend.train_from_iterator(_fed(texts), trainer)
     backend.add_special_tokens([MASK])
     filled = backend.get_vocab_size(with_added_tokens=True)
     if filled != vocab_size:
@@ -229,14 +237,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(backend, {"mask": MASK, "eos": END, "bos": END})
 
 
-def _fed(texts: Iterable[str], backend: hf.Tokenizer) -> Iterator[str]:
+def _fed(texts: Iterable[str]) -> Iterator[str]:
     """The texts, long ones in pieces that are cut between words."""
+    cut = words_of_bytes()  # of its own: the one that is trained is locked meanwhile
     for text in texts:
         if len(text) <= PIECE:
             yield text
         else:
-            cut = in_pieces(text, lambda some: [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(some)])
-            yield from (piece for piece, _ in cut)
+            found = in_pieces(text, lambda some: [word for word, _ in cut.pre_tokenize_str(some)])
+            yield from (piece for piece, _ in found)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
