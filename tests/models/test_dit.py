@@ -136,7 +136,7 @@ def test_certain_soft_input_is_the_token() -> None:
 
 def test_positions_enter_by_their_difference_only() -> None:
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-    rotary = Rotary(8, length=4)
+    rotary = Rotary(8)
 
     def product(i: int, j: int) -> float:
         return float((rotary(i, 1).rotate(q) * rotary(j, 1).rotate(k)).sum())

@@ -214,7 +214,7 @@ def masked(schedule: NoiseSchedule = LogLinear(), tokenizer: Tokenizer | None = 
 
 
 def uniform() -> Model:
-    net = network()
+    net = network(seed=2)
     return Model(NetworkDenoiser(net, None, True).eval(), UniformProcess(260), Cosine(0.01), None, net)
 
 
@@ -277,7 +277,7 @@ def test_the_tokenizer_comes_back_and_must_fit(tokenizer: Tokenizer, tmp_path: P
         load(tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     change_config(tmp_path / "model", mask_id=3)
-    with pytest.raises(CheckpointError, match=r"MASK is token 3 by the config .* and 259 by the tokenizer"):
+    with pytest.raises(CheckpointError, match=r"MASK is token 3 by the config and 259 by the tokenizer"):
         load(tmp_path / "model")
 
 
@@ -477,7 +477,11 @@ def test_an_existing_path_wins_over_the_hub(saved: Path, monkeypatch: pytest.Mon
     Path("org").mkdir()
     saved.rename("org/model")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
-    assert isinstance(load("org/model", revision="main"), Model)
+    assert isinstance(load("org/model"), Model)
+    with pytest.raises(CheckpointError, match=r"revision names a version on the hub, and org/model is .*'main'"):
+        load("org/model", revision="main")
+    with pytest.raises(CheckpointError, match=r"revision names .* unmask:judge is .*'main'"):
+        load("unmask:judge", revision="main")
 
 
 def test_the_hub_is_asked_for_what_is_no_path(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ class DiT(nn.Module):
         cond_dim = None if shape.causal else shape.cond_dim
         self.vocab_embed = Embedding(shape.vocab_size, shape.width)
         self.sigma_map = None if cond_dim is None else SigmaEmbedding(cond_dim)
-        self.rotary_emb = Rotary(shape.width // shape.heads, shape.length)
+        self.rotary_emb = Rotary(shape.width // shape.heads)
         blocks = [Block(shape.width, shape.heads, cond_dim, shape.dropout) for _ in range(shape.blocks)]
         self.blocks = cast(Iterable[Block], nn.ModuleList(blocks))
         self.output_layer = OutputLayer(shape.width, shape.vocab_size, cond_dim)

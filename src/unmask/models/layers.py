@@ -109,22 +109,22 @@ class Angles:
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): position m turns pair j by m 10000^(-2j / head width).
 
-    Only the frequencies belong to the state; the table of angles is made once and grows with the longest row seen.
+    Only the frequencies belong to the state. The table of angles grows with the longest row seen.
     """
 
-    def __init__(self, head_width: int, length: int) -> None:
+    def __init__(self, head_width: int) -> None:
         super().__init__()
         exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
         self.inv_freq: Tensor
         self.register_buffer("inv_freq", 1.0 / ROTARY_BASE**exponent)
-        self._length = length
+        self._length = 0
         self._table: Angles | None = None
 
     def forward(self, first: int, length: int) -> Angles:
         """The angles of positions first, ..., first + length - 1."""
         stop = first + length
-        if stop > self._length:
-            self._length, self._table = 2 * stop, None
+        if stop > self._length:  # twice the room: a row that grows token by token makes few tables
+            self._length, self._table = max(stop, 2 * self._length), None
         table, freq = self._table, self.inv_freq
         if table is None or table.cos.device != freq.device or table.cos.dtype != freq.dtype:
             table = self._table = self._angles()

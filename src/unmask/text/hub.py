@@ -32,7 +32,12 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
     hub id at that revision. ValueError in plain words: no such path or repository, gated, no such revision, no network.
     """
     path = Path(path_or_hub_id).expanduser()
-    if str(path_or_hub_id).startswith(OWN):
+    own = str(path_or_hub_id).startswith(OWN)
+    if revision is not None and (own or path.exists()):
+        raise ValueError(
+            f"revision names a version on the hub, and {path_or_hub_id} is a local model: got {revision!r}; omit it"
+        )
+    if own:
         return _shipped(str(path_or_hub_id).removeprefix(OWN))
     if path.exists():
         inside = path / "model"
