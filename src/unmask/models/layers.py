@@ -109,14 +109,15 @@ class Angles:
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): position m turns pair j by m 10000^(-2j / head width).
 
-    Only the frequencies belong to the state. The table of angles grows with the longest row seen.
+    Only the frequencies belong to the state. The table of angles grows with the longest row seen. Where the network
+    is cast to half precision, the angles are those of the exact frequencies, in float32: 8 bits of a position are
+    too few.
     """
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
         self.inv_freq: Tensor
-        self.register_buffer("inv_freq", 1.0 / ROTARY_BASE**exponent)
+        self.register_buffer("inv_freq", _frequencies(head_width // 2))
         self._length = 0
         self._table: Angles | None = None
 
@@ -125,17 +126,29 @@ class Rotary(nn.Module):
         stop = first + length
         if stop > self._length:  # twice the room: a row that grows token by token makes few tables
             self._length, self._table = max(stop, 2 * self._length), None
-        table, freq = self._table, self.inv_freq
+        table, freq = self._table, self._exact()
         if table is None or table.cos.device != freq.device or table.cos.dtype != freq.dtype:
-            table = self._table = self._angles()
+            table = self._table = self._angles(freq)
         return Angles(table.cos[first:stop], table.sin[first:stop])
 
     # The table outlives the caller's mode, and training could not use one that was made in inference mode.
     @torch.inference_mode(False)
-    def _angles(self) -> Angles:
-        position = torch.arange(self._length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
-        angle = torch.outer(position, self.inv_freq)[:, None, None]
+    def _angles(self, freq: Tensor) -> Angles:
+        position = torch.arange(self._length, device=freq.device, dtype=freq.dtype)
+        angle = torch.outer(position, freq)[:, None, None]
         return Angles(angle.cos(), angle.sin())
+
+    def _exact(self) -> Tensor:
+        """The frequencies in float32 or float64."""
+        if self.inv_freq.dtype.itemsize >= 4:
+            return self.inv_freq
+        return _frequencies(len(self.inv_freq)).to(self.inv_freq.device)
+
+
+def _frequencies(pairs: int) -> Tensor:
+    """10000^(-j / pairs), j = 0, ..., pairs - 1: the same bits on every device, since they are made on the CPU."""
+    exponent = torch.arange(0, 2 * pairs, 2, dtype=torch.float32, device="cpu") / (2 * pairs)
+    return (1.0 / ROTARY_BASE**exponent).to(torch.get_default_device())
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,10 @@ LEGACY = (
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    check_regular(path)
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     with path.open("rb") as file:
         head = file.read(512)
     try:

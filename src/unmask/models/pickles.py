@@ -73,6 +73,8 @@ DTYPES = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
 }
 INERT_NAMES = frozenset(
     [
