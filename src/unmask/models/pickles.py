@@ -86,7 +86,8 @@ INERT_NAMES = frozenset(
         *(f"builtins.{kind}" for kind in "list tuple dict set frozenset slice range".split()),
     ]
 )
-LARGEST_PICKLE = 2**24  # bytes; a tokenizer inside takes a few million, tensors a hundred each
+LARGEST_PICKLE = 2**25  # bytes; a tokenizer inside takes a few million, tensors a hundred each
+MOST_STEPS = 2**23  # a second for each half million
 MOST_CONTAINERS = 2**20  # an instruction of one byte makes an empty set of 216 bytes
 LONGEST_NAME = 500
 LARGEST_KEY = 2**60  # greater integers may have one hash, and a dictionary of them takes quadratic time
@@ -109,7 +110,9 @@ def unpickle(program: bytes, source: str = "the pickle") -> Any:
         raise CheckpointError(f"{source}: a pickle of {len(program)} bytes, want at most {LARGEST_PICKLE}")
     machine = _Machine(len(program))
     try:
-        for instruction, argument, _ in pickletools.genops(program):
+        for step, (instruction, argument, _) in enumerate(pickletools.genops(program), start=1):
+            if step > MOST_STEPS:
+                _refuse(f"it takes more than {MOST_STEPS} steps")
             machine.step(instruction.name, argument)
         return machine.stack.pop()
     except CheckpointError as error:
