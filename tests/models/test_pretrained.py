@@ -191,6 +191,16 @@ def test_loading_draws_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("folder", ["hub_mdlm", "hub_duo", "hub_ar"])
+def test_texts_are_drawn_from_a_network_of_half_precision(folder: str) -> None:
+    """A masked one used to raise: its folded conditioning met a residual stream of another precision."""
+    model = load(GOLDEN / folder)
+    size = model.network.shape.vocab_size
+    model.network.to(torch.bfloat16)
+    drawn = unmask.sample(model, n=3, length=8, steps=4, seed=0)
+    assert drawn.tokens.shape == (3, 8) and bool(((drawn.tokens >= 0) & (drawn.tokens < size)).all())
+
+
 # --- our own directories
 
 

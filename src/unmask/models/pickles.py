@@ -90,7 +90,7 @@ LARGEST_PICKLE = 2**25  # bytes; a tokenizer inside takes a few million, tensors
 MOST_STEPS = 2**23  # a second for each half million
 MOST_CONTAINERS = 2**20  # an instruction of one byte makes an empty set of 216 bytes
 LONGEST_NAME = 500
-LARGEST_KEY = 2**60  # greater integers may have one hash, and a dictionary of them takes quadratic time
+LARGEST_KEY = 2**32  # greater integers may have one hash, and a dictionary of them takes quadratic time
 
 LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
