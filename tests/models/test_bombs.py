@@ -84,6 +84,13 @@ def test_names_and_sizes_are_compared_before_a_network_is_built(layout: str, tmp
     refuse(tmp_path, r"do not fit.* missing: .* of the wrong shape", weights="raw" if layout == "ckpt" else "ema")
 
 
+def test_names_of_any_number_of_blocks_are_not_made(tmp_path: Path) -> None:
+    state = {"vocab_embed.embedding": torch.ones(1, 2), "rotary_emb.inv_freq": torch.ones(1)}
+    (tmp_path / "config.json").write_text("{}")
+    save_file(state | {f"blocks.{i}.x": torch.ones(1) for i in range(20_000)}, tmp_path / "model.safetensors")
+    refuse(tmp_path, "name 20000 blocks, want at most 4096")
+
+
 @pytest.mark.parametrize("size", [(2**61, 0), (2**40, 0), (2**31, 0)])
 def test_sizes_of_nothing_are_compared_too(size: tuple[int, int], tmp_path: Path) -> None:
     """A tensor without elements may have any size in a header."""
@@ -235,13 +242,24 @@ def numbered(content: bytes, chance: random.Random) -> bytes:
 CHANGES: list[Callable[[bytes, random.Random], bytes]] = [flipped, head, cut, joined, numbered]
 
 
+def repacked(content: bytes, chance: random.Random) -> bytes:
+    """A checkpoint whose pickle is damaged, with the right checksums."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            held = old.read(name)
+            new.writestr(name, chance.choice(CHANGES)(held, chance) if name.endswith("data.pkl") else held)
+    return made.getvalue()
+
+
 def damaged(folder: Path, file: Path, seed: int) -> str | None:
     """Load a copy of a golden model with one damaged file: None where it loads, else the error's sentence."""
     chance = random.Random(seed)
     target = folder / file.parent.name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(file.parent, target)
-    (target / file.name).write_bytes(chance.choice(CHANGES)(file.read_bytes(), chance))
+    changes = [*CHANGES, *([repacked] * 4 if file.suffix == ".ckpt" else [])]
+    (target / file.name).write_bytes(chance.choice(changes)(file.read_bytes(), chance))
     try:
         load(target if file.suffix != ".ckpt" else target / file.name, weights="ema")
     except ValueError as error:

@@ -80,6 +80,17 @@ def test_what_is_no_model_is_refused_and_left_as_it_is(
     assert content(tmp_path) == before and out.lstat().st_mode == kinds
 
 
+def test_a_directory_that_may_not_be_written_to_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model().save(tmp_path / "m")
+    before = content(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, wanted: path != tmp_path / "m")  # root may do anything
+    with pytest.raises(ValueError, match="may not be written to"):
+        model(seed=1).save(tmp_path / "m")
+    assert content(tmp_path) == before
+
+
 def test_other_peoples_models_and_run_directories_are_left_as_they_are(tmp_path: Path) -> None:
     """Only what `save` wrote is replaced: not the download that was converted, not a run with its states."""
     shutil.copytree(GOLDEN / "hub_duo", tmp_path / "duo")

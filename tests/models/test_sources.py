@@ -205,6 +205,20 @@ def test_masks_that_are_no_tokens(value: Any, copy: Path) -> None:
         load(copy)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"name": ["LogLinear"]}, {"name": None}, {}, {"name": "Polynomial", "power": 10**300}]
+    + [{"name": "LogLinear", "eps": value} for value in ("x", [1], None, True, 2, -1, 1e300)]
+    + [{"name": "Polynomial", "power": value} for value in (0, -1, {}, 1e300)],
+)
+def test_schedules_that_are_none(said: Any, tmp_path: Path) -> None:
+    load(MDLM).save(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schedule": said}))
+    with pytest.raises(CheckpointError, match=r"`schedule|eps is|power is"):
+        load(tmp_path / "m")
+
+
 def test_a_long_row_costs_nothing_before_it_is_read(copy: Path) -> None:
     """The table of rotary angles grows with the rows that are read: a length in a config makes none."""
     (copy / "config.json").write_text(json.dumps(CONFIG | {"length": LONGEST, "model_length": LONGEST}))

@@ -110,8 +110,11 @@ def _own(said: _Said) -> Facts:
 def _schedule(said: _Said) -> NoiseSchedule:
     options = dict(said.first(dict, "schedule") or {})
     name = options.pop("name", None)
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise CheckpointError(f"{said.where}: `schedule` names one of {', '.join(SCHEDULES)}, got {name!r}")
+    for option, value in options.items():
+        if type(value) not in (int, float) or not abs(value) < 2**53:
+            raise CheckpointError(f"{said.where}: `schedule.{option}` is a number below 2^53, got {str(value)[:50]}")
     try:
         return SCHEDULES[name](**options)
     except TypeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,6 +72,8 @@ def check_directory(directory: str | Path) -> Path:
         raise ValueError(f"{path} is no directory, and a model is written as one: give the name of a new directory")
     if Path.cwd().is_relative_to(path):
         raise ValueError(f"{path} is, or holds, the working directory, and a model takes its place: give another name")
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"{path} may not be written to, and it is left as it is: give another name, or its mode back")
     names = sorted(entry.name for entry in path.iterdir())
     if names and not _ours(path / CONFIG):
         raise ValueError(

@@ -21,6 +21,8 @@ WRAPPERS = frozenset(
     "_orig_mod module model backbone _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
 )
 
+MOST_BLOCKS = 4096  # of a network: a file of names only could ask for any number
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -86,12 +88,15 @@ def shape_of(weights: Mapping[str, Weight], where: str) -> Shape:
     if misshapen:
         _misfit(where, [], [], misshapen)
     vocab_size, width = weights[EMBEDDING].shape
+    blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if blocks > MOST_BLOCKS:
+        raise CheckpointError(f"the weights of {where} name {blocks} blocks, want at most {MOST_BLOCKS}")
     try:
         return Shape(
             vocab_size,
             length=1,
             width=width,
-            blocks=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
+            blocks=blocks,
             heads=width // (2 * max(1, weights[FREQUENCIES].shape[0])),
             cond_dim=1 if causal else weights[NOISE].shape[0],
             causal=causal,
@@ -187,8 +192,10 @@ def _check(where: str, found: Mapping[str, Weight], wanted: Mapping[str, tuple[i
 
 
 def _misfit(where: str, missing: list[str], extra: list[str], misshapen: list[str]) -> NoReturn:
-    prefixes = [key.removesuffix(name) for name in missing for key in extra if key.endswith(f".{name}")]
+    prefixes = [key.removesuffix(name) for name in missing[:50] for key in extra[:50] if key.endswith(f".{name}")]
     hint = f"is {prefixes[0]!r} a prefix to strip?" if prefixes else "is it another architecture?"
     kinds = {"missing": missing, "not known": extra, "of the wrong shape": misshapen}
-    lists = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in kinds.items() if names]
+    lists = [
+        f"{len(names)} {kind}: {', '.join(name[:200] for name in names[:10])}" for kind, names in kinds.items() if names
+    ]
     raise CheckpointError(f"the weights of {where} do not fit ({hint}); " + "; ".join(lists))
