@@ -246,6 +246,12 @@ def test_only_regular_files_are_read(kind: str, name: str, copy: Path) -> None:
         load(copy)
 
 
+def test_other_files_of_a_directory_are_let_be(copy: Path) -> None:
+    (copy / "tokenizer_old").mkdir()
+    os.mkfifo(copy / "notes")
+    assert torch.equal(logits(copy), logits(MDLM))
+
+
 def test_a_device_is_no_model() -> None:
     for name in ("/dev/zero", "/dev/null"):
         with pytest.raises(CheckpointError, match=f"{name} is no regular file"):

@@ -126,23 +126,21 @@ class Rotary(nn.Module):
         stop = first + length
         if stop > self._length:  # twice the room: a row that grows token by token makes few tables
             self._length, self._table = max(stop, 2 * self._length), None
-        table, freq = self._table, self._exact()
-        if table is None or table.cos.device != freq.device or table.cos.dtype != freq.dtype:
-            table = self._table = self._angles(freq)
+        table, device = self._table, self.inv_freq.device
+        dtype = torch.promote_types(self.inv_freq.dtype, torch.float32)
+        if table is None or table.cos.device != device or table.cos.dtype != dtype:
+            table = self._table = self._angles(dtype)
         return Angles(table.cos[first:stop], table.sin[first:stop])
 
     # The table outlives the caller's mode, and training could not use one that was made in inference mode.
     @torch.inference_mode(False)
-    def _angles(self, freq: Tensor) -> Angles:
-        position = torch.arange(self._length, device=freq.device, dtype=freq.dtype)
+    def _angles(self, dtype: torch.dtype) -> Angles:
+        freq = self.inv_freq
+        if freq.dtype != dtype:
+            freq = _frequencies(len(freq)).to(freq.device)
+        position = torch.arange(self._length, device=freq.device, dtype=dtype)
         angle = torch.outer(position, freq)[:, None, None]
         return Angles(angle.cos(), angle.sin())
-
-    def _exact(self) -> Tensor:
-        """The frequencies in float32 or float64."""
-        if self.inv_freq.dtype.itemsize >= 4:
-            return self.inv_freq
-        return _frequencies(len(self.inv_freq)).to(self.inv_freq.device)
 
 
 def _frequencies(pairs: int) -> Tensor:

@@ -22,6 +22,7 @@ CONFIG, MODEL, RAW = "config.json", "model.safetensors", "raw.safetensors"
 INDEX = "model.safetensors.index.json"  # which of several files holds which tensor
 LARGEST_HEADER = 2**24  # bytes of names and sizes before the tensors of a safetensors file; a real one has 100 a tensor
 LARGEST_TOKENIZER = 2**27  # bytes of one of its files
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 _KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors spells them
 
 
@@ -90,9 +91,9 @@ def _lightning(checkpoint: Checkpoint, where: str, weights: str) -> Source:
 def _directory(path: Path, weights: str) -> Iterator[Source]:
     try:
         said = read_json(path / CONFIG)
-        for pattern in TOKENIZER_FILES:
-            for file in path.glob(pattern):
-                check_regular(file, LARGEST_TOKENIZER)
+        for name in _TOKENIZER:
+            if (path / name).exists():
+                check_regular(path / name, LARGEST_TOKENIZER)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} has no {CONFIG}, which says what the weights in {MODEL} are") from error
     except ValueError as error:
@@ -127,12 +128,15 @@ def _files(path: Path, weights: str) -> dict[Path, set[str] | None]:
     if not isinstance(mapped, dict) or not mapped or not all(isinstance(file, str) for file in mapped.values()):
         raise CheckpointError(f"{path / INDEX} has no `weight_map` of tensors and the files that hold them")
     shards: dict[Path, set[str] | None] = {}
-    for name in sorted(set(mapped.values())):
+    tensors: dict[str, set[str]] = {}
+    for tensor, name in mapped.items():
+        tensors.setdefault(name, set()).add(tensor)
+    for name, held in sorted(tensors.items()):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{path / INDEX} names {name!r}: want the name of a .safetensors file beside it")
         if not (path / name).exists():
             raise CheckpointError(f"{path} has no {name}, which {INDEX} names: download the missing shards")
-        shards[path / name] = {tensor for tensor, file in mapped.items() if file == name}
+        shards[path / name] = held
     return shards
 
 
