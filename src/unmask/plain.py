@@ -1,13 +1,16 @@
-"""Dataclasses as plain JSON data and back: recipes, reports. No torch here."""
+"""Dataclasses as plain JSON data and back: recipes, reports. JSON files, read within bounds. No torch here."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import stat
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
 
 T = TypeVar("T")
 Readers = Mapping[type, Callable[[Any, str], Any]]  # type -> (value, where) -> what it means
@@ -30,6 +33,45 @@ def from_json(kind: type[T], value: Any, where: str, *, strict: bool = True, rea
     readers  types that are written in a form of their own
     """
     return typing.cast(T, _Reader(strict, readers or {}).record(kind, value, where))
+
+
+LARGEST_JSON = 2**22  # bytes of a JSON file that `read_json` reads by default
+
+
+def read_json(file: Path, largest: int = LARGEST_JSON) -> Any:
+    """The value of a JSON file in UTF-8, with or without a byte order mark.
+
+    ValueError for a device or a pipe, for more than `largest` bytes, for NaN and Infinity, for a name that an object
+    has twice, and for anything else that is no JSON; FileNotFoundError where there is no file.
+    """
+    check_regular(file, largest)
+    try:
+        return json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError(f"{file} is no JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+
+
+def check_regular(file: Path, largest: int | None = None) -> None:
+    """ValueError unless this is a regular file of at most `largest` bytes: a pipe or a device may never end."""
+    facts = file.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError(f"{file} is no regular file but a directory, a pipe or a device: it is not read")
+    if largest is not None and facts.st_size > largest:
+        raise ValueError(f"{file} is too large: got {facts.st_size} bytes, want at most {largest}")
+
+
+def _no_number(spelling: str) -> NoReturn:
+    raise ValueError(f"{spelling} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the name {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

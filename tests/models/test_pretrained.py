@@ -191,6 +191,16 @@ def test_loading_draws_no_random_numbers() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("folder", ["hub_mdlm", "hub_duo", "hub_ar"])
+def test_texts_are_drawn_from_a_network_of_half_precision(folder: str) -> None:
+    """A masked one used to raise: its folded conditioning met a residual stream of another precision."""
+    model = load(GOLDEN / folder)
+    size = model.network.shape.vocab_size
+    model.network.to(torch.bfloat16)
+    drawn = unmask.sample(model, n=3, length=8, steps=4, seed=0)
+    assert drawn.tokens.shape == (3, 8) and bool(((drawn.tokens >= 0) & (drawn.tokens < size)).all())
+
+
 # --- our own directories
 
 
@@ -214,7 +224,7 @@ def masked(schedule: NoiseSchedule = LogLinear(), tokenizer: Tokenizer | None = 
 
 
 def uniform() -> Model:
-    net = network()
+    net = network(seed=2)
     return Model(NetworkDenoiser(net, None, True).eval(), UniformProcess(260), Cosine(0.01), None, net)
 
 
@@ -277,7 +287,7 @@ def test_the_tokenizer_comes_back_and_must_fit(tokenizer: Tokenizer, tmp_path: P
         load(tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     change_config(tmp_path / "model", mask_id=3)
-    with pytest.raises(CheckpointError, match=r"MASK is token 3 by the config .* and 259 by the tokenizer"):
+    with pytest.raises(CheckpointError, match=r"MASK is token 3 by the config and 259 by the tokenizer"):
         load(tmp_path / "model")
 
 
@@ -477,7 +487,11 @@ def test_an_existing_path_wins_over_the_hub(saved: Path, monkeypatch: pytest.Mon
     Path("org").mkdir()
     saved.rename("org/model")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
-    assert isinstance(load("org/model", revision="main"), Model)
+    assert isinstance(load("org/model"), Model)
+    with pytest.raises(CheckpointError, match=r"revision names a version on the hub, and org/model is .*'main'"):
+        load("org/model", revision="main")
+    with pytest.raises(CheckpointError, match=r"revision names .* unmask:judge is .*'main'"):
+        load("unmask:judge", revision="main")
 
 
 def test_the_hub_is_asked_for_what_is_no_path(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

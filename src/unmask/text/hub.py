@@ -42,9 +42,12 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
     """
     asked = named(str(path_or_hub_id), "model or tokenizer")
     path = Path(path_or_hub_id).expanduser()
-    if revision is not None and (asked.startswith(OWN) or path.exists()):
-        raise ValueError(f"revision is given for {asked}, which is no repository of the hub: got {revision!r}; drop it")
-    if asked.startswith(OWN):
+    own = asked.startswith(OWN)
+    if revision is not None and (own or path.exists()):
+        raise ValueError(
+            f"revision names a version on the hub, and {asked} is a local model: got {revision!r}; omit it"
+        )
+    if own:
         return _shipped(asked.removeprefix(OWN))
     if path.exists():
         inside = path / "model"
