@@ -119,7 +119,7 @@ def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
     """Rows that are already there; the corpus of the recipe is not read."""
     rows = texts(plan)
     elsewhere = replace(plan, data=replace(plan.data, corpus="/nowhere"), steps=1)
-    data = Texts(rows.train, rows.held_out, rows.tokenizer, rows.digest)
+    data = Texts(rows.train, rows.held_out, rows.tokenizer, rows.digest, rows.text_digest)
     assert len(list(run(elsewhere, tmp_path / "run", data=data, device="cpu"))) == 1
 
 

@@ -17,6 +17,7 @@ import torch
 
 import unmask
 import unmask.recipes.texts
+import unmask.text.streamed
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.models.pretrained import load
 from unmask.plain import to_json
@@ -99,6 +100,35 @@ def test_tokenizers_by_name(small: Recipe, text: Path, tmp_path: Path) -> None:
 # --- on disk
 
 
+@pytest.mark.parametrize(("stored", "streaming"), [(False, False), (True, False), (True, True)])
+def test_a_text_and_a_tokenizer_have_digests_that_change_when_they_do(
+    stored: bool, streaming: bool, small: Recipe, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that is trained on, not only the held-out part of it."""
+    monkeypatch.setattr(unmask.text.streamed, "BEGINNING", 200)
+    documents = [f"{number}. the state of the union, {number}" for number in range(99)]
+
+    def facts(changed: int | None, name: str = "corpus", tokenizer: str = "bpe:258") -> tuple[str, str, str]:
+        some = [text.upper() if number == changed else text for number, text in enumerate(documents)]
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        if stored:
+            datasets.Dataset.from_dict({"text": some}).save_to_disk(tmp_path / name)
+        else:
+            (tmp_path / name).mkdir()
+            for number, text in enumerate(some):
+                (tmp_path / name / f"{number:02}.txt").write_text(text, "utf-8")
+        plan = on(small, tmp_path / name, streaming=streaming, tokenizer=tokenizer)
+        found = texts(replace(plan, network=replace(plan.network, length=4)))
+        found.close()
+        return found.digest, found.text_digest, found.tokenizer_digest
+
+    first = facts(None)
+    assert all(first), "none is empty"
+    changed = facts(97)
+    assert changed[1] != first[1] and changed[2] == first[2], "document 97 is trained on, and merges nothing"
+    assert facts(None, tokenizer="bpe:259")[2] != first[2]
+
+
 @pytest.mark.parametrize("wrap", [True, False])
 def test_rows_on_disk_are_those_in_memory(small: Recipe, on_disk: Path, cache: Path, wrap: bool) -> None:
     """Of the same documents: tokenizer, rows to learn from, rows to measure on, digest; kept for each part apart."""
@@ -141,7 +171,7 @@ def test_tokenizers_of_one_vocabulary_that_cut_differently_do_not_share_rows(on_
         )
         backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
         tokenizers.append(Tokenizer(backend, {}))
-    assert tokenizers[0].digest == tokenizers[1].digest
+    assert tokenizers[0].digest == tokenizers[1].digest and tokenizers[0].behaviour != tokenizers[1].behaviour
     corpus = load_corpus(on_disk)
     one, two = (rows(corpus, tokenizer, 8)[:] for tokenizer in tokenizers)
     assert one.shape != two.shape or not torch.equal(one, two)

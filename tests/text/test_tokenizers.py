@@ -98,7 +98,7 @@ def test_the_smallest_vocabulary_is_the_bytes() -> None:
 def test_a_saved_tokenizer_comes_back_the_same(bpe: Tokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path / "new" / "folder")
     again = Tokenizer.load(tmp_path / "new" / "folder")
-    assert again.digest == bpe.digest
+    assert again.digest == bpe.digest and again.behaviour == bpe.behaviour
     assert (again.vocab_size, again.mask_id, again.eos_id, again.bos_id) == (280, 279, 0, 0)
     assert again.encode(TEXTS[0]) == bpe.encode(TEXTS[0])
 

@@ -26,23 +26,28 @@ PARTS: Mapping[Part, slice] = MappingProxyType(
     {"all": slice(None), "first half": slice(0, None, 2), "second half": slice(1, None, 2)}
 )
 SPEAK_EVERY = 30  # seconds between two lines about a long tokenization
-# Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
-# at the beginning of a text, in blanks, case, accents, numbers and marks.
-PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 <|endoftext|> 「日本語」 "
 
 
 @dataclass(frozen=True)
 class Texts:
     """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest.
 
-    identity  of text that is streamed, a name that changes when it does
+    text_digest  of the training documents: `Corpus.digest` of those in memory; of those on disk, and of a stream, the
+                 identity, which changes when their files or their commit do
+    identity     of text that is streamed, a name that changes when it does
     """
 
     train: Rows | Windows
     held_out: Rows
     tokenizer: Tokenizer
     digest: str
+    text_digest: str
     identity: str | None = None
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Changes when the tokenizer gives the same text other ids, though its vocabulary may be the same."""
+        return self.tokenizer.behaviour
 
     @property
     def train_rows(self) -> int | None:
@@ -76,8 +81,9 @@ def texts(recipe: Recipe, say: Say = silent) -> Texts:
     if isinstance(parts.train, Stream):
         are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(parts.held_out.documents)
         digest, identity = digest_of(parts.held_out), parts.train.identity
-        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest, identity)
-    return Texts(rows(parts.train, *form, say), held_out, tokenizer, digest_of(parts.held_out))
+        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest, identity, identity)
+    text_digest = parts.train.identity or parts.train.digest
+    return Texts(rows(parts.train, *form, say), held_out, tokenizer, digest_of(parts.held_out), text_digest)
 
 
 def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
@@ -124,8 +130,7 @@ def streamed(
 
 def _name(identity: str, tokenizer: Tokenizer, length: int, wrap: bool) -> str:
     """Of the rows that are made of a text."""
-    ends = tokenizer.eos_id, tokenizer.bos_id
-    return key(FORMAT, identity, tokenizer.digest, tokenizer.encode(PROBE), *ends, length, wrap)
+    return key(FORMAT, identity, tokenizer.behaviour, length, wrap)
 
 
 def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator[Ids]:

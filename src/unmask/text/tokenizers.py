@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -34,6 +35,9 @@ _GPT2 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
+# Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
+# at the beginning of a text, in blanks, case, accents, numbers and marks.
+PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 <|endoftext|> 「日本語」 "
 _AT_ONCE = 64  # texts encoded at a time: an encoding keeps about 100 bytes a token besides its ids
 
 
@@ -57,6 +61,19 @@ class Tokenizer:
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.mask_id, self.eos_id, self.bos_id = (self._id(role) for role in ("mask", "eos", "bos"))
         self.digest = hashlib.sha256(_identity(text).encode()).hexdigest()
+
+    @cached_property
+    def behaviour(self) -> str:
+        """A sha256 of `digest`, of the ids of a probing text, and of the ids of MASK, EOS and BOS.
+
+        The probing text shows how text is cut into words, which `digest` does not tell.
+        """
+        try:
+            answer: list[int] | str = self.encode(PROBE)
+        except Exception as error:  # of words alone, without one for unknown words: the refusal is the answer
+            answer = str(error)
+        facts = self.digest, answer, self.mask_id, self.eos_id, self.bos_id
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @staticmethod
     def load(directory: str | Path) -> Tokenizer:
