@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unmask.evaluation.judges import weights_digest
-from unmask.files import write_text
 from unmask.models.dit import DiT
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model, load
 from unmask.models.weights import gather_blocks
 from unmask.plain import to_json
+from unmask.recipes.begun import (
+    as_saved,
+    changes,
+    checked_start,
+    digests,
+    keep_start,
+    read_start,
+    refuse_more_steps,
+    resolved,
+    with_own_tokenizer,
+)
 from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
 from unmask.text.packing import Rows, Windows, batch_at, check_rows
-from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
+from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
 from unmask.training.sharding import copies
-
-START = "start.json"  # of a run directory: what tells the weights and the streamed text that the run began with
 
 
 def run(
@@ -44,25 +50,34 @@ def run(
     """Train what `recipe` says in `directory`, from its newest state where there is one; yields every update.
 
     The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
-    step `directory/model` holds it, with the raw weights beside them. `say` gets one line about where the run starts.
+    step `directory/model` holds it, with the raw weights beside them, and the states go: a finished run takes no more
+    steps, and no command reads them. `say` gets a line about where the run starts, and what is not as it was.
     sharded  each of several processes holds a part of every weight (FSDP2) and not all of them; only the first one's
              updates carry a student
     """
-    engine = launch(device, sharded)
-    recipe = as_begun(recipe, Path(directory), engine)
-    data = texts(recipe, say) if data is None else data
+    engine, directory = launch(device, sharded), Path(directory)
+    recipe = as_begun(recipe, directory, engine)
+    refuse_more_steps(recipe, directory)
+    data = texts(with_own_tokenizer(recipe, directory), say) if data is None else data
     parts = build(recipe, data.tokenizer)
     batches = _batches(recipe, data.train, parts, engine)
-    began = {"weights": _digest(parts.student.network, recipe)} if starts_from(recipe) else {}
-    began |= {} if data.identity is None else {"text": data.identity}
+    found = digests(data, _digest(parts.student.network, recipe) if starts_from(recipe) else None)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
-        RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, engine=engine) as run_dir,
+        RunDir.open(directory, as_saved(recipe, directory), resume=resume, engine=engine) as run_dir,
         stop_signals() as stop,
         closing(data),
     ):
-        _check_start(Path(directory) / START, began, recipe, engine)
-        say(str(run_dir.restore(state)))
+        known, machine = checked_start(directory, found, recipe, engine), engine.machine()
+        if engine.same(int(run_dir.model.exists())):
+            say(f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is left as it is")
+            run_dir.drop_states()
+            return
+        restored = run_dir.restore(state, every=recipe.save_every)
+        for line in (str(restored), *changes(known, found, machine, restored.step)):
+            say(line)
+        if engine.main:
+            keep_start(directory, known, found, machine, data.tokenizer, restored.step)
         if engine.world > recipe.accumulation:
             say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
                 "and noise other than that of fewer processes")  # fmt: skip
@@ -84,6 +99,7 @@ def run(
             raw, mean = (student_of(state, engine.main, own) for own in (True, False))
             if raw is not None and mean is not None:
                 run_dir.publish(partial(_publish, parts, raw, mean, state.step))
+                run_dir.drop_states()
         engine.wait()  # no process goes on before the model is there
 
 
@@ -107,48 +123,17 @@ def finished(recipe: Recipe, directory: Path) -> bool:
     """Whether `run` has nothing left to do or to refuse: then the model is only read, by any number of processes."""
     if not all((directory / name).exists() for name in ("model", "recipe.json")):
         return False
-    begun, start = recipe_of(directory), directory / START
+    begun, recipe, start = resolved(recipe_of(directory)), resolved(recipe), read_start(directory)
     if begun != (replace(recipe, precision=begun.precision) if recipe.precision == "fastest" else recipe):
         return False
-    if not (starts_from(recipe) and start.exists()):
+    if not starts_from(recipe) or "weights" not in start:
         return True
-    digest = weights_digest(load(starts_from(recipe)).network.state_dict())
-    return bool(json.loads(start.read_text("utf-8"))["weights"] == digest)
-
-
-def _as_saved(recipe: Recipe, directory: Path) -> Any:
-    """The recipe as JSON; as `directory` holds it, where that reads as the same recipe (fields come with defaults)."""
-    file = directory / "recipe.json"
-    same = file.exists() and recipe_of(directory) == recipe
-    return json.loads(file.read_text("utf-8")) if same else to_json(recipe)
-
-
-def _check_start(file: Path, began: Mapping[str, str], recipe: Recipe, engine: Engine) -> None:
-    """A run goes on from the weights and in the text that it began with, all processes in the same, or not at all: a
-    name may stand for others by now.
-    """
-    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    for name, digest in began.items():
-        number = int(digest[:15], 16)
-        if engine.same(number) == number and known.get(name, digest) == digest:
-            continue
-        if name == "weights":
-            raise RunError(
-                f"the run in {file.parent} started from weights {known.get(name, 'of another process')[:12]}, and "
-                f"{starts_from(recipe)} holds {digest[:12]}: it was trained again since; choose another run directory, "
-                "or remove this one"
-            )
-        raise RunError(
-            f"the run in {file.parent} began to read another {recipe.data.corpus}, or another process does: files have "
-            "other names, sizes or times, or a branch of the hub has another commit; name the commit "
-            "(hub:OWNER/NAME@COMMIT), give the files their times again (cp -p), or choose another run directory"
-        )
-    if engine.main and known != began:
-        write_text(file, json.dumps(began) + "\n")
+    return bool(start["weights"] == weights_digest(load(starts_from(recipe)).network.state_dict()))
 
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
-    """The recipe with a precision: that of the run which `directory` holds, else the faster one of this machine."""
+    """The recipe with absolute paths and a precision: that of the run in `directory`, else the faster one here."""
+    recipe = resolved(recipe)
     if recipe.precision != "fastest":
         return recipe
     begun = (directory / "recipe.json").exists()

@@ -80,7 +80,8 @@ def _fill(tensors: Mapping[str, Tensor], parts: list[tuple[Any, Mapping[str, lis
 
 def _copy(into: Tensor, begin: int, saved: Any, start: int) -> int:
     """Copy the rows that two parts of one tensor have in common; returns how many they are."""
-    first, last = max(start, begin), min(start + saved.get_shape()[0], begin + len(into))
+    count: int = saved.get_shape()[0]
+    first, last = max(start, begin), min(start + count, begin + len(into))
     if first >= last:
         return 0
     fill(into[first - begin : last - begin], saved[first - start : last - start])

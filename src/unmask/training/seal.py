@@ -31,14 +31,14 @@ def read_cursor(folder: Path) -> dict[str, Any]:
     """The cursor of a state; ValueError where it is no cursor, or is not the one that was written."""
     if not (folder / CURSOR).is_file():
         raise ValueError(f"{CURSOR} is missing")
-    cursor = json.loads((folder / CURSOR).read_text(encoding="utf-8"))
+    cursor: Any = json.loads((folder / CURSOR).read_text(encoding="utf-8"))
     match cursor:
         case {"format": 1, "step": int(), "files": dict()}:
-            return cursor
+            return dict(cursor)
         case {"format": 2, "step": int(), "files": dict(), "digest": str(digest)}:
             if digest != _digest({name: value for name, value in cursor.items() if name != "digest"}):
                 raise ValueError(f"{CURSOR} does not have its checksum")
-            return cursor
+            return dict(cursor)
         case {"format": int(found)}:
             raise ValueError(f"{CURSOR} has format {found} or lacks a field; this version reads formats 1 and 2")
     raise ValueError(f"{CURSOR} is no cursor of a state")
