@@ -46,6 +46,7 @@ def run(
     resume: bool = True,
     device: str | None = None,
     sharded: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Update]:
     """Train what `recipe` says in `directory`, from its newest state where there is one; yields every update.
 
@@ -54,6 +55,7 @@ def run(
     steps, and no command reads them. `say` gets a line about where the run starts, and what is not as it was.
     sharded  each of several processes holds a part of every weight (FSDP2) and not all of them; only the first one's
              updates carry a student
+    stop     as in `fit`; a signal stops the run too (`stop_signals`). The state is saved then
     """
     engine, directory = launch(device, sharded), Path(directory)
     recipe = as_begun(recipe, directory, engine)
@@ -65,7 +67,7 @@ def run(
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
         RunDir.open(directory, as_saved(recipe, directory), resume=resume, engine=engine) as run_dir,
-        stop_signals() as stop,
+        stop_signals() as signalled,
         closing(data),
     ):
         known, machine = checked_start(directory, found, recipe, engine), engine.machine()
@@ -91,7 +93,7 @@ def run(
             accumulation=engine.share(recipe.accumulation),
             seed=recipe.seed,
             engine=engine,
-            stop=stop,
+            stop=lambda: stop() or signalled(),
         )
         for update in recorded(updates, run_dir, state, every=recipe.save_every):
             yield with_student(update, parts, state, engine.main or not engine.sharded)

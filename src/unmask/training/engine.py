@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unmask import __version__
 from unmask.training.guard import TrainingError
 from unmask.training.sharding import local, shard
 
@@ -89,7 +90,7 @@ class Engine:
 
     def machine(self) -> dict[str, str | int]:
         """What rounding depends on besides the recipe: equal machines train the same weights to the bit (on a CPU)."""
-        facts: dict[str, str | int] = {"torch": torch.__version__, "processes": self.world}
+        facts: dict[str, str | int] = {"unmask": __version__, "torch": torch.__version__, "processes": self.world}
         if self.device.type == "cuda":
             return facts | {"device": torch.cuda.get_device_name(self.device)}
         threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
