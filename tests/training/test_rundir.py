@@ -175,6 +175,32 @@ def test_a_full_disk_under_the_log_keeps_its_own_sentence(tmp_path: Path) -> Non
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_what_the_disk_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each operation of a start and an end says what it could not do; nothing is lost."""
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file cannot be a run directory"):
+        RunDir.open(tmp_path / "file", RECIPE)
+    run(tmp_path / "run", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        with pytest.raises(RunError, match=r"new cannot be a run directory: .*No space left"):
+            RunDir.open(tmp_path / "new", RECIPE)
+        with RunDir.open(tmp_path / "run", RECIPE) as directory:
+            with pytest.raises(RunError, match=r"metrics\.jsonl was not cut .*No space left.*step 4, is kept"):
+                directory.restore(begin())
+    with RunDir.open(tmp_path / "run", RECIPE) as directory:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", fail)
+            with pytest.raises(RunError, match=r"holds the model, but the states in .* were not removed"):
+                directory.drop_states()
+        assert directory.restore(begin()).step == 4 and len(lines(tmp_path / "run")) == 4
+    flip(tmp_path / "run" / "state" / "step-00000004" / "cursor.json")
+    with RunDir.open(tmp_path / "run", RECIPE) as directory, monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(RunError, match=r"a damaged state in .* was not set aside: .*No space left"):
+            directory.restore(begin())
+
+
 @pytest.mark.parametrize("gone", [shutil.rmtree, lambda path: path.rename(path.with_name("moved"))])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_run_directory_that_vanishes_ends_the_training(

@@ -157,8 +157,11 @@ def keep_start(
     """Write down the beginning of a run, where `directory` does not hold it yet."""
     first = known.get("machine", machine) if step else machine
     start = {**found, "machine": first}
-    if known != start:
-        write_text(directory / START, json.dumps(start, indent=1) + "\n")
-    if not (directory / TOKENIZER).exists():
-        with replacing(directory / TOKENIZER) as folder:
-            tokenizer.save(folder)
+    try:
+        if known != start:
+            write_text(directory / START, json.dumps(start, indent=1) + "\n")
+        if not (directory / TOKENIZER).exists():
+            with replacing(directory / TOKENIZER) as folder:
+                tokenizer.save(folder)
+    except OSError as error:
+        raise RunError(f"{directory} could not keep what its run began with: {error}; no step was taken") from error

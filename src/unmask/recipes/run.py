@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -32,6 +32,7 @@ from unmask.recipes.build import Parts, build, decided, deeper_by, distillation,
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
 from unmask.text.packing import Rows, Windows, batch_at, check_rows
+from unmask.text.tokenizers import Tokenizer
 from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
 from unmask.training.sharding import copies
@@ -70,16 +71,8 @@ def run(
         stop_signals() as signalled,
         closing(data),
     ):
-        known, machine = checked_start(directory, found, recipe, engine), engine.machine()
-        if engine.same(int(run_dir.model.exists())):
-            say(f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is left as it is")
-            run_dir.drop_states()
+        if not _resumed(run_dir, state, found, recipe, data.tokenizer, say):
             return
-        restored = run_dir.restore(state, every=recipe.save_every)
-        for line in (str(restored), *changes(known, found, machine, restored.step)):
-            say(line)
-        if engine.main:
-            keep_start(directory, known, found, machine, data.tokenizer, restored.step)
         if engine.world > recipe.accumulation:
             say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
                 "and noise other than that of fewer processes")  # fmt: skip
@@ -98,11 +91,31 @@ def run(
         for update in recorded(updates, run_dir, state, every=recipe.save_every):
             yield with_student(update, parts, state, engine.main or not engine.sharded)
         if state.step >= recipe.steps:
-            raw, mean = (student_of(state, engine.main, own) for own in (True, False))
-            if raw is not None and mean is not None:
-                run_dir.publish(partial(_publish, parts, raw, mean, state.step))
-                run_dir.drop_states()
+            _publish(run_dir, parts, state)
         engine.wait()  # no process goes on before the model is there
+
+
+def _resumed(
+    run_dir: RunDir,
+    state: State,
+    found: Mapping[str, str],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> bool:
+    """Bring a state to where the run stands, and say what is not as it was; False where all steps are done."""
+    engine = run_dir.engine
+    known, machine = checked_start(run_dir.path, found, recipe, engine), engine.machine()
+    if engine.same(int(run_dir.model.exists())):
+        say(f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is left as it is")
+        run_dir.drop_states()
+        return False
+    restored = run_dir.restore(state, every=recipe.save_every)
+    for line in (str(restored), *changes(known, found, machine, restored.step)):
+        say(line)
+    if engine.main:
+        keep_start(run_dir.path, known, found, machine, tokenizer, restored.step)
+    return True
 
 
 def _batches(recipe: Recipe, rows: Rows | Windows, parts: Parts, engine: Engine) -> Callable[[int], Tensor]:
@@ -186,15 +199,13 @@ def with_student(update: Update, parts: Parts, state: State, keep: bool = True) 
     return update if student is None else replace(update, student=parts.finished(student))
 
 
-def _publish(
-    parts: Parts,
-    raw: NetworkDenoiser | CausalPredictor,
-    mean: NetworkDenoiser | CausalPredictor,
-    steps: int,
-    folder: Path,
-) -> None:
-    """Write the finished model: averaged weights as the model, raw weights beside them."""
-    parts.finished(mean).save(folder, raw=parts.finished(raw).network, recipe=to_json(parts.recipe), steps=steps)
+def _publish(run_dir: RunDir, parts: Parts, state: State) -> None:
+    """Write the finished model, averaged weights and raw ones beside them; no command reads the states any more."""
+    raw, mean = (student_of(state, run_dir.engine.main, own) for own in (True, False))
+    if raw is not None and mean is not None:
+        model, beside = parts.finished(mean), parts.finished(raw).network
+        run_dir.publish(partial(model.save, raw=beside, recipe=to_json(parts.recipe), steps=state.step))
+        run_dir.drop_states()
 
 
 def _digest(network: DiT, recipe: Recipe) -> str:

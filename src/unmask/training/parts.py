@@ -40,11 +40,14 @@ def write_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) -> 
 
 
 def read_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) -> None:
-    """Read what this process holds, in place. ValueError for other tensors, OSError where any process failed."""
+    """Read what this process holds, in place. ValueError for other tensors, OSError where any process failed.
+
+    The parts of version 0.1 are refused: their list is a pickle.
+    """
     if (folder / PICKLED).exists():
-        raise ValueError(
-            f"{folder / PICKLED} is a pickle, which could run code and is not read: version 0.1 wrote it; finish this "
-            "run with version 0.1, or start it again in another directory"
+        raise OSError(
+            f"{folder / PICKLED} is a pickle, which could run code, and is not read; version 0.1 wrote sharded states "
+            "so: finish this run with version 0.1, or start it again in another directory"
         )
     problem: Exception | None = None
     try:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
@@ -79,13 +79,14 @@ class RunDir:
         run = RunDir(Path(path), engine)
         if not engine.main:
             return run
-        run.path.mkdir(parents=True, exist_ok=True)
-        run._take_lock()
         try:
-            run._check(recipe, resume)
-            for folder in (run.path, run.path / "state"):
-                if folder.exists():
-                    tidy(folder)
+            with _saying(f"{run.path} cannot be a run directory"):
+                run.path.mkdir(parents=True, exist_ok=True)
+                run._take_lock()
+                run._check(recipe, resume)
+                for folder in (run.path, run.path / "state"):
+                    if folder.exists():
+                        tidy(folder)
         except BaseException:
             run.close()
             raise
@@ -117,13 +118,11 @@ class RunDir:
             raise ValueError(f"a line of metrics.jsonl needs a step, where a resume cuts the file: got {dict(record)}")
         self._check_place()
         line = (json.dumps(record) + "\n").encode()
-        try:
+        with _saying("metrics.jsonl was not written", self.kept):
             if self._metrics is None:
                 self._metrics = (self.path / METRICS).open("ab", buffering=0)  # so `close` has nothing to write
             while line:
                 line = line[self._metrics.write(line) or 0 :]
-        except OSError as error:
-            raise RunError(f"metrics.jsonl was not written: {error}. {self.kept()}") from error
 
     def save(self, state: State) -> None:
         """Write the state of this step, then drop all but the last two. RunError (disk full): the old ones are kept."""
@@ -143,11 +142,9 @@ class RunDir:
         except Exception as error:
             raise RunError(f"the state of step {state.step} was not saved: {error}. {self.kept()}") from error
         self._saved = state.step
-        try:
+        with _saying(f"an older state than the last {KEEP} was not removed", self.kept):
             for step in self.steps()[:-KEEP] if main else ():
                 remove(self._folder(step))
-        except OSError as error:
-            raise RunError(f"an older state than the last two was not removed: {error}. {self.kept()}") from error
 
     def restore(self, state: State, *, every: int | None = None) -> Restored:
         """Bring back the newest good state (step 0 where there is none) and cut metrics.jsonl to it.
@@ -158,7 +155,8 @@ class RunDir:
         no good one is left: nothing is changed then.
         """
         engine = self.engine
-        step = engine.same(self._newest(every) if engine.main else 0)
+        with _saying(f"a damaged state in {self.path} was not set aside"):
+            step = engine.same(self._newest(every) if engine.main else 0)
         unsealed = False
         if step:
             folder = self._folder(step)
@@ -171,7 +169,9 @@ class RunDir:
                 raise RunError(f"the state in {folder} could not be read: {error}") from error
             unsealed = cursor["format"] == UNSEALED
         state.step, self._saved = step, step or None
-        return Restored(step, engine.same(self._cut(step) if engine.main else 0), unsealed)
+        with _saying("metrics.jsonl was not cut to the step of the state", self.kept):
+            lost = engine.same(self._cut(step) if engine.main else 0)
+        return Restored(step, lost, unsealed)
 
     def publish(self, write: Callable[[Path], object]) -> None:
         """Replace model/ by what `write(directory)` puts into an empty directory."""
@@ -187,7 +187,8 @@ class RunDir:
     def drop_states(self) -> None:
         """Remove all states: once the model is published, no command reads them."""
         if self.engine.main and (self.path / "state").exists():
-            remove(self.path / "state")
+            with _saying(f"{self.model} holds the model, but the states in {self.path / 'state'} were not removed"):
+                remove(self.path / "state")
 
     def steps(self) -> list[int]:
         """Steps of the saved states, oldest first."""
@@ -299,6 +300,15 @@ class RunDir:
             folder.rename(aside)
             said = f"the state {folder} is damaged ({problem}); it is set aside as {aside.name}"
             warnings.warn(said, RuntimeWarning, stacklevel=4)
+
+
+@contextmanager
+def _saying(what: str, kept: Callable[[], str] = str) -> Iterator[None]:
+    """Turn an OSError, such as that of a full disk, into a RunError that says what was not done and what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{what}: {error}. {kept()}".strip()) from error
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
