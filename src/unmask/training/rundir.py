@@ -197,6 +197,8 @@ class RunDir:
 
     def kept(self) -> str:
         """A sentence for error messages: which good state is on disk."""
+        if self.model.exists():
+            return f"The finished model is kept in {self.model}."
         steps = self.steps()
         if not steps:
             return f"No state had been saved in {self.path}."
