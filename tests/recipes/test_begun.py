@@ -76,6 +76,18 @@ def test_another_folder_of_the_same_name_is_refused(
     assert text_of(Text(), str(tmp_path / "run")).corpus == str(tmp_path / "text")
 
 
+def test_a_run_whose_text_was_moved_goes_on_by_its_new_path(plan: Recipe, tmp_path: Path) -> None:
+    """The refusal says where to write it; the digest decides whether it is the same text."""
+    some(plan, tmp_path / "run", 2)
+    (tmp_path / "text").rename(tmp_path / "moved")
+    moved = replace(plan, data=replace(plan.data, corpus=str(tmp_path / "moved")))
+    with pytest.raises(RunError, match=r"data\.corpus: .* write their new path into .*/run/recipe\.json"):
+        some(moved, tmp_path / "run", 1)
+    file = tmp_path / "run" / "recipe.json"
+    file.write_text(file.read_text("utf-8").replace(f"{tmp_path}/text", f"{tmp_path}/moved"), "utf-8")
+    assert len(some(moved, tmp_path / "run", STEPS)) == STEPS - 2
+
+
 def test_a_resume_uses_the_tokenizer_of_the_run(plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not trained a second time; one that is not the run's is refused."""
     straight = some(plan, tmp_path / "straight", STEPS + 1)
