@@ -81,7 +81,7 @@ def test_a_run_whose_text_was_moved_goes_on_by_its_new_path(plan: Recipe, tmp_pa
     some(plan, tmp_path / "run", 2)
     (tmp_path / "text").rename(tmp_path / "moved")
     moved = replace(plan, data=replace(plan.data, corpus=str(tmp_path / "moved")))
-    with pytest.raises(RunError, match=r"data\.corpus: .* write their new path into .*/run/recipe\.json"):
+    with pytest.raises(RunError, match=r"(?s)data\.corpus: .* write their new path into .*/run/recipe\.json"):
         some(moved, tmp_path / "run", 1)
     file = tmp_path / "run" / "recipe.json"
     file.write_text(file.read_text("utf-8").replace(f"{tmp_path}/text", f"{tmp_path}/moved"), "utf-8")

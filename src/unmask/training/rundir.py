@@ -258,8 +258,8 @@ class RunDir:
             raise RunError(
                 f"{self.path} is a run of another recipe; fields that differ (there -> now):\n  "
                 + "\n  ".join(changed)
-                + "\nChoose another directory, or the recipe it was started with. Where files were only moved, write their "
-                f"new path into {file}."
+                + "\nChoose another directory, or the recipe it was started with. Where files were only moved, write "
+                f"their new path into {file}."
             )
         if not resume and (self.steps() or (self.path / METRICS).exists()):
             raise RunError(f"{self.path} already holds a run: resume it, or choose another directory. {self.kept()}")
