@@ -120,7 +120,7 @@ def test_other_rounding_is_said(plan: Recipe, tmp_path: Path, monkeypatch: pytes
         said.clear()
         some(plan, tmp_path / "run", 1, said)
         assert said[1].startswith(
-            f"rounding differs from that at the start of the run (threads: {here['threads']} -> 7)"
+            f"what rounding depends on has changed since the run began (threads: {here['threads']} -> 7)"
         )
 
 
@@ -132,7 +132,7 @@ def test_a_run_of_version_0_1_goes_on_and_says_what_is_not_checked(plan: Recipe,
     shutil.rmtree(tmp_path / "run" / "tokenizer")
     said: list[str] = []
     assert some(plan, tmp_path / "run", 1, said) == straight[2:3]
-    assert said[1].startswith("version 0.1 began this run and noted no text_digest, tokenizer_digest")
+    assert said[1].startswith("this run has no text_digest, tokenizer_digest, machine in its start.json (version 0.1")
     assert start(tmp_path / "run").keys() == {"text_digest", "tokenizer_digest", "machine"}
     assert some(plan, tmp_path / "run", STEPS) == straight[3:]
 
@@ -150,6 +150,10 @@ def test_an_old_relative_path_is_the_same_text_from_the_same_place(
 def test_what_a_start_kept_of_a_streamed_text_is_its_digest(tmp_path: Path) -> None:
     (tmp_path / "start.json").write_text(json.dumps({"text": "abc", "weights": "1"}))
     assert begun.read_start(tmp_path) == {"text_digest": "abc", "weights": "1"}
+    for text in ("{", "7"):
+        (tmp_path / "start.json").write_text(text)
+        with pytest.raises(RunError, match=r"start\.json is not a JSON object"):
+            begun.read_start(tmp_path)
 
 
 def test_names_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Recipe) -> None:

@@ -29,6 +29,7 @@ from unmask.training.engine import Engine
 from unmask.training.rundir import differences
 
 START, TOKENIZER = "start.json", "tokenizer"
+MACHINE = "machine"  # in start.json: what rounding depends on
 TEXT_OF_0_1 = "text"  # how version 0.1 called the digest of a streamed text
 
 
@@ -82,9 +83,16 @@ def digests(data: Texts, weights: str | None) -> dict[str, str]:
 
 
 def read_start(directory: Path) -> dict[str, Any]:
-    """What a run directory says of its beginning; empty where it says nothing."""
+    """What a run directory says of its beginning; empty where it says nothing, RunError where it is not readable."""
     file = directory / START
-    known: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        known = dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"{file} is not a JSON object ({error}): put it back, or remove it, and what it held is not checked"
+        ) from error
     if TEXT_OF_0_1 in known:
         known.setdefault("text_digest", known.pop(TEXT_OF_0_1))
     return known
@@ -129,19 +137,19 @@ def _not_as_begun(name: str, want: str, got: str, directory: Path, recipe: Recip
 def changes(
     known: Mapping[str, Any], found: Mapping[str, str], machine: Mapping[str, str | int], step: int
 ) -> list[str]:
-    """What cannot be checked, or changes rounding, where a run goes on at `step`; a line each."""
+    """What cannot be checked, and what changes the last bits, where a run goes on at `step`; a line each."""
     if not step:
         return []
     lines = []
-    if missing := [name for name in found if name not in known]:
+    if missing := [name for name in (*found, MACHINE) if name not in known]:
         lines.append(
-            f"version 0.1 began this run and noted no {', '.join(missing)}: whether these are the same cannot be "
-            "checked now; from now on it is"
+            f"this run has no {', '.join(missing)} in its {START} (version 0.1 wrote none): whether these are as they "
+            "were cannot be checked now; from now on it is"
         )
-    if changed := differences(known.get("machine", machine), machine):
+    if changed := differences(known.get(MACHINE, machine), machine):
         lines.append(
-            f"rounding differs from that at the start of the run ({'; '.join(changed)}): its weights will not be, to "
-            "the bit, those of a run without a stop"
+            f"what rounding depends on has changed since the run began ({'; '.join(changed)}): its weights will not "
+            "be, to the bit, those of a run without a stop"
         )
     return lines
 
@@ -155,8 +163,8 @@ def keep_start(
     step: int,
 ) -> None:
     """Write down the beginning of a run, where `directory` does not hold it yet."""
-    first = known.get("machine", machine) if step else machine
-    start = {**found, "machine": first}
+    first = known.get(MACHINE, machine) if step else machine
+    start = {**found, MACHINE: first}
     try:
         if known != start:
             write_text(directory / START, json.dumps(start, indent=1) + "\n")

@@ -60,7 +60,6 @@ def run(
     """
     engine, directory = launch(device, sharded), Path(directory)
     recipe = as_begun(recipe, directory, engine)
-    refuse_more_steps(recipe, directory)
     data = texts(with_own_tokenizer(recipe, directory), say) if data is None else data
     parts = build(recipe, data.tokenizer)
     batches = _batches(recipe, data.train, parts, engine)
@@ -147,8 +146,12 @@ def finished(recipe: Recipe, directory: Path) -> bool:
 
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
-    """The recipe with absolute paths and a precision: that of the run in `directory`, else the faster one here."""
+    """The recipe with absolute paths and a precision: that of the run in `directory`, else the faster one here.
+
+    RunError for more steps than a finished run has.
+    """
     recipe = resolved(recipe)
+    refuse_more_steps(recipe, directory)
     if recipe.precision != "fastest":
         return recipe
     begun = (directory / "recipe.json").exists()
