@@ -15,7 +15,7 @@ from unmask.models.pretrained import load
 from unmask.plain import to_json
 from unmask.recipes import begun
 from unmask.recipes.book import recipe
-from unmask.recipes.run import run
+from unmask.recipes.run import finished, run
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.text.tokenizers import Tokenizer
 from unmask.training import Engine, RunError
@@ -55,8 +55,9 @@ def test_another_text_is_refused_with_both_digests(plan: Recipe, tmp_path: Path)
             RunError, match=rf"data\.corpus has another text .* got text [0-9a-f]+ in .* want {want[:12]}"
         ):
             some(plan, folder, 1)
+        assert not finished(plan, folder)
         edited.write_text(before, "utf-8")
-        assert len(some(plan, folder, STEPS)) == rest
+        assert len(some(plan, folder, STEPS)) == rest and finished(plan, folder)
 
 
 def test_another_folder_of_the_same_name_is_refused(

@@ -20,9 +20,9 @@ from typing import Any
 from unmask.files import replacing, write_text
 from unmask.plain import to_json
 from unmask.recipes.build import starts_from
-from unmask.recipes.schema import Distillation, Recipe, recipe_of
-from unmask.recipes.texts import Texts
-from unmask.text.corpora import is_path
+from unmask.recipes.schema import Data, Distillation, Recipe, recipe_of
+from unmask.recipes.texts import Texts, documents
+from unmask.text.corpora import Corpus, is_path
 from unmask.text.tokenizers import Tokenizer
 from unmask.training import RunError
 from unmask.training.engine import Engine
@@ -74,6 +74,12 @@ def with_own_tokenizer(recipe: Recipe, directory: Path) -> Recipe:
     """The recipe with the tokenizer that its run directory holds, where there is one."""
     own = directory / TOKENIZER
     return replace(recipe, data=replace(recipe.data, tokenizer=str(own))) if own.exists() else recipe
+
+
+def text_digest(data: Data) -> str:
+    """`Texts.text_digest` of the text that a recipe names, without its rows."""
+    train = documents(data).train
+    return train.digest if isinstance(train, Corpus) and train.identity is None else str(train.identity)
 
 
 def digests(data: Texts, weights: str | None) -> dict[str, str]:

@@ -26,6 +26,7 @@ from unmask.recipes.begun import (
     read_start,
     refuse_more_steps,
     resolved,
+    text_digest,
     with_own_tokenizer,
 )
 from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
@@ -139,6 +140,8 @@ def finished(recipe: Recipe, directory: Path) -> bool:
         return False
     begun, recipe, start = resolved(recipe_of(directory)), resolved(recipe), read_start(directory)
     if begun != (replace(recipe, precision=begun.precision) if recipe.precision == "fastest" else recipe):
+        return False
+    if "text_digest" in start and start["text_digest"] != text_digest(recipe.data):
         return False
     if not starts_from(recipe) or "weights" not in start:
         return True
