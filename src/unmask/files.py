@@ -96,6 +96,15 @@ def write_text(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def remove(folder: Path) -> None:
+    """Remove a directory: a crash leaves all of it, or a temporary one that `tidy` removes."""
+    doomed = being_written(folder)
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    _sync(folder.parent)
+    shutil.rmtree(doomed)
+
+
 def tidy(folder: Path) -> None:
     """Finish or undo what a killed process left half done in a directory."""
     for entry in sorted(folder.iterdir()):

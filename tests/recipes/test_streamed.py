@@ -290,7 +290,7 @@ def test_a_training_does_not_go_on_in_another_text(plan: Recipe, tables: dataset
     stopped.close()
     shutil.rmtree(tmp_path / "set")
     tables["train"].select(range(99)).save_to_disk(tmp_path / "set")
-    with pytest.raises(RunError, match=r"began to read another .* name the commit"):
+    with pytest.raises(RunError, match=r"has another text than .* name the commit"):
         next(run(plan, tmp_path / "run"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -58,19 +59,25 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
         return 0
     with progress() as (advance, note), tensorboard(out) as board:
-        step = 0
-        for update in run(asked.recipe, out, say=note, resume=asked.resume, sharded=asked.shard):
-            advance(asked.recipe.name, step := update.step, asked.recipe.steps)
+        lost: list[OSError] = []  # the output: its reader has gone, or its disk is full
+        for update in run(
+            asked.recipe, out, say=note, resume=asked.resume, sharded=asked.shard, stop=lambda: bool(lost)
+        ):
+            advance(asked.recipe.name, update.step, asked.recipe.steps)
             board(update)
-            if asked.json:
-                emit_line(update.record())
+            if asked.json and not lost:
+                try:
+                    emit_line(update.record())
+                except OSError as error:  # the run is saved before it ends
+                    lost.append(error)
             elif update.student is not None or update.step % 100 == 0:
                 speed = update.tokens / update.seconds
                 note(f"step {update.step}: loss {update.loss:.4f} nats a token, {speed:.0f} tokens a second")
-    done = step >= asked.recipe.steps or step == 0
-    remark(
-        f"{out}/model holds the model" if done else f"stopped; `unmask {verb} {out}` goes on from the state in {out}"
-    )
+    if lost:
+        raise lost[0]
+    done = (out / "model").exists()
+    goes_on = f"stopped; `unmask {verb} {shlex.quote(str(out))}` goes on from the state in {out}"
+    remark(f"{out}/model holds the model" if done else goes_on)
     return 0 if done else 1
 
 

@@ -155,6 +155,11 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     return Corpus(name, [document for document in stripped if document])
 
 
+def is_path(name: str) -> bool:
+    """Whether `load_corpus` reads files of this name: no corpus is called so, and a file or folder is."""
+    return bool(name) and name not in {*HUB, *_INSTALLED} and not name.startswith(DATA) and Path(name).exists()
+
+
 def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Split:
     """A data set whose documents are read in their order as they are asked for; of them every other one, or `part`.
 

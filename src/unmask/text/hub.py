@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -51,7 +53,13 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
         return _shipped(asked.removeprefix(OWN))
     if path.exists():
         inside = path / "model"
-        return inside if (inside / "config.json").exists() and not (path / "config.json").exists() else path
+        if (path / "config.json").exists():
+            return path
+        if (inside / "config.json").exists():
+            return inside
+        if (path / "recipe.json").exists():
+            raise ValueError(_unfinished(path))
+        return path
     told = re.fullmatch(rf"({_NAME})(?:@([^@\s]+))?", asked)
     if told is None or asked.startswith("runs/") or told[1].endswith((".ckpt", ".safetensors")):
         raise ValueError(f"there is no file or directory {asked}, and it is no name of a repository on the hub")
@@ -68,6 +76,20 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
             f"there is no file or directory {asked}; and as a repository on the Hugging Face hub: "
             f"{_why(error, revision)}"
         ) from error
+
+
+def _unfinished(run: Path) -> str:
+    """How far the training of a run directory is that holds no model yet."""
+    told = json.loads((run / "recipe.json").read_text("utf-8"))
+    done = max((int(name.name[-8:]) for name in run.glob("state/step-" + "[0-9]" * 8)), default=0)
+    match told:
+        case {"steps": int(steps), "objective": dict(objective)}:
+            verb = "distill" if "teacher" in objective else "train"
+            return (
+                f"{run} is a training that has not ended, and holds no model yet: step {done} of {steps} is saved; "
+                f"`unmask {verb} {shlex.quote(str(run))}` goes on"
+            )
+    return f"{run} holds no model, and its recipe.json is none of a training"
 
 
 def data_set(name: str) -> tuple[str, str | None, str]:
