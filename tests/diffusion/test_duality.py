@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from last_bit import SHIFTS, LastBit
 from reference import duality_density, duality_keep
 from unmask.diffusion.duality import (
     coefficients,
@@ -120,6 +121,13 @@ def test_any_shape_and_any_real_root() -> None:
     many = torch.linspace(-3, 3, 10_001, dtype=torch.float64)  # more than one block of integrals
     assert bool((keep_probability(many, 9).diff() > 0).all())
     assert keep_probability(torch.zeros(3), 5).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_probability_stays_one_whatever_the_last_bit(shift: str) -> None:
+    with LastBit(shift):
+        keep = keep_probability(torch.linspace(-60, 60, 241, dtype=torch.float64), 50257)
+    assert bool(((keep >= 0) & (keep <= 1)).all()) and float(keep[-1]) >= 1 - 2**-52
 
 
 @given(root=st.floats(-1e6, 1e6))
