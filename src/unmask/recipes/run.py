@@ -44,7 +44,8 @@ def run(
     """Train what `recipe` says in `directory`, from its newest state where there is one; yields every update.
 
     The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
-    step `directory/model` holds it, with the raw weights beside them. `say` gets one line about where the run starts.
+    step `directory/model` holds it, with the raw weights beside them. `say` gets one line: where the run starts, and
+    its precision.
     sharded  each of several processes holds a part of every weight (FSDP2) and not all of them; only the first one's
              updates carry a student
     """
@@ -62,7 +63,7 @@ def run(
         closing(data),
     ):
         _check_start(Path(directory) / START, began, recipe, engine)
-        say(str(run_dir.restore(state)))
+        say(f"{run_dir.restore(state)}, matrix products in {recipe.precision}")
         if engine.world > recipe.accumulation:
             say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
                 "and noise other than that of fewer processes")  # fmt: skip
