@@ -61,6 +61,12 @@ def network_random(shape: Shape, seed: int = 0) -> DiT:
     return network.eval()
 
 
+def in_float64(network: DiT) -> DiT:
+    """The network itself, now in float64: rounding by the shape of a product, 1e-15, decides no draw of a test."""
+    network.compute_dtype = torch.float64
+    return network.double()
+
+
 # Samplers: the exact law of a sampler by walking through everything that can happen. A law of texts is a dict.
 # `law(z, alpha)` is the model's p(x0_i | z), an array [L, V]; for `sampler_autoregressive` `law(prefix)` is [V].
 

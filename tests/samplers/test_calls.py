@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import network_random
+from reference import in_float64, network_random
 from toy_sampling import masked, uniform
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
@@ -25,10 +25,15 @@ MASK = V - 1
 SAMPLERS = ["reveal", "blockwise:4", "greedy_tail", "ancestral", "psi:1", "confidence", "entropy_bounded:2"]
 
 
-def model(blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
-    """A masked model with a network."""
+def model(blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype | None = None) -> SimpleNamespace:
+    """A masked model with a network; in float64, since products of other shapes are compared, or with products in
+    `dtype`.
+    """
     network = network_random(Shape(V, L, width=16, blocks=blocks, heads=2, cond_dim=4))
-    network.compute_dtype = dtype
+    if dtype is None:
+        in_float64(network)
+    else:
+        network.compute_dtype = dtype
     denoiser = NetworkDenoiser(network, MASK, sees_alpha)
     return SimpleNamespace(denoiser=denoiser, process=MaskedProcess(V, MASK), schedule=LogLinear(), tokenizer=None)
 
