@@ -297,6 +297,7 @@ def test_a_perfect_guess_of_many_tokens_costs_nothing(alpha: float, dtype: torch
 NETWORK = 2e-4
 
 
+@pytest.mark.processor
 def test_mdlms_bound() -> None:
     """Theirs is a float32 log softmax of logits, and so is ours: either errs by its rounding, and by the network."""
     network, want = network_golden("hub_mdlm")
@@ -316,6 +317,7 @@ def test_mdlms_bound() -> None:
         within(prediction.log_p(masked)[:, :37], want["log_probs_masked"][:, :37], rounding + error)
 
 
+@pytest.mark.processor
 def test_duos_posterior_and_bound() -> None:
     """Theirs are float64 sums over a float32 softmax, ours over that of the same logits, or of our network's.
 

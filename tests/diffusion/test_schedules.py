@@ -27,6 +27,8 @@ from unmask.diffusion.schedules import (
 )
 from unmask.samplers.grids import GRIDS, check_levels
 
+pytestmark = pytest.mark.processor
+
 TABLE = Path(__file__).parents[1] / "golden" / "keep_probability_K50257.csv"
 # The unit interval with its ends and the floats beside them.
 EDGES = [0.0, 5e-324, 1e-300, 1e-3, math.nextafter(1e-3, 0), math.nextafter(1e-3, 1), 1 - 2**-52, 1 - 2**-53, 1.0]

@@ -11,6 +11,8 @@ from unmask.models.dit import Shape
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.types import Denoiser
 
+pytestmark = pytest.mark.processor
+
 MASK = 10
 SHAPE = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, cond_dim=8)
 CAUSAL = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, causal=True)

@@ -55,6 +55,7 @@ def close(got: Tensor, want: Tensor) -> None:
 # --- the public layouts
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("folder", ["hub_mdlm", "hub_sdtt"])
 def test_mdlm_and_sdtt_directories(folder: str) -> None:
     model, want = denoiser(GOLDEN / folder), expected(folder)
@@ -69,6 +70,7 @@ def test_mdlm_and_sdtt_directories(folder: str) -> None:
     assert model.network.shape == Shape(38, 24, width=48, blocks=2, heads=3, cond_dim=16)  # its config says 129
 
 
+@pytest.mark.processor
 def test_duo_directory() -> None:
     model, want = denoiser(GOLDEN / "hub_duo"), expected("hub_duo")
     close(model.network(want["zt"], want["sigma"]), want["logits"])
@@ -82,6 +84,7 @@ def test_duo_directory() -> None:
     assert (posterior - want["posterior"]).abs().max() < 1e-5
 
 
+@pytest.mark.processor
 def test_duos_numbers_in_float64() -> None:
     """Duo's own code gives this bound and posterior; and the bound through our network in float32.
 
@@ -128,6 +131,7 @@ def duo_bound(log_p: Tensor, x0: Tensor, z: Tensor, alpha: Tensor, slope: Tensor
     return -slope[:, None] * torch.stack(rates)
 
 
+@pytest.mark.processor
 def test_a_mixture_of_all_tokens_is_duos_soft_input() -> None:
     """softmax(input) as weights of all V tokens, in any order: the same logits and the same gradients."""
     network, want = denoiser(GOLDEN / "hub_duo").network, expected("hub_duo")

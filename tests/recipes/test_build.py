@@ -68,6 +68,7 @@ def test_schedules_by_name() -> None:
 # --- networks and objectives
 
 
+@pytest.mark.processor
 def test_a_masked_teacher(small: Recipe) -> None:
     plan = replace(small, schedule=schema.Schedule("cosine"), objective=schema.Nelbo(t_min=0.01))
     tokenizer = texts(plan).tokenizer
@@ -84,6 +85,7 @@ def test_a_masked_teacher(small: Recipe) -> None:
     assert told.sees_alpha
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("faster", ["float32", "bfloat16"])
 def test_the_precision_is_the_recipes_or_the_faster_one(
     faster: str, small: Recipe, monkeypatch: pytest.MonkeyPatch

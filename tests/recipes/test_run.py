@@ -53,6 +53,7 @@ def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> 
     assert average.tokenizer.digest == load(plan.objective.teacher).tokenizer.digest
 
 
+@pytest.mark.processor
 def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> None:
     """Broken off after step 4, in the middle of a round; the last save is that of step 3."""
     whole = list(run(plan, tmp_path / "whole", device="cpu"))
@@ -126,6 +127,7 @@ def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
     assert len(list(run(elsewhere, tmp_path / "run", data=data, device="cpu"))) == 1
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_fastest_precision_is_decided_once_and_kept(
     faster: bool, plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -58,6 +58,7 @@ def test_a_period_of_one_is_no_cache(sampler: str) -> None:
     assert torch.equal(exact.tokens, one.tokens) and torch.equal(exact.nfe, one.nfe) and exact.calls == one.calls
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("cache", [2, 3, 100])
 def test_a_network_of_one_block_has_nothing_to_lose(sampler: str, cache: int) -> None:
@@ -71,12 +72,14 @@ def test_a_deeper_network_does_lose() -> None:
     assert not torch.equal(exact, cached)
 
 
+@pytest.mark.processor
 def test_a_window_of_the_whole_text_is_exact() -> None:
     """Without given tokens, and one period, everything is read: whole passes by another way."""
     exact, once = (draw(model(), pinned=None, cache=cache) for cache in (None, 100))
     assert torch.equal(exact.tokens, once.tokens)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("sees_alpha", [False, True])
@@ -133,6 +136,7 @@ class Picking:
         return self.denoiser.part(z, alpha, asked, cache, window)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", ["reveal", "blockwise:4"])
 def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
     """Samples that start from different texts: of each call, the places that change in it."""
@@ -144,6 +148,7 @@ def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
     assert part.denoiser.calls == [(len(places), places) for places in changed if places]
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_that_are_still_alike_are_one_to_the_network(sampler: str) -> None:
     """With one prompt for all, too: the texts are those of samples drawn one by one."""

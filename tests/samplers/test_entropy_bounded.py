@@ -134,6 +134,7 @@ def test_a_token_has_one_race_at_any_bound() -> None:
     assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2]) and len(texts[0]) == N
 
 
+@pytest.mark.processor
 def test_rounding_does_not_choose() -> None:
     """Over a blank canvas a rotary network has one law for all positions: the first go first, whatever the batch."""
     network = network_random(Shape(8, 12, width=16, blocks=2, heads=2))

@@ -24,8 +24,8 @@ def entropy_bounded(bound: float) -> Sampler:
 
     and always one. The left side bounds what the tokens of U can tell about each other, so it bounds the price of
     drawing them at once. bound = 0: one token a step, and with it those that are certain (H = 0); inf: all in one step.
-    Ties (see `in_steps`) go to the earlier position. H goes by p(x0) at the temperature, before top-p and top-k. A token
-    is drawn by one race at any bound.
+    Ties (see `in_steps`) go to the earlier position. H goes by p(x0) at the temperature, before top-p and top-k. A
+    token is drawn by one race at any bound.
 
     The grid gives alpha(1) only: there are as many steps as the longest text has free tokens, and those behind its end
     cost no call. What is shown does not follow the grid, so the network is told `Task.level`, each sample its own: the
