@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import inspect
 import json
+import os
 import shutil
+import subprocess
 import sys
 import types
 import typing
@@ -49,7 +51,24 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def test_no_words_at_all_are_a_call_for_help(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unmask"])
+    monkeypatch.setattr(os, "environ", {**os.environ})
     assert main() == 0 and "usage: unmask VERB" in capsys.readouterr().out
+
+
+def test_waiting_threads_of_the_program_sleep():
+    """The program sets the policy before the threads of torch read it; OpenMP prints what it has read."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    words = [sys.executable, "-m", "unmask", "sample", "--help"]
+    ran = subprocess.run(words, env=environment | {"OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True)
+    assert ran.returncode == 0 and "OMP_WAIT_POLICY = 'PASSIVE'" in ran.stderr
+
+
+def test_a_policy_of_ones_own_stays_and_a_caller_keeps_its_environment(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unmask", "--version"])
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE"})
+    assert main() == 0 and os.environ == {"OMP_WAIT_POLICY": "ACTIVE"}
+    monkeypatch.setattr(os, "environ", {})
+    assert run(capsys, "--version")[0] == 0 and os.environ == {}
 
 
 def test_help_lists_every_verb(capsys):
@@ -292,7 +311,7 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
         json.loads(run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few, "--json", *more)[1])
         for more in ([], ["--convention", "mdlm"])
     )
-    assert "upper bound" in bound["protocol"] and "not a bound" in mdlm["protocol"]
+    assert "upper bound; products in float32" in bound["protocol"] and "not a bound" in mdlm["protocol"]
     code, out, err = run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few)
     assert code == 0 and "bits a byte" in out
     assert "make texts" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "kjv", *few)[2]

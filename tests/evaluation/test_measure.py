@@ -2,7 +2,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from unmask.evaluation.measure import (
     over_seeds,
     perplexity,
     pooled,
+    protocol_words,
     require_same_protocol,
     resamples,
 )
@@ -109,3 +110,11 @@ def test_seeds_have_a_mean_and_a_spread():
 def test_reading_results_and_answers_takes_no_torch():
     code = "import sys; import unmask.evaluation.verdict; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_protocol_names_the_precision_of_the_networks() -> None:
+    """A row that was kept before this field was there had products in float32."""
+    single, half = PROTOCOL, replace(PROTOCOL, products="bfloat16")
+    assert "draws in float64, products in bfloat16; " in protocol_words(half, [0])
+    old = {name: value for name, value in asdict(single).items() if name != "products"}
+    assert Protocol.from_json(old) == single and Protocol.from_json(asdict(half)) == half

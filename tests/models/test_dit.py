@@ -17,6 +17,8 @@ from unmask.models.dit import DiT, Shape, large, medium, small, tiny
 from unmask.models.layers import Rotary
 from unmask.types import Encoder
 
+pytestmark = pytest.mark.processor
+
 SHAPE = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, cond_dim=8)
 CAUSAL = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, causal=True)
 LENGTH = 12

@@ -115,7 +115,7 @@ def test_other_rounding_is_said(plan: Recipe, tmp_path: Path, monkeypatch: pytes
     assert start(tmp_path / "run")["machine"] == here
     said: list[str] = []
     some(plan, tmp_path / "run", 1, said)
-    assert said == ["resuming at step 1"]
+    assert said == ["resuming at step 1, matrix products in float32"]
     monkeypatch.setattr(Engine, "machine", lambda self: here | {"threads": 7})
     for _ in range(2):  # at each resume
         said.clear()

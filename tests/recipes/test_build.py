@@ -8,6 +8,7 @@ import tokenizers as hf
 import torch
 from torch import nn
 
+import unmask.recipes.build
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, Polynomial
@@ -67,6 +68,7 @@ def test_schedules_by_name() -> None:
 # --- networks and objectives
 
 
+@pytest.mark.processor
 def test_a_masked_teacher(small: Recipe) -> None:
     plan = replace(small, schedule=schema.Schedule("cosine"), objective=schema.Nelbo(t_min=0.01))
     tokenizer = texts(plan).tokenizer
@@ -79,9 +81,21 @@ def test_a_masked_teacher(small: Recipe) -> None:
     assert (shape.vocab_size, shape.length, shape.width) == (VOCABULARY, sizes.length, sizes.width)
     assert (shape.blocks, shape.heads, shape.cond_dim, shape.dropout) == (1, 2, 4, sizes.dropout) and not shape.causal
     assert parts.student.sees_alpha is sizes.sees_alpha is False
-    told = build(replace(plan, network=replace(sizes, sees_alpha=True), precision="float32"), tokenizer).student
-    assert told.sees_alpha and told.network.compute_dtype == torch.float32
-    assert parts.student.network.compute_dtype == torch.bfloat16
+    told = build(replace(plan, network=replace(sizes, sees_alpha=True)), tokenizer).student
+    assert told.sees_alpha
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("faster", ["float32", "bfloat16"])
+def test_the_precision_is_the_recipes_or_the_faster_one(
+    faster: str, small: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which one is faster belongs to the machine: here it is given. A model that is read computes in float32."""
+    monkeypatch.setattr(unmask.recipes.build, "faster_in_bfloat16", lambda device: faster == "bfloat16")
+    for asked, expected in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fastest", faster)):
+        parts = build(replace(small, precision=asked), None, vocab_size=9)
+        assert parts.student.network.precision == parts.recipe.precision == expected
+        assert parts.model(parts.student).network.precision == "float32"
 
 
 def test_mask_is_a_token_of_its_own(small: Recipe) -> None:

@@ -7,7 +7,7 @@ import torch
 
 import unmask
 from unmask.evaluation.judges import LanguageModelJudge
-from unmask.evaluation.measure import MAUVE, REVERSE
+from unmask.evaluation.measure import MAUVE, REVERSE, UnequalProtocols, require_same_protocol
 from unmask.recipes.judge import judge_named
 from unmask.recipes.study import Measured, Scene, Study, measure, naive
 
@@ -39,6 +39,18 @@ def test_reverse_perplexity_stands_in_every_row_and_is_not_fitted_twice(
     assert new.row.measures[REVERSE] == found.row.measures[REVERSE]
     rows = {m.row.name: m.row.measures for m in naive(scene, teacher)}
     assert rows["one text repeated"][REVERSE].value > rows["data"][REVERSE].value, "sure of one text"
+
+
+def test_rows_of_another_precision_have_another_protocol(judge: LanguageModelJudge) -> None:
+    """They are measured again, and share no table with others."""
+    scene = Scene(replace(STUDY, reverse_seeds=0), judge, REAL, "digest")
+    model = unmask.load("unmask:teacher")
+    (single,) = measure("teacher", model, scene, [2], [1.0])
+    model.network.compute_dtype = torch.bfloat16
+    (half,) = measure("teacher", model, replace(scene, known=[single]), [2], [1.0])
+    assert (single.row.protocol.products, half.row.protocol.products) == ("float32", "bfloat16")
+    with pytest.raises(UnequalProtocols, match="products"):
+        require_same_protocol([single.row, half.row])
 
 
 def test_both_measures_side_by_side(teacher: unmask.Model, judge: LanguageModelJudge) -> None:

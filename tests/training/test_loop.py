@@ -13,6 +13,8 @@ from toy_training import CPU, ROUND, TOKENS, Chase, Net, batch_at, begin, conten
 from unmask.objectives.base import Loss
 from unmask.training import AdamW, Engine, State, TrainingError, fit, stop_signals
 
+pytestmark = pytest.mark.processor
+
 
 def quiet() -> tuple[Chase, State]:
     """No noise, no dropout, float64: a step is an exact function of the batch."""

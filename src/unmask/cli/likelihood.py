@@ -193,10 +193,12 @@ def unit(model: Model | CausalModel, convention: Convention) -> str:
 
 
 def kind(model: Model | CausalModel, convention: Convention) -> str:
-    """What the number of `scores` is."""
+    """What the number of `scores` is, and the precision of the network."""
     if isinstance(model, CausalModel):
-        return "exact, after the first token of each row"
-    return "upper bound" if convention == "bound" else "convention of MDLM's tables, not a bound"
+        what = "exact, after the first token of each row"
+    else:
+        what = "upper bound" if convention == "bound" else "convention of MDLM's tables, not a bound"
+    return f"{what}; products in {model.network.precision}"
 
 
 def text_of(text: Text, name: str) -> Data:

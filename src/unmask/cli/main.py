@@ -31,7 +31,10 @@ USAGE = "usage: unmask VERB [...]; unmask VERB --help says more\n\n" + "\n".join
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code. Without `arguments` it is the whole program, and sets how threads wait."""
+    if arguments is None:
+        # Threads that spin while they wait steal the cores of other work. Read once, when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("-h", "--help"):
         sys.stdout.write(USAGE + "\n")

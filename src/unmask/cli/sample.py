@@ -16,7 +16,7 @@ from unmask.samplers.loop import sample
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draw texts from a model. Sample i depends on the seed and on i only, whatever n and batch_size.
+    """Draw texts from a model. Sample i depends on the seed and on i only, but for the rounding of products in batches.
 
     model        a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
     n            samples
@@ -32,7 +32,7 @@ class Arguments:
                  ancestral); see docs/choosing-a-sampler.md
     grid         noise levels of the steps; released: one move more than steps, as the released codes
     draw         race: float64, the default; legacy_gumbel32: as old tables were drawn, biased
-    batch_size   samples a network call at most (all)
+    batch_size   samples a network call at most (all); 1: each sample is exactly what it is alone, whatever n
     cache        moves from one whole pass of the network to the next, those between over a window: faster, not exact;
                  masked diffusion (whole passes only)
     structure    tokens that reveal shows together: block:8:0.9, span:16, hierarchy:64,16:0.5,0.3 (none)

@@ -50,7 +50,7 @@ class Answers:
                 False answers "no" throughout, and so does uniform diffusion, which has no such continuation
     steps, sampler  how texts are drawn; the canvas is a row of the model's length
     seed        of noise and latents: a log-likelihood depends on its text only, the i-th text drawn is sample i;
-                neither depends on batch_size
+                neither depends on batch_size, but for the rounding of products (exactly so with batch_size = 1)
     """
 
     def __init__(

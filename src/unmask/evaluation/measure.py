@@ -77,7 +77,8 @@ class Protocol:
     """What must be equal before two rows may share a table or a figure.
 
     length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
-    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none).
+    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none);
+    products: precision of the networks' matrix products.
     """
 
     judge: Stamp
@@ -88,6 +89,12 @@ class Protocol:
     version: str
     texts: int = 0
     completions: int = 0
+    products: str = "float32"
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Protocol:
+        """The protocol that `asdict` gave; KeyError or TypeError for missing or foreign fields."""
+        return Protocol(**{**data, "judge": Stamp(**data["judge"])})
 
 
 @dataclass(frozen=True)
@@ -141,10 +148,10 @@ class Row:
     def from_json(data: Mapping[str, Any]) -> Row:
         """The row that `to_json` wrote; ValueError names what is missing or foreign."""
         try:
-            protocol, setting = dict(data["protocol"]), dict(data["setting"])
+            setting = dict(data["setting"])
             return Row(
                 data["name"],
-                Protocol(**protocol | {"judge": Stamp(**protocol["judge"])}),
+                Protocol.from_json(data["protocol"]),
                 Setting(**setting | {"seeds": tuple(setting["seeds"])}),
                 {key: Measure(**measure) for key, measure in data["measures"].items()},
                 data["samples"],
@@ -182,7 +189,7 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
         f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {completed}"
-        f"draws in {protocol.precision}; "
+        f"draws in {protocol.precision}, products in {protocol.products}; "
         f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )
 

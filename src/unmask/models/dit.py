@@ -116,6 +116,11 @@ class DiT(nn.Module):
         self.output_layer = OutputLayer(shape.width, shape.vocab_size, cond_dim)
 
     @property
+    def precision(self) -> str:
+        """The name of `compute_dtype`: "float32", "bfloat16"."""
+        return str(self.compute_dtype).removeprefix("torch.")
+
+    @property
     def head(self) -> Linear:
         """The map from hidden rows [N, D] to logits [N, V]."""
         return self.output_layer.linear

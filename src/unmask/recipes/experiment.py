@@ -16,7 +16,7 @@ from typing import Any
 
 from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess
-from unmask.evaluation.measure import Row
+from unmask.evaluation.measure import Protocol, Row
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import shown
@@ -166,8 +166,8 @@ def _round(model: Model, scene: Scene, plan: Recipe, step: int) -> dict[str, Any
 
 def _rounds(file: Path, scene: Scene) -> list[dict[str, Any]]:
     """The table of rounds, as far as it was measured under this protocol and in these steps."""
-    steps, protocol = scene.study.round_steps, asdict(scene.protocol)
-    found = [line for line in lines(file) if line["steps"] == steps and line["protocol"] == protocol]
+    known = [line for line in lines(file) if line["steps"] == scene.study.round_steps]
+    found = [line for line in known if Protocol.from_json(line["protocol"]) == scene.protocol]
     return list({line["round"]: line for line in found}.values())
 
 

@@ -54,7 +54,8 @@ def run(
 
     The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
     step `directory/model` holds it, with the raw weights beside them, and the states go: a finished run takes no more
-    steps, and no command reads them. `say` gets a line about where the run starts, and what is not as it was.
+    steps, and no command reads them. `say` gets a line about where the run starts and its precision, and about what is
+    not as it was.
     sharded  each of several processes holds a part of every weight (FSDP2) and not all of them; only the first one's
              updates carry a student
     stop     as in `fit`; a signal stops the run too (`stop_signals`). The state is saved then
@@ -111,7 +112,7 @@ def _resumed(
         run_dir.drop_states()
         return False
     restored = run_dir.restore(state, every=recipe.save_every)
-    for line in (str(restored), *changes(known, found, machine, restored.step)):
+    for line in (f"{restored}, matrix products in {recipe.precision}", *changes(known, found, machine, restored.step)):
         say(line)
     if engine.main:
         keep_start(run_dir.path, known, found, machine, tokenizer, restored.step)

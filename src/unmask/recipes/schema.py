@@ -236,7 +236,7 @@ class Recipe:
                   less memory, in up to a third more time
     precision     of the matrix products inside the network; weights, normalisations and losses stay float32.
                   "fastest": bfloat16 where the machine multiplies it faster, else float32; decided at the start of a
-                  run and written into its recipe.json
+                  run, named at its start, written into its recipe.json and the card of its model
     steps         updates in all
     seed          of batches, noise, dropout and new weights
     save_every    updates between two saved states

@@ -84,13 +84,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scene:
-    """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before."""
+    """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before.
+
+    products  precision of the networks' matrix products
+    """
 
     study: Study
     judge: Judge
     real: Rows
     data: str
     known: Sequence[Measured] = ()
+    products: str = "float32"
 
     def __post_init__(self) -> None:
         study = self.study
@@ -110,8 +114,9 @@ class Scene:
     def protocol(self) -> Protocol:
         study, length = self.study, self.real.shape[1]
         return Protocol(
-            self.judge.stamp, length, study.samples, "float64", self.data, __version__, study.texts, study.completions
-        )
+            self.judge.stamp, length, study.samples, "float64", self.data, __version__, study.texts, study.completions,
+            self.products,
+        )  # fmt: skip
 
 
 def measure(
@@ -123,6 +128,7 @@ def measure(
     that are measured here, at one step count, become their median. A shipped row gets the same, since another machine's
     clock compares with nothing, or is timed by a draw of its own.
     """
+    scene = replace(scene, products=model.network.precision)
     study, length = scene.study, scene.real.shape[1]
     setting = _setting(model, study)
     if isinstance(model, CausalModel):
@@ -318,6 +324,7 @@ def over_seeds(rows: Sequence[Row]) -> Measured:
 
 def perplexity_after_round(model: Model, scene: Scene) -> Measured:
     """One row at the step count of the round table, without completions: cheap enough to draw after every round."""
+    scene = replace(scene, products=model.network.precision)
     study, length = scene.study, scene.real.shape[1]
     setting = _setting(model, study)
     rows = measure_frontier(

@@ -37,7 +37,7 @@ def cosine_grid(steps: int, schedule: NoiseSchedule) -> Tensor:
     >>> cosine_grid(3, LogLinear(eps=0.0))
     tensor([0.0000, 0.1340, 0.5000, 1.0000], dtype=torch.float64)
     """
-    return _levels(torch.cos(math.pi / 2 * _share(steps)).clamp(min=0), schedule)
+    return _levels(torch.cos(math.pi / 2 * _share(steps)).clamp(0, 1), schedule)
 
 
 def released_grid(steps: int, schedule: NoiseSchedule) -> Tensor:

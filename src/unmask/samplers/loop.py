@@ -185,7 +185,8 @@ def sample(
     """Draw n texts of `length` tokens in `steps` steps.
 
     model        .denoiser .process .schedule .tokenizer, or .predictor .tokenizer: autoregressive, a call a token
-    seed, first  sample i is a pure function of (model, seed, first + i), whatever n and batch_size
+    seed, first  sample i is a pure function of (model, seed, first + i) at equal logits. Matrix products round by their
+                 shape, so n and batch_size can change the last digits of logits, and with them some tokens
     temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
     prompt       text or ids [P] at the start of every sample, counted in length
     pinned       ids [n, length], -1 where free: infilling. Masked diffusion only has its law: autoregressive models see
@@ -196,7 +197,7 @@ def sample(
                  a `Sampler`
     grid         "uniform", "cosine", "released" (one move more than steps), "loop", or a `Grid`
     draw         "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
-    batch_size   samples a network call at most; None for all
+    batch_size   samples a network call at most; None for all. 1: each is exactly what it is alone, whatever n
     structure    which tokens "reveal" shows together: "block:8:0.9", "span:16", "hierarchy:64,16:0.5,0.3", or a
                  `Structure`; None, each on its own
     cache        moves from one whole pass of the network to the next, windows between: see `calls`. None, 1: exact
