@@ -104,8 +104,11 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
             yield advance, lambda line: bar.console.print(line, markup=False, highlight=False)
         return
 
+    tenths: dict[str, int] = {}
+
     def plain(stage: str, done: int, total: int) -> None:
-        if done and done * 10 // total > (done - 1) * 10 // total:
+        if done and done * 10 // total > tenths.get(stage, 0):
+            tenths[stage] = done * 10 // total
             remark(f"{stage}: {done}/{total}")
 
     yield plain, remark

@@ -57,12 +57,13 @@ class Texts:
 
 def documents(data: Data, say: Say = silent) -> Split:
     """The documents that a recipe trains on and holds out."""
-    if data.streaming:
-        return load_stream(data.corpus, PARTS[data.part], say)
+    return load_stream(data.corpus, PARTS[data.part], say) if data.streaming else split(corpus_of(data))
+
+
+def corpus_of(data: Data) -> Corpus:
+    """The documents that `data` names, in memory or on disk, those to train on and those to hold out."""
     corpus = load_corpus(data.corpus)
-    if data.part != "all":
-        corpus = halves(corpus)[PARTS[data.part].start]
-    return split(corpus)
+    return corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start]
 
 
 def texts(recipe: Recipe, say: Say = silent) -> Texts:
@@ -91,7 +92,8 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
         return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
 
     def blocks() -> Iterator[NDArray[np.int64]]:
-        return row_blocks(encoded(corpus, tokenizer, say), length, tokenizer.eos_id, wrap, tokenizer.bos_id)
+        lists = encoded(corpus, tokenizer, say)
+        return row_blocks(lists, length, tokenizer.eos_id, wrap, tokenizer.bos_id, name=f"the text {corpus.name!r}")
 
     if corpus.identity is None:
         return joined(blocks())
@@ -194,7 +196,7 @@ def _as_they_are(name: str, lists: TokenLists, tokenizer: Tokenizer, length: int
         if ends != [[bos, tokenizer.eos_id]]:
             raise ValueError(
                 f"data.wrap says that a row begins with BOS (id {bos}) and ends with EOS (id {tokenizer.eos_id}); the "
-                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap, or the tokenizer that "
-                "made them"
+                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap (of a measurement: "
+                "--text.wrap False), or the tokenizer that made them"
             )
     return found

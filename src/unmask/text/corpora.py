@@ -194,7 +194,10 @@ def load_hub(name: str, hub_set: HubSet) -> Corpus:
 
 
 def split(corpus: Corpus, held_out_every: int = 10) -> Split:
-    """The published split where the corpus has one; else every 10th document is held out (the last of fewer)."""
+    """The published split where the corpus has one; else every 10th document is held out (the last of fewer).
+
+    Of lists of token ids the last tenth is held out.
+    """
     if held_out_every < 2:
         raise ValueError(f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}")
     documents, held_out, rule = corpus.documents, corpus.held_out, ""
@@ -202,11 +205,40 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
         _want_two(corpus)
         every = min(held_out_every, len(documents))
         held_out, rule = documents[every - 1 :: every], f", 1 of {every} held out"
-        if isinstance(documents, DatasetDocuments):
+        if isinstance(documents, TokenLists):
+            most = len(documents) - len(documents) // every
+            documents, held_out, rule = (
+                documents[:most],
+                documents[most:],
+                f", the last {len(documents) - most} held out",
+            )
+        elif isinstance(documents, DatasetDocuments):
             documents = documents.without(every)
         else:
             documents = [document for i, document in enumerate(corpus.texts, start=1) if i % every]
     return Split(corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule))
+
+
+def measured(corpus: Corpus) -> Corpus:
+    """What is measured of a text that is named for evaluation: its published held-out split, else all of it."""
+    return corpus if corpus.held_out is None else corpus.part("held_out", corpus.held_out)
+
+
+def is_there(name: str) -> bool:
+    """Whether `load_corpus` finds something of this name here, or on the hub."""
+    return name in (*HUB, *_INSTALLED) or name.startswith(DATA) or Path(name).exists()
+
+
+def same_text(name: str, known: str) -> bool:
+    """Whether a name of a corpus is another name of the text `known`: equal, or paths of one file or folder.
+
+    Where the path `known` is not there (it was moved, or was relative to another folder), equal file names decide.
+    """
+    named = {*HUB, *_INSTALLED}
+    if name == known or {name, known} & named or name.startswith(DATA) or known.startswith(DATA):
+        return name == known
+    path, other = Path(name), Path(known)
+    return path.samefile(other) if path.exists() and other.exists() else path.name == other.name
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
