@@ -173,7 +173,7 @@ def frontier(arguments: Sequence[str]) -> int:
 def scene(judge: str, real: HeldOut, model: Model | CausalModel, study: Study) -> Scene:
     """What all rows share: judge, real rows in a fixed order, protocol."""
     reads = judge_named(judge, model.tokenizer, real.rows.shape[1], device_of(model))
-    return Scene(study, reads, real.rows, real.digest)
+    return Scene(study, reads, real.rows, real.digest, wrap=real.data.wrap)
 
 
 def real_words(real: HeldOut, study: Study) -> str:

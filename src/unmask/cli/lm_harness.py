@@ -28,7 +28,7 @@ class LmHarness:
     limit         questions of a task at most, spread evenly over them (all)
     draws         noise levels behind each log-likelihood of a diffusion model, which is a bound
     greedy        find out whether an answer is the greedy one, a call a token (lambada_openai asks; else leave it out)
-    max_gen_toks  tokens of a drawn answer at most (the task's; half of the model's length where it has no place for those)
+    max_gen_toks  tokens of a drawn answer at most (the task's, or half of the model's length where those do not fit)
     steps         of a text that is drawn
     sampler       that draws it: see `unmask sample --help`
     seed          of noise and latents

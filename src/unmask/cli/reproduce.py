@@ -263,7 +263,7 @@ small enough for two CPU cores, and good for nothing else.
 | held-out perplexity a token | {likelihood}, ± a standard error |
 | weights | moving average, bfloat16, Apache-2.0 |
 
-`unmask eval likelihood src/unmask/assets/{name} --limit all` measures the perplexity again. Teacher and judge saw different
-documents. A judge this small measures likeness to presidential prose, not quality of text: its figures compare with
-each other under one protocol, and with no paper's.
+`unmask eval likelihood src/unmask/assets/{name} --limit all` measures the perplexity again. Teacher and judge saw
+different documents. A judge this small measures likeness to presidential prose, not quality of text: its figures
+compare with each other under one protocol, and with no paper's.
 """

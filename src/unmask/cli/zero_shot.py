@@ -96,17 +96,17 @@ def zero_shot(arguments: Sequence[str]) -> int:
     remark(f"measuring {', '.join(names)} [{protocol}]")
     if missing:
         remark(f"sets without their files in {asked.texts}, left out: {', '.join(missing)}; `make texts` fetches them")
-    found: list[Known] = []
+    sets, found = corpora(names, asked.texts), list[Known]()
     try:
-        for known in measured(corpora(names, asked.texts), read, tokenizer, length, wrap, asked.limit):
+        for known in measured(sets, read, tokenizer, length, wrap, asked.limit):
             found.append(known)
             if not asked.json:
                 say(str(known))
     finally:  # what an interruption leaves is printed too
-        if asked.json:
-            sets = [asdict(known) for known in found]
+        if found and asked.json:
             unread = names[len(found) :]
-            emit({"sets": sets, "not measured": unread, "missing": missing, "protocol": protocol})
+            told = [asdict(known) for known in found]
+            emit({"sets": told, "not measured": unread, "missing": missing, "protocol": protocol})
         elif found:
             say(f"[{protocol}]")
     return 0

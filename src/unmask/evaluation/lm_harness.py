@@ -53,8 +53,8 @@ class Answers:
     steps, sampler  how texts are drawn; the canvas is a row of the model's length
     seed        of noise and latents: a log-likelihood depends on its text only, the i-th text drawn is sample i;
                 neither depends on batch_size
-    max_gen_toks  tokens of a drawn answer at most. None: what the task wants; where that is more than the model's length
-                leaves behind a start token, half of the length
+    max_gen_toks  tokens of a drawn answer at most. None: what the task wants; where that does not fit into the model's
+                length behind a start token, half of the length
 
     wrap        whether an autoregressive model of ours was trained on rows that begin with BOS (`data.wrap`): then BOS
                 stands behind the start token
@@ -184,7 +184,7 @@ class Answers:
         return [*self._before, *ids[max(0, len(ids) - left) :]]
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The tokens of a context, and those of what follows; blanks between them belong to what follows, as in lm-eval.
+        """The tokens of a context, and of what follows with the blanks before it, as in lm-eval.
 
         They are cut out of the tokens of the whole text. Where a token lies across the border, both are encoded alone:
         the continuation is scored whole, and nothing else.

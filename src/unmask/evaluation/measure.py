@@ -77,7 +77,8 @@ class Protocol:
     """What must be equal before two rows may share a table or a figure.
 
     length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
-    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none).
+    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none);
+    wrap: real rows have BOS and EOS at their ends, as the model's training rows had.
     """
 
     judge: Stamp
@@ -88,6 +89,7 @@ class Protocol:
     version: str
     texts: int = 0
     completions: int = 0
+    wrap: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,10 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
         f"EOS counted: {judge.eos_rule}",
     ]
     completed = f"{protocol.completions} completions of each of {protocol.texts} real texts; " if protocol.texts else ""
+    ends = ", real ones with BOS and EOS at their ends" if protocol.wrap else ""
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {completed}"
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row{ends}; {completed}"
         f"draws in {protocol.precision}; "
         f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )

@@ -90,7 +90,11 @@ class Reading:
         return -(-n // self.batch_size) * (1 if isinstance(self.model, CausalModel) else self.passes)
 
     def batches(self, x0: Tensor) -> Iterator[Tensor]:
-        """The nats [n] that each row of x0 [n, L] gets from each network call; their sum is its score."""
+        """The nats [n] that each row of x0 [n, L] gets from each network call; their sum is its score.
+
+        ValueError for ids outside the vocabulary, and for a MASK among them.
+        """
+        check_rows(x0, self.model.network.shape.vocab_size, mask_id_of(self.model))
         x0 = x0.to(self.model.network.head.weight.device)
         if isinstance(self.model, CausalModel):
             return next_token_batches(self.model.predictor, x0, start=self.start, batch_size=self.batch_size)

@@ -84,13 +84,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scene:
-    """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before."""
+    """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before.
+
+    wrap  whether real rows have BOS and EOS at their ends
+    """
 
     study: Study
     judge: Judge
     real: Rows
     data: str
     known: Sequence[Measured] = ()
+    wrap: bool = False
 
     def __post_init__(self) -> None:
         study = self.study
@@ -110,8 +114,9 @@ class Scene:
     def protocol(self) -> Protocol:
         study, length = self.study, self.real.shape[1]
         return Protocol(
-            self.judge.stamp, length, study.samples, "float64", self.data, __version__, study.texts, study.completions
-        )
+            self.judge.stamp, length, study.samples, "float64", self.data, __version__, study.texts, study.completions,
+            self.wrap,
+        )  # fmt: skip
 
 
 def measure(

@@ -36,6 +36,7 @@ class Texts:
     """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest.
 
     identity  of text that is streamed, a name that changes when it does
+    wrap      whether rows have BOS and EOS at their ends
     """
 
     train: Rows | Windows
@@ -43,6 +44,7 @@ class Texts:
     tokenizer: Tokenizer
     digest: str
     identity: str | None = None
+    wrap: bool = False
 
     @property
     def train_rows(self) -> int | None:
@@ -77,8 +79,11 @@ def texts(recipe: Recipe, say: Say = silent) -> Texts:
     if isinstance(parts.train, Stream):
         are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(parts.held_out.documents)
         digest, identity = digest_of(parts.held_out), parts.train.identity
-        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest, identity)
-    return Texts(rows(parts.train, *form, say), held_out, tokenizer, digest_of(parts.held_out))
+        return Texts(
+            streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest, identity, recipe.data.wrap
+        )
+    train, digest = rows(parts.train, *form, say), digest_of(parts.held_out)
+    return Texts(train, held_out, tokenizer, digest, wrap=recipe.data.wrap)
 
 
 def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
