@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from unmask.cli.zero_shot import zero_shot
 from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.plain import dumps
 from unmask.recipes import study as studies
 from unmask.recipes.experiment import REPORT
 from unmask.recipes.held_out import HeldOut, Text, held_out
@@ -157,7 +157,7 @@ def frontier(arguments: Sequence[str]) -> int:
         "held_out": real_words(real, asked.study),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_text(asked.out / REPORT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_text(asked.out / REPORT, dumps(result, indent=1) + "\n")
     if asked.json:
         emit(result)
         return 0

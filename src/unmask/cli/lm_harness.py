@@ -13,6 +13,7 @@ import tyro
 from unmask.cli.console import emit, parse, say, table
 from unmask.evaluation.lm_harness import harness
 from unmask.files import write_text
+from unmask.plain import dumps
 from unmask.recipes.held_out import wraps
 from unmask.text.packing import spread
 
@@ -88,8 +89,9 @@ def lm_harness(arguments: Sequence[str]) -> int:
     protocol += "" if asked.limit is None else f"; at most {asked.limit} questions of a task, spread evenly"
     protocol += "".join(f"; {count} {what}" for what, count in sorted(model.notes.items()))
     if asked.out is not None:
+        plain = json.loads(json.dumps(answer, default=str))
         asked.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(asked.out, json.dumps({**answer, "unmask": protocol}, indent=1, default=str) + "\n")
+        write_text(asked.out, dumps(plain | {"unmask": protocol}, indent=1) + "\n")
     if asked.json:
         emit({"results": answer["results"], "samples": answer["n-samples"], "protocol": protocol})
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import perplexity
 from unmask.evaluation.measure import require_same_protocol
 from unmask.models.pretrained import CausalModel, Model, load
-from unmask.plain import to_json
+from unmask.plain import dumps, to_json
 from unmask.recipes import study as studies
 from unmask.recipes.ablation import cells as ablation_cells
 from unmask.recipes.ablation import grid, scale, seeded
@@ -118,7 +117,7 @@ def assets(work: Path, out: Path) -> bool:
     with progress() as (advance, _):
         for event, measured in rows:
             advance(event.stage, event.done, event.total)
-            found.append(json.dumps(measured.row.to_json()) + "\n")
+            found.append(dumps(measured.row.to_json()) + "\n")
     (out / ROWS).write_text("".join(found), "utf-8")
     return True
 

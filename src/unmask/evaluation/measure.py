@@ -141,18 +141,28 @@ class Row:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Row:
-        """The row that `to_json` wrote; ValueError names what is missing or foreign."""
+        """The row that `to_json` wrote; ValueError names what is missing or foreign.
+
+        In a file null is a value that is not finite (`plain.dumps`); here it is NaN.
+        """
         try:
             protocol, setting = dict(data["protocol"]), dict(data["setting"])
             return Row(
                 data["name"],
                 Protocol(**protocol | {"judge": Stamp(**protocol["judge"])}),
                 Setting(**setting | {"seeds": tuple(setting["seeds"])}),
-                {key: Measure(**measure) for key, measure in data["measures"].items()},
-                data["samples"],
+                {
+                    key: Measure(**measure | {"value": _number(measure["value"])})
+                    for key, measure in data["measures"].items()
+                },
+                {key: list(map(_number, values)) for key, values in data["samples"].items()},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a row that this version of unmask wrote: {error}. Measure it again") from error
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def require_same_protocol(rows: Iterable[Row]) -> Protocol:

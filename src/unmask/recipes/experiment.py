@@ -19,6 +19,7 @@ from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.measure import Row
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.plain import dumps
 from unmask.recipes import shown
 from unmask.recipes import study as studies
 from unmask.recipes.judge import judge_of
@@ -124,7 +125,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         "player": _films(teacher, student, plan.study, length),
         "seconds": {"distil": sum(seconds), "total": time.perf_counter() - started},
     }
-    write_text(directory / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(directory / REPORT, dumps(report, indent=1) + "\n")
     yield Progress("writing", 1, 1, report=report)
 
 
@@ -237,7 +238,7 @@ def note(file: Path, line: Mapping[str, Any]) -> None:
     with file.open("a+b") as out:
         out.seek(0)
         out.truncate(out.read().rfind(b"\n") + 1)
-        out.write(json.dumps(line).encode() + b"\n")
+        out.write(dumps(line).encode() + b"\n")
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
