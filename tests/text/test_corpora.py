@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.text import Corpus, halves, load_corpus, split
-from unmask.text.corpora import HUB, SECTION, HubSet, is_there, load_hub, measured, same_text
+from unmask.text.corpora import HUB, SECTION, HubSet, load_hub
 from unmask.text.tables import DatasetDocuments
 
 
@@ -41,23 +41,6 @@ def test_halves_are_disjoint_and_mix_eras(n: int) -> None:
     first, second = halves(corpus)
     assert first.documents == corpus.documents[::2]
     assert second.documents == corpus.documents[1::2]
-
-
-def test_a_text_for_evaluation_is_measured_whole() -> None:
-    one = Corpus("one", ["text"])
-    assert measured(one) is one, "nothing has to be divided"
-    apart = measured(Corpus("split", ["a", "b"], held_out=["c"]))
-    assert apart.documents == ["c"] and apart.name == "split/held_out", "what is published to be measured on"
-
-
-def test_one_text_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(write(tmp_path, {"set.txt": "a", "other/set.txt": "b", "sotu/1.txt": "c"}))
-    assert is_there("set.txt") and is_there("sotu") and is_there("hub:some/where") and not is_there("gone.txt")
-    assert same_text("set.txt", "other/../set.txt") and same_text(str(tmp_path / "set.txt"), "set.txt")
-    assert not same_text("other/set.txt", "set.txt"), "both are there, and they are two"
-    assert same_text("set.txt", "/moved/away/set.txt") and not same_text("set.txt", "/moved/away/text.txt")
-    assert not same_text("./sotu", "sotu") and same_text("sotu", "sotu"), "a name wins over a folder of that name"
-    assert not same_text("hub:a/b", "hub:c/b")
 
 
 def test_one_document_cannot_be_divided() -> None:

@@ -16,7 +16,7 @@ from unmask.models.pretrained import CausalModel, Model
 from unmask.recipes.build import trained_on
 from unmask.recipes.schema import Data, Part
 from unmask.recipes.texts import corpus_of, digest_of, documents, rows
-from unmask.text.corpora import is_there, measured, same_text
+from unmask.text.evaluated import is_there, measured, same_text
 from unmask.text.packing import Rows, check_rows, spread
 from unmask.text.tokenizers import Tokenizer, start_token
 

@@ -219,26 +219,9 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
     return Split(corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule))
 
 
-def measured(corpus: Corpus) -> Corpus:
-    """What is measured of a text that is named for evaluation: its published held-out split, else all of it."""
-    return corpus if corpus.held_out is None else corpus.part("held_out", corpus.held_out)
-
-
-def is_there(name: str) -> bool:
-    """Whether `load_corpus` finds something of this name here, or on the hub."""
-    return name in (*HUB, *_INSTALLED) or name.startswith(DATA) or Path(name).exists()
-
-
-def same_text(name: str, known: str) -> bool:
-    """Whether a name of a corpus is another name of the text `known`: equal, or paths of one file or folder.
-
-    Where the path `known` is not there (it was moved, or was relative to another folder), equal file names decide.
-    """
-    named = {*HUB, *_INSTALLED}
-    if name == known or {name, known} & named or name.startswith(DATA) or known.startswith(DATA):
-        return name == known
-    path, other = Path(name), Path(known)
-    return path.samefile(other) if path.exists() and other.exists() else path.name == other.name
+def is_name(name: str) -> bool:
+    """Whether a corpus is called so, here or on the hub: no file is looked for."""
+    return name in (*HUB, *_INSTALLED) or name.startswith(DATA)
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
