@@ -313,12 +313,15 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
     )
     assert "upper bound; products in float32" in bound["protocol"] and "not a bound" in mdlm["protocol"]
     code, out, err = run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few)
-    assert code == 0 and "bits a byte" in out
+    assert code == 0 and "bits per byte" in out
     assert "make texts" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "kjv", *few)[2]
     assert (
         "want some of ptb, wikitext" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "lambda", *few)[2]
     )
-    assert "want limit >= 1" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--limit", "0")[2]
+    assert (
+        "limit is too small: got 0, want limit >= 1"
+        in run(capsys, "eval", "zero-shot", "unmask:teacher", "--limit", "0")[2]
+    )
 
 
 def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform, causal):
@@ -412,7 +415,7 @@ def test_one_process_of_many_speaks(capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", [
     "convert.Arguments", "demo.Arguments", "doctor.Arguments", "evaluate.Frontier", "evaluate.Samples",
-    "likelihood.Likelihood", "likelihood.ZeroShot", "lm_harness.LmHarness", "report.Arguments", "reproduce.Arguments",
+    "likelihood.Likelihood", "zero_shot.ZeroShot", "lm_harness.LmHarness", "report.Arguments", "reproduce.Arguments",
     "sample.Arguments", "train.Arguments", "verify.Arguments",
 ])  # fmt: skip
 def test_every_flag_has_its_sentence(name):

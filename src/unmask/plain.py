@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import stat
 import types
 import typing
@@ -22,6 +23,43 @@ def to_json(value: Any) -> Any:
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
+    return value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Plain data as JSON text that every reader takes: a number that is not finite is null (`not_finite` names it).
+
+    >>> dumps({"worst": float("inf"), "name": "é"})
+    '{"worst": null, "name": "é"}'
+    """
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def not_finite(value: Any, where: str = "") -> list[str]:
+    """The places of plain data where a number is not finite.
+
+    >>> not_finite({"rows": [{"sem": float("nan"), "n": 2}]})
+    ['rows[0].sem']
+    """
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [where]
+    if isinstance(value, Mapping):
+        items = [(f"{where}.{key}" if where else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{where}[{i}]", item) for i, item in enumerate(value)]
+    else:
+        return []
+    return [place for name, item in items for place in not_finite(item, name)]
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None in the place of every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
     return value
 
 

@@ -22,6 +22,7 @@ from unmask.evaluation.measure import (
     require_same_protocol,
     resamples,
 )
+from unmask.plain import dumps
 
 STAMP = Stamp("judge", "abc", "float32", 1024, True, False, "first")
 PROTOCOL = Protocol(STAMP, 128, 3, "float64", "data0", "0.1.0")
@@ -39,6 +40,15 @@ def test_a_row_survives_json_and_shows_its_figures_on_top():
     assert Row.from_json(data) == ROW
     top = {key: data[key] for key in ("steps", "nfe", "temperature", "gen_ppl", "entropy", "sem")}
     assert top == {"steps": 16, "nfe": 15.5, "temperature": 1.0, "gen_ppl": 41.5, "entropy": 3.5, "sem": 0.25}
+
+
+def test_a_measure_that_is_not_finite_is_null_in_a_file():
+    row = replace(ROW, measures={"gen_ppl": Measure(math.inf, "perplexity", 3)}, samples={"nats": [1.0, math.nan]})
+    data = json.loads(dumps(row.to_json()))
+    assert data["gen_ppl"] is None and data["measures"]["gen_ppl"]["value"] is None
+    back = Row.from_json(data)
+    assert math.isnan(back.measures["gen_ppl"].value)
+    assert back.samples["nats"][0] == 1 and math.isnan(back.samples["nats"][1])
 
 
 @pytest.mark.parametrize("broken", [{}, {"name": "x"}, ROW.to_json() | {"setting": {"colour": 3, "seeds": []}}])

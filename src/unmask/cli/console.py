@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from unmask.cli.flags import explain
+from unmask.plain import dumps, not_finite
 
 if TYPE_CHECKING:
     from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
@@ -57,16 +57,21 @@ def console(stderr: bool = False) -> Console:
 
 
 def emit(value: Any) -> None:
-    """A JSON value for machines."""
-    if speaks():
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """A JSON value for machines; a number that is not finite is null, with a remark."""
+    _write(value, indent=2)
 
 
 def emit_line(value: Any) -> None:
-    """A JSON value on a line of its own."""
+    """A JSON value on a line of its own; see `emit`."""
+    _write(value)
+
+
+def _write(value: Any, indent: int | None = None) -> None:
     if speaks():
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.write(dumps(value, indent) + "\n")
         sys.stdout.flush()
+    if places := not_finite(value):
+        remark(f"not finite, written as null: {', '.join(places)}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -104,8 +109,11 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
             yield advance, lambda line: bar.console.print(line, markup=False, highlight=False)
         return
 
+    tenths: dict[str, int] = {}
+
     def plain(stage: str, done: int, total: int) -> None:
-        if done and done * 10 // total > (done - 1) * 10 // total:
+        if done and done * 10 // total > tenths.get(stage, 0):
+            tenths[stage] = done * 10 // total
             remark(f"{stage}: {done}/{total}")
 
     yield plain, remark

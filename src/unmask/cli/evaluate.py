@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,15 +12,17 @@ import tyro
 
 from unmask import __version__
 from unmask.cli.console import emit, parse, progress, say, table
-from unmask.cli.likelihood import Text, held_out, likelihood, text_of, zero_shot
+from unmask.cli.likelihood import likelihood
 from unmask.cli.lm_harness import lm_harness
+from unmask.cli.zero_shot import zero_shot
 from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.plain import dumps
 from unmask.recipes import study as studies
 from unmask.recipes.experiment import REPORT
+from unmask.recipes.held_out import HeldOut, Text, held_out
 from unmask.recipes.judge import judge_named
-from unmask.recipes.schema import Data
 from unmask.recipes.study import Scene, Study, device_of
 
 USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out text (a bound for diffusion models)
@@ -114,7 +115,8 @@ def samples(arguments: Sequence[str]) -> int:
         samples=asked.samples, seed=asked.seeds[0], texts=asked.texts, completions=asked.completions,
         mauve_seeds=asked.mauve_seeds, reverse_seeds=asked.reverse_seeds, batch_size=asked.batch_size,
     )  # fmt: skip
-    shared = scene(asked.judge, text_of(asked.text, asked.model), asked.text.length, model, study)
+    real = held_out(asked.text, asked.model, model)
+    shared = scene(asked.judge, real, model, study)
     steps = asked.steps if isinstance(model, Model) else (shared.real.shape[1],)
     scenes = [replace(shared, study=replace(study, seed=seed)) for seed in asked.seeds]
     each: list[list[studies.Measured]] = []
@@ -133,14 +135,15 @@ def samples(arguments: Sequence[str]) -> int:
         emit([m.to_json() for m in found])
     else:
         show("samples", found)
-        say(protocol_words(shared.protocol, asked.seeds))
+        say(f"{protocol_words(shared.protocol, asked.seeds)} {real_words(real, study)}")
     return 0
 
 
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
     student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
-    shared = scene(asked.judge, text_of(asked.text, asked.teacher), asked.text.length, teacher, asked.study)
+    real = held_out(asked.text, asked.teacher, teacher)
+    shared = scene(asked.judge, real, teacher, asked.study)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
         for event in studies.frontier(teacher, student, shared):
@@ -151,25 +154,31 @@ def frontier(arguments: Sequence[str]) -> int:
         "version": __version__,
         "date": datetime.date.today().isoformat(),
         "seed": asked.study.seed,
+        "held_out": real_words(real, asked.study),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_text(asked.out / REPORT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_text(asked.out / REPORT, dumps(result, indent=1) + "\n")
     if asked.json:
         emit(result)
         return 0
     for name, measured in found.items():
         show(name.replace("_", " "), measured)
-    say(protocol_words(shared.protocol, (asked.study.seed,)))
+    say(f"{protocol_words(shared.protocol, (asked.study.seed,))} {result['held_out']}")
     for sentence in result["verdict"]:
         say(sentence)
     say(f"`unmask report {asked.out}` draws the page")
     return 0
 
 
-def scene(judge: str, data: Data, length: int | None, model: Model | CausalModel, study: Study) -> Scene:
+def scene(judge: str, real: HeldOut, model: Model | CausalModel, study: Study) -> Scene:
     """What all rows share: judge, real rows in a fixed order, protocol."""
-    real, digest = held_out(data, length, model)
-    return Scene(study, judge_named(judge, model.tokenizer, real.shape[1], device_of(model)), real, digest)
+    reads = judge_named(judge, model.tokenizer, real.rows.shape[1], device_of(model))
+    return Scene(study, reads, real.rows, real.digest, wrap=real.data.wrap)
+
+
+def real_words(real: HeldOut, study: Study) -> str:
+    """The rows of real text, in a sentence; `Scene` draws them with seed 0."""
+    return f"Real text: {real.words(study.samples, 'drawn with seed 0')}."
 
 
 def show(title: str, measured: Sequence[studies.Measured]) -> None:

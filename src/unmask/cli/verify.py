@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from unmask.cli.console import Advance, emit, parse, progress, say, table
+from unmask.plain import dumps
 
 if TYPE_CHECKING:
     from unmask.evaluation.duality_checks import Check
@@ -108,7 +108,7 @@ def _exact(asked: Arguments) -> int:
         "orders": [asdict(row) for row in orders], "fixed_points": [asdict(row) for row in rows],
         "checks": [asdict(check) for check in checks],
     }  # fmt: skip
-    write_text(asked.out / "exact.json", json.dumps(found, indent=2) + "\n")
+    write_text(asked.out / "exact.json", dumps(found, indent=2) + "\n")
     if asked.json:
         emit(found)
     else:

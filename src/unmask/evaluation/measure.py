@@ -78,7 +78,8 @@ class Protocol:
 
     length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
     texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none);
-    products: precision of the networks' matrix products.
+    products: precision of the networks' matrix products; wrap: real rows have BOS and EOS at their ends, as the
+    model's training rows had.
     """
 
     judge: Stamp
@@ -90,6 +91,7 @@ class Protocol:
     texts: int = 0
     completions: int = 0
     products: str = "float32"
+    wrap: bool = False
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Protocol:
@@ -146,18 +148,28 @@ class Row:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Row:
-        """The row that `to_json` wrote; ValueError names what is missing or foreign."""
+        """The row that `to_json` wrote; ValueError names what is missing or foreign.
+
+        In a file null is a value that is not finite (`plain.dumps`); here it is NaN.
+        """
         try:
             setting = dict(data["setting"])
             return Row(
                 data["name"],
                 Protocol.from_json(data["protocol"]),
                 Setting(**setting | {"seeds": tuple(setting["seeds"])}),
-                {key: Measure(**measure) for key, measure in data["measures"].items()},
-                data["samples"],
+                {
+                    key: Measure(**measure | {"value": _number(measure["value"])})
+                    for key, measure in data["measures"].items()
+                },
+                {key: list(map(_number, values)) for key, values in data["samples"].items()},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a row that this version of unmask wrote: {error}. Measure it again") from error
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def require_same_protocol(rows: Iterable[Row]) -> Protocol:
@@ -186,9 +198,10 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
         f"EOS counted: {judge.eos_rule}",
     ]
     completed = f"{protocol.completions} completions of each of {protocol.texts} real texts; " if protocol.texts else ""
+    ends = ", real ones with BOS and EOS at their ends" if protocol.wrap else ""
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {completed}"
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row{ends}; {completed}"
         f"draws in {protocol.precision}, products in {protocol.products}; "
         f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unmask.evaluation.measure import Measure
 from unmask.files import write_text
-from unmask.plain import from_json, to_json
+from unmask.plain import dumps, from_json, to_json
 
 BENCH = "bench.json"
 
@@ -114,7 +114,7 @@ class Bench:
     def save(self, directory: Path) -> Path:
         """Write bench.json whole."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / BENCH, json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n")
+        write_text(directory / BENCH, dumps(to_json(self), indent=1) + "\n")
         return directory / BENCH
 
     @staticmethod

@@ -19,6 +19,7 @@ from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.measure import Protocol, Row
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.plain import dumps
 from unmask.recipes import shown
 from unmask.recipes import study as studies
 from unmask.recipes.judge import judge_of
@@ -80,7 +81,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     data = texts(recipe)
     length = data.held_out.shape[1]
     known = [*plan.known, *read_rows(directory / ROWS)]
-    scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known)
+    scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known, data.wrap)
     corpus = recipe.data.corpus
     count = "a stream of" if data.train_rows is None else data.train_rows
     yield Progress("reading", 1, 1, f"{corpus}: {count} rows of {length} tokens to learn from")
@@ -124,7 +125,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         "player": _films(teacher, student, plan.study, length),
         "seconds": {"distil": sum(seconds), "total": time.perf_counter() - started},
     }
-    write_text(directory / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(directory / REPORT, dumps(report, indent=1) + "\n")
     yield Progress("writing", 1, 1, report=report)
 
 
@@ -138,7 +139,8 @@ def teacher_rows(
     data = texts(replace(recipe, data=replace(recipe.data, tokenizer=teacher)))
     file.parent.mkdir(parents=True, exist_ok=True)
     known = [*known, *read_rows(file)]
-    scene = Scene(study, judge_of(causal(load(judge)), data.held_out.shape[1]), data.held_out, data.digest, known)
+    reads = judge_of(causal(load(judge)), data.held_out.shape[1])
+    scene = Scene(study, reads, data.held_out, data.digest, known, data.wrap)
     temperatures = (1.0, *study.teacher_temperatures)
     total = len(study.teacher_steps) * len(temperatures)
     rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)
@@ -236,7 +238,7 @@ def note(file: Path, line: Mapping[str, Any]) -> None:
     with file.open("a+b") as out:
         out.seek(0)
         out.truncate(out.read().rfind(b"\n") + 1)
-        out.write(json.dumps(line).encode() + b"\n")
+        out.write(dumps(line).encode() + b"\n")
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

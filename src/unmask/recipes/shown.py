@@ -9,7 +9,7 @@ from typing import Any
 from unmask.models.pretrained import Model
 from unmask.recipes.study import Study
 from unmask.samplers.loop import sample, watch
-from unmask.text.packing import Rows
+from unmask.text.packing import Rows, spread
 
 
 def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
@@ -44,5 +44,5 @@ def film(model: Model, title: str, steps: int, length: int, seed: int) -> dict[s
 
 
 def excerpt(rows: Rows, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
-    """The first n real rows as text."""
-    return [decode(row) for row in rows[:n].tolist()]
+    """n real rows as text, spread evenly over all of them."""
+    return [decode(row) for row in rows[spread(len(rows), n)].tolist()]

@@ -87,6 +87,7 @@ class Scene:
     """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before.
 
     products  precision of the networks' matrix products
+    wrap      whether real rows have BOS and EOS at their ends
     """
 
     study: Study
@@ -95,6 +96,7 @@ class Scene:
     data: str
     known: Sequence[Measured] = ()
     products: str = "float32"
+    wrap: bool = False
 
     def __post_init__(self) -> None:
         study = self.study
@@ -115,7 +117,7 @@ class Scene:
         study, length = self.study, self.real.shape[1]
         return Protocol(
             self.judge.stamp, length, study.samples, "float64", self.data, __version__, study.texts, study.completions,
-            self.products,
+            self.products, self.wrap,
         )  # fmt: skip
 
 

@@ -183,8 +183,9 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     model = model if model.tokenizer is not None else replace(model, tokenizer=data.tokenizer)
     judge = judge_named(plan.judge, data.tokenizer, data.held_out.shape[1], plan.device)
     return model, Scene(
-        replace(plan.study, sampler=told.sampler, draw=told.draw), judge, data.held_out, data.digest, known
-    )
+        replace(plan.study, sampler=told.sampler, draw=told.draw), judge, data.held_out, data.digest, known,
+        data.wrap,
+    )  # fmt: skip
 
 
 def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Generator[Progress, None, bool]:

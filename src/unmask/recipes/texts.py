@@ -37,6 +37,7 @@ class Texts:
     text_digest  of the training documents: `Corpus.digest` of those in memory; of those on disk, and of a stream, the
                  identity, which changes when their files or their commit do
     identity     of text that is streamed, a name that changes when it does
+    wrap         whether rows have BOS and EOS at their ends
     """
 
     train: Rows | Windows
@@ -45,6 +46,7 @@ class Texts:
     digest: str
     text_digest: str
     identity: str | None = None
+    wrap: bool = False
 
     @property
     def tokenizer_digest(self) -> str:
@@ -64,12 +66,13 @@ class Texts:
 
 def documents(data: Data, say: Say = silent) -> Split:
     """The documents that a recipe trains on and holds out."""
-    if data.streaming:
-        return load_stream(data.corpus, PARTS[data.part], say)
+    return load_stream(data.corpus, PARTS[data.part], say) if data.streaming else split(corpus_of(data))
+
+
+def corpus_of(data: Data) -> Corpus:
+    """The documents that `data` names, in memory or on disk, those to train on and those to hold out."""
     corpus = load_corpus(data.corpus)
-    if data.part != "all":
-        corpus = halves(corpus)[PARTS[data.part].start]
-    return split(corpus)
+    return corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start]
 
 
 def texts(recipe: Recipe, say: Say = silent) -> Texts:
@@ -83,9 +86,11 @@ def texts(recipe: Recipe, say: Say = silent) -> Texts:
     if isinstance(parts.train, Stream):
         are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(parts.held_out.documents)
         digest, identity = digest_of(parts.held_out), parts.train.identity
-        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest, identity, identity)
+        ahead = streamed(parts.train, are_rows, *form, say)
+        return Texts(ahead, held_out, tokenizer, digest, identity, identity, recipe.data.wrap)
     text_digest = parts.train.identity or parts.train.digest
-    return Texts(rows(parts.train, *form, say), held_out, tokenizer, digest_of(parts.held_out), text_digest)
+    train = rows(parts.train, *form, say)
+    return Texts(train, held_out, tokenizer, digest_of(parts.held_out), text_digest, wrap=recipe.data.wrap)
 
 
 def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
@@ -101,7 +106,8 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
         return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
 
     def blocks() -> Iterator[NDArray[np.int64]]:
-        return row_blocks(encoded(corpus, tokenizer, say), length, tokenizer.eos_id, wrap, tokenizer.bos_id)
+        lists = encoded(corpus, tokenizer, say)
+        return row_blocks(lists, length, tokenizer.eos_id, wrap, tokenizer.bos_id, name=f"the text {corpus.name!r}")
 
     if corpus.identity is None:
         return joined(blocks())
@@ -212,7 +218,7 @@ def _as_they_are(name: str, lists: TokenLists, tokenizer: Tokenizer, length: int
         if ends != [[bos, tokenizer.eos_id]]:
             raise ValueError(
                 f"data.wrap says that a row begins with BOS (id {bos}) and ends with EOS (id {tokenizer.eos_id}); the "
-                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap, or the tokenizer that "
-                "made them"
+                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap (of a measurement: "
+                "--text.wrap False), or the tokenizer that made them"
             )
     return found

@@ -199,7 +199,10 @@ def load_hub(name: str, hub_set: HubSet) -> Corpus:
 
 
 def split(corpus: Corpus, held_out_every: int = 10) -> Split:
-    """The published split where the corpus has one; else every 10th document is held out (the last of fewer)."""
+    """The published split where the corpus has one; else every 10th document is held out (the last of fewer).
+
+    Of lists of token ids the last tenth is held out.
+    """
     if held_out_every < 2:
         raise ValueError(f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}")
     documents, held_out, rule = corpus.documents, corpus.held_out, ""
@@ -207,11 +210,23 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
         _want_two(corpus)
         every = min(held_out_every, len(documents))
         held_out, rule = documents[every - 1 :: every], f", 1 of {every} held out"
-        if isinstance(documents, DatasetDocuments):
+        if isinstance(documents, TokenLists):
+            most = len(documents) - len(documents) // every
+            documents, held_out, rule = (
+                documents[:most],
+                documents[most:],
+                f", the last {len(documents) - most} held out",
+            )
+        elif isinstance(documents, DatasetDocuments):
             documents = documents.without(every)
         else:
             documents = [document for i, document in enumerate(corpus.texts, start=1) if i % every]
     return Split(corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule))
+
+
+def is_name(name: str) -> bool:
+    """Whether a corpus is called so, here or on the hub: no file is looked for."""
+    return name in (*HUB, *_INSTALLED) or name.startswith(DATA)
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:

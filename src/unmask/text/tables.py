@@ -114,9 +114,6 @@ def load_table(name: str | Path) -> Table:
     documents = documents_of(splits[train], name)
     if apart is not None:
         return Table(documents, documents_of(splits[apart], name), identity)
-    if isinstance(documents, TokenLists) and len(documents) > 1:
-        most = len(documents) - max(1, len(documents) // 10)
-        return Table(documents[:most], documents[most:], identity)
     return Table(documents, None, identity)
 
 
