@@ -19,6 +19,7 @@ from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes.build import trained_on
 from unmask.recipes.schema import Data, Part
 from unmask.recipes.texts import documents, rows
+from unmask.rng import generator
 from unmask.text.offline import CODE, load_offline, present
 from unmask.text.offline import OFFLINE as PACKAGES
 from unmask.text.tokenizers import Tokenizer
@@ -180,10 +181,9 @@ def scores(
     x0 = x0.to(device)
     if isinstance(model, CausalModel):
         return next_token(model.predictor, x0, batch_size=batch_size)
-    generator = torch.Generator(device).manual_seed(seed)
     return nelbo(
         model.denoiser, model.process, x0, convention=convention, passes=passes, batch_size=batch_size,
-        generator=generator,
+        generator=generator(seed, device=device),
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from unmask.recipes.methods import methods as compare_methods
 from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.recipes.texts import texts
+from unmask.rng import generator
 from unmask.text.hub import OWN, shipped
 from unmask.training import stop_signals
 
@@ -231,9 +232,8 @@ def publish(run: Path, out: Path) -> None:
     trained.save(out, dtype=torch.bfloat16)
     model = load(out)  # what is shipped is measured: rounded to bfloat16
     held_out = texts(plan).held_out[:512]
-    generator = torch.Generator().manual_seed(0)
     if isinstance(model, Model):
-        likelihood = nelbo_ppl(model.denoiser, model.process, held_out, passes=4, batch_size=64, generator=generator)
+        likelihood = nelbo_ppl(model.denoiser, model.process, held_out, passes=4, batch_size=64, generator=generator(0))
     else:
         likelihood = next_token_ppl(model.predictor, held_out, batch_size=64)
     trained.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=str(likelihood))

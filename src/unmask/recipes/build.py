@@ -28,7 +28,7 @@ from unmask.objectives.sdtt import Sdtt
 from unmask.plain import from_json
 from unmask.recipes import schema
 from unmask.recipes.schema import Data, Noise, Recipe
-from unmask.rng import address
+from unmask.rng import global_generators
 from unmask.text.hub import local_or_hub
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, start_token
 from unmask.training.engine import faster_in_bfloat16
@@ -286,8 +286,7 @@ def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:
 
 def _initial(shape: Shape, recipe: Recipe) -> DiT:
     """A network with the first weights of the recipe's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(address(recipe.seed)))  # not of GPUs, which nobody gives back
+    with global_generators(recipe.seed):
         return DiT(shape, DTYPES[recipe.precision], recipe.checkpointing)
 
 

@@ -13,6 +13,7 @@ from unmask.objectives.consistency import Coupling, Direction, Reduction, Reveal
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
 from unmask.objectives.sdtt import Distance, Faithful
 from unmask.plain import from_json
+from unmask.rng import check_seed
 from unmask.training.schedule import AdamW
 
 Precision = Literal["float32", "bfloat16", "fastest"]
@@ -262,6 +263,7 @@ class Recipe:
     save_every: int = 1000
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("batch_size", "accumulation", "steps", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is a count of the recipe {self.name!r}: want >= 1, got {getattr(self, name)}")

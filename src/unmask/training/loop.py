@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.rng import address
+from unmask.rng import check_seed, generator, global_generators
 from unmask.training.engine import Engine, launch
 from unmask.training.guard import Guard, TrainingError, Watch
 from unmask.training.state import State
@@ -103,6 +103,7 @@ def fit(
     """
     if steps < 1:
         raise ValueError(f"steps is the length of the whole training: want steps >= 1, got {steps}")
+    check_seed(seed)
     engine = launch() if engine is None else engine
     watch = Watch(Guard() if guard is None else guard)
     while state.step < steps:
@@ -144,8 +145,8 @@ def _backward(
         )
     tally: dict[str, Tensor] = {}
     for number, x0 in enumerate(batch.tensor_split(accumulation), start=engine.rank * accumulation):
-        with _randomness(engine.device, seed, step, number) as generator:
-            loss = objective(state.student, x0, step=step, generator=generator)
+        with _randomness(engine.device, seed, step, number) as noise:
+            loss = objective(state.student, x0, step=step, generator=noise)
             total = loss.per_token.sum()
             if total.requires_grad:  # not where no token of this micro-batch is trained on
                 total.backward()
@@ -164,14 +165,8 @@ def _backward(
 @contextmanager
 def _randomness(device: torch.device, seed: int, step: int, number: int) -> Iterator[torch.Generator]:
     """The randomness of one micro-batch of a step; the global generators are given back as they were."""
-    corruption, dropout = (int(address(seed, step, number, stream)) for stream in (_CORRUPTION, _DROPOUT))
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(dropout)  # torch.manual_seed would queue a call a step for an unused GPU
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(dropout)
-        yield torch.Generator(device).manual_seed(corruption)
+    with global_generators(seed, step, number, _DROPOUT, device=device):
+        yield generator(seed, step, number, _CORRUPTION, device=device)
 
 
 def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int) -> Iterator[Update]:
