@@ -20,9 +20,10 @@ from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model, load
 from unmask.models.weights import gather_blocks
 from unmask.plain import to_json
-from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
+from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, starts_from
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
+from unmask.recipes.unused import not_used
 from unmask.text.packing import Rows, Windows, batch_at, check_rows
 from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
@@ -66,7 +67,7 @@ def run(
         if engine.world > recipe.accumulation:
             say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
                 "and noise other than that of fewer processes")  # fmt: skip
-        for line in not_used(recipe, parts.student.network):
+        for line in not_used(recipe, parts):
             say(line)
         updates = fit(
             parts.objective,
@@ -160,7 +161,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     """Distil a diffusion `model` on rows `ids` [n, L] by a recipe of distillation (MCD, DCD, SDTT); nothing is saved.
 
     Yields an `Update` a step; the one that ends a round, or the run, carries `.student`, a Model of the averaged
-    weights. The recipe's corpus, tokenizer and teacher are not read: `ids` and `model` stand for them.
+    weights. The recipe's data, teacher, network and schedule are not read: `ids` and `model` have their own.
     (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
     """
     objective = recipe.objective
