@@ -158,7 +158,7 @@ def test_a_teacher_that_is_the_student_is_refused() -> None:
         begin(Chase(teacher=student), student)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_training_after_its_step(number: int) -> None:
     objective, straight = Chase(), Chase()
     state, expected = begin(objective), begin(straight)
@@ -172,6 +172,18 @@ def test_a_signal_ends_the_training_after_its_step(number: int) -> None:
     assert signal.getsignal(number) is handler
     list(updates(expected, straight, 4))
     assert differing(state, expected) == []
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """`nohup unmask train ...` goes on when its terminal closes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

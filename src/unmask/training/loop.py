@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from unmask.objectives.base import Objective
     from unmask.training.rundir import RunDir
 
+# What ends a training after its step; SIGHUP, which Windows does not have, comes when a terminal closes.
+STOPPING = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGINT", "SIGHUP"))
 _CORRUPTION, _DROPOUT = 0, 1  # streams of one step
 _METRIC = "metric "  # keeps an objective's names apart from the loop's own sums
 _SPECK = 2.0**-500  # the weight of a micro-batch's metrics where its loss has weight 0
@@ -178,18 +180,23 @@ def _randomness(device: torch.device, seed: int, step: int, number: int) -> Iter
 def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int) -> Iterator[Update]:
     """Log each update, save the state every `every` steps and after the last one, and hand the update on.
 
-    A TrainingError says which good state the run directory keeps.
+    The state is saved too where the caller leaves the loop, by `break` or an error of its own; of several processes
+    only at a multiple of `every`, since the others may not leave. A TrainingError says which good state is kept.
     """
     if every < 1:
         raise ValueError(f"every counts the steps between two saves: want >= 1, got {every}")
     try:
         for update in updates:
             run.log(update.record())
+            due = update.step % every == 0
             try:
                 yield update
-            finally:  # after the caller's turn: who is killed in the middle of it is given this update again
-                if update.step % every == 0:
+            except GeneratorExit:
+                if due or run.engine.world == 1:
                     run.save(state)
+                raise
+            if due:  # after the caller's turn: a kill in the middle of it repeats this update
+                run.save(state)
     except TrainingError as error:
         raise TrainingError(f"{error} {run.kept()}") from error
     run.save(state)
@@ -197,10 +204,11 @@ def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int
 
 @contextmanager
 def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into an answer for `fit(stop=...)`: finish the step, save, end.
+    """Turn SIGTERM, SIGINT and SIGHUP into an answer for `fit(stop=...)`: finish the step, save, end.
 
-    A second signal interrupts at once (KeyboardInterrupt). The old handlers come back at the end. Outside the main
-    thread, where no handler can be set, the answer is always False.
+    A second signal interrupts at once (KeyboardInterrupt). A signal that is ignored, as SIGHUP is under `nohup`, stays
+    ignored. The old handlers come back at the end. Outside the main thread, where no handler can be set, the answer is
+    always False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -212,7 +220,8 @@ def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in signals or (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in signals or STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked.is_set
     finally:
