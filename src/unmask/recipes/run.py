@@ -21,6 +21,7 @@ from unmask.models.pretrained import Model, load
 from unmask.models.weights import gather_blocks
 from unmask.plain import to_json
 from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, starts_from
+from unmask.recipes.estimate import check_memory
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
 from unmask.recipes.unused import not_used
@@ -51,6 +52,7 @@ def run(
     """
     engine = launch(device, sharded)
     recipe = as_begun(recipe, Path(directory), engine)
+    check_memory(recipe, engine.device, engine.world if engine.sharded else 1)
     data = texts(recipe, say) if data is None else data
     parts = build(recipe, data.tokenizer)
     batches = _batches(recipe, data.train, parts, engine)
