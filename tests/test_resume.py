@@ -1,6 +1,5 @@
 """A run that was stopped, killed or saved in the middle of a round goes on bit for bit, teacher included."""
 
-import gc
 import json
 import os
 import signal
@@ -71,33 +70,6 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
         assert directory.steps() == [6]
     resumed, _ = run(tmp_path / "stopped", STEPS)
     assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(tmp_path / "stopped")
-
-
-@pytest.mark.parametrize("error", [None, BrokenPipeError(), OSError(5, "the terminal has gone")], ids=str)
-def test_a_caller_who_leaves_the_loop_keeps_its_state(tmp_path: Path, error: OSError | None) -> None:
-    """By `break`, or by an output whose reader has gone: the run goes on from the last update, bit for bit."""
-    straight, _ = run(tmp_path / "straight", STEPS)
-    objective = Chase()
-    state = begin(objective)
-
-    def leave() -> None:
-        for update in recorded(updates(state, objective, STEPS), directory, state, every=100):
-            if update.step == 5:
-                if error is not None:
-                    raise error
-                break
-
-    with RunDir.open(tmp_path / "left", RECIPE) as directory:
-        if error is None:
-            leave()
-        else:
-            with pytest.raises(type(error)):
-                leave()
-        gc.collect()
-        assert directory.steps() == [5]
-    resumed, again = run(tmp_path / "left", STEPS)
-    assert again[0].step == 6 and differing(straight, resumed) == []
-    assert log(tmp_path / "straight") == log(tmp_path / "left")
 
 
 KILLER = """

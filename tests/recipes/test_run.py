@@ -209,11 +209,3 @@ def test_a_run_of_before_a_field_was_added_goes_on(plan: Recipe, tmp_path: Path)
     assert len(list(run(plan, tmp_path / "run", device="cpu"))) == plan.steps
     with pytest.raises(RunError, match=r"(?s)another recipe.*weight_decay"):
         list(run(replace(plan, optim=replace(plan.optim, weight_decay=0.5)), tmp_path / "run", device="cpu"))
-
-
-def test_a_run_that_its_caller_leaves_is_saved(text: Path, tmp_path: Path) -> None:
-    plan = replace(shrink(recipe("demo-teacher"), text), precision="float32", save_every=100)
-    for _ in run(plan, tmp_path / "run", device="cpu"):
-        break
-    assert [folder.name for folder in (tmp_path / "run" / "state").iterdir()] == ["step-00000001"]
-    assert [update.step for update in run(plan, tmp_path / "run", device="cpu")] == [2]

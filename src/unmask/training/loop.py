@@ -180,23 +180,18 @@ def _randomness(device: torch.device, seed: int, step: int, number: int) -> Iter
 def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int) -> Iterator[Update]:
     """Log each update, save the state every `every` steps and after the last one, and hand the update on.
 
-    The state is saved too where the caller leaves the loop, by `break` or an error of its own; of several processes
-    only at a multiple of `every`, since the others may not leave. A TrainingError says which good state is kept.
+    A TrainingError says which good state the run directory keeps.
     """
     if every < 1:
         raise ValueError(f"every counts the steps between two saves: want >= 1, got {every}")
     try:
         for update in updates:
             run.log(update.record())
-            due = update.step % every == 0
             try:
                 yield update
-            except GeneratorExit:
-                if due or run.engine.world == 1:
+            finally:  # after the caller's turn: who is killed in the middle of it is given this update again
+                if update.step % every == 0:
                     run.save(state)
-                raise
-            if due:  # after the caller's turn: a kill in the middle of it repeats this update
-                run.save(state)
     except TrainingError as error:
         raise TrainingError(f"{error} {run.kept()}") from error
     run.save(state)
