@@ -9,7 +9,7 @@ import math
 import stat
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -110,6 +110,33 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"an object has the name {next(name for name in names if names.count(name) > 1)!r} twice")
     return found
+
+
+def leaves(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass and of those in it, by dotted names: ("optim.lr", 3e-4)."""
+    for field in dataclasses.fields(record):
+        value, name = getattr(record, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def check_plain(record: Any) -> None:
+    """ValueError for a field that JSON files cannot keep, in a dataclass or in those in it.
+
+    A float is finite, an integer has 64 bits, a text has a form in UTF-8.
+    """
+    each = (
+        (name, item) for name, value in leaves(record) for item in (value if isinstance(value, tuple) else (value,))
+    )
+    for name, value in each:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is not finite: got {value}, want a finite number")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} is out of range: got {value}, want an integer of 64 bits")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{name} is no UTF-8: got {value!r}, want text; rename it")
 
 
 @dataclasses.dataclass(frozen=True)

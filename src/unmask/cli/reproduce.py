@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import tyro
 
 from unmask.cli import tables
 from unmask.cli.console import follow, parse, progress, say, table
+from unmask.cli.workers import end_with_parent, shared
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import perplexity
 from unmask.evaluation.measure import require_same_protocol
@@ -37,7 +35,6 @@ from unmask.recipes.methods import methods as compare_methods
 from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.text.hub import OWN, shipped
-from unmask.training import stop_signals
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,7 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
+    end_with_parent()
     table = asked.what in ("table1", "table2", "table3", "figure3")
     ignored = {
         "dry_run": asked.dry_run and not table,
@@ -174,36 +172,6 @@ def methods(work: Path) -> bool:
         table("methods", METHODS_HEAD, methods_summary(reports))
     show(summary(reports), reports, work / "methods.png", settings.study.round_steps)
     return done
-
-
-def shared(command: list[str], runs: Sequence[str], jobs: int) -> bool:
-    """Deal runs out to processes of this command, each with an equal part of the cores; whether all are done.
-
-    A signal is handed on, so that each saves its state. RuntimeError where one fails by itself.
-    """
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    start = [sys.executable, "-m", "unmask", "reproduce", *command, "--jobs", "1", "--cells"]
-    with stop_signals() as stop:
-        started = [
-            subprocess.Popen(
-                [*start, *runs[first::jobs]],
-                env=os.environ | {"OMP_NUM_THREADS": threads},
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which hands it on
-            )
-            for first in range(min(jobs, len(runs)))
-        ]
-        told = False
-        while any(process.poll() is None for process in started):
-            if stop() and not told:
-                told = True
-                for process in started:
-                    process.terminate()
-            time.sleep(0.1)
-    codes = [process.returncode for process in started]
-    if any(codes) and not told:
-        raise RuntimeError(f"processes of {command[0]} ended with exit codes {codes}: their messages stand above")
-    return not any(codes)
 
 
 def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], picture: Path | None, steps: int) -> None:

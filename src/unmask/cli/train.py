@@ -19,6 +19,7 @@ from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.run import run
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
+from unmask.recipes.unused import check_flags
 from unmask.training import Update
 
 
@@ -54,6 +55,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         other = "distill" if verb == "train" else "train"
         raise ValueError(f"recipe {chosen.name!r} is for `unmask {other}`: its objective is {chosen.objective.kind}")
     asked = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
+    check_flags(asked.recipe, chosen, estimated=asked.dry_run)
     out = asked.out or (Path(name) if (Path(name) / "recipe.json").exists() else Path("runs") / asked.recipe.name)
     if asked.dry_run:
         emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})

@@ -19,6 +19,7 @@ import torch
 
 from unmask.evaluation.conditional import conditional_nats, conditional_nelbo
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.rng import generator
 from unmask.samplers.canvas import FREE
 from unmask.samplers.loop import sample
 from unmask.text.tokenizers import Tokenizer, start_token
@@ -219,10 +220,10 @@ class Answers:
         if isinstance(self.model, CausalModel):
             return conditional_nats(self.model.predictor, x0, count)
         target = torch.arange(len(ids), device=x0.device) >= len(ids) - count
-        digest = hashlib.blake2b(json.dumps([self.seed, count, ids]).encode(), digest_size=7).digest()
+        digest = hashlib.blake2b(json.dumps([self.seed, count, ids]).encode(), digest_size=8).digest()
         estimates = conditional_nelbo(
             self.model.denoiser, self.model.process, x0, target, draws=self.draws, batch_size=self.rows,
-            generator=torch.Generator(x0.device).manual_seed(int.from_bytes(digest, "little")),
+            generator=generator(int.from_bytes(digest, "little", signed=True), device=x0.device),
         )  # fmt: skip
         return float(estimates.mean())
 

@@ -223,7 +223,7 @@ def _groups(rows: Sequence[Row], values: Sequence[object]) -> list[str]:
 
 def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Index:
     """Bootstrap indices [draws, n]. The same n and seed give the same indices: that is what pairs two rows."""
-    return np.random.default_rng(seed).integers(n, size=(draws, n))
+    return np.random.default_rng(seed % 2**64).integers(n, size=(draws, n))
 
 
 def pooled_mean(total: Floats, count: Floats, index: Index) -> Floats:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from unmask.evaluation.judges import Scores
@@ -16,6 +15,7 @@ from unmask.models.pretrained import CausalModel, Model
 from unmask.recipes.build import trained_on
 from unmask.recipes.schema import Data, Part
 from unmask.recipes.texts import corpus_of, digest_of, documents, rows
+from unmask.rng import generator
 from unmask.text.evaluated import is_there, measured, same_text
 from unmask.text.packing import Rows, check_rows, spread
 from unmask.text.tokenizers import Tokenizer, start_token
@@ -98,10 +98,10 @@ class Reading:
         x0 = x0.to(self.model.network.head.weight.device)
         if isinstance(self.model, CausalModel):
             return next_token_batches(self.model.predictor, x0, start=self.start, batch_size=self.batch_size)
-        generator = torch.Generator(x0.device).manual_seed(self.seed)
+        noise = generator(self.seed, device=x0.device)
         return nelbo_batches(
             self.model.denoiser, self.model.process, x0, convention=self.convention, passes=self.passes,
-            batch_size=self.batch_size, generator=generator,
+            batch_size=self.batch_size, generator=noise,
         )  # fmt: skip
 
     def scores(self, x0: Tensor) -> Scores:

@@ -29,9 +29,11 @@ from unmask.recipes.begun import (
     text_digest,
     with_own_tokenizer,
 )
-from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
+from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, starts_from
+from unmask.recipes.estimate import check_memory
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
+from unmask.recipes.unused import not_used
 from unmask.text.packing import Rows, Windows, batch_at, check_rows
 from unmask.text.tokenizers import Tokenizer
 from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
@@ -62,6 +64,7 @@ def run(
     """
     engine, directory = launch(device, sharded), Path(directory)
     recipe = as_begun(recipe, directory, engine)
+    check_memory(recipe, engine.device, engine.world if engine.sharded else 1)
     data = texts(with_own_tokenizer(recipe, directory), say) if data is None else data
     parts = build(recipe, data.tokenizer)
     batches = _batches(recipe, data.train, parts, engine)
@@ -77,7 +80,7 @@ def run(
         if engine.world > recipe.accumulation:
             say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
                 "and noise other than that of fewer processes")  # fmt: skip
-        for line in not_used(recipe, parts.student.network):
+        for line in not_used(recipe, parts):
             say(line)
         updates = fit(
             parts.objective,
@@ -167,7 +170,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     """Distil a diffusion `model` on rows `ids` [n, L] by a recipe of distillation (MCD, DCD, SDTT); nothing is saved.
 
     Yields an `Update` a step; the one that ends a round, or the run, carries `.student`, a Model of the averaged
-    weights. The recipe's corpus, tokenizer and teacher are not read: `ids` and `model` stand for them.
+    weights. The recipe's data, teacher, network and schedule are not read: `ids` and `model` have their own.
     (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
     """
     objective = recipe.objective

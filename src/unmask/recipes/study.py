@@ -23,6 +23,7 @@ from unmask.evaluation.rows import Gauge, Texts, as_read, measure_frontier, naiv
 from unmask.evaluation.speed import timed
 from unmask.evaluation.verdict import verdict
 from unmask.models.pretrained import CausalModel, Model
+from unmask.rng import generator
 from unmask.samplers.loop import Samples, sample
 from unmask.text.packing import Rows
 from unmask.types import Tokens
@@ -191,7 +192,7 @@ def _real(scene: Scene) -> tuple[Tensor, Tensor]:
     The others come from other documents, but for one that may lie across the middle: no model knows the names of the
     very texts that it is compared with. Both are in an order of their own, the same for all seeds of latents.
     """
-    study, order = scene.study, torch.randperm(len(scene.real), generator=torch.Generator().manual_seed(0))
+    study, order = scene.study, torch.randperm(len(scene.real), generator=generator(0))
     if not study.compared:
         return scene.real[order[: study.samples]], scene.real[:0]
     early = order < len(order) // 2

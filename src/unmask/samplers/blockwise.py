@@ -11,7 +11,10 @@ from unmask.samplers.steps import Sampler, Step, Task, check_masked, reveal
 
 
 def blockwise(block: float) -> Sampler:
-    """`reveal` in blocks of `block` tokens from left to right, as LLaDA (arXiv 2502.09992) and Fast-dLLM draw.
+    """`reveal` in blocks of `block` tokens from left to right, in random order within a block.
+
+    The order of the blocks is that of LLaDA (arXiv 2502.09992) and Fast-dLLM (arXiv 2505.22618). Within a block both
+    unmask the tokens of greatest probability first by default, which this sampler does not.
 
     It is `reveal` at other levels u' of the same latent. With i the number of a sample's free tokens before this one, F
     all of them, first = block floor(i / block), and size = min(block, F - first) those of its block,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.structure import Structure, gaussian_copula
-from unmask.rng import address, uniform
+from unmask.rng import address, check_seed, uniform
 
 _LEVEL, _RACE, _SHARED = 0, 1, 2  # the streams of a sample
+BEFORE = 2**62  # the occasion before the first step: no step has this index
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,11 @@ def draw_latent(
     `structure` says which tokens are revealed together; None, each on its own. The race is the same for any structure,
     and each token's own normal is Phi^-1 of the independent u, which a structure without correlation gives back.
     """
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed is a 64-bit number: want -2^63 <= seed < 2^63, got {seed}")
+    check_seed(seed)
+    if not 0 <= first <= 2**63 - n:
+        raise ValueError(
+            f"first is out of range: got {first}, want 0 <= first <= 2^63 - n, n = {n}; give a smaller first"
+        )
     sample = torch.arange(first, first + n, device=device)
     position = torch.arange(length, device=device)
     own = address(seed, sample[:, None], _LEVEL, position)

@@ -24,7 +24,7 @@ from unmask.rng import uniform
 from unmask.samplers.canvas import FREE
 from unmask.samplers.draws import EXACT, UNFILTERED, Draw, Filters, blocks, draw_rows, race
 from unmask.samplers.grids import check_levels
-from unmask.samplers.latent import Latent
+from unmask.samplers.latent import BEFORE, Latent
 from unmask.samplers.reads import Laws, Reads, plan
 from unmask.types import Tokens
 
@@ -69,11 +69,9 @@ class Task:
         """The start: given tokens, and noise that is each sample's own in any batch."""
         if self.mask_id is not None:
             return self.pins.where(~self.free, self.mask_id)
-        noise = [
-            self.process.prior(row[None], torch.Generator().manual_seed(key))
-            for row, key in zip(self.pins.cpu(), self.latent.key.tolist(), strict=True)
-        ]
-        return self.pins.where(~self.free, torch.cat(noise).to(self.pins.device))
+        at = torch.arange(self.pins.numel(), device=self.pins.device)
+        noise = self.process.noise(uniform(self.latent.address(at, BEFORE)))
+        return self.pins.where(~self.free, noise.view_as(self.pins))
 
     def level(self, z: Tokens) -> Tensor:
         """The alpha at which a text of masked diffusion is expected to show what z shows: float64 [n].
