@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
+from unmask.cli import streams
 from unmask.cli.flags import explain
+from unmask.cli.streams import one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
@@ -38,47 +42,75 @@ def speaks() -> bool:
 
 
 def say(line: str) -> None:
-    """A line for people."""
+    """A line of the result."""
     if speaks():
-        console().print(line, markup=False, highlight=False)
+        streams.put(sys.stdout, line)
 
 
 def remark(line: str) -> None:
     """A line about the work, not its result."""
     if speaks():
-        console(stderr=True).print(line, markup=False, highlight=False)
+        streams.remark(line)
+
+
+def show_usage(usage: str, arguments: Sequence[str]) -> int:
+    """The usage of a verb with a second word, and the exit code: 0 on --help, else 2, on the error stream."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        say(usage)
+        return 0
+    remark(usage)
+    return 2
 
 
 def console(stderr: bool = False) -> Console:
+    """For tables and bars: a name in them is no markup, no emoji, no code to colour."""
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, soft_wrap=not terminal, width=None if terminal else LOG_WIDTH)
+    width = None if terminal else LOG_WIDTH
+    return Console(stderr=stderr, soft_wrap=not terminal, width=width, markup=False, emoji=False, highlight=False)
 
 
 def emit(value: Any) -> None:
     """A JSON value for machines."""
     if speaks():
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(_json(value, indent=2) + "\n")
 
 
 def emit_line(value: Any) -> None:
     """A JSON value on a line of its own."""
     if speaks():
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.write(_json(value) + "\n")
         sys.stdout.flush()
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON as the standard has it: null for NaN and infinity, escapes where the stream is not UTF-8."""
+    plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=plain, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; figures stand on the right."""
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=one_line(title), title_justify="left")
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        grid.add_column(one_line(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
-        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row))
     if speaks():
         console().print(grid)
 
@@ -93,15 +125,18 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
         from rich import progress as bars
 
         columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
-        with bars.Progress(bars.TextColumn("{task.description:<20}"), *columns, console=console(stderr=True)) as bar:
+        name = bars.TextColumn("{task.description:<20}", markup=False)
+        # A bar takes the standard output over where both are one terminal, never a file's or a pipe's.
+        both = sys.stdout.isatty()
+        with bars.Progress(name, *columns, console=console(stderr=True), redirect_stdout=both) as bar:
             tasks: dict[str, Any] = {}
 
             def advance(stage: str, done: int, total: int) -> None:
                 if stage not in tasks:
-                    tasks[stage] = bar.add_task(stage, total=total)
+                    tasks[stage] = bar.add_task(one_line(stage), total=total)
                 bar.update(tasks[stage], completed=done, total=total)
 
-            yield advance, lambda line: bar.console.print(line, markup=False, highlight=False)
+            yield advance, lambda line: bar.console.print(visible(line))
         return
 
     def plain(stage: str, done: int, total: int) -> None:

@@ -1,0 +1,84 @@
+"""The standard streams: text leaves as it is, a terminal gets no control characters, and a lost stream ends quietly."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from typing import TextIO
+
+# C0 but newline and tab, DEL, C1, and what turns the direction of writing: a terminal would obey them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    r"""Text with its control characters written out, newline and tab excepted.
+
+    >>> print(visible("red: \x1b[31m"))
+    red: \x1b[31m
+    """
+    return _CONTROL.sub(_escape, text)
+
+
+def one_line(text: str) -> str:
+    r"""`visible`, newline and tab too: for the cell of a table, the name of a bar.
+
+    >>> print(one_line("a\tb"))
+    a\tb
+    """
+    return re.sub("[\t\n]", _escape, visible(text))
+
+
+def put(stream: TextIO, text: str) -> None:
+    """Write a line: into a file or a pipe character by character, onto a terminal with control characters visible."""
+    stream.write((visible(text) if stream.isatty() else text) + "\n")
+
+
+def remark(line: str) -> None:
+    """A line on the error stream; where that stream is lost, the work goes on without the line."""
+    try:
+        put(sys.stderr, line)
+    except OSError:
+        drop(sys.stderr)
+
+
+def open_streams() -> None:
+    """Give the process its three standard streams, and let the two for output take any text.
+
+    A closed one becomes the null device: else the next file that is opened would take its number, and be written to by
+    whoever writes to the stream. A character that the stream's encoding lacks is written as an escape.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def lost(stream: TextIO) -> OSError | None:
+    """Why a stream takes no more, if so: its reader went away, its disk is full. What it kept back is then dropped."""
+    try:
+        stream.flush()
+    except OSError as error:
+        drop(stream)
+        return error
+    return None
+
+
+def drop(stream: TextIO) -> None:
+    """Send a stream to the null device, so that neither the work nor the end of the process fails at it again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
