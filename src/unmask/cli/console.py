@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from unmask.cli import streams
-from unmask.cli.flags import explain
-from unmask.cli.streams import one_line, visible
+from unmask.cli.flags import empty_flag, explain
+from unmask.cli.streams import one_line, visible, written
 
 if TYPE_CHECKING:
     from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
@@ -31,8 +31,15 @@ Advance = Callable[[str, int, int], None]  # stage, done, total
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Arguments to a dataclass, with its docstring as help; exits with code 2 on wrong use."""
     explain(kind)
+    if flag := empty_flag(kind, arguments):
+        streams.remark(f"unmask {verb}: {flag} is empty: got '', want a value; leave it out for its default")
+        raise SystemExit(2)
     ask = partial(tyro.cli, kind, prog=f"unmask {verb}", args=list(arguments), config=(tyro.conf.AvoidSubcommands,))
-    answer: T = ask() if default is None else ask(default=default)
+    with written(sys.stdout):  # --help
+        try:
+            answer: T = ask() if default is None else ask(default=default)
+        finally:
+            sys.stdout.flush()
     return answer
 
 
@@ -41,10 +48,10 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(line: str) -> None:
-    """A line of the result."""
+def say(line: str, flush: bool = False) -> None:
+    """A line of the result; `flush` where the next one takes its time."""
     if speaks():
-        streams.put(sys.stdout, line)
+        streams.put(sys.stdout, line, flush)
 
 
 def remark(line: str) -> None:
@@ -74,14 +81,16 @@ def console(stderr: bool = False) -> Console:
 def emit(value: Any) -> None:
     """A JSON value for machines."""
     if speaks():
-        sys.stdout.write(_json(value, indent=2) + "\n")
+        with written(sys.stdout):
+            sys.stdout.write(_json(value, indent=2) + "\n")
 
 
 def emit_line(value: Any) -> None:
     """A JSON value on a line of its own."""
     if speaks():
-        sys.stdout.write(_json(value) + "\n")
-        sys.stdout.flush()
+        with written(sys.stdout):
+            sys.stdout.write(_json(value) + "\n")
+            sys.stdout.flush()
 
 
 def _json(value: Any, indent: int | None = None) -> str:
@@ -112,7 +121,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row))
     if speaks():
-        console().print(grid)
+        with written(sys.stdout):
+            console().print(grid)
 
 
 @contextmanager

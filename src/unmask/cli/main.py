@@ -12,7 +12,7 @@ from importlib import import_module
 from pickle import PickleError
 from zipfile import BadZipFile
 
-from unmask.cli.streams import lost, open_streams, put, remark
+from unmask.cli.streams import OUTPUT, open_streams, put, remark, written
 
 ON = "the same command goes on from what is saved"
 VERBS = {  # verb -> module, what it does, what an interrupt leaves
@@ -52,9 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    code, sentence, of_file = 1, "", False
+    code, sentence = 1, ""
     try:
         code = _verb(words)
+        with written(sys.stdout):
+            sys.stdout.flush()
     except SystemExit as stop:  # so tyro ends, on --help and on wrong use
         if not isinstance(stop.code, int):
             raise
@@ -62,14 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sentence = f"interrupted; {VERBS[words[0]][2]}"
     except EXPECTED as error:
-        sentence, of_file = _sentence(error), isinstance(error, OSError)
-    gone = lost(sys.stdout)
-    if gone is not None and (of_file or not sentence):  # the verb failed at its output, or at nothing
-        code = 1
-        sentence = "" if isinstance(gone, BrokenPipeError) else f"the standard output is lost: {gone.strerror}"
+        read_enough = isinstance(error, BrokenPipeError) and error.filename == OUTPUT
+        code, sentence = 1, "" if read_enough else _sentence(error)
     if sentence:
         remark(f"{' '.join(['unmask', *words[:1]])}: {sentence}")
-    lost(sys.stderr)
     return code
 
 
@@ -96,6 +94,8 @@ def _verb(words: list[str]) -> int:
 
 def _unreadable(words: Sequence[str]) -> str:
     """The fault of an argument that no file name and no recipe can hold; empty where there is none."""
+    if words[:1] == [""]:
+        return "the first argument is empty: got '', want a name"
     for before, word in zip(["", *words], words, strict=False):
         flag = word.partition("=")[0] if word.startswith("--") else before if before.startswith("--") else "an argument"
         if "\0" in word:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,9 +90,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     for each in drawn:
         texts = [str(row) for row in each.tokens.tolist()] if each.texts is None else each.texts
         for text, nfe in zip(texts, each.nfe.tolist(), strict=True):
-            say(f"--- sample {number} of seed {asked.seed}: {nfe} network calls\n{text}")
+            say(f"--- sample {number} of seed {asked.seed}: {nfe} network calls\n{text}", flush=True)
             number += 1
-        sys.stdout.flush()
     return 0
 
 

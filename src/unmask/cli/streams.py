@@ -6,8 +6,11 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
+OUTPUT = "the output"  # as the file of an OSError: its reader went away, or its disk is full
 # C0 but newline and tab, DEL, C1, and what turns the direction of writing: a terminal would obey them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -30,9 +33,12 @@ def one_line(text: str) -> str:
     return re.sub("[\t\n]", _escape, visible(text))
 
 
-def put(stream: TextIO, text: str) -> None:
+def put(stream: TextIO, text: str, flush: bool = False) -> None:
     """Write a line: into a file or a pipe character by character, onto a terminal with control characters visible."""
-    stream.write((visible(text) if stream.isatty() else text) + "\n")
+    with written(stream):
+        stream.write((visible(text) if stream.isatty() else text) + "\n")
+        if flush:
+            stream.flush()
 
 
 def remark(line: str) -> None:
@@ -41,6 +47,17 @@ def remark(line: str) -> None:
         put(sys.stderr, line)
     except OSError:
         drop(sys.stderr)
+
+
+@contextmanager
+def written(stream: TextIO) -> Iterator[None]:
+    """Inside, text is written to a stream: its OSError bears the name OUTPUT, and the stream is dropped."""
+    try:
+        yield
+    except OSError as error:
+        drop(stream)
+        error.filename = OUTPUT
+        raise
 
 
 def open_streams() -> None:
@@ -61,16 +78,6 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def lost(stream: TextIO) -> OSError | None:
-    """Why a stream takes no more, if so: its reader went away, its disk is full. What it kept back is then dropped."""
-    try:
-        stream.flush()
-    except OSError as error:
-        drop(stream)
-        return error
-    return None
 
 
 def drop(stream: TextIO) -> None:
