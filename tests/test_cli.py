@@ -427,7 +427,7 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
     assert found["source"]["length"] == 4 and all(check["passed"] for check in found["checks"])
     code, out, _ = run(capsys, *asked, "--json", "--source", "grammar")
     assert code == 0 and json.loads(out)["source"]["kind"] == "grammar"
-    faults = {"--n": ("50", "want n >= 100"), "--order": ("3", "want 1 or 2"), "--vocab-size": ("0", "vocab_size")}
+    faults = {"--n": ("50", "n is too small: got 50"), "--order": ("3", "order is too large: got 3"), "--vocab-size": ("0", "vocab_size is too small: got 0")}
     for flag, (value, words) in faults.items():
         code, _, err = run(capsys, *asked, flag, value)
         assert code == 1 and words in err
@@ -442,3 +442,48 @@ def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
     asked = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]
     code, out, _ = run(capsys, "verify", "exact", *asked)
     assert code == 1 and "FAILS" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["sample", ""], "the first argument"),
+        (["train", ""], "the first argument"),
+        (["eval", "frontier", "unmask:teacher", ""], "an argument"),
+        (["eval", "samples", "unmask:teacher", "--judge", ""], "--judge"),
+        (["eval", "samples", "unmask:teacher", "--judge="], "--judge"),
+        (["distill", "demo-mcd", "--dry-run", "--data.corpus", ""], "--data.corpus"),
+        (["bench", "--out", ""], "--out"),
+        (["sample", "unmask:teacher", "--structure", ""], "--structure"),
+    ],
+)
+def test_an_empty_name_is_refused(capsys, arguments, flag):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "") and f": {flag} is empty: got ''" in err
+
+
+def test_what_is_empty_by_default_may_be_empty(capsys):
+    drawn = [
+        run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", "4", *more)
+        for more in ([], ["--prompt", ""])
+    ]
+    assert drawn[0] == drawn[1] and drawn[0][0] == 0
+    assert dry(capsys, "distill", "demo-mcd", "--objective.structure", "")["recipe"]["objective"]["structure"] == ""
+
+
+@pytest.mark.parametrize(("value", "fault"), [("a\0b", "a NUL character"), ("a\udcff", "bytes that are not UTF-8")])
+def test_an_argument_that_no_file_can_hold_is_refused(capsys, value, fault):
+    for words, flag in ((["--prompt", value], "--prompt"), ([f"--prompt={value}"], "--prompt"), ([value], "an argument")):
+        code, _, err = run(capsys, "sample", *words)
+        assert code == 2 and f"{flag} holds {fault}: got " in err
+
+
+def test_a_length_of_zero_is_no_default(capsys):
+    code, _, err = run(capsys, "sample", GOLDEN / "hub_mdlm", "--length", "0")
+    assert code == 1 and "length is too small: got 0" in err
+
+
+def test_a_batch_at_a_time_is_the_same_text(capsys):
+    asked = ["sample", GOLDEN / "hub_mdlm", "--n", "5", "--length", "8", "--steps", "4", "--json"]
+    all_at_once, by_two = (json.loads(run(capsys, *asked, *more)[1]) for more in ([], ["--batch-size", "2"]))
+    assert by_two.pop("calls") >= all_at_once.pop("calls") and by_two == all_at_once

@@ -33,11 +33,25 @@ def seed_number(name: str, value: object) -> int:
     return whole(name, value, "the 64-bit number of the randomness", -INT64, INT64 - 1)
 
 
+def check_room(name: str, got: str, need_bytes: int, advice: str, room_bytes: int | None = None) -> None:
+    """ValueError where `need_bytes`, a lower bound, pass the memory: of this process, or `room_bytes` of a device."""
+    room = memory_bytes() if room_bytes is None else room_bytes
+    if need_bytes > room:
+        raise ValueError(
+            f"{name} is too large: got {got}, which takes at least {_gib(need_bytes)}, want at most the memory, "
+            f"{_gib(room)}; {advice}"
+        )
+
+
 def memory_bytes() -> int:
     """The memory that this process can have at most: the machine's, or its control group's where that is less."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _CGROUP.read_text("ascii").strip() if _CGROUP.exists() else "max"
     return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def _gib(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number < 2**70 else "2^40 GiB"
 
 
 def _words(number: int) -> str:

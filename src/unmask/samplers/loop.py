@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.structure import Structure, structure_of
-from unmask.limits import INT64, MOST_STEPS, memory_bytes, seed_number, whole
+from unmask.limits import INT64, MOST_STEPS, check_room, seed_number, whole
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.samplers.ar import Predictor, autoregress
 from unmask.samplers.calls import Calls, calls_of
@@ -266,14 +266,10 @@ def _check_first(first: int, n: int) -> None:
 
 def _check_room(n: int, length: int, token_bytes: int, device: torch.device | str) -> None:
     """ValueError where n texts of `length` tokens pass the memory of the device, at `token_bytes` a token at least."""
-    where = torch.device(device)
-    gpu = where.type == "cuda"
-    room = torch.cuda.get_device_properties(where).total_memory if gpu else memory_bytes()
-    if n * length * token_bytes > room:
-        raise ValueError(
-            f"n x length is too large: got {n} x {length} tokens, want at most {room // token_bytes} in the memory of "
-            f"{where}, {room / 2**30:.1f} GiB; give a smaller batch_size, n or length"
-        )
+    gpu = torch.device(device).type == "cuda"
+    room = torch.cuda.get_device_properties(device).total_memory if gpu else None
+    got, advice = f"{n} x {length} tokens", "give a smaller batch_size, n or length"
+    check_room("n x length", got, n * length * token_bytes, advice, room)
 
 
 def _token_bytes(model: DiffusionModel | AutoregressiveModel) -> int:
