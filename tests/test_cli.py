@@ -432,6 +432,13 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
         code, _, err = run(capsys, *asked, flag, value)
         assert code == 1 and words in err
     assert run(capsys, "verify", "nothing")[0] == 2
+    for flag in (["--length", "8"], ["--no-train"], ["--source", "grammar"]):
+        code, _, err = run(capsys, "verify", "duality", *flag)
+        assert code == 1 and "belongs to `verify exact`" in err and flag[0].removeprefix("--no-").strip("-") in err
+    for flag, value in (("--seed", 2**63), ("--seed", -1), ("--vocab-size", 2**40), ("--n", 10**15)):
+        for what in ("duality", "exact"):
+            code, _, err = run(capsys, "verify", what, flag, value)
+            assert code == 1 and f"{flag.strip('-').replace('-', '_')} is too" in err.replace("n x length", "n"), err
 
 
 @pytest.mark.usefixtures("few_objectives")

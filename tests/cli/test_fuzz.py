@@ -16,6 +16,7 @@ import pytest
 
 from unmask.cli.main import main
 from unmask.recipes.book import recipe
+from unmask.text import offline
 
 HOSTILE = (
     *("", " ", "0", "-1", "-0.5", "1.5", "nan", "inf", "-inf", "1e400", "1e-400", "None", "True", "none"),
@@ -43,7 +44,7 @@ def flags_of(kind: type, prefix: str = "--") -> Iterator[tuple[str, object]]:
         parts = [part for part in (inner, *typing.get_args(inner)) if dataclasses.is_dataclass(part)]
         for part in parts:
             yield from flags_of(typing.cast(type, part), flag.rstrip(".") + "." if flag != "--" else flag)
-        if not parts:
+        if not parts and inner is not bool:  # a switch takes no value
             yield flag, inner
 
 
@@ -59,10 +60,9 @@ def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | i
         "bench.Arguments": ["bench", masked, "--baseline", causal, "--steps", "1", "--batches", "1", "--repeats", "1",
                             "--length", "4"],
         "verify.Arguments": ["verify", "duality", "--n", "100", "--vocab-size", "4"],
-        "doctor.Arguments": ["doctor"],
         "train.Arguments": ["train", "demo-teacher", "--dry-run"],
         "likelihood.Likelihood": ["eval", "likelihood", masked, *rows, "--limit", "2", "--passes", "1"],
-        "likelihood.ZeroShot": ["eval", "zero-shot", masked, "--sets", "kjv", "--limit", "1"],
+        "likelihood.ZeroShot": ["eval", "zero-shot", masked, "--sets", "code", "--limit", "1"],
         "evaluate.Samples": ["eval", "samples", masked, "--judge", causal, *rows, *few],
         "evaluate.Frontier": ["eval", "frontier", masked, masked, "--judge", causal, *rows, *study],
         "convert.Arguments": ["convert", masked, "converted"],
@@ -120,6 +120,9 @@ def faults(words: Sequence[str], flag: str, value: str) -> Iterator[str]:
         yield f"exit code {code} without a word"
     name = flag.lstrip("-").rpartition(".")[2]
     names = {name, name.replace("-", "_"), name.replace("-", " "), value.strip() or "''", repr(value)[1:-1], value[:60]}
+    names |= {name.replace("-", "_").rstrip("s")}
+    if said.startswith("stopped; "):  # a demo that did nothing: its values were accepted
+        return
     if code and not any(each in " ".join(said.split()) or each in said for each in names):
         yield f"exit code {code} without the name of {flag}: {' '.join(said.split())[:300]}"
 
@@ -141,6 +144,8 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     """Tiny models and a text; the working directory is empty but for "a file"; nothing is trained, nothing is drawn."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").write_text("words")
+    some = offline.modules()[:5]  # of 12 MB
+    monkeypatch.setattr(offline, "modules", lambda: some)
     monkeypatch.setattr("unmask.cli.demo.demo", lambda *_: iter(()))
     monkeypatch.setattr("unmask.report.figures.duality_figure", lambda *_: None)
     monkeypatch.setattr("unmask.report.throughput.write_figure", lambda *_: (Path("a.png"), Path("a.svg")))
@@ -148,7 +153,7 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
 
 
 def test_hostile_values_end_in_a_sentence(places):
-    found = fuzz(places, ["sample.Arguments", "bench.Arguments", "verify.Arguments", "doctor.Arguments"], 120, seed=0)
+    found = fuzz(places, ["sample.Arguments", "bench.Arguments", "verify.Arguments"], 120, seed=0)
     assert not found, "\n".join(found)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unmask.evaluation.sources import Source
 
 ROUNDING = 1e-6  # what is expected below this is the rounding of a claim without exceptions
+EXACT_ONLY = ("source", "order", "length", "concentration", "train")
 LARGEST = 2**20  # of a vocabulary: work grows with it
 TOKEN_BYTES = 200  # of a token that is drawn and tested, at least: 9 moments of 3 paths
 FEWEST, SHORTEST = 100, 4  # texts behind a test, and tokens in which there is an order to choose
@@ -61,7 +62,11 @@ class Arguments:
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     whole("seed", asked.seed, "the number of the randomness; two above it are used too", 0, INT64 - 3)
-    return _duality(asked) if asked.what == "duality" else _exact(asked)
+    if asked.what == "exact":
+        return _exact(asked)
+    if given := [name for name in EXACT_ONLY if getattr(asked, name) != getattr(Arguments(), name)]:
+        raise ValueError(f"{', '.join(given)} belongs to `verify exact`: leave it out of `verify duality`")
+    return _duality(asked)
 
 
 def _duality(asked: Arguments) -> int:
