@@ -321,6 +321,27 @@ def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform,
     assert found["model"]["digest"] != found["baseline"]["digest"] and not found["baseline"]["random"]
 
 
+@pytest.mark.parametrize(
+    "asked", [["bench"], ["verify", "duality"], ["verify", "exact"], ["demo"]], ids=lambda asked: asked[-1]
+)
+def test_a_place_that_takes_no_files_is_refused_before_the_work(capsys, tmp_path, monkeypatch, asked):
+    def work(*_: object) -> typing.NoReturn:
+        raise AssertionError("the work began")
+
+    for place in (
+        "evaluation.side_by_side.pairs",
+        "evaluation.duality_checks.observe",
+        "cli.verify._gaps",
+        "cli.demo.demo",
+    ):
+        monkeypatch.setattr(f"unmask.{place}", work)
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        code, _, err = run(capsys, *asked, "--out", out)
+        assert code == 1 and f": out takes no files: got '{out}'" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):
     recipe = ["train", "demo-teacher", *TINY, "--data.corpus", corpus, "--data.tokenizer", "bpe:280", "--steps", "2"]
     out = tmp_path / "run"
@@ -427,7 +448,11 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
     assert found["source"]["length"] == 4 and all(check["passed"] for check in found["checks"])
     code, out, _ = run(capsys, *asked, "--json", "--source", "grammar")
     assert code == 0 and json.loads(out)["source"]["kind"] == "grammar"
-    faults = {"--n": ("50", "n is too small: got 50"), "--order": ("3", "order is too large: got 3"), "--vocab-size": ("0", "vocab_size is too small: got 0")}
+    faults = {
+        "--n": ("50", "n is too small: got 50"),
+        "--order": ("3", "order is too large: got 3"),
+        "--vocab-size": ("0", "vocab_size is too small: got 0"),
+    }
     for flag, (value, words) in faults.items():
         code, _, err = run(capsys, *asked, flag, value)
         assert code == 1 and words in err
@@ -480,7 +505,11 @@ def test_what_is_empty_by_default_may_be_empty(capsys):
 
 @pytest.mark.parametrize(("value", "fault"), [("a\0b", "a NUL character"), ("a\udcff", "bytes that are not UTF-8")])
 def test_an_argument_that_no_file_can_hold_is_refused(capsys, value, fault):
-    for words, flag in ((["--prompt", value], "--prompt"), ([f"--prompt={value}"], "--prompt"), ([value], "an argument")):
+    for words, flag in (
+        (["--prompt", value], "--prompt"),
+        ([f"--prompt={value}"], "--prompt"),
+        ([value], "an argument"),
+    ):
         code, _, err = run(capsys, "sample", *words)
         assert code == 2 and f"{flag} holds {fault}: got " in err
 

@@ -47,7 +47,7 @@ def test_a_seed_fits_into_64_bits():
 
 def test_what_passes_the_memory_is_refused():
     check_room("n", "5", memory_bytes(), "give less")
-    with pytest.raises(ValueError, match="^n is too large: got 5, which takes at least .* GiB, .*; give less$"):
+    with pytest.raises(ValueError, match=r"^n is too large: got 5, which takes at least .* GiB, .*; give less$"):
         check_room("n", "5", memory_bytes() + 1, "give less")
     with pytest.raises(ValueError, match=r"takes at least 4\.0 GiB, want at most the memory, 2\.0 GiB"):
         check_room("n", "5", 2**32, "give less", room_bytes=2**31)

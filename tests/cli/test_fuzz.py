@@ -6,8 +6,6 @@ import importlib
 import io
 import random
 import signal
-import sys
-
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +20,19 @@ HOSTILE = (
     *("", " ", "0", "-1", "-0.5", "1.5", "nan", "inf", "-inf", "1e400", "1e-400", "None", "True", "none"),
     *(str(2**31), str(2**63 - 1), str(2**63), str(-(2**63) - 1), str(10**30), "9" * 5000),
     *("[/bold]", ":100:", "[red]", "$x$", "news[1]", "what?", "a*", "{}", "%s", "-", "--", "é", "\x1b[31m", "a\rb"),
-    *("\udcff", "\0", "a\0b", "x" * 5000, "no/such/place", "a file", "unmask:none", "cuda:99", "mps", "psi:nan", "bpe:x"),
+    *(
+        "\udcff",
+        "\0",
+        "a\0b",
+        "x" * 5000,
+        "no/such/place",
+        "a file",
+        "unmask:none",
+        "cuda:99",
+        "mps",
+        "psi:nan",
+        "bpe:x",
+    ),
     *("blockwise:99999999999999999999", "block:0:1", "span:99999999999999999999", "https://example.invalid/x"),
 )
 SECONDS = 60  # no command below takes so long with a value that it accepts
@@ -49,12 +59,13 @@ def flags_of(kind: type, prefix: str = "--") -> Iterator[tuple[str, object]]:
 
 
 def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | int]]]:
-    """verb -> (a cheap command line that works, the flags that may be added to it and the words that may be replaced)."""
+    """verb -> (a cheap command line that works, the flags to add to it and the indices of words to replace)."""
     masked, causal, text = (str(places[name]) for name in ("masked", "causal", "text"))
     rows = ["--text.corpus", text, "--text.length", "16"]
     few = ["--samples", "2", "--texts", "1", "--completions", "2", "--steps", "1", "--no-naive"]
     study = ["--study.samples", "2", "--study.teacher-steps", "1", "--study.student-steps", "1", "--study.texts", "1",
-             "--study.teacher-temperatures", "1", "--study.student-temperatures", "1", "--study.completions", "2"]  # fmt: skip
+             "--study.teacher-temperatures", "1", "--study.student-temperatures", "1",
+             "--study.completions", "2"]  # fmt: skip
     lines = {
         "sample.Arguments": ["sample", masked, "--n", "1", "--length", "8", "--steps", "2"],
         "bench.Arguments": ["bench", masked, "--baseline", causal, "--steps", "1", "--batches", "1", "--repeats", "1",

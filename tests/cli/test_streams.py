@@ -118,7 +118,15 @@ def test_a_result_survives_an_ascii_locale(monkeypatch):
     assert b"1 \\xb1 2" in out.getvalue() and b"20.5 \\xb1 0.2 \\udcff\n" in out.getvalue()
 
 
-PRINTING = [["--help"], ["--version"], ["sample", "--help"], ["train", "--help"], ["doctor"], ["doctor", "--json"], None]
+PRINTING = [
+    ["--help"],
+    ["--version"],
+    ["sample", "--help"],
+    ["train", "--help"],
+    ["doctor"],
+    ["doctor", "--json"],
+    None,
+]
 
 
 @pytest.mark.parametrize("words", PRINTING, ids=str)
@@ -158,8 +166,8 @@ def test_the_work_goes_on_without_its_remarks(monkeypatch, capsys):
 
 SHELL = """
 {python} -m unmask --version >&- 2>&-; echo $?
-{python} -c "import sys; from unmask.cli.streams import open_streams; open_streams(); print(open('new', 'w').fileno() > 2,
-    file=open('found', 'w'))" <&- >&- 2>&-
+{python} -c "from unmask.cli.streams import open_streams; open_streams()
+print(open('new', 'w').fileno() > 2, file=open('found', 'w'))" <&- >&- 2>&-
 cat found
 ( {python} -m unmask --help; echo "code $?" >&2 ) | true
 """

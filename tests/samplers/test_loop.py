@@ -335,7 +335,8 @@ def test_a_model_somewhere_else_is_named():
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [({"seed": 1.5}, "seed is no whole number: got 1.5"), ({"seed": "a"}, "got 'a'"),
-     ({"first": -3}, "first is too small: got -3, want a whole number 0 .. "), ({"temperature": "1"}, "temperature > 0, got '1'"),
+     ({"first": -3}, "first is too small: got -3, want a whole number 0 .. "),
+     ({"temperature": "1"}, "temperature > 0, got '1'"),
      ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k is no whole number: got 1.5"),
      ({"top_p": True}, "0 < top_p <= 1"), ({"prompt": ["x"]}, "the same for every sample: got ['x']")],
 )  # fmt: skip

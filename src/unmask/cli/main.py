@@ -30,7 +30,11 @@ VERBS = {  # verb -> module, what it does, what an interrupt leaves
         "tokens a second and latency on this machine, beside an autoregressive model",
         "no bench.json was written",
     ),
-    "convert": ("convert", "read any checkpoint that unmask knows and write it in its own layout", "nothing was written"),
+    "convert": (
+        "convert",
+        "read any checkpoint that unmask knows and write it in its own layout",
+        "nothing was written",
+    ),
     "reproduce": ("reproduce", "measure again what this project ships or claims", ON),
     "report": ("report", "write report.html from a report.json", "the same command writes the page again"),
     "verify": ("verify", "check the duality by simulation, samplers and objectives on a known law", "nothing was kept"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from unmask.cli.console import Advance, emit, parse, progress, say, table
+from unmask.cli.console import Advance, emit, parse, progress, result_folder, say, table
 from unmask.limits import INT64, check_room, whole
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
-    whole("seed", asked.seed, "the number of the randomness; two above it are used too", 0, INT64 - 3)
+    whole("seed", asked.seed, "the number of the randomness; the three above it are used too", 0, INT64 - 4)
     if asked.what == "exact":
         return _exact(asked)
     if given := [name for name in EXACT_ONLY if getattr(asked, name) != getattr(Arguments(), name)]:
@@ -77,9 +77,9 @@ def _duality(asked: Arguments) -> int:
     whole("vocab_size", size, "the coordinates of the Gaussian", 2, LARGEST)
     n = whole("n", 20_000 if asked.n is None else asked.n, "the tokens simulated", FEWEST)
     check_room("n", str(n), n * TOKEN_BYTES, "give a smaller --n")
+    result_folder(asked.out)
     observation = observe(size, n, asked.seed)
     checks = examine(observation)
-    asked.out.mkdir(parents=True, exist_ok=True)
     duality_figure(figure_data(observation), asked.out / "duality.png")
     if asked.json:
         emit([asdict(check) for check in checks])
@@ -103,13 +103,13 @@ def _exact(asked: Arguments) -> int:
     table_bytes = 8 * size ** (asked.order + 1)
     check_room("vocab_size", str(size), table_bytes, "give a smaller --vocab-size, or --order 1")
     source = _source(asked, size)
+    result_folder(asked.out)
     with progress() as (advance, _):
         gaps, orders = _gaps(source, n, asked.length, asked.seed, advance)
         rows = _fixed_points(asked.seed, asked.train, advance)
     floor = exact.floor(source, n, asked.length, asked.seed + 1)
     checks = exact.gap_checks(source, gaps["reveal"], gaps["even"], floor, asked.seed + 2)
     checks += fixed_points.fixed_point_checks(rows)
-    asked.out.mkdir(parents=True, exist_ok=True)
     entropy = source.entropy(asked.length)
     exact_figure(gaps, orders, floor, entropy, rows, asked.out / "exact.png")
     found = {
