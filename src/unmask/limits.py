@@ -44,7 +44,12 @@ def check_room(name: str, got: str, need_bytes: int, advice: str, room_bytes: in
 
 
 def memory_bytes() -> int:
-    """The memory that this process can have at most: the machine's, or its control group's where that is less."""
+    """The memory that this process can have at most: the machine's, or its control group's where that is less.
+
+    2^63 - 1 where the system does not say.
+    """
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return INT64 - 1
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _CGROUP.read_text("ascii").strip() if _CGROUP.exists() else "max"
     return min(physical, int(limit)) if limit.isdigit() else physical

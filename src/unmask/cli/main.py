@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         code = stop.code
     except KeyboardInterrupt:
-        sentence = f"interrupted; {VERBS[words[0]][2]}"
+        sentence = f"interrupted; {VERBS[words[0]][2] if words and words[0] in VERBS else 'nothing was done'}"
     except EXPECTED as error:
         read_enough = isinstance(error, BrokenPipeError) and error.filename == OUTPUT
         code, sentence = 1, "" if read_enough else _sentence(error)

@@ -141,6 +141,8 @@ def watch(
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
             raise ValueError(f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}")
+        if grid != "uniform":
+            raise ValueError(f"an autoregressive model has no noise levels: leave grid out, got {grid!r}")
         if cache is not None:
             raise ValueError(f"an autoregressive model keeps its past in any case: leave cache out, got {cache!r}")
         _check_read(structure, "an autoregressive model", False)
