@@ -21,7 +21,7 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 
 FLOORS = {
-    **dict.fromkeys(["types", "prediction", "rng", "plain", "files"], 0),
+    **dict.fromkeys(["types", "prediction", "rng", "plain", "files", "limits"], 0),
     **dict.fromkeys(["diffusion", "text"], 1),
     **dict.fromkeys(["models"], 2),
     **dict.fromkeys(["objectives", "samplers"], 3),

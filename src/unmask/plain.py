@@ -26,13 +26,15 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
+def dumps(value: Any, indent: int | None = None, ascii: bool = False) -> str:
     """Plain data as JSON text that every reader takes: a number that is not finite is null (`not_finite` names it).
+
+    ascii  letters outside of ASCII are written as escapes
 
     >>> dumps({"worst": float("inf"), "name": "é"})
     '{"worst": null, "name": "é"}'
     """
-    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False)
 
 
 def not_finite(value: Any, where: str = "") -> list[str]:

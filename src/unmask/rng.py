@@ -16,6 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from unmask.limits import seed_number
+
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number: 2^64 / golden ratio
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
@@ -46,7 +48,7 @@ def address(*keys: Tensor | int) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
         if not isinstance(key, Tensor):
-            check_seed(key)
+            seed_number("a key of an address", key)
         key = torch.as_tensor(key, dtype=torch.int64)
         state = mix_((state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN)
     return state
@@ -67,13 +69,6 @@ def stratified(n: int, generator: torch.Generator | None = None, device: torch.d
     u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
     order = torch.randperm(n, generator=generator, device=device)
     return (order + u) / n
-
-
-def check_seed(seed: int, name: str = "seed") -> int:
-    """The seed itself; ValueError where it has more than 64 bits."""
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"{name} is out of range: got {seed}, want -2^63 <= {name} < 2^63; give a {name} of 64 bits")
-    return seed
 
 
 def generator(*keys: Tensor | int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from unmask import __version__
-from unmask.cli.console import emit, parse, progress, say, table
+from unmask.cli.console import emit, parse, progress, say, show_usage, table
 from unmask.cli.likelihood import likelihood
 from unmask.cli.lm_harness import lm_harness
 from unmask.cli.zero_shot import zero_shot
@@ -101,8 +101,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "lm-harness": lm_harness,
     }
     if not arguments or arguments[0] not in verbs:
-        say(USAGE)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+        return show_usage(USAGE, arguments)
     return verbs[arguments[0]](arguments[1:])
 
 

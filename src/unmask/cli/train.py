@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.console import emit, emit_line, parse, progress, remark, say, speaks
+from unmask.cli.console import emit, emit_line, parse, progress, remark, show_usage, speaks
 from unmask.plain import to_json
 from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.estimate import estimate
@@ -47,8 +47,8 @@ class Arguments:
 def main(verb: str, arguments: Sequence[str]) -> int:
     names = ", ".join(function().name for function in RECIPES if _fits(verb, function()))
     if not arguments or arguments[0].startswith("-"):
-        say(f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]\nrecipes: {names}")
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+        usage = f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]\nrecipes: {names}"
+        return show_usage(usage, arguments)
     name, *rest = arguments
     chosen = _chosen(name)
     if not _fits(verb, chosen):

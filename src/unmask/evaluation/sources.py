@@ -12,6 +12,7 @@ with his scaling) is exact for both processes, in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -295,8 +296,8 @@ def _dirichlet(dice: np.random.Generator, size: int, n: int, concentration: floa
     """n laws over `size` tokens, [n, size] float64, no entry below about LEAST."""
     if size < 2:
         raise ValueError(f"vocab_size counts the tokens of the source, MASK excluded: want vocab_size >= 2, got {size}")
-    if not concentration > 0:
-        raise ValueError(f"concentration is the Dirichlet parameter: want concentration > 0, got {concentration}")
+    if not 0 < concentration < math.inf:
+        raise ValueError(f"concentration is out of range: got {concentration}, want a finite Dirichlet parameter > 0")
     laws = torch.from_numpy(dice.dirichlet(np.full(size, concentration), n)) + LEAST
     return laws / laws.sum(-1, keepdim=True)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from unmask.limits import whole
 from unmask.samplers.draws import is_number
 from unmask.samplers.steps import Sampler, Step, Task, check_masked, reveal
 
@@ -29,12 +30,8 @@ def blockwise(block: float) -> Sampler:
 
     ValueError unless block is a whole number >= 1.
     """
-    if not (is_number(block) and block >= 1 and block == block // 1):
-        raise ValueError(
-            "block is the number of tokens that are shown before any that stands behind them: "
-            f"want a whole number >= 1, got {block!r}"
-        )
-    return partial(_blockwise, block=int(block))
+    count = int(block) if is_number(block) and block == block // 1 else block  # as text it came as a float
+    return partial(_blockwise, block=whole("block", count, "the tokens that are shown before any behind them"))
 
 
 def _blockwise(task: Task, block: int) -> Sequence[Step]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.schedules import NoiseSchedule
+from unmask.limits import MOST_STEPS, whole
 
 Grid: TypeAlias = Callable[[int, NoiseSchedule], Tensor]  # steps N, schedule -> alphas, float64 [moves + 1]
 
@@ -86,8 +87,7 @@ def check_levels(alphas: Tensor) -> None:
 
 
 def _share(steps: int) -> Tensor:
-    if steps < 1:
-        raise ValueError(f"steps is the number of moves from noise to text: want steps >= 1, got {steps}")
+    steps = whole("steps", steps, "the number of moves from noise to text", 1, MOST_STEPS)
     return torch.arange(steps + 1, dtype=torch.float64) / steps
 
 

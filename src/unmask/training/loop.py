@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.rng import check_seed, generator, global_generators
+from unmask.limits import seed_number
+from unmask.rng import generator, global_generators
 from unmask.training.engine import Engine, launch
 from unmask.training.guard import Guard, TrainingError, Watch
 from unmask.training.state import State
@@ -109,7 +110,7 @@ def fit(
     """
     if steps < 1:
         raise ValueError(f"steps is the length of the whole training: want steps >= 1, got {steps}")
-    check_seed(seed)
+    seed_number("seed", seed)
     engine = launch() if engine is None else engine
     watch = Watch(Guard() if guard is None else guard)
     while state.step < steps:
