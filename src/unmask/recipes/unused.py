@@ -12,8 +12,9 @@ from unmask.recipes.build import Parts, deeper_by, schedule, starts_from, traine
 from unmask.recipes.schema import Recipe
 
 _SCHEDULE = ("schedule.name", "schedule.eps", "schedule.power")
-_SIZES = ("network.width", "network.blocks", "network.heads", "network.cond_dim", "network.sees_alpha")
-_ESTIMATED = ("network.", "data.tokenizer")  # what `estimate` reads
+_SIZES = ("network.width", "network.blocks", "network.heads", "network.cond_dim")
+_SEES = "network.sees_alpha"
+_OWN = "has its own"
 
 
 def idle(recipe: Recipe) -> dict[str, str]:
@@ -21,15 +22,13 @@ def idle(recipe: Recipe) -> dict[str, str]:
     found: dict[str, str] = {}
     objective = recipe.objective
     if isinstance(objective, schema.Distillation):
-        found |= dict.fromkeys((*_SIZES, "network.dropout", *_SCHEDULE), "the teacher has its own")
+        found |= dict.fromkeys((*_SIZES, _SEES, "network.dropout", *_SCHEDULE), f"the teacher {_OWN}")
     elif starts_from(recipe):
-        found |= dict.fromkeys(_SIZES, "the model to start from has its own")
+        found |= dict.fromkeys((*_SIZES, _SEES), f"the model to start from {_OWN}")
     if starts_from(recipe) and recipe.data.tokenizer.startswith("bpe:"):
-        found["data.tokenizer"] = "the model to start from has its own"
+        found["data.tokenizer"] = f"the model to start from {_OWN}"
     if isinstance(objective, schema.NextToken):
-        found |= dict.fromkeys(
-            ("network.cond_dim", "network.sees_alpha", *_SCHEDULE), "next-token training has no noise"
-        )
+        found |= dict.fromkeys(("network.cond_dim", _SEES, *_SCHEDULE), "next-token training has no noise")
     if recipe.schedule.name != "polynomial":
         found.setdefault("schedule.power", "only the polynomial schedule has a power")
     match objective:
@@ -48,11 +47,14 @@ def idle(recipe: Recipe) -> dict[str, str]:
 def check_flags(recipe: Recipe, before: Recipe, estimated: bool = False) -> None:
     """ValueError for a field that was changed from `before` and does not act.
 
-    estimated  nothing is trained: the sizes and the vocabulary are those of `estimate`, which reads no other model
+    Sizes of the network may be given, so that one line of flags serves teacher, judge and student: `not_used` says
+    where they differ from those in use.
+    estimated  nothing is trained, and a tokenizer stands for its number of tokens
     """
     old, now = dict(leaves(before)), dict(leaves(recipe))
+    free = {*_SIZES, "network.dropout", *(["data.tokenizer"] if estimated else [])}
     for name, why in idle(recipe).items():
-        if now[name] != old.get(name) and not (estimated and name.startswith(_ESTIMATED)):
+        if now[name] != old.get(name) and name not in free:
             raise ValueError(
                 f"--{name.replace('_', '-')} does not act in the recipe {recipe.name!r}: got {now[name]!r}, and {why}; "
                 "leave it out"
@@ -61,14 +63,14 @@ def check_flags(recipe: Recipe, before: Recipe, estimated: bool = False) -> None
 
 def not_used(recipe: Recipe, parts: Parts) -> list[str]:
     """Where the recipe says one thing and the run does another, a phrase each."""
-    start, said = starts_from(recipe), idle(recipe)
-    if start:
-        lines = _against_start(recipe, parts, said)
-    else:
-        usual, values = dict(leaves(Recipe(recipe.name, type(recipe.objective)()))), dict(leaves(recipe))
-        changed = [name for name in said if values[name] != usual[name]]
-        lines = [f"{name} = {values[name]!r} does not act: {said[name]}" for name in changed]
-    return lines
+    said, values = idle(recipe), dict(leaves(recipe))
+    usual = dict(leaves(Recipe(recipe.name, type(recipe.objective)())))
+    lines = [
+        f"{name} = {values[name]!r} does not act: {why}"
+        for name, why in said.items()
+        if not why.endswith(_OWN) and values[name] != usual[name]
+    ]
+    return lines + (_against_start(recipe, parts, said) if starts_from(recipe) else [])
 
 
 def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> list[str]:
