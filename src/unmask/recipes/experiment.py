@@ -81,7 +81,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     data = texts(recipe)
     length = data.held_out.shape[1]
     known = [*plan.known, *read_rows(directory / ROWS)]
-    scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known, data.wrap)
+    scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known, wrap=data.wrap)
     corpus = recipe.data.corpus
     count = "a stream of" if data.train_rows is None else data.train_rows
     yield Progress("reading", 1, 1, f"{corpus}: {count} rows of {length} tokens to learn from")
@@ -140,7 +140,7 @@ def teacher_rows(
     file.parent.mkdir(parents=True, exist_ok=True)
     known = [*known, *read_rows(file)]
     reads = judge_of(causal(load(judge)), data.held_out.shape[1])
-    scene = Scene(study, reads, data.held_out, data.digest, known, data.wrap)
+    scene = Scene(study, reads, data.held_out, data.digest, known, wrap=data.wrap)
     temperatures = (1.0, *study.teacher_temperatures)
     total = len(study.teacher_steps) * len(temperatures)
     rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)

@@ -184,7 +184,7 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     judge = judge_named(plan.judge, data.tokenizer, data.held_out.shape[1], plan.device)
     return model, Scene(
         replace(plan.study, sampler=told.sampler, draw=told.draw), judge, data.held_out, data.digest, known,
-        data.wrap,
+        wrap=data.wrap,
     )  # fmt: skip
 
 
