@@ -188,8 +188,7 @@ def sample(
     """Draw n texts of `length` tokens in `steps` steps.
 
     model        .denoiser .process .schedule .tokenizer, or .predictor .tokenizer: autoregressive, a call a token
-    seed, first  sample i is a pure function of (model, seed, first + i) at equal logits. Matrix products round by their
-                 shape, so n and batch_size can change the last digits of logits, and with them some tokens
+    seed, first  at equal logits sample i is a pure function of (model, seed, first + i); products round by their shape
     temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
     prompt       text or ids [P] at the start of every sample, counted in length
     pinned       ids [n, length], -1 where free: infilling. Masked diffusion only has its law: autoregressive models see
