@@ -27,7 +27,8 @@ def test_the_rows_that_were_read_stand_beside_their_perplexity(capsys: Capture, 
     every = len(held_out(Text(), str(causal), load(causal)).rows)
     asked = ["eval", "likelihood", causal, "--limit", 3]
     code, out, err = run(capsys, *asked)
-    words = f"exact, start token before each row; 3 of {every} rows of 16 tokens, spread evenly; rows are plain crops; "
+    read = "exact, start token before each row; products in float32"
+    words = f"{read}; 3 of {every} rows of 16 tokens, spread evenly; rows are plain crops; "
     assert code == 0 and f"(n = 3) [{words}held-out part of second half of {text}]" in out, out + err
     answer = json.loads(run(capsys, *asked, "--json")[1])
     assert (answer["rows"], answer["of"], answer["perplexity"]["n"]) == (3, every, 3) and words in answer["protocol"]
