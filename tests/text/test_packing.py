@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unmask.text import batch_at, batches, pack, packing
-from unmask.text.packing import check_rows, row_blocks
+from unmask.text.packing import check_rows, row_blocks, spread
 
 EOS, BOS = 99, 98
 documents = st.lists(st.lists(st.integers(0, 50), max_size=9), min_size=1, max_size=9)
@@ -207,3 +207,21 @@ def test_rows_are_checked_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     ids[3, 1] = ids[17, 0] = 7
     with pytest.raises(ValueError, match=r"MASK \(id 7\) is none: it stands there 3 times"):
         check_rows(ids, 2020, 7)
+
+
+@given(st.integers(1, 5000), st.integers(1, 600))
+@settings(deadline=None)
+def test_spread_rows_leave_no_part_of_a_text_out(n: int, k: int) -> None:
+    """k rows of n: in order, no row twice, equal gaps but for rounding, and as far from the beginning as from the end."""
+    found = spread(n, k)
+    assert found.dtype == torch.int64 and len(found) == min(n, k)
+    gaps = found.diff()
+    assert len(gaps) == 0 or (int(gaps.min()) >= 1 and int(gaps.max() - gaps.min()) <= 1)
+    before, behind = int(found[0]), n - 1 - int(found[-1])
+    assert 0 <= behind <= before <= behind + 1
+
+
+@pytest.mark.parametrize("n, k", [(0, 3), (3, 0), (3, -1)])
+def test_no_rows_to_spread(n: int, k: int) -> None:
+    with pytest.raises(ValueError, match=f"want n >= 1 and k >= 1, got n = {n} and k = {k}"):
+        spread(n, k)

@@ -131,6 +131,20 @@ def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
         raise ValueError(f"rows hold text, and MASK (id {mask_id}) is none: it stands there {masks} times; cut it out")
 
 
+def spread(n: int, k: int) -> Tensor:
+    """Row numbers [min(n, k)], int64, spread evenly over n rows: the middle row of each of k equal parts.
+
+    floor((2 i + 1) n / (2 k)) for i = 0 .. k - 1, or all rows where k >= n. ValueError for n < 1 or k < 1.
+
+    >>> spread(9, 3).tolist(), spread(2, 512).tolist()
+    ([1, 4, 7], [0, 1])
+    """
+    if n < 1 or k < 1:
+        raise ValueError(f"n counts the rows and k those to take: want n >= 1 and k >= 1, got n = {n} and k = {k}")
+    k = min(n, k)
+    return (2 * torch.arange(k) + 1) * n // (2 * k)
+
+
 def batch_at(ids: Rows | Windows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
     """The rows [B / world, L] that process `rank` of `world` sees at `step`; together they see B = `batch_size` rows.
 
