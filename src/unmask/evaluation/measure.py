@@ -60,7 +60,9 @@ class Stamp:
     context      tokens that it reads at a time
     retokenised  True: texts, in the judge's own tokens; False: the model's ids as they are
     prefixed     True: a start token is put before the text, so that the first token counts too
-    eos_rule     "first": an EOS counts only the first time (the rule of MDLM and Duo); "all": every token counts
+    eos_rule     "first": an EOS counts only the first time (the rule of MDLM and Duo); "all": every token counts;
+                 "removed": the spelling of EOS is taken out of a text before (SDTT)
+    average      nats "tokens": over all tokens of all texts; "texts": of each text, then over texts
     """
 
     name: str
@@ -70,6 +72,7 @@ class Stamp:
     retokenised: bool
     prefixed: bool
     eos_rule: str
+    average: str = "tokens"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Protocol:
 
     length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
     texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none).
+    held_out       rows of real text; those that are measured or completed are spread evenly over them (0: not known)
+    read_by_judge  share of the held-out documents that the judge was trained on; None where its card does not say
     """
 
     judge: Stamp
@@ -88,6 +93,8 @@ class Protocol:
     version: str
     texts: int = 0
     completions: int = 0
+    held_out: int = 0
+    read_by_judge: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,12 +183,16 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
     how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]
     how += [
         "start token before the text" if judge.prefixed else "first token not scored",
-        f"EOS counted: {judge.eos_rule}",
+        f"EOS {judge.eos_rule}" if judge.eos_rule == "removed" else f"EOS counted: {judge.eos_rule}",
     ]
-    completed = f"{protocol.completions} completions of each of {protocol.texts} real texts; " if protocol.texts else ""
+    how += ["mean over texts"] if judge.average == "texts" else []
+    how += [f"trained on {protocol.read_by_judge:.0%} of the held-out documents"] if protocol.read_by_judge else []
+    of = f" of {protocol.held_out:,} held-out rows" if protocol.held_out else ""
+    real = f"real text: {protocol.samples:,}{of}; " if of else ""
+    completed = f"{protocol.completions} completions of each of {protocol.texts} real texts{of}; " if protocol.texts else ""
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {completed}"
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {real}{completed}"
         f"draws in {protocol.precision}; "
         f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )
