@@ -19,9 +19,13 @@ from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes import study as studies
+from unmask.recipes.contamination import share_read
 from unmask.recipes.experiment import REPORT
+from unmask.recipes.frontier import conclude
+from unmask.recipes.frontier import frontier as measure_both
 from unmask.recipes.judge import judge_named
 from unmask.recipes.schema import Data
+from unmask.recipes.shown import shown
 from unmask.recipes.study import Scene, Study, device_of
 
 USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out text (a bound for diffusion models)
@@ -140,13 +144,20 @@ def samples(arguments: Sequence[str]) -> int:
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
     student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
-    shared = scene(asked.judge, text_of(asked.text, asked.teacher), asked.text.length, teacher, asked.study)
+    data = text_of(asked.text, asked.teacher)
+    shared = scene(asked.judge, data, asked.text.length, teacher, asked.study)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
-        for event in studies.frontier(teacher, student, shared):
+        for event in measure_both(teacher, student, shared):
             advance("measuring", event.done, event.total)
             found = event.rows
-    result = studies.conclude(found) | {
+    doubts = [
+        f"the {who} was trained on {share:.0%} of the held-out documents"
+        for who, name in (("teacher", asked.teacher), ("student", asked.student))
+        if (share := share_read(name, data))
+    ]
+    result = conclude(found, doubts) | shown(teacher, student, asked.study, shared.real)
+    result |= {
         "title": f"{asked.student} against {asked.teacher}",
         "version": __version__,
         "date": datetime.date.today().isoformat(),
@@ -169,7 +180,8 @@ def frontier(arguments: Sequence[str]) -> int:
 def scene(judge: str, data: Data, length: int | None, model: Model | CausalModel, study: Study) -> Scene:
     """What all rows share: judge, real rows in a fixed order, protocol."""
     real, digest = held_out(data, length, model)
-    return Scene(study, judge_named(judge, model.tokenizer, real.shape[1], device_of(model)), real, digest)
+    reader = judge_named(judge, model.tokenizer, real.shape[1], device_of(model))
+    return Scene(study, reader, real, digest, read_by_judge=share_read(judge, data))
 
 
 def show(title: str, measured: Sequence[studies.Measured]) -> None:

@@ -2,7 +2,8 @@
 
 "mdlm": the rule of `judges`. "sdtt": how SDTT's released code scores with Llama 3 (Deschenaux and Gulcehre 2024,
 arXiv 2410.21035, run_eval.py), and MCD's table 3 after it: remove each <|endoftext|> from a text, strip blanks at its
-ends, put the judge's BOS before it, score each token after BOS, in one window; exp of the mean over texts of nats a token.
+ends, put the judge's BOS before it, score each token after BOS, in one window. Then exp of the mean over texts of nats
+a token.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def huggingface_judge(
 ) -> LanguageModelJudge:
     """Any `AutoModelForCausalLM` as a judge, by hub id ("gpt2-large") or directory, in float32; runs no code of theirs.
 
-    context  `CONTEXT` tokens, or as many as the model reads where it reads fewer; by the rule "sdtt" as many as it reads
+    context  `CONTEXT` tokens, or as many as the model reads where it reads fewer; by the rule "sdtt" all that it reads
     rule     see above; "sdtt" reads texts, and takes no eos_rule of its own
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer

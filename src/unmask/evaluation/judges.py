@@ -237,8 +237,8 @@ def check_context(context: int, longest: int, name: str) -> None:
     """ValueError unless a judge reads so many tokens at a time."""
     if not 2 <= context <= longest:
         raise ValueError(
-            f"context is out of range: got {context}, want 2 .. {longest} (the tokens of the rows that judge {name} was "
-            "trained on); a longer text is read in windows"
+            f"context is out of range: got {context}, want 2 .. {longest} (the tokens that judge {name} reads at a "
+            "time); a longer text is read in windows"
         )
 
 

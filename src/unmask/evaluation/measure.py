@@ -189,7 +189,9 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
     how += [f"trained on {protocol.read_by_judge:.0%} of the held-out documents"] if protocol.read_by_judge else []
     of = f" of {protocol.held_out:,} held-out rows" if protocol.held_out else ""
     real = f"real text: {protocol.samples:,}{of}; " if of else ""
-    completed = f"{protocol.completions} completions of each of {protocol.texts} real texts{of}; " if protocol.texts else ""
+    completed = (
+        f"{protocol.completions} completions of each of {protocol.texts} real texts{of}; " if protocol.texts else ""
+    )
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
         f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {real}{completed}"

@@ -42,7 +42,7 @@ CONTROL = 3  # GGUF's type of a special token
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama: blocks, heads of queries and of keys, the width of a head, two constants, the trained length."""
+    """Sizes of a Llama: blocks, heads of queries and of keys, the width of a head, two constants, trained length."""
 
     blocks: int
     heads: int

@@ -14,7 +14,6 @@ from unmask.models.pretrained import CausalModel, load
 from unmask.text.hub import OWN, local_or_hub
 from unmask.text.tokenizers import Tokenizer
 
-
 SDTT = "sdtt:"  # before the name of a Hugging Face model: the rule by which it scores
 
 

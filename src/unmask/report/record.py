@@ -104,6 +104,7 @@ class Report:
     student: list[Line]
     answers: Answers
     verdict: list[str]
+    no_claim: list[str] = field(default_factory=list)
     date: str = ""
     seed: int | None = None
     data: Line | None = None
