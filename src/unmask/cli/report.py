@@ -31,7 +31,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     file = asked.run
     if asked.run.is_dir():
         file = next((asked.run / name for name in (REPORT, BENCH) if (asked.run / name).exists()), asked.run / REPORT)
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(
             f"{asked.run} has no {REPORT}: `unmask demo` and `unmask eval frontier` write one; nor a {BENCH}: "
             "`unmask bench` does"
@@ -44,8 +44,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         return 0
     try:
         data = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no JSON: {error}. Measure it again") from error
     from unmask.report.page import write_report
 
     say(str(write_report(data, file.parent)))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from unmask.cli.console import follow, parse, progress, say, table
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.likelihood import nelbo_ppl, next_token_ppl
 from unmask.evaluation.measure import require_same_protocol
+from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.plain import to_json
 from unmask.recipes import study as studies
@@ -51,7 +52,7 @@ class Arguments:
             methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one
             table1, table2, table3, figure3: those of the paper, its values beside ours
     work    where the runs are kept (runs/assets, runs/study, ..); a run that was stopped goes on
-    out     where finished assets go
+    out     where finished assets go (src/unmask/assets)
     cells   cells of the study, the ablation or a table (all)
     scale   of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the study. Of a table: tiny,
             two cores; small, a GPU for an hour; paper, OpenWebText and the public checkpoints on GPUs
@@ -64,11 +65,11 @@ class Arguments:
         Literal["assets", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"], tyro.conf.Positional
     ]
     work: Path | None = None
-    out: Path = Path("src/unmask/assets")
+    out: Path | None = None
     cells: tuple[str, ...] = ()
     scale: Literal["tiny", "small", "paper"] = "tiny"
     full: bool = False
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+    jobs: int | None = None
     dry_run: bool = False
 
 
@@ -80,7 +81,11 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "scale": asked.scale != "tiny" and asked.what in ("assets", "study", "methods"),
         "full": asked.full and asked.what != "ablation",
         "cells": bool(asked.cells) and asked.what in ("assets", "methods"),
+        "out": asked.out is not None and asked.what != "assets",
+        "jobs": asked.jobs is not None and asked.what in ("assets", "study", "methods"),
     }
+    if asked.jobs is not None and asked.jobs < 1:
+        raise ValueError(f"jobs is too small: got {asked.jobs}, want jobs >= 1, processes that share the runs")
     if wrong := [name for name, given in ignored.items() if given]:
         raise ValueError(f"`reproduce {asked.what}` takes no {', '.join(wrong)}: leave it out (see --help)")
     work = asked.work or Path("runs") / asked.what
@@ -89,13 +94,13 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             asked.what, asked.scale, asked.work, asked.cells, asked.jobs, asked.dry_run, shared
         )
     elif asked.what == "assets":
-        done = assets(work, asked.out)
+        done = assets(work, asked.out or Path("src/unmask/assets"))
     elif asked.what == "study":
         done = study(work, asked.cells)
     elif asked.what == "methods":
         done = methods(work)
     else:
-        done = ablation(work, asked.scale, asked.full, asked.cells, asked.jobs)
+        done = ablation(work, asked.scale, asked.full, asked.cells, asked.jobs or os.cpu_count() or 1)
     if not done:
         say(f"stopped; the state is saved in {work}, and the same command goes on from there")
     return 0 if done else 1
@@ -119,7 +124,7 @@ def assets(work: Path, out: Path) -> bool:
         for event, measured in rows:
             advance(event.stage, event.done, event.total)
             found.append(json.dumps(measured.row.to_json()) + "\n")
-    (out / ROWS).write_text("".join(found), "utf-8")
+    write_text(out / ROWS, "".join(found))
     return True
 
 
@@ -136,8 +141,6 @@ def study(work: Path, only: tuple[str, ...]) -> bool:
 
 def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int) -> bool:
     """Carry the ablation out; print means over seeds, what failed, and the picture of each cell's first seed."""
-    if jobs < 1:
-        raise ValueError(f"jobs is the number of processes that share the runs: want jobs >= 1, got {jobs}")
     settings = scale(name)
     cells = grid(settings.base) if full else ablation_cells(settings.base)
     runs = seeded(cells)
@@ -211,7 +214,7 @@ def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], pictu
     """The table of a comparison and its picture, if anything is measured; all under one protocol."""
     if not reports:
         return
-    from unmask.report.axes import PNG_DPI
+    from unmask.report.axes import write_picture
     from unmask.report.figures import study as picture_of
     from unmask.report.record import read_report
     from unmask.report.style import drawing
@@ -221,7 +224,7 @@ def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], pictu
     table("students; gains over a temperature-scaled teacher at equal steps", HEAD, lines)
     if picture is not None:
         with drawing():
-            picture_of(records, steps).savefig(picture, dpi=PNG_DPI)
+            write_picture(picture_of(records, steps), picture)
         say(f"{picture}: all cells at {steps} steps")
 
 
@@ -230,7 +233,7 @@ def publish(run: Path, out: Path) -> None:
     plan, trained = recipe_of(run), load(run / "model")
     trained.save(out, dtype=torch.bfloat16)
     model = load(out)  # what is shipped is measured: rounded to bfloat16
-    held_out = texts(plan).held_out[:512]
+    held_out = texts(plan).held_out[:]
     generator = torch.Generator().manual_seed(0)
     if isinstance(model, Model):
         likelihood = nelbo_ppl(model.denoiser, model.process, held_out, passes=4, batch_size=64, generator=generator)
@@ -238,8 +241,8 @@ def publish(run: Path, out: Path) -> None:
         likelihood = next_token_ppl(model.predictor, held_out, batch_size=64)
     trained.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=str(likelihood))
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
-    (out / "metrics.jsonl").write_text("\n".join(lines[::20] + lines[-1:]) + "\n", "utf-8")
-    (out / "README.md").write_text(card(out.name, plan, model, str(likelihood)), "utf-8")
+    write_text(out / "metrics.jsonl", "\n".join(lines[::20] + lines[-1:]) + "\n")
+    write_text(out / "README.md", card(out.name, plan, model, str(likelihood)))
 
 
 def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -> str:

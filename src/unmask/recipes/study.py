@@ -139,8 +139,7 @@ def measure(
     if isinstance(model, CausalModel):
         setting = replace(setting, sampler="autoregressive")
     draw = partial(draw_row, model, study, length)
-    masked = isinstance(model, Model) and isinstance(model.process, MaskedProcess)
-    fills = isinstance(model, Model) and masked and study.texts > 0  # see `_complete`
+    fills = isinstance(model, Model) and completes(model) and study.texts > 0
     complete = partial(_complete, model, study) if isinstance(model, Model) and fills else None
     gauges = _gauges(scene, model)
     cold = 1  # draws for warming up, once
@@ -220,6 +219,14 @@ def _gauges(scene: Scene, model: Model | CausalModel) -> dict[str, Gauge]:
     return gauges
 
 
+def completes(model: Model | CausalModel) -> bool:
+    """Whether a model completes half-masked texts: masked diffusion does.
+
+    A denoiser of uniform noise gets one alpha for all tokens, and doubts the given ones.
+    """
+    return isinstance(model, Model) and isinstance(model.process, MaskedProcess)
+
+
 def device_of(model: Model | CausalModel) -> torch.device:
     """Where a model is."""
     return model.network.head.weight.device
@@ -236,7 +243,6 @@ def draw_row(
 
 
 def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens:
-    # Masked diffusion only: a denoiser of uniform noise is told one alpha for all tokens, and doubts the given ones.
     # A seed of its own: completions are independent of the samples.
     drawn = sample(
         model, len(pinned), pinned.shape[1], steps, study.seed + 1, temperature, pinned=pinned, sampler=study.sampler,

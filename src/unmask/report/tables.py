@@ -141,7 +141,7 @@ def value_text(value: float, sem: float | None = None) -> str:
     >>> value_text(41.2345, 0.17), value_text(41.2345), value_text(21400.7), value_text(0.00557)
     ('41.23', '41.23', '21401', '0.00557')
     """
-    if not math.isfinite(value):
+    if not math.isfinite(value) or not math.isfinite(sem or 0.0):
         return str(value)
     size = sem / 10 if sem else abs(value) / 1000
     places = min(max(0, -math.floor(math.log10(size))), 5) if size > 0 else 2
