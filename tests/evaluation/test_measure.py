@@ -109,3 +109,17 @@ def test_seeds_have_a_mean_and_a_spread():
 def test_reading_results_and_answers_takes_no_torch():
     code = "import sys; import unmask.evaluation.verdict; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_row_with_a_label_of_another_version_is_refused():
+    """Else rows of unequal protocols would share a table."""
+    data = ROW.to_json()
+    for broken in (
+        data | {"protocol": data["protocol"] | {"unheard": 1}},
+        data | {"measures": []},
+        data | {"samples": {"nats": [None]}},
+        [],
+        None,
+    ):
+        with pytest.raises(ValueError, match=r"^not a row that this version of unmask wrote"):
+            Row.from_json(broken)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from unmask.plain import from_json
 
 Floats: TypeAlias = NDArray[np.float64]
 Index: TypeAlias = NDArray[np.int64]
@@ -148,15 +150,9 @@ class Row:
     def from_json(data: Mapping[str, Any]) -> Row:
         """The row that `to_json` wrote; ValueError names what is missing or foreign."""
         try:
-            protocol, setting = dict(data["protocol"]), dict(data["setting"])
-            return Row(
-                data["name"],
-                Protocol(**protocol | {"judge": Stamp(**protocol["judge"])}),
-                Setting(**setting | {"seeds": tuple(setting["seeds"])}),
-                {key: Measure(**measure) for key, measure in data["measures"].items()},
-                data["samples"],
-            )
-        except (KeyError, TypeError) as error:
+            known = [one.name for one in fields(Row) if one.name in data]
+            return from_json(Row, {name: data[name] for name in known}, "row")  # strict: an unknown label is no label
+        except (ValueError, TypeError) as error:
             raise ValueError(f"not a row that this version of unmask wrote: {error}. Measure it again") from error
 
 

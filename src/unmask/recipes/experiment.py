@@ -232,8 +232,13 @@ def note(file: Path, line: Mapping[str, Any]) -> None:
 
 def lines(file: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file; a last one that a killed process left unfinished does not count."""
-    whole, _, _ = file.read_text("utf-8").rpartition("\n") if file.exists() else ("", "", "")
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        whole, _, _ = file.read_text("utf-8").rpartition("\n") if file.exists() else ("", "", "")
+        return [json.loads(line) for line in whole.split("\n") if line]
+    except ValueError as error:
+        raise ValueError(
+            f"{file} holds a line that is no JSON: {error}. Move the file away to measure again"
+        ) from error
 
 
 def _curves(file: Path) -> dict[str, list[float]]:
