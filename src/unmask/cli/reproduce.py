@@ -41,12 +41,15 @@ from unmask.recipes.texts import texts
 from unmask.text.hub import OWN, shipped
 from unmask.training import stop_signals
 
+ASSETS = Path("src/unmask/assets")
+
 
 @dataclass(frozen=True)
 class Arguments:
     """Measure again what this project ships or claims.
 
     what    assets: train the shipped teachers and judge, and measure the masked teacher's rows
+            rows: measure these rows again, where weights are the same and the protocol is not
             study: on rows of 256 tokens, distil by recipes that differ in one factor, and measure each
             ablation: the paper's setting of MCD and eight changes of one factor, two training seeds each
             methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one
@@ -62,7 +65,8 @@ class Arguments:
     """
 
     what: Annotated[
-        Literal["assets", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"], tyro.conf.Positional
+        Literal["assets", "rows", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"],
+        tyro.conf.Positional,
     ]
     work: Path | None = None
     out: Path | None = None
@@ -78,11 +82,11 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     table = asked.what in ("table1", "table2", "table3", "figure3")
     ignored = {
         "dry_run": asked.dry_run and not table,
-        "scale": asked.scale != "tiny" and asked.what in ("assets", "study", "methods"),
+        "scale": asked.scale != "tiny" and asked.what in ("assets", "rows", "study", "methods"),
         "full": asked.full and asked.what != "ablation",
-        "cells": bool(asked.cells) and asked.what in ("assets", "methods"),
-        "out": asked.out is not None and asked.what != "assets",
-        "jobs": asked.jobs is not None and asked.what in ("assets", "study", "methods"),
+        "cells": bool(asked.cells) and asked.what in ("assets", "rows", "methods"),
+        "out": asked.out is not None and asked.what not in ("assets", "rows"),
+        "jobs": asked.jobs is not None and asked.what in ("assets", "rows", "study", "methods"),
     }
     if asked.jobs is not None and asked.jobs < 1:
         raise ValueError(f"jobs is too small: got {asked.jobs}, want jobs >= 1, processes that share the runs")
@@ -94,7 +98,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             asked.what, asked.scale, asked.work, asked.cells, asked.jobs, asked.dry_run, shared
         )
     elif asked.what == "assets":
-        done = assets(work, asked.out or Path("src/unmask/assets"))
+        done = assets(work, asked.out or ASSETS)
+    elif asked.what == "rows":
+        shipped_rows(work, asked.out or ASSETS)
+        done = True
     elif asked.what == "study":
         done = study(work, asked.cells)
     elif asked.what == "methods":
@@ -108,8 +115,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 def assets(work: Path, out: Path) -> bool:
     """Train, publish, measure; whether all is done."""
-    settings = Demo(from_scratch=True)
-    plans = from_scratch(settings, work)
+    plans = from_scratch(Demo(from_scratch=True), work)
     duo = recipe("demo-duo")
     plans["duo"] = replace(duo, data=replace(duo.data, tokenizer=str(work / "teacher" / "model")))
     follow(train(plans, work))
@@ -118,6 +124,13 @@ def assets(work: Path, out: Path) -> bool:
     for name in plans:
         publish(work / name, out / name)
         say(f"{out / name}: shipped")
+    shipped_rows(work, out)
+    return True
+
+
+def shipped_rows(work: Path, out: Path) -> None:
+    """Measure the masked teacher of `out` and write its rows there; those in `work` are not measured again."""
+    settings = Demo()
     rows = teacher_rows(str(out / "teacher"), str(out / "judge"), settings.student, settings.study, work / ROWS)
     found = []
     with progress() as (advance, _):
@@ -125,7 +138,6 @@ def assets(work: Path, out: Path) -> bool:
             advance(event.stage, event.done, event.total)
             found.append(json.dumps(measured.row.to_json()) + "\n")
     write_text(out / ROWS, "".join(found))
-    return True
 
 
 def study(work: Path, only: tuple[str, ...]) -> bool:
