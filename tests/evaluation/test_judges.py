@@ -10,7 +10,7 @@ import torch
 
 import unmask
 from unmask.evaluation import judges
-from unmask.evaluation.huggingface import huggingface_judge
+from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
 from unmask.evaluation.judges import LanguageModelJudge, Scores, eos_weight, generative_perplexity
 from unmask.evaluation.measure import Protocol, Row, Setting, Stamp, protocol_words
 from unmask.evaluation.rows import Texts, measure_row
@@ -191,8 +191,9 @@ def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
     by_ids = huggingface_judge(directory, ids=True)
     assert by_ids(torch.tensor([rows[1]])).nats[0] == pytest.approx(float(scores.nats[1]), abs=1e-5)
     assert by_ids.stamp.revision == stamp.revision
-    with pytest.raises(ValueError, match=r"^context is out of range: got 13, want 2 \.\. 12"):
-        huggingface_judge(directory, context=13)
+    for context in (0, 1, 13):
+        with pytest.raises(ValueError, match=rf"^context is out of range: got {context}, want 2 \.\. 12"):
+            huggingface_judge(directory, context=context)
 
 
 def test_a_text_longer_than_the_judge_reads_is_scored_whole(tiny_gpt2):
@@ -237,7 +238,7 @@ def test_the_rule_of_sdtt(tiny_llama):
         with torch.no_grad():
             log_p = network(ids).logits.log_softmax(-1)
         means.append(-log_p[0, :-1].gather(-1, ids[0, 1:, None]).mean())
-    judge = huggingface_judge(directory, rule="sdtt", batch_size=2)
+    judge = sdtt_judge(directory, batch_size=2)
     found = generative_perplexity(texts, judge)
     assert found.value == pytest.approx(float(torch.stack(means).mean().exp()), rel=1e-5)
     assert judge(texts).tokens.tolist() == [4, 1, 9]
@@ -251,15 +252,14 @@ def test_the_rule_of_sdtt(tiny_llama):
     assert empty.value == pytest.approx(found.value), "a text without a token has no mean"
 
 
-def test_the_rule_of_sdtt_needs_bos_and_texts(tiny_gpt2, tiny_llama, tmp_path):
-    with pytest.raises(ValueError, match=r"rule 'sdtt' puts BOS before a text: the tokenizer of tiny-gpt2 has none"):
-        huggingface_judge(tiny_gpt2[0], rule="sdtt")
-    with pytest.raises(ValueError, match="rule 'sdtt' reads texts"):
-        huggingface_judge(tiny_llama[0], rule="sdtt", ids=True)
+def test_the_rule_of_sdtt_needs_bos(tiny_gpt2, tmp_path):
+    directory = shutil.copytree(tiny_gpt2[0], tmp_path / "no-bos")
+    with pytest.raises(ValueError, match=r"puts BOS before a text, and the tokenizer of no-bos has none"):
+        sdtt_judge(str(directory))
 
 
 def test_a_row_by_the_rule_of_sdtt_says_so_and_its_interval_is_over_texts(tiny_llama):
-    judge = huggingface_judge(tiny_llama[0], rule="sdtt")
+    judge = sdtt_judge(tiny_llama[0])
     protocol = Protocol(judge.stamp, 4, 2, "float64", "data", "0")
     texts = ["the cat sat on the mat", "on"]
     found = measure_row("row", Texts(torch.ones(2, 4).long(), texts, torch.zeros(2)), judge, protocol, SETTING)

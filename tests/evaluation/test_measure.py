@@ -18,6 +18,7 @@ from unmask.evaluation.measure import (
     over_seeds,
     perplexity,
     pooled,
+    protocol_words,
     require_same_protocol,
     resamples,
 )
@@ -123,3 +124,12 @@ def test_a_row_with_a_label_of_another_version_is_refused():
     ):
         with pytest.raises(ValueError, match=r"^not a row that this version of unmask wrote"):
             Row.from_json(broken)
+
+
+def test_a_judge_that_has_read_the_held_out_text_is_named_in_the_protocol():
+    told = replace(ROW.protocol, read_by_judge=0.5)
+    assert "trained on 50% of the held-out documents" in protocol_words(told, [0])
+    for share in (None, 0.0):
+        assert "trained on" not in protocol_words(replace(told, read_by_judge=share), [0])
+    with pytest.raises(UnequalProtocols, match="read_by_judge"):
+        require_same_protocol([ROW, replace(ROW, protocol=told)])

@@ -344,3 +344,13 @@ except OSError as error:
         assert file.suffix in (".png", ".svg") and not file.name.startswith("."), "nothing half written is left"
         content = file.read_bytes()
         assert content == b"old" or content.endswith((b"IEND\xaeB`\x82", b"</svg>\n"))
+
+
+def test_where_no_claim_is_made_no_gain_is_called_better(report: dict) -> None:
+    assert "better" in without_pictures(report).one("section", id="answers").text
+    why = "the judge was trained on 50% of the held-out documents"
+    report |= {"no_claim": [why], "verdict": [f"No claim is made about the student ({why}).", "One training seed."]}
+    found = without_pictures(report)
+    answers = found.one("section", id="answers").text
+    assert "no claim" in answers and not re.search(r"[▲▼]|\d (better|worse)", answers)
+    assert "No claim is made about the student." in [element.text for element in found.all("p")]

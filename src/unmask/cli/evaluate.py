@@ -149,7 +149,7 @@ def samples(arguments: Sequence[str]) -> int:
 def _study(asked: Samples, model: Model | CausalModel) -> Study:
     """What is measured; ValueError for a flag that this kind of model has no use for."""
     fills, usual = completes(model), Study()
-    unused = {"texts": asked.texts, "completions": asked.completions} if not fills else {}
+    unused: dict[str, object] = {"texts": asked.texts, "completions": asked.completions} if not fills else {}
     if isinstance(model, CausalModel):
         unused |= {"steps": asked.steps, "sampler": asked.sampler}
     for name, value in unused.items():
@@ -157,7 +157,7 @@ def _study(asked: Samples, model: Model | CausalModel) -> Study:
             kind = "autoregressive" if isinstance(model, CausalModel) else "diffusion from uniform noise"
             raise ValueError(f"{name} has no effect: got {value}, and {asked.model} is {kind}; leave --{name} out")
     sampler = asked.sampler or (usual.sampler if fills else "ancestral")
-    counts = [given if given is not None else default * fills for given, default in
+    counts = [given if given is not None else (default if fills else 0) for given, default in
               ((asked.texts, usual.texts), (asked.completions, usual.completions))]  # fmt: skip
     return Study(
         samples=asked.samples, seed=asked.seeds[0], texts=counts[0], completions=counts[1], sampler=sampler,

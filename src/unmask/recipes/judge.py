@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.evaluation.huggingface import huggingface_judge
+from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
 from unmask.evaluation.judges import Judge, causal_judge
 from unmask.evaluation.smollm2 import smollm2_judge
 from unmask.models.pretrained import CausalModel, load
@@ -46,7 +46,7 @@ def judge_named(name: str, tokenizer: Tokenizer | None, length: int, device: tor
     if name == "smollm2":
         return smollm2_judge(device=device)
     if name.startswith(SDTT):
-        return huggingface_judge(name.removeprefix(SDTT), rule="sdtt", device=device)
+        return sdtt_judge(name.removeprefix(SDTT), device=device)
     if not (Path(name).exists() or name.startswith(OWN)):
         return huggingface_judge(name, device=device)
     directory = local_or_hub(name, ())
