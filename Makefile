@@ -10,16 +10,23 @@ JOBS ?= 2
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test check format assets study ablation methods table1 judge texts clean
+.PHONY: help demo test processors check format assets study ablation methods table1 judge texts clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## distil a teacher on real text and write runs/demo/report.html (ARGS="--student.seed 2 ...")
 	$(BIN)/unmask demo $(ARGS)
 
 test: $(INSTALLED) ## the tests, documents included (PYTEST_ARGS="-m 'not slow' -k sampler", JOBS=2)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+# torch and its libraries read these once: the vector instructions that they may use.
+processors: $(INSTALLED) ## the tests that depend on the processor, again as if on older ones, on 1 and 2 threads
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+		$(BIN)/python -m pytest -m processor
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+		$(BIN)/python -m pytest -m processor
 
 check: $(INSTALLED) ## what a change must pass: format, lint, types, tests and documents
 	$(BIN)/ruff format --check .

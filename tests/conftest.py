@@ -1,4 +1,6 @@
-"""Every test: one thread a process, no network, no display; hypothesis without deadlines, and without dice in CI."""
+"""Every test: one thread a process, or OMP_NUM_THREADS of them, no network, no display; hypothesis without deadlines,
+and without dice in CI.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True, scope="session")

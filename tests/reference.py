@@ -61,6 +61,12 @@ def network_random(shape: Shape, seed: int = 0) -> DiT:
     return network.eval()
 
 
+def in_float64(network: DiT) -> DiT:
+    """The network itself, now in float64: rounding by the shape of a product, 1e-15, decides no draw of a test."""
+    network.compute_dtype = torch.float64
+    return network.double()
+
+
 # Samplers: the exact law of a sampler by walking through everything that can happen. A law of texts is a dict.
 # `law(z, alpha)` is the model's p(x0_i | z), an array [L, V]; for `sampler_autoregressive` `law(prefix)` is [V].
 
@@ -418,3 +424,14 @@ def loss_uniform_rate(log_p: Tensor, x0: Tensor, z: Tensor, alpha: float) -> Ten
     second = second - size * alpha / (1 - alpha) * (y_x.log() - y_z.log()) * (1 - same)
     second = second + ((size - 1) * kappa * same - (1 - same) / kappa) * math.log(kappa)
     return (second - first) / (size * alpha)
+
+
+def float32_log_softmax_error(log_p: Tensor) -> Tensor:
+    """The most that a log softmax of V logits taken in float32 errs by, for exact log p [..., V] in nats.
+
+    With u = 2^-24, d = x - max errs by u |d| <= u |log p|; each exponential by 2 u and by that of d, in the mean over p
+    at most u log V; the sum of V terms by (V - 1) u, whatever its order; its logarithm, at most log V, by 2 u of it;
+    the last difference by u |log p|. Together u (V + 1 + 3 log V + 2 |log p|).
+    """
+    size = log_p.shape[-1]
+    return 2.0**-24 * (size + 1 + 3 * math.log(size) + 2 * log_p.abs())

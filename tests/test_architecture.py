@@ -21,7 +21,7 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 
 FLOORS = {
-    **dict.fromkeys(["types", "prediction", "rng", "plain", "files"], 0),
+    **dict.fromkeys(["types", "prediction", "rng", "plain", "files", "limits"], 0),
     **dict.fromkeys(["diffusion", "text"], 1),
     **dict.fromkeys(["models"], 2),
     **dict.fromkeys(["objectives", "samplers"], 3),
@@ -39,13 +39,7 @@ LONG_FUNCTIONS: dict[str, str] = {}  # "folder/file.py:function" -> the reason w
 
 # They read the config.json and tokenizer_config.json of others.
 FOREIGN_CONFIG = {  # they read the configs of others
-    *(
-        "evaluation/huggingface.py",
-        "models/facts.py",
-        "models/lightning.py",
-        "models/pretrained.py",
-        "text/tokenizers.py",
-    )
+    *("evaluation/huggingface.py", "models/facts.py", "models/lightning.py", "text/tokenizers.py")
 }
 GRAB_BAGS = {"utils", "util", "common", "misc", "helpers"}
 
@@ -179,6 +173,15 @@ def files_are_named_for_what_they_hold(source: Source) -> Complaints:
         yield 1, "a grab bag: name the file for what it holds"
 
 
+def generators_are_made_by_rng(source: Source) -> Complaints:
+    if source.path == "rng.py":
+        return
+    for node in source.nodes:
+        match node:
+            case ast.Attribute(attr="manual_seed" | "manual_seed_all"):
+                yield node.lineno, "torch keeps 32 bits of a seed on a CPU: use rng.generator or rng.global_generators"
+
+
 Rule = Callable[[Source], Complaints]
 
 # rule, path, code that it refuses, code that it lets pass
@@ -205,6 +208,7 @@ EXAMPLES: list[tuple[Rule, str, str, str]] = [
     (errors_are_not_swallowed, "rng.py", "try: f()\nexcept Exception: 0", "try: f()\nexcept Exception: raise"),
     (behaviour_is_not_inherited, "models/dit.py", "super().forward(x)", "super().__init__()"),
     (files_are_named_for_what_they_hold, "text/utils.py", "", ""),
+    (generators_are_made_by_rng, "models/dit.py", "torch.Generator().manual_seed(1)", "generator(1)"),
 ]
 RULES = list(dict.fromkeys(rule for rule, *_ in EXAMPLES))
 

@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import inspect
 import json
+import os
 import shutil
+import subprocess
 import sys
 import types
 import typing
@@ -49,7 +51,24 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def test_no_words_at_all_are_a_call_for_help(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unmask"])
+    monkeypatch.setattr(os, "environ", {**os.environ})
     assert main() == 0 and "usage: unmask VERB" in capsys.readouterr().out
+
+
+def test_waiting_threads_of_the_program_sleep():
+    """The program sets the policy before the threads of torch read it; OpenMP prints what it has read."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    words = [sys.executable, "-m", "unmask", "sample", "--help"]
+    ran = subprocess.run(words, env=environment | {"OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True)
+    assert ran.returncode == 0 and "OMP_WAIT_POLICY = 'PASSIVE'" in ran.stderr
+
+
+def test_a_policy_of_ones_own_stays_and_a_caller_keeps_its_environment(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unmask", "--version"])
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE"})
+    assert main() == 0 and os.environ == {"OMP_WAIT_POLICY": "ACTIVE"}
+    monkeypatch.setattr(os, "environ", {})
+    assert run(capsys, "--version")[0] == 0 and os.environ == {}
 
 
 def test_help_lists_every_verb(capsys):
@@ -67,10 +86,11 @@ def test_each_verb_explains_itself(capsys, verb):
 
 @pytest.mark.parametrize("verb", ["train", "distill", "eval"])
 def test_verbs_with_a_second_word_show_their_usage(capsys, verb):
-    assert run(capsys, verb, "--help")[0] == 0
-    code, out, _ = run(capsys, verb)
-    assert code == 2
-    assert f"usage: unmask {verb}" in out
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0 and f"usage: unmask {verb}" in out
+    for wrong in ([], ["--nonsense"]):
+        code, out, err = run(capsys, verb, *wrong)
+        assert (code, out) == (2, "") and f"usage: unmask {verb}" in err
 
 
 def test_wrong_use_is_code_2(capsys):
@@ -105,7 +125,7 @@ def test_sample_with_a_cache(capsys):
     exact, one, four = (run(capsys, *asked, *more)[1] for more in ((), ("--cache", "1"), ("--cache", "4")))
     assert exact == one and json.loads(four)["nfe"] != json.loads(exact)["nfe"], "whole passes take all of a period"
     code, _, err = run(capsys, *asked, "--cache", "0")
-    assert code == 1 and "cache is the number of moves between two whole passes" in err
+    assert code == 1 and "cache is too small: got 0" in err
 
 
 @pytest.mark.parametrize(
@@ -120,10 +140,10 @@ def test_sample_with_a_cache(capsys):
         (["train", "owt-small-mcd"], ["unmask distill"]),
         (["distill", "demo-teacher"], ["unmask train"]),
         (["report", "."], ["report.json", "bench.json"]),
-        (["bench", "--steps", "0"], ["steps", ">= 1", "0"]),
-        (["bench", "--batches", "8", "0"], ["batches", ">= 1", "0"]),
-        (["bench", "--length", "0"], ["length", ">= 1", "0"]),
-        (["bench", "--repeats", "0"], ["repeats", ">= 1", "0"]),
+        (["bench", "--steps", "0"], ["steps", "too small", "0"]),
+        (["bench", "--batches", "8", "0"], ["batches", "too small", "0"]),
+        (["bench", "--length", "0"], ["length", "too small", "0"]),
+        (["bench", "--repeats", "0"], ["repeats", "too small", "0"]),
         (["bench", "unmask:judge"], ["unmask:judge is autoregressive", "--baseline"]),
         (["bench", "--baseline", "unmask:duo"], ["unmask:duo is one of diffusion", "leave --baseline out"]),
         (["bench", "--device", "cuda:99"], ["device", "cuda:99"]),
@@ -306,14 +326,17 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
         json.loads(run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few, "--json", *more)[1])
         for more in ([], ["--convention", "mdlm"])
     )
-    assert "upper bound" in bound["protocol"] and "not a bound" in mdlm["protocol"]
+    assert "upper bound; products in float32" in bound["protocol"] and "not a bound" in mdlm["protocol"]
     code, out, err = run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few)
-    assert code == 0 and "bits a byte" in out
+    assert code == 0 and "bits per byte" in out
     assert "make texts" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "kjv", *few)[2]
     assert (
         "want some of ptb, wikitext" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "lambda", *few)[2]
     )
-    assert "want limit >= 1" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--limit", "0")[2]
+    assert (
+        "limit is too small: got 0, want limit >= 1"
+        in run(capsys, "eval", "zero-shot", "unmask:teacher", "--limit", "0")[2]
+    )
 
 
 def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform, causal):
@@ -332,6 +355,27 @@ def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform,
     assert "tokens/forward" in out and "drawn at random" not in out and "bfloat16" in out
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["model"]["digest"] != found["baseline"]["digest"] and not found["baseline"]["random"]
+
+
+@pytest.mark.parametrize(
+    "asked", [["bench"], ["verify", "duality"], ["verify", "exact"], ["demo"]], ids=lambda asked: asked[-1]
+)
+def test_a_place_that_takes_no_files_is_refused_before_the_work(capsys, tmp_path, monkeypatch, asked):
+    def work(*_: object) -> typing.NoReturn:
+        raise AssertionError("the work began")
+
+    for place in (
+        "evaluation.side_by_side.pairs",
+        "evaluation.duality_checks.observe",
+        "cli.verify._gaps",
+        "cli.demo.demo",
+    ):
+        monkeypatch.setattr(f"unmask.{place}", work)
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        code, _, err = run(capsys, *asked, "--out", out)
+        assert code == 1 and f": out takes no files: got '{out}'" in err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):
@@ -407,7 +451,7 @@ def test_one_process_of_many_speaks(capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", [
     "convert.Arguments", "demo.Arguments", "doctor.Arguments", "evaluate.Frontier", "evaluate.Samples",
-    "likelihood.Likelihood", "likelihood.ZeroShot", "lm_harness.LmHarness", "report.Arguments", "reproduce.Arguments",
+    "likelihood.Likelihood", "zero_shot.ZeroShot", "lm_harness.LmHarness", "report.Arguments", "reproduce.Arguments",
     "sample.Arguments", "train.Arguments", "verify.Arguments",
 ])  # fmt: skip
 def test_every_flag_has_its_sentence(name):
@@ -440,11 +484,22 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
     assert found["source"]["length"] == 4 and all(check["passed"] for check in found["checks"])
     code, out, _ = run(capsys, *asked, "--json", "--source", "grammar")
     assert code == 0 and json.loads(out)["source"]["kind"] == "grammar"
-    faults = {"--n": ("50", "want n >= 100"), "--order": ("3", "want 1 or 2"), "--vocab-size": ("0", "vocab_size")}
+    faults = {
+        "--n": ("50", "n is too small: got 50"),
+        "--order": ("3", "order is too large: got 3"),
+        "--vocab-size": ("0", "vocab_size is too small: got 0"),
+    }
     for flag, (value, words) in faults.items():
         code, _, err = run(capsys, *asked, flag, value)
         assert code == 1 and words in err
     assert run(capsys, "verify", "nothing")[0] == 2
+    for flag in (["--length", "8"], ["--no-train"], ["--source", "grammar"]):
+        code, _, err = run(capsys, "verify", "duality", *flag)
+        assert code == 1 and "belongs to `verify exact`" in err and flag[0].removeprefix("--no-").strip("-") in err
+    for flag, value in (("--seed", 2**63), ("--seed", -1), ("--vocab-size", 2**40), ("--n", 10**15)):
+        for what in ("duality", "exact"):
+            code, _, err = run(capsys, "verify", what, flag, value)
+            assert code == 1 and f"{flag.strip('-').replace('-', '_')} is too" in err.replace("n x length", "n"), err
 
 
 @pytest.mark.usefixtures("few_objectives")
@@ -455,3 +510,52 @@ def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
     asked = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]
     code, out, _ = run(capsys, "verify", "exact", *asked)
     assert code == 1 and "FAILS" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["sample", ""], "the first argument"),
+        (["train", ""], "the first argument"),
+        (["eval", "frontier", "unmask:teacher", ""], "an argument"),
+        (["eval", "samples", "unmask:teacher", "--judge", ""], "--judge"),
+        (["eval", "samples", "unmask:teacher", "--judge="], "--judge"),
+        (["distill", "demo-mcd", "--dry-run", "--data.corpus", ""], "--data.corpus"),
+        (["bench", "--out", ""], "--out"),
+        (["sample", "unmask:teacher", "--structure", ""], "--structure"),
+    ],
+)
+def test_an_empty_name_is_refused(capsys, arguments, flag):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "") and f": {flag} is empty: got ''" in err
+
+
+def test_what_is_empty_by_default_may_be_empty(capsys):
+    drawn = [
+        run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", "4", *more)
+        for more in ([], ["--prompt", ""])
+    ]
+    assert drawn[0] == drawn[1] and drawn[0][0] == 0
+    assert dry(capsys, "distill", "demo-mcd", "--objective.structure", "")["recipe"]["objective"]["structure"] == ""
+
+
+@pytest.mark.parametrize(("value", "fault"), [("a\0b", "a NUL character"), ("a\udcff", "bytes that are not UTF-8")])
+def test_an_argument_that_no_file_can_hold_is_refused(capsys, value, fault):
+    for words, flag in (
+        (["--prompt", value], "--prompt"),
+        ([f"--prompt={value}"], "--prompt"),
+        ([value], "an argument"),
+    ):
+        code, _, err = run(capsys, "sample", *words)
+        assert code == 2 and f"{flag} holds {fault}: got " in err
+
+
+def test_a_length_of_zero_is_no_default(capsys):
+    code, _, err = run(capsys, "sample", GOLDEN / "hub_mdlm", "--length", "0")
+    assert code == 1 and "length is too small: got 0" in err
+
+
+def test_a_batch_at_a_time_is_the_same_text(capsys):
+    asked = ["sample", GOLDEN / "hub_mdlm", "--n", "5", "--length", "8", "--steps", "4", "--json"]
+    all_at_once, by_two = (json.loads(run(capsys, *asked, *more)[1]) for more in ([], ["--batch-size", "2"]))
+    assert by_two.pop("calls") >= all_at_once.pop("calls") and by_two == all_at_once

@@ -15,6 +15,8 @@ from reference import loss_table
 from unmask import prediction as prediction_module
 from unmask.prediction import LOG_ZERO, Prediction
 
+pytestmark = pytest.mark.processor
+
 B, L, D, V, MASK = 3, 5, 4, 7, 6
 
 

@@ -32,6 +32,7 @@ SIGNATURES = {
     "load": "path_or_hub_id, revision=None, weights='ema', device='cpu'",
     "sample": "model, n=4, length=128, steps=16, seed=0, temperature=1.0, top_p=1.0, prompt=None, pinned=None, "
     "device='cpu'",
+    "recipe": "name",
     "distill": "model, ids, recipe",
     "entropy": "tokens",
     "generative_perplexity": "tokens_or_texts, judge",

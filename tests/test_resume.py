@@ -1,11 +1,14 @@
 """A run that was stopped, killed or saved in the middle of a round goes on bit for bit, teacher included."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 import unmask
-from toy_training import CPU, RECIPE, ROUND, Chase, begin, differing, run, updates
+from toy_training import CPU, RECIPE, ROUND, Chase, begin, contents, differing, run, updates
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, LogLinear
 from unmask.models.dit import DiT, Shape
@@ -24,6 +27,7 @@ from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 from unmask.training import AdamW, RunDir, State, fit, recorded, stop_signals
+from unmask.training.seal import damage
 
 STEPS = 10
 
@@ -101,6 +105,7 @@ print(attempt)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     """Killed again and again at random moments, the run ends as if nothing had happened."""
     steps = 40
@@ -114,6 +119,101 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> No
     resumed, nothing = run(tmp_path / "killed", steps)
     assert nothing == [] and differing(straight, resumed) == []
     assert log(tmp_path / "straight") == log(tmp_path / "killed")
+
+
+class Killed(BaseException):
+    """The process is gone: no line of it runs, and so no operation on a file has an effect any more."""
+
+
+def counted(patch: pytest.MonkeyPatch, alive: int) -> list[str]:
+    """Let the first `alive` operations that change a directory happen, and none after them; returns what happens.
+
+    To open a file for reading changes nothing, and is not counted.
+    """
+    done: list[str] = []
+
+    def watched(name: str, operate: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*args: Any, **options: Any) -> Any:
+            if name == "open" and args[1][0] == "r":
+                return operate(*args, **options)
+            if len(done) >= alive:
+                raise Killed(name)
+            done.append(name)
+            return operate(*args, **options)
+
+        return operation
+
+    for module, names in {io: ["open"], os: ["mkdir", "rename", "rmdir", "unlink"]}.items():
+        for name in names:
+            patch.setattr(module, name, watched(name, vars(module)[name]))
+    return done
+
+
+def carry_out(path: Path) -> None:
+    """A run of three steps to its model, after which it needs no states."""
+    objective = Chase()
+    state = begin(objective)
+    with RunDir.open(path, RECIPE) as directory:
+        if not directory.model.exists():
+            directory.restore(state, every=1)
+            list(recorded(updates(state, objective, 3), directory, state, every=1))
+            directory.publish(lambda folder: torch.save(contents(state), folder / "weights"))
+        directory.drop_states()
+
+
+def found(path: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """Where the next start finds the run, and its numbers: those of the model, or of the newest state."""
+    state = begin()
+    with RunDir.open(path, RECIPE) as directory:
+        if directory.model.exists():
+            return 3, torch.load(directory.model / "weights", weights_only=True)
+        wrong = [damage(path / "state" / f"step-{step:08}", step) for step in directory.steps()]
+        assert set(wrong) <= {None}, "a state is there whole or not at all"
+        return directory.restore(state, every=1).step, contents(state)
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_kill_before_any_operation_on_a_file_loses_nothing_that_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first one, before the second, ..., before the last: the next start finds the newest saved state, or
+    the one that was being saved, warns of nothing, and its end is that of a run without a stop.
+    """
+    objective, saved, save = Chase(), [0], RunDir.save
+    state = begin(objective)
+    known = [{name: value.clone() for name, value in contents(state).items()}]
+    for _ in updates(state, objective, 3):
+        known.append({name: value.clone() for name, value in contents(state).items()})
+
+    def noted(self: RunDir, state: State) -> None:
+        save(self, state)
+        saved.append(state.step)
+
+    monkeypatch.setattr(RunDir, "save", noted)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # it takes most of the time
+    for alive in range(1000):
+        path, done = tmp_path / str(alive), []
+        with monkeypatch.context() as patch, suppress(Killed):
+            done = counted(patch, alive)
+            carry_out(path)
+            break
+        newest = saved[-1]
+        saved[:] = [0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            step, numbers = found(path) if path.exists() else (0, known[0])
+        assert newest <= step <= newest + 1 and equal(numbers, known[step]), (
+            f"killed before {alive}, behind {done[-2:]}"
+        )
+        if alive % 8 == 0:
+            carry_out(path)
+            saved[:] = [0]
+            assert equal(found(path)[1], known[3]) and not (path / "state").exists()
+            assert [record["step"] for record in log(path)] == [1, 2, 3] and not [*path.glob(".tmp-*")]
+    assert alive > 50 and {*done} == {"mkdir", "open", "rename", "rmdir", "unlink"}
 
 
 VOCAB, LENGTH = 11, 8

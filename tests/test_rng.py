@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, gumbel_r, kstest
 from torch import Tensor
 
-from unmask.rng import address, gumbel, mix_, stratified, uniform
+from unmask import rng
+from unmask.rng import address, generator, global_generators, gumbel, mix_, stratified, uniform
 
 KEYS = st.integers(-(2**63), 2**63 - 1)
 EVERY_BIT = 2**64 - 1
@@ -150,3 +152,92 @@ def test_the_global_generator_is_left_alone() -> None:
     draws(1, torch.arange(9))
     stratified(4, torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def words(made: torch.Generator) -> np.ndarray:
+    """The 624 words of 32 bits that a CPU generator holds."""
+    held = made.get_state().view(torch.int64)[3 : 3 + 624].numpy()
+    assert ((held >= 0) & (held < 2**32)).all()
+    return held.astype(np.uint32)
+
+
+def first_number(made: torch.Generator) -> int:
+    """Its first draw of 64 bits."""
+    return int(torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=made))
+
+
+@given(st.lists(KEYS, min_size=1, max_size=3))
+def test_a_generator_is_the_mersenne_twister_of_its_address(keys: list[int]) -> None:
+    """Its words are the halves of the hashed address, and its numbers those of numpy's MT19937 with these words."""
+    seed = address(*keys).item()
+    hashed = [bits & EVERY_BIT for bits in address(seed, torch.arange(312)).tolist()]
+    halves = [half for bits in hashed for half in (bits & 0xFFFFFFFF, bits >> 32)]
+    made = generator(*keys)
+    assert words(made).tolist() == halves and made.initial_seed() == seed & EVERY_BIT
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": np.array(halves, dtype=np.uint32), "pos": 624}}
+    raw = twister.random_raw(1300)  # over two turns of the 624 words
+    assert (torch.rand(1300, generator=made) * 2**24).tolist() == (raw % 2**24).tolist()
+    assert first_number(generator(*keys)) & EVERY_BIT == int(raw[0]) << 32 | int(raw[1])
+
+
+def test_addresses_with_equal_low_halves_have_streams_of_their_own() -> None:
+    """torch's own seeding keeps the low 32 bits: of 2,000,000 addresses some 900 share their numbers with another."""
+    hashed, low = address(11, torch.arange(2_000_000)), 2**32
+    order = hashed.remainder(low).argsort()
+    equal = hashed[order].remainder(low).diff() == 0
+    keys = order[torch.cat([equal, equal.new_zeros(1)]) | torch.cat([equal.new_zeros(1), equal])].tolist()
+    assert len(keys) > 700
+    assert len({first_number(torch.Generator().manual_seed(int(hashed[key]))) for key in keys}) < 0.6 * len(keys)
+    assert len({first_number(generator(11, key)) for key in keys}) == len(keys)
+
+
+def test_first_draws_of_generators_are_uniform_and_unrelated() -> None:
+    u = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator(3, i)) for i in range(4000)])
+    assert kstest(u.numpy(), "uniform").pvalue > 1e-3
+    cells = (u[:-1] * 8).long() * 8 + (u[1:] * 8).long()
+    assert chisquare(torch.bincount(cells, minlength=64).numpy()).pvalue > 1e-3
+
+
+def test_normal_numbers_begin_at_the_address_too() -> None:
+    """A CPU generator keeps the second of a pair of normal numbers: the first call must not find one."""
+    one = torch.randn(1, generator=generator(2)).item()
+    with global_generators(2):
+        assert torch.randn(1).item() == one
+        with global_generators(2):
+            assert torch.randn(1).item() == one
+
+
+def test_an_unknown_layout_of_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shifted:
+        def manual_seed(self, seed: int) -> "Shifted":
+            return self
+
+        def get_state(self) -> Tensor:
+            return known.roll(8)
+
+    known = rng._new_state.__wrapped__()
+    assert torch.equal(known, torch.Generator().manual_seed(5489).get_state())
+    monkeypatch.setattr(torch, "Generator", Shifted)
+    with pytest.raises(RuntimeError, match=torch.__version__.split("+")[0]):
+        rng._new_state.__wrapped__()
+
+
+def test_global_generators_are_a_function_of_the_address_and_given_back() -> None:
+    before = torch.get_rng_state()
+    with global_generators(4, 1):
+        one = torch.nn.functional.dropout(torch.ones(64))
+    with pytest.raises(KeyError), global_generators(4, 1):
+        assert torch.equal(one, torch.nn.functional.dropout(torch.ones(64)))
+        raise KeyError
+    with global_generators(4, 2):
+        assert not torch.equal(one, torch.nn.functional.dropout(torch.ones(64)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**39])
+def test_a_seed_has_64_bits(seed: int) -> None:
+    for draw in (lambda: address(0, seed), lambda: generator(seed)):
+        with pytest.raises(ValueError, match=f"^a key of an address is too (small|large): got {seed}"):
+            draw()
+    assert address(2**63 - 1) != address(-(2**63))

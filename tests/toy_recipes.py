@@ -20,7 +20,8 @@ def corpus(folder: Path, documents: int = 24) -> Path:
 
 
 def shrink(recipe: Recipe, text: Path, start: Path | None = None, tokens: Path | None = None) -> Recipe:
-    """The same recipe with small numbers; a round lasts one step, and so does softened input.
+    """The same recipe with small numbers; a round lasts one step, and so does softened input. "fastest", a choice that
+    each machine makes by a clock, becomes float32.
 
     start   the model that the weights start from, where they do
     tokens  where the tokenizer is: `start`, or else it is trained on the text
@@ -41,6 +42,7 @@ def shrink(recipe: Recipe, text: Path, start: Path | None = None, tokens: Path |
         network=replace(recipe.network, length=LENGTH, width=8, blocks=1, heads=2, cond_dim=4),
         data=replace(recipe.data, corpus=str(text), tokenizer=str(tokens) if tokens else f"bpe:{VOCABULARY}"),
         optim=replace(recipe.optim, warmup_steps=1, decay_steps=decay),
+        precision="float32" if recipe.precision == "fastest" else recipe.precision,
         batch_size=4,
         accumulation=min(recipe.accumulation, 2),
         steps=2,

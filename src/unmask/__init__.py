@@ -1,6 +1,6 @@
 """Few-step masked-diffusion language models: train a teacher, distil it, draw text exactly, measure honestly.
 
-    model = unmask.load("runs/demo/model")
+    model = unmask.load("runs/demo/student")
     samples = unmask.sample(model, n=4, length=128, steps=16)
 
 A public name is imported from its home on first use (PEP 562), so that `import unmask` costs nothing.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unmask.models.pretrained import load as load
     from unmask.objectives.consistency import distillation_loss as distillation_loss
     from unmask.prediction import Prediction as Prediction
+    from unmask.recipes.book import recipe as recipe
     from unmask.recipes.run import distill as distill
     from unmask.samplers.loop import sample as sample
 else:
@@ -51,6 +52,7 @@ _HOMES = {
     "entropy": "unmask.evaluation.metrics",
     "generative_perplexity": "unmask.evaluation.judges",
     "load": "unmask.models.pretrained",
+    "recipe": "unmask.recipes.book",
     "sample": "unmask.samplers.loop",
     "trajectory": "unmask.diffusion.trajectory",
 }

@@ -1,15 +1,19 @@
-"""Dataclasses as plain JSON data and back: recipes, reports. No torch here."""
+"""Dataclasses as plain JSON data and back: recipes, reports. JSON files, read within bounds. No torch here."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import math
+import stat
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
 
 T = TypeVar("T")
 Readers = Mapping[type, Callable[[Any, str], Any]]  # type -> (value, where) -> what it means
@@ -24,6 +28,45 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def dumps(value: Any, indent: int | None = None, ascii: bool = False) -> str:
+    """Plain data as JSON text that every reader takes: a number that is not finite is null (`not_finite` names it).
+
+    ascii  letters outside of ASCII are written as escapes
+
+    >>> dumps({"worst": float("inf"), "name": "é"})
+    '{"worst": null, "name": "é"}'
+    """
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False)
+
+
+def not_finite(value: Any, where: str = "") -> list[str]:
+    """The places of plain data where a number is not finite.
+
+    >>> not_finite({"rows": [{"sem": float("nan"), "n": 2}]})
+    ['rows[0].sem']
+    """
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [where]
+    if isinstance(value, Mapping):
+        items = [(f"{where}.{key}" if where else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(f"{where}[{i}]", item) for i, item in enumerate(value)]
+    else:
+        return []
+    return [place for name, item in items for place in not_finite(item, name)]
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None in the place of every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
 def from_json(kind: type[T], value: Any, where: str, *, strict: bool = True, readers: Readers | None = None) -> T:
     """The dataclass `kind` from JSON; ValueError names the field that is missing, unknown or of another type.
 
@@ -32,6 +75,72 @@ def from_json(kind: type[T], value: Any, where: str, *, strict: bool = True, rea
     readers  types that are written in a form of their own
     """
     return typing.cast(T, _Reader(strict, readers or {}).record(kind, value, where))
+
+
+LARGEST_JSON = 2**22  # bytes of a JSON file that `read_json` reads by default
+
+
+def read_json(file: Path, largest: int = LARGEST_JSON) -> Any:
+    """The value of a JSON file in UTF-8, with or without a byte order mark.
+
+    ValueError for a device or a pipe, for more than `largest` bytes, for NaN and Infinity, for a name that an object
+    has twice, and for anything else that is no JSON; FileNotFoundError where there is no file.
+    """
+    check_regular(file, largest)
+    try:
+        return json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError(f"{file} is no JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+
+
+def check_regular(file: Path, largest: int | None = None) -> None:
+    """ValueError unless this is a regular file of at most `largest` bytes: a pipe or a device may never end."""
+    facts = file.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError(f"{file} is no regular file but a directory, a pipe or a device: it is not read")
+    if largest is not None and facts.st_size > largest:
+        raise ValueError(f"{file} is too large: got {facts.st_size} bytes, want at most {largest}")
+
+
+def _no_number(spelling: str) -> NoReturn:
+    raise ValueError(f"{spelling} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the name {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def leaves(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass and of those in it, by dotted names: ("optim.lr", 3e-4)."""
+    for field in dataclasses.fields(record):
+        value, name = getattr(record, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def check_plain(record: Any) -> None:
+    """ValueError for a field that JSON files cannot keep, in a dataclass or in those in it.
+
+    A float is finite, an integer has 64 bits, a text has a form in UTF-8.
+    """
+    each = (
+        (name, item) for name, value in leaves(record) for item in (value if isinstance(value, tuple) else (value,))
+    )
+    for name, value in each:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is not finite: got {value}, want a finite number")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} is out of range: got {value}, want an integer of 64 bits")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{name} is no UTF-8: got {value!r}, want text; rename it")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from last_bit import SHIFTS, LastBit
 from reference import duality_density, duality_keep
 from unmask.diffusion.duality import (
     coefficients,
@@ -112,7 +113,7 @@ def test_gradients_equal_the_derivative(size: int) -> None:
 
 def test_any_shape_and_any_real_root() -> None:
     roots = doubles(-math.inf, -1e308, -70.0, 70.0, 1e308, math.inf)
-    assert keep_probability(roots, 50257).tolist() == [0, 0, 0, 1, 1, 1]
+    assert keep_probability(roots, 50257).tolist() == pytest.approx([0, 0, 0, 1, 1, 1], rel=1e-11, abs=0)
     assert keep_derivative(roots, 50257).tolist() == [0] * 6
     assert keep_probability(torch.zeros(2, 3, 4), 5).shape == (2, 3, 4)
     assert keep_probability(torch.zeros(0), 5).shape == snr_root(torch.zeros(0), 5).shape == (0,)
@@ -120,6 +121,13 @@ def test_any_shape_and_any_real_root() -> None:
     many = torch.linspace(-3, 3, 10_001, dtype=torch.float64)  # more than one block of integrals
     assert bool((keep_probability(many, 9).diff() > 0).all())
     assert keep_probability(torch.zeros(3), 5).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_probability_stays_one_whatever_the_last_bit(shift: str) -> None:
+    with LastBit(shift):
+        keep = keep_probability(torch.linspace(-60, 60, 241, dtype=torch.float64), 50257)
+    assert bool(((keep >= 0) & (keep <= 1)).all()) and float(keep[-1]) == pytest.approx(1, rel=1e-11)
 
 
 @given(root=st.floats(-1e6, 1e6))

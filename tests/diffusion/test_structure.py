@@ -239,7 +239,8 @@ def test_other_forms_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("block:0:0.5", "tokens of a block: want a whole number >= 1, got 0"),
+        ("block:0:0.5", "size of a structure is too small: got 0, want a whole number 1 .. 2^63 - 1"),
+        ("block:99999999999999999999:0.5", "size of a structure is too large: got 99999999999999999999"),
         ("block:4:1.01", "want 0 <= correlation <= 1, got 1.01"),
         ("block:4:-0.1", "want 0 <= correlation <= 1, got -0.1"),
         ("block:4:nan", "want 0 <= correlation <= 1, got nan"),
@@ -247,7 +248,7 @@ def test_other_forms_are_refused(text: str) -> None:
         ("span:-2", "want length > 0, got -2.0"),
         ("span:nan", "want length > 0, got nan"),
         ("hierarchy:8,4:0.5", "as many sizes as shares, at least one, got sizes (8, 4) and shares (0.5,)"),
-        ("hierarchy:8,-4:0.5,0.1", "want a whole number >= 1, got -4"),
+        ("hierarchy:8,-4:0.5,0.1", "sizes of a structure is too small: got -4"),
         ("hierarchy:8,3:0.5,0.1", "proper divisor of the one before, got (8, 3)"),
         ("hierarchy:4,8:0.5,0.1", "proper divisor of the one before, got (4, 8)"),
         ("hierarchy:8,8:0.5,0.1", "proper divisor of the one before, got (8, 8)"),
@@ -263,7 +264,7 @@ def test_numbers_outside_their_range_are_refused(text: str, says: str) -> None:
 
 def test_values_are_checked_wherever_they_are_made() -> None:
     for size in (True, 2.5):
-        with pytest.raises(ValueError, match=f"whole number >= 1, got {size}"):
+        with pytest.raises(ValueError, match=f"size of a structure is no whole number: got {size}"):
             Block(size, 0.5)
     with pytest.raises(ValueError, match="at least one, got sizes"):
         Hierarchy((), ())

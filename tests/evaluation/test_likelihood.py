@@ -101,3 +101,22 @@ def test_the_autoregressive_likelihood_is_exact():
     torch.testing.assert_close(scores.nats, -(law[x0[:, 0], x0[:, 1]] + law[x0[:, 1], x0[:, 2]]))
     assert scores.tokens.tolist() == [2] * len(x0)
     assert next_token_ppl(predictor, x0).value == pytest.approx(math.exp(float(scores.nats.sum()) / (2 * len(x0))))
+
+
+def test_a_start_token_makes_the_first_token_count():
+    """-log p(x_1 .. x_L | start), as in training: L tokens, one more than without it."""
+    law = (SOURCE / SOURCE.sum(1, keepdim=True)).log()
+    predictor = lambda ids: Prediction.from_log_p(law[ids])  # noqa: E731
+    x0 = torch.tensor(list(itertools.product(range(V), repeat=3)))
+    scores = next_token(predictor, x0, start=1, batch_size=4)
+    torch.testing.assert_close(scores.nats, next_token(predictor, x0).nats - law[1, x0[:, 0]])
+    assert scores.tokens.tolist() == [3] * len(x0)
+    assert float((-scores.nats).exp().sum()) == pytest.approx(1), "the law of all rows behind one start token"
+    assert next_token(predictor, x0[:, :1], start=1).tokens.tolist() == [1] * len(x0)
+
+
+def test_a_mask_in_the_text_is_refused():
+    with pytest.raises(ValueError, match=r"MASK \(id 3\) is none: it stands there 1 times"):
+        nelbo(Exact(), PROCESS, torch.tensor([[0, MASK], [1, 2]]))
+    with pytest.raises(ValueError, match="want 0 <= id < vocab_size = 4, got 0 to 4"):
+        nelbo(Exact(), PROCESS, torch.tensor([[0, 4]]))

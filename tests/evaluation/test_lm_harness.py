@@ -17,6 +17,8 @@ from unmask.evaluation.lm_harness import harness
 from unmask.models.dit import DiT
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.models.pretrained import CausalModel, Model
+from unmask.recipes.held_out import Text, held_out, reading
+from unmask.recipes.judge import judge_of
 
 pytest.importorskip("lm_eval", reason="pip install 'unmask[lm-eval]'")
 Harness = harness()
@@ -66,6 +68,12 @@ def test_multiple_choice_through_stock_lm_eval(
     assert answer["results"]["toy_choice"]["acc,none"] == 1
     assert answer["protocol"] == "8 draws a log-likelihood, 32 steps a text, seed 0"
     assert len(json.loads((tmp_path / "all.json").read_text())["samples"]["toy_choice"]) == 3
+    assert main([*call, "--no-greedy", "--json", "--limit", "2", "--out", str(tmp_path / "some.json")]) == 0
+    some = json.loads(capsys.readouterr().out)
+    assert some["samples"]["toy_choice"] == {"original": 3, "effective": 2}
+    assert some["protocol"].endswith("; at most 2 questions of a task, spread evenly")
+    read = json.loads((tmp_path / "some.json").read_text())["samples"]["toy_choice"]
+    assert [each["doc"]["question"] for each in read] == [QUESTIONS[0]["question"], QUESTIONS[2]["question"]]
 
 
 def test_tasks_that_lm_eval_does_not_know(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,14 +160,92 @@ def test_long_texts_are_read_in_windows_and_long_contexts_lose_their_beginning()
     assert isinstance(harness.model, CausalModel) and len(ids) > 300
     start = harness.model.tokenizer.bos_id
     want, stream = 0.0, [start, *ids]
-    for first in range(0, len(ids), 127):  # windows of 128 tokens; the last one slides back to be full
-        last = min(first + 127, len(ids))
-        row = torch.tensor([stream[max(0, last - 127) : last + 1]])
+    for first in range(0, len(ids), 128):  # the network reads 128 tokens; the last window slides back to be full
+        last = min(first + 128, len(ids))
+        row = torch.tensor([stream[max(0, last - 128) : last + 1]])
         table = harness.model.predictor(row[:, :-1]).log_p()[0].detach().gather(1, row[0, 1:, None])
         want += float(table[-(last - first) :].sum())
     assert harness.loglikelihood_rolling([asked(text)])[0] == pytest.approx(want, rel=1e-4)
     assert harness.loglikelihood([asked(text, " States")])[0][0] < 0
     assert harness.loglikelihood_rolling([asked("")]) == [0.0]
+
+
+def test_one_row_has_one_likelihood() -> None:
+    """`eval likelihood`, the harness and a judge that shares the tokenizer put a start token before each row."""
+    judge = unmask.load("unmask:judge")
+    assert isinstance(judge, CausalModel) and judge.tokenizer is not None
+    text = held_out(Text(), "unmask:judge", judge)
+    rows, read = text.some(3), reading("unmask:judge", judge, text.data.wrap)
+    want, start = read.scores(rows), judge.tokenizer.eos_id
+    assert read.start == start and want.tokens.tolist() == [128] * 3 and "start token before each row" in read.words
+    by_judge = judge_of(judge, 128)(rows)
+    assert by_judge.tokens.tolist() == [128] * 3
+    torch.testing.assert_close(by_judge.nats, want.nats, rtol=1e-5, atol=0)
+    by_harness = [Harness(judge)._nats([start, *row], 128) for row in rows.tolist()]
+    assert by_harness == pytest.approx(want.nats.tolist(), rel=1e-5)
+
+
+def test_rows_that_begin_with_bos_have_it_behind_the_start_token() -> None:
+    """As an autoregressive model reads them in training with `data.wrap`: start, BOS, text."""
+    plain, wrapped = (Harness("unmask:judge", greedy=False, wrap=wrap) for wrap in (False, True))
+    bos, ids = plain._start, plain.model.tokenizer.encode("The United States")
+    want = -plain._nats([bos, bos, *ids], len(ids))
+    assert wrapped.loglikelihood_rolling([asked("The United States")]) == [want]
+    assert wrapped.loglikelihood([asked("", "The United States")])[0][0] == want
+    assert plain.loglikelihood_rolling([asked("The United States")])[0] != want
+    (row,) = wrapped._fill([wrapped._context("The United", 3)], {"top_k": 1})
+    assert len(row) == 128 and row[:2] == [bos, bos]
+    long = "The Congress of the United States has before it the question. " * 30
+    assert wrapped.loglikelihood_rolling([asked(long)])[0] < 0
+    assert len(wrapped._context(long, 126)) == 2 == 128 - 126
+
+
+@pytest.mark.parametrize("blanks", [" ", "   ", "\n\n "])
+def test_blanks_of_a_context_belong_to_what_follows(blanks: str) -> None:
+    """Also where the context holds nothing else: the continuation is scored whole."""
+    harness = Harness("unmask:judge", greedy=False)
+    for said in ("", "The United"):
+        (one, _), (other, _) = harness.loglikelihood([asked(said + blanks, "States"), asked(said, blanks + "States")])
+        assert one == other
+    assert not harness.notes
+
+
+@pytest.mark.parametrize("context, continuation", [("The Presid", "ent"), ("The Uni", "ted States of America")])
+def test_a_token_across_the_border_ends_no_task(context: str, continuation: str) -> None:
+    """Context and continuation are encoded alone: all tokens of the continuation are scored, and no others."""
+    harness = Harness("unmask:judge", greedy=False)
+    given, follows, whole = map(harness.model.tokenizer.encode, (context, continuation, context + continuation))
+    assert whole[: len(given)] != given and len(whole) - len(given) < len(follows), "a token lies across the border"
+    want = -harness._nats([harness._start, *given, *follows], len(follows))
+    assert harness.loglikelihood([asked(context, continuation)]) == [(want, False)]
+    assert list(harness.notes.values()) == [1]
+
+
+def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
+    harness = Harness("unmask:judge")
+    follows = " the people of the United States" * 30
+    ids = harness.model.tokenizer.encode("We" + follows)
+    given, start, want = harness.model.tokenizer.encode("We"), harness._start, 0.0
+    assert len(ids) > 128
+    for first in range(len(given), len(ids), 64):
+        end = min(first + 64, len(ids))
+        want -= harness._nats([start, *ids[max(0, end - 128) : end]], end - first)
+    ((found, greedy),) = harness.loglikelihood([asked("We", follows)])
+    assert found == pytest.approx(want, rel=1e-6) and not greedy
+    assert dict(harness.notes) == {"continuations of more than 128 tokens, scored 64 at a time": 1}
+    assert Harness("unmask:teacher", draws=2, greedy=False).loglikelihood([asked("We", follows)])[0][0] < 0
+
+
+def test_answers_longer_than_the_model_are_capped_with_a_note() -> None:
+    long, plain = {"max_gen_toks": 256}, {"max_gen_toks": 20}
+    harness = Harness("unmask:judge")
+    (text,) = harness.generate_until([asked("The Congress", long)])
+    assert harness.generate_until([asked("The Congress", {"max_gen_toks": 64})]) == [text]
+    assert dict(harness.notes) == {"answers of 64 tokens at most, where the task allows 256": 1}
+    few = Harness("unmask:judge", max_gen_toks=8)
+    answers = few.generate_until([asked("The Congress", each) for each in (long, plain, {"max_gen_toks": 4})])
+    assert answers[0] == answers[1] and text.startswith(answers[0]) and answers[0].startswith(answers[2])
+    assert sorted(few.notes.values()) == [1, 1]
 
 
 def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,14 +285,12 @@ def test_stock_lm_eval_knows_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_cannot_be_asked_is_refused() -> None:
     harness = Harness("unmask:teacher")
-    with pytest.raises(ValueError, match="max_gen_toks = 256 does not fit into the model's 128 tokens"):
-        harness.generate_until([asked("a", {"max_new_tokens": 256})])
+    with pytest.raises(ValueError, match=r"max_gen_toks is out of range: got 128, want 1 \.\. 127"):
+        Harness("unmask:teacher", max_gen_toks=128)
     with pytest.raises(ValueError, match="batch_size is the number of rows a network call: want a number, got 'auto'"):
         Harness("unmask:teacher", batch_size="auto")
-    with pytest.raises(ValueError, match="has no token of its own"):
+    with pytest.raises(ValueError, match="the continuation '' is empty behind 'a': want a text"):
         harness.loglikelihood([asked("a", "")])
-    with pytest.raises(ValueError, match=r"a continuation of .* tokens does not fit into the model's 128"):
-        harness.loglikelihood([asked("a", " word" * 200)])
     with pytest.raises(ValueError, match="takes no argument pretrained"):
         Harness("unmask:teacher", pretrained="gpt2")
     teacher = unmask.load("unmask:teacher")

@@ -2,7 +2,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from unmask.evaluation.measure import (
     require_same_protocol,
     resamples,
 )
+from unmask.plain import dumps
 
 STAMP = Stamp("judge", "abc", "float32", 1024, True, False, "first")
 PROTOCOL = Protocol(STAMP, 128, 3, "float64", "data0", "0.1.0")
@@ -39,6 +40,15 @@ def test_a_row_survives_json_and_shows_its_figures_on_top():
     assert Row.from_json(data) == ROW
     top = {key: data[key] for key in ("steps", "nfe", "temperature", "gen_ppl", "entropy", "sem")}
     assert top == {"steps": 16, "nfe": 15.5, "temperature": 1.0, "gen_ppl": 41.5, "entropy": 3.5, "sem": 0.25}
+
+
+def test_a_measure_that_is_not_finite_is_null_in_a_file():
+    row = replace(ROW, measures={"gen_ppl": Measure(math.inf, "perplexity", 3)}, samples={"nats": [1.0, math.nan]})
+    data = json.loads(dumps(row.to_json()))
+    assert data["gen_ppl"] is None and data["measures"]["gen_ppl"]["value"] is None
+    back = Row.from_json(data)
+    assert math.isnan(back.measures["gen_ppl"].value)
+    assert back.samples["nats"][0] == 1 and math.isnan(back.samples["nats"][1])
 
 
 @pytest.mark.parametrize("broken", [{}, {"name": "x"}, ROW.to_json() | {"setting": {"colour": 3, "seeds": []}}])
@@ -118,7 +128,7 @@ def test_a_row_with_a_label_of_another_version_is_refused():
     for broken in (
         data | {"protocol": data["protocol"] | {"unheard": 1}},
         data | {"measures": []},
-        data | {"samples": {"nats": [None]}},
+        data | {"samples": {"nats": ["x"]}},
         [],
         None,
     ):
@@ -133,3 +143,11 @@ def test_a_judge_that_has_read_the_held_out_text_is_named_in_the_protocol():
         assert "trained on" not in protocol_words(replace(told, read_by_judge=share), [0])
     with pytest.raises(UnequalProtocols, match="read_by_judge"):
         require_same_protocol([ROW, replace(ROW, protocol=told)])
+
+
+def test_the_protocol_names_the_precision_of_the_networks() -> None:
+    """A row that was kept before this field was there had products in float32."""
+    single, half = PROTOCOL, replace(PROTOCOL, products="bfloat16")
+    assert "draws in float64, products in bfloat16; " in protocol_words(half, [0])
+    old = {name: value for name, value in asdict(single).items() if name != "products"}
+    assert Protocol.from_json(old) == single and Protocol.from_json(asdict(half)) == half

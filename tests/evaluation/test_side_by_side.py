@@ -100,12 +100,14 @@ def test_the_machine_is_named():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": (0, 4)}, "steps: the moves .* want whole numbers >= 1, got 0"),
-        ({"steps": ()}, "steps: .* want at least one and none twice"),
-        ({"batches": (1, 1)}, r"batches: .* none twice, got \[1, 1\]"),
-        ({"batches": (-1,)}, "batches: .* >= 1, got -1"),
-        ({"length": 0}, "length: .* >= 1, got 0"),
-        ({"repeats": 0}, "repeats: .* >= 1, got 0"),
+        ({"steps": (0, 4)}, "steps is too small: got 0, want a whole number 1 .. 1048576"),
+        ({"steps": ()}, r"steps is empty: got \[\], want at least one and none twice"),
+        ({"batches": (1, 1)}, r"batches is repeated: got \[1, 1\]"),
+        ({"batches": (-1,)}, "batches is too small: got -1"),
+        ({"length": 0}, "length is too small: got 0"),
+        ({"repeats": 0}, "repeats is too small: got 0"),
+        ({"repeats": 10**20}, "repeats is too large: got 1"),
+        ({"seed": 2**63}, "seed is too large: got 9223372036854775808"),
     ],
 )
 def test_a_plan_counts(change, words):

@@ -211,7 +211,7 @@ def test_a_grammar_leaves_no_text_out_and_its_first_words_tell() -> None:
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: random_chain(8, 3), "order is the number"),
     (lambda: random_chain(1), "vocab_size counts"),
-    (lambda: random_chain(8, 1, 0.0), "concentration is the Dirichlet"),
+    (lambda: random_chain(8, 1, 0.0), "concentration is out of range: got 0.0"),
     (lambda: random_grammar(8, slip=1.0), "slip is the share"),
     (lambda: markov_chain(torch.ones(2, 2)), "transition holds laws"),
     (lambda: markov_chain(torch.ones(2, 3) / 3), "a transition table is"),

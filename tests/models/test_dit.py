@@ -17,6 +17,8 @@ from unmask.models.dit import DiT, Shape, large, medium, small, tiny
 from unmask.models.layers import Rotary
 from unmask.types import Encoder
 
+pytestmark = pytest.mark.processor
+
 SHAPE = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, cond_dim=8)
 CAUSAL = Shape(vocab_size=11, length=12, width=24, blocks=2, heads=3, causal=True)
 LENGTH = 12
@@ -136,7 +138,7 @@ def test_certain_soft_input_is_the_token() -> None:
 
 def test_positions_enter_by_their_difference_only() -> None:
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-    rotary = Rotary(8, length=4)
+    rotary = Rotary(8)
 
     def product(i: int, j: int) -> float:
         return float((rotary(i, 1).rotate(q) * rotary(j, 1).rotate(k)).sum())
@@ -395,3 +397,37 @@ def test_impossible_conditions() -> None:
         DiT(CAUSAL).hidden(ids()[:, :4], cache=Cache(), places=PLACES)
     with pytest.raises(ValueError, match=r"sigma .* \[B\] = \[3\], got \[2\]"):
         DiT(SHAPE)(ids(), torch.zeros(2))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_may_be_cast(dtype: torch.dtype, causal: bool) -> None:
+    """`network.to(dtype)`: the numbers of float32 to rounding, also where all rows share their conditioning."""
+    shape = Shape(11, LENGTH, width=24, blocks=2, heads=2, cond_dim=6, causal=causal)
+    network = network_random(shape)
+    want = network(ids())
+    got = network.to(dtype)(ids())
+    assert got.dtype == dtype
+    tolerance = {torch.float64: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.1}[dtype]
+    assert (got - want).abs().max() < tolerance * want.abs().max()
+    if not causal:
+        sigma = torch.full((len(ids()),), 0.5)
+        assert network(ids(), sigma).dtype == dtype
+
+
+def test_rotary_angles_keep_their_digits_in_a_network_of_half_precision() -> None:
+    """In bfloat16 position 1,000 and its neighbours are one number, and a frequency has 8 bits."""
+    exact, cast = Rotary(64), Rotary(64).to(torch.bfloat16)
+    for table in (cast(0, 2000), cast(1990, 10)):
+        assert table.cos.dtype == torch.float32
+    assert torch.equal(cast(0, 2000).cos, exact(0, 2000).cos) and torch.equal(cast(0, 2000).sin, exact(0, 2000).sin)
+
+
+def test_the_table_of_angles_is_as_long_as_the_rows_that_were_read() -> None:
+    """And twice as long where a row grows token by token, so that it is made a few times only."""
+    rotary, sizes = Rotary(8), []
+    whole = Rotary(8)(0, 300).cos
+    for stop in range(1, 301):
+        assert torch.equal(rotary(stop - 1, 1).cos, whole[stop - 1 : stop])
+        sizes.append(rotary._length)
+    assert len(set(sizes)) < 12 and max(sizes) < 600 and Rotary(8)._length == 0

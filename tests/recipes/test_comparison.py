@@ -145,6 +145,7 @@ def test_means_over_one_seed_have_no_spread(home: Path) -> None:
 def test_the_command_shares_its_runs_out(base: Recipe, masked: Path, causal: Path, tmp_path: Path, monkeypatch) -> None:
     """Each process gets every other run, and the table is printed by the one that started them."""
     import unmask.cli.reproduce as reproduce
+    import unmask.cli.workers as workers
 
     monkeypatch.setattr(reproduce, "scale", lambda name: Scale(base, STUDY, str(masked), str(causal)))
     calls = []
@@ -152,13 +153,13 @@ def test_the_command_shares_its_runs_out(base: Recipe, masked: Path, causal: Pat
     class Process:
         returncode = 0
 
-        def __init__(self, command, env, stdout, start_new_session):
+        def __init__(self, command, env, stdin, stdout, start_new_session):
             calls.append((command[command.index("--cells") + 1 :], env["OMP_NUM_THREADS"]))
 
         def poll(self) -> int:
             return self.returncode
 
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
+    monkeypatch.setattr(workers.subprocess, "Popen", Process)
     assert main(["reproduce", "ablation", "--work", str(tmp_path), "--jobs", "2"]) == 0
     (first, threads), (second, _) = calls
     assert len(first) == len(second) == 9 and not {*first} & {*second} and int(threads) >= 1
@@ -166,12 +167,12 @@ def test_the_command_shares_its_runs_out(base: Recipe, masked: Path, causal: Pat
     assert main(["reproduce", "ablation", "--work", str(tmp_path), "--jobs", "0"]) != 0
     Process.returncode = 1
     with pytest.raises(RuntimeError, match=r"ended with exit codes \[1, 1\]: their messages stand above"):
-        reproduce.shared(["ablation"], ["a", "b"], 2)
+        workers.shared(["ablation"], ["a", "b"], 2)
 
 
 def test_a_signal_is_handed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, of which one takes its time to save: the command waits for it, and says that it was stopped."""
-    import unmask.cli.reproduce as reproduce
+    import unmask.cli.workers as workers
 
     class Process:
         def __init__(self, command, **options):
@@ -189,9 +190,9 @@ def test_a_signal_is_handed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
             self.told += 1
             assert self.told == 1
 
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
-    monkeypatch.setattr(reproduce.time, "sleep", lambda seconds: None)
-    assert reproduce.shared(["ablation"], ["a"], 1) is False
+    monkeypatch.setattr(workers.subprocess, "Popen", Process)
+    monkeypatch.setattr(workers.time, "sleep", lambda seconds: None)
+    assert workers.shared(["ablation"], ["a"], 1) is False
 
 
 def test_methods_with_different_teachers_share_a_table_and_a_picture(

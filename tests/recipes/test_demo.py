@@ -104,7 +104,7 @@ def test_a_finished_training_is_read_while_another_process_reads_it(settings, fi
         assert not list(train(plans, home))
         assert not list(train({"teacher": replace(plans["teacher"], precision="fastest")}, home))
         with pytest.raises(RunError, match="in use by process"):
-            list(train({"teacher": replace(plans["teacher"], steps=5)}, home))
+            list(train({"teacher": replace(plans["teacher"], steps=3)}, home))
     with pytest.raises(RunError, match="steps"):
         list(train({"teacher": replace(plans["teacher"], steps=5)}, home))
 

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 import unmask
-from unmask.recipes.book import recipe
-from unmask.recipes.estimate import estimate
+from unmask.models.dit import DiT, Shape
+from unmask.recipes.book import RECIPES, recipe
+from unmask.recipes.build import starts_from
+from unmask.recipes.estimate import _parameters, check_memory, estimate
+from unmask.recipes.run import run
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
@@ -70,3 +73,38 @@ def test_chunks_are_those_of_the_device() -> None:
     plan = recipe("owt-small-mcd")
     gpu, cpu = (estimate(plan, device=torch.device(kind))["vocabulary_bytes"] for kind in ("cuda", "cpu"))
     assert gpu > cpu > 2 * 4 * 50258 * 768
+
+
+@pytest.mark.parametrize(
+    "path", ["network.length", "network.width", "network.blocks", "network.cond_dim", "batch_size", "objective.deeper"]
+)
+@pytest.mark.parametrize("name", ["demo-teacher", "demo-judge", "demo-duo", "demo-mcd", "demo-sdtt", "long-teacher"])
+def test_sizes_beyond_the_machine_are_refused_before_anything_is_built(
+    path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within milliseconds: no text is read, no network is built. `run` asks first."""
+    plan, value = recipe(name), 24 * 10**8
+    first, _, rest = path.partition(".")
+    if path == "objective.deeper" and name != "long-teacher":
+        return
+    plan = replace(plan, **{first: replace(getattr(plan, first), **{rest: value}) if rest else value})
+    if path in ("network.width", "network.blocks", "network.cond_dim") and starts_from(plan):
+        check_memory(plan, torch.device("cpu"))  # the model to start from has its own
+        return
+    monkeypatch.setattr("unmask.recipes.run.texts", lambda *_: pytest.fail("reads the text"))
+    with pytest.raises(ValueError, match=f"^{path} is too large: got {value}, and a step needs .* give a smaller --"):
+        next(run(plan, tmp_path / "run", device="cpu"))
+
+
+@pytest.mark.parametrize("function", RECIPES, ids=lambda function: function.__name__)
+def test_the_least_that_a_step_needs_is_below_the_estimate(function, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a run is refused only where the estimate is over twice the memory."""
+    plan = function()
+    monkeypatch.setattr("unmask.recipes.estimate.memory_of", lambda device: estimate(plan, 1000)["memory_bytes"] // 2)
+    check_memory(plan, torch.device("cpu"))
+
+
+def test_parameters_are_counted_block_by_block() -> None:
+    shape = Shape(50, 16, width=24, blocks=5, heads=2)
+    assert _parameters(shape) == sum(weight.numel() for weight in DiT(shape).parameters())
+    assert _parameters(replace(shape, blocks=10**9)) > 10**9, "and not built"

@@ -22,6 +22,8 @@ from unmask.training import Engine, RunError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
+IN_FLOAT32 = ", matrix products in float32"
+
 
 @pytest.fixture(scope="module")
 def plan(text: Path, masked: Path) -> Recipe:
@@ -42,7 +44,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> None:
     said: list[str] = []
     updates = list(run(plan, tmp_path / "run", say=said.append, device="cpu"))
-    assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and said == ["starting at step 0"]
+    assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and said == [f"starting at step 0{IN_FLOAT32}"]
     assert [update.metrics["round"] for update in updates] == [0, 0, 1, 1, 2, 2]
     card = json.loads((tmp_path / "run" / "model" / "config.json").read_text("utf-8"))["card"]
     assert card == {"recipe": to_json(plan), "steps": 6}
@@ -51,6 +53,7 @@ def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> 
     assert average.tokenizer.digest == load(plan.objective.teacher).tokenizer.digest
 
 
+@pytest.mark.processor
 def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> None:
     """Broken off after step 4, in the middle of a round; the last save is that of step 3."""
     whole = list(run(plan, tmp_path / "whole", device="cpu"))
@@ -61,7 +64,7 @@ def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> 
     rest = [update.loss for update in run(plan, tmp_path / "parts", say=said.append, device="cpu")]
     losses = [update.loss for update in whole]
     assert first == losses[:4] and rest == losses[3:]
-    assert said == ["resuming at step 3; 1 steps after the last save were lost and are done again"]
+    assert said == [f"resuming at step 3; 1 steps after the last save were lost and are done again{IN_FLOAT32}"]
     for which in ("ema", "raw"):
         one, two = (weights(load(tmp_path / name / "model", weights=which).network) for name in ("whole", "parts"))
         assert same(one, two)
@@ -71,11 +74,12 @@ def test_a_finished_run_is_left_alone(plan: Recipe, tmp_path: Path) -> None:
     list(run(plan, tmp_path / "run", device="cpu"))
     before = weights(load(tmp_path / "run" / "model").network)
     said: list[str] = []
-    assert list(run(plan, tmp_path / "run", say=said.append, device="cpu")) == [] and said == ["resuming at step 6"]
+    assert list(run(plan, tmp_path / "run", say=said.append, device="cpu")) == []
+    assert said[0].startswith("all 6 steps are done; ")
     assert same(weights(load(tmp_path / "run" / "model").network), before)
     with pytest.raises(RunError, match=r"fields that differ .*\n.*optim.lr"):
         list(run(replace(plan, optim=replace(plan.optim, lr=1.0)), tmp_path / "run", device="cpu"))
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError, match=r"already holds a run.* The finished model is kept in"):
         list(run(plan, tmp_path / "run", resume=False, device="cpu"))
 
 
@@ -119,24 +123,27 @@ def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
     """Rows that are already there; the corpus of the recipe is not read."""
     rows = texts(plan)
     elsewhere = replace(plan, data=replace(plan.data, corpus="/nowhere"), steps=1)
-    data = Texts(rows.train, rows.held_out, rows.tokenizer, rows.digest)
+    data = Texts(rows.train, rows.held_out, rows.tokenizer, rows.digest, rows.text_digest)
     assert len(list(run(elsewhere, tmp_path / "run", data=data, device="cpu"))) == 1
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_fastest_precision_is_decided_once_and_kept(
     faster: bool, plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another machine the same run goes on as it began."""
-    fastest = replace(plan, precision="fastest")
+    """On another machine the same run goes on as it began; the line at its start and the model's card name it."""
+    fastest, chosen, said = replace(plan, precision="fastest"), "bfloat16" if faster else "float32", []
     monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: faster)
-    begun = run(fastest, tmp_path / "run", device="cpu")
+    begun = run(fastest, tmp_path / "run", say=said.append, device="cpu")
     next(begun)
     begun.close()
     monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: not faster)
-    assert len(list(run(fastest, tmp_path / "run", device="cpu"))) == 6
+    assert len(list(run(fastest, tmp_path / "run", say=said.append, device="cpu"))) == 6
+    assert len(said) == 2 and all(line.endswith(f", matrix products in {chosen}") for line in said)
     saved = json.loads((tmp_path / "run" / "recipe.json").read_text("utf-8"))
-    assert saved == to_json(replace(plan, precision="bfloat16" if faster else "float32"))
+    card = json.loads((tmp_path / "run" / "model" / "config.json").read_text("utf-8"))["card"]
+    assert saved == card["recipe"] == to_json(replace(plan, precision=chosen))
 
 
 def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) -> None:

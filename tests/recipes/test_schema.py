@@ -17,7 +17,9 @@ gammas = st.tuples(st.floats(-5, -2), st.floats(-1, 9))
 objectives = st.one_of(
     st.builds(Nelbo, t_min=st.floats(0, 0.5), process=st.sampled_from(["masked", "uniform"])),
     st.builds(NextToken),
-    st.builds(Curriculum, soft_steps=st.integers(0), gamma=gammas, temperature=positive, top_k=st.integers(1, 99)),
+    st.builds(
+        Curriculum, soft_steps=st.integers(0, 10**9), gamma=gammas, temperature=positive, top_k=st.integers(1, 99)
+    ),
     st.builds(
         Sdtt,
         teacher=st.text(),
@@ -30,7 +32,7 @@ objectives = st.one_of(
         Consistency,
         teacher=st.text(),
         round_steps=st.integers(1, 10**6),
-        temperatures=st.lists(positive, min_size=1).map(tuple),
+        temperatures=st.lists(positive, min_size=1, max_size=9).map(tuple),
         direction=st.sampled_from(["reverse", "forward"]),
         coupling=st.sampled_from(["locked", "independent"]),
         structure=st.sampled_from(["", "block:4:0.5", "span:3"]),
@@ -46,14 +48,14 @@ objectives = st.one_of(
 )
 recipes = st.builds(
     Recipe,
-    name=st.text(),
+    name=st.text(min_size=1, max_size=20).filter(lambda name: name not in (".", "..") and not {"/", "\0"} & {*name}),
     objective=objectives,
     network=st.builds(Network, dropout=st.floats(0, 0.5), sees_alpha=st.booleans()),
     data=st.builds(Data, corpus=st.text(), part=st.sampled_from(["all", "first half", "second half"])),
     schedule=st.builds(Schedule, st.sampled_from(["log-linear", "cosine", "polynomial"]), st.floats(0, 0.5), positive),
     optim=st.builds(AdamW, lr=positive, clip_norm=st.none() | positive, ema_decay=st.none() | st.floats(0, 0.999)),
     precision=st.sampled_from(["float32", "bfloat16"]),
-    seed=st.integers(-(2**63), 2**63),
+    seed=st.integers(-(2**63), 2**63 - 1),
 )
 
 
@@ -123,3 +125,80 @@ def test_what_would_have_no_effect_is_refused() -> None:
     for name in ("count", "teacher_steps"):
         with pytest.raises(ValueError, match=f"{name} is a count of the distillation: want >= 1, got 0"):
             Sdtt(**{name: 0})
+
+
+WRONG = {
+    "optim.lr": [0.0, -1.0], "optim.betas": [(0.9, 1.0), (-0.1, 0.9)], "optim.eps": [0.0, -1.0],
+    "optim.weight_decay": [-1.0], "optim.clip_norm": [0.0, -1.0], "optim.ema_decay": [1.0, -0.1],
+    "optim.warmup_steps": [-1], "schedule.eps": [1.0, -0.1], "schedule.power": [0.0, -1.0],
+    "network.dropout": [1.0, -0.1], "network.length": [0], "network.width": [0], "network.blocks": [0],
+    "network.heads": [0], "network.cond_dim": [0],
+    "objective.t_min": [1.0, -0.1], "objective.soft_steps": [-1], "objective.temperature": [0.0, -1.0],
+    "objective.top_k": [0], "objective.gamma": [(-1.0, -1.0), (0.0, -1.0)], "objective.round_steps": [0],
+    "objective.delta0": [0.0, 1.0, -1.0], "objective.temperatures": [(), (0.9, 0.0), (-1.0,), (0.9,) * 10],
+    "objective.revealed_weight": [-1.0], "objective.count": [0, 11, 10**9], "objective.teacher_steps": [0],
+    "objective.deeper": [0],
+    "batch_size": [0, -4], "accumulation": [0], "steps": [0], "save_every": [0],
+    "seed": [2**63, -(2**63) - 1],
+    "name": ["", ".", "..", "a/b", "a\0b", "x" * 201, "ü" * 101],
+}  # fmt: skip
+
+
+def with_field(told: dict, path: str, value: object) -> dict:
+    """The JSON of a recipe with one field changed."""
+    first, _, rest = path.partition(".")
+    return told | {first: with_field(told[first], rest, value) if rest else value}
+
+
+def fields_of(kind: type, path: str = "") -> dict[str, object]:
+    """The leaves of the JSON of a recipe of an objective, by dotted names."""
+    record = to_json(Recipe("x", kind()))
+    return {
+        f"{outer}.{inner}" if isinstance(value, dict) else outer: leaf
+        for outer, value in record.items()
+        for inner, leaf in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+@pytest.mark.parametrize("kind", [Nelbo, Curriculum, NextToken, Consistency, Sdtt])
+def test_every_number_and_text_of_a_recipe_is_one_that_files_keep(kind: type) -> None:
+    """A number that is not finite, an integer beyond 64 bits or a text without UTF-8 ends a run at its last save."""
+    told, numbers = to_json(Recipe("x", kind())), 0
+    for path, value in fields_of(kind).items():
+        if path.endswith("kind") or isinstance(value, bool):
+            continue
+        if path == "optim.decay_steps":
+            bad = [2**63]
+        elif isinstance(value, int):
+            bad = [2**63, -(2**63) - 1]
+        elif isinstance(value, float) or path == "optim.clip_norm":
+            bad = [float("nan"), float("inf"), -float("inf")]
+        elif isinstance(value, list) or path == "objective.gamma":
+            bad = [[-1.0, float("nan")], [float("-inf"), 1.0]]
+        else:
+            bad = ["\udcff"]
+        for wrong in bad:
+            with pytest.raises(ValueError, match=path.rpartition(".")[2]):
+                from_json(Recipe, with_field(told, path, wrong), "recipe")
+            numbers += 1
+    assert numbers > 40
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_a_value_out_of_its_range_is_refused_at_the_start(path: str) -> None:
+    kinds = [kind for kind in (Nelbo, Curriculum, NextToken, Consistency, Sdtt) if path in fields_of(kind)]
+    assert kinds
+    for kind in kinds:
+        told = to_json(Recipe("x", kind()))
+        for wrong in WRONG[path]:
+            with pytest.raises(ValueError, match=path.rpartition(".")[2]):
+                from_json(Recipe, with_field(told, path, json.loads(json.dumps(wrong))), "recipe")
+
+
+def test_numbers_of_a_recipe_have_a_range_or_a_reason() -> None:
+    """A new field of a number joins `WRONG`, or this list says why any finite value of it is right."""
+    free = {"optim.decay_steps"}  # None, or more than warmup_steps
+    for kind in (Nelbo, Curriculum, NextToken, Consistency, Sdtt):
+        for path, value in fields_of(kind).items():
+            if isinstance(value, int | float | list) and not isinstance(value, bool):
+                assert path in WRONG or path in free, path

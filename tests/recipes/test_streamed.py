@@ -116,6 +116,10 @@ def test_any_data_set_of_the_hub(
 ) -> None:
     """By name, configuration and revision, which is resolved to a commit; the directory has the layout of the hub's."""
     folder, asked, commit, real = forms(tables, tmp_path)["parquet"], [], ["0" * 40], datasets.load_dataset
+    files = SimpleNamespace(
+        config=SimpleNamespace(data_files={"train": [f"hf://datasets/some/text/{f.name}" for f in folder.iterdir()]})
+    )
+    siblings = [SimpleNamespace(rfilename=name) for name in ("README.md", *(file.name for file in folder.iterdir()))]
 
     def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
         if path == "parquet":
@@ -124,9 +128,10 @@ def test_any_data_set_of_the_hub(
         return real(str(folder), streaming=options["streaming"])
 
     def dataset_info(self: object, path: str, revision: str | None) -> SimpleNamespace:
-        return SimpleNamespace(sha=commit[0])
+        return SimpleNamespace(sha=commit[0], siblings=siblings, card_data=None)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *arguments, **options: files)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     parts = documents(on(plan, "hub:some/text:large@v2", streaming=streaming).data)
     assert set(asked) == {("some/text", "large", "0" * 40, streaming)}
@@ -141,6 +146,59 @@ def test_any_data_set_of_the_hub(
         assert torch.equal(everything(named.train), everything(expected.train))
         openwebtext = documents(on(plan, "openwebtext", streaming=True).data)
         assert asked[-1][:2] == ("Skylion007/openwebtext", None) and openwebtext.train.chosen.start == 0
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_files_of_the_hub_that_would_be_left_out_are_named(
+    plan: Recipe, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """A card that says which file is of which split is taken at its word; what an earlier download left, too."""
+    read: dict[str, list[str]] = {"test": ["hf://datasets/some/text@0/crash-test.parquet"]}
+    card: list[dict[str, object] | None] = [None]
+    names = "README.md", "crash-test.parquet", "physics.parquet", "deep/x.parquet"
+    siblings = [SimpleNamespace(rfilename=name) for name in names]
+
+    def load_dataset(*arguments: object, **options: object) -> None:
+        raise RuntimeError("all files are read")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda *_, **__: SimpleNamespace(config=SimpleNamespace(data_files=read))
+    )
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "dataset_info",
+        lambda *_, **__: SimpleNamespace(sha="0" * 40, siblings=siblings, card_data=card[0]),
+    )
+    data = on(plan, "hub:some/text", streaming=streaming).data
+    with pytest.raises(
+        ValueError, match=r"some/text has 2 files that .* leaves out.*: physics\.parquet, deep/x\.parquet;"
+    ):
+        documents(data)
+    with pytest.raises(ValueError, match="leaves out"):
+        documents(replace(data, corpus="hub:some/text@" + "1" * 40))
+    card[0] = {"configs": [{"config_name": "default"}]}
+    with pytest.raises(ValueError, match="all files are read"):
+        documents(data)
+    card[0] = None
+    read["test"] += [f"hf://datasets/some/text@0/{name}" for name in names[2:]]
+    with pytest.raises(ValueError, match="all files are read"):
+        documents(data)
+    read.clear()
+    with pytest.raises(ValueError, match="all files are read"):
+        documents(data)
+
+
+def test_a_folder_is_not_read_in_the_place_of_the_hub(
+    plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` would take a path of that name in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name, repository in (("hub:some/text", "some/text"), ("openwebtext", "Skylion007/openwebtext")):
+        (tmp_path / repository).mkdir(parents=True)
+        for streaming in (True, False):
+            with pytest.raises(ValueError, match=f"the data set {repository} of the hub has the name of a path"):
+                documents(on(plan, name, streaming=streaming).data)
 
 
 def test_a_tokenizer_is_trained_on_the_beginning(plan: Recipe, found: list[str], small: Path) -> None:
@@ -232,7 +290,7 @@ def test_a_training_does_not_go_on_in_another_text(plan: Recipe, tables: dataset
     stopped.close()
     shutil.rmtree(tmp_path / "set")
     tables["train"].select(range(99)).save_to_disk(tmp_path / "set")
-    with pytest.raises(RunError, match=r"began to read another .* name the commit"):
+    with pytest.raises(RunError, match=r"has another text than .* name the commit"):
         next(run(plan, tmp_path / "run"))
 
 

@@ -46,6 +46,18 @@ def test_reverse_perplexity_stands_in_every_row_and_is_not_fitted_twice(
     assert rows["one text repeated"][REVERSE].value > rows["data"][REVERSE].value, "sure of one text"
 
 
+def test_rows_of_another_precision_have_another_protocol(judge: LanguageModelJudge) -> None:
+    """They are measured again, and share no table with others."""
+    scene = Scene(replace(STUDY, reverse_seeds=0), judge, REAL, "digest")
+    model = unmask.load("unmask:teacher")
+    (single,) = measure("teacher", model, scene, [2], [1.0])
+    model.network.compute_dtype = torch.bfloat16
+    (half,) = measure("teacher", model, replace(scene, known=[single]), [2], [1.0])
+    assert (single.row.protocol.products, half.row.protocol.products) == ("float32", "bfloat16")
+    with pytest.raises(UnequalProtocols, match="products"):
+        require_same_protocol([single.row, half.row])
+
+
 def test_both_measures_side_by_side(teacher: unmask.Model, judge: LanguageModelJudge) -> None:
     pytest.importorskip("mauve", reason="pip install 'unmask[mauve]'")
     scene = Scene(replace(STUDY, mauve_seeds=2), judge, REAL, "digest")

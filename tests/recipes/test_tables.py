@@ -140,7 +140,7 @@ def test_the_command_prints_the_table_and_writes_the_page(
     monkeypatch.setattr(command, "plan", lambda name, scale, work: toy)
     assert main(["reproduce", "table1", "--work", str(home), "--jobs", "1"]) == 0
     out = capsys.readouterr().out
-    assert "MCD R2" in out and "float32 Gumbel, top-p 0.9" in out and "draws in float64" in out
+    assert "MCD R2" in out and "float32 Gumbel, top-p 0.9" in out and "draws in float64, products in float32" in out
     page = (home / "report.html").read_text("utf-8")
     assert "<h3>MCD R2</h3>" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert (home / "table1.png").stat().st_size > 10_000

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +18,20 @@ import torch
 
 import unmask
 import unmask.recipes.texts
+import unmask.text.streamed
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.models.pretrained import load
 from unmask.plain import to_json
 from unmask.recipes.book import recipe
+from unmask.recipes.estimate import vocabulary
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 from unmask.recipes.texts import AT_ONCE, documents, encoded, rows, texts, tokenizer_of
 from unmask.text import load_corpus
+from unmask.text.agreement import check_ids
 from unmask.text.corpora import Corpus
-from unmask.text.stored import COLUMN, StoredRows
-from unmask.text.tokenizers import Tokenizer
+from unmask.text.stored import COLUMN, PADDING, StoredRows
+from unmask.text.tokenizers import Tokenizer, tokenizer_named, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,35 @@ def test_tokenizers_by_name(small: Recipe, text: Path, tmp_path: Path) -> None:
 # --- on disk
 
 
+@pytest.mark.parametrize(("stored", "streaming"), [(False, False), (True, False), (True, True)])
+def test_a_text_and_a_tokenizer_have_digests_that_change_when_they_do(
+    stored: bool, streaming: bool, small: Recipe, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that is trained on, not only the held-out part of it."""
+    monkeypatch.setattr(unmask.text.streamed, "BEGINNING", 200)
+    documents = [f"{number}. the state of the union, {number}" for number in range(99)]
+
+    def facts(changed: int | None, name: str = "corpus", tokenizer: str = "bpe:258") -> tuple[str, str, str]:
+        some = [text.upper() if number == changed else text for number, text in enumerate(documents)]
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        if stored:
+            datasets.Dataset.from_dict({"text": some}).save_to_disk(tmp_path / name)
+        else:
+            (tmp_path / name).mkdir()
+            for number, text in enumerate(some):
+                (tmp_path / name / f"{number:02}.txt").write_text(text, "utf-8")
+        plan = on(small, tmp_path / name, streaming=streaming, tokenizer=tokenizer)
+        found = texts(replace(plan, network=replace(plan.network, length=4)))
+        found.close()
+        return found.digest, found.text_digest, found.tokenizer_digest
+
+    first = facts(None)
+    assert all(first), "none is empty"
+    changed = facts(97)
+    assert changed[1] != first[1] and changed[2] == first[2], "document 97 is trained on, and merges nothing"
+    assert facts(None, tokenizer="bpe:259")[2] != first[2]
+
+
 @pytest.mark.parametrize("wrap", [True, False])
 def test_rows_on_disk_are_those_in_memory(small: Recipe, on_disk: Path, cache: Path, wrap: bool) -> None:
     """Of the same documents: tokenizer, rows to learn from, rows to measure on, digest; kept for each part apart."""
@@ -141,7 +174,7 @@ def test_tokenizers_of_one_vocabulary_that_cut_differently_do_not_share_rows(on_
         )
         backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
         tokenizers.append(Tokenizer(backend, {}))
-    assert tokenizers[0].digest == tokenizers[1].digest
+    assert tokenizers[0].digest == tokenizers[1].digest and tokenizers[0].behaviour != tokenizers[1].behaviour
     corpus = load_corpus(on_disk)
     one, two = (rows(corpus, tokenizer, 8)[:] for tokenizer in tokenizers)
     assert one.shape != two.shape or not torch.equal(one, two)
@@ -230,6 +263,129 @@ def test_ids_that_cannot_be_rows_say_why(small: Recipe, tmp_path: Path, cache: P
         texts(no_tokens)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_padded_rows_are_the_documents_without_padding(
+    small: Recipe, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """Lists of network.length ids would be rows as they are; with padding in them they are packed."""
+    monkeypatch.setattr(unmask.text.streamed, "AT_ONCE", 4)
+    monkeypatch.setattr(unmask.text.streamed, "BEGINNING", 40)
+    tokenizer = tokenizer_of(small.data, documents(small.data).train)
+    lists = [
+        ids[: 1 + number % LENGTH]
+        for number, ids in enumerate(tokenizer.encode_batch(load_corpus(small.data.corpus).texts))
+    ]
+    full = [[*ids, *[0] * (LENGTH - len(ids))] for ids in lists]
+    marks = [[1] * len(ids) + [0] * (LENGTH - len(ids)) for ids in lists]
+    plain = ids_of(small, tmp_path / "1", **{COLUMN: lists})
+    padded = ids_of(small, tmp_path / "2", **{COLUMN: full, PADDING: marks, "token_type_ids": marks, "labels": full})
+    found, expected = (texts(replace(plan, data=replace(plan.data, streaming=streaming))) for plan in (padded, plain))
+    one, two = (each.train.upto(1000)[:] if streaming else each.train[:] for each in (found, expected))
+    assert torch.equal(one, two) and torch.equal(found.held_out[:], expected.held_out[:])
+    assert found.digest == expected.digest
+    for each in (found, expected):
+        each.close()
+
+
+def test_padding_behind_the_beginning_of_a_stream_of_rows_is_refused(
+    small: Recipe, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first lists are rows, which are not packed: a shorter one has no place among them."""
+    monkeypatch.setattr(unmask.text.streamed, "AT_ONCE", 4)
+    monkeypatch.setattr(unmask.text.streamed, "BEGINNING", 40)
+    marks = [[1] * LENGTH] * 19 + [[1] * (LENGTH - 1) + [0]]
+    plan = on(
+        ids_of(small, tmp_path, **{COLUMN: [[5] * LENGTH] * 20, PADDING: marks}), tmp_path / "set", streaming=True
+    )
+    found = texts(plan)
+    with pytest.raises(ValueError, match=f"rows of {LENGTH} tokens, others have other lengths"):
+        found.train.upto(1000)
+    found.close()
+
+
+# --- ids beside the text that they encode
+
+
+@pytest.fixture(scope="module")
+def foreign(text: Path) -> Tokenizer:
+    """Another tokenizer of as many tokens: the same bytes and merges of another text."""
+    return train_bpe(["the state of the onion is a matter of taste, they say, and they ought to know " * 4], VOCABULARY)
+
+
+def beside(plan: Recipe, folder: Path, tokenizer: Tokenizer, change: Callable[[list[int]], list[int]]) -> Recipe:
+    found = list(load_corpus(plan.data.corpus).texts)
+    return ids_of(plan, folder, text=found, **{COLUMN: [change(ids) for ids in tokenizer.encode_batch(found)]})
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_ids_of_another_tokenizer_are_refused(
+    small: Recipe, tmp_path: Path, cache: Path, foreign: Tokenizer, streaming: bool
+) -> None:
+    """All of them are in the vocabulary, so nothing else would tell."""
+    plan = beside(small, tmp_path, foreign, lambda ids: ids)
+    with pytest.raises(ValueError, match=r"^input_ids of .* contradicts the column text in \d+ of \d+ rows"):
+        texts(replace(plan, data=replace(plan.data, streaming=streaming)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids: ids,
+        lambda ids: [0, *ids, 0],
+        lambda ids: ids[: len(ids) // 2],
+        lambda ids: ids[len(ids) // 3 :],
+        lambda ids: ids[:3],
+        lambda ids: ids + [7] * 40,
+        lambda ids: [ids[0] + 1, *ids[1:]],
+        lambda ids: ids if len(ids) % 2 else [],
+    ],
+    ids=["whole", "with ends", "cut", "its end", "three", "padded", "a blank before", "empty"],
+)
+def test_ids_of_the_tokenizer_are_taken_in_each_form(
+    small: Recipe, tmp_path: Path, cache: Path, change: Callable[[list[int]], list[int]]
+) -> None:
+    tokenizer = tokenizer_of(small.data, documents(small.data).train)
+    plan = beside(small, tmp_path, tokenizer, change)
+    lists = load_corpus(plan.data.corpus).documents
+    check_ids("set", lists.beside_text(16), tokenizer)
+    assert len(lists.beside_text(16)) == 16 and len({text for text, _ in lists.beside_text(16)}) == 16, "spread"
+
+
+def test_one_part_that_another_tokenizer_made_is_found(small: Recipe, tmp_path: Path, foreign: Tokenizer) -> None:
+    """Rows are compared all over the set, not at its beginning."""
+    tokenizer = tokenizer_of(small.data, documents(small.data).train)
+    found = list(load_corpus(small.data.corpus).texts)
+    ids = [(foreign if 15 <= number < 18 else tokenizer).encode(text) for number, text in enumerate(found)]
+    lists = load_corpus(ids_of(small, tmp_path, text=found, **{COLUMN: ids}).data.corpus).documents
+    with pytest.raises(ValueError, match="contradicts"):
+        check_ids("set", lists.beside_text(16), tokenizer)
+
+
+# --- names of tokenizers
+
+
+@pytest.mark.parametrize(
+    "name", ["bpe:abc", "bpe:0", "bpe:-5", "bpe:1e3", "bpe:", "bpe: 300", "bpe:300.0", "bpe:1_000", "bpe:257",
+             "bpe:16777217", "bpe:" + "9" * 30, "bpe:\u0663\u0660\u0660"]
+)  # fmt: skip
+def test_a_size_that_is_none_is_named(small: Recipe, name: str) -> None:
+    plan = replace(small, data=replace(small.data, tokenizer=name))
+    for find in (texts, vocabulary):
+        with pytest.raises(
+            ValueError, match=rf"^data\.tokenizer .* got '{re.escape(name)}', want V in 258 \.\. 16777216"
+        ):
+            find(plan)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_tokenizer(name: str, masked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a path it would be the working directory, which holds one here."""
+    monkeypatch.chdir(masked)
+    with pytest.raises(ValueError, match=r"^tokenizer is empty"):
+        tokenizer_named(name)
+    assert tokenizer_named(".").vocab_size == VOCABULARY
+
+
 # --- training on them
 
 
@@ -254,6 +410,7 @@ def test_a_training_on_rows_on_disk_is_that_in_memory_and_resumes_bit_for_bit(
 RANK = """
 import json, os, sys
 from pathlib import Path
+from unmask.recipes.estimate import vocabulary
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 from unmask.plain import from_json

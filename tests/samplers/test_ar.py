@@ -93,6 +93,8 @@ def test_start_token(mask_id: int | None, bos: int | None, eos: int | None, toke
 def test_a_sampler_of_masks_is_refused() -> None:
     with pytest.raises(ValueError, match="left to right"):
         sample(causal(V, L), n=1, length=L, sampler="confidence")
+    with pytest.raises(ValueError, match="no noise levels: leave grid out, got 'cosine'"):
+        sample(causal(V, L), n=1, length=L, grid="cosine")
 
 
 def test_laws_that_are_no_numbers_stop() -> None:

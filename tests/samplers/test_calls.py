@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import network_random
+from reference import in_float64, network_random
 from toy_sampling import masked, uniform
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
@@ -25,10 +25,15 @@ MASK = V - 1
 SAMPLERS = ["reveal", "blockwise:4", "greedy_tail", "ancestral", "psi:1", "confidence", "entropy_bounded:2"]
 
 
-def model(blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
-    """A masked model with a network."""
+def model(blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype | None = None) -> SimpleNamespace:
+    """A masked model with a network; in float64, since products of other shapes are compared, or with products in
+    `dtype`.
+    """
     network = network_random(Shape(V, L, width=16, blocks=blocks, heads=2, cond_dim=4))
-    network.compute_dtype = dtype
+    if dtype is None:
+        in_float64(network)
+    else:
+        network.compute_dtype = dtype
     denoiser = NetworkDenoiser(network, MASK, sees_alpha)
     return SimpleNamespace(denoiser=denoiser, process=MaskedProcess(V, MASK), schedule=LogLinear(), tokenizer=None)
 
@@ -53,6 +58,7 @@ def test_a_period_of_one_is_no_cache(sampler: str) -> None:
     assert torch.equal(exact.tokens, one.tokens) and torch.equal(exact.nfe, one.nfe) and exact.calls == one.calls
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("cache", [2, 3, 100])
 def test_a_network_of_one_block_has_nothing_to_lose(sampler: str, cache: int) -> None:
@@ -66,12 +72,14 @@ def test_a_deeper_network_does_lose() -> None:
     assert not torch.equal(exact, cached)
 
 
+@pytest.mark.processor
 def test_a_window_of_the_whole_text_is_exact() -> None:
     """Without given tokens, and one period, everything is read: whole passes by another way."""
     exact, once = (draw(model(), pinned=None, cache=cache) for cache in (None, 100))
     assert torch.equal(exact.tokens, once.tokens)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("sees_alpha", [False, True])
@@ -128,6 +136,7 @@ class Picking:
         return self.denoiser.part(z, alpha, asked, cache, window)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", ["reveal", "blockwise:4"])
 def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
     """Samples that start from different texts: of each call, the places that change in it."""
@@ -139,6 +148,7 @@ def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
     assert part.denoiser.calls == [(len(places), places) for places in changed if places]
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_that_are_still_alike_are_one_to_the_network(sampler: str) -> None:
     """With one prompt for all, too: the texts are those of samples drawn one by one."""
@@ -237,7 +247,7 @@ def test_uniform_noise_is_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2"])
 def test_periods_that_are_none(wrong: object) -> None:
-    with pytest.raises(ValueError, match=r"cache is the number of moves between two whole passes .* >= 1, got"):
+    with pytest.raises(ValueError, match=f"cache is .*: got {wrong!r}, want a whole number 1 .. "):
         sample(masked(4, 3), n=1, length=3, cache=wrong)
 
 

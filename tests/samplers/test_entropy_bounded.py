@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reference import network_random, sampler_entropy_bounded, sampler_p_value
+from reference import in_float64, network_random, sampler_entropy_bounded, sampler_p_value
 from toy_sampling import MASK, L, N, Table, V, draw, filtered, masked, start
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
@@ -134,6 +134,7 @@ def test_a_token_has_one_race_at_any_bound() -> None:
     assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2]) and len(texts[0]) == N
 
 
+@pytest.mark.processor
 def test_rounding_does_not_choose() -> None:
     """Over a blank canvas a rotary network has one law for all positions: the first go first, whatever the batch."""
     network = network_random(Shape(8, 12, width=16, blocks=2, heads=2))
@@ -143,6 +144,7 @@ def test_rounding_does_not_choose() -> None:
     first = list(watch(model, **how))[1].changed
     size = int(first[0].sum())
     assert 1 < size < 12 and bool(first[:, :size].all()) and not bool(first[:, size:].any())
+    in_float64(network)
     whole = sample(model, **how)
     for batch_size in (1, 3):
         assert torch.equal(whole.tokens, sample(model, **how, batch_size=batch_size).tokens)

@@ -97,9 +97,10 @@ def test_structured_numbers_have_addresses_that_never_change() -> None:
 
 
 def test_without_correlation_a_structure_is_the_independent_latent() -> None:
+    """Phi(Phi^-1(u)) = u to 16 roundings: Phi^-1 errs by some 8 relatively, and phi(x) x <= 1/4."""
     own = draw_latent(20, 50, seed=4).u
     for structure in (Block(4, 0.0), Hierarchy((8, 2), (0.0, 0.0)), Span(1e-3)):
-        assert float((draw_latent(20, 50, seed=4, structure=structure).u - own).abs().max()) < 1e-15
+        assert float((draw_latent(20, 50, seed=4, structure=structure).u - own).abs().max()) < 16 * 2**-53
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -227,17 +228,30 @@ def test_weights_that_are_no_numbers_stop() -> None:
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"steps": 0}, "steps is the number of moves.*>= 1, got 0"),
+        ({"steps": 0}, "steps is too small: got 0, want a whole number 1 .. 1048576"),
         ({"steps": -1}, "got -1"),
-        ({"steps": 2.5}, "whole number >= 1, got 2.5"),
-        ({"n": 0}, "n is the number of samples.*got 0"),
-        ({"length": 0}, "length is the number of tokens.*got 0"),
-        ({"batch_size": 0}, "batch_size is .*got 0"),
+        ({"steps": 2.5}, "steps is no whole number: got 2.5"),
+        ({"n": 0}, "n is too small: got 0"),
+        ({"length": 0}, "length is too small: got 0"),
+        ({"batch_size": 0}, "batch_size is too small: got 0"),
         ({"temperature": 0.0}, "temperature > 0, got 0.0"),
         ({"top_p": 0.0}, "top_p <= 1 .*got 0.0"),
         ({"top_p": 1.1}, "got 1.1"),
-        ({"top_k": 0}, "top_k >= 1 .*got 0"),
-        ({"seed": 2**64}, "seed is a 64-bit number"),
+        ({"top_k": 0}, "top_k is too small: got 0"),
+        ({"seed": 2**64}, "seed is too large: got 18446744073709551616"),
+        ({"seed": True}, "seed is no whole number: got True"),
+        ({"n": 2**63}, r"n is too large: got 9223372036854775808, want a whole number 1 .. 2\^63 - 1"),
+        ({"n": 10**9, "length": 10**9}, r"n x length is too large: got 1000000000 x 1000000000 tokens"),
+        ({"n": 10**12, "batch_size": 1}, r"n x length is too large: got 1000000000000 x 5 tokens"),
+        ({"length": 2**63}, "length is too large: got 9223372036854775808"),
+        ({"steps": 10**5000}, "steps is too large: got a number of 16610 bits"),
+        ({"batch_size": 2**63}, "batch_size is too large: got 9223372036854775808"),
+        ({"top_k": 2**63}, "top_k is too large: got 9223372036854775808"),
+        ({"top_k": True}, "top_k is no whole number: got True"),
+        ({"cache": 2**63}, "cache is too large: got 9223372036854775808"),
+        ({"first": 2**63}, "first is too large: got 9223372036854775808"),
+        ({"first": 2**63 - 1}, "first is too large: got 2.63 - 1, want a whole number 0 .. 9223372036854775805"),
+        ({"first": -1}, "first is too small: got -1"),
         ({"prompt": [0] * (L + 1)}, r"at most length = 5 tokens, got 6; shorten it or raise length"),
         ({"prompt": [0, V]}, "the prompt holds token ids: want 0 <= id < vocab_size = 4, got 4"),
         ({"prompt": [-1]}, "the prompt holds token ids.*got -1"),
@@ -265,6 +279,13 @@ def test_bad_input_is_named(wrong: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         sample(model, **({"n": 2, "length": L, "steps": 2} | wrong))
     assert model.denoiser.batches == []
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    given = {"n": 2, "length": L, "steps": 3, "seed": 4, "top_k": 2, "first": 1, "batch_size": 1, "cache": 1}
+    model = masked(V, L)
+    drawn = sample(model, **{name: np.int64(value) for name, value in given.items()})
+    assert torch.equal(drawn.tokens, sample(model, **given).tokens)
 
 
 def test_arguments_are_checked_before_the_first_frame() -> None:
@@ -313,9 +334,10 @@ def test_a_model_somewhere_else_is_named():
 
 @pytest.mark.parametrize(
     ("wrong", "why"),
-    [({"seed": 1.5}, "seed names the randomness: want a whole number, got 1.5"), ({"seed": "a"}, "got 'a'"),
-     ({"first": -3}, "want a whole number >= 0, got -3"), ({"temperature": "1"}, "temperature > 0, got '1'"),
-     ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k >= 1"),
+    [({"seed": 1.5}, "seed is no whole number: got 1.5"), ({"seed": "a"}, "got 'a'"),
+     ({"first": -3}, "first is too small: got -3, want a whole number 0 .. "),
+     ({"temperature": "1"}, "temperature > 0, got '1'"),
+     ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k is no whole number: got 1.5"),
      ({"top_p": True}, "0 < top_p <= 1"), ({"prompt": ["x"]}, "the same for every sample: got ['x']")],
 )  # fmt: skip
 def test_numbers_of_the_wrong_kind(wrong, why):

@@ -21,12 +21,13 @@ from reference import (
     sampler_uniform,
 )
 from toy_sampling import FILTERS, MASK, L, V, alphas_of, draw, filtered, masked, start, uniform
+from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.samplers.grids import GRIDS, uniform_grid
-from unmask.samplers.latent import draw_latent
+from unmask.samplers.latent import Latent, draw_latent
 from unmask.samplers.loop import sample, watch
 from unmask.samplers.reads import plan
-from unmask.samplers.steps import Task, ancestral, reveal
+from unmask.samplers.steps import Move, Task, ancestral, reveal
 
 
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
@@ -275,3 +276,32 @@ def test_a_plan_is_made_before_the_first_call() -> None:
         len(reads.where) for reads in plan(task.latent, task.alphas, task.free).reads
     ]
     assert model.denoiser.batches == []
+
+
+def uniform_task(latent: Latent, vocab_size: int) -> Task:
+    return Task(UniformProcess(vocab_size), torch.full(latent.u.shape, -1), latent, uniform_grid(4, LogLinear()))
+
+
+def test_canvases_of_noise_are_uniform_and_each_samples_own() -> None:
+    latent = draw_latent(500, 40, 3)
+    canvas = uniform_task(latent, 6).canvas()
+    assert chisquare(canvas.flatten().bincount(minlength=6).numpy()).pvalue > 1e-3
+    assert chisquare((canvas[:-1] * 6 + canvas[1:]).flatten().bincount(minlength=36).numpy()).pvalue > 1e-3
+    assert torch.equal(canvas[[7, 3]], uniform_task(latent[torch.tensor([7, 3])], 6).canvas())
+
+
+def test_canvases_whose_keys_share_32_bits_differ() -> None:
+    """One sample in 4 billion pairs had another's canvas while torch's generator read the low 32 bits of a key."""
+    latent = draw_latent(2, 24, 0)
+    latent = Latent(latent.u, torch.tensor([5, 5 + 2**32]))
+    first, second = uniform_task(latent, 50).canvas()
+    assert not torch.equal(first, second)
+
+
+def test_a_canvas_is_independent_of_the_noise_of_the_steps() -> None:
+    latent = draw_latent(500, 40, 3)
+    task = uniform_task(latent, 6)
+    for k in range(3):
+        noise = Move(task, k)._numbers()[1]
+        cells = (task.canvas() * 6 + noise).flatten().bincount(minlength=36)
+        assert chisquare(cells.numpy()).pvalue > 1e-3

@@ -89,7 +89,7 @@ def test_pydocs_is_prose_on_every_python() -> None:
 
 
 def test_a_folder_is_its_text_files_by_path(tmp_path: Path) -> None:
-    files = {"b.txt": "two\r\n", "a/z.md": " one ", "c.py": "three = 3", "skip.csv": "no", "empty.txt": " \n"}
+    files = {"b.txt": "two\r\n", "a/z.md": " one ", "c.py": "three = 3", "skip.png": "no", "empty.txt": " \n"}
     hidden = {".git/d.txt": "hidden", ".e.txt": "hidden"}
     corpus = load_corpus(write(tmp_path, files | hidden))
     assert corpus.documents == ["one", "two", "three = 3"]
@@ -134,7 +134,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str, asked: str) 
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, {"a.txt": " \n\n", "b.jsonl": "", "folder/c.csv": "x"})
+    write(tmp_path, {"a.txt": " \n\n", "b.jsonl": "", "folder/c.txt": ""})
     for name in ("a.txt", "b.jsonl", "folder"):
         with pytest.raises(ValueError, match="is empty"):
             load_corpus(tmp_path / name)

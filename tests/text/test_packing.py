@@ -212,7 +212,7 @@ def test_rows_are_checked_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 @given(st.integers(1, 5000), st.integers(1, 600))
 @settings(deadline=None)
 def test_spread_rows_leave_no_part_of_a_text_out(n: int, k: int) -> None:
-    """k rows of n: in order, no row twice, equal gaps but for rounding, and as far from the beginning as from the end."""
+    """k rows of n: in order, no row twice, equal gaps and equal ends, to rounding."""
     found = spread(n, k)
     assert found.dtype == torch.int64 and len(found) == min(n, k)
     gaps = found.diff()

@@ -9,10 +9,11 @@ import pytest
 import tokenizers as hf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from unmask.text import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
-from unmask.text.tokenizers import END, MASK, tokenizer_named
+from unmask.text.tokenizer_files import END, MASK
+from unmask.text.tokenizers import tokenizer_named
 
 TEXTS = ["the rain in Spain stays mainly in the plain\n", "in the beginning was the word, and the word was read\n"] * 20
 
@@ -98,7 +99,7 @@ def test_the_smallest_vocabulary_is_the_bytes() -> None:
 def test_a_saved_tokenizer_comes_back_the_same(bpe: Tokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path / "new" / "folder")
     again = Tokenizer.load(tmp_path / "new" / "folder")
-    assert again.digest == bpe.digest
+    assert again.digest == bpe.digest and again.behaviour == bpe.behaviour
     assert (again.vocab_size, again.mask_id, again.eos_id, again.bos_id) == (280, 279, 0, 0)
     assert again.encode(TEXTS[0]) == bpe.encode(TEXTS[0])
 
@@ -227,3 +228,83 @@ def test_vocabularies_fit_or_the_error_counts_both(bpe: Tokenizer, tmp_path: Pat
     for tokenizer, size, want in ((bpe, 281, "280 tokens"), (bpe, 279, "280 tokens"), (maskless, 281, "279 or 280")):
         with pytest.raises(ValueError, match=f"the model {size}: want a model over {want}"):
             check_vocabulary(tokenizer, size)
+
+
+# --- what a file leaves switched on
+
+
+def test_dropout_of_merges_is_off(bpe: Tokenizer, tmp_path: Path) -> None:
+    """It is for the training of whom made the file: here a text has one encoding."""
+    bpe.save(tmp_path)
+    told = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    told["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told), "utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    for specials in (True, False):
+        assert {tuple(tokenizer.encode(TEXTS[0], specials)) for _ in range(20)} == {tuple(bpe.encode(TEXTS[0]))}
+    tokenizer.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "tokenizer.json").read_text("utf-8"))["model"]["dropout"] is None
+    assert tokenizer.digest == bpe.digest and tokenizer.behaviour == bpe.behaviour
+
+
+def test_a_post_processor_adds_nothing(tmp_path: Path) -> None:
+    backend = bert_backend()
+    backend.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for specials in (True, False):
+        assert Tokenizer.load(tmp_path).encode_batch(["a b", ""], specials) == [[5, 6], []]
+
+
+def test_text_that_spells_a_token_which_a_file_does_not_call_special_stays_text(bpe: Tokenizer, tmp_path: Path) -> None:
+    """Or held-out text could hold MASK."""
+    bpe.save(tmp_path)
+    told = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    for token in told["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told), "utf-8")
+    tokenizer, text = Tokenizer.load(tmp_path), f"a{MASK}b{END}"
+    assert (tokenizer.mask_id, tokenizer.eos_id) == (bpe.mask_id, bpe.eos_id)
+    assert tokenizer.encode(text) == bpe.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text, specials=True) == bpe.encode(text, specials=True)
+
+
+# --- files as others write them
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"])
+def test_a_byte_order_mark_is_no_part_of_a_file(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
+    folder = gpt2_files(bpe, tmp_path)
+    if name.startswith("tokenizer"):
+        bpe.save(folder := tmp_path / "own")
+    (folder / name).write_text("\ufeff" + (folder / name).read_text("utf-8"), "utf-8")
+    found = Tokenizer.load(folder)
+    assert found.encode(TEXTS[0]) == bpe.encode(TEXTS[0]) and found.eos_id == 0
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '["mask_token"]', "[" * 100_000])
+def test_a_config_that_is_no_object_is_named(bpe: Tokenizer, tmp_path: Path, text: str) -> None:
+    bpe.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is no JSON)"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [5, True, [], {}, {"content": 3}, {"content": None}, [MASK], "absent"])
+def test_an_entry_that_names_no_token_is_passed_over(bpe: Tokenizer, tmp_path: Path, value: object) -> None:
+    """And the spellings that are usual are looked for."""
+    bpe.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": value}))
+    assert Tokenizer.load(tmp_path).mask_id == bpe.mask_id
+
+
+# --- what is no text
+
+
+@pytest.mark.parametrize("text", ["a \ud800 b", "\udfff", ["two", "strings"], ("two", "strings"), b"bytes", None, 3])
+def test_what_is_no_text_is_named(bpe: Tokenizer, text: object) -> None:
+    """Two strings would be a pair of texts."""
+    for texts in ([text], ["before", text, "behind"]):
+        with pytest.raises(ValueError, match=r"^text is no (string|UTF-8 text): got "):
+            bpe.encode_batch(texts)

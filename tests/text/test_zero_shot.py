@@ -119,6 +119,14 @@ def test_rows_are_those_of_the_published_tables(bpe: Tokenizer) -> None:
     assert eos not in rows[:, 1:-1]
 
 
+def test_plain_crops_are_the_same_stream_without_ends(bpe: Tokenizer) -> None:
+    """For models that never read rows with BOS and EOS at their ends."""
+    documents = [f"rain {i} in the plain" for i in range(7)]
+    rows = zero_shot_rows(Corpus("toy", documents), bpe, length=10, wrap=False)
+    stream = [token for text in documents for token in bpe.encode(text)]
+    assert rows.flatten().tolist() == stream[: len(stream) // 10 * 10] and bpe.eos_id not in rows
+
+
 def test_a_batch_too_short_for_a_row_is_left_out_and_a_set_too_short_is_refused(bpe: Tokenizer) -> None:
     short = Corpus("toy", ["the plain", "rain", "in Spain stays mainly in the plain"])
     assert zero_shot_rows(short, bpe, length=8, batch=2).shape[1] == 8

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from toy_training import CPU, ROUND, TOKENS, Chase, Net, batch_at, begin, contents, differing, updates
 from unmask.objectives.base import Loss
-from unmask.training import AdamW, Engine, State, TrainingError, fit, stop_signals
+from unmask.training import AdamW, Engine, State, fit, stop_signals
+
+pytestmark = pytest.mark.processor
 
 
 def quiet() -> tuple[Chase, State]:
@@ -91,7 +93,7 @@ def test_prepare_runs_once_a_step_and_the_teacher_follows_at_a_rounds_start() ->
     assert all(torch.equal(teacher[name], student[name]) for name in student)
 
 
-def test_a_micro_batch_without_weight_is_no_error_and_a_batch_without_is() -> None:
+def test_a_micro_batch_without_weight_changes_nothing() -> None:
     def some(step: int) -> Tensor:
         return torch.cat([torch.zeros(1, 6, dtype=torch.int64), batch_at(step)])
 
@@ -108,8 +110,10 @@ def test_a_micro_batch_without_weight_is_no_error_and_a_batch_without_is() -> No
     with_nothing = next(fit(detached, state, some, steps=1, accumulation=9, engine=CPU))
     objective, state = quiet()
     assert with_nothing.loss == pytest.approx(next(fit(objective, state, batch_at, steps=1, engine=CPU)).loss)
-    with pytest.raises(TrainingError, match="no token to learn from"):
-        next(fit(detached, state, lambda step: torch.zeros_like(batch_at(0)), steps=2, engine=CPU))
+    before = {name: value.clone() for name, value in contents(state).items()}
+    nothing = fit(detached, state, lambda step: torch.zeros_like(batch_at(0)), steps=2, engine=CPU)
+    assert [(update.loss, update.grad_norm, update.metrics["error"]) for update in nothing] == [(0, 0, 0)]
+    assert all(torch.equal(value, before[name]) for name, value in contents(state).items() if name != "step")
 
 
 @dataclass
@@ -156,7 +160,7 @@ def test_a_teacher_that_is_the_student_is_refused() -> None:
         begin(Chase(teacher=student), student)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_training_after_its_step(number: int) -> None:
     objective, straight = Chase(), Chase()
     state, expected = begin(objective), begin(straight)
@@ -170,6 +174,18 @@ def test_a_signal_ends_the_training_after_its_step(number: int) -> None:
     assert signal.getsignal(number) is handler
     list(updates(expected, straight, 4))
     assert differing(state, expected) == []
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """`nohup unmask train ...` goes on when its terminal closes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask import __version__
-from unmask.cli.console import emit, parse, progress, say, table
+from unmask.cli.console import emit, parse, progress, result_folder, say, table
 from unmask.evaluation import side_by_side
 from unmask.evaluation.judges import weights_digest
 from unmask.evaluation.throughput import Bench, Contender, Plan, words
@@ -59,6 +59,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     model, baseline = _models(asked)
     length = model.network.shape.length if asked.length is None else asked.length
     plan = Plan(asked.steps, asked.batches, length, asked.repeats, asked.seed)
+    out = result_folder(asked.out)
     found, total = [], len(plan.batches) * len(plan.steps) * plan.repeats
     with progress() as (advance, _):
         advance("timing", 0, total)
@@ -73,10 +74,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         baseline=_contender(asked.baseline or RANDOM, baseline, random=asked.baseline is None),
         rows=tuple(side_by_side.rows(found, length)),
     )
-    file = bench.save(asked.out)
+    file = bench.save(out)
     from unmask.report.throughput import write_figure
 
-    png, _ = write_figure(bench, asked.out)
+    png, _ = write_figure(bench, out)
     if asked.json:
         emit(to_json(bench))
         return 0

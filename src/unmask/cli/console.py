@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from unmask.cli.flags import explain
+from unmask.cli import streams
+from unmask.cli.flags import empty_flag, explain
+from unmask.cli.streams import one_line, visible, written
+from unmask.plain import dumps, not_finite
 
 if TYPE_CHECKING:
     from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
@@ -27,8 +32,15 @@ Advance = Callable[[str, int, int], None]  # stage, done, total
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Arguments to a dataclass, with its docstring as help; exits with code 2 on wrong use."""
     explain(kind)
+    if flag := empty_flag(kind, arguments):
+        streams.remark(f"unmask {verb}: {flag} is empty: got '', want a value; leave it out for its default")
+        raise SystemExit(2)
     ask = partial(tyro.cli, kind, prog=f"unmask {verb}", args=list(arguments), config=(tyro.conf.AvoidSubcommands,))
-    answer: T = ask() if default is None else ask(default=default)
+    with written(sys.stdout):  # --help
+        try:
+            answer: T = ask() if default is None else ask(default=default)
+        finally:
+            sys.stdout.flush()
     return answer
 
 
@@ -37,50 +49,79 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(line: str) -> None:
-    """A line for people."""
+def say(line: str, flush: bool = False) -> None:
+    """A line of the result; `flush` where the next one takes its time."""
     if speaks():
-        console().print(line, markup=False, highlight=False)
+        streams.put(sys.stdout, line, flush)
 
 
 def remark(line: str) -> None:
     """A line about the work, not its result."""
     if speaks():
-        console(stderr=True).print(line, markup=False, highlight=False)
+        streams.remark(line)
+
+
+def show_usage(usage: str, arguments: Sequence[str]) -> int:
+    """The usage of a verb with a second word, and the exit code: 0 on --help, else 2, on the error stream."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        say(usage)
+        return 0
+    remark(usage)
+    return 2
 
 
 def console(stderr: bool = False) -> Console:
+    """For tables and bars: a name in them is no markup, no emoji, no code to colour."""
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, soft_wrap=not terminal, width=None if terminal else LOG_WIDTH)
+    width = None if terminal else LOG_WIDTH
+    return Console(stderr=stderr, soft_wrap=not terminal, width=width, markup=False, emoji=False, highlight=False)
 
 
 def emit(value: Any) -> None:
-    """A JSON value for machines."""
-    if speaks():
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """A JSON value for machines; a number that is not finite is null, with a remark."""
+    _write(value, indent=2)
 
 
 def emit_line(value: Any) -> None:
-    """A JSON value on a line of its own."""
+    """A JSON value on a line of its own; see `emit`."""
+    _write(value)
+
+
+def _write(value: Any, indent: int | None = None) -> None:
     if speaks():
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+        streams.put(sys.stdout, dumps(value, indent, plain), flush=True)
+    if places := not_finite(value):
+        remark(f"not finite, written as null: {', '.join(places)}")
+
+
+def result_folder(out: Path) -> Path:
+    """The directory of a result, made and tried before the work; ValueError where no file can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        raise ValueError(
+            f"out takes no files: got {str(out)!r} ({error.strerror}), want a directory to write in"
+        ) from error
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; figures stand on the right."""
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=one_line(title), title_justify="left")
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        grid.add_column(one_line(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
-        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row))
     if speaks():
-        console().print(grid)
+        with written(sys.stdout):
+            console().print(grid)
 
 
 @contextmanager
@@ -93,19 +134,25 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
         from rich import progress as bars
 
         columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
-        with bars.Progress(bars.TextColumn("{task.description:<20}"), *columns, console=console(stderr=True)) as bar:
+        name = bars.TextColumn("{task.description:<20}", markup=False)
+        # A bar takes the standard output over where both are one terminal, never a file's or a pipe's.
+        both = sys.stdout.isatty()
+        with bars.Progress(name, *columns, console=console(stderr=True), redirect_stdout=both) as bar:
             tasks: dict[str, Any] = {}
 
             def advance(stage: str, done: int, total: int) -> None:
                 if stage not in tasks:
-                    tasks[stage] = bar.add_task(stage, total=total)
+                    tasks[stage] = bar.add_task(one_line(stage), total=total)
                 bar.update(tasks[stage], completed=done, total=total)
 
-            yield advance, lambda line: bar.console.print(line, markup=False, highlight=False)
+            yield advance, lambda line: bar.console.print(visible(line))
         return
 
+    tenths: dict[str, int] = {}
+
     def plain(stage: str, done: int, total: int) -> None:
-        if done and done * 10 // total > (done - 1) * 10 // total:
+        if done and done * 10 // total > tenths.get(stage, 0):
+            tenths[stage] = done * 10 // total
             remark(f"{stage}: {done}/{total}")
 
     yield plain, remark

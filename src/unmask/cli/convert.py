@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,11 +11,11 @@ import torch
 import tyro
 
 from unmask.cli.console import parse, say
-from unmask.diffusion.processes import MaskedProcess
 from unmask.models.export import save_lightning
-from unmask.models.parameterization import NetworkDenoiser
-from unmask.models.pretrained import CausalModel, Model, load
-from unmask.text.tokenizers import Tokenizer, check_vocabulary, tokenizer_named
+from unmask.models.pretrained import load
+from unmask.models.saving import check_checkpoint, check_directory
+from unmask.models.sources import locate
+from unmask.text.tokenizers import tokenizer_named
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Arguments:
     """Write a model in another layout.
 
     source    a run directory, a model directory, a .ckpt file of MDLM or Duo, or a hub id
-    out       the directory, or the .ckpt file, to write
+    out       the directory, or the .ckpt file, to write: a new one, or one that holds a model to be replaced
     to        unmask: a directory with config.json, model.safetensors and the tokenizer; lightning-duo: a .ckpt file
               that Duo's code (and its MDLM and AR) reads, in float32
     revision  branch, tag or commit of a hub id
@@ -49,29 +49,18 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         raise ValueError("a checkpoint for Duo's code holds no tokenizer: leave tokenizer out")
     if asked.to == "lightning-duo" and asked.dtype != "float32":
         raise ValueError(f"a checkpoint for Duo's code holds float32 weights: leave dtype out, got {asked.dtype!r}")
-    model = load(asked.source, asked.revision, "raw" if asked.weights == "raw" else "ema")
-    raw = load(asked.source, asked.revision, "raw").network if asked.weights == "both" else None
-    if asked.tokenizer is not None:
-        model = _speaking(model, tokenizer_named(asked.tokenizer))
+    out = check_directory(asked.out) if asked.to == "unmask" else check_checkpoint(asked.out)
+    source = locate(asked.source, asked.revision)
+    if out.exists() and any(out.samefile(each) for each in (source, *source.glob("*.ckpt"))):
+        raise ValueError(f"out is the model itself, which is left as it is: got {asked.out}; give another name")
+    tokenizer = None if asked.tokenizer is None else tokenizer_named(asked.tokenizer)
+    first = "raw" if asked.weights == "raw" else "ema"
+    model = load(asked.source, asked.revision, first, tokenizer=tokenizer)
+    raw = load(asked.source, asked.revision, "raw", tokenizer=tokenizer).network if asked.weights == "both" else None
     if asked.to == "lightning-duo":
-        save_lightning(model, asked.out, raw=raw)
+        save_lightning(model, out, raw=raw)
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked.dtype]
-        model.save(asked.out, raw=raw, dtype=dtype, source=asked.source, weights=asked.weights)
+        model.save(out, raw=raw, dtype=dtype, source=asked.source, weights=asked.weights)
     say(f"{asked.out}: {sum(p.numel() for p in model.network.parameters()):,} weights in {asked.dtype}")
     return 0
-
-
-def _speaking(model: Model | CausalModel, tokenizer: Tokenizer) -> Model | CausalModel:
-    """The model with a tokenizer, and with its MASK where the model's is the last token, as if no file named one."""
-    size = model.network.shape.vocab_size
-    check_vocabulary(tokenizer, size)
-    if isinstance(model, CausalModel):
-        return replace(model, tokenizer=tokenizer)
-    own, told = model.denoiser.mask_id, tokenizer.mask_id
-    if own in (None, told) or told is None:
-        return replace(model, tokenizer=tokenizer)
-    if own != size - 1:
-        raise ValueError(f"MASK is token {own} by the model and {told} by the tokenizer: was it trained with another?")
-    denoiser = NetworkDenoiser(model.network, told, model.denoiser.sees_alpha).eval()
-    return Model(denoiser, MaskedProcess(size, told), model.schedule, tokenizer, model.network)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from unmask.cli.console import follow, parse, say, table
+from unmask.cli.console import follow, parse, remark, result_folder, say, table
 from unmask.recipes.demo import Demo, demo
 from unmask.recipes.schema import Recipe
 from unmask.recipes.study import Study
@@ -38,10 +38,9 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         Demo(corpus=asked.corpus, from_scratch=asked.from_scratch),
         student=asked.student, teacher=asked.teacher, judge=asked.judge, study=asked.study,
     )  # fmt: skip
-    asked.out.mkdir(parents=True, exist_ok=True)
-    report = follow(demo(settings, asked.out))
+    report = follow(demo(settings, result_folder(asked.out)))
     if report is None:
-        say(f"stopped; the state is saved in {asked.out}, and the same command goes on from there")
+        remark(f"stopped; the state is saved in {asked.out}, and the same command goes on from there")
         return 1
     from unmask.report.page import write_report
     from unmask.report.record import read_report, words_of

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unmask.cli.console import emit, parse, table
+from unmask.limits import memory_bytes
 
 PACKAGES = (
     "torch", "numpy", "safetensors", "huggingface_hub", "tokenizers", "transformers", "datasets", "accelerate", "tyro",
@@ -42,7 +43,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads of torch": torch.get_num_threads(),
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        "memory": f"{memory_bytes() / 2**30:.1f} GiB",
         "faster precision": "bfloat16" if faster_in_bfloat16(device) else "float32",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "cache": str(cache()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,19 +11,21 @@ from typing import Annotated
 import tyro
 
 from unmask import __version__
-from unmask.cli.console import emit, parse, progress, remark, say, table
-from unmask.cli.likelihood import Text, held_out, likelihood, text_of, zero_shot
+from unmask.cli.console import emit, parse, progress, remark, say, show_usage, table
+from unmask.cli.likelihood import likelihood
 from unmask.cli.lm_harness import lm_harness
+from unmask.cli.zero_shot import zero_shot
 from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.plain import dumps
 from unmask.recipes import study as studies
 from unmask.recipes.contamination import share_read
 from unmask.recipes.experiment import REPORT
 from unmask.recipes.frontier import conclude
 from unmask.recipes.frontier import frontier as measure_both
+from unmask.recipes.held_out import HeldOut, Text, held_out
 from unmask.recipes.judge import judge_named
-from unmask.recipes.schema import Data
 from unmask.recipes.shown import shown
 from unmask.recipes.study import Scene, Study, completes, device_of
 
@@ -109,8 +110,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "lm-harness": lm_harness,
     }
     if not arguments or arguments[0] not in verbs:
-        say(USAGE)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+        return show_usage(USAGE, arguments)
     return verbs[arguments[0]](arguments[1:])
 
 
@@ -120,7 +120,8 @@ def samples(arguments: Sequence[str]) -> int:
         raise ValueError("a row has a step count, a temperature and a seed: want at least one of each")
     model = load(asked.model, device=asked.device)
     study = _study(asked, model)
-    shared = scene(asked.judge, text_of(asked.text, asked.model), asked.text.length, model, study)
+    real = held_out(asked.text, asked.model, model)
+    shared = scene(asked.judge, real, model, study)
     length, trained = shared.real.shape[1], model.network.shape.length
     if length > trained:
         remark(f"text.length = {length} is beyond the {trained} tokens of a row that {asked.model} was trained on")
@@ -142,7 +143,7 @@ def samples(arguments: Sequence[str]) -> int:
         emit([m.to_json() for m in found])
     else:
         show("samples", found)
-        say(protocol_words(shared.protocol, asked.seeds))
+        say(f"{protocol_words(shared.protocol, asked.seeds)} {real_words(real, study)}")
     return 0
 
 
@@ -169,8 +170,8 @@ def _study(asked: Samples, model: Model | CausalModel) -> Study:
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
     student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
-    data = text_of(asked.text, asked.teacher)
-    shared = scene(asked.judge, data, asked.text.length, teacher, asked.study)
+    real = held_out(asked.text, asked.teacher, teacher)
+    shared = scene(asked.judge, real, teacher, asked.study)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
         for event in measure_both(teacher, student, shared):
@@ -179,7 +180,7 @@ def frontier(arguments: Sequence[str]) -> int:
     doubts = [
         f"the {who} was trained on {share:.0%} of the held-out documents"
         for who, name in (("teacher", asked.teacher), ("student", asked.student))
-        if (share := share_read(name, data))
+        if (share := share_read(name, real.data, real.whole))
     ]
     result = conclude(found, doubts) | shown(teacher, student, asked.study, shared.real)
     result |= {
@@ -187,26 +188,32 @@ def frontier(arguments: Sequence[str]) -> int:
         "version": __version__,
         "date": datetime.date.today().isoformat(),
         "seed": asked.study.seed,
+        "held_out": real_words(real, asked.study),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_text(asked.out / REPORT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_text(asked.out / REPORT, dumps(result, indent=1) + "\n")
     if asked.json:
         emit(result)
         return 0
     for name, measured in found.items():
         show(name.replace("_", " "), measured)
-    say(protocol_words(shared.protocol, (asked.study.seed,)))
+    say(f"{protocol_words(shared.protocol, (asked.study.seed,))} {result['held_out']}")
     for sentence in result["verdict"]:
         say(sentence)
     say(f"`unmask report {asked.out}` draws the page")
     return 0
 
 
-def scene(judge: str, data: Data, length: int | None, model: Model | CausalModel, study: Study) -> Scene:
+def scene(judge: str, real: HeldOut, model: Model | CausalModel, study: Study) -> Scene:
     """What all rows share: judge, real rows in a fixed order, protocol."""
-    real, digest = held_out(data, length, model)
-    reader = judge_named(judge, model.tokenizer, real.shape[1], device_of(model))
-    return Scene(study, reader, real, digest, read_by_judge=share_read(judge, data))
+    reads = judge_named(judge, model.tokenizer, real.rows.shape[1], device_of(model))
+    share = share_read(judge, real.data, real.whole)
+    return Scene(study, reads, real.rows, real.digest, wrap=real.data.wrap, read_by_judge=share)
+
+
+def real_words(real: HeldOut, study: Study) -> str:
+    """The rows of real text, in a sentence."""
+    return f"Real text: {real.words(study.samples)}."
 
 
 def show(title: str, measured: Sequence[studies.Measured]) -> None:

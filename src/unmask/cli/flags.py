@@ -50,6 +50,23 @@ def sections(text: str, fields: typing.Sequence[str]) -> str:
     return "\n".join([body, "", "Args:", *(f"    {name}: {what}" for name, what in found.items())])
 
 
+def empty_flag(kind: type, arguments: typing.Sequence[str]) -> str | None:
+    """The flag of the first empty text among the arguments, None where there is none.
+
+    A field whose default is the empty text may be given it. Elsewhere it is a variable of a shell script that was not
+    set: as a path it would name the working directory.
+    """
+    free = {f.name for each in dataclasses_of(kind) for f in dataclasses.fields(each) if f.default == ""}
+    flag = ""
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        flag = name if word.startswith("--") else flag
+        empty = not word or (word.startswith("--") and equals and not value)
+        if empty and flag.rpartition(".")[2].lstrip("-").replace("-", "_") not in free:
+            return flag or "an argument"
+    return None
+
+
 def dataclasses_of(kind: object) -> Iterator[type]:
     """The dataclasses in a type: itself, those of its fields, those of a union."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):

@@ -13,6 +13,9 @@ import tyro
 from unmask.cli.console import emit, parse, say, table
 from unmask.evaluation.lm_harness import harness
 from unmask.files import write_text
+from unmask.plain import dumps
+from unmask.recipes.held_out import wraps
+from unmask.text.packing import spread
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,10 @@ class LmHarness:
     tasks         names of tasks: arc_easy, hellaswag, lambada_openai, .. (`lm-eval ls tasks` lists them)
     include_path  a folder with tasks of your own, as YAML
     num_fewshot   examples before each question (the task's)
-    limit         questions of a task at most (all)
+    limit         questions of a task at most, spread evenly over them (all)
     draws         noise levels behind each log-likelihood of a diffusion model, which is a bound
     greedy        find out whether an answer is the greedy one, a call a token (lambada_openai asks; else leave it out)
+    max_gen_toks  tokens of a drawn answer at most (the task's, or half of the model's length where those do not fit)
     steps         of a text that is drawn
     sampler       that draws it: see `unmask sample --help`
     seed          of noise and latents
@@ -42,6 +46,7 @@ class LmHarness:
     limit: int | None = None
     draws: int = 32
     greedy: bool = True
+    max_gen_toks: int | None = None
     steps: int = 32
     sampler: str | None = None
     seed: int = 0
@@ -53,6 +58,9 @@ class LmHarness:
 
 def lm_harness(arguments: Sequence[str]) -> int:
     asked = parse(LmHarness, "eval lm-harness", arguments)
+    for name, count in {"limit": asked.limit, "batch_size": asked.batch_size, "draws": asked.draws}.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is too small: got {count}, want {name} >= 1; see `unmask eval lm-harness --help`")
     known = harness()
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -67,22 +75,27 @@ def lm_harness(arguments: Sequence[str]) -> int:
         )
     model = known(
         asked.model, draws=asked.draws, greedy=asked.greedy, steps=asked.steps, sampler=asked.sampler, seed=asked.seed,
-        batch_size=asked.batch_size, device=asked.device,
+        batch_size=asked.batch_size, device=asked.device, max_gen_toks=asked.max_gen_toks,
+        wrap=wraps(asked.model, None, False),
     )  # fmt: skip
+    chosen = None if asked.limit is None else questions(manager.load_task_or_group(list(asked.tasks)), asked.limit)
     answer: Mapping[str, Any] | None = simple_evaluate(
-        model, tasks=list(asked.tasks), num_fewshot=asked.num_fewshot, limit=asked.limit, task_manager=manager,
+        model, tasks=list(asked.tasks), num_fewshot=asked.num_fewshot, samples=chosen, task_manager=manager,
         log_samples=asked.out is not None,
     )  # fmt: skip
     if answer is None:
         raise RuntimeError("lm-eval returned nothing: it answers on the first process only")
     protocol = f"{asked.draws} draws a log-likelihood, {asked.steps} steps a text, seed {asked.seed}"
+    protocol += "" if asked.limit is None else f"; at most {asked.limit} questions of a task, spread evenly"
+    protocol += "".join(f"; {count} {what}" for what, count in sorted(model.notes.items()))
     if asked.out is not None:
+        plain = json.loads(json.dumps(answer, default=str))
         asked.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(asked.out, json.dumps({**answer, "unmask": protocol}, indent=1, default=str) + "\n")
+        write_text(asked.out, dumps(plain | {"unmask": protocol}, indent=1) + "\n")
     if asked.json:
         emit({"results": answer["results"], "samples": answer["n-samples"], "protocol": protocol})
         return 0
-    table(asked.model, ["task", "metric", "value", "±", "questions"], lines(answer))
+    table(asked.model, ["task", "metric", "value", "±", "questions", "of"], lines(answer))
     say(f"[{protocol}]")
     return 0
 
@@ -95,6 +108,21 @@ def lines(answer: Mapping[str, Any]) -> list[list[object]]:
             name, _, kind = key.partition(",")
             if kind and not name.endswith("_stderr"):
                 error = found.get(f"{name}_stderr,{kind}")
-                count = answer["n-samples"].get(task, {}).get("effective", "")
-                table.append([task, name, value, error if isinstance(error, float) else "", count])
+                counts = answer["n-samples"].get(task, {})
+                read = [counts.get("effective", ""), counts.get("original", "")]
+                table.append([task, name, value, error if isinstance(error, float) else "", *read])
     return table
+
+
+def questions(tasks: Mapping[Any, Any], limit: int) -> dict[str, list[int]]:
+    """Numbers of at most `limit` questions of each task, spread evenly over them; groups hold further tasks.
+
+    lm-eval's own limit takes the first ones, and many tasks are sorted by their sources.
+    """
+    found: dict[str, list[int]] = {}
+    for name, task in tasks.items():
+        if isinstance(task, Mapping):
+            found |= questions(task, limit)
+        else:
+            found[str(name)] = spread(len(task.eval_docs), limit).tolist()
+    return found

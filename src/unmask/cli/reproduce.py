@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +13,13 @@ import tyro
 
 from unmask.cli import tables
 from unmask.cli.console import follow, parse, progress, say, table
+from unmask.cli.workers import end_with_parent, shared
 from unmask.diffusion.processes import MaskedProcess
-from unmask.evaluation.likelihood import nelbo_ppl, next_token_ppl
+from unmask.evaluation.judges import perplexity
 from unmask.evaluation.measure import require_same_protocol
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
-from unmask.plain import to_json
+from unmask.plain import dumps, to_json
 from unmask.recipes import study as studies
 from unmask.recipes.ablation import cells as ablation_cells
 from unmask.recipes.ablation import grid, scale, seeded
@@ -30,6 +27,7 @@ from unmask.recipes.book import recipe
 from unmask.recipes.comparison import HEAD, Comparison, compare, failure, folder, means, reports_of, summary
 from unmask.recipes.demo import Demo, from_scratch, train, trained
 from unmask.recipes.experiment import ROWS, read_rows, teacher_rows
+from unmask.recipes.held_out import Text, held_out, reading
 from unmask.recipes.larger import SEEDS, Larger, larger
 from unmask.recipes.larger import cells as larger_cells
 from unmask.recipes.methods import HEAD as METHODS_HEAD
@@ -37,9 +35,7 @@ from unmask.recipes.methods import MASKED, UNIFORM, Methods
 from unmask.recipes.methods import methods as compare_methods
 from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, recipe_of
-from unmask.recipes.texts import texts
 from unmask.text.hub import OWN, shipped
-from unmask.training import stop_signals
 
 ASSETS = Path("src/unmask/assets")
 
@@ -79,6 +75,7 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
+    end_with_parent()
     table = asked.what in ("table1", "table2", "table3", "figure3")
     ignored = {
         "dry_run": asked.dry_run and not table,
@@ -136,7 +133,7 @@ def shipped_rows(work: Path, out: Path) -> None:
     with progress() as (advance, _):
         for event, measured in rows:
             advance(event.stage, event.done, event.total)
-            found.append(json.dumps(measured.row.to_json()) + "\n")
+            found.append(dumps(measured.row.to_json()) + "\n")
     write_text(out / ROWS, "".join(found))
 
 
@@ -192,36 +189,6 @@ def methods(work: Path) -> bool:
     return done
 
 
-def shared(command: list[str], runs: Sequence[str], jobs: int) -> bool:
-    """Deal runs out to processes of this command, each with an equal part of the cores; whether all are done.
-
-    A signal is handed on, so that each saves its state. RuntimeError where one fails by itself.
-    """
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    start = [sys.executable, "-m", "unmask", "reproduce", *command, "--jobs", "1", "--cells"]
-    with stop_signals() as stop:
-        started = [
-            subprocess.Popen(
-                [*start, *runs[first::jobs]],
-                env=os.environ | {"OMP_NUM_THREADS": threads},
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which hands it on
-            )
-            for first in range(min(jobs, len(runs)))
-        ]
-        told = False
-        while any(process.poll() is None for process in started):
-            if stop() and not told:
-                told = True
-                for process in started:
-                    process.terminate()
-            time.sleep(0.1)
-    codes = [process.returncode for process in started]
-    if any(codes) and not told:
-        raise RuntimeError(f"processes of {command[0]} ended with exit codes {codes}: their messages stand above")
-    return not any(codes)
-
-
 def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], picture: Path | None, steps: int) -> None:
     """The table of a comparison and its picture, if anything is measured; all under one protocol."""
     if not reports:
@@ -245,16 +212,14 @@ def publish(run: Path, out: Path) -> None:
     plan, trained = recipe_of(run), load(run / "model")
     trained.save(out, dtype=torch.bfloat16)
     model = load(out)  # what is shipped is measured: rounded to bfloat16
-    held_out = texts(plan).held_out[:]
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(model, Model):
-        likelihood = nelbo_ppl(model.denoiser, model.process, held_out, passes=4, batch_size=64, generator=generator)
-    else:
-        likelihood = next_token_ppl(model.predictor, held_out, batch_size=64)
-    trained.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=str(likelihood))
+    name = str(run / "model")  # its card names the text
+    known = held_out(Text(), name, model)
+    read, n = reading(name, model, known.data.wrap), len(known.rows)
+    likelihood = f"{perplexity(read.scores(known.some('all')), read.unit)} [{read.words}; {known.words(n)}]"
+    trained.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=likelihood)
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     write_text(out / "metrics.jsonl", "\n".join(lines[::20] + lines[-1:]) + "\n")
-    write_text(out / "README.md", card(out.name, plan, model, str(likelihood)))
+    write_text(out / "README.md", card(out.name, plan, model, likelihood))
 
 
 def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -> str:
@@ -277,10 +242,10 @@ small enough for two CPU cores, and good for nothing else.
 | text | {plan.data.part} of `{plan.data.corpus}`: messages of US presidents, 1790 to 2026, public domain |
 | rows | {length} tokens of a byte-level BPE with {vocab_size} entries, trained on the teacher's half |
 | training | {plan.steps:,} updates of {plan.batch_size} rows, {tokens:.0f} M tokens; see `metrics.jsonl` |
-| held-out perplexity a token | {likelihood}, ± a standard error, seed 0, documents of its own half |
+| held-out perplexity a token | {likelihood}, ± a standard error |
 | weights | moving average, bfloat16, Apache-2.0 |
 
-`unmask eval likelihood src/unmask/assets/{name}` measures the perplexity again. Teacher and judge saw different
-documents. A judge this small measures likeness to presidential prose, not quality of text: its figures compare with
-each other under one protocol, and with no paper's.
+`unmask eval likelihood src/unmask/assets/{name} --limit all` measures the perplexity again. Teacher and judge saw
+different documents. A judge this small measures likeness to presidential prose, not quality of text: its figures
+compare with each other under one protocol, and with no paper's.
 """

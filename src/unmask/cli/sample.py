@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import tyro
 
 from unmask.cli.console import emit, parse, say
+from unmask.limits import whole
 from unmask.models.pretrained import load
-from unmask.samplers.loop import sample
+from unmask.samplers.loop import Samples, sample
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draw texts from a model. Sample i depends on the seed and on i only, whatever n and batch_size.
+    """Draw texts from a model. Sample i depends on the seed and on i only, but for the rounding of products in batches.
+
+    A file or a pipe gets the texts character by character; on a terminal control characters are written as escapes.
 
     model        a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
     n            samples
@@ -26,13 +30,13 @@ class Arguments:
     temperature  divides the log-probabilities of each token
     top_p        keep the likeliest tokens that have this probability together
     top_k        keep this many of the likeliest tokens (all)
-    prompt       text at the start of every sample
+    prompt       text at the start of every sample (none)
     sampler      reveal, ancestral, greedy_tail, confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015,
                  remdm_loop:0.02, entropy_bounded:0.1, blockwise:16 (reveal for masked diffusion, else
                  ancestral); see docs/choosing-a-sampler.md
     grid         noise levels of the steps; released: one move more than steps, as the released codes
     draw         race: float64, the default; legacy_gumbel32: as old tables were drawn, biased
-    batch_size   samples a network call at most (all)
+    batch_size   samples a network call at most (all); 1: each sample is exactly what it is alone, whatever n
     cache        moves from one whole pass of the network to the next, those between over a window: faster, not exact;
                  masked diffusion (whole passes only)
     structure    tokens that reveal shows together: block:8:0.9, span:16, hierarchy:64,16:0.5,0.3 (none)
@@ -50,7 +54,7 @@ class Arguments:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
-    prompt: str | None = None
+    prompt: str = ""
     sampler: str | None = None
     grid: Literal["uniform", "cosine", "released", "loop"] = "uniform"
     draw: Literal["race", "inverse_cdf", "legacy_gumbel32"] = "race"
@@ -66,15 +70,34 @@ class Arguments:
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     model = load(asked.model, asked.revision, asked.weights, asked.device)
+    length = model.network.shape.length if asked.length is None else asked.length
     options = {
         field.name: getattr(asked, field.name)
         for field in dataclasses.fields(asked)
-        if field.name not in ("model", "length", "revision", "weights", "json")
+        if field.name not in ("model", "n", "length", "prompt", "batch_size", "revision", "weights", "json")
     }
-    drawn = sample(model, length=asked.length or model.network.shape.length, **options)
+    prompt = None if asked.prompt == "" else asked.prompt
+    draw = partial(sample, model, length=length, prompt=prompt, **options)
+    drawn = batches(draw, asked.n, asked.batch_size)
     if asked.json:
-        emit({"tokens": drawn.tokens.tolist(), "texts": drawn.texts, "nfe": drawn.nfe.tolist(), "calls": drawn.calls})
+        found = [*drawn]
+        emit({"tokens": [row for each in found for row in each.tokens.tolist()],
+              "texts": None if model.tokenizer is None else [text for each in found for text in each.texts or []],
+              "nfe": [nfe for each in found for nfe in each.nfe.tolist()],
+              "calls": sum(each.calls for each in found)})  # fmt: skip
         return 0
-    for i, text in enumerate(drawn.texts or [str(row) for row in drawn.tokens.tolist()]):
-        say(f"--- sample {i} of seed {asked.seed}: {int(drawn.nfe[i])} network calls\n{text}")
+    number = 0
+    for each in drawn:
+        texts = [str(row) for row in each.tokens.tolist()] if each.texts is None else each.texts
+        for text, nfe in zip(texts, each.nfe.tolist(), strict=True):
+            say(f"--- sample {number} of seed {asked.seed}: {nfe} network calls\n{text}", flush=True)
+            number += 1
     return 0
+
+
+def batches(draw: Callable[..., Samples], n: int, batch_size: int | None) -> Iterator[Samples]:
+    """The n samples of a seed, a network batch at a time: an interrupt costs one batch, and so does memory."""
+    n = whole("n", n, "the number of samples")
+    size = n if batch_size is None else whole("batch_size", batch_size, "the number of samples in a network call")
+    for first in range(0, n, size):
+        yield draw(n=min(size, n - first), first=first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from unmask import __version__
 from unmask.cli.console import emit, follow, say, table
 from unmask.evaluation.measure import protocol_words, require_same_protocol
 from unmask.files import write_text
-from unmask.plain import to_json
+from unmask.plain import dumps, to_json
 from unmask.recipes.comparison import failure, folder
 from unmask.recipes.estimate import estimate
 from unmask.recipes.experiment import ROWS
@@ -125,7 +124,7 @@ def page(name: Name, told: Plan, work: Path) -> None:
         "lede": f"Gen PPL at entropy in {steps} steps: {'; '.join(_last(told, work, steps))}.",
     }
     file = work / (RECORD if name not in SHARES else f"{name}.json")
-    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(file, dumps(content, indent=1) + "\n")
     say(f"{write_table(content, work, name)}: the page; {work / f'{name}.png'}: the picture")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.console import emit, emit_line, parse, progress, remark, say, speaks
+from unmask.cli.console import emit, emit_line, parse, progress, remark, show_usage, speaks
 from unmask.plain import to_json
 from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.run import run
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
+from unmask.recipes.unused import check_flags
 from unmask.training import Update
 
 
@@ -45,32 +47,39 @@ class Arguments:
 def main(verb: str, arguments: Sequence[str]) -> int:
     names = ", ".join(function().name for function in RECIPES if _fits(verb, function()))
     if not arguments or arguments[0].startswith("-"):
-        say(f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]\nrecipes: {names}")
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+        usage = f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]\nrecipes: {names}"
+        return show_usage(usage, arguments)
     name, *rest = arguments
     chosen = _chosen(name)
     if not _fits(verb, chosen):
         other = "distill" if verb == "train" else "train"
         raise ValueError(f"recipe {chosen.name!r} is for `unmask {other}`: its objective is {chosen.objective.kind}")
     asked = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
+    check_flags(asked.recipe, chosen, estimated=asked.dry_run)
     out = asked.out or (Path(name) if (Path(name) / "recipe.json").exists() else Path("runs") / asked.recipe.name)
     if asked.dry_run:
         emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
         return 0
     with progress() as (advance, note), tensorboard(out) as board:
-        step = 0
-        for update in run(asked.recipe, out, say=note, resume=asked.resume, sharded=asked.shard):
-            advance(asked.recipe.name, step := update.step, asked.recipe.steps)
+        lost: list[OSError] = []  # the output: its reader has gone, or its disk is full
+        for update in run(
+            asked.recipe, out, say=note, resume=asked.resume, sharded=asked.shard, stop=lambda: bool(lost)
+        ):
+            advance(asked.recipe.name, update.step, asked.recipe.steps)
             board(update)
-            if asked.json:
-                emit_line(update.record())
+            if asked.json and not lost:
+                try:
+                    emit_line(update.record())
+                except OSError as error:  # the run is saved before it ends
+                    lost.append(error)
             elif update.student is not None or update.step % 100 == 0:
                 speed = update.tokens / update.seconds
                 note(f"step {update.step}: loss {update.loss:.4f} nats a token, {speed:.0f} tokens a second")
-    done = step >= asked.recipe.steps or step == 0
-    remark(
-        f"{out}/model holds the model" if done else f"stopped; `unmask {verb} {out}` goes on from the state in {out}"
-    )
+    if lost:
+        raise lost[0]
+    done = (out / "model").exists()
+    goes_on = f"stopped; `unmask {verb} {shlex.quote(str(out))}` goes on from the state in {out}"
+    remark(f"{out}/model holds the model" if done else goes_on)
     return 0 if done else 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from unmask.cli.console import Advance, emit, parse, progress, say, table
+from unmask.cli.console import Advance, emit, parse, progress, result_folder, say, table
+from unmask.limits import INT64, check_room, whole
+from unmask.plain import dumps
 
 if TYPE_CHECKING:
     from unmask.evaluation.duality_checks import Check
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from unmask.evaluation.sources import Source
 
 ROUNDING = 1e-6  # what is expected below this is the rounding of a claim without exceptions
+EXACT_ONLY = ("source", "order", "length", "concentration", "train")
+LARGEST = 2**20  # of a vocabulary: work grows with it
+TOKEN_BYTES = 200  # of a token that is drawn and tested, at least: 9 moments of 3 paths
 FEWEST, SHORTEST = 100, 4  # texts behind a test, and tokens in which there is an order to choose
 
 
@@ -57,7 +61,12 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
-    return _duality(asked) if asked.what == "duality" else _exact(asked)
+    whole("seed", asked.seed, "the number of the randomness; the three above it are used too", 0, INT64 - 4)
+    if asked.what == "exact":
+        return _exact(asked)
+    if given := [name for name in EXACT_ONLY if getattr(asked, name) != getattr(Arguments(), name)]:
+        raise ValueError(f"{', '.join(given)} belongs to `verify exact`: leave it out of `verify duality`")
+    return _duality(asked)
 
 
 def _duality(asked: Arguments) -> int:
@@ -65,9 +74,12 @@ def _duality(asked: Arguments) -> int:
     from unmask.report.figures import duality_figure
 
     size = 512 if asked.vocab_size is None else asked.vocab_size
-    observation = observe(size, 20_000 if asked.n is None else asked.n, asked.seed)
+    whole("vocab_size", size, "the coordinates of the Gaussian", 2, LARGEST)
+    n = whole("n", 20_000 if asked.n is None else asked.n, "the tokens simulated", FEWEST)
+    check_room("n", str(n), n * TOKEN_BYTES, "give a smaller --n")
+    result_folder(asked.out)
+    observation = observe(size, n, asked.seed)
     checks = examine(observation)
-    asked.out.mkdir(parents=True, exist_ok=True)
     duality_figure(figure_data(observation), asked.out / "duality.png")
     if asked.json:
         emit([asdict(check) for check in checks])
@@ -83,19 +95,21 @@ def _exact(asked: Arguments) -> int:
     from unmask.report.bench import exact_figure
 
     size, n = 8 if asked.vocab_size is None else asked.vocab_size, 2000 if asked.n is None else asked.n
-    if n < FEWEST or asked.length < SHORTEST:
-        raise ValueError(
-            f"n texts of length tokens are drawn and tested: want n >= {FEWEST} and length >= {SHORTEST}, got {n} and "
-            f"{asked.length}"
-        )
+    whole("n", n, "the texts a row, each tested", FEWEST)
+    length = whole("length", asked.length, "the tokens of a text", SHORTEST)
+    whole("order", asked.order, "the tokens that the next one depends on", 1, 2)
+    check_room("n x length", f"{n} x {length}", n * length * TOKEN_BYTES, "give a smaller --n or --length")
+    whole("vocab_size", size, "the tokens of the source", 2, LARGEST)
+    table_bytes = 8 * size ** (asked.order + 1)
+    check_room("vocab_size", str(size), table_bytes, "give a smaller --vocab-size, or --order 1")
     source = _source(asked, size)
+    result_folder(asked.out)
     with progress() as (advance, _):
         gaps, orders = _gaps(source, n, asked.length, asked.seed, advance)
         rows = _fixed_points(asked.seed, asked.train, advance)
     floor = exact.floor(source, n, asked.length, asked.seed + 1)
     checks = exact.gap_checks(source, gaps["reveal"], gaps["even"], floor, asked.seed + 2)
     checks += fixed_points.fixed_point_checks(rows)
-    asked.out.mkdir(parents=True, exist_ok=True)
     entropy = source.entropy(asked.length)
     exact_figure(gaps, orders, floor, entropy, rows, asked.out / "exact.png")
     found = {
@@ -108,7 +122,7 @@ def _exact(asked: Arguments) -> int:
         "orders": [asdict(row) for row in orders], "fixed_points": [asdict(row) for row in rows],
         "checks": [asdict(check) for check in checks],
     }  # fmt: skip
-    write_text(asked.out / "exact.json", json.dumps(found, indent=2) + "\n")
+    write_text(asked.out / "exact.json", dumps(found, indent=2) + "\n")
     if asked.json:
         emit(found)
     else:

@@ -82,7 +82,7 @@ def keep_probability(snr_root: Tensor | float, vocab_size: int) -> Tensor:
     r = snr_root is any real number (infinities are limits), K = vocab_size >= 2. F_Y(0) = 1/K; K = 2 is
     Phi(r / sqrt 2). Relative error below 1e-11 down to the smallest normal float64. Gradients flow.
     """
-    return _log_keep(_roots(snr_root, vocab_size), vocab_size).exp()
+    return _log_keep(_roots(snr_root, vocab_size), vocab_size).exp().clamp(max=1)
 
 
 def keep_derivative(snr_root: Tensor | float, vocab_size: int) -> Tensor:

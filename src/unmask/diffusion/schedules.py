@@ -6,6 +6,7 @@ schedule needs no new loss and no new sampler. `eps` keeps alpha(1) off zero, wh
 input, is infinite.
 
 Every function works in float64 inside, because 1 - alpha cancels near t = 0, and answers in the dtype it was given.
+`alpha` and `time` lie in [0, 1] on every processor: processors round sines and powers differently in the last bit.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ class LogLinear:
         _check_eps(self.eps)
 
     def alpha(self, t: PerSequence) -> PerSequence:
-        return _in_float64(lambda t: 1 - (1 - self.eps) * t, t, "t")
+        return _share(lambda t: 1 - (1 - self.eps) * t, t, "t")
 
     def dalpha(self, t: PerSequence) -> PerSequence:
         return _in_float64(lambda t: torch.full_like(t, self.eps - 1), t, "t")
 
     def time(self, alpha: PerSequence) -> PerSequence:
-        return _in_float64(lambda alpha: ((1 - alpha) / (1 - self.eps)).clamp(0, 1), alpha, "alpha")
+        return _share(lambda alpha: (1 - alpha) / (1 - self.eps), alpha, "alpha")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Cosine:
         _check_eps(self.eps)
 
     def alpha(self, t: PerSequence) -> PerSequence:
-        # The cosine as a sine of 1 - t: exactly 1 and 0 at the ends, where pi / 2 is rounded.
-        return _in_float64(lambda t: self.eps + (1 - self.eps) * torch.sin(math.pi / 2 * (1 - t)), t, "t")
+        # The cosine as a sine of 1 - t: 0 exactly at t = 1, where pi / 2 is rounded.
+        return _share(lambda t: self.eps + (1 - self.eps) * torch.sin(math.pi / 2 * (1 - t)), t, "t")
 
     def dalpha(self, t: PerSequence) -> PerSequence:
         return _in_float64(lambda t: -(1 - self.eps) * math.pi / 2 * torch.sin(math.pi * t / 2), t, "t")
@@ -87,7 +88,7 @@ class Cosine:
             half = ((1 - alpha) / (2 * (1 - self.eps))).clamp(0, 0.5)
             return torch.asin(half.sqrt()) * 4 / math.pi
 
-        return _in_float64(inverse, alpha, "alpha")
+        return _share(inverse, alpha, "alpha")
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,13 @@ class Polynomial:
             raise ValueError(f"power is the exponent of t in 1 - alpha: want power > 0, got {self.power}")
 
     def alpha(self, t: PerSequence) -> PerSequence:
-        return _in_float64(lambda t: 1 - (1 - self.eps) * t**self.power, t, "t")
+        return _share(lambda t: 1 - (1 - self.eps) * t**self.power, t, "t")
 
     def dalpha(self, t: PerSequence) -> PerSequence:
         return _in_float64(lambda t: -(1 - self.eps) * self.power * t ** (self.power - 1), t, "t")
 
     def time(self, alpha: PerSequence) -> PerSequence:
-        return _in_float64(lambda alpha: ((1 - alpha) / (1 - self.eps)).clamp(0, 1) ** (1 / self.power), alpha, "alpha")
+        return _share(lambda alpha: ((1 - alpha) / (1 - self.eps)).clamp(0, 1) ** (1 / self.power), alpha, "alpha")
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,14 @@ class GaussianArgmax:
         return _in_float64(lambda t: torch.exp(-0.5 * (self.gamma_min + span * t)), t, "t")
 
     def alpha(self, t: PerSequence) -> PerSequence:
-        return _in_float64(lambda t: self._table(t.device).read(t)[0], t, "t")
+        return _share(lambda t: self._table(t.device).read(t)[0], t, "t")
 
     def dalpha(self, t: PerSequence) -> PerSequence:
         return _in_float64(lambda t: self._table(t.device).read(t)[1], t, "t")
 
     def time(self, alpha: PerSequence) -> PerSequence:
         """The inverse; 0 above alpha(0) and 1 below alpha(1), which are never reached."""
-        return _in_float64(lambda alpha: self._table(alpha.device).find(alpha), alpha, "alpha")
+        return _share(lambda alpha: self._table(alpha.device).find(alpha), alpha, "alpha")
 
     def _table(self, device: torch.device) -> _Cubic:
         return _argmax_table(self.vocab_size, self.gamma_min, self.gamma_max, device)
@@ -237,6 +238,11 @@ _MEANING = {
     "t": "t is time, 0 for text and 1 for noise",
     "alpha": "alpha is the share of text left",
 }
+
+
+def _share(function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str) -> PerSequence:
+    """A function into [0, 1]: the last bit of its value may lie outside."""
+    return _in_float64(lambda value: function(value).clamp(0, 1), value, name)
 
 
 def _in_float64(function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str) -> PerSequence:

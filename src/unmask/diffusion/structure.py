@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from unmask.limits import whole
 from unmask.types import PerToken
 
 Number = TypeVar("Number", int, float)
@@ -189,8 +189,7 @@ def _nest(normals: Tensor, sizes: tuple[int, ...], shares: tuple[float, ...]) ->
 
 
 def _check_size(size: int, name: str) -> None:
-    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-        raise ValueError(f"{name}: the tokens of a block: want a whole number >= 1, got {size!r}")
+    whole(f"{name} of a structure", size, "the tokens of a block")
 
 
 def _read(kind: Callable[[str], Number], number: str, text: str) -> Number:

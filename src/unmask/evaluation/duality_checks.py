@@ -22,6 +22,7 @@ from torch import Tensor
 from unmask.diffusion.duality import ddim_path, keep_probability, margin, project, snr_root
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
 from unmask.diffusion.trajectory import Trajectory
+from unmask.rng import generator
 from unmask.types import Tokens
 
 SIGNIFICANCE = 1e-4  # a random check passes while chance alone does worse at least this often
@@ -124,12 +125,12 @@ def observe(vocab_size: int, n: int, seed: int, schedule: NoiseSchedule | None =
         raise ValueError(f"n is the number of tokens drawn: want n >= {FEWEST} for the tests to hold, got {n}")
     alpha = (schedule or LogLinear()).alpha(torch.tensor(TIMES, dtype=torch.float64))
     root = snr_root(alpha, vocab_size)
-    generator = torch.Generator().manual_seed(seed)
+    dice = generator(seed)
     mask_id = vocab_size - 1
-    x0 = torch.randint(mask_id, (n,), generator=generator)
+    x0 = torch.randint(mask_id, (n,), generator=dice)
     margins, tokens = [], []
     for part in torch.split(x0, max(1, _BLOCK // vocab_size)):
-        eps = torch.randn(len(part), vocab_size, generator=generator, dtype=torch.float64)
+        eps = torch.randn(len(part), vocab_size, generator=dice, dtype=torch.float64)
         margins.append(margin(eps, part))
         tokens.append(torch.stack([project(ddim_path(part, eps, r), part, mask_id) for r in root]))
     u = keep_probability(torch.cat(margins), vocab_size)
@@ -140,7 +141,7 @@ def observe(vocab_size: int, n: int, seed: int, schedule: NoiseSchedule | None =
         return Trajectory(x0.expand(paths), noise, level.expand(paths)).at(alpha)
 
     locked = thresholded(u)
-    free = thresholded(torch.rand(n, generator=generator, dtype=torch.float64))
+    free = thresholded(torch.rand(n, generator=dice, dtype=torch.float64))
     return Observation(vocab_size, alpha, x0, u, torch.cat(tokens, dim=1), locked, free)
 
 

@@ -26,6 +26,7 @@ from unmask.evaluation.measure import Measure, mean
 from unmask.evaluation.metrics import entropy
 from unmask.evaluation.oracle import ExactModel
 from unmask.evaluation.sources import Source
+from unmask.rng import generator
 from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.loop import watch
 from unmask.samplers.reads import Reads
@@ -175,13 +176,13 @@ def pair_counts(source: Source, tokens: Tokens) -> Tensor:
 
 def own_row(source: Source, n: int, length: int, seed: int) -> Row:
     """n texts of the source itself: what a perfect sampler would show."""
-    tokens = source.sample(n, length, torch.Generator().manual_seed(seed))
+    tokens = source.sample(n, length, generator(seed))
     return measure(source, "source", 0, Drawn(tokens, torch.zeros(n, dtype=torch.int64), source.log_prob(tokens)))
 
 
 def floor(source: Source, n: int, length: int, seed: int) -> Floor:
     """What chance alone gives `pair_distance` at n texts."""
-    dice, law = torch.Generator().manual_seed(seed), source.pairs(length)
+    dice, law = generator(seed), source.pairs(length)
     found = [
         _total_variation(pair_counts(source, source.sample(n, length, dice)), law)
         for _ in range(REPLICATES)
@@ -269,7 +270,7 @@ def gap_checks(source: Source, rows: Sequence[Row], even_rows: Sequence[Row], le
     """
     last, n = even_rows[-1], even_rows[-1].nll.n
     length = last.steps
-    product = torch.multinomial(source.marginals(length), n, True, generator=torch.Generator().manual_seed(seed)).T
+    product = torch.multinomial(source.marginals(length), n, True, generator=generator(seed)).T
     alone = mean(-source.log_prob(product) / length, UNIT)
     same = abs(last.kl.value) + (last.kl.sem or 0.0) if last.kl else math.inf
     limit = least.mean + _DEVIATIONS * least.deviation

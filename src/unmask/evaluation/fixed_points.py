@@ -32,6 +32,7 @@ from unmask.evaluation.enumeration import Pairs, World, coupled_pairs, drawn_law
 from unmask.objectives.consistency import Consistency, Coupling, Direction, Revealed
 from unmask.objectives.rounds import Rounds
 from unmask.prediction import Prediction, TableHead
+from unmask.rng import generator
 from unmask.types import PerSequence, Tokens
 
 STEPS = (1, 2, 64)  # of the texts drawn
@@ -165,7 +166,7 @@ def train(
     Adam, its rate falling to zero in each round, and the mean of the weights over the round's last half, so that what
     is left of chance is small against what the objectives differ by.
     """
-    dice = torch.Generator().manual_seed(seed)
+    dice = generator(seed)
     student, teacher = TableStudent(world.teacher), TableStudent(world.teacher)
     process = MaskedProcess(student.vocab_size, student.mask_id)
     loss_of = Consistency(

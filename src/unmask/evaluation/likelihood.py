@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.diffusion.processes import Process
+from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.trajectory import trajectory
 from unmask.evaluation.judges import NextToken, Scores, perplexity, predictor_nats
 from unmask.evaluation.measure import Measure
 from unmask.rng import stratified
+from unmask.text.packing import check_rows
 from unmask.types import Denoiser, PerSequence, Tokens
 
 Convention: TypeAlias = Literal["bound", "mdlm"]
@@ -35,6 +39,35 @@ def levels(u: PerSequence, convention: Convention) -> tuple[PerSequence, PerSequ
 
 
 @torch.no_grad()
+def nelbo_batches(
+    denoiser: Denoiser,
+    process: Process,
+    x0: Tokens,
+    *,
+    convention: Convention = "bound",
+    passes: int = 1,
+    batch_size: int = 8,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """The sums behind `nelbo`, one network call at a time.
+
+    Yields the nats [n], float64, that each row of x0 [n, L] has got from this call: n / batch_size calls a pass. Their
+    sum over all calls is the bound.
+    """
+    if not (x0.dim() == 2 and x0.numel() and passes >= 1):
+        raise ValueError(f"want held-out rows [n, L], n >= 1, and passes >= 1, got {tuple(x0.shape)} and {passes}")
+    check_rows(x0, process.vocab_size, process.mask_id if isinstance(process, MaskedProcess) else None)
+    for _ in range(passes):
+        alphas, slopes = levels(stratified(len(x0), generator, x0.device), convention)
+        for rows in torch.arange(len(x0), device=x0.device).split(batch_size):
+            path = trajectory(process, x0[rows], generator)
+            z = path.at(alphas[rows])
+            integrand = process.nelbo(denoiser(z, alphas[rows]), x0[rows], z, alphas[rows], slopes[rows])
+            nats = torch.zeros(len(x0), dtype=torch.float64)
+            nats[rows.cpu()] = integrand.double().sum(dim=1).cpu() / passes
+            yield nats
+
+
 def nelbo(
     denoiser: Denoiser,
     process: Process,
@@ -47,19 +80,21 @@ def nelbo(
 ) -> Scores:
     """The bound on each row of x0 [n, L], nats: `passes` noise levels a row, stratified over the rows of a pass.
 
-    Its mean is E over alpha of `process.nelbo`; with a perfect denoiser it is the entropy of the source.
+    Its mean is E over alpha of `process.nelbo`; with a perfect denoiser it is the entropy of the source. ValueError
+    for ids outside the vocabulary, and for a MASK among them.
     """
-    if not (x0.dim() == 2 and x0.numel() and passes >= 1):
-        raise ValueError(f"want held-out rows [n, L], n >= 1, and passes >= 1, got {tuple(x0.shape)} and {passes}")
-    nats = torch.zeros(len(x0), dtype=torch.float64)
-    for _ in range(passes):
-        alphas, slopes = levels(stratified(len(x0), generator, x0.device), convention)
-        for rows in torch.arange(len(x0), device=x0.device).split(batch_size):
-            path = trajectory(process, x0[rows], generator)
-            z = path.at(alphas[rows])
-            integrand = process.nelbo(denoiser(z, alphas[rows]), x0[rows], z, alphas[rows], slopes[rows])
-            nats[rows.cpu()] += integrand.double().sum(dim=1).cpu() / passes
-    return Scores(nats, torch.full((len(x0),), x0.shape[1]))
+    return summed(
+        nelbo_batches(
+            denoiser, process, x0, convention=convention, passes=passes, batch_size=batch_size, generator=generator
+        ),
+        x0.shape[-1],
+    )  # fmt: skip
+
+
+def summed(batches: Iterable[Tensor], tokens: int) -> Scores:
+    """The scores of rows with `tokens` counted tokens each, from the nats [n] of each call."""
+    nats = reduce(torch.add, batches)
+    return Scores(nats, torch.full((len(nats),), tokens))
 
 
 def nelbo_ppl(
@@ -84,14 +119,32 @@ def unit_of(convention: Convention) -> str:
     return f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}"
 
 
-def next_token(predictor: NextToken, x0: Tokens, *, batch_size: int = 8) -> Scores:
-    """Exact nats of each row of x0 [n, L] after its first token, which stands for BOS: L - 1 tokens, EOS or not."""
-    if not (x0.dim() == 2 and len(x0) and x0.shape[1] >= 2):
-        raise ValueError(f"want held-out rows [n, L] with n >= 1 and L >= 2, got {tuple(x0.shape)}")
-    nats: Tensor = torch.cat([predictor_nats(predictor, rows).double().sum(dim=1) for rows in x0.split(batch_size)])
-    return Scores(nats.cpu(), torch.full((len(x0),), x0.shape[1] - 1))
+@torch.no_grad()
+def next_token_batches(
+    predictor: NextToken, x0: Tokens, *, start: int | None = None, batch_size: int = 8
+) -> Iterator[Tensor]:
+    """As `nelbo_batches`, of `next_token`: the nats [n] that each row has got from a call."""
+    if not (x0.dim() == 2 and len(x0) and x0.shape[1] >= (2 if start is None else 1)):
+        raise ValueError(
+            f"want held-out rows [n, L] with n >= 1 and L >= 2 (L >= 1 behind a start token), got {tuple(x0.shape)}"
+        )
+    for rows in torch.arange(len(x0), device=x0.device).split(batch_size):
+        text = x0[rows] if start is None else F.pad(x0[rows], (1, 0), value=start)
+        nats = torch.zeros(len(x0), dtype=torch.float64)
+        nats[rows.cpu()] = predictor_nats(predictor, text).double().sum(dim=1).cpu()
+        yield nats
 
 
-def next_token_ppl(predictor: NextToken, x0: Tokens, *, batch_size: int = 8) -> Measure:
-    """exp of the exact mean nats a token of held-out rows under an autoregressive model."""
-    return perplexity(next_token(predictor, x0, batch_size=batch_size))
+def next_token(predictor: NextToken, x0: Tokens, *, start: int | None = None, batch_size: int = 8) -> Scores:
+    """Exact nats of each row of x0 [n, L] under an autoregressive model.
+
+    start  the token before each row: -log p(x_1 .. x_L | start), L tokens, as in training (`objectives`). None: the
+           first token of a row is its start token, and the L - 1 tokens after it are counted.
+    """
+    batches = next_token_batches(predictor, x0, start=start, batch_size=batch_size)
+    return summed(batches, x0.shape[-1] - (start is None))
+
+
+def next_token_ppl(predictor: NextToken, x0: Tokens, *, start: int | None = None, batch_size: int = 8) -> Measure:
+    """exp of the exact mean nats a token of held-out rows under an autoregressive model; `start` as in `next_token`."""
+    return perplexity(next_token(predictor, x0, start=start, batch_size=batch_size))

@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 
 from unmask.evaluation.conditional import conditional_nats, conditional_nelbo
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.rng import generator
 from unmask.samplers.canvas import FREE
 from unmask.samplers.loop import sample
 from unmask.text.tokenizers import Tokenizer, start_token
@@ -50,7 +53,14 @@ class Answers:
                 False answers "no" throughout, and so does uniform diffusion, which has no such continuation
     steps, sampler  how texts are drawn; the canvas is a row of the model's length
     seed        of noise and latents: a log-likelihood depends on its text only, the i-th text drawn is sample i;
-                neither depends on batch_size
+                neither depends on batch_size, but for the rounding of products (exactly so with batch_size = 1)
+    max_gen_toks  tokens of a drawn answer at most. None: what the task wants; where that does not fit into the model's
+                length behind a start token, half of the length
+
+    wrap        whether an autoregressive model of ours was trained on rows that begin with BOS (`data.wrap`): then BOS
+                stands behind the start token
+
+    `notes` counts the requests that were not read as the task has them, by what was done instead.
     """
 
     def __init__(
@@ -63,6 +73,8 @@ class Answers:
         seed: int = 0,
         batch_size: int | str = 32,
         device: str | None = "cpu",
+        max_gen_toks: int | None = None,
+        wrap: bool = False,
         **_ignored_by_us: object,  # stock lm-eval passes max_batch_size to every model
     ) -> None:
         if unknown := sorted(_ignored_by_us.keys() - {"max_batch_size"}):
@@ -72,20 +84,28 @@ class Answers:
         if not str(batch_size).isdigit():
             raise ValueError(f"batch_size is the number of rows a network call: want a number, got {batch_size!r}")
         self.rows = int(batch_size)
+        self.max_gen_toks, self.wrap, self.notes = max_gen_toks, wrap, Counter[str]()
+        if max_gen_toks is not None and not 1 <= max_gen_toks <= self._longest:
+            raise ValueError(
+                f"max_gen_toks is out of range: got {max_gen_toks}, want 1 .. {self._longest}, the tokens that the "
+                "model's length leaves behind a start token"
+            )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log p of the continuation given the context, whether it is the greedy continuation) of each request."""
         return [self._continued(*request.args) for request in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """log p of whole texts, in lm-eval's windows: the first behind the start token, each token told once."""
+        """log p of whole texts, in lm-eval's windows: the first behind the start token, each token counted once."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         answers = []
         for request in requests:
             ids = self._tokenizer.encode(request.args[0])
-            windows = map(make_disjoint_window, get_rolling_token_windows(ids, self._start, self._length - 1, 1))
-            answers.append(-math.fsum(self._nats([*given, *told], len(told)) for given, told in windows))
+            windows = map(make_disjoint_window, get_rolling_token_windows(ids, self._start, self._room, 1))
+            befores = chain([self._before], repeat(None))  # of the first window
+            pairs = ((before or given, told) for before, (given, told) in zip(befores, windows, strict=False))
+            answers.append(-math.fsum(self._nats([*given, *told], len(told)) for given, told in pairs))
         return answers
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -95,6 +115,7 @@ class Answers:
         answers: list[str] = [""] * len(requests)
         asked = [dict(request.args[1]) for request in requests]
         wanted = [normalize_gen_kwargs(_sampled(each), min(256, self._length // 2)) for each in asked]
+        wanted = [each | {"max_gen_toks": self._most(each["max_gen_toks"])} for each in wanted]
         settings: dict[tuple[tuple[str, Any], ...], list[int]] = {}
         for i, options in enumerate(wanted):
             settings.setdefault(tuple(sorted(_drawn(options).items())), []).append(i)
@@ -133,25 +154,65 @@ class Answers:
         mask_id = model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
         return start_token(self._tokenizer, model.network.shape.vocab_size, mask_id)
 
+    @property
+    def _before(self) -> list[int]:
+        """The tokens before every text, as in training: the start token, and BOS where rows begin with it."""
+        twice = self.wrap and isinstance(self.model, CausalModel)
+        return [self._start, self._start] if twice else [self._start]
+
+    @property
+    def _longest(self) -> int:
+        """The tokens that a canvas of the model's length leaves for an answer."""
+        return self._length - len(self._before)
+
+    @property
+    def _room(self) -> int:
+        """The tokens of a text that the model reads at a time; of an autoregressive one the last is only a target."""
+        return self._longest + isinstance(self.model, CausalModel)
+
+    def _most(self, wanted: int) -> int:
+        """The tokens of a drawn answer for which a task wants `wanted`."""
+        longest = self._length // 2 if wanted > self._longest else wanted
+        most = longest if self.max_gen_toks is None else min(wanted, self.max_gen_toks)
+        if most < wanted:
+            self.notes[f"answers of {most} tokens at most, where the task allows {wanted}"] += 1
+        return most
+
     def _context(self, text: str, room: int) -> list[int]:
         """The last tokens of a context that leave `room` for what follows, behind the start token."""
-        left = self._length - 1 - room
-        if left < 0:
-            raise ValueError(f"max_gen_toks = {room} does not fit into the model's {self._length} tokens: lower it")
+        left = self._longest - room
         ids = self._tokenizer.encode(text)
-        return [self._start, *ids[max(0, len(ids) - left) :]]
+        return [*self._before, *ids[max(0, len(ids) - left) :]]
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of a context, and of what follows with the blanks before it, as in lm-eval.
+
+        They are cut out of the tokens of the whole text. Where a token lies across the border, both are encoded alone:
+        the continuation is scored whole, and nothing else.
+        """
+        said = context.rstrip()
+        follows = context[len(said) :] + continuation
+        given, whole = self._tokenizer.encode_batch([said, said + follows])
+        if not follows:
+            raise ValueError(f"the continuation {continuation!r} is empty behind {context[-40:]!r}: want a text")
+        if whole[: len(given)] == given and len(whole) > len(given):
+            return given, whole[len(given) :]
+        self.notes["continuations encoded alone, where a token lies across their border with the context"] += 1
+        return given, self._tokenizer.encode(follows)
 
     def _continued(self, context: str, continuation: str) -> tuple[float, bool]:
-        said = context.rstrip() if context.strip() else context  # blanks belong to what follows, as in lm-eval
-        whole = self._tokenizer.encode(context + continuation)
-        given = len(self._tokenizer.encode(said))
-        count = len(whole) - given
-        if count < 1:
-            raise ValueError(f"the continuation {continuation!r} has no token of its own behind {context[-40:]!r}")
-        if count > self._length - 1:
-            raise ValueError(f"a continuation of {count} tokens does not fit into the model's {self._length}")
-        ids = [self._start, *whole[-min(len(whole), self._length - 1) :]]
-        return -self._nats(ids, count), self.greedy and self._is_greedy(ids, count)
+        given, follows = self._pair(context, continuation)
+        text, room, step = [*given, *follows], self._room, len(follows)
+        if step > room:
+            step = room // 2
+            self.notes[f"continuations of more than {room} tokens, scored {step} at a time"] += 1
+        nats, greedy = 0.0, self.greedy
+        for first in range(len(given), len(text), step):
+            behind = min(first + step, len(text))
+            ids, count = [*self._before, *text[max(0, behind - room) : behind]], behind - first
+            nats += self._nats(ids, count)
+            greedy = greedy and self._is_greedy(ids, count)
+        return -nats, greedy
 
     def _nats(self, ids: list[int], count: int) -> float:
         """-log p of the last `count` tokens, a bound for diffusion; the noise is addressed by the text itself."""
@@ -159,10 +220,10 @@ class Answers:
         if isinstance(self.model, CausalModel):
             return conditional_nats(self.model.predictor, x0, count)
         target = torch.arange(len(ids), device=x0.device) >= len(ids) - count
-        digest = hashlib.blake2b(json.dumps([self.seed, count, ids]).encode(), digest_size=7).digest()
+        digest = hashlib.blake2b(json.dumps([self.seed, count, ids]).encode(), digest_size=8).digest()
         estimates = conditional_nelbo(
             self.model.denoiser, self.model.process, x0, target, draws=self.draws, batch_size=self.rows,
-            generator=torch.Generator(x0.device).manual_seed(int.from_bytes(digest, "little")),
+            generator=generator(int.from_bytes(digest, "little", signed=True), device=x0.device),
         )  # fmt: skip
         return float(estimates.mean())
 

@@ -82,7 +82,9 @@ class Protocol:
     """What must be equal before two rows may share a table or a figure.
 
     length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
-    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none).
+    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none);
+    products: precision of the networks' matrix products; wrap: real rows have BOS and EOS at their ends, as the
+    model's training rows had.
     held_out       rows of real text; those that are measured or completed are spread evenly over them (0: not known)
     read_by_judge  share of the held-out documents that the judge was trained on; None where its card does not say
     """
@@ -95,8 +97,15 @@ class Protocol:
     version: str
     texts: int = 0
     completions: int = 0
+    products: str = "float32"
+    wrap: bool = False
     held_out: int = 0
     read_by_judge: float | None = None
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Protocol:
+        """The protocol that `asdict` gave; ValueError names a field that is missing, foreign or of another type."""
+        return from_json(Protocol, data, "protocol")
 
 
 @dataclass(frozen=True)
@@ -148,12 +157,40 @@ class Row:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Row:
-        """The row that `to_json` wrote; ValueError names what is missing or foreign."""
+        """The row that `to_json` wrote; ValueError names what is missing or foreign.
+
+        In a file null is a value that is not finite (`plain.dumps`); here it is NaN.
+        """
         try:
-            known = [one.name for one in fields(Row) if one.name in data]
-            return from_json(Row, {name: data[name] for name in known}, "row")  # strict: an unknown label is no label
-        except (ValueError, TypeError) as error:
+            return row_of(data, "row")
+        except ValueError as error:
             raise ValueError(f"not a row that this version of unmask wrote: {error}. Measure it again") from error
+
+
+def row_of(value: Any, where: str, strict: bool = True) -> Row:
+    """A row from JSON; ValueError names a field, from `where` on. Null is a value that is not finite: here NaN.
+
+    strict  False: labels that this version does not know are left alone
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} holds the fields of a row: want an object, got {value!r:.40}")
+    known = {one.name: value[one.name] for one in fields(Row) if one.name in value}
+    if isinstance(samples := known.get("samples"), Mapping):
+        known["samples"] = {
+            key: [_number(item) for item in column] if isinstance(column, list) else column
+            for key, column in samples.items()
+        }
+    return from_json(Row, known, where, strict=strict, readers={Measure: _measure})
+
+
+def _measure(value: Any, where: str) -> Measure:
+    if isinstance(value, Mapping) and "value" in value:
+        value = {**value, "value": _number(value["value"])}
+    return from_json(Measure, value, where)
+
+
+def _number(value: Any) -> Any:
+    return np.nan if value is None else value
 
 
 def require_same_protocol(rows: Iterable[Row]) -> Protocol:
@@ -188,10 +225,11 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
     completed = (
         f"{protocol.completions} completions of each of {protocol.texts} real texts{of}; " if protocol.texts else ""
     )
+    ends = ", real ones with BOS and EOS at their ends" if protocol.wrap else ""
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row; {real}{completed}"
-        f"draws in {protocol.precision}; "
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row{ends}; {real}{completed}"
+        f"draws in {protocol.precision}, products in {protocol.products}; "
         f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )
 
@@ -212,7 +250,7 @@ def _groups(rows: Sequence[Row], values: Sequence[object]) -> list[str]:
 
 def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Index:
     """Bootstrap indices [draws, n]. The same n and seed give the same indices: that is what pairs two rows."""
-    return np.random.default_rng(seed).integers(n, size=(draws, n))
+    return np.random.default_rng(seed % 2**64).integers(n, size=(draws, n))
 
 
 def pooled_mean(total: Floats, count: Floats, index: Index) -> Floats:

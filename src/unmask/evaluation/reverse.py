@@ -16,6 +16,7 @@ from unmask.evaluation.measure import Measure, over_seeds
 from unmask.models.dit import DiT, Shape
 from unmask.models.parameterization import CausalPredictor
 from unmask.objectives.autoregressive import NextToken
+from unmask.rng import generator, global_generators
 from unmask.types import Tokens
 
 LEAST = 16  # texts: fourteen to learn from and two to stop by
@@ -54,15 +55,14 @@ def fit(rows: Tokens, vocab_size: int, seed: int = 0) -> CausalPredictor:
 
     Token `vocab_size` of the network stands before each row and is never predicted. Global randomness is left alone.
     """
-    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)]
+    rows = rows[torch.randperm(len(rows), generator=generator(seed, 0)).to(rows.device)]
     aside, learnt = rows.tensor_split([len(rows) // 8])
     shape = Shape(vocab_size + 1, rows.shape[1], width=64, blocks=2, heads=4, dropout=0.0, causal=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with global_generators(seed, 1):
         network = DiT(shape).to(rows.device)
     predictor, objective = CausalPredictor(network, mask_id=vocab_size), NextToken(start_id=vocab_size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-    order = torch.Generator().manual_seed(seed)
+    order = generator(seed, 2)
     least, best, waited = torch.inf, deepcopy(network.state_dict()), 0
     for _ in range(PASSES):
         for batch in torch.randperm(len(learnt), generator=order).to(rows.device).split(BATCH):

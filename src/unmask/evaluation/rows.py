@@ -16,6 +16,7 @@ from unmask.evaluation.judges import Judge, bits_per_byte, perplexity
 from unmask.evaluation.judges import Texts as TextSet
 from unmask.evaluation.measure import GEN_PPL, NATS, SECONDS, TOKENS, Measure, Protocol, Row, Setting
 from unmask.evaluation.speed import timed
+from unmask.rng import generator
 from unmask.types import PerSequence, Tokens
 
 
@@ -181,14 +182,14 @@ def naive_rows(
     decode  ids -> text, for a judge that reads texts
     never   ids that no text holds, such as MASK
     """
-    generator = torch.Generator().manual_seed(seed)
+    dice = generator(seed)
     real = real.cpu()
     allowed = torch.ones(vocab_size, dtype=torch.float64)
     allowed[list(never)] = 0
     count = real.flatten().bincount(minlength=vocab_size).double()
     sets: Mapping[str, Tokens] = {
-        "uniform tokens": _draw(allowed, real, generator),
-        "unigram draws": _draw(count, real, generator),
+        "uniform tokens": _draw(allowed, real, dice),
+        "unigram draws": _draw(count, real, dice),
         "one text repeated": real[:1].expand_as(real),
         "data": real,
     }

@@ -17,6 +17,7 @@ from unmask.evaluation.speed import Timed, peak_memory, reset_peak_memory, timed
 from unmask.evaluation.throughput import Machine, Plan, Row
 from unmask.models.dit import DiT, Shape
 from unmask.models.pretrained import CausalModel, Model
+from unmask.rng import generator, global_generators
 from unmask.samplers.loop import AutoregressiveModel, DiffusionModel, sample
 
 
@@ -103,13 +104,12 @@ def _row(steps: int | None, batch: int, length: int, calls: Sequence[Call], rati
 
 def random_network(shape: Shape, seed: int = 0, compute_dtype: torch.dtype = torch.float32) -> DiT:
     """A network whose matrices are drawn at random, none of them zero: in a new one gates and head are."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of biases; not of GPUs, which nobody gives back
+    with global_generators(seed, 0):  # of biases
         made = DiT(shape, compute_dtype)
-    generator = torch.Generator().manual_seed(seed)
+    dice = generator(seed, 1)
     for weight in made.parameters():
         if weight.dim() == 2:
-            init.normal_(weight, std=0.02, generator=generator)
+            init.normal_(weight, std=0.02, generator=dice)
     return made
 
 

@@ -1,7 +1,7 @@
 """Sources whose law is known: Markov chains and template grammars, with exact conditionals.
 
     source = random_chain(vocab_size=8, order=1, concentration=0.4, seed=0)
-    x = source.sample(n=1000, length=16, generator=torch.Generator().manual_seed(0))
+    x = source.sample(n=1000, length=16, generator=rng.generator(0))
     source.log_prob(x).mean() / 16, -source.entropy(16)      # nats a token, equal up to chance
 
 All are one machine, a hidden Markov model: a state that moves, and a token a state. Noisy text enters as *evidence*,
@@ -12,6 +12,7 @@ with his scaling) is exact for both processes, in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -235,7 +236,7 @@ def random_chain(vocab_size: int, order: int = 1, concentration: float = 0.4, se
     """A stationary chain whose rows are Dirichlet(concentration): the smaller, the surer the next token."""
     if order not in (1, 2):
         raise ValueError(f"order is the number of tokens that the next one depends on: want 1 or 2, got {order}")
-    rows = _dirichlet(np.random.default_rng(seed), vocab_size, vocab_size**order, concentration)
+    rows = _dirichlet(np.random.default_rng(seed % 2**64), vocab_size, vocab_size**order, concentration)
     return markov_chain(rows.view([vocab_size] * (order + 1)))
 
 
@@ -267,7 +268,7 @@ def random_grammar(vocab_size: int, concentration: float = 0.1, slip: float = 0.
     """
     if not 0 < slip < 1:
         raise ValueError(f"slip is the share of a uniform token in a slot: want 0 < slip < 1, got {slip}")
-    dice = np.random.default_rng(seed)
+    dice = np.random.default_rng(seed % 2**64)
     count = max(2, vocab_size // 4)
     opens = torch.arange(vocab_size) % count
     templates = []
@@ -295,8 +296,8 @@ def _dirichlet(dice: np.random.Generator, size: int, n: int, concentration: floa
     """n laws over `size` tokens, [n, size] float64, no entry below about LEAST."""
     if size < 2:
         raise ValueError(f"vocab_size counts the tokens of the source, MASK excluded: want vocab_size >= 2, got {size}")
-    if not concentration > 0:
-        raise ValueError(f"concentration is the Dirichlet parameter: want concentration > 0, got {concentration}")
+    if not 0 < concentration < math.inf:
+        raise ValueError(f"concentration is out of range: got {concentration}, want a finite Dirichlet parameter > 0")
     laws = torch.from_numpy(dice.dirichlet(np.full(size, concentration), n)) + LEAST
     return laws / laws.sum(-1, keepdim=True)
 

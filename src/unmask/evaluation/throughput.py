@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 from unmask.evaluation.measure import Measure
 from unmask.files import write_text
-from unmask.plain import from_json, to_json
+from unmask.limits import MOST_STEPS, seed_number, whole
+from unmask.plain import dumps, from_json, to_json
 
 BENCH = "bench.json"
 
@@ -39,6 +39,7 @@ class Plan:
         _check("batches", "the numbers of texts that one call of sample draws, each once", self.batches)
         _check("length", "the number of tokens of a text", (self.length,))
         _check("repeats", "the number of timed pairs behind a row", (self.repeats,))
+        seed_number("seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Bench:
     def save(self, directory: Path) -> Path:
         """Write bench.json whole."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / BENCH, json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n")
+        write_text(directory / BENCH, dumps(to_json(self), indent=1) + "\n")
         return directory / BENCH
 
     @staticmethod
@@ -143,8 +144,7 @@ def words(bench: Bench) -> str:
 
 
 def _check(name: str, meaning: str, values: Sequence[int]) -> None:
-    wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, Integral) or value < 1]
-    if wrong:
-        raise ValueError(f"{name}: {meaning}: want whole numbers >= 1, got {wrong[0]!r}")
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name}: {meaning}: want at least one and none twice, got {list(values)}")
+    for value in values:
+        whole(name, value, meaning, 1, MOST_STEPS)
+    if fault := "empty" if not values else "repeated" if len(set(values)) < len(values) else "":
+        raise ValueError(f"{name} is {fault}: got {list(values)}, want at least one and none twice ({meaning})")

@@ -95,8 +95,9 @@ class DiT(nn.Module):
     were trained with, computed once for all rows. A causal network takes no sigma, and its logits at position i
     are about token i + 1.
 
-    `compute_dtype` is the precision of the matrix products in the blocks (bfloat16 on a GPU); weights, residual
-    stream, normalisations, hidden states and head keep the precision of the weights. `checkpointing` keeps of each
+    `compute_dtype` is the precision of the matrix products in the blocks (bfloat16 on a GPU), or that of the weights
+    where it is lower (`network.to(torch.bfloat16)`); weights, residual stream, normalisations, hidden states and head
+    keep the precision of the weights. `checkpointing` keeps of each
     block only its input for the way back and computes the rest again: the same numbers from less memory, for a
     second forward pass. Both may be set at any time.
     """
@@ -109,10 +110,15 @@ class DiT(nn.Module):
         cond_dim = None if shape.causal else shape.cond_dim
         self.vocab_embed = Embedding(shape.vocab_size, shape.width)
         self.sigma_map = None if cond_dim is None else SigmaEmbedding(cond_dim)
-        self.rotary_emb = Rotary(shape.width // shape.heads, shape.length)
+        self.rotary_emb = Rotary(shape.width // shape.heads)
         blocks = [Block(shape.width, shape.heads, cond_dim, shape.dropout) for _ in range(shape.blocks)]
         self.blocks = cast(Iterable[Block], nn.ModuleList(blocks))
         self.output_layer = OutputLayer(shape.width, shape.vocab_size, cond_dim)
+
+    @property
+    def precision(self) -> str:
+        """The name of `compute_dtype`: "float32", "bfloat16"."""
+        return str(self.compute_dtype).removeprefix("torch.")
 
     @property
     def head(self) -> Linear:
@@ -176,11 +182,12 @@ class DiT(nn.Module):
             self._check_places(tokens, first, places)
             angles = self.rotary_emb(0, first).at(places)
         x: Tensor = self.vocab_embed(tokens)
+        dtype = x.dtype if x.dtype.itemsize < self.compute_dtype.itemsize else self.compute_dtype
         again = self.checkpointing and cache is None and torch.is_grad_enabled()
         for index, (block, told) in enumerate(islice(zip(self.blocks, conditioning.blocks, strict=True), layer)):
             run = partial(checkpoint, block, use_reentrant=False) if again else block
             keep = None if cache is None else partial(cache.write, index, first if places is None else places)
-            x = run(x, told, angles, self.compute_dtype, keep, asked if index == layer - 1 else None)
+            x = run(x, told, angles, dtype, keep, asked if index == layer - 1 else None)
         return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:

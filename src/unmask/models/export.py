@@ -10,8 +10,9 @@ import torch
 from unmask.diffusion.schedules import LogLinear
 from unmask.files import writing
 from unmask.models.dit import DiT
-from unmask.models.facts import AUTOREGRESSIVE, MASKED, UNIFORM, Facts
+from unmask.models.facts import AUTOREGRESSIVE, CARD, MASKED, UNIFORM, Facts
 from unmask.models.pretrained import CausalModel, Model
+from unmask.models.saving import check_checkpoint
 
 _ALGORITHMS = {MASKED: ("mdlm", "subs"), UNIFORM: ("duo_base", "mean"), AUTOREGRESSIVE: ("ar", "ar")}
 _EMA_DECAY = 0.9999  # of Duo's and MDLM's training (arXiv 2506.10892, 2406.07524)
@@ -31,7 +32,8 @@ def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | N
     counted) and one for MASK, or for uniform noise `len(tokenizer)` after adding [PAD]; with GPT-2's, V = 50258.
 
     ValueError for what that layout has no place for: another schedule than log-linear, a uniform-state network that
-    is not told the noise level; OSError where the file cannot be written, what was there before is unchanged.
+    is not told the noise level; and for a file that is there and is no checkpoint. OSError where the file cannot be
+    written, what was there before is unchanged. The card is kept in the hyper-parameters, where `load` finds it.
     """
     facts, network = model.facts(), model.network
     if raw is not None and raw.shape != network.shape:
@@ -49,12 +51,12 @@ def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | N
             "num_updates": None,
             "shadow_params": [parameter.detach().cpu() for parameter in network.parameters()],
         },
-        "hyper_parameters": {"config": _config(facts, network)},
+        "hyper_parameters": {"config": _config(facts, network) | {CARD: dict(model.card)}},
         "loops": {"fit_loop": {"epoch_progress": counters, "epoch_loop.batch_progress": counters}},
         "optimizer_states": [],
         "lr_schedulers": [],
     }
-    file = Path(file).expanduser()
+    file = check_checkpoint(file)
     try:
         with writing(file) as temporary:
             torch.save(checkpoint, temporary)

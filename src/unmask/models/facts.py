@@ -12,7 +12,10 @@ from unmask.models.pickles import CheckpointError
 
 OURS = "unmask"  # the `format` that our own files name
 MASKED, UNIFORM, AUTOREGRESSIVE = KINDS = ("masked", "uniform", "autoregressive")
+_MASK = ("mask_id", "mask_index", "mask_token_id")  # as ours and other configs name it
 SCHEDULES = {schedule.__name__: schedule for schedule in (LogLinear, Cosine, Polynomial)}
+LONGEST = 2**20  # tokens of a training row that a config may name; a row of text is drawn at that length
+CARD = "unmask_card"  # where a Lightning checkpoint of ours keeps the card of a model
 OTHER_OUTPUTS = ("sedd", "score", "d3pm")  # parameterisations of which log softmax(logits) is not the law of the text
 
 
@@ -57,6 +60,17 @@ def facts_of(said: Mapping[str, Any], shape: Shape, where: str) -> Facts:
     return facts
 
 
+def names_mask(said: Mapping[str, Any]) -> bool:
+    """Whether a config says which token is MASK."""
+    return _Said(said, "the config").first(int, *_MASK) is not None
+
+
+def card_of(said: Mapping[str, Any]) -> dict[str, object]:
+    """What else our own files say about a model; {} of others."""
+    card = said.get("card") if said.get("format") == OURS else said.get(CARD)
+    return card if isinstance(card, dict) else {}
+
+
 @dataclass(frozen=True)
 class _Said:
     """A config and where it stands."""
@@ -72,7 +86,7 @@ class _Said:
                 value = value.get(part) if isinstance(value, Mapping) else None
             if value is None or (isinstance(value, str) and value.startswith("${")):  # Hydra left a reference open
                 continue
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and abs(value) < 2**53:
                 value = float(value)
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise CheckpointError(f"{self.where}: `{path}` is a {type(value).__name__}, want {kind.__name__}")
@@ -96,8 +110,11 @@ def _own(said: _Said) -> Facts:
 def _schedule(said: _Said) -> NoiseSchedule:
     options = dict(said.first(dict, "schedule") or {})
     name = options.pop("name", None)
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise CheckpointError(f"{said.where}: `schedule` names one of {', '.join(SCHEDULES)}, got {name!r}")
+    for option, value in options.items():
+        if type(value) not in (int, float) or not abs(value) < 2**53:
+            raise CheckpointError(f"{said.where}: `schedule.{option}` is a number below 2^53, got {str(value)[:50]}")
     try:
         return SCHEDULES[name](**options)
     except TypeError as error:
@@ -105,7 +122,7 @@ def _schedule(said: _Said) -> NoiseSchedule:
 
 
 def _foreign(said: _Said, shape: Shape) -> Facts:
-    mask_id = said.first(int, "mask_id", "mask_index", "mask_token_id")
+    mask_id = said.first(int, *_MASK)
     if shape.causal:
         mask_id = shape.vocab_size - 1 if mask_id is None else mask_id  # never trained, never predicted there
         return Facts(AUTOREGRESSIVE, mask_id, False, None, **_training(said))
@@ -130,5 +147,7 @@ def _foreign(said: _Said, shape: Shape) -> Facts:
 def _training(said: _Said) -> dict[str, Any]:
     """`length` and `dropout`, where they are there."""
     length = said.first(int, "length", "model_length", "model.length")
+    if length is not None and not 1 <= length <= LONGEST:
+        raise CheckpointError(f"{said.where}: `length` is the tokens of a row: got {length}, want 1 to {LONGEST}")
     dropout = said.first(float, "dropout", "model.dropout")
     return {name: value for name, value in (("length", length), ("dropout", dropout)) if value is not None}

@@ -109,33 +109,44 @@ class Angles:
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): position m turns pair j by m 10000^(-2j / head width).
 
-    Only the frequencies belong to the state; the table of angles is made once and grows with the longest row seen.
+    Only the frequencies belong to the state. The table of angles grows with the longest row seen. Where the network
+    is cast to half precision, the angles are those of the exact frequencies, in float32: 8 bits of a position are
+    too few.
     """
 
-    def __init__(self, head_width: int, length: int) -> None:
+    def __init__(self, head_width: int) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
         self.inv_freq: Tensor
-        self.register_buffer("inv_freq", 1.0 / ROTARY_BASE**exponent)
-        self._length = length
+        self.register_buffer("inv_freq", _frequencies(head_width // 2))
+        self._length = 0
         self._table: Angles | None = None
 
     def forward(self, first: int, length: int) -> Angles:
         """The angles of positions first, ..., first + length - 1."""
         stop = first + length
-        if stop > self._length:
-            self._length, self._table = 2 * stop, None
-        table, freq = self._table, self.inv_freq
-        if table is None or table.cos.device != freq.device or table.cos.dtype != freq.dtype:
-            table = self._table = self._angles()
+        if stop > self._length:  # twice the room: a row that grows token by token makes few tables
+            self._length, self._table = max(stop, 2 * self._length), None
+        table, device = self._table, self.inv_freq.device
+        dtype = torch.promote_types(self.inv_freq.dtype, torch.float32)
+        if table is None or table.cos.device != device or table.cos.dtype != dtype:
+            table = self._table = self._angles(dtype)
         return Angles(table.cos[first:stop], table.sin[first:stop])
 
     # The table outlives the caller's mode, and training could not use one that was made in inference mode.
     @torch.inference_mode(False)
-    def _angles(self) -> Angles:
-        position = torch.arange(self._length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
-        angle = torch.outer(position, self.inv_freq)[:, None, None]
+    def _angles(self, dtype: torch.dtype) -> Angles:
+        freq = self.inv_freq
+        if freq.dtype != dtype:
+            freq = _frequencies(len(freq)).to(freq.device)
+        position = torch.arange(self._length, device=freq.device, dtype=dtype)
+        angle = torch.outer(position, freq)[:, None, None]
         return Angles(angle.cos(), angle.sin())
+
+
+def _frequencies(pairs: int) -> Tensor:
+    """10000^(-j / pairs), j = 0, ..., pairs - 1: the same bits on every device, since they are made on the CPU."""
+    exponent = torch.arange(0, 2 * pairs, 2, dtype=torch.float32, device="cpu") / (2 * pairs)
+    return (1.0 / ROTARY_BASE**exponent).to(torch.get_default_device())
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.models.pickles import CheckpointError, Record, Stored, unpickle
+from unmask.models.pickles import CheckpointError, Record, Storage, Stored, unpickle
+from unmask.plain import check_regular
+
+SHARED = 4  # bytes of tensors for each byte of the storages that they are views of
 
 
 @dataclass(frozen=True)
@@ -29,29 +34,55 @@ class Checkpoint:
     weights  `state_dict`: the raw weights, and buffers, by name
     shadow   the moving averages of the parameters, in the module's order, without names; None where none are kept
     config   the hyper-parameters as plain dicts and lists, {} where none are kept
-    archive, folder  the zip file and the folder in it
+    content  reads the bytes of a storage; those of the last one are kept, for all its views
     """
 
     weights: dict[str, Stored]
     shadow: list[Stored] | None
     config: dict[str, Any]
-    archive: zipfile.ZipFile
-    folder: str
+    content: Callable[[Storage], bytearray]
 
     def tensor(self, stored: Stored) -> Tensor:
-        """Read one tensor; CheckpointError where the archive does not hold all of it."""
+        """Read one tensor, a view; CheckpointError where the archive does not hold all of it."""
         storage = stored.storage
-        if storage.dtype is None:
-            raise CheckpointError(f"tensor data/{storage.key} is of a kind that no weights have: want a float dtype")
-        content = _member(self.archive, f"{self.folder}/data/{storage.key}")
-        if len(content) != storage.numel * storage.dtype.itemsize:
-            raise CheckpointError(
-                f"tensor data/{storage.key} has {len(content)} bytes, want {storage.numel} x {storage.dtype.itemsize}"
-            )
-        if not content:
+        content = self.content(storage)
+        if not content or storage.dtype is None:  # of no bytes, hence of no elements
             return torch.empty(stored.size, dtype=storage.dtype)
-        return torch.frombuffer(bytearray(content), dtype=storage.dtype).as_strided(
-            stored.size, stored.stride, stored.offset
+        return torch.frombuffer(content, dtype=storage.dtype).as_strided(stored.size, stored.stride, stored.offset)
+
+
+def _content(archive: zipfile.ZipFile, folder: str, storage: Storage) -> bytearray:
+    content = bytearray(_member(archive, f"{folder}/data/{storage.key}"))
+    _check_bytes(storage, len(content))
+    return content
+
+
+def _check_bytes(storage: Storage, found: int) -> None:
+    if storage.dtype is None:
+        raise CheckpointError(f"tensor data/{storage.key} is of a kind that no weights have: want a float dtype")
+    if found != storage.numel * storage.dtype.itemsize:
+        raise CheckpointError(
+            f"tensor data/{storage.key} has {found} bytes, want {storage.numel} x {storage.dtype.itemsize}"
+        )
+
+
+def _check_views(archive: zipfile.ZipFile, folder: str, tensors: Iterable[Stored], path: Path) -> None:
+    """CheckpointError where the tensors, each with memory of its own, take over 4 times the bytes of their storages.
+
+    A student, its teacher and an average may share theirs; thousands of views would fill memory from a small file.
+    """
+    held: dict[str, int] = {}
+    taken = 0
+    for stored in tensors:
+        storage = stored.storage
+        found = _info(archive, f"{folder}/data/{storage.key}").file_size
+        _check_bytes(storage, found)
+        held[storage.key] = found
+        taken += found * prod(stored.size) // max(1, storage.numel)
+    if taken > SHARED * sum(held.values()):
+        raise CheckpointError(
+            f"{path} is not opened: its tensors are views of the same bytes, got {taken} bytes of tensors in "
+            f"{sum(held.values())} bytes of storages, want at most {SHARED} times as many"
         )
 
 
@@ -67,9 +98,13 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
         weights = root["state_dict"]
         if not all(isinstance(name, str) and isinstance(tensor, Stored) for name, tensor in weights.items()):
             raise CheckpointError(f"the `state_dict` of {path} holds something besides named tensors")
+        shadow = _shadow(root, path)
+        for tensors in (weights.values(), shadow or ()):
+            _check_views(archive, folder, tensors, path)
         hyper = _plain(root.get("hyper_parameters"), {})
         config = hyper.get("config", hyper) if isinstance(hyper, dict) else {}
-        yield Checkpoint(weights, _shadow(root, path), config if isinstance(config, dict) else {}, archive, folder)
+        content = lru_cache(maxsize=1)(partial(_content, archive, folder))
+        yield Checkpoint(weights, shadow, config if isinstance(config, dict) else {}, content)
 
 
 def _folder(archive: zipfile.ZipFile) -> str:
@@ -103,23 +138,39 @@ LEGACY = (
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     with path.open("rb") as file:
         head = file.read(512)
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory of members sends `zipfile` astray in many ways
         if head.startswith(b"PK"):
             raise CheckpointError(f"{path} is cut off or damaged ({error}): copy or download it again") from error
         if head.startswith(b"\x80") or head[257:262] == b"ustar":
             raise CheckpointError(LEGACY.format(path=path)) from error
         raise CheckpointError(f"{path} is no checkpoint: want the zip archive of a Lightning .ckpt") from error
+    held = sum(info.compress_size for info in archive.infolist())
+    if held > path.stat().st_size:  # members that share their bytes
+        archive.close()
+        raise CheckpointError(f"{path} is not opened: its members have {held} bytes, more than the file")
+    return archive
+
+
+def _info(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    try:
+        found = archive.getinfo(name)
+    except KeyError as error:
+        raise CheckpointError(f"{archive.filename} has no member {name}: it is cut off, or no checkpoint") from error
+    if found.compress_type != zipfile.ZIP_STORED:  # what unfolds could fill the memory
+        raise CheckpointError(f"{archive.filename}: {name} is compressed, which torch.save never does: not opened")
+    return found
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    if name not in archive.namelist():
-        raise CheckpointError(f"{archive.filename} has no member {name}: it is cut off, or no checkpoint")
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # what unfolds could fill the memory
-        raise CheckpointError(f"{archive.filename}: {name} is compressed, which torch.save never does: not opened")
+    _info(archive, name)
     try:
         return archive.read(name)
     except Exception as error:  # as above

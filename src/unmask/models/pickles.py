@@ -11,7 +11,6 @@ that unknown names are refused besides is a second wall.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NoReturn
@@ -74,6 +73,8 @@ DTYPES = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
 }
 INERT_NAMES = frozenset(
     [
@@ -85,7 +86,11 @@ INERT_NAMES = frozenset(
         *(f"builtins.{kind}" for kind in "list tuple dict set frozenset slice range".split()),
     ]
 )
-LARGEST_PICKLE = 2**26  # bytes; a tokenizer inside takes a few million, tensors a hundred each
+LARGEST_PICKLE = 2**25  # bytes; a tokenizer inside takes a few million, tensors a hundred each
+MOST_STEPS = 2**23  # a second for each half million
+MOST_CONTAINERS = 2**20  # an instruction of one byte makes an empty set of 216 bytes
+LONGEST_NAME = 500
+LARGEST_KEY = 2**32  # greater integers may have one hash, and a dictionary of them takes quadratic time
 
 LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
@@ -96,12 +101,18 @@ EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 
 
 def unpickle(program: bytes, source: str = "the pickle") -> Any:
-    """Run a pickle on the machine that only makes data; CheckpointError, naming it, where it asks for more."""
+    """Run a pickle on the machine that only makes data; CheckpointError, naming it, where it asks for more.
+
+    Time and memory are bounded by the length of the program: an instruction takes one step, what is copied from one
+    value to another is no more than the program is long, and the number of containers has a limit.
+    """
     if len(program) > LARGEST_PICKLE:
         raise CheckpointError(f"{source}: a pickle of {len(program)} bytes, want at most {LARGEST_PICKLE}")
-    machine = _Machine()
+    machine = _Machine(len(program))
     try:
-        for instruction, argument, _ in pickletools.genops(program):
+        for step, (instruction, argument, _) in enumerate(pickletools.genops(program), start=1):
+            if step > MOST_STEPS:
+                _refuse(f"it takes more than {MOST_STEPS} steps")
             machine.step(instruction.name, argument)
         return machine.stack.pop()
     except CheckpointError as error:
@@ -113,7 +124,9 @@ def unpickle(program: bytes, source: str = "the pickle") -> Any:
 class _Machine:
     """The stack machine of pickles, less everything that reaches outside of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: int) -> None:
+        self.copies = copies  # elements that may still be copied
+        self.containers = MOST_CONTAINERS
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -129,6 +142,7 @@ class _Machine:
             case _ if name in CONSTANTS:
                 push(CONSTANTS[name])
             case _ if name in EMPTY:
+                self.count_container()
                 push(EMPTY[name]())
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.stack[-1]
@@ -137,6 +151,7 @@ class _Machine:
             case "GET" | "BINGET" | "LONG_BINGET":
                 push(self.memo[argument])
             case "MARK":
+                self.count_container()
                 self.marked.append(self.stack)
                 self.stack = []
             case "POP":
@@ -144,6 +159,7 @@ class _Machine:
             case "POP_MARK":
                 self.since_mark()
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.count_container()
                 push(tuple(reversed([pop() for _ in range(int(name[-1]))])))
             case "TUPLE" | "LIST" | "DICT" | "FROZENSET":
                 self.collect(name, self.since_mark())
@@ -160,6 +176,8 @@ class _Machine:
                 push(_global(module, attribute))
             case "REDUCE" | "NEWOBJ":
                 args, called = pop(), pop()
+                self.count_container()
+                self.count_copies(args)
                 push(_call(called, args))
             case "BUILD":
                 state = pop()
@@ -168,6 +186,19 @@ class _Machine:
                 push(_storage(pop()))
             case _:
                 raise CheckpointError(f"it uses the instruction {name}, which no torch.save file needs")
+
+    def count_container(self) -> None:
+        """One more list, tuple, dictionary, set or record."""
+        self.containers -= 1
+        if self.containers < 0:
+            _refuse(f"it makes more than {MOST_CONTAINERS} containers")
+
+    def count_copies(self, args: Any) -> None:
+        """What a call may copy of its arguments: a program can call again and again with one long list."""
+        parts = args if isinstance(args, tuple) else ()
+        self.copies -= sum(len(part) for part in parts if isinstance(part, list | tuple | set | frozenset | str))
+        if self.copies < 0:
+            _refuse("it copies more than it is long")
 
     def since_mark(self) -> list[Any]:
         """Take what was pushed since the last mark."""
@@ -191,10 +222,12 @@ class _Machine:
 
 def _global(module: Any, name: Any) -> Global:
     """A name of the list, as a name; all others are refused."""
+    if not all(isinstance(part, str) and len(part) <= LONGEST_NAME for part in (module, name)):
+        _refuse(f"it names something by what is no string of at most {LONGEST_NAME} characters")
     full = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
-    inert = isinstance(module, str) and module.partition(".")[0] in INERT_PACKAGES
+    inert = module.partition(".")[0] in INERT_PACKAGES
     # A dotted attribute would reach through a module to whatever that has imported.
-    if full in INERT_NAMES or (inert and isinstance(name, str) and name.isidentifier()):
+    if full in INERT_NAMES or (inert and name.isidentifier()):
         return Global(full)
     raise CheckpointError(f"it names {full[:200]}, which is no part of a checkpoint of weights")
 
@@ -236,7 +269,7 @@ def _stored(storage: Storage, offset: Any, size: Any, stride: Any) -> Stored:
 def _storage(pid: Any) -> Storage:
     """A storage from torch's persistent id ("storage", kind, key, device, number of elements)."""
     match pid:
-        case ("storage", Global(kind), str(key), str(), int(numel)) if key.isalnum() and numel >= 0:
+        case ("storage", Global(kind), str(key), str(), int(numel)) if key.isalnum() and 0 <= numel < 2**62:
             if kind in DTYPES or kind == "torch.storage.UntypedStorage":
                 return Storage(key, DTYPES.get(kind), numel)
     _refuse("it refers to something outside of the pickle that is no storage of a tensor")
@@ -266,11 +299,15 @@ def _extend(made: Any, items: list[Any]) -> None:
 
 
 def _key(value: Any) -> Any:
-    """A key that hashes in a moment: tuples that hold one another would take as long as the file wants."""
-    parts: Iterable[Any] = value if isinstance(value, tuple) else (value,)
-    if not all(part is None or isinstance(part, str | bytes | int | float | Global | Record) for part in parts):
-        _refuse(f"it uses a {type(value).__name__} of containers as a key")
-    return value
+    """A key that hashes in a moment, and that a file cannot give the hash of many others."""
+    match value:
+        case None | str() | bytes() | float() | Global() | Record():
+            return value
+        case int() if abs(value) < LARGEST_KEY:
+            return value
+        case tuple() if len(value) <= 8 and all(isinstance(part, str | Global | Record | None) for part in value):
+            return value
+    _refuse(f"it uses as a key a {type(value).__name__} that is none of names, short tuples of names and small numbers")
 
 
 def _refuse(why: str) -> NoReturn:

@@ -3,35 +3,68 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from unmask.models.averages import check_order, thinned
 from unmask.models.dit import DiT, Shape
 from unmask.models.pickles import CheckpointError
 
 EMBEDDING, FREQUENCIES, NOISE = "vocab_embed.embedding", "rotary_emb.inv_freq", "sigma_map.mlp.0.weight"
+NUMBERS = ("float16", "bfloat16", "float32", "float64")  # integers and complex numbers are no weights of a network here
+# Parts of a name that a wrapper put there: torch.compile, DataParallel, FSDP, activation checkpointing, Lightning.
+WRAPPERS = frozenset(
+    "_orig_mod module model backbone _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
+)
+
+MOST_BLOCKS = 4096  # of a network: a file of names only could ask for any number
 
 
-def bare(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Weights by their own names, in float32: prefixes of wrappers stripped, frozen teachers left out."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        own = re.sub(r"^(_orig_mod\.|backbone\.)+", "", name)
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of a file, whose values are not read before `read()`.
+
+    kind     its numbers, as torch or the file names them: "float32"
+    storage  the bytes that it is a view of; tensors of one storage are read one after the other
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    read: Callable[[], Tensor]
+    storage: str = ""
+
+    @staticmethod
+    def of(tensor: Tensor) -> Weight:
+        """A tensor that is in memory."""
+        return Weight(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+
+
+def bare(weights: Mapping[str, Weight], where: str) -> dict[str, Weight]:
+    """Weights by their own names: parts that wrappers put there are left out, and so are frozen teachers."""
+    found: dict[str, Weight] = {}
+    for name, weight in weights.items():
+        own = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if own in found:
             raise CheckpointError(
                 f"{where}: the weights {own} are there twice, under two prefixes: which ones are meant?"
             )
         if not own.startswith("teacher"):
-            found[own] = clean(name, tensor, where)
+            found[own] = weight
     return found
 
 
-def clean(name: str, tensor: Tensor, where: str) -> Tensor:
-    """A float32 copy (safetensors' own tensors live in the file); CheckpointError where a value is not finite."""
-    copy = tensor.to(torch.float32, copy=True)
+def clean(name: str, weight: Weight, where: str) -> Tensor:
+    """Read a float32 copy; CheckpointError where the numbers are of another kind, or not finite."""
+    if weight.kind not in NUMBERS:
+        raise CheckpointError(
+            f"{where}: the tensor {name} holds {weight.kind}, want one of {', '.join(NUMBERS)}: a quantised model has "
+            "to be converted back first"
+        )
+    copy = weight.read().to(torch.float32, copy=True)
     if not bool(torch.isfinite(copy).all()):
         raise CheckpointError(
             f"{where}: the tensor {name} holds NaN or infinity, so the training that wrote it had diverged: take an "
@@ -40,51 +73,87 @@ def clean(name: str, tensor: Tensor, where: str) -> Tensor:
     return copy
 
 
-def shape_of(tensors: Mapping[str, Tensor], where: str) -> Shape:
+def shape_of(weights: Mapping[str, Weight], where: str) -> Shape:
     """The sizes of the network that bare weights belong to, all from the tensors but `length` and `dropout`."""
-    causal = not any("sigma_map." in name or "adaLN_modulation." in name for name in tensors)
+    causal = not any("sigma_map." in name or "adaLN_modulation." in name for name in weights)
     needed = {EMBEDDING: 2, FREQUENCIES: 1} | ({} if causal else {NOISE: 2})
-    missing = [name for name in needed if name not in tensors]
+    missing = [name for name in needed if name not in weights]
     if missing:
-        _misfit(where, missing, sorted(tensors), [])
+        _misfit(where, missing, sorted(weights), [])
     misshapen = [
-        f"{name} {tuple(tensors[name].shape)}, want {axes} axes"
+        f"{name} {weights[name].shape}, want {axes} axes"
         for name, axes in needed.items()
-        if tensors[name].dim() != axes
+        if len(weights[name].shape) != axes
     ]
     if misshapen:
         _misfit(where, [], [], misshapen)
-    vocab_size, width = tensors[EMBEDDING].shape
+    vocab_size, width = weights[EMBEDDING].shape
+    blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if blocks > MOST_BLOCKS:
+        raise CheckpointError(f"the weights of {where} name {blocks} blocks, want at most {MOST_BLOCKS}")
     try:
         return Shape(
             vocab_size,
             length=1,
             width=width,
-            blocks=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-            heads=width // (2 * max(1, len(tensors[FREQUENCIES]))),
-            cond_dim=1 if causal else len(tensors[NOISE]),
+            blocks=blocks,
+            heads=width // (2 * max(1, weights[FREQUENCIES].shape[0])),
+            cond_dim=1 if causal else weights[NOISE].shape[0],
             causal=causal,
         )
     except ValueError as error:
         raise CheckpointError(f"the weights of {where} make no network of this architecture: {error}") from error
 
 
-def fill(shape: Shape, tensors: dict[str, Tensor], averages: Sequence[Tensor] | None, where: str) -> DiT:
+def fill(shape: Shape, weights: Mapping[str, Weight], averages: Sequence[Weight] | None, where: str) -> DiT:
     """A network of this shape with these weights; CheckpointError unless names and shapes are exactly its own.
 
-    `averages`: moving averages to take in the place of the parameters, in the network's order.
+    Names and shapes are compared before a network is built, and before any value is read: no config and no file of
+    names can ask for more memory than its tensors fill.
+
+    averages  moving averages to take in the place of the parameters, in the network's order; see `check_order`
     """
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn and thrown away: nobody's seed should notice
+    wanted = _sizes(shape, where)
+    _check(where, weights, wanted)
+    with torch.device("meta"):
         network = DiT(shape)
-    _check(where, tensors, network.state_dict())
+    means: dict[str, Weight] = {}
     if averages is not None:
         names = [name for name, _ in network.named_parameters()]
         if len(averages) != len(names):
             raise CheckpointError(f"{where} has {len(averages)} moving averages for {len(names)} parameters")
-        tensors = tensors | dict(zip(names, averages, strict=True))
-        _check(f"the moving average in {where}", tensors, network.state_dict())
+        means = dict(zip(names, averages, strict=True))
+        _check(f"the moving average in {where}", {**weights, **means}, wanted)
+    tensors, raw = {}, {}
+    for name, weight in _by_storage(weights):
+        tensor = clean(name, weight, where)
+        if name in means:
+            raw[name] = thinned(tensor)
+        else:
+            tensors[name] = tensor
+    tensors |= {name: clean(f"ema of {name}", weight, where) for name, weight in _by_storage(means)}
+    check_order(raw, {name: thinned(tensors[name]) for name in raw}, where)
     network.load_state_dict(tensors, assign=True)
     return network
+
+
+def _by_storage(weights: Mapping[str, Weight]) -> list[tuple[str, Weight]]:
+    return sorted(weights.items(), key=lambda item: item[1].storage)
+
+
+def _sizes(shape: Shape, where: str) -> dict[str, tuple[int, ...]]:
+    """The names and sizes of a network's state, from one block: all are alike."""
+    try:
+        with torch.device("meta"):
+            one = DiT(replace(shape, blocks=1)).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise CheckpointError(f"the weights of {where} make no network of this architecture: {error}") from error
+    first = "blocks.0."
+    return {
+        name.replace(first, f"blocks.{block}."): tuple(tensor.shape)
+        for name, tensor in one.items()
+        for block in range(shape.blocks if name.startswith(first) else 1)
+    }
 
 
 def spread_blocks(tensors: Mapping[str, Tensor], deeper: int) -> dict[str, Tensor]:
@@ -111,20 +180,22 @@ def gather_blocks(tensors: Mapping[str, Tensor], deeper: int) -> dict[str, Tenso
     return found
 
 
-def _check(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _check(where: str, found: Mapping[str, Weight], wanted: Mapping[str, tuple[int, ...]]) -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     misshapen = [
-        f"{name} {tuple(found[name].shape)}, want {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} {found[name].shape}, want {size}"
+        for name, size in wanted.items()
+        if name in found and found[name].shape != size
     ]
     if missing or extra or misshapen:
         _misfit(where, missing, extra, misshapen)
 
 
 def _misfit(where: str, missing: list[str], extra: list[str], misshapen: list[str]) -> NoReturn:
-    prefixes = [key.removesuffix(name) for name in missing for key in extra if key.endswith(f".{name}")]
+    prefixes = [key.removesuffix(name) for name in missing[:50] for key in extra[:50] if key.endswith(f".{name}")]
     hint = f"is {prefixes[0]!r} a prefix to strip?" if prefixes else "is it another architecture?"
     kinds = {"missing": missing, "not known": extra, "of the wrong shape": misshapen}
-    lists = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in kinds.items() if names]
+    lists = [
+        f"{len(names)} {kind}: {', '.join(name[:200] for name in names[:10])}" for kind, names in kinds.items() if names
+    ]
     raise CheckpointError(f"the weights of {where} do not fit ({hint}); " + "; ".join(lists))

@@ -18,7 +18,8 @@ class Loss:
     """The loss of a micro-batch: sum(per_token) / sum(weight), both sums taken over accumulation and ranks.
 
     per_token  [B, L] nats, differentiable
-    weight     [B, L]: what counts, 1 a token where the mean is over all tokens
+    weight     [B, L] >= 0: what counts, 1 a token where the mean is over all tokens; all 0 where a batch has nothing to
+               learn from, such as no MASK, and then per_token is 0 too
     metrics    detached means over the micro-batch's weight; the loop averages them with that weight
     """
 

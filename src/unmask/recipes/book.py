@@ -60,7 +60,7 @@ def owt_small_mcd() -> Recipe:
             lr=6e-5,  # [MCD] AdamW, learning rate 6e-5
             warmup_steps=500,  # [MCD] 500 steps of linear warm-up
             clip_norm=1.0,  # [Duo]; the paper is silent
-            ema_decay=0.999,  # [Duo]; the paper is silent
+            ema_decay=0.999,  # [Duo]; Algorithm 1 returns the raw weights, which are saved beside the average
         ),
         batch_size=128,  # [MCD] global batch size 128
         accumulation=2,  # [ours]

@@ -28,7 +28,7 @@ from unmask.objectives.sdtt import Sdtt
 from unmask.plain import from_json
 from unmask.recipes import schema
 from unmask.recipes.schema import Data, Noise, Recipe
-from unmask.rng import address
+from unmask.rng import global_generators
 from unmask.text.hub import local_or_hub
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, start_token
 from unmask.training.engine import faster_in_bfloat16
@@ -200,29 +200,6 @@ def trained_on(name: str) -> Data | None:
     return None if told is None else from_json(Data, told, f"data in the card of {name}")
 
 
-def not_used(recipe: Recipe, network: DiT) -> list[str]:
-    """What the recipe says of the network and the weights that it starts from say otherwise, a phrase each."""
-    if not starts_from(recipe):
-        return []
-    start, told = starts_from(recipe), recipe.network
-    names = ["width", "blocks", "heads"] + ([] if network.shape.causal else ["cond_dim"])
-    if isinstance(recipe.objective, schema.Distillation):
-        names += ["length", "dropout"]
-    each = f"({deeper_by(recipe)} for each of {start})" if deeper_by(recipe) > 1 else f"of {start}"
-    lines = [
-        f"network.{name} = {getattr(network.shape, name)} {each if name == 'blocks' else f'of {start}'}, "
-        f"not {getattr(told, name)}"
-        for name in names
-        if getattr(told, name) != getattr(network.shape, name)
-    ]
-    before, now = trained_on(start), recipe.data
-    if before is not None and (before.corpus, before.part) != (now.corpus, now.part):
-        lines.append(
-            f"{start} was trained on {before.part} of {before.corpus}, and this run reads {now.part} of {now.corpus}"
-        )
-    return lines
-
-
 def _diffusion(model: Model | CausalModel, noise: Noise, recipe: Recipe) -> Model:
     """The model, if it is one of diffusion with this noise."""
     kind = (
@@ -286,8 +263,7 @@ def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:
 
 def _initial(shape: Shape, recipe: Recipe) -> DiT:
     """A network with the first weights of the recipe's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(address(recipe.seed)))  # not of GPUs, which nobody gives back
+    with global_generators(recipe.seed):
         return DiT(shape, DTYPES[recipe.precision], recipe.checkpointing)
 
 

@@ -11,10 +11,11 @@ from unmask.text.corpora import Corpus, halves, load_corpus, split
 from unmask.text.hub import OWN
 
 
-def share_read(model: str, measured: Data) -> float | None:
+def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
     """The share of the held-out documents of `measured` that a model was trained on, by the text that its card names.
 
     model  a directory, or unmask:NAME
+    whole  all documents of `measured` are read, not those that are held out only
 
     None where that is not known: no card, another corpus, or one corpus of which a single side is streamed.
     """
@@ -23,14 +24,15 @@ def share_read(model: str, measured: Data) -> float | None:
         return None
     if told.streaming != measured.streaming:
         return None
-    if measured.streaming or told.part == measured.part:
+    if measured.streaming or (told.part == measured.part and not whole):
         return 0.0  # one rule holds documents out for both
     corpus = load_corpus(measured.corpus)
     if corpus.held_out is not None:
         return 0.0  # published apart
     numbers = Corpus("numbers", list(map(str, range(len(corpus.documents)))))
-    learnt, held_out = set(_part(numbers, told)[0]), _part(numbers, measured)[1]
-    return sum(number in learnt for number in held_out) / len(held_out)
+    learnt, (rest, held_out) = set(_part(numbers, told)[0]), _part(numbers, measured)
+    read = [*rest, *held_out] if whole else held_out
+    return sum(number in learnt for number in read) / len(read)
 
 
 def _part(numbers: Corpus, data: Data) -> tuple[list[str], list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,9 +13,10 @@ import torch
 
 from unmask.models.dit import DiT, Shape
 from unmask.prediction import block_rows, chunk_rows
+from unmask.recipes.build import deeper_by, starts_from
 from unmask.recipes.schema import Consistency, Distillation, Nelbo, NextToken, Recipe, Sdtt
 from unmask.text.hub import OWN, TOKENIZER_FILES, local_or_hub
-from unmask.text.tokenizers import find_tokenizer
+from unmask.text.tokenizers import bpe_size, find_tokenizer
 
 KNOWN = {"gpt2": (50257, False), "bert-base-uncased": (30522, True)}  # tokens, and whether one of them is MASK
 SAVED = 20  # numbers a token, channel and block that autograd keeps, in the precision of the products
@@ -29,7 +32,7 @@ def vocabulary(recipe: Recipe) -> int:
     """V of a recipe, without reading any text: the tokenizer's tokens, and MASK where it is needed and not there."""
     name = recipe.data.tokenizer
     if name.startswith("bpe:"):
-        return int(name.removeprefix("bpe:"))
+        return bpe_size(name)
     if name in KNOWN:
         size, has_mask = KNOWN[name]
     else:
@@ -65,11 +68,9 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
     sizes, distils = recipe.network, isinstance(recipe.objective, Distillation)
     vocab = vocabulary(recipe) if vocab_size is None else vocab_size
     causal = isinstance(recipe.objective, NextToken)
-    shape = Shape(
-        vocab, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout, causal=causal
+    parameters = _parameters(
+        Shape(vocab, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout, causal=causal)
     )
-    with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in DiT(shape).parameters())
     tokens = recipe.batch_size * recipe.steps * sizes.length
     attention = 4 * sizes.length * sizes.width * sizes.blocks // (2 if causal else 1)
     forward = 2 * (parameters - vocab * sizes.width) + attention
@@ -98,6 +99,54 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
             name: float(f"{flops / (rates[rate] * 1e12 * UTILISATION * 3600):.3g}") for name, rates in GPUS.items()
         },
     }
+
+
+def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> None:
+    """ValueError where the least that a step needs is over twice the memory of the machine, or of the GPU.
+
+    It is a lower bound in whole numbers, known before anything is built: a size of 10^9 would take the machine down.
+    processes  that share out the weights
+    """
+    if (memory := memory_of(device)) is None:
+        return
+    sizes, deeper = recipe.network, deeper_by(recipe)
+    if starts_from(recipe):  # its sizes are not known yet
+        sizes = replace(sizes, width=2, heads=1, blocks=deeper, cond_dim=1)
+        recipe = replace(recipe, network=sizes)
+    width, blocks = sizes.width, sizes.blocks
+    weights = 20 * (12 * blocks * width**2 + sizes.cond_dim * (sizes.cond_dim + 6 * blocks * width)) // processes
+    least = weights + _activations(recipe, 0)
+    if least <= 2 * memory:
+        return
+    usual: dict[str, tuple[int, int]] = {
+        "network.length": (sizes.length, 1024), "network.width": (width, 768), "network.blocks": (blocks, 12),
+        "network.cond_dim": (sizes.cond_dim, 128), "batch_size": (recipe.batch_size, 512 * recipe.accumulation),
+        "objective.deeper": (deeper, 1),
+    }  # fmt: skip
+    name = max(usual, key=lambda name: usual[name][0] / usual[name][1])
+    raise ValueError(
+        f"{name} is too large: got {usual[name][0]}, and a step needs {least / 1e9:,.0f} GB at least, of which "
+        f"{'this machine' if device.type == 'cpu' else device} has {memory / 1e9:,.0f}; give a smaller "
+        f"--{name.replace('_', '-')}"
+    )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of the memory of a GPU, or of the machine; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _parameters(shape: Shape) -> int:
+    """The weights of a network; all its blocks are alike."""
+    with torch.device("meta"):
+        one, two = (
+            sum(weight.numel() for weight in DiT(replace(shape, blocks=blocks)).parameters()) for blocks in (1, 2)
+        )
+    return one + (shape.blocks - 1) * (two - one)
 
 
 def _activations(recipe: Recipe, body: int) -> int:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from unmask import __version__
-from unmask.evaluation.measure import Row
+from unmask.evaluation.measure import Protocol, Row
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
+from unmask.plain import dumps
 from unmask.recipes import study as studies
 from unmask.recipes.contamination import share_read
 from unmask.recipes.frontier import conclude, frontier
@@ -81,8 +82,8 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     data = texts(recipe)
     length = data.held_out.shape[1]
     known = [*plan.known, *read_rows(directory / ROWS)]
-    read = share_read(plan.judge, recipe.data)
-    scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known, read)
+    reads, share = judge_of(judge, length), share_read(plan.judge, recipe.data)
+    scene = Scene(plan.study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
     corpus = recipe.data.corpus
     count = "a stream of" if data.train_rows is None else data.train_rows
     yield Progress("reading", 1, 1, f"{corpus}: {count} rows of {length} tokens to learn from")
@@ -124,7 +125,7 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         "training": _curves(directory / "student" / "metrics.jsonl"),
         "seconds": {"distil": sum(seconds), "total": time.perf_counter() - started},
     }
-    write_text(directory / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(directory / REPORT, dumps(report, indent=1) + "\n")
     yield Progress("writing", 1, 1, report=report)
 
 
@@ -138,8 +139,8 @@ def teacher_rows(
     data = texts(replace(recipe, data=replace(recipe.data, tokenizer=teacher)))
     file.parent.mkdir(parents=True, exist_ok=True)
     known = [*known, *read_rows(file)]
-    measuring = judge_of(causal(load(judge)), data.held_out.shape[1])
-    scene = Scene(study, measuring, data.held_out, data.digest, known, share_read(judge, recipe.data))
+    reads, share = judge_of(causal(load(judge)), data.held_out.shape[1]), share_read(judge, recipe.data)
+    scene = Scene(study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
     temperatures = (1.0, *study.teacher_temperatures)
     total = len(study.teacher_steps) * len(temperatures)
     rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)
@@ -167,8 +168,8 @@ def _round(model: Model, scene: Scene, plan: Recipe, step: int) -> dict[str, Any
 
 def _rounds(file: Path, scene: Scene) -> list[dict[str, Any]]:
     """The table of rounds, as far as it was measured under this protocol and in these steps."""
-    steps, protocol = scene.study.round_steps, asdict(scene.protocol)
-    found = [line for line in lines(file) if line["steps"] == steps and line["protocol"] == protocol]
+    known = [line for line in lines(file) if line["steps"] == scene.study.round_steps]
+    found = [line for line in known if Protocol.from_json(line["protocol"]) == scene.protocol]
     return list({line["round"]: line for line in found}.values())
 
 
@@ -227,7 +228,7 @@ def note(file: Path, line: Mapping[str, Any]) -> None:
     with file.open("a+b") as out:
         out.seek(0)
         out.truncate(out.read().rfind(b"\n") + 1)
-        out.write(json.dumps(line).encode() + b"\n")
+        out.write(dumps(line).encode() + b"\n")
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

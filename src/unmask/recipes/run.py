@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unmask.evaluation.judges import weights_digest
-from unmask.files import write_text
 from unmask.models.dit import DiT
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
 from unmask.models.pretrained import Model, load
 from unmask.models.weights import gather_blocks
 from unmask.plain import to_json
-from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, not_used, starts_from
+from unmask.recipes.begun import (
+    as_saved,
+    changes,
+    checked_start,
+    digests,
+    keep_start,
+    read_start,
+    refuse_more_steps,
+    resolved,
+    text_digest,
+    with_own_tokenizer,
+)
+from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, starts_from
+from unmask.recipes.estimate import check_memory
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
+from unmask.recipes.unused import not_used
 from unmask.text.packing import Rows, Windows, batch_at, check_rows
-from unmask.training import STUDENT, RunDir, RunError, State, Update, fit, launch, recorded, stop_signals
+from unmask.text.tokenizers import Tokenizer
+from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
 from unmask.training.engine import Engine, faster_in_bfloat16
 from unmask.training.sharding import copies
-
-START = "start.json"  # of a run directory: what tells the weights and the streamed text that the run began with
 
 
 def run(
@@ -40,33 +50,37 @@ def run(
     resume: bool = True,
     device: str | None = None,
     sharded: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Update]:
     """Train what `recipe` says in `directory`, from its newest state where there is one; yields every update.
 
     The update that ends a round, or the run, carries `.student`: the model of the averaged weights. After the last
-    step `directory/model` holds it, with the raw weights beside them. `say` gets one line about where the run starts.
+    step `directory/model` holds it, with the raw weights beside them, and the states go: a finished run takes no more
+    steps, and no command reads them. `say` gets a line about where the run starts and its precision, and about what is
+    not as it was.
     sharded  each of several processes holds a part of every weight (FSDP2) and not all of them; only the first one's
              updates carry a student
+    stop     as in `fit`; a signal stops the run too (`stop_signals`). The state is saved then
     """
-    engine = launch(device, sharded)
-    recipe = as_begun(recipe, Path(directory), engine)
-    data = texts(recipe, say) if data is None else data
+    engine, directory = launch(device, sharded), Path(directory)
+    recipe = as_begun(recipe, directory, engine)
+    check_memory(recipe, engine.device, engine.world if engine.sharded else 1)
+    data = texts(with_own_tokenizer(recipe, directory), say) if data is None else data
     parts = build(recipe, data.tokenizer)
     batches = _batches(recipe, data.train, parts, engine)
-    began = {"weights": _digest(parts.student.network, recipe)} if starts_from(recipe) else {}
-    began |= {} if data.identity is None else {"text": data.identity}
+    found = digests(data, _digest(parts.student.network, recipe) if starts_from(recipe) else None)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
-        RunDir.open(directory, _as_saved(recipe, Path(directory)), resume=resume, engine=engine) as run_dir,
-        stop_signals() as stop,
+        RunDir.open(directory, as_saved(recipe, directory), resume=resume, engine=engine) as run_dir,
+        stop_signals() as signalled,
         closing(data),
     ):
-        _check_start(Path(directory) / START, began, recipe, engine)
-        say(str(run_dir.restore(state)))
+        if not _resumed(run_dir, state, found, recipe, data.tokenizer, say):
+            return
         if engine.world > recipe.accumulation:
             say(f"accumulation = {recipe.accumulation}: each of {engine.world} processes has a micro-batch of its own, "
                 "and noise other than that of fewer processes")  # fmt: skip
-        for line in not_used(recipe, parts.student.network):
+        for line in not_used(recipe, parts):
             say(line)
         updates = fit(
             parts.objective,
@@ -76,15 +90,36 @@ def run(
             accumulation=engine.share(recipe.accumulation),
             seed=recipe.seed,
             engine=engine,
-            stop=stop,
+            stop=lambda: stop() or signalled(),
         )
         for update in recorded(updates, run_dir, state, every=recipe.save_every):
             yield with_student(update, parts, state, engine.main or not engine.sharded)
         if state.step >= recipe.steps:
-            raw, mean = (student_of(state, engine.main, own) for own in (True, False))
-            if raw is not None and mean is not None:
-                run_dir.publish(partial(_publish, parts, raw, mean, state.step))
+            _publish(run_dir, parts, state)
         engine.wait()  # no process goes on before the model is there
+
+
+def _resumed(
+    run_dir: RunDir,
+    state: State,
+    found: Mapping[str, str],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> bool:
+    """Bring a state to where the run stands, and say what is not as it was; False where all steps are done."""
+    engine = run_dir.engine
+    known, machine = checked_start(run_dir.path, found, recipe, engine), engine.machine()
+    if engine.same(int(run_dir.model.exists())):
+        say(f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is left as it is")
+        run_dir.drop_states()
+        return False
+    restored = run_dir.restore(state, every=recipe.save_every)
+    for line in (f"{restored}, matrix products in {recipe.precision}", *changes(known, found, machine, restored.step)):
+        say(line)
+    if engine.main:
+        keep_start(run_dir.path, known, found, machine, tokenizer, restored.step)
+    return True
 
 
 def _batches(recipe: Recipe, rows: Rows | Windows, parts: Parts, engine: Engine) -> Callable[[int], Tensor]:
@@ -107,48 +142,23 @@ def finished(recipe: Recipe, directory: Path) -> bool:
     """Whether `run` has nothing left to do or to refuse: then the model is only read, by any number of processes."""
     if not all((directory / name).exists() for name in ("model", "recipe.json")):
         return False
-    begun, start = recipe_of(directory), directory / START
+    begun, recipe, start = resolved(recipe_of(directory)), resolved(recipe), read_start(directory)
     if begun != (replace(recipe, precision=begun.precision) if recipe.precision == "fastest" else recipe):
         return False
-    if not (starts_from(recipe) and start.exists()):
+    if "text_digest" in start and start["text_digest"] != text_digest(recipe.data):
+        return False
+    if not starts_from(recipe) or "weights" not in start:
         return True
-    digest = weights_digest(load(starts_from(recipe)).network.state_dict())
-    return bool(json.loads(start.read_text("utf-8"))["weights"] == digest)
-
-
-def _as_saved(recipe: Recipe, directory: Path) -> Any:
-    """The recipe as JSON; as `directory` holds it, where that reads as the same recipe (fields come with defaults)."""
-    file = directory / "recipe.json"
-    same = file.exists() and recipe_of(directory) == recipe
-    return json.loads(file.read_text("utf-8")) if same else to_json(recipe)
-
-
-def _check_start(file: Path, began: Mapping[str, str], recipe: Recipe, engine: Engine) -> None:
-    """A run goes on from the weights and in the text that it began with, all processes in the same, or not at all: a
-    name may stand for others by now.
-    """
-    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    for name, digest in began.items():
-        number = int(digest[:15], 16)
-        if engine.same(number) == number and known.get(name, digest) == digest:
-            continue
-        if name == "weights":
-            raise RunError(
-                f"the run in {file.parent} started from weights {known.get(name, 'of another process')[:12]}, and "
-                f"{starts_from(recipe)} holds {digest[:12]}: it was trained again since; choose another run directory, "
-                "or remove this one"
-            )
-        raise RunError(
-            f"the run in {file.parent} began to read another {recipe.data.corpus}, or another process does: files have "
-            "other names, sizes or times, or a branch of the hub has another commit; name the commit "
-            "(hub:OWNER/NAME@COMMIT), give the files their times again (cp -p), or choose another run directory"
-        )
-    if engine.main and known != began:
-        write_text(file, json.dumps(began) + "\n")
+    return bool(start["weights"] == weights_digest(load(starts_from(recipe)).network.state_dict()))
 
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
-    """The recipe with a precision: that of the run which `directory` holds, else the faster one of this machine."""
+    """The recipe with absolute paths and a precision: that of the run in `directory`, else the faster one here.
+
+    RunError for more steps than a finished run has.
+    """
+    recipe = resolved(recipe)
+    refuse_more_steps(recipe, directory)
     if recipe.precision != "fastest":
         return recipe
     begun = (directory / "recipe.json").exists()
@@ -160,7 +170,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     """Distil a diffusion `model` on rows `ids` [n, L] by a recipe of distillation (MCD, DCD, SDTT); nothing is saved.
 
     Yields an `Update` a step; the one that ends a round, or the run, carries `.student`, a Model of the averaged
-    weights. The recipe's corpus, tokenizer and teacher are not read: `ids` and `model` stand for them.
+    weights. The recipe's data, teacher, network and schedule are not read: `ids` and `model` have their own.
     (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
     """
     objective = recipe.objective
@@ -199,15 +209,13 @@ def with_student(update: Update, parts: Parts, state: State, keep: bool = True) 
     return update if student is None else replace(update, student=parts.finished(student))
 
 
-def _publish(
-    parts: Parts,
-    raw: NetworkDenoiser | CausalPredictor,
-    mean: NetworkDenoiser | CausalPredictor,
-    steps: int,
-    folder: Path,
-) -> None:
-    """Write the finished model: averaged weights as the model, raw weights beside them."""
-    parts.finished(mean).save(folder, raw=parts.finished(raw).network, recipe=to_json(parts.recipe), steps=steps)
+def _publish(run_dir: RunDir, parts: Parts, state: State) -> None:
+    """Write the finished model, averaged weights and raw ones beside them; no command reads the states any more."""
+    raw, mean = (student_of(state, run_dir.engine.main, own) for own in (True, False))
+    if raw is not None and mean is not None:
+        model, beside = parts.finished(mean), parts.finished(raw).network
+        run_dir.publish(partial(model.save, raw=beside, recipe=to_json(parts.recipe), steps=state.step))
+        run_dir.drop_states()
 
 
 def _digest(network: DiT, recipe: Recipe) -> str:

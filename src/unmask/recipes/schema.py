@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,12 +13,13 @@ from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
 from unmask.objectives.sdtt import Distance, Faithful
-from unmask.plain import from_json
+from unmask.plain import check_plain, from_json
 from unmask.training.schedule import AdamW
 
 Precision = Literal["float32", "bfloat16", "fastest"]
 Part = Literal["all", "first half", "second half"]
 Noise = Literal["masked", "uniform"]
+NAME_BYTES = 200  # of the 255 that file systems allow: temporary names are longer
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Schedule:
     eps: float = 1e-3
     power: float = 1.0
 
+    def __post_init__(self) -> None:
+        _within("eps", self.eps, 0, 1)
+        if not self.power > 0:
+            raise ValueError(f"power is out of range: got {self.power}, want power > 0")
+
 
 @dataclass(frozen=True)
 class Nelbo:
@@ -102,6 +109,7 @@ class Nelbo:
     deeper: int = 1
 
     def __post_init__(self) -> None:
+        _within("t_min", self.t_min, 0, 1)
         if self.deeper < 1 or (self.deeper > 1 and not self.init):
             raise ValueError(
                 "deeper counts the blocks for each block of the model to start from, init: want deeper >= 1, and 1 "
@@ -128,6 +136,18 @@ class Curriculum:
     top_k: int = 8
     t_min: float = 1e-3
     init: str = ""
+
+    def __post_init__(self) -> None:
+        _within("t_min", self.t_min, 0, 1)
+        if self.soft_steps < 0:
+            raise ValueError(f"soft_steps is out of range: got {self.soft_steps}, want soft_steps >= 0")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is out of range: got {self.temperature}, want temperature > 0")
+        if self.top_k < 1:
+            raise ValueError(
+                f"top_k is out of range: got {self.top_k}, want top_k >= 1, and below the vocabulary's size"
+            )
+        _rising("gamma", self.gamma)
 
 
 @dataclass(frozen=True)
@@ -176,6 +196,13 @@ class Consistency:
 
     def __post_init__(self) -> None:
         structure_of(self.structure)  # refused at once
+        _check_rounds("temperatures", self.round_steps, self.delta0, len(self.temperatures))
+        if not all(tau > 0 for tau in self.temperatures):
+            raise ValueError(f"temperatures is out of range: got {self.temperatures}, want each > 0")
+        if not self.revealed_weight >= 0:
+            raise ValueError(f"revealed_weight is out of range: got {self.revealed_weight}, want revealed_weight >= 0")
+        if self.gamma is not None:
+            _rising("gamma", self.gamma)
         ignored = {"revealed": "cross_entropy", "revealed_weight": 1.0, "reduction": "tokens"}
         changed = [name for name, default in ignored.items() if getattr(self, name) != default]
         if self.process == "uniform" and changed:
@@ -215,10 +242,35 @@ class Sdtt:
         for name in ("count", "teacher_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is a count of the distillation: want >= 1, got {getattr(self, name)}")
+        _check_rounds("count", self.round_steps, self.delta0, self.count)
 
     def rounds(self) -> Rounds:
         """Step size as a function of the step; the teacher keeps its temperature."""
         return Rounds(self.round_steps, self.delta0, (1.0,) * self.count)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value < high:
+        raise ValueError(f"{name} is out of range: got {value}, want {low} <= {name} < {high}")
+
+
+def _rising(name: str, ends: tuple[float, float]) -> None:
+    if not ends[0] < ends[1]:
+        raise ValueError(f"{name} is no range: got {ends}, want its lower end first")
+
+
+def _check_rounds(name: str, round_steps: int, delta0: float, count: int) -> None:
+    """ValueError unless delta0, doubled a round, stays a time in (0, 1)."""
+    if round_steps < 1:
+        raise ValueError(f"round_steps is out of range: got {round_steps}, want round_steps >= 1")
+    if not 0 < delta0 < 1:
+        raise ValueError(f"delta0 is out of range: got {delta0}, want 0 < delta0 < 1")
+    most = math.ceil(-math.log2(delta0))
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"{name} is out of range: got {count} rounds, want 1 .. {most}, for which delta0 = {delta0}, doubled each "
+            "round, stays below 1; give fewer rounds or a smaller delta0"
+        )
 
 
 Distillation = Consistency | Sdtt
@@ -236,7 +288,7 @@ class Recipe:
                   less memory, in up to a third more time
     precision     of the matrix products inside the network; weights, normalisations and losses stay float32.
                   "fastest": bfloat16 where the machine multiplies it faster, else float32; decided at the start of a
-                  run and written into its recipe.json
+                  run, named at its start, written into its recipe.json and the card of its model
     steps         updates in all
     seed          of batches, noise, dropout and new weights
     save_every    updates between two saved states
@@ -262,6 +314,8 @@ class Recipe:
     save_every: int = 1000
 
     def __post_init__(self) -> None:
+        check_plain(self)
+        check_name(self.name)
         for name in ("batch_size", "accumulation", "steps", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is a count of the recipe {self.name!r}: want >= 1, got {getattr(self, name)}")
@@ -270,6 +324,16 @@ class Recipe:
                 f"accumulation splits batch_size = {self.batch_size} into equal micro-batches, "
                 f"and {self.accumulation} does not divide it"
             )
+
+
+def check_name(name: str) -> None:
+    """ValueError for a name that no directory can have."""
+    size = len(name.encode())
+    if name in ("", ".", "..") or {"/", "\0"} & {*name} or size > NAME_BYTES:
+        raise ValueError(
+            f"name is no name of a directory: got {name[:40]!r}, {size} bytes, want 1 to {NAME_BYTES} bytes "
+            "without a slash or NUL, and other than '.' and '..'; give another --name"
+        )
 
 
 def recipe_of(run: Path) -> Recipe:

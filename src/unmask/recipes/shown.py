@@ -71,5 +71,5 @@ def film(model: Model, title: str, steps: int, length: int, study: Study) -> dic
 
 
 def excerpt(rows: Rows, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
-    """n real rows as text, spread over all of them."""
+    """n real rows as text, spread evenly over all of them."""
     return [decode(row) for row in rows[spread(len(rows), n)].tolist()]

@@ -87,6 +87,8 @@ class Measured:
 class Scene:
     """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before.
 
+    products       precision of the networks' matrix products
+    wrap           whether real rows have BOS and EOS at their ends
     read_by_judge  share of the held-out documents that the judge was trained on; None: not known
     """
 
@@ -95,6 +97,8 @@ class Scene:
     real: Rows
     data: str
     known: Sequence[Measured] = ()
+    products: str = "float32"
+    wrap: bool = False
     read_by_judge: float | None = None
 
     def __post_init__(self) -> None:
@@ -116,7 +120,7 @@ class Scene:
         study, length = self.study, self.real.shape[1]
         return Protocol(
             self.judge.stamp, length, study.samples, named("draw", study.draw, PRECISION), self.data, __version__,
-            study.texts, study.completions, len(self.real), self.read_by_judge,
+            study.texts, study.completions, self.products, self.wrap, len(self.real), self.read_by_judge,
         )  # fmt: skip
 
     @property
@@ -134,6 +138,7 @@ def measure(
     that are measured here, at one step count, become their median. A shipped row gets the same, since another machine's
     clock compares with nothing, or is timed by a draw of its own.
     """
+    scene = replace(scene, products=model.network.precision)
     study, length = scene.study, scene.real.shape[1]
     setting = _setting(model, study)
     if isinstance(model, CausalModel):
@@ -280,6 +285,7 @@ def over_seeds(rows: Sequence[Row]) -> Measured:
 
 def perplexity_after_round(model: Model, scene: Scene) -> Measured:
     """One row at the step count of the round table, without completions: cheap enough to draw after every round."""
+    scene = replace(scene, products=model.network.precision)
     study, length = scene.study, scene.real.shape[1]
     setting = _setting(model, study)
     rows = measure_frontier(

@@ -182,7 +182,8 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     judge = judge_named(plan.judge, data.tokenizer, data.held_out.shape[1], plan.device)
     study = replace(plan.study, sampler=told.sampler, draw=told.draw)
     text = next(method.recipe.data for method in plan.methods.values() if method.teacher == teacher)
-    return model, Scene(study, judge, data.held_out, data.digest, known, share_read(plan.judge, text))
+    share = share_read(plan.judge, text)
+    return model, Scene(study, judge, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
 
 
 def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Generator[Progress, None, bool]:

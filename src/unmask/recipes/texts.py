@@ -14,35 +14,44 @@ from numpy.typing import NDArray
 from unmask.files import replacing, write_text
 from unmask.recipes.build import starts_from
 from unmask.recipes.schema import Data, Part, Recipe
+from unmask.text.agreement import COMPARED, check_ids
 from unmask.text.cache import Say, alone, cache, key, silent
 from unmask.text.corpora import Corpus, Split, halves, load_corpus, load_stream, split
 from unmask.text.packing import Ids, Rows, Windows, joined, row_blocks
+from unmask.text.pieces import PIECE
 from unmask.text.stored import FORMAT, StoredRows, TokenLists, kept_rows
 from unmask.text.streamed import AT_ONCE, Stream
-from unmask.text.tokenizers import Tokenizer, tokenizer_named, train_bpe
+from unmask.text.tokenizers import Tokenizer, bpe_size, tokenizer_named, train_bpe
 from unmask.text.windows import WINDOW, windows
 
 PARTS: Mapping[Part, slice] = MappingProxyType(
     {"all": slice(None), "first half": slice(0, None, 2), "second half": slice(1, None, 2)}
 )
 SPEAK_EVERY = 30  # seconds between two lines about a long tokenization
-# Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
-# at the beginning of a text, in blanks, case, accents, numbers and marks.
-PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 <|endoftext|> 「日本語」 "
 
 
 @dataclass(frozen=True)
 class Texts:
     """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest.
 
-    identity  of text that is streamed, a name that changes when it does
+    text_digest  of the training documents: `Corpus.digest` of those in memory; of those on disk, and of a stream, the
+                 identity, which changes when their files or their commit do
+    identity     of text that is streamed, a name that changes when it does
+    wrap         whether rows have BOS and EOS at their ends
     """
 
     train: Rows | Windows
     held_out: Rows
     tokenizer: Tokenizer
     digest: str
+    text_digest: str
     identity: str | None = None
+    wrap: bool = False
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Changes when the tokenizer gives the same text other ids, though its vocabulary may be the same."""
+        return self.tokenizer.behaviour
 
     @property
     def train_rows(self) -> int | None:
@@ -57,12 +66,13 @@ class Texts:
 
 def documents(data: Data, say: Say = silent) -> Split:
     """The documents that a recipe trains on and holds out."""
-    if data.streaming:
-        return load_stream(data.corpus, PARTS[data.part], say)
+    return load_stream(data.corpus, PARTS[data.part], say) if data.streaming else split(corpus_of(data))
+
+
+def corpus_of(data: Data) -> Corpus:
+    """The documents that `data` names, in memory or on disk, those to train on and those to hold out."""
     corpus = load_corpus(data.corpus)
-    if data.part != "all":
-        corpus = halves(corpus)[PARTS[data.part].start]
-    return split(corpus)
+    return corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start]
 
 
 def texts(recipe: Recipe, say: Say = silent) -> Texts:
@@ -76,8 +86,11 @@ def texts(recipe: Recipe, say: Say = silent) -> Texts:
     if isinstance(parts.train, Stream):
         are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(parts.held_out.documents)
         digest, identity = digest_of(parts.held_out), parts.train.identity
-        return Texts(streamed(parts.train, are_rows, *form, say), held_out, tokenizer, digest, identity)
-    return Texts(rows(parts.train, *form, say), held_out, tokenizer, digest_of(parts.held_out))
+        ahead = streamed(parts.train, are_rows, *form, say)
+        return Texts(ahead, held_out, tokenizer, digest, identity, identity, recipe.data.wrap)
+    text_digest = parts.train.identity or parts.train.digest
+    train = rows(parts.train, *form, say)
+    return Texts(train, held_out, tokenizer, digest_of(parts.held_out), text_digest, wrap=recipe.data.wrap)
 
 
 def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
@@ -87,11 +100,14 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
     for a text, tokenizer and length. Lists of ids that all have L tokens are rows already and stay where they are.
     """
     lists = corpus.documents
+    if isinstance(lists, TokenLists):
+        check_ids(corpus.name, lists.beside_text(COMPARED), tokenizer)
     if isinstance(lists, TokenLists) and _are_rows(lists):
         return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
 
     def blocks() -> Iterator[NDArray[np.int64]]:
-        return row_blocks(encoded(corpus, tokenizer, say), length, tokenizer.eos_id, wrap, tokenizer.bos_id)
+        lists = encoded(corpus, tokenizer, say)
+        return row_blocks(lists, length, tokenizer.eos_id, wrap, tokenizer.bos_id, name=f"the text {corpus.name!r}")
 
     if corpus.identity is None:
         return joined(blocks())
@@ -109,7 +125,7 @@ def streamed(
 
     def encode(some: Sequence[str] | TokenLists) -> Sequence[Ids]:
         if not isinstance(some, TokenLists):
-            return tokenizer.encode_batch(some)
+            return coded(some, tokenizer)
         if are_rows and any(len(ids) != length for ids in some):
             raise ValueError(
                 f"the first lists of ids of {stream.name!r} are rows of {length} tokens, others have other lengths: "
@@ -117,6 +133,7 @@ def streamed(
             )
         return some
 
+    check_ids(stream.name, stream.beside_text(COMPARED), tokenizer)
     folder = cache() / "windows" / key(_name(stream.identity, tokenizer, length, wrap), WINDOW, are_rows)
     ends = (None, False, None) if are_rows else (tokenizer.eos_id, wrap, tokenizer.bos_id)
     return windows(stream, encode, folder, tokenizer.vocab_size, length, *ends, say)
@@ -124,8 +141,7 @@ def streamed(
 
 def _name(identity: str, tokenizer: Tokenizer, length: int, wrap: bool) -> str:
     """Of the rows that are made of a text."""
-    ends = tokenizer.eos_id, tokenizer.bos_id
-    return key(FORMAT, identity, tokenizer.digest, tokenizer.encode(PROBE), *ends, length, wrap)
+    return key(FORMAT, identity, tokenizer.behaviour, length, wrap)
 
 
 def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator[Ids]:
@@ -136,11 +152,19 @@ def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator
         return
     left, done = iter(corpus.documents), 0
     while some := list(islice(left, AT_ONCE)):
-        yield from tokenizer.encode_batch(some)
+        yield from coded(some, tokenizer)
         done += len(some)
         if time.monotonic() - told > SPEAK_EVERY:
             told = time.monotonic()
             say(f"tokenizing {corpus.name}: {done:,} of {total:,} documents")
+
+
+def coded(documents: Sequence[str], tokenizer: Tokenizer) -> Sequence[Ids]:
+    """The token ids of documents, 8 bytes each where a document is long."""
+    if max(map(len, documents), default=0) <= PIECE:
+        return tokenizer.encode_batch(documents)
+    found = ([np.asarray(ids, dtype=np.int64) for ids in tokenizer.pieces(document)] for document in documents)
+    return [np.concatenate(pieces) for pieces in found]
 
 
 def digest_of(corpus: Corpus) -> str:
@@ -162,7 +186,7 @@ def tokenizer_of(data: Data, train: Corpus | Stream, say: Say = silent) -> Token
     """
     if not data.tokenizer.startswith("bpe:"):
         return tokenizer_named(data.tokenizer)
-    size = int(data.tokenizer.removeprefix("bpe:"))
+    size = bpe_size(data.tokenizer)
     if train.identity is None:
         return train_bpe(train.texts, size)
     folder = cache() / "tokenizers" / key(FORMAT, train.identity, size)
@@ -194,7 +218,7 @@ def _as_they_are(name: str, lists: TokenLists, tokenizer: Tokenizer, length: int
         if ends != [[bos, tokenizer.eos_id]]:
             raise ValueError(
                 f"data.wrap says that a row begins with BOS (id {bos}) and ends with EOS (id {tokenizer.eos_id}); the "
-                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap, or the tokenizer that "
-                "made them"
+                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap (of a measurement: "
+                "--text.wrap False), or the tokenizer that made them"
             )
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+from unmask.plain import finite
 
 _VOID = {"br", "hr", "input", "meta"}
 
@@ -50,15 +51,5 @@ def embedded(data: Any) -> Html:
     >>> print(embedded({"text": "</script><!-- & é", "worst": float("inf")}))
     {"text": "\\u003c/script\\u003e\\u003c!-- \\u0026 \\u00e9", "worst": null}
     """
-    text = json.dumps(_finite(data), allow_nan=False)
+    text = json.dumps(finite(data), allow_nan=False)
     return Html(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return data

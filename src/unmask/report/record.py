@@ -9,7 +9,16 @@ from typing import Any
 
 from unmask import __version__
 from unmask.evaluation.frontier import Answers
-from unmask.evaluation.measure import ENTROPIES, GEN_PPL, Measure, Protocol, Row, protocol_words, require_same_protocol
+from unmask.evaluation.measure import (
+    ENTROPIES,
+    GEN_PPL,
+    Measure,
+    Protocol,
+    Row,
+    protocol_words,
+    require_same_protocol,
+    row_of,
+)
 from unmask.plain import from_json
 
 ENTROPY = "entropy"
@@ -260,7 +269,7 @@ def _check_film(film: Film, where: str) -> None:
 
 def _line(value: Any, where: str) -> Line:
     """A row repeats its figures on top, and says beside them whether it was shipped."""
-    row = from_json(Row, value, where, strict=False)
+    row = row_of(value, where, strict=False)
     shipped = value.get("shipped", False)
     if not isinstance(shipped, bool):
         raise ValueError(f"{where}.shipped is a value of type bool: got {shipped!r}")

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from unmask.limits import whole
 from unmask.samplers.draws import is_number
 from unmask.samplers.steps import Sampler, Step, Task, check_masked, reveal
 
 
 def blockwise(block: float) -> Sampler:
-    """`reveal` in blocks of `block` tokens from left to right, as LLaDA (arXiv 2502.09992) and Fast-dLLM draw.
+    """`reveal` in blocks of `block` tokens from left to right, in random order within a block.
+
+    The order of the blocks is that of LLaDA (arXiv 2502.09992) and Fast-dLLM (arXiv 2505.22618). Within a block both
+    unmask the tokens of greatest probability first by default, which this sampler does not.
 
     It is `reveal` at other levels u' of the same latent. With i the number of a sample's free tokens before this one, F
     all of them, first = block floor(i / block), and size = min(block, F - first) those of its block,
@@ -26,12 +30,8 @@ def blockwise(block: float) -> Sampler:
 
     ValueError unless block is a whole number >= 1.
     """
-    if not (is_number(block) and block >= 1 and block == block // 1):
-        raise ValueError(
-            "block is the number of tokens that are shown before any that stands behind them: "
-            f"want a whole number >= 1, got {block!r}"
-        )
-    return partial(_blockwise, block=int(block))
+    count = int(block) if is_number(block) and block == block // 1 else block  # as text it came as a float
+    return partial(_blockwise, block=whole("block", count, "the tokens that are shown before any behind them"))
 
 
 def _blockwise(task: Task, block: int) -> Sequence[Step]:

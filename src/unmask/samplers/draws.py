@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unmask.limits import whole
 from unmask.prediction import Prediction
 from unmask.rng import address, gumbel, uniform
 
@@ -93,10 +94,8 @@ class Filters:
             raise ValueError(
                 f"top_p is the probability of the tokens kept: want 0 < top_p <= 1 (1 keeps all), got {self.top_p!r}"
             )
-        if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
-            raise ValueError(
-                f"top_k is the number of tokens kept: want top_k >= 1 (None keeps all), got {self.top_k!r}"
-            )
+        if self.top_k is not None:
+            whole("top_k", self.top_k, "the number of tokens kept, None for all")
 
     @property
     def keep_all(self) -> bool:

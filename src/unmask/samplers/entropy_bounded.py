@@ -11,10 +11,8 @@ import torch.nn.functional as F
 
 from unmask.samplers.draws import blocks, is_number
 from unmask.samplers.reads import Laws, Reads
-from unmask.samplers.steps import Sampler, Step, Task, can_change, check_masked, put
+from unmask.samplers.steps import Sampler, Step, Task, can_change, check_masked, in_steps, put
 from unmask.types import Tokens
-
-ENTROPY_STEPS = 2**10  # steps in a nat: entropies of one step are equal, far above the rounding of a float32 network
 
 
 def entropy_bounded(bound: float) -> Sampler:
@@ -26,9 +24,8 @@ def entropy_bounded(bound: float) -> Sampler:
 
     and always one. The left side bounds what the tokens of U can tell about each other, so it bounds the price of
     drawing them at once. bound = 0: one token a step, and with it those that are certain (H = 0); inf: all in one step.
-    Ties go to the earlier position, and a tie is what is equal to 2^-10 nats: over a blank canvas a network with rotary
-    positions has one law for all positions, and rounding must not choose. H goes by p(x0) at the temperature, before
-    top-p and top-k. A token is drawn by one race at any bound.
+    Ties (see `in_steps`) go to the earlier position. H goes by p(x0) at the temperature, before top-p and top-k. A
+    token is drawn by one race at any bound.
 
     The grid gives alpha(1) only: there are as many steps as the longest text has free tokens, and those behind its end
     cost no call. What is shown does not follow the grid, so the network is told `Task.level`, each sample its own: the
@@ -67,7 +64,7 @@ class _EntropyBounded:
             guess = put(guess, at, self.task.token(log_p, at))  # not kept, not seen: its race is still fresh
             for law, part in blocks(log_p, at):
                 entropy = put(entropy, part, torch.special.entr(law.exp()).sum(-1))
-        order = (entropy * ENTROPY_STEPS).round().argsort(dim=1, stable=True)
+        order = in_steps(entropy).argsort(dim=1, stable=True)
         before = F.pad(entropy.gather(1, order).cumsum(1)[:, :-1], (1, 0))  # the sum without the last, the greatest
         kept = torch.zeros_like(z, dtype=torch.bool).scatter(1, order, before <= self.bound)
         return torch.where(kept, guess, z)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.schedules import NoiseSchedule
+from unmask.limits import MOST_STEPS, whole
 
 Grid: TypeAlias = Callable[[int, NoiseSchedule], Tensor]  # steps N, schedule -> alphas, float64 [moves + 1]
 
@@ -37,7 +38,7 @@ def cosine_grid(steps: int, schedule: NoiseSchedule) -> Tensor:
     >>> cosine_grid(3, LogLinear(eps=0.0))
     tensor([0.0000, 0.1340, 0.5000, 1.0000], dtype=torch.float64)
     """
-    return _levels(torch.cos(math.pi / 2 * _share(steps)).clamp(min=0), schedule)
+    return _levels(torch.cos(math.pi / 2 * _share(steps)).clamp(0, 1), schedule)
 
 
 def released_grid(steps: int, schedule: NoiseSchedule) -> Tensor:
@@ -86,8 +87,7 @@ def check_levels(alphas: Tensor) -> None:
 
 
 def _share(steps: int) -> Tensor:
-    if steps < 1:
-        raise ValueError(f"steps is the number of moves from noise to text: want steps >= 1, got {steps}")
+    steps = whole("steps", steps, "the number of moves from noise to text", 1, MOST_STEPS)
     return torch.arange(steps + 1, dtype=torch.float64) / steps
 
 

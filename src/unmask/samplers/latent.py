@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.structure import Structure, gaussian_copula
+from unmask.limits import INT64, seed_number, whole
 from unmask.rng import address, uniform
 
 _LEVEL, _RACE, _SHARED = 0, 1, 2  # the streams of a sample
+BEFORE = 2**62  # the occasion before the first step: no step has this index
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def draw_latent(
     `structure` says which tokens are revealed together; None, each on its own. The race is the same for any structure,
     and each token's own normal is Phi^-1 of the independent u, which a structure without correlation gives back.
     """
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed is a 64-bit number: want -2^63 <= seed < 2^63, got {seed}")
+    seed_number("seed", seed)
+    check_first(first, n)
     sample = torch.arange(first, first + n, device=device)
     position = torch.arange(length, device=device)
     own = address(seed, sample[:, None], _LEVEL, position)
@@ -73,3 +75,8 @@ def draw_latent(
         normals = torch.special.ndtri(uniform(torch.stack([own, *shared]).cpu()))
         u = gaussian_copula(structure, normals).to(device)
     return Latent(u, address(seed, sample, _RACE))
+
+
+def check_first(first: int, n: int) -> None:
+    """ValueError where samples first, ..., first + n - 1 have numbers beyond 64 bits."""
+    whole("first", first, "the number of the first sample", 0, INT64 - 1 - n)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,19 +13,21 @@ from torch import Tensor, nn
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.structure import Structure, structure_of
+from unmask.limits import INT64, MOST_STEPS, check_room, seed_number, whole
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.samplers.ar import Predictor, autoregress
 from unmask.samplers.calls import Calls, calls_of
 from unmask.samplers.canvas import Frame, Prompt, Tokenizer, check_pinned, pin
 from unmask.samplers.draws import DRAWS, Draw, Filters, check_numbers, read
 from unmask.samplers.grids import GRIDS, Grid
-from unmask.samplers.latent import draw_latent
+from unmask.samplers.latent import check_first, draw_latent
 from unmask.samplers.names import named, sampler_of
 from unmask.samplers.reads import Laws, Reads
 from unmask.samplers.steps import Sampler, Task, ancestral, greedy_tail, reveal
 from unmask.text.tokenizers import start_token
 from unmask.types import Denoiser, Tokens
 
+DRAWN_BYTES = 48  # of a token in the end: its id in a batch and in all of them, and as an int of Python in a list
 _BY_LATENT = (reveal, greedy_tail)  # the samplers of MASKs that reveal at the levels u of the latent
 
 
@@ -128,18 +129,20 @@ def watch(
     cache: int | None = None,
 ) -> Iterator[Frame]:
     """The frames of the run that `sample` ends with, for players and progress bars; arguments are checked at once."""
-    for name, value in (("n", n), ("length", length), ("steps", steps), ("cache", 1 if cache is None else cache)):
-        _check_count(name, value)
-    for name, value in (("seed", seed), ("first", first)):
-        _check_whole(name, value)
+    n, length, steps = _count("n", n), _count("length", length), _count("steps", steps, MOST_STEPS)
+    seed, cache = seed_number("seed", seed), None if cache is None else _count("cache", cache)
+    check_first(first, n)
     filters = Filters(temperature, top_p, top_k)
     drawing = named("draw", draw, DRAWS)
     _check_device(model, device)
+    _check_room(n, length, _token_bytes(model), device)
     structure = structure_of(structure) if isinstance(structure, str) else structure
     latent = draw_latent(n, length, seed, first, device, structure=structure)
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
             raise ValueError(f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}")
+        if grid != "uniform":
+            raise ValueError(f"an autoregressive model has no noise levels: leave grid out, got {grid!r}")
         if cache is not None:
             raise ValueError(f"an autoregressive model keeps its past in any case: leave cache out, got {cache!r}")
         _check_read(structure, "an autoregressive model", False)
@@ -185,7 +188,8 @@ def sample(
     """Draw n texts of `length` tokens in `steps` steps.
 
     model        .denoiser .process .schedule .tokenizer, or .predictor .tokenizer: autoregressive, a call a token
-    seed, first  sample i is a pure function of (model, seed, first + i), whatever n and batch_size
+    seed, first  sample i is a pure function of (model, seed, first + i) at equal logits. Matrix products round by their
+                 shape, so n and batch_size can change the last digits of logits, and with them some tokens
     temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
     prompt       text or ids [P] at the start of every sample, counted in length
     pinned       ids [n, length], -1 where free: infilling. Masked diffusion only has its law: autoregressive models see
@@ -196,19 +200,20 @@ def sample(
                  a `Sampler`
     grid         "uniform", "cosine", "released" (one move more than steps), "loop", or a `Grid`
     draw         "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
-    batch_size   samples a network call at most; None for all
+    batch_size   samples a network call at most; None for all. 1: each is exactly what it is alone, whatever n
     structure    which tokens "reveal" shows together: "block:8:0.9", "span:16", "hierarchy:64,16:0.5,0.3", or a
                  `Structure`; None, each on its own
     cache        moves from one whole pass of the network to the next, windows between: see `calls`. None, 1: exact
 
     ValueError for arguments outside their range, and where the model's laws are not numbers.
     """
-    size = n if batch_size is None else batch_size
-    _check_count("n", n)
-    _check_count("batch_size", size)
+    n, length = _count("n", n), _count("length", length)
+    size = n if batch_size is None else _count("batch_size", batch_size)
+    check_first(first, n)
     if pinned is not None:
         check_pinned(pinned, n, length)
     _check_device(model, device)
+    _check_room(n, length, DRAWN_BYTES, "cpu")
     run = partial(watch, model, length=length, steps=steps, seed=seed, temperature=temperature, top_p=top_p)
     run = partial(run, prompt=prompt, device=device, top_k=top_k, sampler=sampler, grid=grid, draw=draw, cache=cache)
     tokens, nfe, calls = [], torch.zeros(n, dtype=torch.int64, device=device), 0
@@ -247,19 +252,26 @@ def _check_read(structure: Structure | None, reader: str, reads: bool) -> None:
         )
 
 
-def _check_whole(name: str, value: int) -> None:
-    meaning = {"seed": "seed names the randomness", "first": "first is the number of the first sample"}[name]
-    if isinstance(value, bool) or not isinstance(value, Integral) or (name == "first" and value < 0):
-        raise ValueError(f"{meaning}: want a whole number{' >= 0' if name == 'first' else ''}, got {value!r}")
-
-
-def _check_count(name: str, value: int) -> None:
+def _count(name: str, value: int, high: int = INT64 - 1) -> int:
     meaning = {
-        "n": "n is the number of samples",
-        "length": "length is the number of tokens of a sample, prompt included",
-        "steps": "steps is the number of moves from noise to text",
-        "batch_size": "batch_size is the number of samples in a network call",
-        "cache": "cache is the number of moves between two whole passes of the network",
+        "n": "the number of samples",
+        "length": "the number of tokens of a sample, prompt included",
+        "steps": "the number of moves from noise to text",
+        "batch_size": "the number of samples in a network call",
+        "cache": "the number of moves between two whole passes of the network",
     }[name]
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{meaning}: want a whole number >= 1, got {value!r}")
+    return whole(name, value, meaning, 1, high)
+
+
+def _check_room(n: int, length: int, token_bytes: int, device: torch.device | str) -> None:
+    """ValueError where n texts of `length` tokens pass the memory of the device, at `token_bytes` a token at least."""
+    gpu = torch.device(device).type == "cuda"
+    room = torch.cuda.get_device_properties(device).total_memory if gpu else None
+    got, advice = f"{n} x {length} tokens", "give a smaller batch_size, n or length"
+    check_room("n x length", got, n * length * token_bytes, advice, room)
+
+
+def _token_bytes(model: DiffusionModel | AutoregressiveModel) -> int:
+    """What a token takes in a network call at least: its latent, and in a network of ours six hidden states."""
+    network = None if isinstance(model, AutoregressiveModel) else model.denoiser
+    return DRAWN_BYTES + (24 * network.network.shape.width if isinstance(network, NetworkDenoiser) else 0)

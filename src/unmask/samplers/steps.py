@@ -24,7 +24,7 @@ from unmask.rng import uniform
 from unmask.samplers.canvas import FREE
 from unmask.samplers.draws import EXACT, UNFILTERED, Draw, Filters, blocks, draw_rows, race
 from unmask.samplers.grids import check_levels
-from unmask.samplers.latent import Latent
+from unmask.samplers.latent import BEFORE, Latent
 from unmask.samplers.reads import Laws, Reads, plan
 from unmask.types import Tokens
 
@@ -69,11 +69,9 @@ class Task:
         """The start: given tokens, and noise that is each sample's own in any batch."""
         if self.mask_id is not None:
             return self.pins.where(~self.free, self.mask_id)
-        noise = [
-            self.process.prior(row[None], torch.Generator().manual_seed(key))
-            for row, key in zip(self.pins.cpu(), self.latent.key.tolist(), strict=True)
-        ]
-        return self.pins.where(~self.free, torch.cat(noise).to(self.pins.device))
+        at = torch.arange(self.pins.numel(), device=self.pins.device)
+        noise = self.process.noise(uniform(self.latent.address(at, BEFORE)))
+        return self.pins.where(~self.free, noise.view_as(self.pins))
 
     def level(self, z: Tokens) -> Tensor:
         """The alpha at which a text of masked diffusion is expected to show what z shows: float64 [n].
@@ -134,8 +132,8 @@ def confidence(task: Task) -> Sequence[Step]:
     """Draw everywhere, keep the tokens of greatest probability (MaskGIT, arXiv 2202.04200); the grid says how many.
 
     After step k, of F free tokens F (alpha_{k+1} - alpha_0) / (1 - alpha_0) are shown, rounded, halves up. The order
-    goes by p(x0) at the temperature, before top-p and top-k; ties go to the earlier position. This is not the model's
-    law: it prefers the safe tokens.
+    goes by p(x0) at the temperature, before top-p and top-k; ties (see `in_steps`) go to the earlier position. This is
+    not the model's law: it prefers the safe tokens.
     """
     check_masked(task)
     share = ((task.alphas - task.alphas[0]) / (1 - task.alphas[0])).to(task.pins.device)
@@ -263,8 +261,16 @@ class _Confidence:
             token = self.task.token(log_p, at, self.k)
             guess = put(guess, at, token)
             score = put(score, at, log_p.gather(-1, token[:, None]).squeeze(-1).double())
-        rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        rank = in_steps(score).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return torch.where(rank < self.count[:, None], guess, z)
+
+
+def in_steps(nats: Tensor) -> Tensor:
+    """Whole numbers that order `nats` by size, equal for a tie: for what is equal to 2^-10 nats.
+
+    Over a blank canvas a network with rotary positions has one law at all positions, and rounding must not choose one.
+    """
+    return (nats * 2**10).round()
 
 
 def can_change(task: Task, z: Tokens, candidates: Tensor) -> Reads:

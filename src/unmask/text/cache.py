@@ -40,8 +40,15 @@ def alone(target: Path, say: Say = silent) -> Iterator[None]:
     """
     import fcntl  # POSIX only, and the library is to be imported anywhere
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".lock-{target.name}").open("a") as lock:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = target.with_name(f".lock-{target.name}").open("a")
+    except OSError as error:
+        raise OSError(
+            f"UNMASK_CACHE cannot be written: what is made from text is kept in {target.parent} ({error}); name a "
+            "directory that can be written"
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

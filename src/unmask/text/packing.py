@@ -81,13 +81,15 @@ def row_blocks(
     bos_id: int | None = None,
     between: bool = True,
     block: int = BLOCK,
+    name: str = "the text",
 ) -> Iterator[NDArray[np.int64]]:
     """The rows of `pack`, a few at a time as the documents come: int64 [k, L], k the rows of about `block` tokens.
 
-    What is held is less than `block` tokens and one document, however many documents there are.
+    What is held is less than `block` tokens and one document, however many documents there are. `name` is the text's
+    name in the error where it does not fill one row.
     """
     pieces = joints(token_lists, eos_id if between else None)
-    return crops(_enough(pieces, length - 2 if wrap else length), length, eos_id, wrap, bos_id, block)
+    return crops(_enough(pieces, length - 2 if wrap else length, name), length, eos_id, wrap, bos_id, block)
 
 
 def crops(
@@ -209,14 +211,14 @@ def _crops(pieces: Iterable[NDArray[np.int64]], length: int, block: int) -> Iter
         yield np.concatenate(held)[: size // length * length].reshape(-1, length)
 
 
-def _enough(pieces: Iterable[NDArray[np.int64]], length: int) -> Iterator[NDArray[np.int64]]:
+def _enough(pieces: Iterable[NDArray[np.int64]], length: int, name: str) -> Iterator[NDArray[np.int64]]:
     """The pieces; ValueError at their end where they do not fill one row."""
     total = 0
     for piece in pieces:
         total += len(piece)
         yield piece
     if total < length:
-        raise ValueError(f"the text has {total} tokens and a row takes {length}: give more text, or a smaller length")
+        raise ValueError(f"{name} has {total} tokens and a row takes {length}: give more text, or a smaller length")
 
 
 def _check(step: int, batch_size: int, rank: int, world: int) -> None:

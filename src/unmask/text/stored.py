@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -23,8 +23,9 @@ from unmask.files import writing
 from unmask.text.cache import Say, alone, silent
 from unmask.text.packing import check_rows
 
-FORMAT = 1  # of the rows that are kept
+FORMAT = 2  # of the rows that are kept
 COLUMN = "input_ids"  # of token ids, as the Hugging Face libraries call it
+PADDING = "attention_mask"  # of marks, 0 where an id is padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,24 +79,29 @@ class TokenLists(Sequence[NDArray[np.int64]]):
     """Lists of token ids, a column of an Arrow table, left on disk until they are read.
 
     chosen  which of them, in order: a slice is a view
+    mask    a column of lists as long: an id where it is 0 is padding, and left out (None: there is no padding)
+    text    a column of the texts that the ids encode, where there is one
 
     ValueError for a column of something else, or with nothing in the place of a list.
     """
 
     column: Any
     chosen: range
+    mask: Any = None
+    text: Any = None
 
     def __post_init__(self) -> None:
-        from pyarrow import types
+        from pyarrow import compute
 
-        kind = self.column.type
-        is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-        if not is_list or not types.is_integer(kind.value_type):
+        _check_lists(self.column, COLUMN)
+        if self.mask is None:
+            return
+        _check_lists(self.mask, PADDING)
+        ids, marks = (compute.list_value_length(column).combine_chunks() for column in (self.column, self.mask))
+        if not ids.cast("int64").equals(marks.cast("int64")):
             raise ValueError(
-                f"a column of tokens holds lists of integers, {COLUMN} holds {kind}: encode the text first"
+                f"{PADDING} has a mark for each id of {COLUMN}, and some lists have other lengths: encode it again"
             )
-        if self.column.null_count or any(chunk.flatten().null_count for chunk in self.column.chunks):
-            raise ValueError(f"{COLUMN} holds lists of token ids, and some lists or ids are missing (null): drop them")
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -106,20 +112,31 @@ class TokenLists(Sequence[NDArray[np.int64]]):
     def __getitem__(self, index: slice) -> TokenLists: ...
     def __getitem__(self, index: int | slice) -> NDArray[np.int64] | TokenLists:
         if isinstance(index, slice):
-            return TokenLists(self.column, self.chosen[index])
+            return replace(self, chosen=self.chosen[index])
         number = self.chosen[index]
         chunk = bisect_right(self._starts, number) - 1
         values = self.column.chunk(chunk)[number - self._starts[chunk]].values
         ids: NDArray[np.int64] = values.to_numpy().astype(np.int64)
-        return ids
+        if self.mask is None:
+            return ids
+        kept: NDArray[np.bool_] = self.mask[number].values.to_numpy(zero_copy_only=False) != 0
+        return ids[kept]
+
+    def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
+        """At most this many of the texts, spread evenly, each with its ids; none where there is no column of texts."""
+        if self.text is None:
+            return []
+        places = sorted({len(self) * place // most for place in range(most)}) if len(self) else []
+        pairs = ((self.text[self.chosen[place]].as_py(), self[place]) for place in places)
+        return [(text, ids) for text, ids in pairs if isinstance(text, str)]
 
     @cached_property
     def length(self) -> int | None:
-        """The tokens of each list of the column, where they are equally many."""
+        """The tokens of each list of the column, where they are equally many and none is padding."""
         from pyarrow import compute
 
         ends = compute.min_max(compute.list_value_length(self.column)).as_py()
-        return ends["min"] if ends["min"] == ends["max"] else None
+        return ends["min"] if ends["min"] == ends["max"] and not self._padded else None
 
     def rows(self) -> StoredRows:
         """The lists as rows, where they have one length: nothing is copied."""
@@ -128,9 +145,31 @@ class TokenLists(Sequence[NDArray[np.int64]]):
         blocks = [chunk.flatten().to_numpy().reshape(-1, self.length) for chunk in self.column.chunks if len(chunk)]
         return StoredRows(blocks, self.chosen)
 
+    @property
+    def _padded(self) -> bool:
+        """Whether some id of the column is padding."""
+        from pyarrow import compute
+
+        marks = () if self.mask is None else (chunk.flatten() for chunk in self.mask.chunks)
+        return any(compute.any(compute.equal(chunk.cast("int64"), 0)).as_py() for chunk in marks)
+
     @cached_property
     def _starts(self) -> list[int]:
         return [0, *accumulate(map(len, self.column.chunks))][:-1]
+
+
+def _check_lists(column: Any, name: str) -> None:
+    """ValueError unless a column holds lists of integers, or marks of two values, and none is missing."""
+    from pyarrow import types
+
+    kind = column.type
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not is_list or not (
+        types.is_integer(kind.value_type) or (name == PADDING and types.is_boolean(kind.value_type))
+    ):
+        raise ValueError(f"a column of tokens holds lists of integers, {name} holds {kind}: encode the text first")
+    if column.null_count or any(chunk.flatten().null_count for chunk in column.chunks):
+        raise ValueError(f"{name} holds a list for each document, and some lists or ids are missing (null): drop them")
 
 
 def arrow_table(file: Path) -> Any:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from unmask.files import writing
 from unmask.text.cache import Say, alone, cache, key, silent
-from unmask.text.stored import COLUMN, FORMAT, TokenLists
-from unmask.text.tables import TEXT, DatasetDocuments, documents_of, open_splits
+from unmask.text.stored import COLUMN, FORMAT, PADDING, TokenLists
+from unmask.text.tables import TEXT, DatasetDocuments, check_text, columns_of, documents_of, open_splits
 
 AT_ONCE = 64  # documents that are read and tokenized together
 BEGINNING = 2**24  # characters, or ids, at the beginning of a text: held out, or what a tokenizer is trained on
@@ -26,6 +26,7 @@ class Stream:
     column    `text`, or `input_ids`
     chosen    the numbers of those that count
     identity  a name that changes when they do
+    padded    there is a column `attention_mask`, whose zeros mark padding
     """
 
     name: str
@@ -33,26 +34,19 @@ class Stream:
     column: str
     chosen: range
     identity: str
+    padded: bool = False
 
     def read(self, number: int = 0, state: Any = None) -> Iterator[tuple[int, Any, list[str] | TokenLists]]:
         """`AT_ONCE` documents at a time, of them those that count, each time with the number and the reader's state
         before them: with these it goes on from there. ValueError where they cannot be read.
         """
-        table = self.table.select_columns([self.column]).with_format("arrow")
+        columns = [self.column, PADDING] if self.padded else [self.column]
+        table = self.table.select_columns(columns).with_format("arrow")
         table.load_state_dict(state)
         some = table.iter(AT_ONCE)
         while (found := self._next(some, number)) is not None:
-            column, chosen = found.column(self.column), beyond(self.chosen, number)
-            here = slice(chosen.start - number, None, chosen.step)
-            if self.column == COLUMN:
-                yield number, state, TokenLists(column, range(len(found)))[here]
-            elif column.null_count:
-                raise ValueError(
-                    f"{self.name} has nothing in the column {self.column!r} of some of its rows {number} to "
-                    f"{number + len(found) - 1}: drop rows without text"
-                )
-            else:
-                yield number, state, column.to_pylist()[here]
+            chosen = beyond(self.chosen, number)
+            yield number, state, self._documents(found, number)[chosen.start - number :: chosen.step]
             number, state = number + len(found), table.state_dict()
 
     def beginning(self) -> Iterator[str | NDArray[np.int64]]:
@@ -71,6 +65,36 @@ class Stream:
             if not isinstance(document, str):
                 raise ValueError(f"{self.name!r} holds token ids, and text is wanted here: give the text itself")
             yield document
+
+    def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
+        """The first texts, at most this many, each with its ids; none where there is no column of texts beside ids."""
+        columns = columns_of(self.table)
+        if self.column != COLUMN or TEXT not in columns:
+            return []
+        names = [name for name in (COLUMN, PADDING, TEXT) if name in columns]
+        found = self._next(self.table.select_columns(names).with_format("arrow").iter(most), 0)
+        mask = found.column(PADDING) if self.padded else None
+        return TokenLists(found.column(COLUMN), range(len(found)), mask, found.column(TEXT)).beside_text(most)
+
+    def _documents(self, found: Any, number: int) -> list[str] | TokenLists:
+        """The documents of some rows of the table, of which the first has this number."""
+        column = found.column(self.column)
+        if self.column == COLUMN:
+            return TokenLists(column, range(len(found)), found.column(PADDING) if self.padded else None)
+        check_text(column.type, self.column, self.name)
+        rows = f"rows {number} to {number + len(found) - 1}"
+        if column.null_count:
+            raise ValueError(
+                f"{self.name} has nothing in the column {self.column!r} of some of its {rows}: drop rows without text"
+            )
+        try:
+            texts: list[str] = column.to_pylist()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.name} has bytes in the column {self.column!r} of some of its {rows} that are no UTF-8 text "
+                f"({error}): write these rows again, or drop them"
+            ) from error
+        return texts
 
     def _next(self, some: Iterator[Any], number: int) -> Any:
         try:

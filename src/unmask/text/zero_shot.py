@@ -142,19 +142,21 @@ def load_zero_shot(name: str) -> Corpus:
     return Corpus(name, [wanted.text(document) for document in documents])
 
 
-def zero_shot_rows(corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int = BATCH) -> Tensor:
-    """Rows int64 [n, L] of a set, as the published tables are made. ValueError where it does not fill one."""
-    if tokenizer.eos_id is None:
-        raise ValueError("a row of a zero-shot set ends with EOS, and this tokenizer has none")
+def zero_shot_rows(corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int = BATCH, wrap: bool = True) -> Tensor:
+    """Rows int64 [n, L] of a set, as the published tables are made. ValueError where it does not fill one.
+
+    wrap  False: plain crops of L tokens, for models that never read rows with BOS and EOS at their ends
+    """
+    if wrap and tokenizer.eos_id is None:
+        raise ValueError("wrap ends a row of a zero-shot set with EOS, and this tokenizer has none: give wrap = False")
+    body = length - 2 if wrap else length
     rows = []
     for documents in _batches(corpus.texts, batch):
         ids = tokenizer.encode_batch(documents)
-        if sum(map(len, ids)) >= length - 2:
-            rows.append(pack(ids, length, tokenizer.eos_id, wrap=True, bos_id=tokenizer.bos_id, between=False))
+        if sum(map(len, ids)) >= body:
+            rows.append(pack(ids, length, tokenizer.eos_id, wrap=wrap, bos_id=tokenizer.bos_id, between=False))
     if not rows:
-        raise ValueError(
-            f"{corpus.name} has no {batch} documents in a row with {length - 2} tokens: give a smaller length"
-        )
+        raise ValueError(f"{corpus.name} has no {batch} documents in a row with {body} tokens: give a smaller length")
     return torch.cat(rows)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unmask import __version__
 from unmask.training.guard import TrainingError
 from unmask.training.sharding import local, shard
 
@@ -78,6 +79,22 @@ class Engine:
     def wait(self) -> None:
         """Go on when every process is here."""
         self.same(0)
+
+    def all_well(self, problem: Exception | None, what: str) -> None:
+        """OSError on every process where one of them had a problem; waits for all."""
+        failed = torch.tensor([problem is not None], dtype=torch.int64, device=self.device)
+        self.sum_([failed])
+        if failed.item():
+            own = "see the message of that process" if problem is None else str(problem)
+            raise OSError(f"a process {what} ({failed.item()} of {self.world}): {own}") from problem
+
+    def machine(self) -> dict[str, str | int]:
+        """What rounding depends on besides the recipe: equal machines train the same weights to the bit (on a CPU)."""
+        facts: dict[str, str | int] = {"unmask": __version__, "torch": torch.__version__, "processes": self.world}
+        if self.device.type == "cuda":
+            return facts | {"device": torch.cuda.get_device_name(self.device)}
+        threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+        return facts | {"device": self.device.type, "threads": threads, "instructions": instructions}
 
     def share(self, micro_batches: int) -> int:
         """How many of an update's micro-batches this process computes: their number over that of processes, or one.

@@ -38,7 +38,31 @@ class Watch:
 
     guard: Guard
     _round: int = 0
+    _empty: int = 0  # steps in a row whose weights are all 0
     _seen: dict[str, deque[float]] = field(default_factory=dict)
+
+    def learns(
+        self, step: int, turn: str, weight: float, values: Mapping[str, float], metrics: Mapping[str, float]
+    ) -> bool:
+        """Whether a step has something to learn from: its loss has a weight. TrainingError as in `check`.
+
+        TrainingError also for a sum of weights below 0 or not a number, for a loss without weight, and where a whole
+        `window` of steps has had no weight: such a training learns nothing.
+        """
+        if weight > 0:
+            self._empty = 0
+            self.check(step, turn, values, metrics)
+            return True
+        if weight < 0 or math.isnan(weight):
+            raise TrainingError(self._message(step, turn, f"weights of the loss sum to {weight}, want >= 0", metrics))
+        if any(value != 0 for value in values.values()):
+            said = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise TrainingError(self._message(step, turn, f"the weights of the loss are 0, and it has {said}", metrics))
+        self._empty += 1
+        if self._empty >= self.guard.window:
+            what = f"no token to learn from in {self._empty} steps in a row: the weights of the loss are 0"
+            raise TrainingError(self._message(step, turn, what, metrics))
+        return False
 
     def check(self, step: int, turn: str, values: Mapping[str, float], metrics: Mapping[str, float]) -> None:
         """Raise TrainingError where one of `values` is not finite or explodes. `metrics` say more about the loss."""

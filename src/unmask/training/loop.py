@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.rng import address
+from unmask.limits import seed_number
+from unmask.rng import generator, global_generators
 from unmask.training.engine import Engine, launch
 from unmask.training.guard import Guard, TrainingError, Watch
 from unmask.training.state import State
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
     from unmask.objectives.base import Objective
     from unmask.training.rundir import RunDir
 
+# What ends a training after its step; SIGHUP, which Windows does not have, comes when a terminal closes.
+STOPPING = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGINT", "SIGHUP"))
 _CORRUPTION, _DROPOUT = 0, 1  # streams of one step
 _METRIC = "metric "  # keeps an objective's names apart from the loop's own sums
+_SPECK = 2.0**-500  # the weight of a micro-batch's metrics where its loss has weight 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Update:
     loss       nats: sum(per_token) / sum(weight) over micro-batches and ranks
     grad_norm  L2 norm of the gradient before the clip
     lr         learning rate of this update
-    metrics    the objective's means, averaged with the weights of the loss
+    metrics    the objective's means, averaged with the weights of the loss; plain means where all weights are 0
     tokens     tokens read in this step by all ranks; seconds: wall time of the step
     turn       the network that was trained
     student    the model of the averaged weights, where a recipe's round or run ends
@@ -100,9 +104,13 @@ def fit(
 
     The gradient is that of sum(per_token) / sum(weight) over all micro-batches of all ranks: one rank of 2 and two
     ranks of 1 differ by rounding only. TrainingError before a bad step is taken, or where another process was lost.
+
+    A step whose weights are all 0, such as a batch without a MASK, has loss 0 and leaves weights, moments and moving
+    average as they are.
     """
     if steps < 1:
         raise ValueError(f"steps is the length of the whole training: want steps >= 1, got {steps}")
+    seed_number("seed", seed)
     engine = launch() if engine is None else engine
     watch = Watch(Guard() if guard is None else guard)
     while state.step < steps:
@@ -117,17 +125,14 @@ def fit(
             tally["stop"] = torch.tensor(float(stop()), dtype=torch.float64, device=engine.device)
             sums = torch.stack(list(tally.values()))
             here = engine.gather(gradients, sums)
-            torch._foreach_div_(here, sums[1].to(here[0].dtype))
+            torch._foreach_div_(here, sums[1].where(sums[1] != 0, 1.0).to(here[0].dtype))
             norm = learner.clip()
-        total, normaliser, tokens, *rest, stopping, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-        if not normaliser > 0:
-            raise TrainingError(f"step {step}: the weights of the loss sum to {normaliser}: no token to learn from")
-        names = (name.removeprefix(_METRIC) for name in list(tally)[3:-1])
-        metrics = {name: value / normaliser for name, value in zip(names, rest, strict=True)}
-        loss = total / normaliser
-        watch.check(step, turn, {"loss": loss, "grad_norm": grad_norm}, metrics)
-        lr = learner.settings.learning_rate(step)
-        learner.advance(lr)
+        total, weight, tokens, share, *rest, stopping, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
+        names = (name.removeprefix(_METRIC) for name in list(tally)[4:-1])
+        metrics = {name: value / share for name, value in zip(names, rest, strict=True)}
+        loss, lr = total / weight if weight else total, learner.settings.learning_rate(step)
+        if watch.learns(step, turn, weight, {"loss": loss, "grad_norm": grad_norm}, metrics):
+            learner.advance(lr)
         state.step += 1
         yield Update(state.step, loss, grad_norm, lr, metrics, int(tokens), time.perf_counter() - started, turn)
         if stopping:
@@ -137,24 +142,29 @@ def fit(
 def _backward(
     objective: Objective, state: State, batch: Tokens, step: int, seed: int, engine: Engine, accumulation: int
 ) -> dict[str, Tensor]:
-    """Add the gradient of sum(per_token); returns float64 sums: loss, weight, tokens, then weight * metric."""
+    """Add the gradient of sum(per_token); returns float64 sums: loss, weight, tokens, share, then share * metric.
+
+    The share of a micro-batch in the metrics is its weight, or `_SPECK` where that is 0.
+    """
     if not 1 <= accumulation <= len(batch):
         raise ValueError(
             f"accumulation splits a rank's batch of {len(batch)} sequences: want 1 to {len(batch)}, got {accumulation}"
         )
     tally: dict[str, Tensor] = {}
     for number, x0 in enumerate(batch.tensor_split(accumulation), start=engine.rank * accumulation):
-        with _randomness(engine.device, seed, step, number) as generator:
-            loss = objective(state.student, x0, step=step, generator=generator)
+        with _randomness(engine.device, seed, step, number) as noise:
+            loss = objective(state.student, x0, step=step, generator=noise)
             total = loss.per_token.sum()
             if total.requires_grad:  # not where no token of this micro-batch is trained on
                 total.backward()
         weight = loss.weight.expand_as(loss.per_token).sum(dtype=torch.float64)
+        share = weight.where(weight != 0, _SPECK)
         terms = {"loss": loss.per_token.detach().sum(dtype=torch.float64), "weight": weight,
-                 "tokens": torch.full_like(weight, x0.numel())}  # fmt: skip
+                 "tokens": torch.full_like(weight, x0.numel()), "share": share}  # fmt: skip
         for name, value in loss.metrics.items():
             mean = torch.as_tensor(value, dtype=torch.float64, device=weight.device).detach()
-            terms[_METRIC + name] = torch.where(weight > 0, mean * weight, 0.0)  # the mean of nothing may be nan
+            of_nothing = mean.where(mean.isfinite(), 0.0)  # it may be 0 / 0
+            terms[_METRIC + name] = share * mean.where(weight != 0, of_nothing)
         if tally and tally.keys() != terms.keys():
             raise ValueError(f"an objective returns the same metrics each time: got {[*terms]} after {[*tally]}")
         tally = {name: tally[name] + value for name, value in terms.items()} if tally else terms
@@ -164,14 +174,8 @@ def _backward(
 @contextmanager
 def _randomness(device: torch.device, seed: int, step: int, number: int) -> Iterator[torch.Generator]:
     """The randomness of one micro-batch of a step; the global generators are given back as they were."""
-    corruption, dropout = (int(address(seed, step, number, stream)) for stream in (_CORRUPTION, _DROPOUT))
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(dropout)  # torch.manual_seed would queue a call a step for an unused GPU
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(dropout)
-        yield torch.Generator(device).manual_seed(corruption)
+    with global_generators(seed, step, number, _DROPOUT, device=device):
+        yield generator(seed, step, number, _CORRUPTION, device=device)
 
 
 def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int) -> Iterator[Update]:
@@ -196,10 +200,11 @@ def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int
 
 @contextmanager
 def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into an answer for `fit(stop=...)`: finish the step, save, end.
+    """Turn SIGTERM, SIGINT and SIGHUP into an answer for `fit(stop=...)`: finish the step, save, end.
 
-    A second signal interrupts at once (KeyboardInterrupt). The old handlers come back at the end. Outside the main
-    thread, where no handler can be set, the answer is always False.
+    A second signal interrupts at once (KeyboardInterrupt). A signal that is ignored, as SIGHUP is under `nohup`, stays
+    ignored. The old handlers come back at the end. Outside the main thread, where no handler can be set, the answer is
+    always False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -211,7 +216,8 @@ def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in signals or (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in signals or STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked.is_set
     finally:

