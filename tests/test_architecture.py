@@ -39,7 +39,7 @@ LONG_FUNCTIONS: dict[str, str] = {}  # "folder/file.py:function" -> the reason w
 
 # They read the config.json and tokenizer_config.json of others.
 FOREIGN_CONFIG = {  # they read the configs of others
-    *("evaluation/judges.py", "models/facts.py", "models/lightning.py", "text/tokenizers.py")
+    *("evaluation/huggingface.py", "models/facts.py", "models/lightning.py", "text/tokenizers.py")
 }
 GRAB_BAGS = {"utils", "util", "common", "misc", "helpers"}
 

@@ -267,7 +267,8 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
     assert json.loads(out)["perplexity"]["value"] > 1
     study = ["--study.samples", "2", "--study.teacher-steps", "2", "4", "--study.student-steps", "2",
              "--study.teacher-temperatures", "0.8", "--study.student-temperatures", "1.2", "--study.texts", "1",
-             "--study.completions", "2"]  # fmt: skip
+             "--study.completions", "2", "--study.shown", "1", "--study.player-steps", "2", "--study.round-steps",
+             "4"]  # fmt: skip
     code, out, err = run(
         capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--out", tmp_path / "frontier"
     )
@@ -289,13 +290,26 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
     )[1]  # fmt: skip
     assert [json.loads(line)["step"] for line in lines.splitlines()] == [1, 2]
     assert len(json.loads(rows[1])) == 2
-    alone = run(capsys, "eval", "samples", judge, "--judge", judge, *few, "--json")
+    for flag, name in ((["--steps", "2", "4"], "steps"), (["--texts", "1"], "texts")):
+        code, _, err = run(capsys, "eval", "samples", judge, "--judge", judge, *flag)
+        assert code == 1 and f"{name} has no effect: got" in err and "is autoregressive; leave --" in err
+    drawn = ["--samples", "2", "--no-naive", "--json"]
+    alone = run(capsys, "eval", "samples", judge, "--judge", judge, *drawn)
     assert alone[0] == 0, alone[2]
     assert [row["steps"] for row in json.loads(alone[1])] == [16], "its own text by default, and a call a token"
     assert run(capsys, "eval", "samples", judge, "--judge", judge, "--steps")[0] == 1
+    legacy = ["--draw", "legacy_gumbel32", "--sampler", "ancestral", "--json"]
+    noisy = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few, *legacy)
+    assert json.loads(noisy[1])[0]["protocol"]["precision"] == "float32 Gumbel"
+    assert json.loads(rows[1])[0]["protocol"]["precision"] == "float64"
     assert run(capsys, "report", tmp_path / "frontier")[0] == 0 and (tmp_path / "frontier" / "report.html").exists()
     result = json.loads((tmp_path / "frontier" / "report.json").read_text())
     assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(result)
+    assert [pair["latent"] for pair in result["samples"]] == [0] and len(result["real"]) == 2
+    assert [film["title"] for film in result["player"]] == [
+        "teacher, 2 steps", "student, 2 steps", "teacher, 16 steps", "student, 4 steps"
+    ]  # fmt: skip
+    assert result["verdict"][0].startswith("No claim is made about the student (n = 2 texts a row are too few")
     assert "entropy" in out and "judge" in out
 
 

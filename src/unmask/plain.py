@@ -7,9 +7,11 @@ import difflib
 import json
 import math
 import stat
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -149,7 +151,7 @@ class _Reader:
     def record(self, kind: type, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} holds the fields of {kind.__name__}: want an object, got {value!r}")
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         fields = {f.name: f for f in dataclasses.fields(kind)}
         if self.strict:
             for name in value:
@@ -185,9 +187,13 @@ class _Reader:
         if origin is Mapping:
             if not isinstance(value, Mapping):
                 raise ValueError(f"{where} is an object: got {value!r}")
-            return {key: self.read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+            return {key: self.read(arguments[1], item, f"{where}.{_text(key, where)}") for key, item in value.items()}
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            if abs(value) > sys.float_info.max:
+                raise ValueError(f"{where} is too large: got a whole number of {value.bit_length()} bits, want a float")
             return float(value)
+        if hint is str and isinstance(value, str):
+            return _text(value, where)
         if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
             raise ValueError(f"{where} is a value of type {hint.__name__}: got {value!r}")
         return value
@@ -204,8 +210,20 @@ class _Reader:
 
     def one_of(self, records: Sequence[Any], value: Any, where: str) -> Any:
         """One of several records, told apart by their field `kind`."""
-        kinds = {typing.get_args(typing.get_type_hints(record)["kind"])[0]: record for record in records}
+        kinds = {typing.get_args(_hints(record)["kind"])[0]: record for record in records}
         kind = value.get("kind") if isinstance(value, Mapping) else None
         if kind not in kinds:
             raise ValueError(f"{where}.kind is one of {', '.join(map(repr, kinds))}: got {kind!r}")
         return self.record(kinds[kind], value, where)
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _text(value: str, where: str) -> str:
+    """Text that can be written: JSON may spell half of a surrogate pair, and UTF-8 has no form for it."""
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{where} holds half of a surrogate pair: got {value!a}, want text that UTF-8 can hold")
+    return value

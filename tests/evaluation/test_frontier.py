@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from unmask.evaluation.curves import Estimate, interpolate
 from unmask.evaluation.frontier import answer
+from unmask.evaluation.grounds import against
 from unmask.evaluation.measure import ENTROPIES, Measure, Protocol, Row, Setting, Stamp, UnequalProtocols
 from unmask.evaluation.verdict import judge_gain, verdict
 
@@ -257,3 +258,58 @@ def test_interpolation_is_exact_on_lines_and_silent_outside(points, target):
         assert found == pytest.approx(3 - 2 * target)
     else:
         assert math.isnan(found)
+
+
+# No claim is made where rows allow none, and the verdict says why.
+GOOD = student({4: 0.3, 8: 0.2, 16: -0.1}, (3.2, 3.45, 3.6))
+UNIGRAM = row("unigram draws", 0, 1.0, 3.0, 3.0)  # gen PPL exp(9); the teacher's is exp(7) at 16 steps
+DATA = row("data", 0, 1.0, -2.0, 3.5)
+
+
+def under(protocol, rows):
+    return [replace(each, protocol=protocol) for each in rows]
+
+
+def repeating(rows, key, share):
+    return [replace(each, measures={**each.measures, key: Measure(share, "share", 64)}) for each in rows]
+
+
+def test_good_rows_allow_a_claim():
+    assert against(TEACHER, GOOD, [UNIGRAM], DATA) == []
+    assert against(TEACHER, GOOD, [], None) == []
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "naive", "data", "why"),
+    [
+        (under(replace(PROTOCOL, read_by_judge=0.5), TEACHER), GOOD, [UNIGRAM], DATA,
+         "the judge was trained on 50% of the held-out documents"),
+        (under(replace(PROTOCOL, samples=2), TEACHER), GOOD, [UNIGRAM], DATA,
+         "n = 2 texts a row are too few for an interval, 16 are the least"),
+        (TEACHER, TEACHER, [UNIGRAM], DATA, "student and teacher have the same weights"),
+        (TEACHER, GOOD, [row("unigram draws", 0, 1.0, 0.0, 3.5)], DATA,
+         "the teacher at 16 steps has gen PPL 1097, no lower than 1097 of unigram draws"),
+        (TEACHER, GOOD, [UNIGRAM], row("data", 0, 1.0, 3.0, 3.5),
+         "real text has gen PPL 2.203e+04, no lower than 8103 of unigram draws"),
+        (TEACHER, repeating(GOOD[:1], "overlap_4", 0.9), [UNIGRAM], DATA,
+         "90% of the student's 4-grams at 4 steps repeat other texts"),
+        (repeating(TEACHER, "repetition_4", 0.6), GOOD, [UNIGRAM], DATA,
+         "60% of the teacher's 4-grams at 16 steps repeat the same text"),
+    ],
+)  # fmt: skip
+def test_a_verdict_on_nothing_is_none(teacher, student, naive, data, why):
+    (found,) = against(teacher, student, naive, data)
+    assert found == why
+    said = verdict(answer(TEACHER, GOOD, COLD), against=[found])
+    assert said[0] == f"No claim is made about the student ({why})." and len(said) == 2
+    assert not [word for word in ("beat", "better", "gain") if word in " ".join(said)]
+
+
+def test_the_same_rows_claim_something_without_a_reason_against_it():
+    assert any("beats" in sentence for sentence in verdict(answer(TEACHER, GOOD, COLD)))
+    assert LEVELS.keys() == {4, 8, 16}
+
+
+def test_an_infinite_gen_ppl_is_no_lower_than_anything():
+    broken = replace(DATA, measures={**DATA.measures, "gen_ppl": Measure(float("nan"), "perplexity", 64)})
+    assert len(against(TEACHER, GOOD, [UNIGRAM], broken)) == 1

@@ -1,14 +1,24 @@
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
+import unmask
 from unmask.evaluation import judges
+from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
 from unmask.evaluation.judges import LanguageModelJudge, Scores, eos_weight, generative_perplexity
-from unmask.evaluation.measure import Stamp
+from unmask.evaluation.measure import Protocol, Row, Setting, Stamp, protocol_words
+from unmask.evaluation.rows import Texts, measure_row
 from unmask.prediction import Prediction
+from unmask.recipes.judge import judge_named
 
 EOS = 0
+SETTING = Setting("model", "reveal", 1, 1.0)
 
 
 def stub(context=100, prefixed=False, eos_rule="first", ids=True, batch_size=3):
@@ -164,7 +174,7 @@ def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
     directory, network = tiny_gpt2
     texts = ["the cat sat <|endoftext|> on the <|endoftext|> mat", "on the mat", "cat", "the dog sat on the mat"]
     rows = [[1, 2, 3, 0, 4, 1, 0, 5], [4, 1, 5], [2], [1, 6, 3, 4, 1, 5]]
-    judge = judges.huggingface_judge(directory, batch_size=3)
+    judge = huggingface_judge(directory, batch_size=3)
     scores = judge(texts)
     for row, nats, tokens in zip(rows, scores.nats, scores.tokens, strict=True):
         ids = torch.tensor([row])
@@ -178,14 +188,124 @@ def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
     with torch.no_grad():
         states = [network.transformer(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
     torch.testing.assert_close(judge.features(texts), torch.stack(states), atol=1e-4, rtol=1e-4)
-    by_ids = judges.huggingface_judge(directory, ids=True)
+    by_ids = huggingface_judge(directory, ids=True)
     assert by_ids(torch.tensor([rows[1]])).nats[0] == pytest.approx(float(scores.nats[1]), abs=1e-5)
     assert by_ids.stamp.revision == stamp.revision
-    with pytest.raises(ValueError, match=r"want 2 \.\. 12, got 13"):
-        judges.huggingface_judge(directory, context=13)
+    for context in (0, 1, 13):
+        with pytest.raises(ValueError, match=rf"^context is out of range: got {context}, want 2 \.\. 12"):
+            huggingface_judge(directory, context=context)
 
 
 def test_a_text_longer_than_the_judge_reads_is_scored_whole(tiny_gpt2):
-    judge = judges.huggingface_judge(tiny_gpt2[0])
+    judge = huggingface_judge(tiny_gpt2[0])
     scores = judge(["the cat sat on the mat " * 6])
     assert scores.tokens.tolist() == [35] and torch.isfinite(scores.nats).all()
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory):
+    """A Llama in a directory as Meta's: its tokenizer puts BOS before a text, and does not know <|endoftext|>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<|begin_of_text|>", "<|end_of_text|>", "the", "cat", "sat", "on", "mat", "[UNK]"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", None, [("<|begin_of_text|>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>", unk_token="[UNK]"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.5, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    network = LlamaForCausalLM(config).eval()
+    directory = tmp_path_factory.mktemp("judges") / "tiny-llama"
+    network.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory), network, tokenizer
+
+
+def test_the_rule_of_sdtt(tiny_llama):
+    """As its released code scores with Llama 3: EOS removed, stripped, BOS before, exp of the mean over texts."""
+    directory, network, tokenizer = tiny_llama
+    texts = ["<|endoftext|> the cat sat <|endoftext|> on", "mat", "the dog sat on the mat the cat sat\n"]
+    means = []
+    for text in texts:
+        ids = tokenizer(text.replace("<|endoftext|>", "").strip(), return_tensors="pt")["input_ids"]
+        assert ids[0, 0] == 0
+        with torch.no_grad():
+            log_p = network(ids).logits.log_softmax(-1)
+        means.append(-log_p[0, :-1].gather(-1, ids[0, 1:, None]).mean())
+    judge = sdtt_judge(directory, batch_size=2)
+    found = generative_perplexity(texts, judge)
+    assert found.value == pytest.approx(float(torch.stack(means).mean().exp()), rel=1e-5)
+    assert judge(texts).tokens.tolist() == [4, 1, 9]
+    assert judge(texts).bytes.tolist() == [len("the cat sat  on"), 3, len("the dog sat on the mat the cat sat")]
+    usual = huggingface_judge(directory, batch_size=2)
+    assert usual.stamp != judge.stamp and generative_perplexity(texts, usual).value != pytest.approx(found.value, 0.01)
+    assert (judge.stamp.prefixed, judge.stamp.eos_rule, judge.stamp.average) == (True, "removed", "texts")
+    assert judge.stamp.context == 2048 and usual.stamp.context == 1024, "SDTT reads a text in one piece"
+    assert judge_named(f"sdtt:{directory}", None, length=16).stamp == judge.stamp
+    empty = generative_perplexity([*texts, "<|endoftext|>"], judge)
+    assert empty.value == pytest.approx(found.value), "a text without a token has no mean"
+
+
+def test_the_rule_of_sdtt_needs_bos(tiny_gpt2, tmp_path):
+    directory = shutil.copytree(tiny_gpt2[0], tmp_path / "no-bos")
+    with pytest.raises(ValueError, match=r"puts BOS before a text, and the tokenizer of no-bos has none"):
+        sdtt_judge(str(directory))
+
+
+def test_a_row_by_the_rule_of_sdtt_says_so_and_its_interval_is_over_texts(tiny_llama):
+    judge = sdtt_judge(tiny_llama[0])
+    protocol = Protocol(judge.stamp, 4, 2, "float64", "data", "0")
+    texts = ["the cat sat on the mat", "on"]
+    found = measure_row("row", Texts(torch.ones(2, 4).long(), texts, torch.zeros(2)), judge, protocol, SETTING)
+    assert found.samples["tokens"] == [1, 1]
+    assert found.measures["gen_ppl"].value == pytest.approx(math.exp(sum(found.samples["nats"]) / 2))
+    assert found.measures["bits_per_byte"].value == pytest.approx(
+        float(judge(texts).nats.sum()) / math.log(2) / len("".join(texts))
+    )
+    words = protocol_words(protocol, [0])
+    assert "start token before the text, EOS removed, mean over texts" in words
+    assert Row.from_json(found.to_json()) == found
+
+
+def test_a_judge_of_ours_reads_no_more_than_it_was_trained_on():
+    """A text of four trained lengths scores as its four windows do, each behind the start token."""
+    judge = judge_named("unmask:judge", unmask.load("unmask:teacher").tokenizer, length=512)
+    assert judge.stamp.context == 128
+    rows = torch.randint(1, 900, (2, 512), generator=torch.Generator().manual_seed(0))
+    inside = judge_named("unmask:judge", unmask.load("unmask:teacher").tokenizer, length=128)
+    parts = inside(rows[:, :128])
+    whole = judge(rows)
+    assert whole.tokens.tolist() == [512, 512]
+    torch.testing.assert_close(judge(rows[:, :128]).nats, parts.nats)
+    with pytest.raises(ValueError, match=r"^context is out of range: got 2049, want 2 \.\. 2048"):
+        judges.check_context(2049, 2048, "SmolLM2")
+
+
+def test_no_code_of_a_judges_directory_is_run(tiny_gpt2, tmp_path):
+    """Not even where somebody says yes on the standard input."""
+    directory, mark = tmp_path / "judge", tmp_path / "was-here"
+    shutil.copytree(tiny_gpt2[0], directory)
+    code = f"open({str(mark)!r}, 'w').close()\nfrom transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer\n"
+    code += "class C(GPT2Config): model_type = 'strange'\nclass M(GPT2LMHeadModel): config_class = C\n"
+    code += "class T(GPT2Tokenizer): pass\n"
+    (directory / "strange.py").write_text(code)
+    config = json.loads((directory / "config.json").read_text())
+    maps = {"AutoConfig": "strange.C", "AutoModelForCausalLM": "strange.M"}
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "strange", "auto_map": maps}))
+    told = json.loads((directory / "tokenizer_config.json").read_text())
+    told |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["strange.T", None]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(told))
+    (directory / "tokenizer.json").rename(directory / "elsewhere.json")
+    script = "import sys, unmask; unmask.generative_perplexity(['the cat'], judge_named(sys.argv[1], None, 8))"
+    script = "from unmask.recipes.judge import judge_named; " + script
+    command = [sys.executable, "-c", script, str(directory)]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, input="y\ny\ny\n", capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode != 0 and "trust_remote_code" in done.stderr
+    assert not mark.exists()

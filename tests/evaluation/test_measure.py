@@ -122,6 +122,29 @@ def test_reading_results_and_answers_takes_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_row_with_a_label_of_another_version_is_refused():
+    """Else rows of unequal protocols would share a table."""
+    data = ROW.to_json()
+    for broken in (
+        data | {"protocol": data["protocol"] | {"unheard": 1}},
+        data | {"measures": []},
+        data | {"samples": {"nats": ["x"]}},
+        [],
+        None,
+    ):
+        with pytest.raises(ValueError, match=r"^not a row that this version of unmask wrote"):
+            Row.from_json(broken)
+
+
+def test_a_judge_that_has_read_the_held_out_text_is_named_in_the_protocol():
+    told = replace(ROW.protocol, read_by_judge=0.5)
+    assert "trained on 50% of the held-out documents" in protocol_words(told, [0])
+    for share in (None, 0.0):
+        assert "trained on" not in protocol_words(replace(told, read_by_judge=share), [0])
+    with pytest.raises(UnequalProtocols, match="read_by_judge"):
+        require_same_protocol([ROW, replace(ROW, protocol=told)])
+
+
 def test_the_protocol_names_the_precision_of_the_networks() -> None:
     """A row that was kept before this field was there had products in float32."""
     single, half = PROTOCOL, replace(PROTOCOL, products="bfloat16")

@@ -65,7 +65,7 @@ def test_the_forward_pass_is_that_of_a_llama():
         eos_token_id=0,
     )
     model = LlamaForCausalLM(config).eval()
-    llama = Llama(Shape(2, 6, 2, 8, 1e-5, 1e5), gguf_names(model, 6, 2))
+    llama = Llama(Shape(2, 6, 2, 8, 1e-5, 1e5, 2048), gguf_names(model, 6, 2))
     ids = torch.randint(40, (3, 11))
     with torch.no_grad():
         expected = model(ids).logits.log_softmax(-1)

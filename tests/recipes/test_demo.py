@@ -10,9 +10,10 @@ from unmask.evaluation.measure import Row
 from unmask.models.pretrained import load
 from unmask.plain import to_json
 from unmask.recipes.demo import Demo, demo, train
+from unmask.recipes.frontier import frontier
 from unmask.recipes.judge import judge_of
 from unmask.recipes.schema import Network, recipe_of
-from unmask.recipes.study import Measured, Scene, Study, frontier, measure
+from unmask.recipes.study import Measured, Scene, Study, measure
 from unmask.recipes.texts import texts
 from unmask.text.tokenizers import train_bpe
 from unmask.training import RunDir, RunError
@@ -112,12 +113,14 @@ def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finish
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
     known = [Measured(Row.from_json(row), shipped=True) for row in finished["teacher"]]
     data = texts(replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)))
-    scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest, known)
+    scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest, known, 0.0)
     found = list(measure("teacher", teacher, scene, settings.study.teacher_steps, (1.0,)))
     assert [m.shipped for m in found] == [True] * 3
     assert [m.row.measures["gen_ppl"].value for m in found] == [row["gen_ppl"] for row in finished["teacher"]]
-    other = replace(scene, data="another text")
-    assert not any(m.shipped for m in measure("teacher", teacher, other, (2,), (1.0,)))
+    text, judged = replace(scene, data="another text"), replace(scene, read_by_judge=0.5)
+    drawn = replace(scene, study=replace(settings.study, draw="legacy_gumbel32", sampler="ancestral"))
+    for other in (text, judged, drawn):
+        assert not any(m.shipped for m in measure("teacher", teacher, other, (2,), (1.0,)))
 
 
 def test_models_that_speak_in_other_tokens_are_not_compared(settings, finished, home):

@@ -6,10 +6,15 @@ import pytest
 import torch
 
 import unmask
+from unmask.cli.main import main
 from unmask.evaluation.judges import LanguageModelJudge
-from unmask.evaluation.measure import MAUVE, REVERSE, UnequalProtocols, require_same_protocol
+from unmask.evaluation.measure import MAUVE, REVERSE, UnequalProtocols, protocol_words, require_same_protocol
+from unmask.recipes import study as studies
+from unmask.recipes.frontier import frontier
 from unmask.recipes.judge import judge_named
 from unmask.recipes.study import Measured, Scene, Study, measure, naive
+from unmask.samplers.draws import DRAWS, PRECISION
+from unmask.text.packing import spread
 
 STUDY = Study(samples=20, texts=0, completions=0, reverse_seeds=1, batch_size=20)
 REAL = torch.randint(1, 1000, (40, 8), generator=torch.Generator().manual_seed(0))
@@ -67,3 +72,60 @@ def test_real_texts_for_both_sides_are_needed(judge: LanguageModelJudge) -> None
     with pytest.raises(ValueError, match="a row measures 40 texts and only 39 real ones"):
         Scene(STUDY, judge, REAL[:39], "digest")
     Scene(replace(STUDY, reverse_seeds=0), judge, REAL[:20], "digest")
+
+
+def test_real_texts_are_spread_over_all_held_out_rows(
+    teacher: unmask.Model, judge: LanguageModelJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Completed rows and those of the row of real text: not the first ones, which come from one document."""
+    real = torch.arange(1, 401)[:, None].expand(400, 8)
+    study = Study(samples=10, texts=5, completions=2, batch_size=20)
+    scene = Scene(study, judge, real, "digest")
+    seen = []
+    monkeypatch.setattr(studies, "_complete", lambda model, study, pinned, **how: seen.append(pinned) or pinned.abs())
+    next(measure("teacher", teacher, scene, [1], [1.0]))
+    (pinned,) = seen
+    assert pinned.max(dim=1).values.tolist() == [1 + row for row in [40, 120, 200, 280, 360] for _ in range(2)]
+    assert studies._real(scene)[0][:, 0].tolist() == (1 + spread(400, 10)).tolist()
+    early, late = studies._real(replace(scene, study=replace(study, samples=20, mauve_seeds=1)))
+    assert early[:, 0].tolist() == (1 + spread(200, 20)).tolist() and (late - early).unique().tolist() == [200]
+    words = protocol_words(scene.protocol, [0])
+    assert "real text: 10 of 400 held-out rows; 2 completions of each of 5 real texts of 400 held-out rows" in words
+    assert replace(scene, real=real[:200]).protocol != scene.protocol
+
+
+def test_a_protocol_takes_its_precision_from_the_draw(judge: LanguageModelJudge, teacher: unmask.Model) -> None:
+    assert PRECISION.keys() == DRAWS.keys()
+    plain = Study(samples=2, texts=0, completions=0)
+    rows = {}
+    for draw, precision in (("race", "float64"), ("inverse_cdf", "float64"), ("legacy_gumbel32", "float32 Gumbel")):
+        scene = Scene(replace(plain, draw=draw, sampler="ancestral"), judge, REAL, "digest")
+        assert scene.protocol.precision == precision and f"draws in {precision}; " in protocol_words(
+            scene.protocol, [0]
+        )
+        (rows[draw],) = measure("teacher", teacher, replace(scene, known=list(rows.values())), [1], [1.0])
+        assert not any(rows[draw] is row for name, row in rows.items() if name != draw)
+    with pytest.raises(UnequalProtocols, match=r'precision: "float64" .*, "float32 Gumbel"'):
+        require_same_protocol(found.row for found in rows.values())
+    with pytest.raises(ValueError, match="no draw is called 'rase'"):
+        _ = Scene(replace(plain, draw="rase"), judge, REAL, "digest").protocol
+
+
+def test_a_judge_draws_no_texts_longer_than_its_rows(teacher: unmask.Model, judge: LanguageModelJudge) -> None:
+    study = Study(samples=1, texts=0, completions=0, teacher_steps=(1,), student_steps=(1,), teacher_temperatures=(),
+                  student_temperatures=())  # fmt: skip
+    own = unmask.load("unmask:judge")
+    for length, rows in ((8, 1), (129, 0)):
+        real = REAL[:1].repeat(1, 20)[:, :length]
+        *_, last = frontier(teacher, teacher, Scene(study, judge, real, "digest"), own)
+        assert len(last.rows.get("autoregressive", [])) == rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["study", "--jobs", "2"], "jobs"), (["methods", "--out", "x"], "out"), (["assets", "--cells", "a"], "cells"),
+     (["table1", "--full"], "full"), (["study", "--dry-run"], "dry_run"), (["ablation", "--jobs", "0"], "jobs")],
+)  # fmt: skip
+def test_a_flag_of_reproduce_that_does_nothing_is_refused(arguments: list[str], word: str, capsys) -> None:
+    assert main(["reproduce", *arguments]) == 1
+    assert word in capsys.readouterr().err

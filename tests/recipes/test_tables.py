@@ -239,7 +239,7 @@ def test_the_papers_scale_is_the_papers_recipe(tmp_path: Path) -> None:
     assert made.methods["DCD"].recipe == recipe("owt-duo-dcd")
     assert made.judge == "gpt2-large" and made.teachers["MDLM"].model == "kuleshov-group/mdlm-owt"
     large = plan("table3", "paper", tmp_path)
-    assert large.judge == "meta-llama/Meta-Llama-3-8B" and not large.train
+    assert large.judge == "sdtt:meta-llama/Meta-Llama-3-8B" and not large.train
     assert large.methods["MCD"].recipe.network.width == 1536 == large.methods["SDTT"].recipe.network.width
 
 

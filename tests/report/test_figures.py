@@ -17,7 +17,7 @@ from unmask.report.record import read_report
 from unmask.report.style import NARROW, WIDE, drawing
 from unmask.report.svg import picture
 
-HOSTILE = '</title></svg></script><img src=x onerror="alert(1)"> & $x_1$'
+HOSTILE = '</title></svg></script><img src=x onerror="alert(1)"> & $x_1$ $\\frac{ [v2] 日本 \x00\x0b'
 
 
 def drawn(figure: Figure) -> list[tuple[float, float]]:
@@ -117,6 +117,7 @@ def test_a_picture_is_the_same_twice_and_says_what_it_shows(report: dict) -> Non
     assert all(element.get("id", "a-").startswith("a-") for element in page.iter())
 
 
+@pytest.mark.filterwarnings("error")
 def test_hostile_words_stay_words(report: dict) -> None:
     for name in ("teacher", "student"):
         for row in report[name]:
@@ -126,6 +127,7 @@ def test_hostile_words_stay_words(report: dict) -> None:
     page = ET.fromstring(found.standalone())  # not well-formed if anything had got out
     assert not [element for element in page.iter() if element.tag.endswith("img")]
     assert "<img" not in str(found.inline("wide"))
+    assert "$x_1$ $\\frac{ [v2] 日本 \ufffd\ufffd" in "".join(page.itertext())
 
 
 def test_pills_never_cover_each_other(report: dict) -> None:

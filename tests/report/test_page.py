@@ -313,3 +313,44 @@ def test_torch_is_never_loaded(report: dict, tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr or "writing a report loads torch"
+
+
+@pytest.mark.parametrize(("limit", "pictures"), [(20_000, False), pytest.param(300_000, True, marks=pytest.mark.slow)])
+def test_a_full_disk_leaves_the_old_page_and_pictures(limit: int, pictures: bool, tmp_path: Path) -> None:
+    """No file may grow beyond the limit, as on a full disk: each file is the old one or whole, and none is a part."""
+    old = ["report.html", "figures/training.png", "figures/gen-ppl-by-steps.svg"]
+    (tmp_path / "figures").mkdir()
+    for name in old:
+        (tmp_path / name).write_bytes(b"old")
+    code = f"""
+import resource, signal, sys
+import toy_report
+from unmask.report.page import write_report
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    write_report(toy_report.small(), sys.argv[1])
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+    )  # fmt: skip
+    assert done.stdout == "File too large\n"
+    assert (tmp_path / "report.html").read_bytes() == b"old"
+    assert ((tmp_path / "figures" / "training.png").read_bytes() != b"old") == pictures
+    for file in (tmp_path / "figures").iterdir():
+        assert file.suffix in (".png", ".svg") and not file.name.startswith("."), "nothing half written is left"
+        content = file.read_bytes()
+        assert content == b"old" or content.endswith((b"IEND\xaeB`\x82", b"</svg>\n"))
+
+
+def test_where_no_claim_is_made_no_gain_is_called_better(report: dict) -> None:
+    assert "better" in without_pictures(report).one("section", id="answers").text
+    why = "the judge was trained on 50% of the held-out documents"
+    report |= {"no_claim": [why], "verdict": [f"No claim is made about the student ({why}).", "One training seed."]}
+    found = without_pictures(report)
+    answers = found.one("section", id="answers").text
+    assert "no claim" in answers and not re.search(r"[▲▼]|\d (better|worse)", answers)
+    assert "No claim is made about the student." in [element.text for element in found.all("p")]

@@ -1,12 +1,19 @@
 """A report is read whole, or refused with the name of the field that is wrong."""
 
 import json
+import random
+import re
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unmask import __version__
+from unmask.cli.main import main
 from unmask.evaluation.measure import UnequalProtocols
+from unmask.report.page import page_source
 from unmask.report.record import curves, read_report, words_of
 
 OPTIONAL = ["date", "seed", "data", "temperature_teacher", "temperature_student", "naive", "autoregressive", "rounds",
@@ -151,3 +158,51 @@ def test_the_protocol_in_words_holds_all_that_decides_a_number(report: dict) -> 
                  protocol["precision"], protocol["data"][:8], f"n = {protocol['samples']}", f"L = {protocol['length']}",
                  "seed 0, 3"):  # fmt: skip
         assert str(fact) in words
+
+
+def _paths(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """Every place of a JSON value, of lists the first item only."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _paths(item, (*path, key))
+
+
+BROKEN = (None, [], {}, "x", -1, 0, 10**400, 1e308, float("nan"), float("inf"), "\ud800", True)
+
+
+def test_any_broken_field_is_named_or_drawn(report: dict) -> None:
+    """A mutation of a field, whichever, is refused by a sentence about the report, or the page can be written."""
+    for rows in (rows for rows in report.values() if isinstance(rows, list)):
+        del rows[1:]
+    for row in (report["data"], *(report[name][0] for name in ("naive", "autoregressive", "temperature_student"))):
+        row["samples"] = {}
+    for column in (*report["training"].values(), *report["answers"].values()):
+        del column[2:]
+    paths = list(_paths(report))
+    dice, named, drawn = random.Random(0), 0, 0
+    for path, wrong in dice.sample([(path, wrong) for path in paths[1:] for wrong in BROKEN], 400):
+        *way, last = path
+        holder = reduce(lambda value, key: value[key], way, report)
+        before, holder[last] = holder[last], wrong
+        try:
+            found = read_report(report)
+        except ValueError as error:
+            named += 1
+            assert re.match(r"report\b|these rows were measured under different protocols", str(error)), (path, wrong)
+        else:
+            if drawn < 30:
+                page_source(found, {}, report).encode()
+            drawn += 1
+        holder[last] = before
+    assert named > 200 and drawn > 30, "both happen"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"", b'{"version": NaN}'])
+def test_a_file_that_is_no_report_ends_in_a_sentence(content: bytes, tmp_path: Path, capsys) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    assert main(["report", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        re.match(r"unmask report: (\S*report\.json is no JSON|report(\.version)? is)", said) and said.count("\n") == 1
+    )

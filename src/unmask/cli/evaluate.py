@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from unmask import __version__
-from unmask.cli.console import emit, parse, progress, say, show_usage, table
+from unmask.cli.console import emit, parse, progress, remark, say, show_usage, table
 from unmask.cli.likelihood import likelihood
 from unmask.cli.lm_harness import lm_harness
 from unmask.cli.zero_shot import zero_shot
@@ -20,10 +20,14 @@ from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.plain import dumps
 from unmask.recipes import study as studies
+from unmask.recipes.contamination import share_read
 from unmask.recipes.experiment import REPORT
+from unmask.recipes.frontier import conclude
+from unmask.recipes.frontier import frontier as measure_both
 from unmask.recipes.held_out import HeldOut, Text, held_out
 from unmask.recipes.judge import judge_named
-from unmask.recipes.study import Scene, Study, device_of
+from unmask.recipes.shown import shown
+from unmask.recipes.study import Scene, Study, completes, device_of
 
 USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out text (a bound for diffusion models)
        unmask eval zero-shot MODEL [...]   of the papers' seven sets, or of texts from packages
@@ -42,9 +46,12 @@ class Samples:
     samples             texts a row
     seeds               of the latents: rows for each, and their means where there are several
     json                print JSON
-    judge               a run or model directory, unmask:judge, a Hugging Face model, or "smollm2"
-    steps               rows: each step count with each temperature (an autoregressive model takes a call a token)
-    texts, completions  half-masked real texts, and how often each is completed (completion disagreement)
+    judge               a run or model directory, unmask:judge, a Hugging Face model, "sdtt:" and one, or "smollm2"
+    steps               rows: each step count with each temperature (4 8 16 32; an autoregressive model takes a call a
+                        token, and no steps)
+    sampler, draw       of a diffusion model: how texts are drawn (reveal, or ancestral from uniform noise; race)
+    texts, completions  half-masked real texts, and how often each is completed (completion disagreement, of masked
+                        diffusion only; 16 and 4)
     mauve_seeds         starts of k-means behind MAUVE against other real texts (0: left out; package mauve-text)
     reverse_seeds       networks fitted to a row's texts behind its reverse perplexity (0: left out)
     naive               rows of uniform tokens, unigram draws, one text repeated and real text besides
@@ -55,12 +62,14 @@ class Samples:
     model: Annotated[str, tyro.conf.Positional]
     judge: str
     text: Text = field(default_factory=Text)
-    steps: tuple[int, ...] = Study().student_steps
+    steps: tuple[int, ...] | None = None
+    sampler: str | None = None
+    draw: str = Study().draw
     temperatures: tuple[float, ...] = (1.0,)
     samples: int = Study().samples
     seeds: tuple[int, ...] = (Study().seed,)
-    texts: int = Study().texts
-    completions: int = Study().completions
+    texts: int | None = None
+    completions: int | None = None
     mauve_seeds: int = Study().mauve_seeds
     reverse_seeds: int = Study().reverse_seeds
     naive: bool = True
@@ -77,7 +86,7 @@ class Frontier:
     text    held-out text: the target that is drawn beside the teacher's
     study   what is measured
     json    print JSON
-    judge   a run or model directory, unmask:judge, a Hugging Face model, or "smollm2"
+    judge   a run or model directory, unmask:judge, a Hugging Face model, "sdtt:" and one, or "smollm2"
     out     where report.json goes
     device  where models and judge run
     """
@@ -107,16 +116,16 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 def samples(arguments: Sequence[str]) -> int:
     asked = parse(Samples, "eval samples", arguments)
-    if not (asked.steps and asked.temperatures and asked.seeds):
+    if asked.steps == () or not (asked.temperatures and asked.seeds):
         raise ValueError("a row has a step count, a temperature and a seed: want at least one of each")
     model = load(asked.model, device=asked.device)
-    study = Study(
-        samples=asked.samples, seed=asked.seeds[0], texts=asked.texts, completions=asked.completions,
-        mauve_seeds=asked.mauve_seeds, reverse_seeds=asked.reverse_seeds, batch_size=asked.batch_size,
-    )  # fmt: skip
+    study = _study(asked, model)
     real = held_out(asked.text, asked.model, model)
     shared = scene(asked.judge, real, model, study)
-    steps = asked.steps if isinstance(model, Model) else (shared.real.shape[1],)
+    length, trained = shared.real.shape[1], model.network.shape.length
+    if length > trained:
+        remark(f"text.length = {length} is beyond the {trained} tokens of a row that {asked.model} was trained on")
+    steps = (asked.steps or study.student_steps) if isinstance(model, Model) else (length,)
     scenes = [replace(shared, study=replace(study, seed=seed)) for seed in asked.seeds]
     each: list[list[studies.Measured]] = []
     with progress() as (advance, _):
@@ -138,6 +147,26 @@ def samples(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _study(asked: Samples, model: Model | CausalModel) -> Study:
+    """What is measured; ValueError for a flag that this kind of model has no use for."""
+    fills, usual = completes(model), Study()
+    unused: dict[str, object] = {"texts": asked.texts, "completions": asked.completions} if not fills else {}
+    if isinstance(model, CausalModel):
+        unused |= {"steps": asked.steps, "sampler": asked.sampler}
+    for name, value in unused.items():
+        if value:
+            kind = "autoregressive" if isinstance(model, CausalModel) else "diffusion from uniform noise"
+            raise ValueError(f"{name} has no effect: got {value}, and {asked.model} is {kind}; leave --{name} out")
+    sampler = asked.sampler or (usual.sampler if fills else "ancestral")
+    counts = [given if given is not None else (default if fills else 0) for given, default in
+              ((asked.texts, usual.texts), (asked.completions, usual.completions))]  # fmt: skip
+    return Study(
+        samples=asked.samples, seed=asked.seeds[0], texts=counts[0], completions=counts[1], sampler=sampler,
+        draw=asked.draw, mauve_seeds=asked.mauve_seeds, reverse_seeds=asked.reverse_seeds,
+        batch_size=asked.batch_size,
+    )  # fmt: skip
+
+
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
     student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
@@ -145,10 +174,16 @@ def frontier(arguments: Sequence[str]) -> int:
     shared = scene(asked.judge, real, teacher, asked.study)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
-        for event in studies.frontier(teacher, student, shared):
+        for event in measure_both(teacher, student, shared):
             advance("measuring", event.done, event.total)
             found = event.rows
-    result = studies.conclude(found) | {
+    doubts = [
+        f"the {who} was trained on {share:.0%} of the held-out documents"
+        for who, name in (("teacher", asked.teacher), ("student", asked.student))
+        if (share := share_read(name, real.data, real.whole))
+    ]
+    result = conclude(found, doubts) | shown(teacher, student, asked.study, shared.real)
+    result |= {
         "title": f"{asked.student} against {asked.teacher}",
         "version": __version__,
         "date": datetime.date.today().isoformat(),
@@ -172,12 +207,13 @@ def frontier(arguments: Sequence[str]) -> int:
 def scene(judge: str, real: HeldOut, model: Model | CausalModel, study: Study) -> Scene:
     """What all rows share: judge, real rows in a fixed order, protocol."""
     reads = judge_named(judge, model.tokenizer, real.rows.shape[1], device_of(model))
-    return Scene(study, reads, real.rows, real.digest, wrap=real.data.wrap)
+    share = share_read(judge, real.data, real.whole)
+    return Scene(study, reads, real.rows, real.digest, wrap=real.data.wrap, read_by_judge=share)
 
 
 def real_words(real: HeldOut, study: Study) -> str:
-    """The rows of real text, in a sentence; `Scene` draws them with seed 0."""
-    return f"Real text: {real.words(study.samples, 'drawn with seed 0')}."
+    """The rows of real text, in a sentence."""
+    return f"Real text: {real.words(study.samples)}."
 
 
 def show(title: str, measured: Sequence[studies.Measured]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ import tyro
 
 from unmask.cli.console import parse, say
 from unmask.evaluation.throughput import BENCH, Bench
+from unmask.plain import read_json
 
 REPORT = "report.json"
+LARGEST = 2**28  # bytes of a report.json
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     file = asked.run
     if asked.run.is_dir():
         file = next((asked.run / name for name in (REPORT, BENCH) if (asked.run / name).exists()), asked.run / REPORT)
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(
             f"{asked.run} has no {REPORT}: `unmask demo` and `unmask eval frontier` write one; nor a {BENCH}: "
             "`unmask bench` does"
@@ -42,10 +43,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         for written in write_figure(Bench.read(file), file.parent):
             say(str(written))
         return 0
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+    data = read_json(file, LARGEST)
     from unmask.report.page import write_report
 
     say(str(write_report(data, file.parent)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from unmask.cli.workers import end_with_parent, shared
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import perplexity
 from unmask.evaluation.measure import require_same_protocol
+from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.plain import dumps, to_json
 from unmask.recipes import study as studies
@@ -36,18 +37,21 @@ from unmask.recipes.methods import summary as methods_summary
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.text.hub import OWN, shipped
 
+ASSETS = Path("src/unmask/assets")
+
 
 @dataclass(frozen=True)
 class Arguments:
     """Measure again what this project ships or claims.
 
     what    assets: train the shipped teachers and judge, and measure the masked teacher's rows
+            rows: measure these rows again, where weights are the same and the protocol is not
             study: on rows of 256 tokens, distil by recipes that differ in one factor, and measure each
             ablation: the paper's setting of MCD and eight changes of one factor, two training seeds each
             methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one
             table1, table2, table3, figure3: those of the paper, its values beside ours
     work    where the runs are kept (runs/assets, runs/study, ..); a run that was stopped goes on
-    out     where finished assets go
+    out     where finished assets go (src/unmask/assets)
     cells   cells of the study, the ablation or a table (all)
     scale   of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the study. Of a table: tiny,
             two cores; small, a GPU for an hour; paper, OpenWebText and the public checkpoints on GPUs
@@ -57,14 +61,15 @@ class Arguments:
     """
 
     what: Annotated[
-        Literal["assets", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"], tyro.conf.Positional
+        Literal["assets", "rows", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"],
+        tyro.conf.Positional,
     ]
     work: Path | None = None
-    out: Path = Path("src/unmask/assets")
+    out: Path | None = None
     cells: tuple[str, ...] = ()
     scale: Literal["tiny", "small", "paper"] = "tiny"
     full: bool = False
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+    jobs: int | None = None
     dry_run: bool = False
 
 
@@ -74,10 +79,14 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     table = asked.what in ("table1", "table2", "table3", "figure3")
     ignored = {
         "dry_run": asked.dry_run and not table,
-        "scale": asked.scale != "tiny" and asked.what in ("assets", "study", "methods"),
+        "scale": asked.scale != "tiny" and asked.what in ("assets", "rows", "study", "methods"),
         "full": asked.full and asked.what != "ablation",
-        "cells": bool(asked.cells) and asked.what in ("assets", "methods"),
+        "cells": bool(asked.cells) and asked.what in ("assets", "rows", "methods"),
+        "out": asked.out is not None and asked.what not in ("assets", "rows"),
+        "jobs": asked.jobs is not None and asked.what in ("assets", "rows", "study", "methods"),
     }
+    if asked.jobs is not None and asked.jobs < 1:
+        raise ValueError(f"jobs is too small: got {asked.jobs}, want jobs >= 1, processes that share the runs")
     if wrong := [name for name, given in ignored.items() if given]:
         raise ValueError(f"`reproduce {asked.what}` takes no {', '.join(wrong)}: leave it out (see --help)")
     work = asked.work or Path("runs") / asked.what
@@ -86,13 +95,16 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             asked.what, asked.scale, asked.work, asked.cells, asked.jobs, asked.dry_run, shared
         )
     elif asked.what == "assets":
-        done = assets(work, asked.out)
+        done = assets(work, asked.out or ASSETS)
+    elif asked.what == "rows":
+        shipped_rows(work, asked.out or ASSETS)
+        done = True
     elif asked.what == "study":
         done = study(work, asked.cells)
     elif asked.what == "methods":
         done = methods(work)
     else:
-        done = ablation(work, asked.scale, asked.full, asked.cells, asked.jobs)
+        done = ablation(work, asked.scale, asked.full, asked.cells, asked.jobs or os.cpu_count() or 1)
     if not done:
         say(f"stopped; the state is saved in {work}, and the same command goes on from there")
     return 0 if done else 1
@@ -100,8 +112,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 def assets(work: Path, out: Path) -> bool:
     """Train, publish, measure; whether all is done."""
-    settings = Demo(from_scratch=True)
-    plans = from_scratch(settings, work)
+    plans = from_scratch(Demo(from_scratch=True), work)
     duo = recipe("demo-duo")
     plans["duo"] = replace(duo, data=replace(duo.data, tokenizer=str(work / "teacher" / "model")))
     follow(train(plans, work))
@@ -110,14 +121,20 @@ def assets(work: Path, out: Path) -> bool:
     for name in plans:
         publish(work / name, out / name)
         say(f"{out / name}: shipped")
+    shipped_rows(work, out)
+    return True
+
+
+def shipped_rows(work: Path, out: Path) -> None:
+    """Measure the masked teacher of `out` and write its rows there; those in `work` are not measured again."""
+    settings = Demo()
     rows = teacher_rows(str(out / "teacher"), str(out / "judge"), settings.student, settings.study, work / ROWS)
     found = []
     with progress() as (advance, _):
         for event, measured in rows:
             advance(event.stage, event.done, event.total)
             found.append(dumps(measured.row.to_json()) + "\n")
-    (out / ROWS).write_text("".join(found), "utf-8")
-    return True
+    write_text(out / ROWS, "".join(found))
 
 
 def study(work: Path, only: tuple[str, ...]) -> bool:
@@ -133,8 +150,6 @@ def study(work: Path, only: tuple[str, ...]) -> bool:
 
 def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int) -> bool:
     """Carry the ablation out; print means over seeds, what failed, and the picture of each cell's first seed."""
-    if jobs < 1:
-        raise ValueError(f"jobs is the number of processes that share the runs: want jobs >= 1, got {jobs}")
     settings = scale(name)
     cells = grid(settings.base) if full else ablation_cells(settings.base)
     runs = seeded(cells)
@@ -178,7 +193,7 @@ def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], pictu
     """The table of a comparison and its picture, if anything is measured; all under one protocol."""
     if not reports:
         return
-    from unmask.report.axes import PNG_DPI
+    from unmask.report.axes import write_picture
     from unmask.report.figures import study as picture_of
     from unmask.report.record import read_report
     from unmask.report.style import drawing
@@ -188,7 +203,7 @@ def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], pictu
     table("students; gains over a temperature-scaled teacher at equal steps", HEAD, lines)
     if picture is not None:
         with drawing():
-            picture_of(records, steps).savefig(picture, dpi=PNG_DPI)
+            write_picture(picture_of(records, steps), picture)
         say(f"{picture}: all cells at {steps} steps")
 
 
@@ -203,8 +218,8 @@ def publish(run: Path, out: Path) -> None:
     likelihood = f"{perplexity(read.scores(known.some('all')), read.unit)} [{read.words}; {known.words(n)}]"
     trained.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=likelihood)
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
-    (out / "metrics.jsonl").write_text("\n".join(lines[::20] + lines[-1:]) + "\n", "utf-8")
-    (out / "README.md").write_text(card(out.name, plan, model, likelihood), "utf-8")
+    write_text(out / "metrics.jsonl", "\n".join(lines[::20] + lines[-1:]) + "\n")
+    write_text(out / "README.md", card(out.name, plan, model, likelihood))
 
 
 def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ Share = Callable[[list[str], Sequence[str], int], bool]
 
 
 def reproduce(
-    name: Name, scale: Scale, work: Path | None, only: tuple[str, ...], jobs: int, dry_run: bool, share: Share
+    name: Name, scale: Scale, work: Path | None, only: tuple[str, ...], jobs: int | None, dry_run: bool, share: Share
 ) -> tuple[bool, Path]:
     """Carry a table out and print it; whether all is done, and where it is kept."""
     work = work or Path("runs") / f"{SHARES.get(name, name)}-{scale}"
@@ -38,7 +39,10 @@ def reproduce(
     wanted = [run for run in runs if not only or run in only or run.rpartition(",")[0] in only]
     if unknown := sorted({*only} - {*runs} - {*told.methods}):
         raise ValueError(f"the cells are {', '.join(told.methods)}: there is none called {', '.join(unknown)}")
-    if jobs > 1 and len(wanted) > 1 and told.device == "cpu":
+    if jobs is not None and jobs > 1 and told.device != "cpu":
+        raise ValueError(f"jobs has no effect: got {jobs}, and {name} runs on one {told.device}; leave --jobs out")
+    jobs = (jobs or os.cpu_count() or 1) if told.device == "cpu" else 1
+    if jobs > 1 and len(wanted) > 1:
         done = follow(carry(told, work, ())) is not None  # models to train first, and the teachers' rows, once
         show_doubts(told, work)
         done = done and share([name, "--work", str(work), "--scale", scale], wanted, jobs)

@@ -3,7 +3,7 @@
 The default rule is that of MDLM and Duo (arXiv 2406.07524, 2506.10892): decode, retokenise with the judge's tokenizer,
 add no start token, score each token after the first in float32, count an EOS token only the first time and text after
 it all the same. Two repairs: no remainder of samples is dropped, and padding is never scored, so that a text's score
-does not depend on its neighbours. A text longer than the context is read in windows.
+does not depend on its neighbours. A text longer than the context is read in windows. `huggingface` has a second rule.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -25,17 +24,29 @@ from unmask.prediction import Prediction
 from unmask.types import PerToken, Tokens
 
 CONTEXT = 1024
-EosRule: TypeAlias = Literal["first", "all"]
+END_OF_TEXT = "<|endoftext|>"  # how texts spell EOS
+EosRule: TypeAlias = Literal["first", "all", "removed"]
 Texts: TypeAlias = Tokens | Sequence[str]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a judge read, an entry a text: nats (float64 [n]), counted tokens [n], and, of texts, UTF-8 bytes [n]."""
+    """What a judge read, an entry a text: nats (float64 [n]), counted tokens [n], and, of texts, UTF-8 bytes [n].
+
+    by_text  a perplexity weighs each text alike, however many tokens it has
+    """
 
     nats: Tensor
     tokens: Tensor
     bytes: Tensor | None = None
+    by_text: bool = False
+
+    @property
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """Nats and weights, [n] each: a perplexity is exp(sum of nats / sum of weights)."""
+        if not self.by_text:
+            return self.nats, self.tokens
+        return self.nats / self.tokens.clamp(min=1), (self.tokens > 0).long()
 
 
 class Judge(Protocol):
@@ -100,7 +111,7 @@ class LanguageModelJudge:
             owner = torch.tensor(owners)
             nats.index_add_(0, owner, surprise.where(counted, 0.0).sum(dim=1))
             count.index_add_(0, owner, counted.sum(dim=1))
-        return Scores(nats, count, size)
+        return Scores(nats, count, size, self.stamp.average == "texts")
 
     def _rows(self, texts: Texts) -> tuple[list[Tensor], Tensor | None]:
         if isinstance(texts, Tensor) == self.stamp.retokenised:
@@ -117,6 +128,8 @@ class LanguageModelJudge:
             return list(texts.cpu()), None
         if self.encode is None:
             raise ValueError(f"judge {self.stamp.name} has no tokenizer to read texts with: build it with ids=True")
+        if self.stamp.eos_rule == "removed":
+            texts = [text.replace(END_OF_TEXT, "").strip() for text in texts]
         rows = [torch.tensor(list(self.encode(text)), dtype=torch.int64) for text in texts]
         return rows, torch.tensor([len(text.encode()) for text in texts], dtype=torch.int64)
 
@@ -197,6 +210,7 @@ def causal_judge(
     """Our own autoregressive model as a judge: `CausalModel.predictor` in evaluation mode, and its tokenizer.
 
     weights  the network's state dict, for the stamp
+    context  tokens that it reads at a time: at most as many as a row of its training has
     ids      True: score ids as they are (model and judge share the tokenizer); False: retokenise texts
     eos_id   where there is no tokenizer to ask
     """
@@ -219,63 +233,13 @@ def causal_judge(
     )
 
 
-def huggingface_judge(
-    path_or_hub_id: str,
-    *,
-    revision: str | None = None,
-    ids: bool = False,
-    context: int | None = None,
-    eos_rule: EosRule = "first",
-    batch_size: int = 8,
-    device: torch.device | str = "cpu",
-) -> LanguageModelJudge:
-    """Any `AutoModelForCausalLM` as a judge, by hub id ("gpt2-large") or directory, in float32; runs no code of theirs.
-
-    context: `CONTEXT` tokens, or as many as the model reads where it reads fewer.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    network = AutoModelForCausalLM.from_pretrained(path_or_hub_id, revision=revision, dtype=torch.float32)
-    network = network.eval().to(device)
-    tokenizer = None if ids else AutoTokenizer.from_pretrained(path_or_hub_id, revision=revision)
-    weights = network.state_dict()
-    config = network.config.get_text_config()
-    positions = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2: n_positions
-    longest = config.to_dict().get(positions) or CONTEXT
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    name = path_or_hub_id.rstrip("/").rsplit("/", 1)[-1]
-    if context is not None and not 2 <= context <= longest:
-        raise ValueError(f"context is how many tokens judge {name} reads at a time: want 2 .. {longest}, got {context}")
-
-    def next_nats(rows: Tokens) -> PerToken:
-        with torch.no_grad():
-            logits = network(input_ids=rows[:, :-1], use_cache=False).logits
-        pairs = zip(logits, rows[:, 1:], strict=True)  # a row at a time: float32 log-softmax of [B, T, V] is gigabytes
-        return torch.stack([F.cross_entropy(row.float(), target, reduction="none") for row, target in pairs])
-
-    def hidden(rows: Tokens) -> Tensor:
-        with torch.no_grad():
-            states: Tensor = network.base_model(input_ids=rows, use_cache=False).last_hidden_state
-        return states
-
-    return LanguageModelJudge(
-        Stamp(
-            name,
-            weights_digest(weights),
-            weights_dtype(weights),
-            context or min(longest, CONTEXT),
-            retokenised=not ids,
-            prefixed=False,
-            eos_rule=eos_rule,
-        ),
-        network.get_input_embeddings().num_embeddings,
-        next_nats,
-        None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
-        ends[0] if tokenizer is None else tokenizer.eos_token_id,
-        batch_size=batch_size,
-        device=device,
-        hidden=hidden,
-    )
+def check_context(context: int, longest: int, name: str) -> None:
+    """ValueError unless a judge reads so many tokens at a time."""
+    if not 2 <= context <= longest:
+        raise ValueError(
+            f"context is out of range: got {context}, want 2 .. {longest} (the tokens that judge {name} reads at a "
+            "time); a longer text is read in windows"
+        )
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -295,8 +259,9 @@ def weights_dtype(weights: Mapping[str, Tensor]) -> str:
 
 
 def perplexity(scores: Scores, unit: str = "perplexity") -> Measure:
-    """exp(all nats / all tokens), with a bootstrap standard error over texts."""
-    return measure.perplexity(scores.nats.numpy(), scores.tokens.numpy(), unit)
+    """exp(all nats / all tokens), or of the mean over texts (`by_text`), with a bootstrap standard error over texts."""
+    nats, weights = scores.terms
+    return measure.perplexity(nats.numpy(), weights.numpy(), unit)
 
 
 def bits_per_byte(scores: Scores) -> Measure:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from unmask.plain import from_json
 
 Floats: TypeAlias = NDArray[np.float64]
 Index: TypeAlias = NDArray[np.int64]
@@ -60,7 +62,9 @@ class Stamp:
     context      tokens that it reads at a time
     retokenised  True: texts, in the judge's own tokens; False: the model's ids as they are
     prefixed     True: a start token is put before the text, so that the first token counts too
-    eos_rule     "first": an EOS counts only the first time (the rule of MDLM and Duo); "all": every token counts
+    eos_rule     "first": an EOS counts only the first time (the rule of MDLM and Duo); "all": every token counts;
+                 "removed": the spelling of EOS is taken out of a text before (SDTT)
+    average      nats "tokens": over all tokens of all texts; "texts": of each text, then over texts
     """
 
     name: str
@@ -70,6 +74,7 @@ class Stamp:
     retokenised: bool
     prefixed: bool
     eos_rule: str
+    average: str = "tokens"
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Protocol:
     texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none);
     products: precision of the networks' matrix products; wrap: real rows have BOS and EOS at their ends, as the
     model's training rows had.
+    held_out       rows of real text; those that are measured or completed are spread evenly over them (0: not known)
+    read_by_judge  share of the held-out documents that the judge was trained on; None where its card does not say
     """
 
     judge: Stamp
@@ -92,11 +99,13 @@ class Protocol:
     completions: int = 0
     products: str = "float32"
     wrap: bool = False
+    held_out: int = 0
+    read_by_judge: float | None = None
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Protocol:
-        """The protocol that `asdict` gave; KeyError or TypeError for missing or foreign fields."""
-        return Protocol(**{**data, "judge": Stamp(**data["judge"])})
+        """The protocol that `asdict` gave; ValueError names a field that is missing, foreign or of another type."""
+        return from_json(Protocol, data, "protocol")
 
 
 @dataclass(frozen=True)
@@ -153,22 +162,34 @@ class Row:
         In a file null is a value that is not finite (`plain.dumps`); here it is NaN.
         """
         try:
-            setting = dict(data["setting"])
-            return Row(
-                data["name"],
-                Protocol.from_json(data["protocol"]),
-                Setting(**setting | {"seeds": tuple(setting["seeds"])}),
-                {
-                    key: Measure(**measure | {"value": _number(measure["value"])})
-                    for key, measure in data["measures"].items()
-                },
-                {key: list(map(_number, values)) for key, values in data["samples"].items()},
-            )
-        except (KeyError, TypeError) as error:
+            return row_of(data, "row")
+        except ValueError as error:
             raise ValueError(f"not a row that this version of unmask wrote: {error}. Measure it again") from error
 
 
-def _number(value: float | None) -> float:
+def row_of(value: Any, where: str, strict: bool = True) -> Row:
+    """A row from JSON; ValueError names a field, from `where` on. Null is a value that is not finite: here NaN.
+
+    strict  False: labels that this version does not know are left alone
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} holds the fields of a row: want an object, got {value!r:.40}")
+    known = {one.name: value[one.name] for one in fields(Row) if one.name in value}
+    if isinstance(samples := known.get("samples"), Mapping):
+        known["samples"] = {
+            key: [_number(item) for item in column] if isinstance(column, list) else column
+            for key, column in samples.items()
+        }
+    return from_json(Row, known, where, strict=strict, readers={Measure: _measure})
+
+
+def _measure(value: Any, where: str) -> Measure:
+    if isinstance(value, Mapping) and "value" in value:
+        value = {**value, "value": _number(value["value"])}
+    return from_json(Measure, value, where)
+
+
+def _number(value: Any) -> Any:
     return np.nan if value is None else value
 
 
@@ -195,13 +216,19 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
     how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]
     how += [
         "start token before the text" if judge.prefixed else "first token not scored",
-        f"EOS counted: {judge.eos_rule}",
+        f"EOS {judge.eos_rule}" if judge.eos_rule == "removed" else f"EOS counted: {judge.eos_rule}",
     ]
-    completed = f"{protocol.completions} completions of each of {protocol.texts} real texts; " if protocol.texts else ""
+    how += ["mean over texts"] if judge.average == "texts" else []
+    how += [f"trained on {protocol.read_by_judge:.0%} of the held-out documents"] if protocol.read_by_judge else []
+    of = f" of {protocol.held_out:,} held-out rows" if protocol.held_out else ""
+    real = f"real text: {protocol.samples:,}{of}; " if of else ""
+    completed = (
+        f"{protocol.completions} completions of each of {protocol.texts} real texts{of}; " if protocol.texts else ""
+    )
     ends = ", real ones with BOS and EOS at their ends" if protocol.wrap else ""
     return (
         f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row{ends}; {completed}"
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row{ends}; {real}{completed}"
         f"draws in {protocol.precision}, products in {protocol.products}; "
         f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
     )

@@ -95,7 +95,7 @@ def measure_row(
         **{key: gauge(drawn) for key, gauge in (gauges or {}).items()},
         **({} if seconds is None else {SECONDS: seconds}),
     }
-    samples = {NATS: scores.nats, TOKENS: scores.tokens, **columns}
+    samples = {**dict(zip((NATS, TOKENS), scores.terms, strict=True)), **columns}
     return Row(
         name,
         protocol,

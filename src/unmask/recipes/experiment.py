@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from unmask import __version__
-from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.measure import Protocol, Row
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.plain import dumps
-from unmask.recipes import shown
 from unmask.recipes import study as studies
+from unmask.recipes.contamination import share_read
+from unmask.recipes.frontier import conclude, frontier
 from unmask.recipes.judge import judge_of
 from unmask.recipes.run import run
 from unmask.recipes.schema import Distillation, Recipe
+from unmask.recipes.shown import shown
 from unmask.recipes.study import Measured, Scene, Study
 from unmask.recipes.texts import Texts, texts
 from unmask.training import launch
@@ -81,7 +82,8 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     data = texts(recipe)
     length = data.held_out.shape[1]
     known = [*plan.known, *read_rows(directory / ROWS)]
-    scene = Scene(plan.study, judge_of(judge, length), data.held_out, data.digest, known, wrap=data.wrap)
+    reads, share = judge_of(judge, length), share_read(plan.judge, recipe.data)
+    scene = Scene(plan.study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
     corpus = recipe.data.corpus
     count = "a stream of" if data.train_rows is None else data.train_rows
     yield Progress("reading", 1, 1, f"{corpus}: {count} rows of {length} tokens to learn from")
@@ -100,11 +102,12 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     seconds = [line["seconds"] for line in lines(directory / "student" / "metrics.jsonl")]
 
     rows: Mapping[str, list[Measured]] = {}
-    for found in studies.frontier(teacher, student, scene, judge):
+    for found in frontier(teacher, student, scene, judge):
         rows = found.rows
         keep(found.measured, known, directory / ROWS)
         yield Progress("measuring", found.done, found.total, row_line(found.name, found.measured))
-    report = studies.conclude(rows) | {
+    report = conclude(rows) | shown(teacher, student, plan.study, data.held_out)
+    report |= {
         "title": plan.title,
         "version": __version__,
         "date": datetime.date.today().isoformat(),
@@ -120,9 +123,6 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         },
         "rounds": _rounds(directory / ROUNDS, scene),
         "training": _curves(directory / "student" / "metrics.jsonl"),
-        "samples": shown.side_by_side(teacher, student, plan.study, length),
-        "real": shown.excerpt(data.held_out, data.tokenizer.decode),
-        "player": _films(teacher, student, plan.study, length),
         "seconds": {"distil": sum(seconds), "total": time.perf_counter() - started},
     }
     write_text(directory / REPORT, dumps(report, indent=1) + "\n")
@@ -139,8 +139,8 @@ def teacher_rows(
     data = texts(replace(recipe, data=replace(recipe.data, tokenizer=teacher)))
     file.parent.mkdir(parents=True, exist_ok=True)
     known = [*known, *read_rows(file)]
-    reads = judge_of(causal(load(judge)), data.held_out.shape[1])
-    scene = Scene(study, reads, data.held_out, data.digest, known, wrap=data.wrap)
+    reads, share = judge_of(causal(load(judge)), data.held_out.shape[1]), share_read(judge, recipe.data)
+    scene = Scene(study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
     temperatures = (1.0, *study.teacher_temperatures)
     total = len(study.teacher_steps) * len(temperatures)
     rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)
@@ -171,16 +171,6 @@ def _rounds(file: Path, scene: Scene) -> list[dict[str, Any]]:
     known = [line for line in lines(file) if line["steps"] == scene.study.round_steps]
     found = [line for line in known if Protocol.from_json(line["protocol"]) == scene.protocol]
     return list({line["round"]: line for line in found}.values())
-
-
-def _films(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
-    """Texts as they are unmasked; none of uniform diffusion, where every position changes again and again."""
-    if not isinstance(teacher.process, MaskedProcess):
-        return []
-    plans = [("teacher", teacher, study.player_steps), ("student", student, study.player_steps),
-             ("teacher", teacher, length), ("student", student, study.round_steps)]  # fmt: skip
-    films = {f"{name}, {steps} steps": (model, steps) for name, model, steps in plans}
-    return [shown.film(model, title, steps, length, study.seed) for title, (model, steps) in films.items()]
 
 
 def _corpus(name: str, data: Texts) -> dict[str, Any]:
@@ -243,8 +233,13 @@ def note(file: Path, line: Mapping[str, Any]) -> None:
 
 def lines(file: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file; a last one that a killed process left unfinished does not count."""
-    whole, _, _ = file.read_text("utf-8").rpartition("\n") if file.exists() else ("", "", "")
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        whole, _, _ = file.read_text("utf-8").rpartition("\n") if file.exists() else ("", "", "")
+        return [json.loads(line) for line in whole.split("\n") if line]
+    except ValueError as error:
+        raise ValueError(
+            f"{file} holds a line that is no JSON: {error}. Move the file away to measure again"
+        ) from error
 
 
 def _curves(file: Path) -> dict[str, list[float]]:

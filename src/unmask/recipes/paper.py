@@ -89,7 +89,7 @@ def _models(scale: Scale, large: bool, directory: Path) -> tuple[dict[str, Teach
         case "paper":
             if large:
                 found = {masked: Teacher("jdeschena/sdtt@teacher_400k_large_step_400000")}
-                return found, "meta-llama/Meta-Llama-3-8B", {}
+                return found, "sdtt:meta-llama/Meta-Llama-3-8B", {}  # the rule of the paper's table 3
             found = {masked: Teacher("kuleshov-group/mdlm-owt"), "Duo": Teacher("s-sahoo/duo", *UNIFORM)}
             return found, "gpt2-large", {}
         case _:

@@ -6,10 +6,33 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from unmask.diffusion.processes import MaskedProcess
 from unmask.models.pretrained import Model
-from unmask.recipes.study import Study
+from unmask.recipes.study import Study, device_of
 from unmask.samplers.loop import sample, watch
 from unmask.text.packing import Rows, spread
+
+
+def shown(teacher: Model, student: Model, study: Study, real: Rows) -> dict[str, Any]:
+    """What a report shows besides its numbers: texts of both models, real ones, and texts as they are unmasked."""
+    if teacher.tokenizer is None:
+        raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
+    length = real.shape[1]
+    return {
+        "samples": side_by_side(teacher, student, study, length),
+        "real": excerpt(real, teacher.tokenizer.decode),
+        "player": films(teacher, student, study, length),
+    }
+
+
+def films(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
+    """Texts as they are unmasked; none of uniform diffusion, where every position changes again and again."""
+    if not isinstance(teacher.process, MaskedProcess):
+        return []
+    plans = [("teacher", teacher, study.player_steps), ("student", student, study.player_steps),
+             ("teacher", teacher, length), ("student", student, study.round_steps)]  # fmt: skip
+    titled = {f"{name}, {steps} steps": (model, steps) for name, model, steps in plans}
+    return [film(model, title, steps, length, study) for title, (model, steps) in titled.items()]
 
 
 def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
@@ -17,9 +40,12 @@ def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> l
     table = []
     for steps in study.student_steps:
         texts = [
-            sample(model, study.shown, length, steps, study.seed, sampler=study.sampler).texts
+            sample(
+                model, study.shown, length, steps, study.seed, sampler=study.sampler, draw=study.draw,
+                batch_size=study.batch_size, device=device_of(model),
+            ).texts
             for model in (teacher, student)
-        ]
+        ]  # fmt: skip
         if texts[0] is None or texts[1] is None:
             raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
         pairs = zip(*texts, strict=True)
@@ -30,9 +56,10 @@ def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> l
     return table
 
 
-def film(model: Model, title: str, steps: int, length: int, seed: int) -> dict[str, Any]:
+def film(model: Model, title: str, steps: int, length: int, study: Study) -> dict[str, Any]:
     """One text as it is unmasked: its final pieces, and the positions that each network call reveals."""
-    frames = list(watch(model, 1, length, steps, seed))
+    drawn = watch(model, 1, length, steps, study.seed, sampler=study.sampler, draw=study.draw, device=device_of(model))
+    frames = list(drawn)
     calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]
     final = frames[-1].z[0].tolist()
     return {

@@ -1,10 +1,10 @@
-"""Measure a teacher against its student, and write down what came out: the content of report.json."""
+"""Rows of a study: a model's texts over steps and temperatures, and naive rows beside them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from unmask import __version__
 from unmask.diffusion.processes import MaskedProcess
-from unmask.evaluation.frontier import answer
 from unmask.evaluation.judges import Judge, weights_digest
 from unmask.evaluation.mauve import LEAST, mauve_against
 from unmask.evaluation.measure import MAUVE, REVERSE, SECONDS, Measure, Protocol, Row, Setting
@@ -21,11 +20,11 @@ from unmask.evaluation.measure import over_seeds as mean_over_seeds
 from unmask.evaluation.reverse import reverse_perplexity
 from unmask.evaluation.rows import Gauge, Texts, as_read, measure_frontier, naive_rows
 from unmask.evaluation.speed import timed
-from unmask.evaluation.verdict import verdict
 from unmask.models.pretrained import CausalModel, Model
-from unmask.rng import generator
+from unmask.samplers.draws import PRECISION
 from unmask.samplers.loop import Samples, sample
-from unmask.text.packing import Rows
+from unmask.samplers.names import named
+from unmask.text.packing import Rows, spread
 from unmask.types import Tokens
 
 
@@ -37,7 +36,8 @@ class Study:
     seed                  of the latents of all texts
     teacher_steps, student_steps                step counts, a row each
     teacher_temperatures, student_temperatures  besides 1, at each step count
-    texts, completions    half-masked real texts, and how often each is completed (completion disagreement)
+    texts, completions    half-masked real texts, spread over the held-out rows, and how often each is completed
+                          (completion disagreement)
     mauve_seeds           starts of k-means behind MAUVE against other real texts (0: it is left out)
     reverse_seeds         networks fitted to a row's texts behind its reverse perplexity (0: it is left out)
     batch_size            samples a network call at most
@@ -87,8 +87,9 @@ class Measured:
 class Scene:
     """What all rows of a study share: the judge, real held-out rows [m, L], and rows that were measured before.
 
-    products  precision of the networks' matrix products
-    wrap      whether real rows have BOS and EOS at their ends
+    products       precision of the networks' matrix products
+    wrap           whether real rows have BOS and EOS at their ends
+    read_by_judge  share of the held-out documents that the judge was trained on; None: not known
     """
 
     study: Study
@@ -98,6 +99,7 @@ class Scene:
     known: Sequence[Measured] = ()
     products: str = "float32"
     wrap: bool = False
+    read_by_judge: float | None = None
 
     def __post_init__(self) -> None:
         study = self.study
@@ -117,9 +119,14 @@ class Scene:
     def protocol(self) -> Protocol:
         study, length = self.study, self.real.shape[1]
         return Protocol(
-            self.judge.stamp, length, study.samples, "float64", self.data, __version__, study.texts, study.completions,
-            self.products, self.wrap,
+            self.judge.stamp, length, study.samples, named("draw", study.draw, PRECISION), self.data, __version__,
+            study.texts, study.completions, self.products, self.wrap, len(self.real), self.read_by_judge,
         )  # fmt: skip
+
+    @property
+    def completed(self) -> Tokens:
+        """The real texts that are half masked and completed, [texts, L]: spread over all held-out rows."""
+        return self.real[spread(len(self.real), self.study.texts)]
 
 
 def measure(
@@ -137,8 +144,7 @@ def measure(
     if isinstance(model, CausalModel):
         setting = replace(setting, sampler="autoregressive")
     draw = partial(draw_row, model, study, length)
-    masked = isinstance(model, Model) and isinstance(model.process, MaskedProcess)
-    fills = isinstance(model, Model) and masked and study.texts > 0  # see `_complete`
+    fills = isinstance(model, Model) and completes(model) and study.texts > 0
     complete = partial(_complete, model, study) if isinstance(model, Model) and fills else None
     gauges = _gauges(scene, model)
     cold = 1  # draws for warming up, once
@@ -150,7 +156,7 @@ def measure(
             if found is None:
                 measured = measure_frontier(
                     draw, scene.judge, scene.protocol, setting, name=name, steps=[count], temperatures=[temperature],
-                    complete=complete, texts=None if complete is None else scene.real[: study.texts],
+                    complete=complete, texts=None if complete is None else scene.completed,
                     completions=study.completions, gauges=gauges, warmup=cold,
                 )  # fmt: skip
                 found, cold = Measured(next(iter(measured)), shipped=False), 0
@@ -187,16 +193,16 @@ def answers(row: Row, name: str, wanted: Setting, protocol: Protocol) -> bool:
 
 
 def _real(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Real rows to be measured as a row of the table, and other ones to compare sets of texts with.
+    """Real rows to be measured as a row of the table, and other ones to compare sets of texts with: spread evenly.
 
     The others come from other documents, but for one that may lie across the middle: no model knows the names of the
-    very texts that it is compared with. Both are in an order of their own, the same for all seeds of latents.
+    very texts that it is compared with.
     """
-    study, order = scene.study, torch.randperm(len(scene.real), generator=generator(0))
+    study, total = scene.study, len(scene.real)
     if not study.compared:
-        return scene.real[order[: study.samples]], scene.real[:0]
-    early = order < len(order) // 2
-    return scene.real[order[early][: study.samples]], scene.real[order[~early][: study.samples]]
+        return scene.real[spread(total, study.samples)], scene.real[:0]
+    half = total // 2
+    return scene.real[spread(half, study.samples)], scene.real[half + spread(total - half, study.samples)]
 
 
 def _gauges(scene: Scene, model: Model | CausalModel) -> dict[str, Gauge]:
@@ -218,6 +224,14 @@ def _gauges(scene: Scene, model: Model | CausalModel) -> dict[str, Gauge]:
     return gauges
 
 
+def completes(model: Model | CausalModel) -> bool:
+    """Whether a model completes half-masked texts: masked diffusion does.
+
+    A denoiser of uniform noise gets one alpha for all tokens, and doubts the given ones.
+    """
+    return isinstance(model, Model) and isinstance(model.process, MaskedProcess)
+
+
 def device_of(model: Model | CausalModel) -> torch.device:
     """Where a model is."""
     return model.network.head.weight.device
@@ -234,68 +248,12 @@ def draw_row(
 
 
 def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens:
-    # Masked diffusion only: a denoiser of uniform noise is told one alpha for all tokens, and doubts the given ones.
     # A seed of its own: completions are independent of the samples.
     drawn = sample(
         model, len(pinned), pinned.shape[1], steps, study.seed + 1, temperature, pinned=pinned, sampler=study.sampler,
         draw=study.draw, batch_size=study.batch_size, device=device_of(model),
     )  # fmt: skip
     return drawn.tokens.cpu()
-
-
-@dataclass(frozen=True)
-class Found:
-    """The row that a frontier has just measured, and all rows so far, by their place in the report."""
-
-    done: int
-    total: int
-    name: str
-    measured: Measured
-    rows: Mapping[str, list[Measured]]
-
-
-def frontier(
-    teacher: Model, student: Model, scene: Scene, autoregressive: CausalModel | None = None
-) -> Iterator[Found]:
-    """Measure every row of a report: both models over steps and temperatures, naive texts, real text."""
-    study, length, tokenizer = scene.study, scene.real.shape[1], teacher.tokenizer
-    if tokenizer is None:
-        raise ValueError("a frontier is measured on text, and this teacher has no tokenizer: save it with one")
-    if student.tokenizer is None or student.tokenizer.digest != tokenizer.digest or student.process != teacher.process:
-        raise ValueError(
-            "teacher and student are compared token by token: want one tokenizer and one noise process, and theirs "
-            "differ; measure them apart by `unmask eval samples` under a judge that reads texts"
-        )
-    *fakes, real = naive(scene, teacher)
-    plans: list[tuple[str, Model | CausalModel, tuple[int, ...], tuple[float, ...]]] = [
-        ("teacher", teacher, study.teacher_steps, (1.0, *study.teacher_temperatures)),
-        ("student", student, study.student_steps, (1.0, *study.student_temperatures)),
-    ]
-    if autoregressive is not None:
-        plans.append(("autoregressive", autoregressive, (length,), (1.0,)))
-    total, done = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans), 0
-    rows: dict[str, list[Measured]] = {"naive": fakes, "data": [real]}
-    rows |= {name: [] for name, *_ in plans} | {f"temperature_{name}": [] for name in ("teacher", "student")}
-    for name, model, steps, temperatures in plans:
-        for measured in measure(name, model, scene, steps, temperatures):
-            place = name if measured.row.setting.temperature == 1 else f"temperature_{name}"
-            rows[place].append(measured)
-            done += 1
-            yield Found(done, total, place, measured, rows)
-
-
-def conclude(rows: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
-    """Rows by their place in the report, the three answers, and the verdict in sentences."""
-    teacher, student = ([m.row for m in rows[name]] for name in ("teacher", "student"))
-    warmer = [m.row for m in rows["temperature_student"]]
-    answers = answer(teacher, [*student, *warmer], [m.row for m in rows["temperature_teacher"]], rows["data"][0].row)
-    table = {name: [m.to_json() for m in measured] for name, measured in rows.items() if name != "data"}
-    return table | {
-        "data": rows["data"][0].to_json(),
-        "answers": answers.to_json(),
-        "verdict": verdict(answers),
-        "protocol": asdict(teacher[0].protocol),
-    }
 
 
 def naive(scene: Scene, model: Model | CausalModel) -> list[Measured]:

@@ -25,6 +25,7 @@ from unmask.plain import to_json
 from unmask.recipes import study as studies
 from unmask.recipes.ablation import seeded
 from unmask.recipes.comparison import FAILURE, fail, failure, folder
+from unmask.recipes.contamination import share_read
 from unmask.recipes.demo import train, trained
 from unmask.recipes.experiment import ROWS, Progress, diffusion, keep, read_rows, row_line
 from unmask.recipes.judge import judge_named
@@ -36,10 +37,7 @@ from unmask.samplers.loop import sample
 from unmask.training import TrainingError
 
 RUN = "run"  # the training of a cell
-PRECISIONS = {  # of the draw -> sampler and draw: exact, and as MDLM's, SDTT's and early Duo's codes have it
-    "float64": ("reveal", "race"),
-    "float32 Gumbel": ("ancestral", "legacy_gumbel32"),
-}
+DRAWN = (("reveal", "race"), ("ancestral", "legacy_gumbel32"))  # exact; as MDLM's, SDTT's and early Duo's codes draw
 TOP_P = (1.0, 0.9)
 
 
@@ -182,10 +180,10 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     model = diffusion(load(told.model, device=plan.device))
     model = model if model.tokenizer is not None else replace(model, tokenizer=data.tokenizer)
     judge = judge_named(plan.judge, data.tokenizer, data.held_out.shape[1], plan.device)
-    return model, Scene(
-        replace(plan.study, sampler=told.sampler, draw=told.draw), judge, data.held_out, data.digest, known,
-        wrap=data.wrap,
-    )  # fmt: skip
+    study = replace(plan.study, sampler=told.sampler, draw=told.draw)
+    text = next(method.recipe.data for method in plan.methods.values() if method.teacher == teacher)
+    share = share_read(plan.judge, text)
+    return model, Scene(study, judge, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
 
 
 def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Generator[Progress, None, bool]:
@@ -221,15 +219,15 @@ def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Ge
 
 def _doubts(name: str, model: Model, scene: Scene, steps: Sequence[int]) -> Iterator[Measured]:
     """The teacher in each precision of the draw with and without top-p: how far a published value may lie for that."""
-    study, length = scene.study, scene.real.shape[1]
-    digest = weights_digest(model.network.state_dict())
-    for (precision, (sampler, draw)), top_p, count in product(PRECISIONS.items(), TOP_P, steps):
-        title = f"{name}, {precision}, top-p {top_p:g}"
-        protocol = replace(scene.protocol, precision=precision)
+    length, digest = scene.real.shape[1], weights_digest(model.network.state_dict())
+    for (sampler, draw), top_p, count in product(DRAWN, TOP_P, steps):
+        study = replace(scene.study, sampler=sampler, draw=draw)
+        protocol = replace(scene, study=study).protocol
+        title = f"{name}, {protocol.precision}, top-p {top_p:g}"
         setting = Setting(digest, sampler, steps=count, nfe=0.0, top_p=top_p, seeds=(study.seed,))
         if any(studies.answers(m.row, title, setting, protocol) for m in scene.known):
             continue
-        drawing = partial(studies.draw_row, model, replace(study, sampler=sampler, draw=draw), length, top_p=top_p)
+        drawing = partial(studies.draw_row, model, study, length, top_p=top_p)
         rows = measure_frontier(
             drawing, scene.judge, protocol, setting, name=title, steps=[count], temperatures=[1.0], warmup=0
         )

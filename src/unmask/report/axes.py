@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from unmask.files import writing
 from unmask.report.record import Line
 from unmask.report.style import LIGHT, SMALL
 from unmask.report.svg import tip
 
 PNG_DPI = 160
 _PILL = (24.0, 14.0)  # points that a pill takes
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    """Write a picture whole, as the ending of `path` says (.png, .svg, .pdf); the old one stays if that fails."""
+    with writing(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."), dpi=PNG_DPI)
 
 
 def logarithmic(axis: Axis, ticks: Collection[float] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unmask.report.axes import PNG_DPI, logarithmic
+from unmask.report.axes import logarithmic, write_picture
 from unmask.report.style import LIGHT, SMALL, WIDE, drawing
 
 if TYPE_CHECKING:  # they draw texts with torch; their results are plain numbers
@@ -55,7 +55,7 @@ def exact_figure(
         pairs.axhspan(0, floor.mean + 2 * floor.deviation, color=LIGHT["line"], label="chance")
         _by_calls(pairs, "total variation of adjacent pairs", "The same orders, pair by pair")
         _rest(rest, rows)
-        figure.savefig(path, dpi=PNG_DPI)
+        write_picture(figure, Path(path))
     return Path(path)
 
 

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.evaluation.measure import ENTROPIES, GEN_PPL
-from unmask.report.axes import PNG_DPI, legend, logarithmic, note, pills, point
+from unmask.files import write_text
+from unmask.report.axes import legend, logarithmic, note, pills, point, write_picture
 from unmask.report.record import ENTROPY, Line, Report, curves, words_of
 from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
 from unmask.report.svg import Picture, picture
@@ -59,9 +60,9 @@ def save(plan: Drawing, report: Report, folder: Path) -> list[Picture]:
         for figure, columns in ((wide, 165), (narrow, 70)):
             beneath = textwrap.fill(words, columns)
             figure.supxlabel(beneath, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
-        wide.savefig(folder / f"{plan.name}.png", dpi=PNG_DPI)
+        write_picture(wide, folder / f"{plan.name}.png")
         pictures = [picture(wide, plan.name, plan.alt), picture(narrow, f"{plan.name}-narrow", plan.alt)]
-    (folder / f"{plan.name}.svg").write_text(pictures[0].standalone(), "utf-8")
+    write_text(folder / f"{plan.name}.svg", pictures[0].standalone())
     return pictures
 
 
@@ -144,7 +145,7 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
         transform.set_title("Theorem 3.3: one uniform number a token")
         transform.legend(loc="upper left")
         _joint(joint, data.joint)
-        figure.savefig(path, dpi=PNG_DPI)
+        write_picture(figure, Path(path))
     return Path(path)
 
 

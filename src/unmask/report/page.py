@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from unmask.files import write_text
 from unmask.report import tables
 from unmask.report.figures import drawings, save
 from unmask.report.markup import Html, embedded, join, tag
@@ -37,7 +38,7 @@ def write_report(report: Mapping[str, Any], directory: Path | str) -> Path:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {plan.name: save(plan, record, folder / "figures") for plan in drawings(record)}
     page = folder / "report.html"
-    page.write_text(page_source(record, pictures, report), encoding="utf-8")
+    write_text(page, page_source(record, pictures, report))
     return page
 
 
@@ -128,13 +129,11 @@ def _facts(report: Report) -> Iterator[Html]:
     def fact(name: str, *words: str) -> Html:
         return tag("div", tag("dt", name), tag("dd", ", ".join(word for word in words if word)))
 
-    corpus = report.corpus
-    if corpus:
+    if report.corpus is not None:
+        corpus = {key: fact for key, fact in vars(report.corpus).items() if fact is not None}
         sizes = {"train_rows": "{:,} rows to learn from", "held_out_rows": "{:,} held out", "length": "L = {}",
                  "vocab_size": "V = {:,}"}  # fmt: skip
-        yield fact(
-            "Corpus", str(corpus.get("name", "")), *(t.format(corpus[k]) for k, t in sizes.items() if k in corpus)
-        )
+        yield fact("Corpus", report.corpus.name, *(t.format(corpus[k]) for k, t in sizes.items() if k in corpus))
     for name, network in report.models.items():
         yield fact(name.capitalize(), f"{network.parameters / 1e6:.2f} M parameters", network.source)
     if report.seconds:

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unmask.report.axes import PNG_DPI, legend, logarithmic
+from unmask.files import write_text
+from unmask.report.axes import legend, logarithmic, write_picture
 from unmask.report.markup import Html, join, scrolling, tag
 from unmask.report.page import whole
 from unmask.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
@@ -27,7 +28,7 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     draw, caption = (figure, "Gen PPL and entropy against steps") if several else (plane, "Gen PPL against entropy")
     with drawing():
         wide = draw(record, WIDE)
-        wide.savefig(directory / f"{name}.png", dpi=PNG_DPI)
+        write_picture(wide, directory / f"{name}.png")
         alt = f"{caption}: teachers, and methods by round. The numbers are those of the table."
         pictures = [picture(wide, name, alt), picture(draw(record, NARROW), f"{name}-narrow", alt)]
     shown = (picture.inline(kind) for picture, kind in zip(pictures, ("wide", "narrow"), strict=True))
@@ -42,7 +43,7 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     masthead = tag("div", tag("h1", title), tag("p", str(record["lede"]), class_="lede"), class_="masthead")
     footer = tag("footer", tag("p", str(record["protocol"])))
     page = directory / ("report.html" if name.startswith("table") else f"{name}.html")  # figure3 shares a directory
-    page.write_text(whole(title, str(record["version"]), masthead, sections, footer, record), encoding="utf-8")
+    write_text(page, whole(title, str(record["version"]), masthead, sections, footer, record))
     return page
 
 

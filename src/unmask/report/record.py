@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from unmask import __version__
 from unmask.evaluation.frontier import Answers
-from unmask.evaluation.measure import GEN_PPL, Measure, Protocol, Row, protocol_words, require_same_protocol
+from unmask.evaluation.measure import (
+    ENTROPIES,
+    GEN_PPL,
+    Measure,
+    Protocol,
+    Row,
+    protocol_words,
+    require_same_protocol,
+    row_of,
+)
 from unmask.plain import from_json
 
 ENTROPY = "entropy"
+TINY, HUGE = 1e-100, 1e100  # of what stands on an axis
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,17 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """The text: its name, rows to learn from and held out, tokens of a row, size of the vocabulary."""
+
+    name: str
+    train_rows: int | None = None
+    held_out_rows: int | None = None
+    length: int | None = None
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything on the page. What has a default may be missing; its section is then left out."""
 
@@ -104,6 +126,7 @@ class Report:
     student: list[Line]
     answers: Answers
     verdict: list[str]
+    no_claim: list[str] = field(default_factory=list)
     date: str = ""
     seed: int | None = None
     data: Line | None = None
@@ -117,7 +140,7 @@ class Report:
     real: list[str] = field(default_factory=list)
     player: list[Film] = field(default_factory=list)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    corpus: Mapping[str, Any] = field(default_factory=dict)
+    corpus: Corpus | None = None
     models: Mapping[str, Network] = field(default_factory=dict)
 
     @property
@@ -141,6 +164,8 @@ def read_report(data: Mapping[str, Any]) -> Report:
         )
     report = from_json(Report, data, "report", strict=False, readers={Line: _line})
     _check_rows(report)
+    _check_numbers(report)
+    _check_answers(report.answers)
     _check_training(report.training)
     for i, film in enumerate(report.player):
         _check_film(film, f"report.player[{i}]")
@@ -182,6 +207,52 @@ def _check_rows(report: Report) -> None:
         )
 
 
+def _check_numbers(report: Report) -> None:
+    """What pictures draw on axes: finite, and above 0 where an axis is logarithmic."""
+    drawn = ("teacher", "student", "autoregressive", "temperature_teacher", "temperature_student", "data")
+    for name, line in ((name, line) for name, line in report.lines if name in drawn):
+        where, setting = f"report.{name}: the row at {line.steps} steps", line.row.setting
+        least = 0 if name == "data" else 1
+        _within(f"{where}: setting.steps", line.steps, least, 2**31)
+        _within(f"{where}: setting.nfe", setting.nfe, 0, 2**31)
+        _within(f"{where}: setting.temperature", line.temperature, TINY, HUGE)
+        for key, measure in line.row.measures.items():
+            if key in (GEN_PPL, *ENTROPIES):
+                _within(f"{where}: measures.{key}.value", measure.value, TINY if key == GEN_PPL else -HUGE, HUGE)
+                _within(f"{where}: measures.{key}.sem", measure.sem or 0.0, 0, HUGE)
+    for i, entry in enumerate(report.rounds):
+        for key, low in (("round", 1), ("steps", 1), ("gen_ppl", TINY), ("entropy", -HUGE)):
+            _within(f"report.rounds[{i}].{key}", vars(entry)[key], low, HUGE)
+    for key, column in vars(report.training).items():
+        for value in column:
+            if math.isfinite(value):  # a loss may be nan or inf, and leaves a gap
+                _within(f"report.training.{key}", value, -HUGE, HUGE)
+    for key, value in report.seconds.items():
+        _within(f"report.seconds.{key}", value, 0, HUGE)
+    for name, network in report.models.items():
+        _within(f"report.models.{name}.parameters", network.parameters, 0, HUGE)
+
+
+def _within(where: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{where} is out of range: got {value!r:.40}, want {low:g} .. {high:g}")
+
+
+def _check_answers(answers: Answers) -> None:
+    for key in ("equal_entropy", "speed", "equal_seconds"):
+        for i, entry in enumerate(vars(answers)[key]):
+            if entry.column not in ENTROPIES:
+                raise ValueError(
+                    f"report.answers.{key}[{i}].column is one of {', '.join(ENTROPIES)}: got {entry.column!r}"
+                )
+    for key in ("same_steps", "equal_entropy", "equal_seconds"):
+        for i, entry in enumerate(vars(answers)[key]):
+            for end in ("value", "low", "high") if entry.gain is not None else ():
+                value = vars(entry.gain)[end]
+                if value is not None:
+                    _within(f"report.answers.{key}[{i}].gain.{end}", value, TINY, HUGE)
+
+
 def _check_training(training: Training) -> None:
     lengths = {name: len(column) for name, column in vars(training).items() if column}
     if len(set(lengths.values())) > 1:
@@ -198,7 +269,7 @@ def _check_film(film: Film, where: str) -> None:
 
 def _line(value: Any, where: str) -> Line:
     """A row repeats its figures on top, and says beside them whether it was shipped."""
-    row = from_json(Row, value, where, strict=False)
+    row = row_of(value, where, strict=False)
     shipped = value.get("shipped", False)
     if not isinstance(shipped, bool):
         raise ValueError(f"{where}.shipped is a value of type bool: got {shipped!r}")

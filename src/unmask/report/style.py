@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,39 +61,46 @@ def themed(svg: str) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Inside, matplotlib draws in the style of the house, and the same picture always gives the same file."""
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "unmask",
-            "font.family": _FONT,
-            "font.size": 10.5,
-            "text.color": LIGHT["ink"],
-            "text.parse_math": False,
-            "figure.facecolor": LIGHT["panel"],
-            "figure.constrained_layout.use": True,
-            "savefig.facecolor": LIGHT["panel"],
-            "axes.facecolor": "none",
-            "axes.edgecolor": LIGHT["muted"],
-            "axes.labelcolor": LIGHT["ink"],
-            "axes.linewidth": 0.8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.titlesize": 10.5,
-            "axes.titlelocation": "left",
-            "axes.titlecolor": LIGHT["ink"],
-            "grid.color": LIGHT["line"],
-            "grid.linewidth": 0.8,
-            "xtick.color": LIGHT["muted"],
-            "ytick.color": LIGHT["muted"],
-            "xtick.major.size": 3,
-            "ytick.major.size": 0,
-            "lines.linewidth": 2.0,
-            "lines.markersize": 6.0,
-            "legend.frameon": False,
-            "legend.fontsize": 10.0,
-        }
+    """Inside, matplotlib draws in the style of the house, and the same picture always gives the same file.
+
+    Names in scripts that its font lacks are no cause for a warning: a page has the reader's own fonts.
+    """
+    with (
+        warnings.catch_warnings(),
+        mpl.rc_context(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": "unmask",
+                "font.family": _FONT,
+                "font.size": 10.5,
+                "text.color": LIGHT["ink"],
+                "text.parse_math": False,
+                "figure.facecolor": LIGHT["panel"],
+                "figure.constrained_layout.use": True,
+                "savefig.facecolor": LIGHT["panel"],
+                "axes.facecolor": "none",
+                "axes.edgecolor": LIGHT["muted"],
+                "axes.labelcolor": LIGHT["ink"],
+                "axes.linewidth": 0.8,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.grid": True,
+                "axes.axisbelow": True,
+                "axes.titlesize": 10.5,
+                "axes.titlelocation": "left",
+                "axes.titlecolor": LIGHT["ink"],
+                "grid.color": LIGHT["line"],
+                "grid.linewidth": 0.8,
+                "xtick.color": LIGHT["muted"],
+                "ytick.color": LIGHT["muted"],
+                "xtick.major.size": 3,
+                "ytick.major.size": 0,
+                "lines.linewidth": 2.0,
+                "lines.markersize": 6.0,
+                "legend.frameon": False,
+                "legend.fontsize": 10.0,
+            }
+        ),
     ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield

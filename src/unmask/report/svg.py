@@ -12,6 +12,7 @@ from unmask.report.markup import Html, tag
 from unmask.report.style import css_variables, themed
 
 _TIP = "tip:"
+_NOT_IN_XML = "[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]"  # a name may hold them, a picture may not
 _NAMESPACE = 'xmlns="http://www.w3.org/2000/svg"'
 
 
@@ -52,9 +53,11 @@ def picture(figure: Figure, name: str, alt: str) -> Picture:
     found = re.search(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>(.*)</svg>', buffer.getvalue(), re.DOTALL)
     if found is None:
         raise RuntimeError('this version of matplotlib writes its SVG in another form: want <svg viewBox="0 0 W H">')
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", found[3], flags=re.DOTALL)
+    body = re.sub(_NOT_IN_XML, "\ufffd", found[3])
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', body)
     body = re.sub(r'(xlink:)?href="#([^"]*)"', rf'href="#{name}-\2"', body)
     body = re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", body)
+    alt = re.sub(_NOT_IN_XML, "\ufffd", alt)
     return Picture(name, alt, found[1], found[2], themed(re.sub(r"\s*\n\s*", "\n", body).strip()))

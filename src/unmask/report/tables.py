@@ -9,11 +9,11 @@ from itertools import groupby
 from unmask.evaluation.curves import Estimate
 from unmask.evaluation.frontier import EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.measure import ENTROPIES, SECONDS, Measure
-from unmask.evaluation.verdict import BETTER, EQUAL, OPEN, WORSE, judge_gain
+from unmask.evaluation.verdict import BETTER, EQUAL, NO_CLAIM, OPEN, WORSE, judge_gain
 from unmask.report.markup import Html, join, scrolling, tag
 from unmask.report.record import Line, Report, words_of
 
-_SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○"}
+_SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○", NO_CLAIM: "○"}
 _HEADS = {
     "gen_ppl": "gen PPL",
     **ENTROPIES,
@@ -37,7 +37,7 @@ def same_steps(report: Report) -> Html:
         return [
             _steps(entry.steps),
             _pair(entry.teacher, entry.student),
-            _gain(entry.gain, scale),
+            _gain(entry.gain, scale, not report.no_claim),
             *(_pair(*p) for p in both),
         ]
 
@@ -141,7 +141,7 @@ def value_text(value: float, sem: float | None = None) -> str:
     >>> value_text(41.2345, 0.17), value_text(41.2345), value_text(21400.7), value_text(0.00557)
     ('41.23', '41.23', '21401', '0.00557')
     """
-    if not math.isfinite(value):
+    if not math.isfinite(value) or not math.isfinite(sem or 0.0):
         return str(value)
     size = sem / 10 if sem else abs(value) / 1000
     places = min(max(0, -math.floor(math.log10(size))), 5) if size > 0 else 2
@@ -153,13 +153,13 @@ def _matrix(report: Report, caption: str, heads: Sequence[str], entries: Sequenc
     scale = _scale(entry.gain for entry in entries if entry.gain)
     ordered = sorted(entries, key=lambda entry: entry.steps)  # stable: columns stay in their order
     lines = [
-        [_steps(steps), *(_compared(entry, scale) for entry in inside)]
+        [_steps(steps), *(_compared(entry, scale, not report.no_claim) for entry in inside)]
         for steps, inside in groupby(ordered, key=lambda entry: entry.steps)
     ]
     return join(table(report, caption, heads, lines), _reasons(entries))
 
 
-def _compared(entry: EqualEntropy | EqualSeconds, scale: float) -> Html:
+def _compared(entry: EqualEntropy | EqualSeconds, scale: float, claims: bool) -> Html:
     if entry.gain is None:
         return _nothing(entry.reason)
     if isinstance(entry, EqualSeconds):
@@ -168,7 +168,7 @@ def _compared(entry: EqualEntropy | EqualSeconds, scale: float) -> Html:
         beneath = tag("small", _data(entry.teacher.gen_ppl.value), " → ", _data(entry.student.gen_ppl.value))
     else:
         beneath = ""
-    return _gain(entry.gain, scale, beneath)
+    return _gain(entry.gain, scale, claims, beneath)
 
 
 def _reasons(entries: Iterable[EqualEntropy | EqualSeconds | Speed]) -> Html:
@@ -184,9 +184,9 @@ def _reasons(entries: Iterable[EqualEntropy | EqualSeconds | Speed]) -> Html:
     return tag("details", tag("summary", "What was not reached, and why"), tag("ul", *lines, class_="note"))
 
 
-def _gain(gain: Estimate, scale: float, beneath: str | Html = "") -> Html:
+def _gain(gain: Estimate, scale: float, claims: bool, beneath: str | Html = "") -> Html:
     """A gain with its interval, in words and as a bar around 1; the sign says it without colour."""
-    word = judge_gain(gain)
+    word = judge_gain(gain, claims)
     sign = tag("span", _SIGNS[word], " ", aria_hidden="true")
     head = tag("div", tag("b", sign, _data(gain.value, f"{gain.value:.3f}")), " ", tag("small", word))
     class_ = "gain " + word.split(" ")[0]

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.evaluation.throughput import Bench, Row, words
-from unmask.files import write_text, writing
-from unmask.report.axes import PNG_DPI, legend, logarithmic, note
+from unmask.files import write_text
+from unmask.report.axes import legend, logarithmic, note, write_picture
 from unmask.report.style import LIGHT, SMALL, WIDE, drawing
 from unmask.report.svg import picture, tip
 
@@ -29,8 +29,7 @@ def write_figure(bench: Bench, directory: Path) -> list[Path]:
     png, svg = (directory / f"{NAME}.{ending}" for ending in ("png", "svg"))
     with drawing():
         drawn = throughput_figure(bench)
-        with writing(png) as file:
-            drawn.savefig(file, format="png", dpi=PNG_DPI)
+        write_picture(drawn, png)
         write_text(svg, picture(drawn, NAME, _alt(bench)).standalone())
     return [png, svg]
 

@@ -61,6 +61,9 @@ def legacy_gumbel32(log_p: Tensor, state: Tensor) -> Tensor:
 DRAWS: Mapping[str, Draw] = MappingProxyType(
     {"race": race, "inverse_cdf": inverse_cdf, "legacy_gumbel32": legacy_gumbel32}
 )
+PRECISION: Mapping[str, str] = MappingProxyType(  # of a draw, as a protocol names it
+    {"race": "float64", "inverse_cdf": "float64", "legacy_gumbel32": "float32 Gumbel"}
+)
 EXACT: tuple[Draw, ...] = (race, inverse_cdf)  # their law is p: a mixture may be drawn branch by branch
 
 

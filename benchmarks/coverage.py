@@ -1,0 +1,55 @@
+"""How often a 95 % interval over n samples covers the truth: the bootstrap of `evaluation.measure`, simulated.
+
+python benchmarks/coverage.py
+
+normal   means of independent normal numbers, as a disagreement of completions over n texts
+gain     exp of the difference of two paired means with normal errors, as a gain at n samples
+two sem  value ± 1.96 standard errors of `measure.mean`, for the normal numbers
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.evaluation.curves import estimate
+from unmask.evaluation.measure import mean, pooled_mean, resamples
+
+COUNTS = (2, 4, 8, 16, 32, 64, 256)
+
+
+def covered(values: NDArray[np.float64], truth: float) -> tuple[bool, bool]:
+    """Whether the interval of exp(mean) covers exp(truth), and the mean ± 1.96 standard errors the truth."""
+    n = len(values)
+    index = np.concatenate([np.arange(n)[None], resamples(n)])
+    found = estimate(pooled_mean(values, np.ones(n), index))
+    measured = mean(values, "")
+    low, high, sem = found.low, found.high, measured.sem
+    assert low is not None and high is not None and sem is not None
+    return low <= np.exp(truth) <= high, abs(measured.value - truth) <= 1.96 * sem
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    print(
+        f"{asked.trials} trials, 1000 resamples each, seed {asked.seed}; share of intervals that cover the truth, in %"
+    )
+    print(f"{'n':>5} {'normal':>8} {'gain':>8} {'two sem':>8}")
+    for n in COUNTS:
+        dice = np.random.default_rng([asked.seed, n])
+        plain = [covered(dice.normal(size=n), 0.0) for _ in range(asked.trials)]
+        shared = ((dice.normal(size=n), dice.normal(size=(2, n))) for _ in range(asked.trials))
+        paired = [
+            covered((0.3 * common + 0.1 * own)[0] - (0.3 * common + 0.1 * own)[1], 0.0)[0] for common, own in shared
+        ]
+        shares = (np.mean([each[0] for each in plain]), np.mean(paired), np.mean([each[1] for each in plain]))
+        print(f"{n:>5} " + " ".join(f"{100 * share:>8.1f}" for share in shares), flush=True)
+
+
+if __name__ == "__main__":
+    main()

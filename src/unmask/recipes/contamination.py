@@ -1,0 +1,46 @@
+"""Whether a model was trained on the text that measures it: the cards of two models compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unmask.recipes.build import trained_on
+from unmask.recipes.schema import Data
+from unmask.recipes.texts import PARTS
+from unmask.text.corpora import Corpus, halves, load_corpus, split
+from unmask.text.hub import OWN
+
+
+def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
+    """The share of the held-out documents of `measured` that a model was trained on, by the text that its card names.
+
+    model  a directory, or unmask:NAME
+    whole  all documents of `measured` are read, not those that are held out only
+
+    None where that is not known: no card, another corpus, or one corpus of which a single side is streamed.
+    """
+    told = trained_on(model) if model.startswith(OWN) or Path(model).is_dir() else None
+    if told is None or _place(told.corpus) != _place(measured.corpus):
+        return None
+    if told.streaming != measured.streaming:
+        return None
+    if measured.streaming or (told.part == measured.part and not whole):
+        return 0.0  # one rule holds documents out for both
+    corpus = load_corpus(measured.corpus)
+    if corpus.held_out is not None:
+        return 0.0  # published apart
+    numbers = Corpus("numbers", list(map(str, range(len(corpus.documents)))))
+    learnt, (rest, held_out) = set(_part(numbers, told)[0]), _part(numbers, measured)
+    read = [*rest, *held_out] if whole else held_out
+    return sum(number in learnt for number in read) / len(read)
+
+
+def _part(numbers: Corpus, data: Data) -> tuple[list[str], list[str]]:
+    """The numbers of the documents that a recipe trains on, and of those that it holds out."""
+    parts = split(numbers if data.part == "all" else halves(numbers)[PARTS[data.part].start])
+    return list(parts.train.texts), list(parts.held_out.texts)
+
+
+def _place(corpus: str) -> str:
+    """A corpus by name, or the place of a file or folder, however it is written."""
+    return str(Path(corpus).resolve()) if Path(corpus).exists() else corpus

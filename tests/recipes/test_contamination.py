@@ -1,0 +1,50 @@
+"""Which of the documents that measure a model it was trained on, by cards."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from toy_recipes import corpus
+from unmask.recipes.contamination import share_read
+from unmask.recipes.schema import Data
+from unmask.recipes.texts import documents
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return corpus(tmp_path / "text", documents=40)
+
+
+def model(folder: Path, name: str, text: object, part: str, streaming: bool = False) -> str:
+    data = {"corpus": str(text), "part": part, "streaming": streaming}
+    (folder / name).mkdir()
+    card = {"format": "unmask", "card": {"recipe": {"data": data}}}
+    (folder / name / "config.json").write_text(json.dumps(card))
+    return str(folder / name)
+
+
+@pytest.mark.parametrize("read", ["all", "first half", "second half"])
+@pytest.mark.parametrize("measured", ["all", "first half", "second half"])
+def test_the_share_is_that_of_the_documents_themselves(text: Path, tmp_path: Path, read: str, measured: str) -> None:
+    share = share_read(model(tmp_path, "judge", text, read), Data(str(text), measured))
+    learnt = set(documents(Data(str(text), read)).train.texts)
+    held_out = documents(Data(str(text), measured)).held_out.texts
+    assert share == sum(document in learnt for document in held_out) / len(held_out)
+    if (read, measured) == ("all", "first half"):
+        assert share == 1, "every 10th document has an odd number, and the first half has the even ones"
+    if read == measured or {read, measured} == {"first half", "second half"}:
+        assert share == 0
+
+
+def test_what_cards_do_not_say_is_not_known(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = model(tmp_path, "judge", text, "second half")
+    assert share_read(judge, Data("pydocs", "first half")) is None
+    assert share_read(judge, Data(str(text), "first half", streaming=True)) is None
+    assert share_read("gpt2-large", Data(str(text))) is None and share_read("smollm2", Data(str(text))) is None
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert share_read(str(tmp_path / "foreign"), Data(str(text))) is None
+    monkeypatch.chdir(tmp_path)
+    assert share_read(judge, Data("text", "first half")) == 0, "one folder, however it is written"
+    assert share_read("unmask:judge", Data("sotu", "first half")) == 0
