@@ -36,7 +36,7 @@ def states(tmp_path: Path) -> list[str]:
     return sorted(entry.name for entry in (tmp_path / "a run" / "state").iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_way_on_is_named(begin: Callable[..., Any], tmp_path: Path, number: int) -> None:
     code, said = begin(lambda step: os.kill(os.getpid(), number) if step == 2 else None)
     assert code == 1 and f"stopped; `unmask train '{tmp_path}/a run'` goes on from the state" in said

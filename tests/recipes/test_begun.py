@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from toy_recipes import corpus, shrink
-from unmask.cli.likelihood import Text, text_of
 from unmask.models.pretrained import load
 from unmask.plain import to_json
 from unmask.recipes import begun
 from unmask.recipes.book import recipe
+from unmask.recipes.held_out import Text, held_out
 from unmask.recipes.run import finished, run
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.text.tokenizers import Tokenizer
@@ -74,7 +74,8 @@ def test_another_folder_of_the_same_name_is_refused(
     with pytest.raises(RunError, match=rf'data\.corpus: "{tmp_path}/text" -> "{tmp_path}/there/text"'):
         some(relative, tmp_path / "run", 1)
     assert len(some(recipe_of(tmp_path / "run"), tmp_path / "run", STEPS)) == STEPS - 2
-    assert text_of(Text(), str(tmp_path / "run")).corpus == str(tmp_path / "text")
+    measured = held_out(Text(), str(tmp_path / "run"), load(tmp_path / "run"))
+    assert measured.data.corpus == str(tmp_path / "text") and len(measured.rows)
 
 
 def test_a_run_whose_text_was_moved_goes_on_by_its_new_path(plan: Recipe, tmp_path: Path) -> None:

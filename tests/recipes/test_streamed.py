@@ -15,11 +15,11 @@ import torch
 import unmask.text.streamed
 import unmask.text.windows
 from toy_recipes import LENGTH, corpus, shrink
-from unmask.cli.likelihood import Text, text_of
 from unmask.models.pretrained import load
 from unmask.recipes.book import recipe
+from unmask.recipes.held_out import Text, held_out
 from unmask.recipes.run import run
-from unmask.recipes.schema import Data, Recipe
+from unmask.recipes.schema import Recipe
 from unmask.recipes.texts import PARTS, documents, texts
 from unmask.text import load_corpus, pack
 from unmask.text.packing import Windows
@@ -296,5 +296,6 @@ def test_a_training_does_not_go_on_in_another_text(plan: Recipe, tables: dataset
 
 def test_held_out_text_of_a_model_is_that_of_its_training(plan: Recipe, tmp_path: Path) -> None:
     list(run(replace(plan, steps=1), tmp_path / "run", device="cpu"))
-    assert replace(text_of(Text(), str(tmp_path / "run")), tokenizer=plan.data.tokenizer) == plan.data
-    assert text_of(Text(corpus="hub:a/b", streaming=True), "") == Data("hub:a/b", streaming=True)
+    measured = held_out(Text(), str(tmp_path / "run"), load(tmp_path / "run"))
+    assert replace(measured.data, tokenizer=plan.data.tokenizer) == plan.data
+    assert torch.equal(measured.rows[:], texts(plan).held_out[:])
