@@ -34,4 +34,4 @@ class LastBit(TorchFunctionMode):
         found = function(*args, **(kwargs or {}))
         if function.__name__ not in ELEMENTARY:
             return found
-        return torch.nextafter(found, self.shift(found) * torch.inf)
+        return found.where(found == 0, torch.nextafter(found, self.shift(found) * torch.inf))  # zeros are exact

@@ -191,11 +191,11 @@ def sample(
     seed, first  at equal logits sample i is a pure function of (model, seed, first + i); products round by their shape
     temperature, top_p, top_k   sharpen p(x0), in this order: temperature, top-k, top-p
     prompt       text or ids [P] at the start of every sample, counted in length
-    pinned       ids [n, length], -1 where free: infilling, by its law in masked diffusion only: an autoregressive model
-                 sees pins too late, one of uniform noise doubts them
+    pinned       ids [n, length], -1 where free: infilling, by the law of the model in masked diffusion only
     device       where the model is
     sampler      a `Sampler`, "reveal" (default, masked), "ancestral" (default otherwise), "greedy_tail", "confidence",
-                 "psi:0.5", "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02", "entropy_bounded:0.1", "blockwise:16"
+                 "psi:0.5", "remdm_cap:0.02", "remdm_rescale:0.015", "remdm_loop:0.02", "entropy_bounded:0.1", or
+                 "blockwise:16"
     grid         "uniform", "cosine", "released" (one move more than steps), "loop", or a `Grid`
     draw         "race", "inverse_cdf", "legacy_gumbel32", or a `Draw`
     batch_size   samples a network call at most; None for all. 1: each is exactly what it is alone, whatever n
