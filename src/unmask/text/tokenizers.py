@@ -118,7 +118,7 @@ class Tokenizer:
             raise ValueError(
                 f"text cannot be encoded with this tokenizer: {error}"
                 if wrong is None
-                else f"text is no UTF-8 text: got {wrong!a:.60}, want a string without lone surrogates (U+D800 to U+DFFF)"
+                else f"text is not UTF-8: got {wrong!a:.60}, want a string without lone surrogates (U+D800 .. U+DFFF)"
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
