@@ -372,7 +372,7 @@ def test_a_size_that_is_none_is_named(small: Recipe, name: str) -> None:
     plan = replace(small, data=replace(small.data, tokenizer=name))
     for find in (texts, vocabulary):
         with pytest.raises(
-            ValueError, match=rf"^data\.tokenizer .* got '{re.escape(name)}', want V in 258 \.\. 16777216"
+            ValueError, match=rf"^data\.tokenizer .* got '{re.escape(name)}', want bpe:V with V in 258 \.\. 16777216"
         ):
             find(plan)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from unmask.text.hub import local_or_hub, shipped
+from unmask.text.hub import check_files, data_set, local_or_hub, shipped
 
 
 def test_a_run_directory_stands_for_its_model(tmp_path: Path) -> None:
@@ -43,3 +43,37 @@ def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(tmp_path: Path, mon
     for name in ("runs/a/b@v1", "runs/mine@old", "/data/me@host/model", "a b@v1"):
         with pytest.raises(ValueError, match=f"no file or directory {name}, and it is no name"):
             local_or_hub(name, ())
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_an_empty_name_is_no_directory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a path it would be the working directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^model or tokenizer is empty: got "):
+        local_or_hub(name, ())
+    assert local_or_hub(".", ()) == Path()
+
+
+@pytest.mark.parametrize("name", ["here", "unmask:teacher"])
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(ValueError, match=f"^revision is given for {name}, which is no repository .* got 'v1'"):
+        local_or_hub(name, (), "v1")
+
+
+def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "/cache/hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", download)
+    for find in (
+        lambda: local_or_hub("a/b", ()),
+        lambda: data_set("hub:a/b"),
+        lambda: check_files("a/b", "0" * 40, ["hf://datasets/a/b@0/x.parquet"]),
+    ):
+        with pytest.raises(ValueError, match=r"cannot be written \(.*/cache/hub.*\): set HF_HOME"):
+            find()

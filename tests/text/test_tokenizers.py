@@ -306,5 +306,13 @@ def test_an_entry_that_names_no_token_is_passed_over(bpe: Tokenizer, tmp_path: P
 def test_what_is_no_text_is_named(bpe: Tokenizer, text: object) -> None:
     """Two strings would be a pair of texts."""
     for texts in ([text], ["before", text, "behind"]):
-        with pytest.raises(ValueError, match=r"^text is no (string|UTF-8 text): got "):
+        with pytest.raises(ValueError, match=r"^text is (no string|not UTF-8): got "):
             bpe.encode_batch(texts)
+
+
+def test_a_tokenizer_without_a_token_for_unknown_words_says_so(tmp_path: Path) -> None:
+    """And has a digest of its behaviour all the same."""
+    tokenizer = Tokenizer(hf.Tokenizer(models.WordLevel({"a": 0}, unk_token="absent")), {})
+    with pytest.raises(ValueError, match=r"^text cannot be encoded with this tokenizer: .*absent|Missing"):
+        tokenizer.encode("b")
+    assert len(tokenizer.behaviour) == 64

@@ -51,19 +51,17 @@ def read_backend(directory: Path) -> hf.Tokenizer:
 
 def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
     """Role -> spelling of the special tokens that the vocabulary has: what the config says first, then custom."""
-    config: Any = {}
+    given: Any = {}
     if config_file.exists():
         try:
-            config = json.loads(config_file.read_text("utf-8-sig"))
+            given = json.loads(config_file.read_text("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{config_file} is no JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise ValueError(
-                f"{config_file} holds {type(config).__name__}, want a JSON object: restore it or remove it"
-            )
+        if not isinstance(given, dict):
+            raise ValueError(f"{config_file} holds {type(given).__name__}, want a JSON object: restore it or remove it")
     names = {}
     for role, (keys, spellings) in _ROLES.items():
-        said = [config[key] for key in keys if config.get(key)]
+        said = [given[key] for key in keys if given.get(key)]
         candidates = [entry.get("content") if isinstance(entry, dict) else entry for entry in said] + list(spellings)
         known = [name for name in candidates if isinstance(name, str) and backend.token_to_id(name) is not None]
         if known:

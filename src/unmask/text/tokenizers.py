@@ -70,7 +70,7 @@ class Tokenizer:
         """
         try:
             answer: list[int] | str = self.encode(PROBE)
-        except Exception as error:  # of words alone, without one for unknown words: the refusal is the answer
+        except ValueError as error:  # of words alone, without one for unknown words: the refusal is the answer
             answer = str(error)
         facts = self.digest, answer, self.mask_id, self.eos_id, self.bos_id
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -113,10 +113,12 @@ class Tokenizer:
         backend = self._reading_specials if specials else self._plain
         try:
             return [encoding.ids for encoding in backend.encode_batch_fast([*texts], add_special_tokens=False)]
-        except TypeError as error:
-            wrong = next(text for text in texts if not _is_text(text))
+        except Exception as error:  # the library raises nothing more special
+            wrong = next((text for text in texts if not _is_text(text)), None)
             raise ValueError(
-                f"text is no UTF-8 text: got {wrong!a:.60}, want a string without lone surrogates (U+D800 to U+DFFF)"
+                f"text cannot be encoded with this tokenizer: {error}"
+                if wrong is None
+                else f"text is not UTF-8: got {wrong!a:.60}, want a string without lone surrogates (U+D800 .. U+DFFF)"
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -204,8 +206,8 @@ def bpe_size(name: str) -> int:
     told = re.fullmatch(r"bpe:([0-9]{1,9})", name)
     if told is None or not LEAST <= int(told[1]) <= GREATEST:
         raise ValueError(
-            f"data.tokenizer trains a vocabulary of V tokens where it is bpe:V: got {name!r}, want V in {LEAST} .. "
-            f"{GREATEST}, such as bpe:1024"
+            f"data.tokenizer names no vocabulary size: got {name!r}, want bpe:V with V in {LEAST} .. {GREATEST}; give "
+            "--data.tokenizer bpe:1024 for 1024 tokens"
         )
     return int(told[1])
 
