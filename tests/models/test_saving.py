@@ -211,6 +211,19 @@ def test_the_card_goes_through_every_layout(tmp_path: Path) -> None:
     assert (said["steps"], said["recipe"]) == (4, CARD["recipe"])
 
 
+@pytest.mark.parametrize("card", [[], None, "x", {"recipe": None}, {"recipe": []}, {"recipe": {"data": 3}}])
+def test_cards_of_any_kind_are_read(card: object, tmp_path: Path) -> None:
+    model().save(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"card": card}), "utf-8-sig")
+    assert load(tmp_path / "m").card == (card if isinstance(card, dict) else {})
+    if card == {"recipe": {"data": 3}}:
+        with pytest.raises(ValueError, match="data in the card"):
+            trained_on(str(tmp_path / "m"))
+    else:
+        assert trained_on(str(tmp_path / "m")) is None
+
+
 def test_a_card_is_no_part_of_what_a_model_is(tmp_path: Path) -> None:
     network = DiT(Shape(9, 8, width=8, blocks=1, heads=2, causal=True))
     judge = CausalModel(network, None, CausalPredictor(network, 8))

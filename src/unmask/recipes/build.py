@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ from unmask.objectives.consistency import Consistency
 from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.sdtt import Sdtt
-from unmask.plain import from_json
+from unmask.plain import from_json, read_json
 from unmask.recipes import schema
 from unmask.recipes.schema import Data, Noise, Recipe
 from unmask.rng import global_generators
@@ -195,9 +194,10 @@ def deeper_by(recipe: Recipe) -> int:
 def trained_on(name: str) -> Data | None:
     """The text that the card of a model names, by directory, hub id or unmask:NAME; None where it names none."""
     file = local_or_hub(name, ("config.json",)) / "config.json"
-    card = json.loads(file.read_text("utf-8")).get("card", {}) if file.exists() else {}
-    told = card.get("recipe", {}).get("data")
-    return None if told is None else from_json(Data, told, f"data in the card of {name}")
+    match read_json(file) if file.exists() else None:
+        case {"card": {"recipe": {"data": told}}}:
+            return from_json(Data, told, f"data in the card of {name}")
+    return None
 
 
 def _diffusion(model: Model | CausalModel, noise: Noise, recipe: Recipe) -> Model:
