@@ -334,7 +334,7 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
         "want some of ptb, wikitext" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "lambda", *few)[2]
     )
     assert (
-        "limit is too small: got 0, want limit >= 1"
+        "limit is too small: got 0, want a whole number 1 .. "
         in run(capsys, "eval", "zero-shot", "unmask:teacher", "--limit", "0")[2]
     )
 
@@ -358,8 +358,11 @@ def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform,
 
 
 @pytest.mark.parametrize(
-    "asked", [["bench"], ["verify", "duality"], ["verify", "exact"], ["demo"]], ids=lambda asked: asked[-1]
-)
+    "asked",
+    [["bench"], ["verify", "duality"], ["verify", "exact"], ["demo"],
+     ["eval", "frontier", "unmask:teacher", "unmask:teacher", "--judge", "unmask:judge"]],
+    ids=lambda asked: asked[1] if len(asked) > 1 else asked[0],
+)  # fmt: skip
 def test_a_place_that_takes_no_files_is_refused_before_the_work(capsys, tmp_path, monkeypatch, asked):
     def work(*_: object) -> typing.NoReturn:
         raise AssertionError("the work began")
@@ -369,6 +372,7 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(capsys, tmp_path
         "evaluation.duality_checks.observe",
         "cli.verify._gaps",
         "cli.demo.demo",
+        "recipes.study.frontier",
     ):
         monkeypatch.setattr(f"unmask.{place}", work)
     (tmp_path / "file").write_text("mine")
@@ -376,6 +380,15 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(capsys, tmp_path
         code, _, err = run(capsys, *asked, "--out", out)
         assert code == 1 and f": out takes no files: got '{out}'" in err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_tasks(capsys, tmp_path):
+    asked = ["eval", "lm-harness", "unmask:teacher", "--tasks", "no_such_task", "--out"]
+    (tmp_path / "file").write_text("mine")
+    code, _, err = run(capsys, *asked, tmp_path)
+    assert code == 1 and f": out is a directory: got '{tmp_path}'" in err
+    code, _, err = run(capsys, *asked, tmp_path / "file" / "below")
+    assert code == 1 and f": out takes no files: got '{tmp_path / 'file'}'" in err
 
 
 def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):

@@ -48,7 +48,7 @@ def address(*keys: Tensor | int) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
         if not isinstance(key, Tensor):
-            seed_number("a key of an address", key)
+            seed_number("seed, or a key of an address,", key)
         key = torch.as_tensor(key, dtype=torch.int64)
         state = mix_((state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN)
     return state

@@ -35,7 +35,6 @@ HOSTILE = (
     ),
     *("blockwise:99999999999999999999", "block:0:1", "span:99999999999999999999", "https://example.invalid/x"),
 )
-UNBOUNDED = ("--passes", "--network.blocks")  # a large number of them is long work, and no fault
 HUB = "couldn't connect to 'https://huggingface.co'"  # the words of transformers, which name no model
 SECONDS = 60  # no command below takes so long with a value that it accepts
 
@@ -56,7 +55,7 @@ def flags_of(kind: type, prefix: str = "--") -> Iterator[tuple[str, object]]:
         parts = [part for part in (inner, *typing.get_args(inner)) if dataclasses.is_dataclass(part)]
         for part in parts:
             yield from flags_of(typing.cast(type, part), flag.rstrip(".") + "." if flag != "--" else flag)
-        if not parts and inner is not bool and flag not in UNBOUNDED:  # a switch takes no value
+        if not parts and inner is not bool:  # a switch takes no value
             yield flag, inner
 
 
@@ -75,7 +74,7 @@ def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | i
         "verify.Arguments": ["verify", "duality", "--n", "100", "--vocab-size", "4"],
         "train.Arguments": ["train", "demo-teacher", "--dry-run"],
         "likelihood.Likelihood": ["eval", "likelihood", masked, *rows, "--limit", "2", "--passes", "1"],
-        "likelihood.ZeroShot": ["eval", "zero-shot", masked, "--sets", "code", "--limit", "1"],
+        "zero_shot.ZeroShot": ["eval", "zero-shot", masked, "--sets", "code", "--limit", "1"],
         "evaluate.Samples": ["eval", "samples", masked, "--judge", causal, *rows, *few],
         "evaluate.Frontier": ["eval", "frontier", masked, masked, "--judge", causal, *rows, *study],
         "convert.Arguments": ["convert", masked, "converted"],
@@ -133,7 +132,7 @@ def faults(words: Sequence[str], flag: str, value: str) -> Iterator[str]:
         yield f"exit code {code} without a word"
     name = flag.lstrip("-").rpartition(".")[2]
     names = {name, name.replace("-", "_"), name.replace("-", " "), value.strip() or "''", repr(value)[1:-1], value[:60]}
-    names |= {name.replace("-", "_").rstrip("s")}
+    names |= {name.replace("-", "_").rstrip("s"), name.rpartition("-")[2], value.replace("//", "/")}
     # "stopped" is the end of the demo, whose work is left out: its values were accepted.
     if said.startswith("stopped; ") or HUB in said:
         return

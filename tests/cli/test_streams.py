@@ -119,6 +119,8 @@ def test_a_result_survives_an_ascii_locale(monkeypatch):
 
 
 PRINTING = [
+    ["train", "demo-teacher", "--dry-run"],
+    ["eval", "--help"],
     ["--help"],
     ["--version"],
     ["sample", "--help"],

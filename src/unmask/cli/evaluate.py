@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from unmask import __version__
-from unmask.cli.console import emit, parse, progress, remark, say, show_usage, table
+from unmask.cli.console import emit, parse, progress, remark, result_folder, say, show_usage, table
 from unmask.cli.likelihood import likelihood
 from unmask.cli.lm_harness import lm_harness
 from unmask.cli.zero_shot import zero_shot
@@ -172,6 +172,7 @@ def frontier(arguments: Sequence[str]) -> int:
     student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
     real = held_out(asked.text, asked.teacher, teacher)
     shared = scene(asked.judge, real, teacher, asked.study)
+    result_folder(asked.out)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
         for event in measure_both(teacher, student, shared):
@@ -190,7 +191,6 @@ def frontier(arguments: Sequence[str]) -> int:
         "seed": asked.study.seed,
         "held_out": real_words(real, asked.study),
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
     write_text(asked.out / REPORT, dumps(result, indent=1) + "\n")
     if asked.json:
         emit(result)

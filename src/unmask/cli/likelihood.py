@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask.cli.console import emit, parse, progress, say
 from unmask.evaluation.judges import Scores, perplexity
 from unmask.evaluation.likelihood import Convention, summed
+from unmask.limits import INT64, MOST_STEPS, whole
 from unmask.models.pretrained import load
 from unmask.recipes.held_out import Limit, Reading, Text, held_out, reading
 
@@ -72,11 +73,11 @@ def scored(read: Reading, x0: Tensor, stage: str) -> Scores:
 
 
 def check_counts(limit: Limit, batch_size: int, passes: int) -> None:
-    """ValueError for counts below 1."""
+    """ValueError for counts outside their range."""
     for name, count, meaning in (
         ("limit", limit, 'the rows at most, or "all"'),
         ("batch_size", batch_size, "the rows a network call"),
         ("passes", passes, "the noise levels a row"),
     ):
-        if count != "all" and count < 1:
-            raise ValueError(f"{name} is too small: got {count}, want {name} >= 1; it counts {meaning}")
+        if count != "all":
+            whole(name, count, meaning, 1, MOST_STEPS if name == "passes" else INT64 - 1)

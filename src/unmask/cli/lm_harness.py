@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from unmask.cli.console import emit, parse, say, table
+from unmask.cli.console import emit, parse, result_folder, say, table
 from unmask.evaluation.lm_harness import harness
 from unmask.files import write_text
+from unmask.limits import whole
 from unmask.plain import dumps
 from unmask.recipes.held_out import wraps
 from unmask.text.packing import spread
@@ -59,8 +60,12 @@ class LmHarness:
 def lm_harness(arguments: Sequence[str]) -> int:
     asked = parse(LmHarness, "eval lm-harness", arguments)
     for name, count in {"limit": asked.limit, "batch_size": asked.batch_size, "draws": asked.draws}.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} is too small: got {count}, want {name} >= 1; see `unmask eval lm-harness --help`")
+        if count is not None:
+            whole(name, count, "see `unmask eval lm-harness --help`")
+    if asked.out is not None:
+        result_folder(asked.out.parent)
+        if asked.out.is_dir():
+            raise ValueError(f"out is a directory: got {str(asked.out)!r}, want the name of a file to write")
     known = harness()
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -90,7 +95,6 @@ def lm_harness(arguments: Sequence[str]) -> int:
     protocol += "".join(f"; {count} {what}" for what, count in sorted(model.notes.items()))
     if asked.out is not None:
         plain = json.loads(json.dumps(answer, default=str))
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(asked.out, dumps(plain | {"unmask": protocol}, indent=1) + "\n")
     if asked.json:
         emit({"results": answer["results"], "samples": answer["n-samples"], "protocol": protocol})

@@ -20,6 +20,7 @@ from unmask.evaluation.measure import over_seeds as mean_over_seeds
 from unmask.evaluation.reverse import reverse_perplexity
 from unmask.evaluation.rows import Gauge, Texts, as_read, measure_frontier, naive_rows
 from unmask.evaluation.speed import timed
+from unmask.limits import MOST_STEPS, seed_number, whole
 from unmask.models.pretrained import CausalModel, Model
 from unmask.samplers.draws import PRECISION
 from unmask.samplers.loop import Samples, sample
@@ -46,6 +47,8 @@ class Study:
     round_steps           steps of the student in the table of rounds
     shown                 texts of teacher and student side by side
     player_steps          steps of the texts in the player
+
+    ValueError for counts outside their range.
     """
 
     samples: int = 64
@@ -64,6 +67,13 @@ class Study:
     round_steps: int = 8
     shown: int = 3
     player_steps: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "round_steps", "player_steps"):
+            whole(name, getattr(self, name), "a count of the study", 1, MOST_STEPS)
+        for name in ("texts", "completions", "mauve_seeds", "reverse_seeds", "shown"):
+            whole(name, getattr(self, name), "a count of the study", 0, MOST_STEPS)
+        seed_number("seed", self.seed)
 
     @property
     def compared(self) -> bool:

@@ -207,7 +207,6 @@ def sample(
     """
     n, length = _count("n", n), _count("length", length)
     size = n if batch_size is None else _count("batch_size", batch_size)
-    check_first(first, n)
     if pinned is not None:
         check_pinned(pinned, n, length)
     _check_device(model, device)
