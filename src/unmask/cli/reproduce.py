@@ -19,7 +19,7 @@ from unmask.evaluation.judges import perplexity
 from unmask.evaluation.measure import require_same_protocol
 from unmask.files import write_text
 from unmask.models.pretrained import CausalModel, Model, load
-from unmask.plain import dumps, to_json
+from unmask.plain import dumps, from_json, to_json
 from unmask.recipes import study as studies
 from unmask.recipes.ablation import cells as ablation_cells
 from unmask.recipes.ablation import grid, scale, seeded
@@ -34,10 +34,11 @@ from unmask.recipes.methods import HEAD as METHODS_HEAD
 from unmask.recipes.methods import MASKED, UNIFORM, Methods
 from unmask.recipes.methods import methods as compare_methods
 from unmask.recipes.methods import summary as methods_summary
-from unmask.recipes.schema import Recipe, recipe_of
+from unmask.recipes.schema import Recipe
 from unmask.text.hub import OWN, shipped
 
 ASSETS = Path("src/unmask/assets")
+SHIPPED = ("teacher", "judge", "duo")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Arguments:
     """Measure again what this project ships or claims.
 
     what    assets: train the shipped teachers and judge, and measure the masked teacher's rows
-            rows: measure these rows again, where weights are the same and the protocol is not
+            measures: measure the shipped models again, their held-out likelihoods and the masked teacher's rows
             study: on rows of 256 tokens, distil by recipes that differ in one factor, and measure each
             ablation: the paper's setting of MCD and eight changes of one factor, two training seeds each
             methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one
@@ -61,7 +62,7 @@ class Arguments:
     """
 
     what: Annotated[
-        Literal["assets", "rows", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"],
+        Literal["assets", "measures", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"],
         tyro.conf.Positional,
     ]
     work: Path | None = None
@@ -79,11 +80,11 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     table = asked.what in ("table1", "table2", "table3", "figure3")
     ignored = {
         "dry_run": asked.dry_run and not table,
-        "scale": asked.scale != "tiny" and asked.what in ("assets", "rows", "study", "methods"),
+        "scale": asked.scale != "tiny" and asked.what in ("assets", "measures", "study", "methods"),
         "full": asked.full and asked.what != "ablation",
-        "cells": bool(asked.cells) and asked.what in ("assets", "rows", "methods"),
-        "out": asked.out is not None and asked.what not in ("assets", "rows"),
-        "jobs": asked.jobs is not None and asked.what in ("assets", "rows", "study", "methods"),
+        "cells": bool(asked.cells) and asked.what in ("assets", "measures", "methods"),
+        "out": asked.out is not None and asked.what not in ("assets", "measures"),
+        "jobs": asked.jobs is not None and asked.what in ("assets", "measures", "study", "methods"),
     }
     if asked.jobs is not None and asked.jobs < 1:
         raise ValueError(f"jobs is too small: got {asked.jobs}, want jobs >= 1, processes that share the runs")
@@ -96,8 +97,11 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         )
     elif asked.what == "assets":
         done = assets(work, asked.out or ASSETS)
-    elif asked.what == "rows":
-        shipped_rows(work, asked.out or ASSETS)
+    elif asked.what == "measures":
+        out = asked.out or ASSETS
+        for name in SHIPPED:
+            measure_card(out / name)
+        shipped_rows(work, out)
         done = True
     elif asked.what == "study":
         done = study(work, asked.cells)
@@ -209,16 +213,22 @@ def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], pictu
 
 def publish(run: Path, out: Path) -> None:
     """Ship the averaged weights of a run in bfloat16, with recipe, held-out likelihood and training curve."""
-    plan, trained = recipe_of(run), load(run / "model")
-    trained.save(out, dtype=torch.bfloat16)
-    model = load(out)  # what is shipped is measured: rounded to bfloat16
-    name = str(run / "model")  # its card names the text
-    known = held_out(Text(), name, model)
-    read, n = reading(name, model, known.data.wrap), len(known.rows)
-    likelihood = f"{perplexity(read.scores(known.some('all')), read.unit)} [{read.words}; {known.words(n)}]"
-    trained.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=likelihood)
+    load(run / "model").save(out, dtype=torch.bfloat16)
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     write_text(out / "metrics.jsonl", "\n".join(lines[::20] + lines[-1:]) + "\n")
+    measure_card(out)
+
+
+def measure_card(out: Path) -> None:
+    """Write the recipe and the held-out likelihood of a shipped model, rounded as it is, into its two cards."""
+    model = load(out)
+    plan = from_json(Recipe, model.card["recipe"], f"recipe in the card of {out}")
+    if Path(plan.data.tokenizer).name == "model":  # that of the teacher, wherever the run had it
+        plan = replace(plan, data=replace(plan.data, tokenizer=OWN + "teacher"))
+    known = held_out(Text(), str(out), model)
+    read, n = reading(str(out), model, known.data.wrap), len(known.rows)
+    likelihood = f"{perplexity(read.scores(known.some('all')), read.unit)} [{read.words}; {known.words(n)}]"
+    model.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=likelihood)
     write_text(out / "README.md", card(out.name, plan, model, likelihood))
 
 
