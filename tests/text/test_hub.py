@@ -60,7 +60,7 @@ def test_a_revision_of_what_is_not_on_the_hub_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    with pytest.raises(ValueError, match=f"^revision is given for {name}, which is no repository .* got 'v1'"):
+    with pytest.raises(ValueError, match=f"^revision names .* {name} is a local model: got 'v1'"):
         local_or_hub(name, (), "v1")
 
 
