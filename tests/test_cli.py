@@ -372,7 +372,7 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(capsys, tmp_path
         "evaluation.duality_checks.observe",
         "cli.verify._gaps",
         "cli.demo.demo",
-        "recipes.study.frontier",
+        "cli.evaluate.measure_both",
     ):
         monkeypatch.setattr(f"unmask.{place}", work)
     (tmp_path / "file").write_text("mine")

@@ -132,7 +132,7 @@ def faults(words: Sequence[str], flag: str, value: str) -> Iterator[str]:
         yield f"exit code {code} without a word"
     name = flag.lstrip("-").rpartition(".")[2]
     names = {name, name.replace("-", "_"), name.replace("-", " "), value.strip() or "''", repr(value)[1:-1], value[:60]}
-    names |= {name.replace("-", "_").rstrip("s"), name.rpartition("-")[2], value.replace("//", "/")}
+    names |= {name.replace("-", "_").rstrip("s"), name.rpartition("-")[2].rstrip("s"), value.replace("//", "/")}
     # "stopped" is the end of the demo, whose work is left out: its values were accepted.
     if said.startswith("stopped; ") or HUB in said:
         return

@@ -30,6 +30,14 @@ def judge(teacher: unmask.Model) -> LanguageModelJudge:
     return judge_named("unmask:judge", teacher.tokenizer, length=8)
 
 
+@pytest.mark.parametrize(("name", "low"), [("samples", 1), ("batch_size", 1), ("texts", 0), ("completions", 0)])
+def test_counts_of_a_study_have_a_range(name: str, low: int) -> None:
+    Study(**{name: low})
+    for value, fault in ((low - 1, "small"), (2**63, "large")):
+        with pytest.raises(ValueError, match=f"{name} is too {fault}: got {value}, want a whole number {low} .. "):
+            Study(**{name: value})
+
+
 def test_reverse_perplexity_stands_in_every_row_and_is_not_fitted_twice(
     teacher: unmask.Model, judge: LanguageModelJudge
 ) -> None:
