@@ -326,7 +326,8 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
         json.loads(run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few, "--json", *more)[1])
         for more in ([], ["--convention", "mdlm"])
     )
-    assert "upper bound; products in float32" in bound["protocol"] and "not a bound" in mdlm["protocol"]
+    assert "upper bound" in bound["protocol"] and "not a bound" in mdlm["protocol"]
+    assert "products in float32" in bound["protocol"] and "products in float32" in mdlm["protocol"]
     code, out, err = run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few)
     assert code == 0 and "bits per byte" in out
     assert "make texts" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "kjv", *few)[2]

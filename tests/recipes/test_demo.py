@@ -113,7 +113,7 @@ def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finish
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
     known = [Measured(Row.from_json(row), shipped=True) for row in finished["teacher"]]
     data = texts(replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)))
-    scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest, known, 0.0)
+    scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest, known, read_by_judge=0.0)
     found = list(measure("teacher", teacher, scene, settings.study.teacher_steps, (1.0,)))
     assert [m.shipped for m in found] == [True] * 3
     assert [m.row.measures["gen_ppl"].value for m in found] == [row["gen_ppl"] for row in finished["teacher"]]

@@ -108,7 +108,7 @@ def test_a_protocol_takes_its_precision_from_the_draw(judge: LanguageModelJudge,
     rows = {}
     for draw, precision in (("race", "float64"), ("inverse_cdf", "float64"), ("legacy_gumbel32", "float32 Gumbel")):
         scene = Scene(replace(plain, draw=draw, sampler="ancestral"), judge, REAL, "digest")
-        assert scene.protocol.precision == precision and f"draws in {precision}; " in protocol_words(
+        assert scene.protocol.precision == precision and f"draws in {precision}, products in" in protocol_words(
             scene.protocol, [0]
         )
         (rows[draw],) = measure("teacher", teacher, replace(scene, known=list(rows.values())), [1], [1.0])
