@@ -78,6 +78,7 @@ def from_json(kind: type[T], value: Any, where: str, *, strict: bool = True, rea
 
 
 LARGEST_JSON = 2**22  # bytes of a JSON file that `read_json` reads by default
+LARGEST_REPORT = 2**28  # bytes of a report.json, which holds texts and a number for each sample
 
 
 def read_json(file: Path, largest: int = LARGEST_JSON) -> Any:

@@ -11,10 +11,9 @@ import tyro
 
 from unmask.cli.console import parse, say
 from unmask.evaluation.throughput import BENCH, Bench
-from unmask.plain import read_json
+from unmask.plain import LARGEST_REPORT, read_json
 
 REPORT = "report.json"
-LARGEST = 2**28  # bytes of a report.json
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         for written in write_figure(Bench.read(file), file.parent):
             say(str(written))
         return 0
-    data = read_json(file, LARGEST)
+    data = read_json(file, LARGEST_REPORT)
     from unmask.report.page import write_report
 
     say(str(write_report(data, file.parent)))

@@ -5,7 +5,6 @@ No torch here: whoever reads bench.json (the figure, the command line) reads it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from unmask.evaluation.measure import Measure
 from unmask.files import write_text
 from unmask.limits import MOST_STEPS, seed_number, whole
-from unmask.plain import dumps, from_json, to_json
+from unmask.plain import dumps, from_json, read_json, to_json
 
 BENCH = "bench.json"
 
@@ -122,9 +121,9 @@ class Bench:
     def read(file: Path) -> Bench:
         """What `save` wrote; ValueError for what is no JSON, and for fields missing, unknown or of another type."""
         try:
-            data = json.loads(file.read_text("utf-8"))
+            data = read_json(file)
         except ValueError as error:
-            raise ValueError(f"{file} is no JSON: {error}. Measure it again with `unmask bench`") from error
+            raise ValueError(f"{error}. Measure it again with `unmask bench`") from error
         return from_json(Bench, data, file.name)
 
 

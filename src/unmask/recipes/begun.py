@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.files import replacing, write_text
-from unmask.plain import to_json
+from unmask.plain import read_json, to_json
 from unmask.recipes.build import starts_from
 from unmask.recipes.schema import Data, Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, documents
@@ -51,7 +51,7 @@ def as_saved(recipe: Recipe, directory: Path) -> Any:
     """The recipe as JSON; as `directory` holds it, where that reads as the same recipe (fields come with defaults)."""
     file = directory / "recipe.json"
     same = file.exists() and resolved(recipe_of(directory)) == recipe
-    return json.loads(file.read_text("utf-8")) if same else to_json(recipe)
+    return read_json(file) if same else to_json(recipe)
 
 
 def refuse_more_steps(recipe: Recipe, directory: Path) -> None:
@@ -94,7 +94,7 @@ def read_start(directory: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        known = dict(json.loads(file.read_text("utf-8")))
+        known = dict(read_json(file))
     except (ValueError, TypeError) as error:
         raise RunError(
             f"{file} is not a JSON object ({error}): put it back, or remove it, and what it held is not checked"

@@ -10,6 +10,7 @@ from typing import Any
 
 from unmask.evaluation.measure import ENTROPIES, Measure, over_seeds
 from unmask.files import write_text
+from unmask.plain import LARGEST_REPORT, read_json
 from unmask.recipes.experiment import REPORT, ROWS, Experiment, Progress, experiment, teacher_rows
 from unmask.recipes.schema import Recipe
 from unmask.recipes.study import Measured, Study
@@ -85,7 +86,7 @@ def fail(place: Path, error: TrainingError) -> None:
 def failure(place: Path) -> str | None:
     """Why the training of a cell was stopped by its guard; None where it was not."""
     file = place / FAILURE
-    return json.loads(file.read_text("utf-8"))["message"] if file.exists() else None
+    return read_json(file)["message"] if file.exists() else None
 
 
 def reports_of(names: Sequence[str], directory: Path) -> dict[str, dict[str, Any]]:
@@ -96,9 +97,9 @@ def reports_of(names: Sequence[str], directory: Path) -> dict[str, dict[str, Any
 
 def _report(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        found: dict[str, Any] = read_json(file, LARGEST_REPORT)
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}. Move it away to measure again") from error
+        raise ValueError(f"{error}. Move it away to measure again") from error
     return found
 
 

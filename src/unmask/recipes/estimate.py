@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from unmask.limits import memory_bytes
 from unmask.models.dit import DiT, Shape
 from unmask.prediction import block_rows, chunk_rows
 from unmask.recipes.build import deeper_by, starts_from
@@ -132,12 +132,10 @@ def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> No
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of the memory of a GPU, or of the machine; None where the system does not say."""
+    """Bytes of the memory of a GPU, or of this process; None where that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    if device.type != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes() if device.type == "cpu" else None
 
 
 def _parameters(shape: Shape) -> int:

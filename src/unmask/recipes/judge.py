@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
 from unmask.evaluation.judges import Judge, causal_judge
 from unmask.evaluation.smollm2 import smollm2_judge
 from unmask.models.pretrained import CausalModel, load
+from unmask.plain import read_json
 from unmask.text.hub import OWN, local_or_hub
 from unmask.text.tokenizers import Tokenizer
 
@@ -51,7 +51,7 @@ def judge_named(name: str, tokenizer: Tokenizer | None, length: int, device: tor
         return huggingface_judge(name, device=device)
     directory = local_or_hub(name, ())
     config = directory / "config.json"
-    told = json.loads(config.read_text("utf-8")) if config.exists() else {}
+    told = read_json(config) if config.exists() else {}
     if not isinstance(told, dict):
         raise ValueError(f"judge {name}: {config} holds the fields of a model: want a JSON object, got {told!r:.40}")
     if not str(told.get("format", "")).startswith("unmask"):

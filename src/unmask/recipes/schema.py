@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
 from unmask.objectives.sdtt import Distance, Faithful
-from unmask.plain import check_plain, from_json
+from unmask.plain import check_plain, from_json, read_json
 from unmask.training.schedule import AdamW
 
 Precision = Literal["float32", "bfloat16", "fastest"]
@@ -338,4 +337,4 @@ def check_name(name: str) -> None:
 
 def recipe_of(run: Path) -> Recipe:
     """The recipe of a run directory."""
-    return from_json(Recipe, json.loads((run / "recipe.json").read_text("utf-8")), "recipe")
+    return from_json(Recipe, read_json(run / "recipe.json"), "recipe")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from unmask.plain import read_json
 from unmask.text.layout import some
 
 OWN = "unmask:"  # before the name of a model that comes with this package
@@ -80,7 +80,7 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
 
 def _unfinished(run: Path) -> str:
     """How far the training of a run directory is that holds no model yet."""
-    told = json.loads((run / "recipe.json").read_text("utf-8"))
+    told = read_json(run / "recipe.json")
     done = max((int(name.name[-8:]) for name in run.glob("state/step-" + "[0-9]" * 8)), default=0)
     match told:
         case {"steps": int(steps), "objective": dict(objective)}:

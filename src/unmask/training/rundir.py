@@ -23,6 +23,7 @@ from typing import IO, Any
 import torch
 
 from unmask.files import TEMPORARY, being_written, remove, replacing, tidy, write_text
+from unmask.plain import read_json
 from unmask.training.engine import Engine
 from unmask.training.logged import cut_lines, logged_lines
 from unmask.training.seal import UNSEALED, damage, read_cursor, seal
@@ -251,7 +252,7 @@ class RunDir:
             write_text(file, json.dumps(wanted, indent=1) + "\n")
             return
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file)
         except ValueError as error:
             raise RunError(f"{file} is not JSON ({error}): put it right, or choose another directory") from error
         if changed := differences(found, wanted):

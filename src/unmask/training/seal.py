@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from unmask.files import sha256
+from unmask.plain import read_json
 
 CURSOR = "cursor.json"
 FORMAT = 2
+LARGEST_CURSOR = 2**24  # bytes; a sharded state has a file a process
 UNSEALED = 1  # version 0.1: no digest over the cursor itself
 
 
@@ -31,7 +33,7 @@ def read_cursor(folder: Path) -> dict[str, Any]:
     """The cursor of a state; ValueError where it is no cursor, or is not the one that was written."""
     if not (folder / CURSOR).is_file():
         raise ValueError(f"{CURSOR} is missing")
-    cursor: Any = json.loads((folder / CURSOR).read_text(encoding="utf-8"))
+    cursor: Any = read_json(folder / CURSOR, LARGEST_CURSOR)
     match cursor:
         case {"format": 1, "step": int(), "files": dict()}:
             return dict(cursor)
