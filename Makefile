@@ -9,6 +9,7 @@ INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 ARGS ?=
 PYTEST_ARGS ?=
+TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help demo test processors check format assets study ablation methods table1 judge texts clean
 
@@ -18,8 +19,9 @@ help: ## this list
 demo: $(INSTALLED) ## distil a teacher on real text and write runs/demo/report.html (ARGS="--student.seed 2 ...")
 	$(BIN)/unmask demo $(ARGS)
 
-test: $(INSTALLED) ## the tests, documents included (PYTEST_ARGS="-m 'not slow' -k sampler", JOBS=2)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+test: $(INSTALLED) ## the quick suite: every law, documents too, no slow study (PYTEST_ARGS="-k sampler", JOBS=2)
+	@echo "The quick suite takes about four minutes on two cores. \`make check\` runs the slow tests too."
+	$(TESTS) -m 'not slow' $(PYTEST_ARGS)
 
 # torch and its libraries read these once: the vector instructions that they may use.
 processors: $(INSTALLED) ## the tests that depend on the processor, again as if on older ones, on 1 and 2 threads
@@ -28,11 +30,11 @@ processors: $(INSTALLED) ## the tests that depend on the processor, again as if 
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 		$(BIN)/python -m pytest -m processor
 
-check: $(INSTALLED) ## what a change must pass: format, lint, types, tests and documents
+check: $(INSTALLED) ## what a change must pass: format, lint, types, all tests and documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@$(MAKE) --no-print-directory test
+	$(TESTS) $(PYTEST_ARGS)
 
 format: $(INSTALLED) ## write the format that `make check` asks for
 	$(BIN)/ruff format .
