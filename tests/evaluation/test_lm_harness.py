@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,7 +176,7 @@ def test_one_row_has_one_likelihood() -> None:
     judge = unmask.load("unmask:judge")
     assert isinstance(judge, CausalModel) and judge.tokenizer is not None
     text = held_out(Text(), "unmask:judge", judge)
-    rows, read = text.some(3), reading("unmask:judge", judge, text.data.wrap)
+    rows, read = text.some(3), reading(judge, text.data.wrap)
     want, start = read.scores(rows), judge.tokenizer.eos_id
     assert read.start == start and want.tokens.tolist() == [128] * 3 and "start token before each row" in read.words
     by_judge = judge_of(judge, 128)(rows)
@@ -187,7 +188,11 @@ def test_one_row_has_one_likelihood() -> None:
 
 def test_rows_that_begin_with_bos_have_it_behind_the_start_token() -> None:
     """As an autoregressive model reads them in training with `data.wrap`: start, BOS, text."""
-    plain, wrapped = (Harness("unmask:judge", greedy=False, wrap=wrap) for wrap in (False, True))
+    judge = unmask.load("unmask:judge")
+    plain, wrapped = (
+        Harness(replace(judge, card={"recipe": {"data": {"wrap": wrap}}}), greedy=False) for wrap in (False, True)
+    )
+    assert wrapped.wrap and not Harness(wrapped.model, wrap=False).wrap
     bos, ids = plain._start, plain.model.tokenizer.encode("The United States")
     want = -plain._nats([bos, bos, *ids], len(ids))
     assert wrapped.loglikelihood_rolling([asked("The United States")]) == [want]
@@ -260,6 +265,8 @@ def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None
     hot = {"max_gen_toks": 24, "do_sample": True, "temperature": 1.0}
     mixed = harness.generate_until([asked(contexts[0], plain), asked(contexts[1], hot), asked(contexts[2], plain)])
     assert mixed[1] != texts[1] and all(mixed)
+    with pytest.raises(ValueError, match=r"top_p.*got 0"):
+        harness.generate_until([asked(contexts[0], hot | {"top_p": 0.0})])
     for said in ({"do_sample": True}, {"temperature": 1.0}, {"do_sample": True, "temperature": 1.0}):
         again = harness.generate_until([asked(contexts[1], said | {"max_tokens": 24}) for _ in range(2)])
         assert again[0] == harness.generate_until([asked(contexts[1], hot)])[0] != texts[1], said

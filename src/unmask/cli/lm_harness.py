@@ -15,7 +15,6 @@ from unmask.evaluation.lm_harness import harness
 from unmask.files import write_text
 from unmask.limits import whole
 from unmask.plain import dumps
-from unmask.recipes.held_out import wraps
 from unmask.text.packing import spread
 
 
@@ -81,7 +80,6 @@ def lm_harness(arguments: Sequence[str]) -> int:
     model = known(
         asked.model, draws=asked.draws, greedy=asked.greedy, steps=asked.steps, sampler=asked.sampler, seed=asked.seed,
         batch_size=asked.batch_size, device=asked.device, max_gen_toks=asked.max_gen_toks,
-        wrap=wraps(asked.model, None, False),
     )  # fmt: skip
     chosen = None if asked.limit is None else questions(manager.load_task_or_group(list(asked.tasks)), asked.limit)
     answer: Mapping[str, Any] | None = simple_evaluate(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain, repeat
 from typing import Any
@@ -58,7 +58,7 @@ class Answers:
                 length behind a start token, half of the length
 
     wrap        whether an autoregressive model of ours was trained on rows that begin with BOS (`data.wrap`): then BOS
-                stands behind the start token
+                stands behind the start token. None: as the model's card says
 
     `notes` counts the requests that were not read as the task has them, by what was done instead.
     """
@@ -74,7 +74,7 @@ class Answers:
         batch_size: int | str = 32,
         device: str | None = "cpu",
         max_gen_toks: int | None = None,
-        wrap: bool = False,
+        wrap: bool | None = None,
         **_ignored_by_us: object,  # stock lm-eval passes max_batch_size to every model
     ) -> None:
         if unknown := sorted(_ignored_by_us.keys() - {"max_batch_size"}):
@@ -84,7 +84,8 @@ class Answers:
         if not str(batch_size).isdigit():
             raise ValueError(f"batch_size is the number of rows a network call: want a number, got {batch_size!r}")
         self.rows = int(batch_size)
-        self.max_gen_toks, self.wrap, self.notes = max_gen_toks, wrap, Counter[str]()
+        self.max_gen_toks, self.notes = max_gen_toks, Counter[str]()
+        self.wrap = _wrapped(self.model.card) if wrap is None else wrap
         if max_gen_toks is not None and not 1 <= max_gen_toks <= self._longest:
             raise ValueError(
                 f"max_gen_toks is out of range: got {max_gen_toks}, want 1 .. {self._longest}, the tokens that the "
@@ -267,6 +268,14 @@ class Answers:
         return torch.cat([pinned[:, : pinned.shape[1] - canvas.shape[1]], drawn.tokens.cpu()], dim=1).tolist()
 
 
+def _wrapped(card: Mapping[str, object]) -> bool:
+    """Whether the rows of a model's training had BOS and EOS at their ends, by its card."""
+    match card:
+        case {"recipe": {"data": {"wrap": bool(wrap)}}}:
+            return wrap
+    return False
+
+
 def _sampled(options: dict[str, Any]) -> dict[str, Any]:
     """`do_sample` without a temperature means temperature 1, as everywhere."""
     return options | ({"temperature": 1.0} if options.get("do_sample") and "temperature" not in options else {})
@@ -276,10 +285,9 @@ def _drawn(options: dict[str, Any]) -> dict[str, Any]:
     """lm-eval's normalised words for a draw in ours: without `do_sample` the likeliest token is taken."""
     if not options.get("do_sample") or not options.get("temperature"):
         return {"top_k": 1}
-    top_k = int(options.get("top_k") or 0)
-    return {"temperature": float(options["temperature"]), "top_p": float(options.get("top_p") or 1.0)} | (
-        {"top_k": top_k} if top_k > 0 else {}
-    )
+    top_k, top_p = int(options.get("top_k") or 0), options.get("top_p")
+    drawn = {"temperature": float(options["temperature"]), "top_p": 1.0 if top_p is None else float(top_p)}
+    return drawn | ({"top_k": top_k} if top_k > 0 else {})
 
 
 def _cut(text: str, until: Iterable[str], end: str) -> str:
