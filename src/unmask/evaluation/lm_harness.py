@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from unmask.evaluation.conditional import conditional_nats, conditional_nelbo
-from unmask.models.pretrained import CausalModel, Model, load
+from unmask.models.pretrained import CausalModel, Model, load, mask_id_of
 from unmask.rng import generator
 from unmask.samplers.canvas import FREE
 from unmask.samplers.loop import sample
@@ -151,9 +151,7 @@ class Answers:
     @property
     def _start(self) -> int:
         """What stands before every text, as in training."""
-        model = self.model
-        mask_id = model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
-        return start_token(self._tokenizer, model.network.shape.vocab_size, mask_id)
+        return start_token(self._tokenizer, self.model.network.shape.vocab_size, mask_id_of(self.model))
 
     @property
     def _before(self) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmask.evaluation.judges import Scores
 from unmask.evaluation.likelihood import Convention, nelbo_batches, next_token_batches, summed, unit_of
-from unmask.models.pretrained import CausalModel, Model
+from unmask.models.pretrained import CausalModel, Model, mask_id_of
 from unmask.recipes.build import text_of
 from unmask.recipes.schema import Data, Part
 from unmask.recipes.texts import corpus_of, digest_of, documents, rows
@@ -62,13 +62,17 @@ class HeldOut:
         """At most `limit` of the rows, spread evenly over all of them: int64 [n, L]."""
         return self.rows[:] if limit == "all" else self.rows[spread(len(self.rows), limit)]
 
-    def words(self, n: int, how: str = "spread evenly") -> str:
-        """What n of these rows are, and how they were chosen where they are not all."""
+    @property
+    def source(self) -> str:
+        """The text that the rows are made of."""
         of = self.data.corpus if self.data.part == "all" else f"{self.data.part} of {self.data.corpus}"
-        chosen = f", {how}" if n < len(self.rows) else ""
-        where = of if self.whole else f"held-out part of {of}"
+        return of if self.whole else f"held-out part of {of}"
+
+    def words(self, n: int) -> str:
+        """What n of these rows are, and how they were chosen where they are not all."""
+        chosen = ", spread evenly" if n < len(self.rows) else ""
         size = f"{n} of {len(self.rows)} rows of {self.rows.shape[1]} tokens"
-        return f"{size}{chosen}; {ends(self.data.wrap)}; {where}"
+        return f"{size}{chosen}; {ends(self.data.wrap)}; {self.source}"
 
 
 @dataclass(frozen=True)
@@ -167,11 +171,6 @@ def wraps(model: Model | CausalModel, chosen: bool | None, otherwise: bool) -> b
 def ends(wrap: bool) -> str:
     """What the ends of rows are."""
     return "rows with BOS and EOS at their ends" if wrap else "rows are plain crops"
-
-
-def mask_id_of(model: Model | CausalModel) -> int | None:
-    """The MASK of a model, None where it has none."""
-    return model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
 
 
 def spoken(model: Model | CausalModel) -> Tokenizer:
