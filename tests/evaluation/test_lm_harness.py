@@ -23,6 +23,7 @@ from unmask.recipes.judge import judge_of
 
 pytest.importorskip("lm_eval", reason="pip install 'unmask[lm-eval]'")
 Harness = harness()
+EXACT = "exact log-likelihoods, a call a token of a text"
 
 QUESTIONS = [
     {"question": "The President of the United", "choices": [" States", " banana"], "answer": 0},
@@ -67,7 +68,8 @@ def test_multiple_choice_through_stock_lm_eval(
     assert main([*call, "--no-greedy", "--json", "--out", str(tmp_path / "all.json")]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["results"]["toy_choice"]["acc,none"] == 1
-    assert answer["protocol"] == "8 draws a log-likelihood, 32 steps a text, seed 0"
+    how = "8 draws a log-likelihood, 32 steps a text" if "teacher" in name else EXACT
+    assert answer["protocol"] == f"{how}, seed 0"
     assert len(json.loads((tmp_path / "all.json").read_text())["samples"]["toy_choice"]) == 3
     assert main([*call, "--no-greedy", "--json", "--limit", "2", "--out", str(tmp_path / "some.json")]) == 0
     some = json.loads(capsys.readouterr().out)
@@ -239,6 +241,15 @@ def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
     assert found == pytest.approx(want, rel=1e-6) and not greedy
     assert dict(harness.notes) == {"continuations of more than 128 tokens, scored 64 at a time": 1}
     assert Harness("unmask:teacher", draws=2, greedy=False).loglikelihood([asked("We", follows)])[0][0] < 0
+
+
+def test_the_protocol_says_what_was_done() -> None:
+    assert Harness("unmask:teacher", draws=2, steps=3, sampler="confidence").words == (
+        "2 draws a log-likelihood, 3 steps a text by confidence, seed 0"
+    )
+    assert Harness("unmask:judge", draws=2, seed=5).words == f"{EXACT}, seed 5"
+    with pytest.raises(ValueError, match="sampler has no effect: got 'confidence', and the model is autoregressive"):
+        Harness("unmask:judge", sampler="confidence")
 
 
 def test_answers_longer_than_the_model_are_capped_with_a_note() -> None:

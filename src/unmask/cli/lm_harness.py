@@ -30,7 +30,7 @@ class LmHarness:
     draws         noise levels behind each log-likelihood of a diffusion model, which is a bound
     greedy        find out whether an answer is the greedy one, a call a token (lambada_openai asks; else leave it out)
     max_gen_toks  tokens of a drawn answer at most (the task's, or half of the model's length where those do not fit)
-    steps         of a text that is drawn
+    steps         of a text that a diffusion model draws
     sampler       that draws it: see `unmask sample --help`
     seed          of noise and latents
     batch_size    rows a network call
@@ -88,7 +88,7 @@ def lm_harness(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     if answer is None:
         raise RuntimeError("lm-eval returned nothing: it answers on the first process only")
-    protocol = f"{asked.draws} draws a log-likelihood, {asked.steps} steps a text, seed {asked.seed}"
+    protocol = model.words
     protocol += "" if asked.limit is None else f"; at most {asked.limit} questions of a task, spread evenly"
     protocol += "".join(f"; {count} {what}" for what, count in sorted(model.notes.items()))
     if asked.out is not None:

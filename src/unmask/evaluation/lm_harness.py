@@ -86,6 +86,8 @@ class Answers:
         self.rows = int(batch_size)
         self.max_gen_toks, self.notes = max_gen_toks, Counter[str]()
         self.wrap = _wrapped(self.model.card) if wrap is None else wrap
+        if sampler is not None and isinstance(self.model, CausalModel):
+            raise ValueError(f"sampler has no effect: got {sampler!r}, and the model is autoregressive; leave it out")
         if max_gen_toks is not None and not 1 <= max_gen_toks <= self._longest:
             raise ValueError(
                 f"max_gen_toks is out of range: got {max_gen_toks}, want 1 .. {self._longest}, the tokens that the "
@@ -127,6 +129,14 @@ class Answers:
                 text = self._tokenizer.decode(row[len(context) : len(context) + wanted[i]["max_gen_toks"]])
                 answers[i] = _cut(text, wanted[i]["until"], self._end)
         return answers
+
+    @property
+    def words(self) -> str:
+        """How answers are scored and drawn."""
+        if isinstance(self.model, CausalModel):
+            return f"exact log-likelihoods, a call a token of a text, seed {self.seed}"
+        by = "" if self.sampler is None else f" by {self.sampler}"
+        return f"{self.draws} draws a log-likelihood, {self.steps} steps a text{by}, seed {self.seed}"
 
     @property
     def _tokenizer(self) -> Tokenizer:
@@ -261,7 +271,7 @@ class Answers:
         canvas = pinned if masked else pinned[:, 1:]  # an autoregressive model reads its start token by itself
         drawn = sample(
             self.model, len(canvas), canvas.shape[1], self.steps, self.seed, pinned=canvas, batch_size=self.rows,
-            sampler=self.sampler if masked else None, device=self._home, **options,
+            sampler=self.sampler, device=self._home, **options,
         )  # fmt: skip
         return torch.cat([pinned[:, : pinned.shape[1] - canvas.shape[1]], drawn.tokens.cpu()], dim=1).tolist()
 
