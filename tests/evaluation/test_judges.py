@@ -252,6 +252,15 @@ def test_the_rule_of_sdtt(tiny_llama):
     assert empty.value == pytest.approx(found.value), "a text without a token has no mean"
 
 
+@pytest.mark.parametrize("rule", [sdtt_judge, huggingface_judge])
+def test_a_length_of_zero_is_no_missing_length(tiny_llama, tmp_path, rule):
+    directory = shutil.copytree(tiny_llama[0], tmp_path / "zero")
+    config = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 0}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="context is out of range: got 0"):
+        rule(str(directory))
+
+
 def test_the_rule_of_sdtt_needs_bos(tiny_gpt2, tmp_path):
     directory = shutil.copytree(tiny_gpt2[0], tmp_path / "no-bos")
     with pytest.raises(ValueError, match=r"puts BOS before a text, and the tokenizer of no-bos has none"):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from unmask.recipes.judge import judge_of
 
 pytest.importorskip("lm_eval", reason="pip install 'unmask[lm-eval]'")
 Harness = harness()
+EXACT = "exact log-likelihoods, a call a token of a text"
 
 QUESTIONS = [
     {"question": "The President of the United", "choices": [" States", " banana"], "answer": 0},
@@ -66,7 +68,8 @@ def test_multiple_choice_through_stock_lm_eval(
     assert main([*call, "--no-greedy", "--json", "--out", str(tmp_path / "all.json")]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["results"]["toy_choice"]["acc,none"] == 1
-    assert answer["protocol"] == "8 draws a log-likelihood, 32 steps a text, seed 0"
+    how = "8 draws a log-likelihood, 32 steps a text" if "teacher" in name else EXACT
+    assert answer["protocol"] == f"{how}, seed 0"
     assert len(json.loads((tmp_path / "all.json").read_text())["samples"]["toy_choice"]) == 3
     assert main([*call, "--no-greedy", "--json", "--limit", "2", "--out", str(tmp_path / "some.json")]) == 0
     some = json.loads(capsys.readouterr().out)
@@ -175,7 +178,7 @@ def test_one_row_has_one_likelihood() -> None:
     judge = unmask.load("unmask:judge")
     assert isinstance(judge, CausalModel) and judge.tokenizer is not None
     text = held_out(Text(), "unmask:judge", judge)
-    rows, read = text.some(3), reading("unmask:judge", judge, text.data.wrap)
+    rows, read = text.some(3), reading(judge, text.data.wrap)
     want, start = read.scores(rows), judge.tokenizer.eos_id
     assert read.start == start and want.tokens.tolist() == [128] * 3 and "start token before each row" in read.words
     by_judge = judge_of(judge, 128)(rows)
@@ -187,7 +190,11 @@ def test_one_row_has_one_likelihood() -> None:
 
 def test_rows_that_begin_with_bos_have_it_behind_the_start_token() -> None:
     """As an autoregressive model reads them in training with `data.wrap`: start, BOS, text."""
-    plain, wrapped = (Harness("unmask:judge", greedy=False, wrap=wrap) for wrap in (False, True))
+    judge = unmask.load("unmask:judge")
+    plain, wrapped = (
+        Harness(replace(judge, card={"recipe": {"data": {"wrap": wrap}}}), greedy=False) for wrap in (False, True)
+    )
+    assert wrapped.wrap and not Harness(wrapped.model, wrap=False).wrap
     bos, ids = plain._start, plain.model.tokenizer.encode("The United States")
     want = -plain._nats([bos, bos, *ids], len(ids))
     assert wrapped.loglikelihood_rolling([asked("The United States")]) == [want]
@@ -236,6 +243,15 @@ def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
     assert Harness("unmask:teacher", draws=2, greedy=False).loglikelihood([asked("We", follows)])[0][0] < 0
 
 
+def test_the_protocol_says_what_was_done() -> None:
+    assert Harness("unmask:teacher", draws=2, steps=3, sampler="confidence").words == (
+        "2 draws a log-likelihood, 3 steps a text by confidence, seed 0"
+    )
+    assert Harness("unmask:judge", draws=2, seed=5).words == f"{EXACT}, seed 5"
+    with pytest.raises(ValueError, match="sampler has no effect: got 'confidence', and the model is autoregressive"):
+        Harness("unmask:judge", sampler="confidence")
+
+
 def test_answers_longer_than_the_model_are_capped_with_a_note() -> None:
     long, plain = {"max_gen_toks": 256}, {"max_gen_toks": 20}
     harness = Harness("unmask:judge")
@@ -260,6 +276,8 @@ def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None
     hot = {"max_gen_toks": 24, "do_sample": True, "temperature": 1.0}
     mixed = harness.generate_until([asked(contexts[0], plain), asked(contexts[1], hot), asked(contexts[2], plain)])
     assert mixed[1] != texts[1] and all(mixed)
+    with pytest.raises(ValueError, match=r"top_p.*got 0"):
+        harness.generate_until([asked(contexts[0], hot | {"top_p": 0.0})])
     for said in ({"do_sample": True}, {"temperature": 1.0}, {"do_sample": True, "temperature": 1.0}):
         again = harness.generate_until([asked(contexts[1], said | {"max_tokens": 24}) for _ in range(2)])
         assert again[0] == harness.generate_until([asked(contexts[1], hot)])[0] != texts[1], said

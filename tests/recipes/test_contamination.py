@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from toy_recipes import corpus
 from unmask.recipes.contamination import share_read
 from unmask.recipes.schema import Data
 from unmask.recipes.texts import documents
+from unmask.text.stored import COLUMN
 
 
 @pytest.fixture
@@ -35,6 +37,21 @@ def test_the_share_is_that_of_the_documents_themselves(text: Path, tmp_path: Pat
         assert share == 1, "every 10th document has an odd number, and the first half has the even ones"
     if read == measured or {read, measured} == {"first half", "second half"}:
         assert share == 0
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("measured", ["all", "first half", "second half"])
+@pytest.mark.parametrize("read", ["all", "first half", "second half"])
+def test_of_token_ids_the_last_tenth_is_held_out(tmp_path: Path, read: str, measured: str, whole: bool) -> None:
+    """As in training; every tenth list of ids once counted as held out."""
+    Dataset.from_dict({COLUMN: [[i] * 4 for i in range(40)]}).save_to_disk(tmp_path / "ids")
+    share = share_read(model(tmp_path, "judge", tmp_path / "ids", read), Data(str(tmp_path / "ids"), measured), whole)
+    learnt = documents(Data(str(tmp_path / "ids"), read)).train.documents[:]
+    parts = documents(Data(str(tmp_path / "ids"), measured))
+    texts = [*(parts.train.documents if whole else ()), *parts.held_out.documents]
+    first = {int(ids[0]) for ids in learnt}
+    assert share == sum(int(ids[0]) in first for ids in texts) / len(texts)
+    assert whole or share == 0
 
 
 def test_what_cards_do_not_say_is_not_known(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from unmask.evaluation.measure import MAUVE, REVERSE, UnequalProtocols, protocol
 from unmask.recipes import study as studies
 from unmask.recipes.frontier import frontier
 from unmask.recipes.judge import judge_named
+from unmask.recipes.shown import side_by_side
 from unmask.recipes.study import Measured, Scene, Study, measure, naive
 from unmask.samplers.draws import DRAWS, PRECISION
 from unmask.text.packing import spread
@@ -98,7 +99,7 @@ def test_real_texts_are_spread_over_all_held_out_rows(
     early, late = studies._real(replace(scene, study=replace(study, samples=20, mauve_seeds=1)))
     assert early[:, 0].tolist() == (1 + spread(200, 20)).tolist() and (late - early).unique().tolist() == [200]
     words = protocol_words(scene.protocol, [0])
-    assert "real text: 10 of 400 held-out rows; 2 completions of each of 5 real texts of 400 held-out rows" in words
+    assert "real text: 10 of 400 held-out rows, spread evenly; completions by masked diffusion: 2 of each of 5 real" in words
     assert replace(scene, real=real[:200]).protocol != scene.protocol
 
 
@@ -127,6 +128,21 @@ def test_a_judge_draws_no_texts_longer_than_its_rows(teacher: unmask.Model, judg
         real = REAL[:1].repeat(1, 20)[:, :length]
         *_, last = frontier(teacher, teacher, Scene(study, judge, real, "digest"), own)
         assert len(last.rows.get("autoregressive", [])) == rows
+
+
+def test_uniform_noise_has_no_completions_and_no_mask_among_uniform_tokens(teacher: unmask.Model) -> None:
+    """Duo's vocabulary counts the MASK of its tokenizer, which no text holds: a judge gives it no probability."""
+    duo = unmask.load("unmask:duo")
+    study = studies.fitting(Study(samples=20, sampler="ancestral"), duo)
+    assert (study.texts, study.completions) == (0, 0) and studies.fitting(Study(), teacher) == Study()
+    scene = Scene(study, judge_named("unmask:judge", duo.tokenizer, length=128), REAL.repeat(1, 16), "digest")
+    assert "completions" not in protocol_words(scene.protocol, [0])
+    (uniform,) = (m.row for m in naive(scene, duo) if m.row.name == "uniform tokens")
+    assert uniform.measures["gen_ppl"].value < 1e6
+
+
+def test_a_report_may_show_no_texts(teacher: unmask.Model) -> None:
+    assert side_by_side(teacher, teacher, Study(shown=0), length=8) == []
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,12 @@ def test_a_set_whose_columns_changed_says_which(monkeypatch: pytest.MonkeyPatch)
         load_zero_shot("ptb")
 
 
+def test_a_set_whose_column_holds_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": [3]}))
+    with pytest.raises(ValueError, match="column 'text' of the zero-shot set 'ag_news' holds int64"):
+        load_zero_shot("ag_news")
+
+
 def test_a_set_that_cannot_be_had_says_what_to_do() -> None:
     """HF_HUB_OFFLINE is set for all tests: this is the error of `datasets` itself."""
     with pytest.raises(ValueError, match=r"'ag_news' \(fancyzhx/ag_news, split test\) could not be loaded.*offline`"):

@@ -143,35 +143,44 @@ def samples(arguments: Sequence[str]) -> int:
         emit([m.to_json() for m in found])
     else:
         show("samples", found)
-        say(f"{protocol_words(shared.protocol, asked.seeds)} {real_words(real, study)}")
+        say(f"{protocol_words(shared.protocol, asked.seeds)} {real_words(real)}")
     return 0
 
 
 def _study(asked: Samples, model: Model | CausalModel) -> Study:
     """What is measured; ValueError for a flag that this kind of model has no use for."""
     fills, usual = completes(model), Study()
-    unused: dict[str, object] = {"texts": asked.texts, "completions": asked.completions} if not fills else {}
+    unused: dict[str, object] = {} if fills else {"texts": asked.texts, "completions": asked.completions}
     if isinstance(model, CausalModel):
         unused |= {"steps": asked.steps, "sampler": asked.sampler}
-    for name, value in unused.items():
+    _refuse(unused, asked.model, model)
+    study = Study(
+        samples=asked.samples, seed=asked.seeds[0], texts=usual.texts if asked.texts is None else asked.texts,
+        completions=usual.completions if asked.completions is None else asked.completions,
+        sampler=asked.sampler or (usual.sampler if fills else "ancestral"), draw=asked.draw,
+        mauve_seeds=asked.mauve_seeds, reverse_seeds=asked.reverse_seeds, batch_size=asked.batch_size,
+    )  # fmt: skip
+    return studies.fitting(study, model)
+
+
+def _refuse(unused: Mapping[str, object], name: str, model: Model | CausalModel) -> None:
+    """ValueError for a flag that a model of this kind has no use for."""
+    for flag, value in unused.items():
         if value:
             kind = "autoregressive" if isinstance(model, CausalModel) else "diffusion from uniform noise"
-            raise ValueError(f"{name} has no effect: got {value}, and {asked.model} is {kind}; leave --{name} out")
-    sampler = asked.sampler or (usual.sampler if fills else "ancestral")
-    counts = [given if given is not None else (default if fills else 0) for given, default in
-              ((asked.texts, usual.texts), (asked.completions, usual.completions))]  # fmt: skip
-    return Study(
-        samples=asked.samples, seed=asked.seeds[0], texts=counts[0], completions=counts[1], sampler=sampler,
-        draw=asked.draw, mauve_seeds=asked.mauve_seeds, reverse_seeds=asked.reverse_seeds,
-        batch_size=asked.batch_size,
-    )  # fmt: skip
+            raise ValueError(f"{flag} has no effect: got {value}, and {name} is {kind}; leave --{flag} out")
 
 
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
     student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
+    if not completes(teacher):
+        counts = {"study.texts": asked.study.texts, "study.completions": asked.study.completions}
+        usual = (Study().texts, Study().completions)
+        _refuse({name: n for (name, n), m in zip(counts.items(), usual, strict=True) if n != m}, asked.teacher, teacher)
+    study = studies.fitting(asked.study, teacher)
     real = held_out(asked.text, asked.teacher, teacher)
-    shared = scene(asked.judge, real, teacher, asked.study)
+    shared = scene(asked.judge, real, teacher, study)
     result_folder(asked.out)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):
@@ -183,13 +192,13 @@ def frontier(arguments: Sequence[str]) -> int:
         for who, name in (("teacher", asked.teacher), ("student", asked.student))
         if (share := share_read(name, real.data, real.whole))
     ]
-    result = conclude(found, doubts) | shown(teacher, student, asked.study, shared.real)
+    result = conclude(found, doubts) | shown(teacher, student, study, shared.real)
     result |= {
         "title": f"{asked.student} against {asked.teacher}",
         "version": __version__,
         "date": datetime.date.today().isoformat(),
-        "seed": asked.study.seed,
-        "held_out": real_words(real, asked.study),
+        "seed": study.seed,
+        "held_out": real_words(real),
     }
     write_text(asked.out / REPORT, dumps(result, indent=1) + "\n")
     if asked.json:
@@ -197,7 +206,7 @@ def frontier(arguments: Sequence[str]) -> int:
         return 0
     for name, measured in found.items():
         show(name.replace("_", " "), measured)
-    say(f"{protocol_words(shared.protocol, (asked.study.seed,))} {result['held_out']}")
+    say(f"{protocol_words(shared.protocol, (study.seed,))} {result['held_out']}")
     for sentence in result["verdict"]:
         say(sentence)
     say(f"`unmask report {asked.out}` draws the page")
@@ -211,9 +220,9 @@ def scene(judge: str, real: HeldOut, model: Model | CausalModel, study: Study) -
     return Scene(study, reads, real.rows, real.digest, wrap=real.data.wrap, read_by_judge=share)
 
 
-def real_words(real: HeldOut, study: Study) -> str:
-    """The rows of real text, in a sentence."""
-    return f"Real text: {real.words(study.samples)}."
+def real_words(real: HeldOut) -> str:
+    """Where the real text comes from, in a sentence; the protocol has the numbers of its rows."""
+    return f"Real text: {real.source}."
 
 
 def show(title: str, measured: Sequence[studies.Measured]) -> None:

@@ -15,7 +15,6 @@ from unmask.evaluation.lm_harness import harness
 from unmask.files import write_text
 from unmask.limits import whole
 from unmask.plain import dumps
-from unmask.recipes.held_out import wraps
 from unmask.text.packing import spread
 
 
@@ -31,7 +30,7 @@ class LmHarness:
     draws         noise levels behind each log-likelihood of a diffusion model, which is a bound
     greedy        find out whether an answer is the greedy one, a call a token (lambada_openai asks; else leave it out)
     max_gen_toks  tokens of a drawn answer at most (the task's, or half of the model's length where those do not fit)
-    steps         of a text that is drawn
+    steps         of a text that a diffusion model draws
     sampler       that draws it: see `unmask sample --help`
     seed          of noise and latents
     batch_size    rows a network call
@@ -81,7 +80,6 @@ def lm_harness(arguments: Sequence[str]) -> int:
     model = known(
         asked.model, draws=asked.draws, greedy=asked.greedy, steps=asked.steps, sampler=asked.sampler, seed=asked.seed,
         batch_size=asked.batch_size, device=asked.device, max_gen_toks=asked.max_gen_toks,
-        wrap=wraps(asked.model, None, False),
     )  # fmt: skip
     chosen = None if asked.limit is None else questions(manager.load_task_or_group(list(asked.tasks)), asked.limit)
     answer: Mapping[str, Any] | None = simple_evaluate(
@@ -90,7 +88,7 @@ def lm_harness(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     if answer is None:
         raise RuntimeError("lm-eval returned nothing: it answers on the first process only")
-    protocol = f"{asked.draws} draws a log-likelihood, {asked.steps} steps a text, seed {asked.seed}"
+    protocol = model.words
     protocol += "" if asked.limit is None else f"; at most {asked.limit} questions of a task, spread evenly"
     protocol += "".join(f"; {count} {what}" for what, count in sorted(model.notes.items()))
     if asked.out is not None:

@@ -226,7 +226,7 @@ def measure_card(out: Path) -> None:
     if Path(plan.data.tokenizer).name == "model":  # that of the teacher, wherever the run had it
         plan = replace(plan, data=replace(plan.data, tokenizer=OWN + "teacher"))
     known = held_out(Text(), str(out), model)
-    read, n = reading(str(out), model, known.data.wrap), len(known.rows)
+    read, n = reading(model, known.data.wrap), len(known.rows)
     likelihood = f"{perplexity(read.scores(known.some('all')), read.unit)} [{read.words}; {known.words(n)}]"
     model.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=likelihood)
     write_text(out / "README.md", card(out.name, plan, model, likelihood))

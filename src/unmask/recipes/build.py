@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import assert_never
@@ -195,7 +195,15 @@ def trained_on(name: str) -> Data | None:
     """The text that the card of a model names, by directory, hub id or unmask:NAME; None where it names none."""
     file = local_or_hub(name, ("config.json",)) / "config.json"
     match read_json(file) if file.exists() else None:
-        case {"card": {"recipe": {"data": told}}}:
+        case {"card": dict(card)}:
+            return text_of(card, name)
+    return None
+
+
+def text_of(card: Mapping[str, object], name: str) -> Data | None:
+    """The text that a card names, `name` being that of its model; None where it names none."""
+    match card:
+        case {"recipe": {"data": told}}:
             return from_json(Data, told, f"data in the card of {name}")
     return None
 

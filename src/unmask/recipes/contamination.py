@@ -7,8 +7,9 @@ from pathlib import Path
 from unmask.recipes.build import trained_on
 from unmask.recipes.schema import Data
 from unmask.recipes.texts import PARTS
-from unmask.text.corpora import Corpus, halves, load_corpus, split
+from unmask.text.corpora import Corpus, Documents, halves, load_corpus, split
 from unmask.text.hub import OWN
+from unmask.text.stored import TokenLists
 
 
 def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
@@ -29,16 +30,21 @@ def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
     corpus = load_corpus(measured.corpus)
     if corpus.held_out is not None:
         return 0.0  # published apart
-    numbers = Corpus("numbers", list(map(str, range(len(corpus.documents)))))
-    learnt, (rest, held_out) = set(_part(numbers, told)[0]), _part(numbers, measured)
+    if not isinstance(corpus.documents, TokenLists):  # whose numbers are known without their text
+        corpus = Corpus("numbers", list(map(str, range(len(corpus.documents)))))
+    learnt, (rest, held_out) = set(_part(corpus, told)[0]), _part(corpus, measured)
     read = [*rest, *held_out] if whole else held_out
     return sum(number in learnt for number in read) / len(read)
 
 
-def _part(numbers: Corpus, data: Data) -> tuple[list[str], list[str]]:
+def _part(corpus: Corpus, data: Data) -> tuple[list[object], list[object]]:
     """The numbers of the documents that a recipe trains on, and of those that it holds out."""
-    parts = split(numbers if data.part == "all" else halves(numbers)[PARTS[data.part].start])
-    return list(parts.train.texts), list(parts.held_out.texts)
+    parts = split(corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start])
+    return _numbers(parts.train.documents), _numbers(parts.held_out.documents)
+
+
+def _numbers(documents: Documents) -> list[object]:
+    return list(documents.chosen if isinstance(documents, TokenLists) else documents)
 
 
 def _place(corpus: str) -> str:

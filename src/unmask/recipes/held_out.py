@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unmask.evaluation.judges import Scores
 from unmask.evaluation.likelihood import Convention, nelbo_batches, next_token_batches, summed, unit_of
-from unmask.models.pretrained import CausalModel, Model
-from unmask.recipes.build import trained_on
+from unmask.models.pretrained import CausalModel, Model, mask_id_of
+from unmask.recipes.build import text_of
 from unmask.recipes.schema import Data, Part
 from unmask.recipes.texts import corpus_of, digest_of, documents, rows
 from unmask.rng import generator
@@ -62,13 +62,17 @@ class HeldOut:
         """At most `limit` of the rows, spread evenly over all of them: int64 [n, L]."""
         return self.rows[:] if limit == "all" else self.rows[spread(len(self.rows), limit)]
 
-    def words(self, n: int, how: str = "spread evenly") -> str:
-        """What n of these rows are, and how they were chosen where they are not all."""
+    @property
+    def source(self) -> str:
+        """The text that the rows are made of."""
         of = self.data.corpus if self.data.part == "all" else f"{self.data.part} of {self.data.corpus}"
-        chosen = f", {how}" if n < len(self.rows) else ""
-        where = of if self.whole else f"held-out part of {of}"
+        return of if self.whole else f"held-out part of {of}"
+
+    def words(self, n: int) -> str:
+        """What n of these rows are, and how they were chosen where they are not all."""
+        chosen = ", spread evenly" if n < len(self.rows) else ""
         size = f"{n} of {len(self.rows)} rows of {self.rows.shape[1]} tokens"
-        return f"{size}{chosen}; {ends(self.data.wrap)}; {where}"
+        return f"{size}{chosen}; {ends(self.data.wrap)}; {self.source}"
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,11 @@ class Reading:
 
 
 def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
-    """The rows of `text` in the tokens of a model, by the card of `name`, and how they were made.
+    """The rows of `text` in the tokens of a model, by its card, and how they were made; errors call it `name`.
 
     ValueError for a text that is not there, is too short for a row, or has a MASK among its ids.
     """
-    data, own = _data(text, name)
+    data, own = _data(text, name, model)
     whole = not own if text.held_out is None else not text.held_out
     if not whole or data.streaming:
         corpus, whole = documents(data).held_out, False
@@ -147,31 +151,26 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
     return HeldOut(found, data, whole, digest_of(corpus))
 
 
-def reading(name: str, model: Model | CausalModel, wrap: bool) -> Reading:
-    """How rows, with `wrap` or without, are read under the model of this name.
+def reading(model: Model | CausalModel, wrap: bool) -> Reading:
+    """How rows, with `wrap` or without, are read under a model.
 
     A start token stands before each row of an autoregressive model, as in our training and in the harness. Only a model
     without a card reads rows with BOS without it: the released baselines of MDLM were trained so.
     """
-    if isinstance(model, CausalModel) and not (wrap and trained_on(name) is None):
+    if isinstance(model, CausalModel) and not (wrap and _text_of(model) is None):
         return Reading(model, start_token(model.tokenizer, model.network.shape.vocab_size, mask_id_of(model)))
     return Reading(model)
 
 
-def wraps(name: str, chosen: bool | None, otherwise: bool) -> bool:
+def wraps(model: Model | CausalModel, chosen: bool | None, otherwise: bool) -> bool:
     """Whether rows have BOS and EOS at their ends: as chosen, else as the card of a model says, else `otherwise`."""
-    card = trained_on(name)
+    card = _text_of(model)
     return chosen if chosen is not None else otherwise if card is None else card.wrap
 
 
 def ends(wrap: bool) -> str:
     """What the ends of rows are."""
     return "rows with BOS and EOS at their ends" if wrap else "rows are plain crops"
-
-
-def mask_id_of(model: Model | CausalModel) -> int | None:
-    """The MASK of a model, None where it has none."""
-    return model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
 
 
 def spoken(model: Model | CausalModel) -> Tokenizer:
@@ -184,9 +183,13 @@ def spoken(model: Model | CausalModel) -> Tokenizer:
     return model.tokenizer
 
 
-def _data(text: Text, name: str) -> tuple[Data, bool]:
+def _text_of(model: Model | CausalModel, name: str = "the model") -> Data | None:
+    return text_of(model.card, name)
+
+
+def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[Data, bool]:
     """The text to measure on, and whether it is that of the card."""
-    card, wrap = trained_on(name), wraps(name, text.wrap, False)
+    card, wrap = _text_of(model, name), wraps(model, text.wrap, False)
     if text.corpus is not None:
         if card is not None and same_text(text.corpus, card.corpus):
             streaming = text.streaming or card.streaming

@@ -38,7 +38,7 @@ def films(teacher: Model, student: Model, study: Study, length: int) -> list[dic
 def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> list[dict[str, Any]]:
     """Texts of both models at the same latents and step counts."""
     table = []
-    for steps in study.student_steps:
+    for steps in study.student_steps if study.shown else ():
         texts = [
             sample(
                 model, study.shown, length, steps, study.seed, sampler=study.sampler, draw=study.draw,

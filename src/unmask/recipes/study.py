@@ -21,7 +21,7 @@ from unmask.evaluation.reverse import reverse_perplexity
 from unmask.evaluation.rows import Gauge, Texts, as_read, measure_frontier, naive_rows
 from unmask.evaluation.speed import timed
 from unmask.limits import MOST_STEPS, seed_number, whole
-from unmask.models.pretrained import CausalModel, Model
+from unmask.models.pretrained import CausalModel, Model, mask_id_of
 from unmask.samplers.draws import PRECISION
 from unmask.samplers.loop import Samples, sample
 from unmask.samplers.names import named
@@ -242,6 +242,11 @@ def completes(model: Model | CausalModel) -> bool:
     return isinstance(model, Model) and isinstance(model.process, MaskedProcess)
 
 
+def fitting(study: Study, model: Model | CausalModel) -> Study:
+    """The study, without completions for a model that makes none."""
+    return study if completes(model) else replace(study, texts=0, completions=0)
+
+
 def device_of(model: Model | CausalModel) -> torch.device:
     """Where a model is."""
     return model.network.head.weight.device
@@ -268,14 +273,14 @@ def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temp
 
 def naive(scene: Scene, model: Model | CausalModel) -> list[Measured]:
     """Uniform tokens, unigram draws, one text repeated, and real text (last), in the tokens of `model`."""
-    mask_id = model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
+    masks = {mask_id_of(model), None if model.tokenizer is None else model.tokenizer.mask_id}  # a judge's, for Duo
     rows = naive_rows(
         _real(scene)[0],
         model.network.shape.vocab_size,
         scene.judge,
         scene.protocol,
         decode=None if model.tokenizer is None else model.tokenizer.decode,
-        never=[] if mask_id is None else [mask_id],
+        never=[mask_id for mask_id in masks if mask_id is not None],
         gauges=_gauges(scene, model),
     )
     return [Measured(row, shipped=False) for row in rows]

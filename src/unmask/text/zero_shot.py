@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unmask.text.corpora import HUB, Corpus
 from unmask.text.packing import pack
-from unmask.text.tables import DatasetDocuments
+from unmask.text.tables import DatasetDocuments, check_text
 from unmask.text.tokenizers import Tokenizer
 
 BATCH = 1000  # documents that are joined: of `datasets.map`
@@ -136,8 +136,9 @@ def load_zero_shot(name: str) -> Corpus:
     if wanted.column not in table.column_names:
         raise ValueError(
             f"the zero-shot set {name!r} ({wanted.path}) has the columns {', '.join(table.column_names)}: want its "
-            f"text in {wanted.column!r}; was it published anew in another form?"
+            f"text in {wanted.column!r}; was it published again in another form?"
         )
+    check_text(table.data.schema.field(wanted.column).type, wanted.column, f"the zero-shot set {name!r}")
     documents = DatasetDocuments(table, wanted.column, range(len(table)))
     return Corpus(name, [wanted.text(document) for document in documents])
 
