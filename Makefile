@@ -34,7 +34,7 @@ check: $(INSTALLED) ## what a change must pass: format, lint, types, all tests a
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(TESTS) $(PYTEST_ARGS)
+	$(TESTS) --hypothesis-profile all $(PYTEST_ARGS)
 
 format: $(INSTALLED) ## write the format that `make check` asks for
 	$(BIN)/ruff format .

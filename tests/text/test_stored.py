@@ -171,6 +171,7 @@ def writer(file: Path, number: int) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_many_processes_one_writes(tmp_path: Path) -> None:
     """The others wait for it, say so, and read what it wrote."""
     writers = [writer(tmp_path / "rows.arrow", number) for number in range(3)]

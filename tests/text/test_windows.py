@@ -267,6 +267,7 @@ print(len(list(folder.glob("0*.json"))), -(-len(whole) // W))
 """
 
 
+@pytest.mark.slow
 def test_processes_share_windows_and_survive_each_other(tmp_path: Path) -> None:
     """One is killed while it writes, one is interrupted, one ends while it still reads ahead; others go on."""
     paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]

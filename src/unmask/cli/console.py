@@ -61,12 +61,14 @@ def remark(line: str) -> None:
         streams.remark(line)
 
 
-def show_usage(usage: str, arguments: Sequence[str]) -> int:
+def show_usage(verb: str, usage: str, arguments: Sequence[str]) -> int:
     """The usage of a verb with a second word, and the exit code: 0 on --help, else 2, on the error stream."""
     if arguments and arguments[0] in ("-h", "--help"):
         say(usage)
         return 0
     remark(usage)
+    if arguments:
+        remark(f"unmask {verb}: the first argument is wrong: got {arguments[0]!r}, want one of the usage above")
     return 2
 
 
@@ -110,18 +112,27 @@ def result_folder(out: Path) -> Path:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; figures stand on the right."""
+    """A table; figures stand on the right. Where the words of a row do not fit side by side, a line for each row."""
     from rich.table import Table
 
-    grid = Table(title=one_line(title), title_justify="left")
-    for i, column in enumerate(columns):
+    grid, screen, least = Table(title=one_line(title), title_justify="left"), console(), 1
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row] for row in rows]
+    for i, column in enumerate(map(one_line, columns)):
         numeric = all(isinstance(row[i], int | float) for row in rows)
-        grid.add_column(one_line(column), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-    for row in rows:
-        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row))
+        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        texts = [column, *(row[i] for row in cells)]
+        least += 3 + max(len(word) for text in texts for word in ([text] if numeric else text.split() or [""]))
+    if least > screen.width:
+        say(one_line(title))
+        for row in cells:
+            named = [(one_line(column), cell) for column, cell in zip(columns, row, strict=True) if cell]
+            say("; ".join(f"{column}: {cell}" if column else cell for column, cell in named))
+        return
+    for row in cells:
+        grid.add_row(*row)
     if speaks():
         with written(sys.stdout):
-            console().print(grid)
+            screen.print(grid)
 
 
 @contextmanager

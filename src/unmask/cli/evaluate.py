@@ -110,7 +110,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "lm-harness": lm_harness,
     }
     if not arguments or arguments[0] not in verbs:
-        return show_usage(USAGE, arguments)
+        return show_usage(verb, USAGE, arguments)
     return verbs[arguments[0]](arguments[1:])
 
 

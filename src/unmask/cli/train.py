@@ -48,7 +48,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     names = ", ".join(function().name for function in RECIPES if _fits(verb, function()))
     if not arguments or arguments[0].startswith("-"):
         usage = f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]\nrecipes: {names}"
-        return show_usage(usage, arguments)
+        return show_usage(verb, usage, arguments)
     name, *rest = arguments
     chosen = _chosen(name)
     if not _fits(verb, chosen):
