@@ -36,6 +36,8 @@ def test_the_rows_that_were_read_stand_beside_their_perplexity(capsys: Capture, 
     assert (whole["rows"], whole["of"]) == (every, every) and f"{every} of {every} rows" in whole["protocol"]
     ended = json.loads(run(capsys, *asked, "--text.wrap", "True", "--json")[1])["protocol"]
     assert "rows with BOS and EOS at their ends" in ended
+    longer = run(capsys, *asked, "--text.length", 24)[2]
+    assert f"rows of 24 tokens are longer than the 16 tokens of the rows that {causal} was trained on" in longer
 
 
 @pytest.mark.parametrize("count", ["0", "-1"])

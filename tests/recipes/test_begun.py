@@ -75,7 +75,10 @@ def test_another_folder_of_the_same_name_is_refused(
         some(relative, tmp_path / "run", 1)
     assert len(some(recipe_of(tmp_path / "run"), tmp_path / "run", STEPS)) == STEPS - 2
     measured = held_out(Text(), str(tmp_path / "run"), load(tmp_path / "run"))
-    assert measured.data.corpus == str(tmp_path / "text") and len(measured.rows)
+    assert measured.data.corpus == str(tmp_path / "text") and len(measured.rows) and not measured.changed
+    (tmp_path / "text" / "000.txt").write_text("a new document, before all others, moves what is held out")
+    again = held_out(Text(), str(tmp_path / "run"), load(tmp_path / "run"))
+    assert again.words(1).endswith(f" of {tmp_path / 'text'}, changed since the training")
 
 
 def test_a_run_whose_text_was_moved_goes_on_by_its_new_path(plan: Recipe, tmp_path: Path) -> None:

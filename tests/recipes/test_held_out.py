@@ -59,9 +59,8 @@ def test_rows_have_the_ends_that_the_card_names(masked: Path, tmp_path: Path) ->
     model = load(checkpoint, tokenizer=load(masked).tokenizer)
     assert held_out(Text(), str(checkpoint), model).data.wrap
     bare = carded(masked, tmp_path / "bare")
-    assert [wraps(load(bare), chosen, otherwise) for chosen, otherwise in ((None, True), (None, False), (True, False))] == [
-        True, False, True,
-    ]  # fmt: skip
+    plain = load(bare)
+    assert (wraps(plain, None, True), wraps(plain, None, False), wraps(plain, True, False)) == (True, False, True)
 
 
 def test_another_text_is_measured_whole(masked: Path, text: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from toy_recipes import shrink
 from unmask.models.pretrained import Model, load
 from unmask.plain import to_json
 from unmask.recipes.book import recipe
+from unmask.recipes.build import HELD_OUT
 from unmask.recipes.run import distill, run
 from unmask.recipes.schema import Consistency, Recipe
-from unmask.recipes.texts import Texts, texts
+from unmask.recipes.texts import Texts, documents, texts
 from unmask.text.packing import batch_at
 from unmask.training import Engine, RunError
 
@@ -47,7 +48,7 @@ def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> 
     assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and said == [f"starting at step 0{IN_FLOAT32}"]
     assert [update.metrics["round"] for update in updates] == [0, 0, 1, 1, 2, 2]
     card = json.loads((tmp_path / "run" / "model" / "config.json").read_text("utf-8"))["card"]
-    assert card == {"recipe": to_json(plan), "steps": 6}
+    assert card == {"recipe": to_json(plan), "steps": 6, HELD_OUT: documents(plan.data).held_out.digest}
     average, raw = (load(tmp_path / "run" / "model", weights=which) for which in ("ema", "raw"))
     assert not same(weights(average.network), weights(raw.network))
     assert average.tokenizer.digest == load(plan.objective.teacher).tokenizer.digest

@@ -99,7 +99,10 @@ def test_real_texts_are_spread_over_all_held_out_rows(
     early, late = studies._real(replace(scene, study=replace(study, samples=20, mauve_seeds=1)))
     assert early[:, 0].tolist() == (1 + spread(200, 20)).tolist() and (late - early).unique().tolist() == [200]
     words = protocol_words(scene.protocol, [0])
-    assert "real text: 10 of 400 held-out rows, spread evenly; completions by masked diffusion: 2 of each of 5 real" in words
+    assert (
+        "real text: 10 of 400 held-out rows, spread evenly; completions by masked diffusion: 2 of each of 5 real"
+        in words
+    )
     assert replace(scene, real=real[:200]).protocol != scene.protocol
 
 

@@ -11,8 +11,8 @@ from typing import Annotated
 import tyro
 
 from unmask import __version__
-from unmask.cli.console import emit, parse, progress, remark, result_folder, say, show_usage, table
-from unmask.cli.likelihood import likelihood
+from unmask.cli.console import emit, parse, progress, result_folder, say, show_usage, table
+from unmask.cli.likelihood import check_length, likelihood
 from unmask.cli.lm_harness import lm_harness
 from unmask.cli.zero_shot import zero_shot
 from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
@@ -122,9 +122,8 @@ def samples(arguments: Sequence[str]) -> int:
     study = _study(asked, model)
     real = held_out(asked.text, asked.model, model)
     shared = scene(asked.judge, real, model, study)
-    length, trained = shared.real.shape[1], model.network.shape.length
-    if length > trained:
-        remark(f"text.length = {length} is beyond the {trained} tokens of a row that {asked.model} was trained on")
+    length = shared.real.shape[1]
+    check_length(asked.model, model, length)
     steps = (asked.steps or study.student_steps) if isinstance(model, Model) else (length,)
     scenes = [replace(shared, study=replace(study, seed=seed)) for seed in asked.seeds]
     each: list[list[studies.Measured]] = []
@@ -175,12 +174,13 @@ def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
     student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
     if not completes(teacher):
-        counts = {"study.texts": asked.study.texts, "study.completions": asked.study.completions}
-        usual = (Study().texts, Study().completions)
-        _refuse({name: n for (name, n), m in zip(counts.items(), usual, strict=True) if n != m}, asked.teacher, teacher)
+        chosen, usual = vars(asked.study), vars(Study())
+        counts = {f"study.{name}": chosen[name] for name in ("texts", "completions") if chosen[name] != usual[name]}
+        _refuse(counts, asked.teacher, teacher)
     study = studies.fitting(asked.study, teacher)
     real = held_out(asked.text, asked.teacher, teacher)
     shared = scene(asked.judge, real, teacher, study)
+    check_length(asked.teacher, teacher, shared.real.shape[1])
     result_folder(asked.out)
     found: Mapping[str, list[studies.Measured]] = {}
     with progress() as (advance, _):

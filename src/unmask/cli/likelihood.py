@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from unmask.cli.console import emit, parse, progress, say
+from unmask.cli.console import emit, parse, progress, remark, say
 from unmask.evaluation.judges import Scores, perplexity
 from unmask.evaluation.likelihood import Convention, summed
 from unmask.limits import INT64, MOST_STEPS, whole
@@ -74,6 +74,7 @@ def likelihood(arguments: Sequence[str]) -> int:
     asked = parse(Likelihood, "eval likelihood", arguments)
     model = load(asked.model, device=asked.device)
     found = held_out(asked.text, asked.model, model)
+    check_length(asked.model, model, found.rows.shape[1])
     read, x0 = asked.effort.reading(model, found.data.wrap), found.some(asked.effort.limit)
     value = perplexity(scored(read, x0, "likelihood"), read.unit)
     protocol = f"{read.words}; {found.words(len(x0))}"
@@ -82,6 +83,13 @@ def likelihood(arguments: Sequence[str]) -> int:
     else:
         say(f"{value} [{protocol}]")
     return 0
+
+
+def check_length(name: str, model: Model | CausalModel, length: int) -> None:
+    """Say where rows are longer than those of a model's training, whose numbers then are worse."""
+    trained = model.network.shape.length
+    if length > trained:
+        remark(f"rows of {length} tokens are longer than the {trained} tokens of the rows that {name} was trained on")
 
 
 def scored(read: Reading, x0: Tensor, stage: str) -> Scores:

@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor
 
 from unmask.cli.console import emit, parse, progress, remark, say
-from unmask.cli.likelihood import Effort, scored
+from unmask.cli.likelihood import Effort, check_length, scored
 from unmask.evaluation.judges import bits_per_byte, perplexity
 from unmask.evaluation.measure import Measure
 from unmask.models.pretrained import load
@@ -79,6 +79,7 @@ def zero_shot(arguments: Sequence[str]) -> int:
     model = load(asked.model, device=asked.device)
     tokenizer, wrap = spoken(model), wraps(model, asked.wrap, True)
     length = model.network.shape.length if asked.length is None else asked.length
+    check_length(asked.model, model, length)
     read, limit = asked.effort.reading(model, wrap), asked.effort.limit
     many = "all rows" if limit == "all" else f"at most {limit} rows, spread evenly,"
     protocol = f"{read.words}; {many} of each set, {length} tokens each; {ends(wrap)}; nothing between documents"

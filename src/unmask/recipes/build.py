@@ -32,6 +32,7 @@ from unmask.text.hub import local_or_hub
 from unmask.text.tokenizers import Tokenizer, check_vocabulary, start_token
 from unmask.training.engine import faster_in_bfloat16
 
+HELD_OUT = "held_out_digest"  # in the card of a model: of the documents that its training held out
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

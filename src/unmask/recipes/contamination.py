@@ -7,9 +7,10 @@ from pathlib import Path
 from unmask.recipes.build import trained_on
 from unmask.recipes.schema import Data
 from unmask.recipes.texts import PARTS
-from unmask.text.corpora import Corpus, Documents, halves, load_corpus, split
+from unmask.text.corpora import Corpus, halves, load_corpus, split
 from unmask.text.hub import OWN
 from unmask.text.stored import TokenLists
+from unmask.text.streamed import Stream
 
 
 def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
@@ -40,11 +41,13 @@ def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
 def _part(corpus: Corpus, data: Data) -> tuple[list[object], list[object]]:
     """The numbers of the documents that a recipe trains on, and of those that it holds out."""
     parts = split(corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start])
-    return _numbers(parts.train.documents), _numbers(parts.held_out.documents)
+    return _numbers(parts.train), _numbers(parts.held_out)
 
 
-def _numbers(documents: Documents) -> list[object]:
-    return list(documents.chosen if isinstance(documents, TokenLists) else documents)
+def _numbers(side: Corpus | Stream) -> list[object]:
+    if isinstance(side, Corpus) and isinstance(side.documents, TokenLists):
+        return list(side.documents.chosen)
+    return list(side.texts)
 
 
 def _place(corpus: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from unmask.evaluation.judges import Scores
 from unmask.evaluation.likelihood import Convention, nelbo_batches, next_token_batches, summed, unit_of
 from unmask.models.pretrained import CausalModel, Model, mask_id_of
-from unmask.recipes.build import text_of
+from unmask.recipes.build import HELD_OUT, text_of
 from unmask.recipes.schema import Data, Part
 from unmask.recipes.texts import corpus_of, digest_of, documents, rows
 from unmask.rng import generator
@@ -48,15 +48,17 @@ class Text:
 class HeldOut:
     """Rows [N, L] to measure a model on, and how they were made.
 
-    data    corpus, part and wrap
-    whole   whether they are the whole text; else what is held out of it
-    digest  of the documents
+    data     corpus, part and wrap
+    whole    whether they are the whole text; else what is held out of it
+    digest   of the documents
+    changed  whether a training held out other documents of this text, by the digest in its card
     """
 
     rows: Rows
     data: Data
     whole: bool
     digest: str
+    changed: bool = False
 
     def some(self, limit: Limit) -> Tensor:
         """At most `limit` of the rows, spread evenly over all of them: int64 [n, L]."""
@@ -66,7 +68,7 @@ class HeldOut:
     def source(self) -> str:
         """The text that the rows are made of."""
         of = self.data.corpus if self.data.part == "all" else f"{self.data.part} of {self.data.corpus}"
-        return of if self.whole else f"held-out part of {of}"
+        return of if self.whole else f"held-out part of {of}" + (", changed since the training" if self.changed else "")
 
     def words(self, n: int) -> str:
         """What n of these rows are, and how they were chosen where they are not all."""
@@ -138,6 +140,10 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
     ValueError for a text that is not there, is too short for a row, or has a MASK among its ids.
     """
     data, own = _data(text, name, model)
+    if data.streaming and text.held_out is False:
+        raise ValueError(
+            "text.held_out has no effect: got False, and of a streamed text only the held-out part is read; omit it"
+        )
     whole = not own if text.held_out is None else not text.held_out
     if not whole or data.streaming:
         corpus, whole = documents(data).held_out, False
@@ -148,7 +154,9 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
     length = model.network.shape.length if text.length is None else text.length
     found = rows(corpus, spoken(model), length, data.wrap)
     check_rows(found, model.network.shape.vocab_size, mask_id_of(model))
-    return HeldOut(found, data, whole, digest_of(corpus))
+    digest, card = digest_of(corpus), _text_of(model, name)
+    same = own and not whole and card is not None and (data.part, data.streaming) == (card.part, card.streaming)
+    return HeldOut(found, data, whole, digest, changed=same and model.card.get(HELD_OUT, digest) != digest)
 
 
 def reading(model: Model | CausalModel, wrap: bool) -> Reading:

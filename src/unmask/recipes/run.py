@@ -29,7 +29,7 @@ from unmask.recipes.begun import (
     text_digest,
     with_own_tokenizer,
 )
-from unmask.recipes.build import Parts, build, decided, deeper_by, distillation, starts_from
+from unmask.recipes.build import HELD_OUT, Parts, build, decided, deeper_by, distillation, starts_from
 from unmask.recipes.estimate import check_memory
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
@@ -95,7 +95,7 @@ def run(
         for update in recorded(updates, run_dir, state, every=recipe.save_every):
             yield with_student(update, parts, state, engine.main or not engine.sharded)
         if state.step >= recipe.steps:
-            _publish(run_dir, parts, state)
+            _publish(run_dir, parts, state, data.digest)
         engine.wait()  # no process goes on before the model is there
 
 
@@ -209,12 +209,16 @@ def with_student(update: Update, parts: Parts, state: State, keep: bool = True) 
     return update if student is None else replace(update, student=parts.finished(student))
 
 
-def _publish(run_dir: RunDir, parts: Parts, state: State) -> None:
-    """Write the finished model, averaged weights and raw ones beside them; no command reads the states any more."""
+def _publish(run_dir: RunDir, parts: Parts, state: State, held_out: str) -> None:
+    """Write the finished model, averaged weights and raw ones beside them; no command reads the states any more.
+
+    held_out  digest of the held-out documents, by which a measurement sees that the text has changed
+    """
     raw, mean = (student_of(state, run_dir.engine.main, own) for own in (True, False))
     if raw is not None and mean is not None:
         model, beside = parts.finished(mean), parts.finished(raw).network
-        run_dir.publish(partial(model.save, raw=beside, recipe=to_json(parts.recipe), steps=state.step))
+        card = {"recipe": to_json(parts.recipe), "steps": state.step, HELD_OUT: held_out}
+        run_dir.publish(partial(model.save, raw=beside, **card))
         run_dir.drop_states()
 
 
