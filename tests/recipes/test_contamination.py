@@ -65,3 +65,5 @@ def test_what_cards_do_not_say_is_not_known(text: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert share_read(judge, Data("text", "first half")) == 0, "one folder, however it is written"
     assert share_read("unmask:judge", Data("sotu", "first half")) == 0
+    moved = model(tmp_path, "moved", tmp_path / "elsewhere" / "text", "all")
+    assert share_read(moved, Data(str(text), "first half")) == 1, "a text that was moved is known by its file name"

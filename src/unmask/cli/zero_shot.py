@@ -25,7 +25,7 @@ from unmask.text.packing import spread
 from unmask.text.tokenizers import Tokenizer
 from unmask.text.zero_shot import ZERO_SHOT, load_zero_shot, zero_shot_rows
 
-OFFLINE = "offline"  # stands for all sets that are there
+OFFLINE = "offline"  # all sets whose files are there
 OFFLINE_SETS = (*PACKAGES, CODE)
 
 
@@ -59,7 +59,7 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class Known:
-    """What was found on one set: `rows` of its `of` rows were read."""
+    """The result on one set, from `rows` of its `of` rows."""
 
     name: str
     rows: int
@@ -92,7 +92,7 @@ def zero_shot(arguments: Sequence[str]) -> int:
             found.append(known)
             if not asked.json:
                 say(str(known))
-    finally:  # what an interruption leaves is printed too
+    finally:  # the sets that were measured before an interruption
         if found and asked.json:
             unread = names[len(found) :]
             told = [asdict(known) for known in found]
@@ -126,7 +126,7 @@ def corpora(names: Sequence[str], folder: Path) -> list[Corpus]:
 def measured(
     sets: Sequence[Corpus], read: Reading, tokenizer: Tokenizer, length: int, wrap: bool, limit: Limit
 ) -> Iterator[Known]:
-    """What is found on each set, as it is found."""
+    """The result on each set, as soon as it is there."""
     for corpus in sets:
         remark(f"{corpus.name}: encoding {len(corpus.documents):,} documents")
         rows = zero_shot_rows(corpus, tokenizer, length, wrap=wrap)

@@ -1,4 +1,4 @@
-"""What must hold before a gain of a student means something; where it does not, why no claim is made."""
+"""The conditions for a claim about a student, and the reasons against one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNIGRAM = "unigram draws"
 
 
 def against(teacher: Sequence[Row], student: Sequence[Row], naive: Sequence[Row], data: Row | None) -> list[str]:
-    """Why no claim is made about the student, a clause each; none where the rows allow one.
+    """The reasons against a claim about the student, a clause each; empty where the rows allow one.
 
     teacher, student  at temperature 1
     naive             among them the unigram draws, the score of a model without any context

@@ -45,7 +45,7 @@ def harness() -> Any:
 
 
 class Answers:
-    """A model, and how it is asked.
+    """The answers of a model to the requests of lm-eval.
 
     model       a run or model directory, a hub id, unmask:teacher; or a loaded model
     draws       noise levels behind each log-likelihood of a diffusion model
@@ -54,13 +54,12 @@ class Answers:
     steps, sampler  how texts are drawn; the canvas is a row of the model's length
     seed        of noise and latents: a log-likelihood depends on its text only, the i-th text drawn is sample i;
                 neither depends on batch_size, but for the rounding of products (exactly so with batch_size = 1)
-    max_gen_toks  tokens of a drawn answer at most. None: what the task wants; where that does not fit into the model's
+    max_gen_toks  tokens of a drawn answer at most. None: those of the task; where these do not fit into the model's
                 length behind a start token, half of the length
-
     wrap        whether an autoregressive model of ours was trained on rows that begin with BOS (`data.wrap`): then BOS
                 stands behind the start token. None: as the model's card says
 
-    `notes` counts the requests that were not read as the task has them, by what was done instead.
+    `notes` counts the requests that were not read as the task has them, by the change that was made.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Whether a model was trained on the text that measures it: the cards of two models compared."""
+"""The share of a held-out text that a model was trained on, from the cards of models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from unmask.recipes.build import trained_on
 from unmask.recipes.schema import Data
 from unmask.recipes.texts import PARTS
 from unmask.text.corpora import Corpus, halves, load_corpus, split
+from unmask.text.evaluated import same_text
 from unmask.text.hub import OWN
 from unmask.text.stored import TokenLists
 from unmask.text.streamed import Stream
@@ -17,12 +18,12 @@ def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
     """The share of the held-out documents of `measured` that a model was trained on, by the text that its card names.
 
     model  a directory, or unmask:NAME
-    whole  all documents of `measured` are read, not those that are held out only
+    whole  all documents of `measured` count, not only the held-out ones
 
-    None where that is not known: no card, another corpus, or one corpus of which a single side is streamed.
+    None where it is not known: no card, another corpus, or one corpus that only one side streams.
     """
     told = trained_on(model) if model.startswith(OWN) or Path(model).is_dir() else None
-    if told is None or _place(told.corpus) != _place(measured.corpus):
+    if told is None or not same_text(measured.corpus, told.corpus):
         return None
     if told.streaming != measured.streaming:
         return None
@@ -48,8 +49,3 @@ def _numbers(side: Corpus | Stream) -> list[object]:
     if isinstance(side, Corpus) and isinstance(side.documents, TokenLists):
         return list(side.documents.chosen)
     return list(side.texts)
-
-
-def _place(corpus: str) -> str:
-    """A corpus by name, or the place of a file or folder, however it is written."""
-    return str(Path(corpus).resolve()) if Path(corpus).exists() else corpus

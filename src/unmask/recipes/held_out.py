@@ -1,4 +1,4 @@
-"""Text to measure a model on, and rows read under the model, both as its card says that it was trained."""
+"""Text to measure a model on, and rows read under the model, both as in the training that its card names."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Limit: TypeAlias = int | Literal["all"]
 
 @dataclass(frozen=True)
 class Text:
-    """Text to measure on; by default what the training of the model (of two: the teacher) held out.
+    """Text to measure on; by default the held-out text of the training of the model (of two models: the teacher).
 
     corpus     a corpus by name, a file or a folder (the text of the model's card)
-    part       which documents (those of the card; of another text: all)
+    part       the half of the documents (that of the card; of another text: all)
     held_out   only the documents that a training on the text holds out (yes for the text of the card). Another text is
                measured whole, or its published held-out split where it has one
     length     tokens of a row (the model's)
     wrap       rows with BOS and EOS at their ends, else plain crops (what the card says; without a card: plain crops)
-    streaming  of a data set that is given, what a training with data.streaming holds out
+    streaming  of a data set that is given, the documents that a training with data.streaming holds out
     """
 
     corpus: str | None = None
@@ -49,7 +49,7 @@ class HeldOut:
     """Rows [N, L] to measure a model on, and how they were made.
 
     data     corpus, part and wrap
-    whole    whether they are the whole text; else what is held out of it
+    whole    whether they are the whole text; else its held-out part
     digest   of the documents
     changed  whether a training held out other documents of this text, by the digest in its card
     """
@@ -71,7 +71,7 @@ class HeldOut:
         return of if self.whole else f"held-out part of {of}" + (", changed since the training" if self.changed else "")
 
     def words(self, n: int) -> str:
-        """What n of these rows are, and how they were chosen where they are not all."""
+        """The number of these rows, n of N, their choice, their ends and their source."""
         chosen = ", spread evenly" if n < len(self.rows) else ""
         size = f"{n} of {len(self.rows)} rows of {self.rows.shape[1]} tokens"
         return f"{size}{chosen}; {ends(self.data.wrap)}; {self.source}"
@@ -120,12 +120,12 @@ class Reading:
 
     @property
     def unit(self) -> str:
-        """What the exponential of the mean score a token is called."""
+        """The name of the exponential of the mean score a token."""
         return "perplexity" if isinstance(self.model, CausalModel) else unit_of(self.convention)
 
     @property
     def words(self) -> str:
-        """What the scores are."""
+        """The kind of the scores, in words."""
         if isinstance(self.model, CausalModel):
             after = "after the first token of each row" if self.start is None else "start token before each row"
             return f"exact, {after}; products in {self.model.network.precision}"
@@ -177,7 +177,7 @@ def wraps(model: Model | CausalModel, chosen: bool | None, otherwise: bool) -> b
 
 
 def ends(wrap: bool) -> str:
-    """What the ends of rows are."""
+    """The ends of rows, in words."""
     return "rows with BOS and EOS at their ends" if wrap else "rows are plain crops"
 
 

@@ -209,7 +209,7 @@ def _as_they_are(name: str, lists: TokenLists, tokenizer: Tokenizer, length: int
     if lists.length != length:
         raise ValueError(
             f"rows of {name!r} have {lists.length} tokens each and network.length is {length}: give --network.length "
-            f"{lists.length}, or documents of different lengths, which are packed"
+            f"{lists.length} (of a measurement: --text.length), or documents of different lengths, which are packed"
         )
     found = lists.rows()
     if wrap:

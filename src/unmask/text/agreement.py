@@ -1,4 +1,4 @@
-"""Whether token ids that somebody else made are those of the text beside them."""
+"""A comparison of token ids in a data set with the ids of the text beside them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from unmask.text.stored import COLUMN
 from unmask.text.tokenizers import Tokenizer
 
 COMPARED = 16  # rows
-BEGINNING, AROUND = 256, 2**14  # ids of a row that are compared, and ids of its text that they are looked for in
-RUN = 8  # equal ids in a row that are no accident
-ODD = 20  # one id, and one of so many, may be in no such run: the first word of a row, or what was cleaned
+BEGINNING, AROUND = 256, 2**14  # ids of a row that are compared, and ids of its text among which they are sought
+RUN = 8  # equal ids one after the other that are no accident
+ODD = 20  # one id, and one of so many, may be in no such run: the first word of a row, or cleaned text
 
 
 def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer) -> None:
     """ValueError where the tokenizer gives texts other ids than those that stand beside them.
 
-    Special tokens apart, the first 256 ids of a row agree where they are in runs of 8 or more that the ids of the text
-    hold in the same order, but for one id and one of 20. So a row may be padded, or a part of its text.
+    Special tokens are left out. The first 256 ids of a row agree where runs of 8 or more of them stand in the ids of
+    the text in the same order. One id, and one in 20, may be in no run. A row may be padded, or a part of its text.
     """
     ends = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id}
     rows = [(text, [int(i) for i in ids if i not in ends]) for text, ids in pairs]

@@ -1,4 +1,4 @@
-"""Text that is named for evaluation: what of it is measured, and whether it is a text that is known already."""
+"""Text that is named for evaluation: the part that is measured, and a comparison of its name with another one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unmask.text.corpora import Corpus, is_name
 
 
 def measured(corpus: Corpus) -> Corpus:
-    """What is measured of a text that is named for evaluation: its published held-out split, else all of it."""
+    """The part of a text for evaluation that is measured: its published held-out split, else all of it."""
     return corpus if corpus.held_out is None else corpus.part("held_out", corpus.held_out)
 
 

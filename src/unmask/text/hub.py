@@ -79,7 +79,7 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
 
 
 def _unfinished(run: Path) -> str:
-    """How far the training of a run directory is that holds no model yet."""
+    """The step of the training in a run directory that holds no model yet."""
     told = read_json(run / "recipe.json")
     done = max((int(name.name[-8:]) for name in run.glob("state/step-" + "[0-9]" * 8)), default=0)
     match told:
@@ -89,7 +89,7 @@ def _unfinished(run: Path) -> str:
                 f"{run} is a training that has not ended, and holds no model yet: step {done} of {steps} is saved; "
                 f"`unmask {verb} {shlex.quote(str(run))}` goes on"
             )
-    return f"{run} holds no model, and its recipe.json is none of a training"
+    return f"{run} holds no model, and its recipe.json is not that of a training"
 
 
 def data_set(name: str) -> tuple[str, str | None, str]:
@@ -124,8 +124,8 @@ def check_remote(repository: str) -> None:
 def check_files(repository: str, commit: str, read: Sequence[str]) -> None:
     """ValueError where files of a data set are left out because `datasets` takes a word in a name for a split.
 
-    read  the addresses of the files that are read; none: they are not known, and not looked for. A data set whose card
-          says which files belong to which split is taken at its word.
+    read  the addresses of the files that are read; empty: they are not known, and nothing is checked. Nothing is
+          checked either where the card of the data set assigns files to splits.
     """
     if not read:
         return

@@ -1,7 +1,7 @@
-"""Which files of a path are read as a corpus, and as what: decided by their names, and never in part.
+"""The files of a path that make up a corpus, and their kind, by their names.
 
-A file is read whole or refused, whatever the case of its suffix; a folder holds documents of one kind. Files that no
-corpus holds (pictures, settings, documents without a suffix of text) are left out of a folder of text.
+A file is read whole or refused, whatever the case of its suffix. A folder holds documents of one kind. Other files
+(pictures, settings, documents without a suffix of text) are left out of a folder of text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SHARD = r"(?:[-._ ]?\d+)?(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]{8,})?"  # behind th
 
 @dataclass(frozen=True)
 class Contents:
-    """The files that are read, in the order of their paths, and what they hold.
+    """The files of a corpus in the order of their paths, and their kind.
 
     kind  text, lines (a JSON object each), parquet, arrow, or saved (what `save_to_disk` made)
     """
@@ -51,7 +51,7 @@ class Contents:
 
 
 def contents(path: Path) -> Contents:
-    """What a file or folder holds; ValueError in plain words where it cannot be read, or only in part."""
+    """The contents of a file or folder; ValueError where it cannot be read, or only in part."""
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
@@ -65,8 +65,8 @@ def contents(path: Path) -> Contents:
 def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The files of each split: a split is the whole name of a file without its shard number, or of a folder above it.
 
-    Where no file has such a name, all of them are `train`. A word inside a name, such as `crash-test.parquet`, is none.
-    ValueError where some files have the name of a split and others have not.
+    A word inside a longer name, such as `crash-test.parquet`, names no split. Where no file names a split, all of them
+    are `train`. ValueError where some files name a split and others do not.
     """
     inside = [file.relative_to(folder) for file in files]
     named = [re.fullmatch(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*", os.fspath(file)) for file in inside]
@@ -111,7 +111,7 @@ def _folder(folder: Path) -> Contents:
     beside = groups.pop("", [])
     about = [file for file in groups.get("text", []) if file.stem.lower() in _ABOUT]
     if len(groups) > 1 and about == groups.get("text"):
-        del groups["text"]  # it tells what the other files are
+        del groups["text"]  # a README describes the other files
     if not groups:
         held = _counted(beside) if beside else "no file at all"
         syntax = next((suffix for file in beside if (suffix := file.suffix.lower()) in _SYNTAX), None)
@@ -165,4 +165,4 @@ def _remedy(suffix: str) -> str:
         return "give one .arrow file, parquet files, or what `datasets.save_to_disk` makes"
     if suffix in (".xml", ".html", ".htm", ".xhtml"):
         return "take the text out of its marks first, and write .txt or .jsonl"
-    return "unpack it, and give what is in it (.txt, .jsonl or .parquet)"
+    return "unpack it, and give its files (.txt, .jsonl or .parquet)"

@@ -13,8 +13,8 @@ from typing import TypeVar
 PIECE = 2**18  # characters of a piece, and of the longest text that is encoded as it is
 CONTEXT = 2**10  # characters on both sides of a cut that are encoded to see that it changes nothing
 MOST = 2**24  # characters without a place to cut
-TRIES = 4  # places of each sort that are looked at in a piece
-_PLACES = r"(?<=\S)(?=\s\S)", r"(?<=\w)(?=\W)|(?<=\W)(?=\w)"  # before a lone blank; between a word and what is none
+TRIES = 4  # places of each sort that are tried in a piece
+_PLACES = r"(?<=\S)(?=\s\S)", r"(?<=\w)(?=\W)|(?<=\W)(?=\w)"  # before a lone blank; at the border of a word
 
 Codes = TypeVar("Codes", list[int], list[str])
 
@@ -40,7 +40,7 @@ def _first_piece(
     while len(text) - start > size + context:
         for cut in _places(text, start + size, min(size, 4 * context)):
             after = encode(text[cut : cut + context])
-            for before in (max(start, cut - context), start):  # the piece itself only where its end lets hope
+            for before in (max(start, cut - context), start):  # the whole piece only where its end agrees
                 codes = encode(text[before : cut + context])
                 if not after or codes[-len(after) :] != after:
                     break
