@@ -2,6 +2,7 @@
 and without dice in CI.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +24,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNMASK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end, and the garbage collector does not look through it again."""
+    gc.freeze()
 
 
 # A deadline measures the machine, and the first example of a test pays for imports. `make check` asks for all examples.

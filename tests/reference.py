@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise, permutations, product
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def sampler_renoised(
 ) -> dict[Text, float]:
     """psi by hand: guess each x0 from what z_t says, then go back from z_t (kappa) or noise x0 anew; -1 is free."""
 
+    @cache
     def channel(keep: float) -> np.ndarray:
         return keep * np.eye(len(noise)) + (1 - keep) * noise
 
@@ -275,9 +277,8 @@ def _sampler_step(texts: dict[Text, float], ways: Callable[[Text], list[Way]]) -
     """Every position moves on its own: ways(z) lists (token, probability) for each."""
     moved = defaultdict(float)
     for z, mass in texts.items():
-        for way in product(*ways(z)):
-            if weight := math.prod(q for _, q in way):
-                moved[tuple(v for v, _ in way)] += mass * weight
+        for way in product(*([(v, q) for v, q in way if q] for way in ways(z))):
+            moved[tuple(v for v, _ in way)] += mass * math.prod(q for _, q in way)
     return dict(moved)
 
 

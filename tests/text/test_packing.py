@@ -120,7 +120,7 @@ def test_the_processes_together_see_the_batch_of_one(n: int, world: int, share: 
 
 
 def test_every_order_of_an_epoch_is_equally_likely() -> None:
-    epochs = 6000
+    epochs = 3000
     orders = torch.cat([batch_at(rows(3), step, 3, seed=5)[None, :, 0] for step in range(epochs)])
     counts = Counter(map(tuple, orders.tolist()))
     chi_square = sum((count - epochs / 6) ** 2 / (epochs / 6) for count in counts.values())

@@ -103,6 +103,7 @@ def test_what_has_no_place_in_the_vocabulary_is_not_written(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_opening_rows_reads_none_of_them(tmp_path: Path) -> None:
     """64 MiB on disk are a few pages in memory: what is not mapped from a file does not grow with the rows."""
     code = """

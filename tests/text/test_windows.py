@@ -214,13 +214,13 @@ def test_what_is_written_ahead_ends_when_it_is_told_to(tmp_path: Path) -> None:
             time.sleep(0.05)
         return encode(some)
 
-    texts = ["abc" * 90] * 2000  # a window is less than 64 of them
+    texts = ["abc" * 90] * 500  # a window is less than 64 of them
     found = opened(tmp_path, stream(texts), slow)
-    for n in (1, 1000 * W):
+    for n in (1, 250 * W):
         found.upto(n)
         found.close()
         assert not writers()
-    some = found.upto(1000 * W)
+    some = found.upto(250 * W)
     assert torch.equal(some[:], pack(encode(texts), 5, EOS)[: len(some)])
     found.close()
 
