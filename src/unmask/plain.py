@@ -140,7 +140,7 @@ def check_plain(record: Any) -> None:
             raise ValueError(f"{name} is not finite: got {value}, want a finite number")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"{name} is out of range: got {value}, want an integer of 64 bits")
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if isinstance(value, str) and _half(value):
             raise ValueError(f"{name} is no UTF-8: got {value!r}, want text; rename it")
 
 
@@ -224,7 +224,12 @@ def _hints(kind: type) -> Mapping[str, Any]:
 
 
 def _text(value: str, where: str) -> str:
-    """Text that can be written: JSON may spell half of a surrogate pair, and UTF-8 has no form for it."""
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+    """The text; ValueError for half of a surrogate pair, which JSON may spell."""
+    if _half(value):
         raise ValueError(f"{where} holds half of a surrogate pair: got {value!a}, want text that UTF-8 can hold")
     return value
+
+
+def _half(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, for which UTF-8 has no form."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -155,9 +155,14 @@ def test_an_old_relative_path_is_the_same_text_from_the_same_place(
 def test_what_a_start_kept_of_a_streamed_text_is_its_digest(tmp_path: Path) -> None:
     (tmp_path / "start.json").write_text(json.dumps({"text": "abc", "weights": "1"}))
     assert begun.read_start(tmp_path) == {"text_digest": "abc", "weights": "1"}
-    for text in ("{", "7"):
+    for text, fault in {
+        "{": r"start\.json is no JSON",
+        "7": r"start\.json holds no JSON object: got 7",
+        '{"text_digest": 3}': r"start\.json holds no digest or no machine: got text_digest = 3",
+        '{"machine": []}': r"start\.json holds no digest or no machine: got machine = \[\]",
+    }.items():
         (tmp_path / "start.json").write_text(text)
-        with pytest.raises(RunError, match=r"start\.json is not a JSON object"):
+        with pytest.raises(RunError, match=rf"{fault}.*; put it back, or remove it"):
             begun.read_start(tmp_path)
 
 

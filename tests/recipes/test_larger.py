@@ -1,6 +1,7 @@
 """The larger study, shrunk: two cells on one teacher, measured once, and a table of both."""
 
 import copy
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,3 +150,18 @@ def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
     assert lines(tmp_path / "none.jsonl") == []
     note(tmp_path / "none.jsonl", {"a": 4})
     assert lines(tmp_path / "none.jsonl") == [{"a": 4}]
+
+
+def test_a_full_disk_names_the_file_and_keeps_its_lines(tmp_path: Path) -> None:
+    """The limit of a file's size stands in the place of the disk's end."""
+    file, before = tmp_path / "rows.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    note(file, {"a": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"rows\.jsonl did not get its next line .*: the lines before it are kept"):
+            note(file, {"a": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert lines(file) == [{"a": 1}]
+    note(file, {"a": 2})
+    assert lines(file) == [{"a": 1}, {"a": 2}]

@@ -10,6 +10,7 @@ import torch
 from toy_recipes import shrink
 from unmask.evaluation.judges import weights_digest
 from unmask.models.parameterization import NetworkDenoiser
+from unmask.models.pretrained import load
 from unmask.plain import from_json, leaves, to_json
 from unmask.recipes.book import recipe
 from unmask.recipes.build import build
@@ -157,6 +158,20 @@ def test_a_run_says_what_its_recipe_says_in_vain(plans: dict[str, Recipe], maske
     assert "network.sees_alpha = True does not act: next-token training has no noise" in not_used(
         judge, build(judge, None, vocab_size=20)
     )
+
+
+def test_a_text_by_its_relative_path_is_the_same_text(
+    plans: dict[str, Recipe], masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the cards of version 0.1 name it."""
+    plan = plans["mcd"]
+    text = Path(plan.data.corpus)
+    monkeypatch.chdir(text.parent)
+    for name, said in {text.name: 0, "another": 1}.items():
+        card = to_json(replace(plan, data=replace(plan.data, corpus=name)))
+        load(masked).save(tmp_path / "model", recipe=card)
+        now = replace(plan, objective=Consistency(teacher=str(tmp_path / "model")))
+        assert sum("was trained on" in line for line in not_used(now, build(now, None))) == said
 
 
 @pytest.mark.parametrize("name", ["demo-teacher", "demo-judge", "demo-duo", "owt-small-teacher", "lm1b-duo"])

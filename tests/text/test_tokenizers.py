@@ -220,6 +220,17 @@ def test_broken_files_say_which(bpe: Tokenizer, tmp_path: Path, name: str, text:
         find_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "vocabulary",
+    [{"a": 0, "b": 1, "ab": 0}, {"a": 0, "b": 0, "ab": 1}],  # the library panics; and reads it, but not what it writes
+)
+def test_merges_of_tokens_that_share_an_id_are_refused(vocabulary: dict[str, int], tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("a b\n")
+    with pytest.raises(ValueError, match=f"the tokenizer files in {tmp_path} cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
 def test_vocabularies_fit_or_the_error_counts_both(bpe: Tokenizer, tmp_path: Path) -> None:
     maskless = Tokenizer.load(gpt2_files(bpe, tmp_path))
     check_vocabulary(bpe, 280)

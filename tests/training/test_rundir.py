@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from toy_training import CPU, RECIPE, Chase, Net, begin, contents, differing, run, updates
 from unmask.training import AdamW, RunDir, RunError, State, TrainingError, parts, recorded, rundir, seal, storage
+from unmask.training.logged import logged_lines
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -369,3 +371,31 @@ def test_no_file_of_a_state_is_run(tmp_path: Path, name: str) -> None:
         with pytest.raises(RunError, match=r"is a pickle, which could run code|could not read"):
             directory.restore(begin())
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("sharded", "rows"), [(False, ""), (True, ""), (True, "[]"), (True, '{"student/model/inner.weight": 3}')]
+)
+def test_a_sealed_state_of_something_else_is_a_sentence(tmp_path: Path, sharded: bool, rows: str) -> None:
+    """A run directory from elsewhere, whose checksums fit."""
+    state, engine = begin(), replace(CPU, sharded=sharded)
+    with RunDir.open(tmp_path, RECIPE, engine=engine) as directory:
+        next(updates(state, Chase(), 1))
+        directory.save(state)
+        folder = tmp_path / "state" / "step-00000001"
+        file = next(file for file in sorted(folder.rglob("*.safetensors")))
+        if rows:
+            save_file(load_file(file), file, {"rows": rows})
+        else:
+            file.write_bytes(b"these are no tensors")
+        cursor = json.loads((folder / "cursor.json").read_text())
+        (folder / "cursor.json").unlink()
+        seal.seal(folder, 1, {fact: cursor[fact] for fact in ("learners", "frozen")})
+        with pytest.raises(RunError, match=r"step-00000001 (could not be read|is one of other networks)"):
+            directory.restore(begin())
+
+
+def test_lines_that_are_no_updates_are_left_out(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    (tmp_path / "log").write_text(f'{{"step": 1}}\n{{"step": 1e999}}\n{deep}\n[]\n{{"step": "2"}}\n{{"step": 3}}\n')
+    assert [step for step, _ in logged_lines(tmp_path / "log")] == [1, 3]

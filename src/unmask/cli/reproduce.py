@@ -223,7 +223,7 @@ def measure_card(out: Path) -> None:
     """Write the recipe and the held-out likelihood of a shipped model, rounded as it is, into its two cards."""
     model = load(out)
     plan = from_json(Recipe, model.card["recipe"], f"recipe in the card of {out}")
-    if Path(plan.data.tokenizer).name == "model":  # that of the teacher, wherever the run had it
+    if not plan.data.tokenizer.startswith("bpe:"):  # only the teacher's run trains a tokenizer: the others share it
         plan = replace(plan, data=replace(plan.data, tokenizer=OWN + "teacher"))
     known = held_out(Text(), str(out), model)
     read, n = reading(model, known.data.wrap), len(known.rows)

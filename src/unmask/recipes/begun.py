@@ -89,16 +89,19 @@ def digests(data: Texts, weights: str | None) -> dict[str, str]:
 
 
 def read_start(directory: Path) -> dict[str, Any]:
-    """What a run directory says of its beginning; empty where it says nothing, RunError where it is not readable."""
+    """The contents of start.json, {} where there is none. RunError where it is damaged."""
     file = directory / START
     if not file.exists():
         return {}
+    advice = "put it back, or remove it, and what it held is not checked"
     try:
-        known = dict(read_json(file))
-    except (ValueError, TypeError) as error:
-        raise RunError(
-            f"{file} is not a JSON object ({error}): put it back, or remove it, and what it held is not checked"
-        ) from error
+        known = read_json(file)
+    except ValueError as error:
+        raise RunError(f"{error}; {advice}") from error
+    if not isinstance(known, dict):
+        raise RunError(f"{file} holds no JSON object: got {known!r}; {advice}")
+    if wrong := [name for name, value in known.items() if not isinstance(value, dict if name == MACHINE else str)]:
+        raise RunError(f"{file} holds no digest or no machine: got {wrong[0]} = {known[wrong[0]]!r}; {advice}")
     if TEXT_OF_0_1 in known:
         known.setdefault("text_digest", known.pop(TEXT_OF_0_1))
     return known

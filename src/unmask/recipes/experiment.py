@@ -224,11 +224,17 @@ def keep(measured: Measured, known: Sequence[Measured], file: Path) -> bool:
 
 
 def note(file: Path, line: Mapping[str, Any]) -> None:
-    """Add a JSON line, in the place of one that a killed process left unfinished."""
-    with file.open("a+b") as out:
-        out.seek(0)
-        out.truncate(out.read().rfind(b"\n") + 1)
-        out.write(dumps(line).encode() + b"\n")
+    """Add a JSON line, in the place of one that a killed process left unfinished. OSError names the file."""
+    try:
+        with file.open("a+b") as out:
+            out.seek(0)
+            out.truncate(out.read().rfind(b"\n") + 1)
+            out.write(dumps(line).encode() + b"\n")
+    except OSError as error:
+        raise OSError(
+            f"{file} did not get its next line ({error.strerror}): the lines before it are kept; make room, and the "
+            "same command goes on"
+        ) from error
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

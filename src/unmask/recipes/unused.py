@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from unmask.models.parameterization import NetworkDenoiser
 from unmask.plain import leaves
 from unmask.recipes import schema
+from unmask.recipes.begun import resolved
 from unmask.recipes.build import Parts, deeper_by, schedule, starts_from, trained_on
 from unmask.recipes.schema import Recipe
 
@@ -92,7 +93,8 @@ def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> lis
             lines.append(f"schedule = {parts.schedule} of {start}, not {told}")
         if shape.length != recipe.network.length:
             lines.append(f"rows have network.length = {recipe.network.length} tokens, those of {start} {shape.length}")
-    before, now = trained_on(start), recipe.data
+    card, now = trained_on(start), resolved(recipe).data
+    before = None if card is None else resolved(replace(recipe, data=card)).data  # version 0.1 wrote relative paths
     if before is not None and (before.corpus, before.part) != (now.corpus, now.part):
         lines.append(
             f"{start} was trained on {before.part} of {before.corpus}, and this run reads {now.part} of {now.corpus}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +37,27 @@ def read_backend(directory: Path) -> hf.Tokenizer:
     complete = [pair for pair in pairs if pair[0].exists() and pair[1].exists()]
     if not own.exists() and not complete:
         raise ValueError(f"no tokenizer in {directory}: want tokenizer.json, or vocab.json and merges.txt together")
-    try:
+    with readable(directory):
         if own.exists():
             return hf.Tokenizer.from_str(own.read_text("utf-8-sig"))
         vocab, merges = (file.read_text("utf-8-sig") for file in complete[0])
         lines = (line.rstrip("\r") for line in merges.split("\n"))
         joined = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         backend = on_bytes(models.BPE(json.loads(vocab), [(left, right) for left, right in joined]))
-    except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"the tokenizer files in {directory} cannot be read: {error}") from error
     spellings = dict.fromkeys(name for _, names in _ROLES.values() for name in names)
     backend.add_special_tokens([name for name in spellings if backend.token_to_id(name) is not None])
     return backend
+
+
+@contextmanager
+def readable(directory: Path) -> Iterator[None]:
+    """Turn the errors of the library for damaged files, bare Exceptions and Rust's panics, into a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # a class that no module has
+            raise
+        raise ValueError(f"the tokenizer files in {directory} cannot be read: {error}") from error
 
 
 def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:

@@ -27,6 +27,7 @@ from unmask.text.tokenizer_files import (
     installed_gpt2,
     on_bytes,
     read_backend,
+    readable,
     special_names,
     words_of_bytes,
 )
@@ -83,7 +84,9 @@ class Tokenizer:
         """
         directory = Path(directory)
         backend = read_backend(directory)
-        return Tokenizer(backend, special_names(backend, directory / "tokenizer_config.json"))
+        names = special_names(backend, directory / "tokenizer_config.json")
+        with readable(directory):
+            return Tokenizer(backend, names)
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `load` and `transformers` read."""

@@ -13,10 +13,12 @@ def logged_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Step and text of each line; a line that a kill has torn is left out, and a missing file has none."""
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
-            step = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-        yield step, line
+        match record:
+            case {"step": int(step)}:
+                yield step, line
 
 
 def cut_lines(file: Path, step: int) -> int:

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 # What ends a training after its step; SIGHUP, which Windows does not have, comes when a terminal closes.
 STOPPING = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGINT", "SIGHUP"))
 _CORRUPTION, _DROPOUT = 0, 1  # streams of one step
-_METRIC = "metric "  # keeps an objective's names apart from the loop's own sums
-_SPECK = 2.0**-500  # the weight of a micro-batch's metrics where its loss has weight 0
+_WEIGHTED, _PLAIN = "weighted ", "plain "  # sums of an objective's metrics, with the weights of the loss and without
 
 
 @dataclass(frozen=True)
@@ -127,24 +126,25 @@ def fit(
             here = engine.gather(gradients, sums)
             torch._foreach_div_(here, sums[1].where(sums[1] != 0, 1.0).to(here[0].dtype))
             norm = learner.clip()
-        total, weight, tokens, share, *rest, stopping, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-        names = (name.removeprefix(_METRIC) for name in list(tally)[4:-1])
-        metrics = {name: value / share for name, value in zip(names, rest, strict=True)}
-        loss, lr = total / weight if weight else total, learner.settings.learning_rate(step)
+        *values, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
+        found = dict(zip(tally, values, strict=True))
+        weight, metrics = found["weight"], _means(found)
+        loss, lr = found["loss"] / (weight or 1), learner.settings.learning_rate(step)
         if watch.learns(step, turn, weight, {"loss": loss, "grad_norm": grad_norm}, metrics):
             learner.advance(lr)
         state.step += 1
-        yield Update(state.step, loss, grad_norm, lr, metrics, int(tokens), time.perf_counter() - started, turn)
-        if stopping:
+        seconds = time.perf_counter() - started
+        yield Update(state.step, loss, grad_norm, lr, metrics, int(found["tokens"]), seconds, turn)
+        if found["stop"]:
             return
 
 
 def _backward(
     objective: Objective, state: State, batch: Tokens, step: int, seed: int, engine: Engine, accumulation: int
 ) -> dict[str, Tensor]:
-    """Add the gradient of sum(per_token); returns float64 sums: loss, weight, tokens, share, then share * metric.
+    """Add the gradient of sum(per_token); returns float64 sums over micro-batches, for `_means` too.
 
-    The share of a micro-batch in the metrics is its weight, or `_SPECK` where that is 0.
+    A metric is a mean over the weight of its micro-batch: it may be 0 / 0 where that is 0, and is left out there.
     """
     if not 1 <= accumulation <= len(batch):
         raise ValueError(
@@ -158,17 +158,22 @@ def _backward(
             if total.requires_grad:  # not where no token of this micro-batch is trained on
                 total.backward()
         weight = loss.weight.expand_as(loss.per_token).sum(dtype=torch.float64)
-        share = weight.where(weight != 0, _SPECK)
         terms = {"loss": loss.per_token.detach().sum(dtype=torch.float64), "weight": weight,
-                 "tokens": torch.full_like(weight, x0.numel()), "share": share}  # fmt: skip
+                 "tokens": torch.full_like(weight, x0.numel()), "micro-batches": torch.ones_like(weight)}  # fmt: skip
         for name, value in loss.metrics.items():
             mean = torch.as_tensor(value, dtype=torch.float64, device=weight.device).detach()
-            of_nothing = mean.where(mean.isfinite(), 0.0)  # it may be 0 / 0
-            terms[_METRIC + name] = share * mean.where(weight != 0, of_nothing)
+            terms[_WEIGHTED + name] = (weight * mean).where(weight != 0, 0.0)
+            terms[_PLAIN + name] = mean.where(mean.isfinite(), 0.0)
         if tally and tally.keys() != terms.keys():
             raise ValueError(f"an objective returns the same metrics each time: got {[*terms]} after {[*tally]}")
         tally = {name: tally[name] + value for name, value in terms.items()} if tally else terms
     return tally
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a step: means with the weights of the loss, or plain ones where all weights are 0."""
+    kind, count = (_WEIGHTED, sums["weight"]) if sums["weight"] else (_PLAIN, sums["micro-batches"])
+    return {name.removeprefix(kind): value / count for name, value in sums.items() if name.startswith(kind)}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ the format of `torch.distributed.checkpoint` has a pickle in it, which runs when
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -52,46 +52,51 @@ def read_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) -> N
     problem: Exception | None = None
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(file, "pt")) for file in sorted(folder.iterdir())]
-            _fill(tensors, [(file, json.loads((file.metadata() or {}).get(ROWS, "{}"))) for file in files])
+            _fill(tensors, [stack.enter_context(safe_open(file, "pt")) for file in sorted(folder.iterdir())])
     except (OSError, SafetensorError) as error:
         problem = error
     engine.all_well(problem, "could not read its parts")
 
 
-def _fill(tensors: Mapping[str, Tensor], parts: list[tuple[Any, Mapping[str, list[int]]]]) -> None:
+def _rows(part: Any) -> Mapping[str, list[int]]:
+    """Name -> first row here and rows of the whole, of the tensors of which a part has some rows only."""
+    found = json.loads((part.metadata() or {}).get(ROWS, "{}"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{ROWS} of the saved state is no JSON object: got a {type(found).__name__}")
+    return found
+
+
+def _fill(tensors: Mapping[str, Tensor], parts: Sequence[Any]) -> None:
     """Copy the rows that stand in any part into the tensors; ValueError where names, shapes or rows differ."""
-    held = [set(part.keys()) for part, _ in parts]
+    held = [set(part.keys()) for part in parts]
     if wrong := sorted(set().union(*held) ^ set(tensors)):
         raise ValueError(f"the saved state has other weights than these: {len(wrong)} differ, first: {wrong[:10]}")
+    rows = [_rows(part) for part in parts]
     for name, tensor in tensors.items():
-        done = 0
-        for (part, rows), names in zip(parts, held, strict=True):
-            if name in names:
-                saved = part.get_slice(name)
-                start, whole = rows.get(name, (0, None))
-                shape = list(saved.get_shape())
-                shape[:1] = shape[:1] if whole is None else [whole]
-                if shape != list(tensor.shape):
-                    raise ValueError(f"{name} of the saved state has shape {shape}, want {list(tensor.shape)}")
-                done += (
-                    _copy(local(tensor), first_row(tensor), saved, start) if shape else _copy_one(tensor, part, name)
-                )
-        if done != (len(local(tensor)) if tensor.dim() else 1):
-            raise ValueError(f"{name} of the saved state lacks rows: found {done}, want {len(local(tensor))}")
+        having = [
+            (part, places.get(name)) for part, names, places in zip(parts, held, rows, strict=True) if name in names
+        ]
+        done, want = sum(_copy(name, tensor, *each) for each in having), len(local(tensor)) if tensor.dim() else 1
+        if done != want:
+            raise ValueError(f"{name} of the saved state lacks rows: found {done}, want {want}")
 
 
-def _copy(into: Tensor, begin: int, saved: Any, start: int) -> int:
-    """Copy the rows that two parts of one tensor have in common; returns how many they are."""
-    count: int = saved.get_shape()[0]
-    first, last = max(start, begin), min(start + count, begin + len(into))
+def _copy(name: str, tensor: Tensor, part: Any, place: list[int] | None) -> int:
+    """Copy the rows of a tensor that a part has and this process holds; returns how many they are.
+
+    place  the first row of the part and the rows of the whole tensor; None: the part has the whole
+    """
+    saved, into = part.get_slice(name), local(tensor)
+    shape: list[int] = saved.get_shape()
+    start, whole = place or (0, None)
+    if (found := shape if whole is None else [whole, *shape[1:]]) != list(tensor.shape):
+        raise ValueError(f"{name} of the saved state has shape {found}, want {list(tensor.shape)}")
+    if not shape:  # a number has no rows
+        fill(into, part.get_tensor(name))
+        return 1
+    begin = first_row(tensor)
+    first, last = max(start, begin), min(start + shape[0], begin + len(into))
     if first >= last:
         return 0
     fill(into[first - begin : last - begin], saved[first - start : last - start])
     return last - first
-
-
-def _copy_one(into: Tensor, part: Any, name: str) -> int:
-    """Copy a tensor without dimensions, which has no slices."""
-    fill(into, part.get_tensor(name))
-    return 1

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 
 from unmask.files import TEMPORARY, being_written, remove, replacing, tidy, write_text
 from unmask.plain import read_json
@@ -164,9 +165,9 @@ class RunDir:
             try:
                 cursor = read_cursor(folder)
                 read_state(state, folder, cursor, engine)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError) as error:
                 raise RunError(f"the state in {folder} is one of other networks than these: {error}") from error
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 raise RunError(f"the state in {folder} could not be read: {error}") from error
             unsealed = cursor["format"] == UNSEALED
         state.step, self._saved = step, step or None
