@@ -9,7 +9,7 @@ import pytest
 from unmask.cli import zero_shot
 from unmask.cli.main import main
 from unmask.cli.reproduce import publish
-from unmask.evaluation.likelihood import nelbo
+from unmask.evaluation.likelihood import nelbo_batches
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes.held_out import Reading, Text, held_out
 from unmask.text import offline
@@ -140,6 +140,6 @@ def test_a_mask_in_the_text_is_no_number(masked: Path, causal: Path) -> None:
     x0 = held_out(Text(), str(masked), model).some(2)
     x0[1, 3] = model.process.mask_id
     with pytest.raises(ValueError, match=r"MASK \(id 261\) is none: it stands there 1 times"):
-        nelbo(model.denoiser, model.process, x0)
+        next(nelbo_batches(model.denoiser, model.process, x0))
     with pytest.raises(ValueError, match=r"MASK \(id 261\) is none: it stands there 1 times"):
         Reading(judge, start=0).scores(x0)

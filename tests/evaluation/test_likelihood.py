@@ -7,13 +7,21 @@ import torch
 
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.evaluation.judges import perplexity
-from unmask.evaluation.likelihood import levels, nelbo, next_token
+from unmask.evaluation.likelihood import levels, nelbo_batches, next_token_batches, summed
 from unmask.prediction import LOG_ZERO, Prediction
 
 V, L, MASK = 3, 2, 3
 SOURCE = torch.tensor([[0.30, 0.05, 0.02], [0.01, 0.22, 0.10], [0.15, 0.05, 0.10]], dtype=torch.float64)  # p(x_0, x_1)
 ENTROPY = float(-(SOURCE * SOURCE.log()).sum())
 PROCESS = MaskedProcess(V + 1, MASK)
+
+
+def nelbo(denoiser, process, x0, **how):
+    return summed(nelbo_batches(denoiser, process, x0, **how), x0.shape[-1])
+
+
+def next_token(predictor, x0, start=None, **how):
+    return summed(next_token_batches(predictor, x0, start=start, **how), x0.shape[-1] - (start is None))
 
 
 class Exact:

@@ -48,11 +48,12 @@ def nelbo_batches(
     batch_size: int = 8,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """The sums behind `nelbo`, one network call at a time.
+    """The bound on each row of x0 [n, L], one network call at a time: `passes` noise levels a row.
 
-    Yields the nats [n], float64, that each row of x0 [n, L] has got from this call: n / batch_size calls a pass. Their
-    sum over all calls is the bound. The noise of a pass is drawn for all rows at once, so that it does not depend on
-    `batch_size`.
+    Yields the nats [n], float64, of this call: n / batch_size calls a pass. Their sum over all calls is the bound. Its
+    mean is E over alpha of `process.nelbo`; with a perfect denoiser it is the entropy of the source. Noise levels are
+    stratified over the rows of a pass. The noise of a pass is drawn for all rows at once, so that it does not depend on
+    `batch_size`. ValueError for ids outside the vocabulary, and for a MASK among them.
     """
     if not (x0.dim() == 2 and x0.numel() and passes >= 1):
         raise ValueError(f"want held-out rows [n, L], n >= 1, and passes >= 1, got {tuple(x0.shape)} and {passes}")
@@ -68,29 +69,6 @@ def nelbo_batches(
             yield nats
 
 
-def nelbo(
-    denoiser: Denoiser,
-    process: Process,
-    x0: Tokens,
-    *,
-    convention: Convention = "bound",
-    passes: int = 1,
-    batch_size: int = 8,
-    generator: torch.Generator | None = None,
-) -> Scores:
-    """The bound on each row of x0 [n, L], nats: `passes` noise levels a row, stratified over the rows of a pass.
-
-    Its mean is E over alpha of `process.nelbo`; with a perfect denoiser it is the entropy of the source. ValueError
-    for ids outside the vocabulary, and for a MASK among them.
-    """
-    return summed(
-        nelbo_batches(
-            denoiser, process, x0, convention=convention, passes=passes, batch_size=batch_size, generator=generator
-        ),
-        x0.shape[-1],
-    )  # fmt: skip
-
-
 def summed(batches: Iterable[Tensor], tokens: int) -> Scores:
     """The scores of rows with `tokens` counted tokens each, from the nats [n] of each call."""
     nats = reduce(torch.add, batches)
@@ -98,7 +76,7 @@ def summed(batches: Iterable[Tensor], tokens: int) -> Scores:
 
 
 def unit_of(convention: Convention) -> str:
-    """What the exponential of a mean of `nelbo` is called."""
+    """The name of the exponential of a mean bound."""
     return f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}"
 
 
@@ -106,7 +84,11 @@ def unit_of(convention: Convention) -> str:
 def next_token_batches(
     predictor: NextToken, x0: Tokens, *, start: int | None = None, batch_size: int = 8
 ) -> Iterator[Tensor]:
-    """As `nelbo_batches`, of `next_token`: the nats [n] that each row has got from a call."""
+    """The exact nats of each row of x0 [n, L] under an autoregressive model, one network call at a time, as above.
+
+    start  the token before each row: -log p(x_1 .. x_L | start), L tokens, as in training (`objectives`). None: the
+           first token of a row is its start token, and the L - 1 tokens after it are counted.
+    """
     if not (x0.dim() == 2 and len(x0) and x0.shape[1] >= (2 if start is None else 1)):
         raise ValueError(
             f"want held-out rows [n, L] with n >= 1 and L >= 2 (L >= 1 behind a start token), got {tuple(x0.shape)}"
@@ -116,13 +98,3 @@ def next_token_batches(
         nats = torch.zeros(len(x0), dtype=torch.float64)
         nats[rows.cpu()] = predictor_nats(predictor, text).double().sum(dim=1).cpu()
         yield nats
-
-
-def next_token(predictor: NextToken, x0: Tokens, *, start: int | None = None, batch_size: int = 8) -> Scores:
-    """Exact nats of each row of x0 [n, L] under an autoregressive model.
-
-    start  the token before each row: -log p(x_1 .. x_L | start), L tokens, as in training (`objectives`). None: the
-           first token of a row is its start token, and the L - 1 tokens after it are counted.
-    """
-    batches = next_token_batches(predictor, x0, start=start, batch_size=batch_size)
-    return summed(batches, x0.shape[-1] - (start is None))

@@ -100,9 +100,9 @@ class Reading:
 
         ValueError for ids outside the vocabulary, and for a MASK among them.
         """
-        check_rows(x0, self.model.network.shape.vocab_size, mask_id_of(self.model))
         x0 = x0.to(self.model.network.head.weight.device)
         if isinstance(self.model, CausalModel):
+            check_rows(x0, self.model.network.shape.vocab_size, mask_id_of(self.model))
             return next_token_batches(self.model.predictor, x0, start=self.start, batch_size=self.batch_size)
         noise = generator(self.seed, device=x0.device)
         return nelbo_batches(
