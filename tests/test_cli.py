@@ -109,6 +109,13 @@ def test_sample_prints_tokens_and_calls(capsys):
     assert drawn["calls"] <= 4 and max(drawn["nfe"]) <= 4
 
 
+def test_steps_of_an_autoregressive_model_are_refused(capsys):
+    code, _, err = run(capsys, "sample", "unmask:judge", "--n", "1", "--length", "4", "--steps", "4")
+    assert code == 1 and err.startswith("unmask sample: steps belongs to diffusion models: got 4, ")
+    code, out, _ = run(capsys, "sample", "unmask:judge", "--n", "1", "--length", "4")
+    assert code == 0 and "4 network calls" in out
+
+
 def test_sample_with_a_cache(capsys):
     asked = (
         "sample",

@@ -116,7 +116,7 @@ def _unreadable(words: Sequence[str]) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """What is said of an exception; some of Python's own have no words, or words that name no cause."""
+    """A sentence about an exception; some exceptions of Python have no text, or a text without the cause."""
     match error:
         case MemoryError():
             return f"out of memory ({error or 'Python gave no size'}): give smaller numbers or a smaller input"

@@ -17,6 +17,8 @@ from unmask.recipes.held_out import wraps
 from unmask.samplers.canvas import Prompt
 from unmask.samplers.loop import Samples, sample
 
+STEPS = 16  # unless others are given
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -27,7 +29,7 @@ class Arguments:
     model        a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
     n            samples
     length       tokens of a sample, prompt included (the model's length)
-    steps        moves from noise to text
+    steps        moves from noise to text (16; an autoregressive model takes a call a token, and no steps)
     seed         of the latents; the same seed gives coupled texts at any number of steps
     temperature  divides the log-probabilities of each token
     top_p        keep the likeliest tokens that have this probability together
@@ -51,7 +53,7 @@ class Arguments:
     model: Annotated[str, tyro.conf.Positional]
     n: int = 4
     length: int | None = None
-    steps: int = 16
+    steps: int | None = None
     seed: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
@@ -76,9 +78,15 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     options = {
         field.name: getattr(asked, field.name)
         for field in dataclasses.fields(asked)
-        if field.name not in ("model", "n", "length", "prompt", "batch_size", "revision", "weights", "json")
+        if field.name not in ("model", "n", "length", "steps", "prompt", "batch_size", "revision", "weights", "json")
     }
-    draw = partial(sample, model, length=length, prompt=prompted(asked.prompt, model), **options)
+    if isinstance(model, CausalModel) and asked.steps is not None:
+        raise ValueError(
+            f"steps belongs to diffusion models: got {asked.steps}, and {asked.model} is autoregressive, a call a "
+            "token; leave --steps out"
+        )
+    steps = STEPS if asked.steps is None else asked.steps
+    draw = partial(sample, model, length=length, steps=steps, prompt=prompted(asked.prompt, model), **options)
     drawn = batches(draw, asked.n, asked.batch_size)
     if asked.json:
         found = [*drawn]
@@ -97,7 +105,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 
 def prompted(text: str, model: Model | CausalModel) -> Prompt | None:
-    """What stands at the start of every sample: as in the rows of the model's training, BOS first where they had it."""
+    """The start of every sample, as in the rows of the model's training: BOS first where they had it."""
     if text == "" or model.tokenizer is None or not wraps(model, None, False):
         return text or None
     tokenizer = model.tokenizer

@@ -63,8 +63,8 @@ def written(stream: TextIO) -> Iterator[None]:
 def open_streams() -> None:
     """Give the process its three standard streams, and let the two for output take any text.
 
-    A closed one becomes the null device: else the next file that is opened would take its number, and be written to by
-    whoever writes to the stream. A character that the stream's encoding lacks is written as an escape.
+    A closed stream becomes the null device. Otherwise the next file that is opened would take the number of the stream,
+    and get its text. A character that the stream's encoding lacks is written as an escape.
     """
     for number in range(3):
         try:
