@@ -231,5 +231,5 @@ def _text(value: str, where: str) -> str:
 
 
 def _half(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, for which UTF-8 has no form."""
+    """True where a text holds half of a surrogate pair, for which UTF-8 has no form."""
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -61,12 +61,12 @@ def facts_of(said: Mapping[str, Any], shape: Shape, where: str) -> Facts:
 
 
 def names_mask(said: Mapping[str, Any]) -> bool:
-    """Whether a config says which token is MASK."""
+    """True where a config names MASK."""
     return _Said(said, "the config").first(int, *_MASK) is not None
 
 
 def card_of(said: Mapping[str, Any]) -> dict[str, object]:
-    """What else our own files say about a model; {} of others."""
+    """The card in the config of a model that unmask saved; {} for other models."""
     card = said.get("card") if said.get("format") == OURS else said.get(CARD)
     return card if isinstance(card, dict) else {}
 

@@ -194,7 +194,7 @@ class _Machine:
             _refuse(f"it makes more than {MOST_CONTAINERS} containers")
 
     def count_copies(self, args: Any) -> None:
-        """What a call may copy of its arguments: a program can call again and again with one long list."""
+        """Bound the copies of arguments: a program can call many times with one long list."""
         parts = args if isinstance(args, tuple) else ()
         self.copies -= sum(len(part) for part in parts if isinstance(part, list | tuple | set | frozenset | str))
         if self.copies < 0:
@@ -307,7 +307,7 @@ def _key(value: Any) -> Any:
             return value
         case tuple() if len(value) <= 8 and all(isinstance(part, str | Global | Record | None) for part in value):
             return value
-    _refuse(f"it uses as a key a {type(value).__name__} that is none of names, short tuples of names and small numbers")
+    _refuse(f"it uses a {type(value).__name__} as a key: want a name, a short tuple of names or a small number")
 
 
 def _refuse(why: str) -> NoReturn:

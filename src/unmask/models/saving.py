@@ -100,7 +100,7 @@ def check_checkpoint(file: str | Path) -> Path:
 
 
 def _ours(file: Path) -> bool:
-    """Whether this is the config of a model that was saved here."""
+    """True for the config of a model that unmask saved."""
     try:
         content = read_json(file)
     except (FileNotFoundError, ValueError):
@@ -109,7 +109,7 @@ def _ours(file: Path) -> bool:
 
 
 def _holds(file: Path, network: DiT) -> bool:
-    """Whether a file holds exactly the weights of this network, so that raw weights beside it belong to it."""
+    """True where a file holds exactly the weights of this network: raw weights beside it then belong to it."""
     if not file.exists():
         return False
     own = network.state_dict()

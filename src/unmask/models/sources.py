@@ -28,7 +28,7 @@ _KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 
 @dataclass(frozen=True)
 class Source:
-    """What the files of a model say: weights by bare name, moving averages without names, the config."""
+    """The contents of the files of a model: weights by bare name, moving averages without names, the config."""
 
     where: str
     weights: dict[str, Weight]

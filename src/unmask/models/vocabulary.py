@@ -17,7 +17,7 @@ _ROWS = ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.li
 
 @dataclass(frozen=True)
 class Named:
-    """How sure MASK is.
+    """The sources of MASK and of the tokenizer.
 
     said   the config names it; else it was taken to be the last row
     given  the tokenizer is the user's, and no part of the model's files
@@ -28,11 +28,11 @@ class Named:
 
 
 def beside(network: DiT, facts: Facts, tokenizer: Tokenizer, named: Named, where: str) -> tuple[DiT, Facts]:
-    """The network and the facts of a model that speaks the vocabulary of `tokenizer`.
+    """Fit a network and its facts to the vocabulary of `tokenizer`: a row for each token, and one for MASK.
 
     MASK is what the config names, else the tokenizer's, else the last row. Rows behind the tokenizer's tokens other
     than MASK are padding, where their number makes the vocabulary a multiple of 8 to 128. No text holds them: they are
-    cut off, so that the law of a token is the network's, given that the token is none of them; MASK becomes the last.
+    cut off, so that the law of a token is the network's, conditioned on the other rows; MASK becomes the last.
     ValueError where the vocabularies differ otherwise, where config and tokenizer name two MASKs, and where nothing
     says which of the padded rows is MASK.
     """

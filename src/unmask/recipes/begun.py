@@ -1,4 +1,4 @@
-"""What a run began with, kept in its directory: it goes on with the same text, tokenizer and weights, or not at all.
+"""The beginning of a run, kept in its directory: the run continues only with the same text, tokenizer and weights.
 
     NAME/ start.json  tokenizer/
 
@@ -83,7 +83,7 @@ def text_digest(data: Data) -> str:
 
 
 def digests(data: Texts, weights: str | None) -> dict[str, str]:
-    """What a run has to begin and to go on with; `weights` where it starts from a model."""
+    """The digests of text, tokenizer and first weights (None: they are random), which stay the same in a run."""
     own = {"text_digest": data.text_digest, "tokenizer_digest": data.tokenizer_digest}
     return own if weights is None else {"weights": weights, **own}
 
@@ -108,7 +108,7 @@ def read_start(directory: Path) -> dict[str, Any]:
 
 
 def checked_start(directory: Path, found: Mapping[str, str], recipe: Recipe, engine: Engine) -> dict[str, Any]:
-    """What a run directory says of its beginning; RunError where it, or another process, has other digests."""
+    """The contents of start.json; RunError where it, or another process, has other digests than `found`."""
     known = read_start(directory)
     for name, digest in found.items():
         number = int(hashlib.sha256(digest.encode()).hexdigest()[:15], 16)
@@ -146,7 +146,7 @@ def _not_as_begun(name: str, want: str, got: str, directory: Path, recipe: Recip
 def changes(
     known: Mapping[str, Any], found: Mapping[str, str], machine: Mapping[str, str | int], step: int
 ) -> list[str]:
-    """What cannot be checked, and what changes the last bits, where a run goes on at `step`; a line each."""
+    """A line for each fact that cannot be checked, or that changes rounding, in a run that continues at `step`."""
     if not step:
         return []
     lines = []

@@ -50,7 +50,7 @@ def check_flags(recipe: Recipe, before: Recipe, estimated: bool = False) -> None
 
     Sizes of the network may be given, so that one line of flags serves teacher, judge and student: `not_used` says
     where they differ from those in use.
-    estimated  nothing is trained, and a tokenizer stands for its number of tokens
+    estimated  nothing is trained, and of a tokenizer only the number of tokens is read
     """
     old, now = dict(leaves(before)), dict(leaves(recipe))
     free = {*_SIZES, "network.dropout", *(["data.tokenizer"] if estimated else [])}
@@ -63,7 +63,7 @@ def check_flags(recipe: Recipe, before: Recipe, estimated: bool = False) -> None
 
 
 def not_used(recipe: Recipe, parts: Parts) -> list[str]:
-    """Where the recipe says one thing and the run does another, a phrase each."""
+    """A phrase for each field of the recipe that the run does not follow."""
     said, values = idle(recipe), dict(leaves(recipe))
     usual = dict(leaves(Recipe(recipe.name, type(recipe.objective)())))
     lines = [

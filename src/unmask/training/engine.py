@@ -89,7 +89,7 @@ class Engine:
             raise OSError(f"a process {what} ({failed.item()} of {self.world}): {own}") from problem
 
     def machine(self) -> dict[str, str | int]:
-        """What rounding depends on besides the recipe: equal machines train the same weights to the bit (on a CPU)."""
+        """The causes of rounding besides the recipe: equal ones give the same weights to the bit (on a CPU)."""
         facts: dict[str, str | int] = {"unmask": __version__, "torch": torch.__version__, "processes": self.world}
         if self.device.type == "cuda":
             return facts | {"device": torch.cuda.get_device_name(self.device)}

@@ -44,7 +44,7 @@ class Watch:
     def learns(
         self, step: int, turn: str, weight: float, values: Mapping[str, float], metrics: Mapping[str, float]
     ) -> bool:
-        """Whether a step has something to learn from: its loss has a weight. TrainingError as in `check`.
+        """True where the loss of a step has a weight, so that the step is taken. TrainingError as in `check`.
 
         TrainingError also for a sum of weights below 0 or not a number, for a loss without weight, and where a whole
         `window` of steps has had no weight: such a training learns nothing.

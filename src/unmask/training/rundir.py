@@ -43,7 +43,7 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Restored:
-    """Where a training goes on: `step` updates are done, and `lost` logged ones must be done again.
+    """The point where a training continues: `step` updates are done, and `lost` logged ones are computed again.
 
     unsealed  version 0.1 wrote the state: its cursor has no checksum
     """

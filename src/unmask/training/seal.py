@@ -47,7 +47,7 @@ def read_cursor(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """What is wrong with the saved state of a step: its cursor or any file of it; None where it is whole."""
+    """The fault of the saved state of a step, in its cursor or in any file; None where it is whole."""
     try:
         cursor = read_cursor(folder)
     except (OSError, ValueError) as error:

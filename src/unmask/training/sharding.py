@@ -38,14 +38,14 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of a tensor."""
+    """True where this process holds only a part of a tensor."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def first_row(tensor: Tensor) -> int:
-    """Where the rows that this process holds begin: FSDP2 cuts dimension 0 as `torch.chunk` does."""
+    """The first row that this process holds: FSDP2 cuts dimension 0 as `torch.chunk` does."""
     from torch.distributed.tensor import DTensor, Shard
 
     if not isinstance(tensor, DTensor):
