@@ -4,6 +4,7 @@ and without dice in CI.
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,10 @@ os.environ["MPLBACKEND"] = "Agg"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# A job in the background of a shell inherits SIGINT as ignored; tests send it, also to processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
