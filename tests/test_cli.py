@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from unmask.cli import flags
 from unmask.cli.main import VERBS, main
+from unmask.models.pretrained import load
 from unmask.recipes.book import RECIPES
 from unmask.recipes.schema import Distillation
 from unmask.text import offline
@@ -575,6 +576,13 @@ def test_an_argument_that_no_file_can_hold_is_refused(capsys, value, fault):
 def test_a_length_of_zero_is_no_default(capsys):
     code, _, err = run(capsys, "sample", GOLDEN / "hub_mdlm", "--length", "0")
     assert code == 1 and "length is too small: got 0" in err
+
+
+def test_a_text_longer_than_the_rows_of_training_is_named(capsys):
+    trained = load(GOLDEN / "hub_mdlm").network.shape.length
+    for length, fault in ((trained, ""), (trained + 1, f"rows of {trained + 1} tokens are longer than the {trained}")):
+        code, _, err = run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", str(length), "--steps", "2")
+        assert code == 0 and fault in err and ("longer" in err) == bool(fault)
 
 
 def test_a_batch_at_a_time_is_the_same_text(capsys):

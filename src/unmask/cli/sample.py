@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask.cli.console import emit, parse, say
+from unmask.cli.likelihood import check_length
 from unmask.limits import whole
 from unmask.models.pretrained import CausalModel, Model, load
 from unmask.recipes.held_out import wraps
@@ -75,6 +76,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     model = load(asked.model, asked.revision, asked.weights, asked.device)
     length = model.network.shape.length if asked.length is None else asked.length
+    check_length(asked.model, model, length)
     options = {
         field.name: getattr(asked, field.name)
         for field in dataclasses.fields(asked)
