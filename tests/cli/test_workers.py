@@ -41,7 +41,7 @@ def wait_for(file: Path, seconds: float = 60) -> bool:
     return file.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_worker_saves_and_ends_when_its_parent_ends(tmp_path: Path, number: int) -> None:
     (tmp_path / "child.py").write_text(CHILD)
     program = tmp_path / "program"  # stands in the place of Python, and has no use for the arguments

@@ -182,6 +182,7 @@ def test_of_many_processes_one_writes(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(f"{TEMPORARY}*"))
 
 
+@pytest.mark.slow
 def test_who_is_killed_leaves_nothing_that_is_taken_for_rows(tmp_path: Path) -> None:
     """The one who waits for it begins anew."""
     file = tmp_path / "rows.arrow"
