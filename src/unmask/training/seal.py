@@ -1,7 +1,7 @@
 """The seal of a saved state: `cursor.json` lists every file with its SHA-256, under one digest, for one step.
 
-It finds damage: a changed digit, a lost or a strange file, two folders that changed places. It is no proof of origin:
-whoever writes a state can seal it. So no file of a state is a program (`storage`).
+It finds damage: a changed digit, a lost or a strange file, two folders that changed places. It does not prove where a
+state comes from, because any program can write a seal. So no file of a state is a program (`storage`).
 """
 
 from __future__ import annotations
