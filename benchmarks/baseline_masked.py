@@ -38,7 +38,9 @@ def gumbel_draw(weight: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 @torch.no_grad()
-def sample(network: nn.Module, mask_id: int, n: int, length: int, steps: int, generator: torch.Generator) -> Tensor:
+def sample(
+    network: nn.Module, mask_id: int, n: int, length: int, steps: int, generator: torch.Generator
+) -> Tensor:
     """MDLM's ancestral sampler, made exact: float64 draws; the last step reveals what is left."""
     z = torch.full((n, length), mask_id, device=generator.device)
     alphas = SCHEDULE.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()
@@ -53,7 +55,9 @@ def sample(network: nn.Module, mask_id: int, n: int, length: int, steps: int, ge
 class FullBound(Alone):
     """MDLM's training step: -log p(x0) / t of a table [B, L, V], t >= 1e-3."""
 
-    def __call__(self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         t = 1e-3 + (1 - 1e-3) * stratified(len(x0), generator, x0.device)
         u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
         alpha = SCHEDULE.alpha(t)
@@ -71,17 +75,24 @@ class FullMcd(Distillation):
     teacher: nn.Module
     rounds: Rounds
 
-    def __call__(self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         delta, mask_id = self.rounds.delta(step), network.mask_id
         t = 1 - (1 - delta) * stratified(len(x0), generator, x0.device)
         u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
-        z_t, z_s = (x0.where(u < SCHEDULE.alpha(time)[:, None], mask_id) for time in (t, (t - delta).clamp(min=0)))
+        z_t, z_s = (
+            x0.where(u < SCHEDULE.alpha(time)[:, None], mask_id)
+            for time in (t, (t - delta).clamp(min=0))
+        )
         with torch.no_grad():
             log_q = subs(self.teacher.network(z_s) / self.rounds.temperature(step), z_s, mask_id)
         log_p = subs(network.network(z_t), z_t, mask_id)
         divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
         reconstruction = -log_p.gather(-1, x0[..., None]).squeeze(-1)
-        per_token = torch.where(z_s == mask_id, divergence, reconstruction)  # where z_t shows it: -log 1
+        per_token = torch.where(
+            z_s == mask_id, divergence, reconstruction
+        )  # where z_t shows it: -log 1
         return Loss(per_token, torch.ones_like(per_token))
 
 
@@ -92,7 +103,9 @@ class FullSdtt(Distillation):
     teacher: nn.Module
     rounds: Rounds
 
-    def __call__(self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         delta, mask_id = self.rounds.delta(step), network.mask_id
         t = 1e-5 + (1 - 1e-5) * stratified(len(x0), generator, x0.device)
         u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
@@ -102,8 +115,14 @@ class FullSdtt(Distillation):
             target, z = None, z_t
             for j in range(2):
                 log_q = subs(self.teacher.network(z), z, mask_id)
-                target = log_q if target is None else torch.where((z == mask_id)[..., None], log_q, target)
-                alpha_t, alpha_s = (SCHEDULE.alpha((t - k * delta).clamp(min=0))[:, None, None] for k in (j, j + 1))
+                target = (
+                    log_q
+                    if target is None
+                    else torch.where((z == mask_id)[..., None], log_q, target)
+                )
+                alpha_t, alpha_s = (
+                    SCHEDULE.alpha((t - k * delta).clamp(min=0))[:, None, None] for k in (j, j + 1)
+                )
                 weight = log_q.exp() * (alpha_s - alpha_t).float()
                 weight[:, :, mask_id] = (1 - alpha_s).float().squeeze(-1)
                 z = torch.where(z == mask_id, gumbel_draw(weight, generator), z)

@@ -19,7 +19,9 @@ from unmask.rng import stratified
 
 
 @torch.no_grad()
-def sample(network: nn.Module, n: int, length: int, steps: int, generator: torch.Generator) -> Tensor:
+def sample(
+    network: nn.Module, n: int, length: int, steps: int, generator: torch.Generator
+) -> Tensor:
     """Duo's ancestral sampler: q(z_s | z_t, x0 ~ softmax) as a table [B, L, K] in float64, and a race over it."""
     size = network.shape.vocab_size
     z = torch.randint(size, (n, length), generator=generator, device=generator.device)
@@ -29,7 +31,11 @@ def sample(network: nn.Module, n: int, length: int, steps: int, generator: torch
         p_x0 = network(z, sigma).double().softmax(dim=-1)
         r = alpha_t / alpha_s
         at_z = alpha_t * size * p_x0.gather(-1, z[..., None]) + r - alpha_t
-        weight = p_x0.mul_(alpha_s - alpha_t).add_((1 - r) * (1 - alpha_s) / size).scatter_add_(-1, z[..., None], at_z)
+        weight = (
+            p_x0.mul_(alpha_s - alpha_t)
+            .add_((1 - r) * (1 - alpha_s) / size)
+            .scatter_add_(-1, z[..., None], at_z)
+        )
         z = gumbel_draw(weight, generator)
     return z
 
@@ -42,7 +48,9 @@ class FullDcd(Distillation):
     teacher: nn.Module
     rounds: Rounds
 
-    def __call__(self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         delta = self.rounds.delta(step)
         t = 1 - (1 - delta) * stratified(len(x0), generator, x0.device)
         times = t, (t - delta).clamp(min=0)

@@ -70,7 +70,12 @@ class Traced:
         return self.part(z, alpha, None, None, None)
 
     def part(
-        self, z: Tensor, alpha: Tensor, asked: Tensor | None, cache: Cache | None, window: Tensor | None
+        self,
+        z: Tensor,
+        alpha: Tensor,
+        asked: Tensor | None,
+        cache: Cache | None,
+        window: Tensor | None,
     ) -> Prediction:
         self.last = z, alpha, self.denoiser.part(z, alpha, asked, cache, window)
         return self.last[2]
@@ -79,7 +84,9 @@ class Traced:
 def errors(model: Model, **how: object) -> tuple[Tensor, float, Tensor, Tensor]:
     """Texts [n, L] of a run, mean nfe, and at each position read KL(exact || cached), nats, and same arg max."""
     traced = Traced(model.denoiser.frozen())
-    view = SimpleNamespace(denoiser=traced, process=model.process, schedule=model.schedule, tokenizer=None)
+    view = SimpleNamespace(
+        denoiser=traced, process=model.process, schedule=model.schedule, tokenizer=None
+    )
     kl, same, calls = [], [], 0
     for frame in watch(view, **how):
         calls += len(frame.rows)
@@ -88,7 +95,9 @@ def errors(model: Model, **how: object) -> tuple[Tensor, float, Tensor, Tensor]:
             z, alpha, answer = traced.last
             if len(z) == 1:  # one for all, while they are alike
                 where = where % z.shape[1]
-            right, ours = (each.log_p(where).double() for each in (traced.denoiser(z, alpha), answer))
+            right, ours = (
+                each.log_p(where).double() for each in (traced.denoiser(z, alpha), answer)
+            )
             kl.append((right.exp() * (right - ours)).sum(-1))
             same.append((right.argmax(-1) == ours.argmax(-1)).double())
     return frame.z, calls / len(frame.z), torch.cat(kl), torch.cat(same)
@@ -115,20 +124,32 @@ def error(n: int, repeats: int, counts: Sequence[int]) -> None:
     model, judge = unmask.load("unmask:teacher"), unmask.load("unmask:judge")
     plan = recipe("demo-teacher")
     real = texts(replace(plan, data=replace(plan.data, tokenizer="unmask:teacher"))).held_out[:n]
-    print("| prompt | sampler | steps | cache | KL | arg max | gen PPL | nats to exact | entropy | nfe | s | ratio |")
+    print(
+        "| prompt | sampler | steps | cache | KL | arg max | gen PPL | nats to exact | entropy | nfe | s | ratio |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for given in (LENGTH // 2, 0):
         pinned = torch.as_tensor(real).long().where(torch.arange(LENGTH) < given, -1)
         for sampler in SAMPLERS:
             for steps in counts if given else [count for count in counts if count == 32]:
-                how = {"n": n, "length": LENGTH, "steps": steps, "sampler": sampler, "pinned": pinned}
+                how = {
+                    "n": n,
+                    "length": LENGTH,
+                    "steps": steps,
+                    "sampler": sampler,
+                    "pinned": pinned,
+                }
                 periods = [*(r for r in PERIODS if r < steps), steps]
                 runs = [lambda r=r, how=how: unmask.sample(model, **how, cache=r) for r in periods]
                 clock = timing(in_turns(runs, repeats), n)
                 exact_nats = None
                 for r, (seconds, ratio) in zip(periods, clock, strict=True):
                     tokens, nfe, kl, same = errors(model, **how, cache=r)
-                    nats = predictor_nats(judge.predictor, tokens)[:, max(given - 1, 0) :].double().mean(1)
+                    nats = (
+                        predictor_nats(judge.predictor, tokens)[:, max(given - 1, 0) :]
+                        .double()
+                        .mean(1)
+                    )
                     exact_nats = nats if exact_nats is None else exact_nats
                     gap = nats - exact_nats
                     print(
@@ -143,12 +164,16 @@ def error(n: int, repeats: int, counts: Sequence[int]) -> None:
 def order(n: int = 500, length: int = 64) -> None:
     model = masked_model(random_chain(8, seed=0))
     print(
-        f"| sampler | steps | nfe | KL, nats a token, chain of 8 tokens, L = {length} |\n|---|---|---|---|", flush=True
+        f"| sampler | steps | nfe | KL, nats a token, chain of 8 tokens, L = {length} |\n|---|---|---|---|",
+        flush=True,
     )
     for steps in (8, 16, 32, 64):
         for sampler in ("reveal", "blockwise:32", "blockwise:16", "blockwise:8"):
             [row] = exact.gap(model, sampler, sampler, [steps], n, length, 0, traced=True)
-            print(f"| {sampler} | {steps} | {row.nfe:.1f} | {row.kl.value:.4f} ± {row.kl.sem:.4f} |", flush=True)
+            print(
+                f"| {sampler} | {steps} | {row.nfe:.1f} | {row.kl.value:.4f} ± {row.kl.sem:.4f} |",
+                flush=True,
+            )
 
 
 def large(repeats: int, length: int = 256, steps: int = 16) -> None:
@@ -156,22 +181,35 @@ def large(repeats: int, length: int = 256, steps: int = 16) -> None:
     denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False)
     model = Model(denoiser, MaskedProcess(V, V - 1), LogLinear(), None, network)
     prompt = torch.randint(V - 1, (length // 2,), generator=torch.Generator().manual_seed(0))
-    cells = [("reveal", 1), ("reveal", 4), ("reveal", steps), ("blockwise:32", 4), ("blockwise:16", 2)]
+    cells = [
+        ("reveal", 1),
+        ("reveal", 4),
+        ("reveal", steps),
+        ("blockwise:32", 4),
+        ("blockwise:16", 2),
+    ]
 
     def draw(sampler: str, r: int, count: int = steps) -> None:
         unmask.sample(model, 1, length, count, prompt=prompt, sampler=sampler, cache=r)
 
     draw("reveal", 1, 1)
     found = in_turns([lambda cell=cell: draw(*cell) for cell in cells], repeats)
-    print(f"| 169M weights, L = {length}, prompt of half, {steps} steps | cache | s | ratio |\n|---|---|---|---|")
+    print(
+        f"| 169M weights, L = {length}, prompt of half, {steps} steps | cache | s | ratio |\n|---|---|---|---|"
+    )
     for (sampler, r), (seconds, ratio) in zip(cells, timing(found, 1), strict=True):
-        print(f"| {sampler} | {'once' if r == steps else r} | {seconds:.2f} | {ratio:.2f} |", flush=True)
+        print(
+            f"| {sampler} | {'once' if r == steps else r} | {seconds:.2f} | {ratio:.2f} |",
+            flush=True,
+        )
 
 
 class Copying(Cache):
     """A cache without room."""
 
-    def write(self, block: int, places: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(
+        self, block: int, places: int | Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if block == len(self.pairs):
             self.pairs.append((keys, values))
         else:
@@ -185,7 +223,9 @@ class Copying(Cache):
 def room(repeats: int, length: int = 512) -> None:
     shape = unmask.load("unmask:teacher").network.shape
     network = random_network(replace(shape, causal=True, length=length)).eval()
-    print(f"| autoregressive, {length} tokens | texts | s, copying | s, room | ratio |\n|---|---|---|---|---|")
+    print(
+        f"| autoregressive, {length} tokens | texts | s, copying | s, room | ratio |\n|---|---|---|---|---|"
+    )
     for n in (1, 16):
 
         def write(kind: type[Cache], n: int = n) -> None:
@@ -196,15 +236,20 @@ def room(repeats: int, length: int = 512) -> None:
         found = in_turns([lambda: write(Copying), lambda: write(Cache)], repeats)
         (copying, _), (ours, ratio) = timing(found, 1)
         print(
-            f"| {shape.blocks} blocks of {shape.width} | {n} | {copying:.2f} | {ours:.2f} | {ratio:.2f} |", flush=True
+            f"| {shape.blocks} blocks of {shape.width} | {n} | {copying:.2f} | {ours:.2f} | {ratio:.2f} |",
+            flush=True,
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", default=["order", "large", "room", "error"])
     parser.add_argument("--n", type=int, default=8, help="texts a row of the part error")
-    parser.add_argument("--steps", type=int, nargs="+", default=[16, 32, 64], help="of the part error")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[16, 32, 64], help="of the part error"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     told = parser.parse_args()
     print(f"# {torch.get_num_threads()} threads, torch {torch.__version__}")

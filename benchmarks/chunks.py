@@ -23,13 +23,17 @@ V, B, L = 50258, 4, 256
 CHUNKS, BLOCKS = (16, 31, 64), (1, 4, 64)  # MiB
 
 
-def seconds(hidden: Tensor, teacher: Tensor, heads: tuple[Linear, Linear], chunk: int, block: int) -> float:
+def seconds(
+    hidden: Tensor, teacher: Tensor, heads: tuple[Linear, Linear], chunk: int, block: int
+) -> float:
     """Of one loss and its gradients."""
     prediction.CPU_CHUNK_ELEMENTS, prediction.CPU_BLOCK_ELEMENTS = chunk * 2**18, block * 2**18
     rows = hidden.clone().requires_grad_()
     started = time.perf_counter()
     loss = reverse_kl(
-        Prediction(rows, heads[0], V), Prediction(teacher, heads[1], V), torch.ones(B, L, dtype=torch.bool)
+        Prediction(rows, heads[0], V),
+        Prediction(teacher, heads[1], V),
+        torch.ones(B, L, dtype=torch.bool),
     )
     torch.autograd.grad(loss.sum(), [rows, *heads[0].parameters()])
     return time.perf_counter() - started
@@ -40,7 +44,12 @@ for width in (128, 768):
     torch.manual_seed(0)
     pair = Linear(width, V), Linear(width, V)
     student, other = torch.randn(B, L, width), torch.randn(B, L, width)
-    clocks = [{way: seconds(student, other, pair, *way) for way in ways} for _ in range(4)][1:]  # the first warms up
+    clocks = [{way: seconds(student, other, pair, *way) for way in ways} for _ in range(4)][
+        1:
+    ]  # the first warms up
     for chunk in CHUNKS:
-        found = (f"{block} MiB {median(clock[chunk, block] for clock in clocks):.2f} s" for block in BLOCKS)
+        found = (
+            f"{block} MiB {median(clock[chunk, block] for clock in clocks):.2f} s"
+            for block in BLOCKS
+        )
         print(f"width {width}, chunks of {chunk} MiB, in blocks of " + ", ".join(found))

@@ -20,4 +20,6 @@ for dtype in (torch.float32, torch.bfloat16):
         "another seed": unmask.sample(model, **{**settings, "seed": 1}).tokens,
     }
     for name, tokens in others.items():
-        print(f"{dtype}, 64 texts of 128 tokens, 8 steps, against {name}: {(tokens == base).double().mean():.4f} equal")
+        print(
+            f"{dtype}, 64 texts of 128 tokens, 8 steps, against {name}: {(tokens == base).double().mean():.4f} equal"
+        )

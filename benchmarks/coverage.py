@@ -32,7 +32,9 @@ def covered(values: NDArray[np.float64], truth: float) -> tuple[bool, bool]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -45,9 +47,14 @@ def main() -> None:
         plain = [covered(dice.normal(size=n), 0.0) for _ in range(asked.trials)]
         shared = ((dice.normal(size=n), dice.normal(size=(2, n))) for _ in range(asked.trials))
         paired = [
-            covered((0.3 * common + 0.1 * own)[0] - (0.3 * common + 0.1 * own)[1], 0.0)[0] for common, own in shared
+            covered((0.3 * common + 0.1 * own)[0] - (0.3 * common + 0.1 * own)[1], 0.0)[0]
+            for common, own in shared
         ]
-        shares = (np.mean([each[0] for each in plain]), np.mean(paired), np.mean([each[1] for each in plain]))
+        shares = (
+            np.mean([each[0] for each in plain]),
+            np.mean(paired),
+            np.mean([each[1] for each in plain]),
+        )
         print(f"{n:>5} " + " ".join(f"{100 * share:>8.1f}" for share in shares), flush=True)
 
 

@@ -59,8 +59,12 @@ def left_out() -> None:
     root = GaussianArgmax(K, -3.55, -1.85).snr_root(torch.tensor([0.5], dtype=torch.float64))
     for tau in (1e-3, 1e-2, 1e-1):
         _, logits = dense_input(X0[:1, :64], eps, root, tau)
-        weight = logits.softmax(-1).scatter(-1, X0[:1, :64, None], 0.0).sort(-1, descending=True).values
-        rest = ", ".join(f"{float(weight[..., k:].sum(-1).mean()):.1e} at top_k {k}" for k in (2, 8, 32))
+        weight = (
+            logits.softmax(-1).scatter(-1, X0[:1, :64, None], 0.0).sort(-1, descending=True).values
+        )
+        rest = ", ".join(
+            f"{float(weight[..., k:].sum(-1).mean()):.1e} at top_k {k}" for k in (2, 8, 32)
+        )
         print(f"temperature {tau:g}: mean weight left out {rest}")
 
 
@@ -69,7 +73,9 @@ if len(sys.argv) > 1:
 else:
     found = {}
     for way in ("dense", "sparse"):
-        out = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, __file__, way], capture_output=True, text=True, check=True
+        ).stdout
         found[way] = [float(value) for value in out.split()]
         print(f"{way}: {1e3 * found[way][0]:.1f} ms, {found[way][1]:.0f} MiB")
     (t0, m0), (t1, m1) = found["dense"], found["sparse"]

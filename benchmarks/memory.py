@@ -37,19 +37,36 @@ BODY = Recipe("body", Nelbo(), WIDE, batch_size=8, steps=2, precision="float32")
 CASES = {  # recipe, V
     "body": (BODY, 1024),
     "body, recomputed": (replace(BODY, checkpointing=True, batch_size=32), 1024),
-    "uniform": (replace(BODY, objective=Nelbo(process="uniform"), network=replace(DEEP, sees_alpha=True)), 4096),
+    "uniform": (
+        replace(BODY, objective=Nelbo(process="uniform"), network=replace(DEEP, sees_alpha=True)),
+        4096,
+    ),
     "head": (replace(BODY, network=replace(WIDE, blocks=2), batch_size=4), 50258),
     "next token": (replace(BODY, objective=NextToken(), network=DEEP), 4096),
     "MCD": (replace(BODY, objective=Consistency(teacher="-"), batch_size=4), 50258),
-    "MCD, wide": (replace(BODY, objective=Consistency(teacher="-"), network=DEEP, batch_size=16), 1024),
-    "SDTT": (replace(BODY, objective=Sdtt(teacher="-", delta0=1 / 64, count=3), batch_size=4), 50258),
-    "169M": (replace(BODY, objective=Consistency(teacher="-"), network=Network(length=256), batch_size=4), 50258),
+    "MCD, wide": (
+        replace(BODY, objective=Consistency(teacher="-"), network=DEEP, batch_size=16),
+        1024,
+    ),
+    "SDTT": (
+        replace(BODY, objective=Sdtt(teacher="-", delta0=1 / 64, count=3), batch_size=4),
+        50258,
+    ),
+    "169M": (
+        replace(
+            BODY, objective=Consistency(teacher="-"), network=Network(length=256), batch_size=4
+        ),
+        50258,
+    ),
 }
 
 
 def taken(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
     """Bytes at the peak of two updates, beyond what the process holds after the same of a network of nothing."""
-    small = replace(recipe, network=Network(length=8, width=16, blocks=1, heads=2, dropout=recipe.network.dropout))
+    small = replace(
+        recipe,
+        network=Network(length=8, width=16, blocks=1, heads=2, dropout=recipe.network.dropout),
+    )
     train(small, 16, device)
     gc.collect()
     if device.type == "cuda":
@@ -84,7 +101,9 @@ def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", default=[*CASES])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shards", type=int, default=1)
@@ -94,20 +113,49 @@ def main() -> None:
     for name in told.cases:
         recipe, vocab_size = CASES[name]
         if told.alone:
-            sys.stdout.write(f"{taken(recipe, vocab_size, torch.device(told.device))}\n")  # at once: others write too
+            sys.stdout.write(
+                f"{taken(recipe, vocab_size, torch.device(told.device))}\n"
+            )  # at once: others write too
             return
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(told.shards)] if told.shards > 1 else []
-        command = [sys.executable, *torchrun, __file__, "--cases", name, "--device", told.device, "--alone"]
+        torchrun = (
+            ["-m", "torch.distributed.run", "--nproc-per-node", str(told.shards)]
+            if told.shards > 1
+            else []
+        )
+        command = [
+            sys.executable,
+            *torchrun,
+            __file__,
+            "--cases",
+            name,
+            "--device",
+            told.device,
+            "--alone",
+        ]
         exact = {} if told.holes else {"MALLOC_MMAP_THRESHOLD_": "65536"}
-        ran = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | exact)
+        ran = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=os.environ | exact
+        )
         peak = max(map(int, ran.stdout.split()))
         expected = estimate(recipe, vocab_size, torch.device(told.device))
-        memory = expected["sharded_bytes"][str(told.shards)] if told.shards > 1 else expected["memory_bytes"]
+        memory = (
+            expected["sharded_bytes"][str(told.shards)]
+            if told.shards > 1
+            else expected["memory_bytes"]
+        )
         line = {key: round(expected[f"{key}_bytes"] / 2**30, 3)
                 for key in ("weights", "activations", "vocabulary")}  # fmt: skip
         taken_gib, ratio = round(peak / 2**30, 3), round(memory / peak, 3)
         print(
-            json.dumps({"case": name, **line, "told": round(memory / 2**30, 3), "taken": taken_gib, "ratio": ratio}),
+            json.dumps(
+                {
+                    "case": name,
+                    **line,
+                    "told": round(memory / 2**30, 3),
+                    "taken": taken_gib,
+                    "ratio": ratio,
+                }
+            ),
             flush=True,
         )
 

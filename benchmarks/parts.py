@@ -56,7 +56,9 @@ def taken(run: Run) -> tuple[Counter[str], Counter[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", default=["mcd", "dcd", "sampling"])
     parser.add_argument("--sizes", nargs="+", default=["1M", "169M"])
     parser.add_argument("--repeats", type=int, default=1)
@@ -64,14 +66,20 @@ def main() -> None:
     print(f"# {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name in told.sizes:
         for case in told.cases:
-            for way, make in zip(("ours", "baseline"), ways(case, SIZES["cpu"][name], "cpu"), strict=True):
+            for way, make in zip(
+                ("ours", "baseline"), ways(case, SIZES["cpu"][name], "cpu"), strict=True
+            ):
                 run = make()
                 run()
                 found = [taken(run) for _ in range(told.repeats)]
                 told_parts = []
                 for kind in PARTS:
                     seconds = median(each[0][kind] for each in found)
-                    rate = f" ({found[0][1][kind] / seconds / 1e9:.0f} GFLOP/s)" if "products" in kind else ""
+                    rate = (
+                        f" ({found[0][1][kind] / seconds / 1e9:.0f} GFLOP/s)"
+                        if "products" in kind
+                        else ""
+                    )
                     told_parts.append(f"{kind} {seconds:.2f} s{rate}")
                 print(f"{name} {case}, {way}: " + ", ".join(told_parts), flush=True)
 

@@ -44,7 +44,9 @@ def ways(width: int) -> dict[str, Callable[[], object]]:
 
     def checkpointed() -> Tensor:
         parts = zip(rows[0].split(CHUNK), theirs[0].split(CHUNK), strict=True)
-        return torch.cat([checkpoint(divergence, a, b, head, teacher, use_reentrant=False) for a, b in parts])
+        return torch.cat(
+            [checkpoint(divergence, a, b, head, teacher, use_reentrant=False) for a, b in parts]
+        )
 
     def products() -> None:
         with torch.no_grad():
@@ -56,7 +58,11 @@ def ways(width: int) -> dict[str, Callable[[], object]]:
 
     whole = lambda: divergence(rows[0], theirs[0], head, teacher)  # noqa: E731
     found = [both_ways(loss) for loss in (whole, checkpointed, library)]
-    apart = max(float((a - b).norm() / a.norm()) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    apart = max(
+        float((a - b).norm() / a.norm())
+        for other in found[1:]
+        for a, b in zip(found[0], other, strict=True)
+    )
     print(f"width {width}: gradients differ by {apart:.1e} of their norm at most")
     return {
         "whole": lambda: both_ways(whole),

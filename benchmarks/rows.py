@@ -56,7 +56,9 @@ def documents(megabytes: float) -> Iterator[dict[str, str]]:
     law = 1 / np.arange(1, WORDS + 1)
     written = 0
     while written < megabytes * 1e6:
-        text = " ".join(words[i] for i in random.choice(WORDS, random.integers(200, 1400), p=law / law.sum()))
+        text = " ".join(
+            words[i] for i in random.choice(WORDS, random.integers(200, 1400), p=law / law.sum())
+        )
         written += len(text)
         yield {"text": text}
 
@@ -64,7 +66,10 @@ def documents(megabytes: float) -> Iterator[dict[str, str]]:
 def prepare(folder: Path, megabytes: float) -> None:
     """The text and its tokenizer."""
     made = datasets.Dataset.from_generator(
-        documents, gen_kwargs={"megabytes": megabytes}, cache_dir=str(folder / "hf"), writer_batch_size=100
+        documents,
+        gen_kwargs={"megabytes": megabytes},
+        cache_dir=str(folder / "hf"),
+        writer_batch_size=100,
     )
     made.save_to_disk(folder / "text")
     train_bpe(made[:400]["text"], VOCABULARY).save(folder / "tokens")
@@ -88,21 +93,32 @@ def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
     table = open_splits(folder / "text", streaming=True)[0]["train"]
     stream = Stream("text", table, TEXT, range(sys.maxsize), "text")
     found = unmask.text.windows.windows(
-        stream, tokenizer.encode_batch, folder / "windows", tokenizer.vocab_size, length, tokenizer.eos_id
+        stream,
+        tokenizer.encode_batch,
+        folder / "windows",
+        tokenizer.vocab_size,
+        length,
+        tokenizer.eos_id,
     )
     asked = known = 0
     while len(rows := found.upto(asked + BATCH)) >= asked + BATCH:
         asked += BATCH
         if len(rows) > known:
             known = len(rows)
-            print(json.dumps({"rows": known, "anonymous_mib": status("RssAnon") >> 20}), file=sys.stderr, flush=True)
+            print(
+                json.dumps({"rows": known, "anonymous_mib": status("RssAnon") >> 20}),
+                file=sys.stderr,
+                flush=True,
+            )
     return rows
 
 
 def measure(way: str, folder: Path, length: int) -> dict[str, float]:
     """One way, in this process."""
     corpus, tokenizer = load_corpus(folder / "text"), Tokenizer.load(folder / "tokens")
-    rows_of("disk", Corpus("warm", corpus.texts[:100]), tokenizer, length, folder / "warm")  # imports and threads
+    rows_of(
+        "disk", Corpus("warm", corpus.texts[:100]), tokenizer, length, folder / "warm"
+    )  # imports and threads
     resident = status("VmRSS")
     with watched() as peak:
         started = time.perf_counter()
@@ -150,7 +166,9 @@ def status(name: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", nargs="+", type=float, default=[32, 128])
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS)
@@ -164,8 +182,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), megabytes)
             for way in told.ways:
-                command = [sys.executable, __file__, "--ways", way, "--folder", folder, "--length", str(told.length)]
-                found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--ways",
+                    way,
+                    "--folder",
+                    folder,
+                    "--length",
+                    str(told.length),
+                ]
+                found = json.loads(
+                    subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                )
                 print(json.dumps({"megabytes": megabytes, "way": way, **found}), flush=True)
 
 

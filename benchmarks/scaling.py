@@ -62,7 +62,10 @@ def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | 
     shape, dtype = point.shape, torch.bfloat16 if device == "cuda" else torch.float32
     process = MaskedProcess(shape.vocab_size, shape.vocab_size - 1)
     student, teacher = (
-        NetworkDenoiser(random_network(shape, 0, dtype).to(device), process.mask_id, sees_alpha=False) for _ in range(2)
+        NetworkDenoiser(
+            random_network(shape, 0, dtype).to(device), process.mask_id, sees_alpha=False
+        )
+        for _ in range(2)
     )
     tokens = ROWS * shape.length
     body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
@@ -72,10 +75,17 @@ def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | 
                   device=device)  # fmt: skip
     work = {"sample": (drawn.median, drawn.result.calls * body + head)}
     if point.axis != "steps":
-        objective, engine = Consistency(process, LogLinear(), teacher, ROUNDS), Engine(torch.device(device))
-        ids = torch.randint(process.mask_id, (ROWS, shape.length), generator=torch.Generator().manual_seed(1))
+        objective, engine = (
+            Consistency(process, LogLinear(), teacher, ROUNDS),
+            Engine(torch.device(device)),
+        )
+        ids = torch.randint(
+            process.mask_id, (ROWS, shape.length), generator=torch.Generator().manual_seed(1)
+        )
         state = State.begin(objective, student, AdamW(lr=1e-5), engine)
-        updates = fit(objective, state, lambda step: ids, steps=10**6, engine=engine, guard=Guard(factor=1e9))
+        updates = fit(
+            objective, state, lambda step: ids, steps=10**6, engine=engine, guard=Guard(factor=1e9)
+        )
         learnt = timed(lambda: next(updates), repeats=repeats, device=device)
         work["train"] = learnt.median, 4 * body + 2 * head
     line: dict[str, float | int | str] = {"axis": point.axis, "size": point.size}
@@ -91,12 +101,18 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--axes", nargs="+", default=["length", "vocabulary", "steps", "body weights"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--axes", nargs="+", default=["length", "vocabulary", "steps", "body weights"]
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     told = parser.parse_args()
-    print(f"# {torch.get_num_threads()} threads, torch {torch.__version__}, base {BASE}, {STEPS} steps, {ROWS} rows")
+    print(
+        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, base {BASE}, {STEPS} steps, {ROWS} rows"
+    )
     for axis in told.axes:
         lines = []
         for point in points():
@@ -107,7 +123,9 @@ def main() -> None:
         for name in ("sample", "train"):
             if f"{name}_s" in lines[0]:
                 growth = exponent(sizes, [float(line[f"{name}_s"]) for line in lines])
-                print(json.dumps({"axis": axis, "exponent": name, "b": round(growth, 2)}), flush=True)
+                print(
+                    json.dumps({"axis": axis, "exponent": name, "b": round(growth, 2)}), flush=True
+                )
 
 
 if __name__ == "__main__":

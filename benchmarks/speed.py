@@ -55,7 +55,9 @@ from unmask.objectives.sdtt import Sdtt
 from unmask.training import AdamW, Engine, Guard, State, fit
 
 V, MASK = 50258, 50257
-ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))  # the last round, in which most tokens are revealed
+ROUNDS = Rounds(
+    steps=10**6, delta0=1 / 32, temperatures=(0.84,)
+)  # the last round, in which most tokens are revealed
 PLAIN = Rounds(steps=10**6, delta0=1 / 64, temperatures=(1.0,))
 GAMMA = -4.0, -1.0
 CASES = "sampling", "sampling_uniform", "teacher", "mcd", "sdtt", "dcd", "mcd_against_sdtt"
@@ -92,13 +94,22 @@ def denoiser(size: Size, device: str, uniform: bool = False) -> NetworkDenoiser:
     return NetworkDenoiser(network, None if uniform else MASK, sees_alpha=uniform)
 
 
-def training(objective: Callable[[NetworkDenoiser], Objective], size: Size, device: str, uniform: bool = False) -> Run:
+def training(
+    objective: Callable[[NetworkDenoiser], Objective],
+    size: Size,
+    device: str,
+    uniform: bool = False,
+) -> Run:
     """A call is one whole step of the library's own loop."""
     student, teacher = denoiser(size, device, uniform), denoiser(size, device, uniform)
     student.network.checkpointing = size.checkpointing
     made = objective(teacher.eval().requires_grad_(False))
-    ids = torch.randint(MASK, (size.rows, size.shape.length), generator=torch.Generator().manual_seed(1))
-    state = State.begin(made, student, AdamW(lr=1e-5, ema_decay=0.999), Engine(torch.device(device)))
+    ids = torch.randint(
+        MASK, (size.rows, size.shape.length), generator=torch.Generator().manual_seed(1)
+    )
+    state = State.begin(
+        made, student, AdamW(lr=1e-5, ema_decay=0.999), Engine(torch.device(device))
+    )
     steps = fit(made, state, lambda step: ids, steps=10**6, seed=0, engine=Engine(torch.device(device)),
                 guard=Guard(factor=1e9))  # fmt: skip
     return lambda: next(steps)
@@ -118,7 +129,9 @@ def sampling_uniform(size: Size, device: str, ours: bool) -> Run:
     role = denoiser(size, device, uniform=True).eval()
     if not ours:
         generator = torch.Generator(device).manual_seed(0)
-        return lambda: baseline_uniform.sample(role.network, size.rows, size.shape.length, size.steps, generator)
+        return lambda: baseline_uniform.sample(
+            role.network, size.rows, size.shape.length, size.steps, generator
+        )
     model = Model(role, UniformProcess(V), LogLinear(), None, role.network)
     return lambda: unmask.sample(model, size.rows, size.shape.length, size.steps, device=device)
 
@@ -147,7 +160,9 @@ def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callabl
     """Ours and the baseline: each makes what a call then runs."""
     samplers = {"sampling": sampling, "sampling_uniform": sampling_uniform}
     if case in samplers:
-        return lambda: samplers[case](size, device, True), lambda: samplers[case](size, device, False)
+        return lambda: samplers[case](size, device, True), lambda: samplers[case](
+            size, device, False
+        )
     pairs: dict[str, tuple[Make, Make]] = {
         "teacher": (bound, lambda _: baseline_masked.FullBound()),
         "mcd": (mcd, lambda teacher: baseline_masked.FullMcd(teacher, ROUNDS)),
@@ -159,7 +174,8 @@ def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callabl
         raise ValueError(f"the cases are {', '.join(CASES)}: there is none called {case!r}")
     sizes = size, replace(size, checkpointing=False)
     ours, baseline = (
-        partial(training, make, each, device, case == "dcd") for make, each in zip(pairs[case], sizes, strict=True)
+        partial(training, make, each, device, case == "dcd")
+        for make, each in zip(pairs[case], sizes, strict=True)
     )
     return ours, baseline
 
@@ -172,8 +188,12 @@ def floor_flops(case: str, size: Size) -> float:
     if case in ("sampling", "sampling_uniform"):
         return size.steps * body + head * (1 if case == "sampling" else uniform_rows(size.steps))
     asked = head if case == "dcd" else head / 2  # masks: half of the tokens on average
-    teacher = {"teacher": 0, "sdtt": 2}.get(case, 1)  # forward passes; of the head SDTT needs one, all in all
-    return (3 + teacher) * body + (3 + min(teacher, 1)) * asked  # the student's, and twice as much backward
+    teacher = {"teacher": 0, "sdtt": 2}.get(
+        case, 1
+    )  # forward passes; of the head SDTT needs one, all in all
+    return (3 + teacher) * body + (
+        3 + min(teacher, 1)
+    ) * asked  # the student's, and twice as much backward
 
 
 def floor_bytes(case: str, size: Size) -> float:
@@ -191,7 +211,10 @@ def floor_bytes(case: str, size: Size) -> float:
 
 def uniform_rows(steps: int) -> float:
     """Rows of the head a token in a text from uniform noise: the odds of the levels say which share may move."""
-    alphas = [*LogLinear().alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()[:-1], 1.0]
+    alphas = [
+        *LogLinear().alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()[:-1],
+        1.0,
+    ]
     return sum(1 - a * (1 - b) / (b * (1 - a)) for a, b in pairwise(alphas))
 
 
@@ -237,7 +260,9 @@ def resident(name: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 
-def pairs(case: str, size: Size, device: str, repeats: int, warmup: int) -> Iterator[tuple[float, float]]:
+def pairs(
+    case: str, size: Size, device: str, repeats: int, warmup: int
+) -> Iterator[tuple[float, float]]:
     """Seconds of ours and of the baseline, in turns, after `warmup` of each."""
     ours, baseline = (make() for make in ways(case, size, device))
     for number in range(warmup + repeats):
@@ -249,20 +274,32 @@ def pairs(case: str, size: Size, device: str, repeats: int, warmup: int) -> Iter
 def in_its_own_process(case: str, name: str, told: argparse.Namespace, way: int) -> int:
     """The peak of one way."""
     command = [sys.executable, __file__, "--cases", case, "--sizes", name, "--device", told.device]
-    command += ["--memory", str(way), "--precision", told.precision] + ["--checkpointing"] * told.checkpointing
-    exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # the C library gives freed memory back at once
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout)
+    command += ["--memory", str(way), "--precision", told.precision] + [
+        "--checkpointing"
+    ] * told.checkpointing
+    exact = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # the C library gives freed memory back at once
+    return int(
+        subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", default=[*CASES])
     parser.add_argument("--sizes", nargs="+")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1, help="pairs before those that count")
-    parser.add_argument("--checkpointing", action="store_true", help="ours computes its activations again")
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="float32 on a CPU, else bfloat16")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="ours computes its activations again"
+    )
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], help="float32 on a CPU, else bfloat16"
+    )
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     told = parser.parse_args()
     told.precision = told.precision or ("float32" if told.device == "cpu" else "bfloat16")
@@ -270,7 +307,12 @@ def main() -> None:
     changes = {"checkpointing": told.checkpointing, "precision": precision}
     sizes = {name: replace(SIZES[told.device][name], **changes) for name in names}
     if told.memory is not None:  # of a sampler it does not grow with the steps
-        print(peak(ways(told.cases[0], replace(sizes[names[0]], steps=4), told.device)[told.memory], told.device))
+        print(
+            peak(
+                ways(told.cases[0], replace(sizes[names[0]], steps=4), told.device)[told.memory],
+                told.device,
+            )
+        )
         return
     speed, width = rate(told.device, precision), bandwidth(told.device)
     print(

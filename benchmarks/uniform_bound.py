@@ -15,7 +15,9 @@ from unmask.diffusion.processes import UniformRate
 ROWS, K = 8192, 1024
 
 
-def plain(log_p: Tensor, x0: Tensor, z: Tensor, alpha: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def plain(
+    log_p: Tensor, x0: Tensor, z: Tensor, alpha: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
     """Value [N] and derivative with respect to the logits [N, K] (Duo, arXiv 2506.10892, Eq. 12), all in float64."""
     p = log_p.double().exp()
     y = K * alpha[:, None] * p + 1 - alpha[:, None]
@@ -27,7 +29,13 @@ def plain(log_p: Tensor, x0: Tensor, z: Tensor, alpha: Tensor, slope: Tensor) ->
     truth = torch.where(same, K * alpha + 1 - alpha, 1 - alpha)
     constant = torch.where(same, (K - 1) * kappa, -1 / kappa) * kappa.log()
     scale = slope / (K * alpha)
-    rate = K / y_z - K / truth + own * (K * y_z.log() - log_y.sum(1)) + other * (y_z.log() - y_x.log()) + constant
+    rate = (
+        K / y_z
+        - K / truth
+        + own * (K * y_z.log() - log_y.sum(1))
+        + other * (y_z.log() - y_x.log())
+        + constant
+    )
     slopes = -own[:, None] / y
     slopes.scatter_add_(1, z[:, None], ((own * K + other) / y_z - K / y_z**2)[:, None])
     slopes.scatter_add_(1, x0[:, None], -(other / y_x)[:, None])
@@ -58,4 +66,6 @@ print(f"float64 {1e3 * slow:.0f} ms, library {1e3 * fast:.0f} ms, ratio {slow / 
 for name, ours, want in zip(
     ("value", "derivative"), rule.with_slope(log_p.clone(), every), (value, derivative), strict=True
 ):
-    print(f"{name}: greatest difference {float((ours - want).abs().max()):.1e} of {float(want.abs().max()):.0f}")
+    print(
+        f"{name}: greatest difference {float((ours - want).abs().max()):.1e} of {float(want.abs().max()):.0f}"
+    )

@@ -28,14 +28,29 @@ WAYS = {
     "threads that sleep": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
+clean = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("OMP_", "GOMP_", "MKL_"))
+}
 seconds: dict[str, list[float]] = {name: [] for name in WAYS}
 for _ in range(asked.turns):
     for name, environment in WAYS.items():
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", DRAW], env=clean | environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-c", DRAW],
+            env=clean | environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         seconds[name].append(time.perf_counter() - start)
-print(f"unmask sample, {asked.n} texts, {asked.steps} steps, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+print(
+    f"unmask sample, {asked.n} texts, {asked.steps} steps, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+)
 for name, found in seconds.items():
-    ratio = statistics.median(a / b for a, b in zip(seconds["threads that spin"], found, strict=True))
-    print(f"{name:18} {statistics.median(found):6.1f} s of median {asked.turns} turns, {ratio:.2f} times as fast")
+    ratio = statistics.median(
+        a / b for a, b in zip(seconds["threads that spin"], found, strict=True)
+    )
+    print(
+        f"{name:18} {statistics.median(found):6.1f} s of median {asked.turns} turns, {ratio:.2f} times as fast"
+    )

@@ -13,7 +13,9 @@ plan = unmask.recipe("demo-mcd")
 plan = replace(plan, steps=8, batch_size=8, objective=replace(plan.objective, round_steps=2))
 for update in unmask.distill(teacher, ids, plan):
     # The loss grows from round to round: delta doubles, so the teacher sees more that the student does not.
-    print(f"step {update.step}: {update.loss:.3f} nats a token, round {update.metrics['round']:.0f}")
+    print(
+        f"step {update.step}: {update.loss:.3f} nats a token, round {update.metrics['round']:.0f}"
+    )
     student = update.student or teacher  # the updates that end a round carry one
 
 print(unmask.sample(student, n=1, length=64, steps=4).texts[0])

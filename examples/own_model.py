@@ -6,7 +6,9 @@ import torch
 
 import unmask
 
-FLIP = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)  # p(next | token), tokens 0 and 1; MASK is 2
+FLIP = torch.tensor(
+    [[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64
+)  # p(next | token), tokens 0 and 1; MASK is 2
 START = torch.tensor([2 / 3, 1 / 3], dtype=torch.float64)
 
 
@@ -24,7 +26,9 @@ class Chain:
             right.insert(0, (right[0] * evidence[:, -1 - i]) @ FLIP.T)
         law = torch.stack(left, 1) * torch.stack(right, 1) * evidence
         log_p = (law / law.sum(-1, keepdim=True)).log().clamp(min=-1e6)
-        return unmask.Prediction.from_log_p(torch.cat([log_p, torch.full_like(log_p[..., :1], -1e6)], -1))
+        return unmask.Prediction.from_log_p(
+            torch.cat([log_p, torch.full_like(log_p[..., :1], -1e6)], -1)
+        )
 
 
 @dataclass(frozen=True)
@@ -38,4 +42,6 @@ class Source:
 for steps in (1, 2, 4, 8):
     tokens = unmask.sample(Source(), n=4000, length=8, steps=steps).tokens
     flips = (tokens[:, 1:] != tokens[:, :-1]).double().mean()
-    print(f"{steps} steps: neighbours differ in {flips:.3f} of the places (source: {2 / 3 * 0.1 + 1 / 3 * 0.2:.3f})")
+    print(
+        f"{steps} steps: neighbours differ in {flips:.3f} of the places (source: {2 / 3 * 0.1 + 1 / 3 * 0.2:.3f})"
+    )

@@ -20,7 +20,9 @@ class TotalVariation:
     delta: float = 1 / 16
 
     def __call__(self, network, x0, *, step, generator=None):
-        t = self.delta + (1 - self.delta) * torch.rand(len(x0), generator=generator, dtype=torch.float64)
+        t = self.delta + (1 - self.delta) * torch.rand(
+            len(x0), generator=generator, dtype=torch.float64
+        )
         alpha_t, alpha_s = self.model.schedule.alpha(t), self.model.schedule.alpha(t - self.delta)
         path = unmask.trajectory(self.model.process, x0, generator)
         z_t, z_s = path.at(alpha_t), path.at(alpha_s)
@@ -45,7 +47,9 @@ class TotalVariation:
 
 folder = Path(unmask.__file__).parent / "assets" / "teacher"
 student, teacher = unmask.load(folder), unmask.load(folder)
-rows = unmask.sample(teacher, n=16, length=64, steps=8).tokens  # on-policy rows; data would do as well
+rows = unmask.sample(
+    teacher, n=16, length=64, steps=8
+).tokens  # on-policy rows; data would do as well
 objective = TotalVariation(teacher, teacher.denoiser)
 state = State.begin(objective, student.denoiser, AdamW(lr=1e-4), launch("cpu"))
 for update in fit(objective, state, lambda step: rows[step % 2 * 8 :][:8], steps=6):

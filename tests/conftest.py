@@ -38,7 +38,10 @@ def pytest_collection_finish() -> None:
 
 # A deadline measures the machine, and the first example of a test pays for imports. `make check` asks for all examples.
 settings.register_profile(
-    "all", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    "all",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
 )
 settings.register_profile("some", settings.get_profile("all"), max_examples=20)
 settings.load_profile("some")
@@ -60,7 +63,11 @@ def masked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from unmask.recipes.run import run
 
     folder = tmp_path_factory.mktemp("masked") / "run"
-    list(run(replace(shrink(recipe("demo-teacher"), text), precision="float32"), folder, device="cpu"))
+    list(
+        run(
+            replace(shrink(recipe("demo-teacher"), text), precision="float32"), folder, device="cpu"
+        )
+    )
     return folder / "model"
 
 

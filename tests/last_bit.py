@@ -29,9 +29,15 @@ class LastBit(TorchFunctionMode):
         self.shift = SHIFTS[shift]
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
     ) -> Any:
         found = function(*args, **(kwargs or {}))
         if function.__name__ not in ELEMENTARY:
             return found
-        return found.where(found == 0, torch.nextafter(found, self.shift(found) * torch.inf))  # zeros are exact
+        return found.where(
+            found == 0, torch.nextafter(found, self.shift(found) * torch.inf)
+        )  # zeros are exact

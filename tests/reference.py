@@ -43,12 +43,17 @@ def _duality_sum(root: float, log_factor: float, below: int, rival: int = 0) -> 
 def network_golden(folder: str) -> tuple[DiT, dict[str, Tensor]]:
     """(network, expected tensors) of a Hugging Face directory of the golden data."""
     directory = Path(__file__).parent / "golden" / folder
-    weights = {name.removeprefix("backbone."): w for name, w in load_file(directory / "model.safetensors").items()}
+    weights = {
+        name.removeprefix("backbone."): w
+        for name, w in load_file(directory / "model.safetensors").items()
+    }
     vocab_size, width = weights["vocab_embed.embedding"].shape
     heads = width // (2 * len(weights["rotary_emb.inv_freq"]))
     causal = "sigma_map.mlp.0.weight" not in weights
     cond_dim = 1 if causal else len(weights["sigma_map.mlp.0.weight"])
-    network = DiT(Shape(vocab_size, 24, width, blocks=2, heads=heads, cond_dim=cond_dim, causal=causal))
+    network = DiT(
+        Shape(vocab_size, 24, width, blocks=2, heads=heads, cond_dim=cond_dim, causal=causal)
+    )
     network.load_state_dict(weights)
     return network.eval(), load_file(directory / "expected.safetensors")
 
@@ -85,15 +90,24 @@ def sampler_reveal(start: Text, alphas: list[float], law: Law, mask_id: int) -> 
         def ways(z: Text, a: float = a, rate: float = rate) -> list[Way]:
             p = law(z, a)
             shown = [[(token, 1.0)] for token in z]
-            moves = [[(mask_id, 1 - rate), *((v, rate * q) for v, q in enumerate(row))] for row in p]
-            return [move if token == mask_id else stay for token, stay, move in zip(z, shown, moves, strict=True)]
+            moves = [
+                [(mask_id, 1 - rate), *((v, rate * q) for v, q in enumerate(row))] for row in p
+            ]
+            return [
+                move if token == mask_id else stay
+                for token, stay, move in zip(z, shown, moves, strict=True)
+            ]
 
         texts = _sampler_step(texts, ways)
     return texts
 
 
 def sampler_uniform(
-    pins: Text, alphas: list[float], law: Law, size: int, late: Callable[[np.ndarray], np.ndarray] = lambda p: p
+    pins: Text,
+    alphas: list[float],
+    law: Law,
+    size: int,
+    late: Callable[[np.ndarray], np.ndarray] = lambda p: p,
 ) -> dict[Text, float]:
     """Uniform diffusion by Bayes' rule with matrices, q(b | a) = alpha [a = b] + (1 - alpha) / size; -1 is free.
 
@@ -119,7 +133,9 @@ def sampler_uniform(
     return texts
 
 
-def sampler_confidence(start: Text, alphas: list[float], law: Law, score: Law, mask_id: int) -> dict[Text, float]:
+def sampler_confidence(
+    start: Text, alphas: list[float], law: Law, score: Law, mask_id: int
+) -> dict[Text, float]:
     """Masked diffusion in the model's order: draw from `law` at each MASK, keep those with the greatest `score`."""
     free = sum(token == mask_id for token in start)
     shown = [int(free * (a - alphas[0]) / (1 - alphas[0]) + 0.5 + 1e-9) for a in alphas]
@@ -141,7 +157,11 @@ def sampler_confidence(start: Text, alphas: list[float], law: Law, score: Law, m
 
 
 def sampler_renoised(
-    pins: Text, alphas: list[float], law: Law, noise: np.ndarray, kappa: Callable[[float, float], float]
+    pins: Text,
+    alphas: list[float],
+    law: Law,
+    noise: np.ndarray,
+    kappa: Callable[[float, float], float],
 ) -> dict[Text, float]:
     """psi by hand: guess each x0 from what z_t says, then go back from z_t (kappa) or noise x0 anew; -1 is free."""
 
@@ -152,12 +172,18 @@ def sampler_renoised(
     texts: dict[Text, float] = {(): 1.0}
     for pin in pins:
         start = enumerate(noise) if pin < 0 else [(pin, 1.0)]
-        texts = {(*z, v): mass * q for (z, mass), (v, q) in product(texts.items(), list(start)) if q}
+        texts = {
+            (*z, v): mass * q for (z, mass), (v, q) in product(texts.items(), list(start)) if q
+        }
     for a, b in pairwise(alphas):
         weight = 1.0 if b == 1 else kappa(a, b)
 
-        def move(token: int, p: np.ndarray, a: float = a, b: float = b, weight: float = weight) -> Way:
-            seen = p * channel(a)[:, token] if noise[token] else np.eye(len(noise))[token]  # no noise: the text itself
+        def move(
+            token: int, p: np.ndarray, a: float = a, b: float = b, weight: float = weight
+        ) -> Way:
+            seen = (
+                p * channel(a)[:, token] if noise[token] else np.eye(len(noise))[token]
+            )  # no noise: the text itself
             out = np.zeros(len(noise))
             for x, share in enumerate(seen / seen.sum()):
                 if share:
@@ -187,7 +213,11 @@ def sampler_remdm(
                 if pin >= 0 or token != mask_id:
                     moves.append([(token, 1.0)] if pin >= 0 else [(token, 1 - s), (mask_id, s)])
                 else:
-                    shown = [(v, q * (b - (1 - s) * a) / (1 - a)) for v, q in enumerate(p) if v != mask_id]
+                    shown = [
+                        (v, q * (b - (1 - s) * a) / (1 - a))
+                        for v, q in enumerate(p)
+                        if v != mask_id
+                    ]
                     moves.append([*shown, (mask_id, (1 - b - s * a) / (1 - a))])
             return moves
 
@@ -195,7 +225,9 @@ def sampler_remdm(
     return texts
 
 
-def sampler_arg_max(texts: dict[Text, float], alpha: float, law: Law, free: Callable[[int, int], bool]) -> dict:
+def sampler_arg_max(
+    texts: dict[Text, float], alpha: float, law: Law, free: Callable[[int, int], bool]
+) -> dict:
     """The greedy tail: where free(position, token), the first of the most probable tokens."""
     moved: dict[Text, float] = defaultdict(float)
     for z, mass in texts.items():
@@ -204,7 +236,9 @@ def sampler_arg_max(texts: dict[Text, float], alpha: float, law: Law, free: Call
     return dict(moved)
 
 
-def sampler_entropy_bounded(start: Text, first: float, law: Law, score: Law, bound: float, mask_id: int) -> dict:
+def sampler_entropy_bounded(
+    start: Text, first: float, law: Law, score: Law, bound: float, mask_id: int
+) -> dict:
     """Of the MASKs by entropy of `score` the longest prefix whose sum without its greatest is in the bound, again and
     again; the network is told the level at which that many of the tokens that are free at `start` are shown."""
     free = [i for i, token in enumerate(start) if token == mask_id]
@@ -219,10 +253,16 @@ def sampler_entropy_bounded(start: Text, first: float, law: Law, score: Law, bou
         alpha = first + (1 - first) * (len(free) - len(masks)) / len(free)
         h = {i: -sum(q * math.log(q) for q in score(z, alpha)[i] if q) for i in masks}
         ranked = sorted(masks, key=lambda i: (h[i], i))
-        sizes = [m for m in range(1, len(ranked) + 1) if m == 1 or sum(h[i] for i in ranked[: m - 1]) <= bound]
+        sizes = [
+            m
+            for m in range(1, len(ranked) + 1)
+            if m == 1 or sum(h[i] for i in ranked[: m - 1]) <= bound
+        ]
         chosen = ranked[: max(sizes)]
         p = law(z, alpha)
-        for guess in product(*([(v, p[i, v]) for v in range(p.shape[1]) if p[i, v]] for i in chosen)):
+        for guess in product(
+            *([(v, p[i, v]) for v in range(p.shape[1]) if p[i, v]] for i in chosen)
+        ):
             text = list(z)
             for i, (v, _) in zip(chosen, guess, strict=True):
                 text[i] = v
@@ -285,14 +325,18 @@ def _sampler_step(texts: dict[Text, float], ways: Callable[[Text], list[Way]]) -
 # Losses over the vocabulary: whole tables [B, L, V] and the formulae as the papers print them.
 
 
-def loss_table(logits: Tensor, mask_id: int | None = None, shown: Tensor | None = None, tau: float = 1.0) -> Tensor:
+def loss_table(
+    logits: Tensor, mask_id: int | None = None, shown: Tensor | None = None, tau: float = 1.0
+) -> Tensor:
     """log p as the code of MDLM makes it (SUBS): MASK at -1e6 before the softmax, point masses at shown tokens."""
     if mask_id is not None:
         logits = torch.where(torch.arange(logits.shape[-1]) == mask_id, -1e6, logits)
     log_p = torch.log_softmax(logits / tau, dim=-1)
     if mask_id is None or shown is None:
         return log_p
-    point = torch.where(torch.nn.functional.one_hot(shown, logits.shape[-1]) == 1, 0.0, -1e6).to(log_p)
+    point = torch.where(torch.nn.functional.one_hot(shown, logits.shape[-1]) == 1, 0.0, -1e6).to(
+        log_p
+    )
     return torch.where((shown == mask_id)[..., None], log_p, point)
 
 
@@ -329,9 +373,13 @@ def process_channel(noise: Tensor, alpha: float) -> Tensor:
     return alpha * torch.eye(len(noise), dtype=torch.float64) + (1 - alpha) * noise.double()
 
 
-def process_posterior(noise: Tensor, p_x0: Tensor, z: int, alpha_t: float, alpha_s: float) -> Tensor:
+def process_posterior(
+    noise: Tensor, p_x0: Tensor, z: int, alpha_t: float, alpha_s: float
+) -> Tensor:
     """p(z_s | z_t = z) by Bayes' rule, x0 ~ p_x0 before z was seen."""
-    joint = (p_x0 @ process_channel(noise, alpha_s)) * process_channel(noise, alpha_t / alpha_s)[:, z]
+    joint = (p_x0 @ process_channel(noise, alpha_s)) * process_channel(noise, alpha_t / alpha_s)[
+        :, z
+    ]
     return joint / joint.sum()
 
 
@@ -363,23 +411,35 @@ def process_bound_by_orders(joint: Tensor, table: Table, mask_id: int) -> float:
         for order in orders:
             z = torch.full_like(text, mask_id)
             for i in order:
-                total -= float(joint[tuple(text)] * table(z[None], 0.5)[0, i, text[i]]) / len(orders)
+                total -= float(joint[tuple(text)] * table(z[None], 0.5)[0, i, text[i]]) / len(
+                    orders
+                )
                 z[i] = text[i]
     return total
 
 
-def process_bound_in_steps(joint: Tensor, noise: Tensor, table: Table, alphas: list[float]) -> float:
+def process_bound_in_steps(
+    joint: Tensor, noise: Tensor, table: Table, alphas: list[float]
+) -> float:
     """The bound of `len(alphas) - 1` steps from alpha = 0 to 1, nats: sum of KL(q(z_s | z_t, x0) || p(z_s | z_t))."""
     texts, x0 = process_texts(len(noise), joint.dim()), joint.nonzero()
     total = 0.0
     for a_t, a_s in pairwise(alphas):
         step, to_s, to_t = (process_channel(noise, a) for a in (a_t / a_s, a_s, a_t))
-        true = to_s[:, None, :] * step.T[None, :, :] / to_t[:, :, None]  # q(s | z, x): [x, z, s], nan if z is not of x
+        true = (
+            to_s[:, None, :] * step.T[None, :, :] / to_t[:, :, None]
+        )  # q(s | z, x): [x, z, s], nan if z is not of x
         p = table(texts, a_t).exp() @ to_s * step.T[texts]
         p = p / p.sum(-1, keepdim=True)  # [text z, L, s]
-        kl = (torch.xlogy(true, true)[:, texts] - torch.xlogy(true[:, texts], p)).nan_to_num().sum(-1)  # [x, text z, L]
+        kl = (
+            (torch.xlogy(true, true)[:, texts] - torch.xlogy(true[:, texts], p))
+            .nan_to_num()
+            .sum(-1)
+        )  # [x, text z, L]
         seen = to_t[x0[:, None], texts[None]].prod(-1)  # q(z | x): [text x, text z]
-        price = kl[x0[:, None], torch.arange(len(texts))[None, :, None], torch.arange(joint.dim())].sum(-1)
+        price = kl[
+            x0[:, None], torch.arange(len(texts))[None, :, None], torch.arange(joint.dim())
+        ].sum(-1)
         total += float((joint[tuple(x0.T)][:, None] * seen * price).sum())
     return total
 

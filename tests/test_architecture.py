@@ -35,7 +35,9 @@ FACADE = "__init__.py"  # src/unmask/__init__.py: it names things of every floor
 
 FILE_LINES = 350
 FUNCTION_LINES = 60
-LONG_FUNCTIONS: dict[str, str] = {}  # "folder/file.py:function" -> the reason why it is better whole
+LONG_FUNCTIONS: dict[
+    str, str
+] = {}  # "folder/file.py:function" -> the reason why it is better whole
 
 # They read the config.json and tokenizer_config.json of others.
 FOREIGN_CONFIG = {  # they read the configs of others
@@ -72,7 +74,10 @@ class Source:
 
 @cache
 def read_package() -> list[Source]:
-    return [Source(file.relative_to(PACKAGE).as_posix(), file.read_text("utf-8")) for file in PACKAGE.rglob("*.py")]
+    return [
+        Source(file.relative_to(PACKAGE).as_posix(), file.read_text("utf-8"))
+        for file in PACKAGE.rglob("*.py")
+    ]
 
 
 def imported(source: Source) -> Iterator[tuple[int, str]]:
@@ -84,9 +89,14 @@ def imported(source: Source) -> Iterator[tuple[int, str]]:
             case ast.ImportFrom(module=module, names=names, level=level):
                 stem = "." * level + (module or "")
                 yield from ((node.lineno, f"{stem}.{alias.name}") for alias in names)
-            case ast.Call(func=ast.Name(id="import_module" | "__import__"), args=[ast.Constant(value=str(name)), *_]):
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
                 yield node.lineno, name
-            case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
+            case ast.Call(
+                func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]
+            ):
                 yield node.lineno, name
 
 
@@ -107,7 +117,9 @@ def stands_on_lower_floors(source: Source) -> Complaints:
         room = parts[1] if len(parts) > 1 else ""
         if room not in FLOORS:
             yield line, f"imports {name} through the public surface: name its home"
-        elif room != source.room and not (FLOORS[room] < source.floor or FLOORS[room] == source.floor == 0):
+        elif room != source.room and not (
+            FLOORS[room] < source.floor or FLOORS[room] == source.floor == 0
+        ):
             yield line, f"floor {source.floor} imports {name} of floor {FLOORS[room]}"
 
 
@@ -123,7 +135,11 @@ def config_stops_at_recipes(source: Source) -> Complaints:
         return
     for node in source.nodes:
         match node:
-            case ast.arg(arg="config") | ast.Name(id="config") | ast.Attribute(ast.Name(id="self"), "config"):
+            case (
+                ast.arg(arg="config")
+                | ast.Name(id="config")
+                | ast.Attribute(ast.Name(id="self"), "config")
+            ):
                 yield node.lineno, "a `config` below floor 5: pass what is used"
 
 
@@ -142,11 +158,16 @@ def functions_are_short(source: Source) -> Complaints:
 
 def only_the_command_line_prints(source: Source) -> Complaints:
     if source.floor < FLOORS["cli"]:
-        yield from ((call.lineno, "prints below floor 7: yield or return it") for call in called(source, "print"))
+        yield from (
+            (call.lineno, "prints below floor 7: yield or return it")
+            for call in called(source, "print")
+        )
 
 
 def attributes_are_known(source: Source) -> Complaints:
-    yield from ((call.lineno, "hasattr: ask for a role, a Protocol") for call in called(source, "hasattr"))
+    yield from (
+        (call.lineno, "hasattr: ask for a role, a Protocol") for call in called(source, "hasattr")
+    )
     for call in called(source, "getattr"):
         if len(call.args) > 2:
             yield call.lineno, "getattr with a default hides a missing attribute"
@@ -154,18 +175,27 @@ def attributes_are_known(source: Source) -> Complaints:
 
 def errors_are_not_swallowed(source: Source) -> Complaints:
     for node in source.all(ast.ExceptHandler):
-        caught = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else set()
+        caught = (
+            {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)}
+            if node.type
+            else set()
+        )
         if node.type is None:
             yield node.lineno, "bare except: name what can happen"
         elif caught & {"Exception", "BaseException"} and source.floor < FLOORS["cli"]:
             if not any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
-                yield node.lineno, f"except {'/'.join(sorted(caught))} that does not raise: name what can happen"
+                yield (
+                    node.lineno,
+                    f"except {'/'.join(sorted(caught))} that does not raise: name what can happen",
+                )
 
 
 def behaviour_is_not_inherited(source: Source) -> Complaints:
     for node in source.nodes:
         match node:
-            case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=attr) if attr != "__init__":
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=attr) if (
+                attr != "__init__"
+            ):
                 yield node.lineno, f"super().{attr}: a class is a role or final"
 
 
@@ -180,36 +210,104 @@ def generators_are_made_by_rng(source: Source) -> Complaints:
     for node in source.nodes:
         match node:
             case ast.Attribute(attr="manual_seed" | "manual_seed_all"):
-                yield node.lineno, "torch keeps 32 bits of a seed on a CPU: use rng.generator or rng.global_generators"
+                yield (
+                    node.lineno,
+                    "torch keeps 32 bits of a seed on a CPU: use rng.generator or rng.global_generators",
+                )
 
 
 Rule = Callable[[Source], Complaints]
 
 # rule, path, code that it refuses, code that it lets pass
 EXAMPLES: list[tuple[Rule, str, str, str]] = [
-    (stands_on_lower_floors, "models/dit.py", "import unmask.samplers.loop", "import unmask.diffusion.schedules"),
-    (stands_on_lower_floors, "models/dit.py", "from unmask import cli", "from unmask import __version__"),
+    (
+        stands_on_lower_floors,
+        "models/dit.py",
+        "import unmask.samplers.loop",
+        "import unmask.diffusion.schedules",
+    ),
+    (
+        stands_on_lower_floors,
+        "models/dit.py",
+        "from unmask import cli",
+        "from unmask import __version__",
+    ),
     (stands_on_lower_floors, "models/dit.py", "from unmask import load", "from unmask import rng"),
     (stands_on_lower_floors, "models/dit.py", "import unmask", "import torch"),
-    (stands_on_lower_floors, "models/dit.py", "def f():\n import unmask.cli", "def f():\n import unmask.types"),
-    (stands_on_lower_floors, "models/dit.py", "import_module('unmask.cli')", "import_module('peft')"),
-    (stands_on_lower_floors, "models/dit.py", "from .layers import Norm", "from unmask.models.layers import Norm"),
-    (stands_on_lower_floors, "text/packing.py", "from unmask.diffusion import schedules", "from unmask.text import x"),
-    (stands_on_lower_floors, "rng.py", "from unmask.text.corpora import Corpus", "from unmask.types import Tokens"),
+    (
+        stands_on_lower_floors,
+        "models/dit.py",
+        "def f():\n import unmask.cli",
+        "def f():\n import unmask.types",
+    ),
+    (
+        stands_on_lower_floors,
+        "models/dit.py",
+        "import_module('unmask.cli')",
+        "import_module('peft')",
+    ),
+    (
+        stands_on_lower_floors,
+        "models/dit.py",
+        "from .layers import Norm",
+        "from unmask.models.layers import Norm",
+    ),
+    (
+        stands_on_lower_floors,
+        "text/packing.py",
+        "from unmask.diffusion import schedules",
+        "from unmask.text import x",
+    ),
+    (
+        stands_on_lower_floors,
+        "rng.py",
+        "from unmask.text.corpora import Corpus",
+        "from unmask.types import Tokens",
+    ),
     (report_knows_no_torch, "report/page.py", "def f():\n from torch import nn", "import json"),
     (config_stops_at_recipes, "models/dit.py", "def f(config): ...", "def f(width): ..."),
-    (config_stops_at_recipes, "samplers/loop.py", "steps = self.config.steps", "limit = network.config.n_positions"),
+    (
+        config_stops_at_recipes,
+        "samplers/loop.py",
+        "steps = self.config.steps",
+        "limit = network.config.n_positions",
+    ),
     (files_are_short, "rng.py", "\n" * (FILE_LINES + 1), "\n" * FILE_LINES),
-    (functions_are_short, "rng.py", "def f():" + "\n 0" * FUNCTION_LINES, "def f():" + "\n 0" * (FUNCTION_LINES - 1)),
+    (
+        functions_are_short,
+        "rng.py",
+        "def f():" + "\n 0" * FUNCTION_LINES,
+        "def f():" + "\n 0" * (FUNCTION_LINES - 1),
+    ),
     (only_the_command_line_prints, "report/page.py", "print(1)", "pprint(1)"),
     (attributes_are_known, "cli/main.py", "getattr(x, 'a', None)", "getattr(x, 'a')"),
     (attributes_are_known, "cli/main.py", "hasattr(x, 'a')", "x.a"),
-    (errors_are_not_swallowed, "cli/main.py", "try: f()\nexcept: pass", "try: f()\nexcept Exception: fail()"),
-    (errors_are_not_swallowed, "rng.py", "try: f()\nexcept (OSError, Exception): 0", "try: f()\nexcept OSError: 0"),
-    (errors_are_not_swallowed, "rng.py", "try: f()\nexcept Exception: 0", "try: f()\nexcept Exception: raise"),
+    (
+        errors_are_not_swallowed,
+        "cli/main.py",
+        "try: f()\nexcept: pass",
+        "try: f()\nexcept Exception: fail()",
+    ),
+    (
+        errors_are_not_swallowed,
+        "rng.py",
+        "try: f()\nexcept (OSError, Exception): 0",
+        "try: f()\nexcept OSError: 0",
+    ),
+    (
+        errors_are_not_swallowed,
+        "rng.py",
+        "try: f()\nexcept Exception: 0",
+        "try: f()\nexcept Exception: raise",
+    ),
     (behaviour_is_not_inherited, "models/dit.py", "super().forward(x)", "super().__init__()"),
     (files_are_named_for_what_they_hold, "text/utils.py", "", ""),
-    (generators_are_made_by_rng, "models/dit.py", "torch.Generator().manual_seed(1)", "generator(1)"),
+    (
+        generators_are_made_by_rng,
+        "models/dit.py",
+        "torch.Generator().manual_seed(1)",
+        "generator(1)",
+    ),
 ]
 RULES = list(dict.fromkeys(rule for rule, *_ in EXAMPLES))
 
@@ -279,7 +377,9 @@ print(json.dumps(dict(seconds=seconds, early=early, surface=surface, extras=extr
 def in_a_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code in another folder, with the package that is tested here, installed or not."""
     env = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True
+    )
 
 
 def test_imports_have_no_effects(tmp_path: Path) -> None:
@@ -288,7 +388,9 @@ def test_imports_have_no_effects(tmp_path: Path) -> None:
     assert probe.returncode == 0, probe.stderr
     found = json.loads(probe.stdout)
     assert found["early"] == [] and found["seconds"] < 0.3, "`import unmask` is to cost nothing"
-    assert found["surface"] == [], "the public names bring a large package that only some calls need"
+    assert found["surface"] == [], (
+        "the public names bring a large package that only some calls need"
+    )
     assert found["extras"] == [], "an extra is imported where it is used"
     assert found["changed"] == []
     assert list(tmp_path.iterdir()) == []

@@ -69,7 +69,12 @@ def equal(ours: Objective, baseline: Objective, student: NetworkDenoiser) -> Non
     found: list[tuple[Tensor, list[Tensor]]] = []
     for objective in (ours, baseline):
         loss: Loss = objective(student, X0, step=0, generator=dice(2))
-        found.append((loss.per_token, list(torch.autograd.grad(loss.per_token.sum(), list(student.parameters())))))
+        found.append(
+            (
+                loss.per_token,
+                list(torch.autograd.grad(loss.per_token.sum(), list(student.parameters()))),
+            )
+        )
     (mine, my_slopes), (theirs, their_slopes) = found
     assert bool((mine > 0).any()) and bool((mine == 0).any())
     assert_close(mine, theirs, atol=2e-6, rtol=1e-5)
@@ -96,8 +101,15 @@ def test_sdtt_and_dcd_have_the_same_mean() -> None:
     student, teacher = denoiser(0), denoiser(1)
     with torch.no_grad():
         process = MaskedProcess(V, MASK)
-        agree(means(Sdtt(process, LogLinear(), teacher, PLAIN), student), means(FullSdtt(teacher, PLAIN), student))
-        student, teacher, path = denoiser(0, uniform=True), denoiser(1, uniform=True), GaussianArgmax(V, -3.0, 1.0)
+        agree(
+            means(Sdtt(process, LogLinear(), teacher, PLAIN), student),
+            means(FullSdtt(teacher, PLAIN), student),
+        )
+        student, teacher, path = (
+            denoiser(0, uniform=True),
+            denoiser(1, uniform=True),
+            GaussianArgmax(V, -3.0, 1.0),
+        )
         ours = Consistency(UniformProcess(V), path, teacher, PLAIN)
         agree(means(ours, student), means(FullDcd(path, teacher, PLAIN), student))
 
@@ -108,8 +120,13 @@ def test_the_sampler_has_the_same_law() -> None:
 
     role = denoiser(3)
     model = Model(role, MaskedProcess(V, MASK), LogLinear(), None, role.network)
-    mine, theirs = unmask.sample(model, 4000, L, 3).tokens, sample(role.network, MASK, 4000, L, 3, dice(0))
-    assert not (theirs == MASK).any() and int(mine.flatten().bincount(minlength=V)[:MASK].min()) > 100
+    mine, theirs = (
+        unmask.sample(model, 4000, L, 3).tokens,
+        sample(role.network, MASK, 4000, L, 3, dice(0)),
+    )
+    assert (
+        not (theirs == MASK).any() and int(mine.flatten().bincount(minlength=V)[:MASK].min()) > 100
+    )
     same_pairs(mine, theirs)
 
 
@@ -120,12 +137,17 @@ def test_the_sampler_of_uniform_noise_has_the_same_law() -> None:
     model = Model(role, UniformProcess(V), LogLinear(), None, role.network)
     same_pairs(unmask.sample(model, 4000, L, 3).tokens, sample(role.network, 4000, L, 3, dice(0)))
     with pytest.raises(AssertionError):
-        same_pairs(unmask.sample(model, 4000, L, 1).tokens, sample(role.network, 4000, L, 3, dice(0)))
+        same_pairs(
+            unmask.sample(model, 4000, L, 1).tokens, sample(role.network, 4000, L, 3, dice(0))
+        )
 
 
 def same_pairs(mine: Tensor, theirs: Tensor) -> None:
     for i in range(L - 1):
-        a, b = ((tokens[:, i] * V + tokens[:, i + 1]).bincount(minlength=V * V).double() for tokens in (mine, theirs))
+        a, b = (
+            (tokens[:, i] * V + tokens[:, i + 1]).bincount(minlength=V * V).double()
+            for tokens in (mine, theirs)
+        )
         seen = a + b > 0
         chi2 = ((a - b) ** 2 / (a + b).clamp(min=1))[seen].sum()
         freedom = float(seen.sum() - 1)
@@ -135,7 +157,12 @@ def same_pairs(mine: Tensor, theirs: Tensor) -> None:
 def test_the_driver_times_and_weighs_every_case() -> None:
     import speed
 
-    tiny = speed.Size(Shape(speed.V, 8, width=8, blocks=1, heads=2, cond_dim=4, dropout=0.0), 2, 2, checkpointing=True)
+    tiny = speed.Size(
+        Shape(speed.V, 8, width=8, blocks=1, heads=2, cond_dim=4, dropout=0.0),
+        2,
+        2,
+        checkpointing=True,
+    )
     for case in speed.CASES:
         ((ours, baseline),) = speed.pairs(case, tiny, "cpu", repeats=1, warmup=0)
         assert ours > 0 and baseline > 0 and speed.floor_flops(case, tiny) > 0

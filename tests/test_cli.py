@@ -36,7 +36,9 @@ def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
     folder.mkdir()
     for i in range(12):
-        (folder / f"{i:02}.txt").write_text(f"document {i}: " + "the people of the United States " * 20)
+        (folder / f"{i:02}.txt").write_text(
+            f"document {i}: " + "the people of the United States " * 20
+        )
     return folder
 
 
@@ -60,7 +62,9 @@ def test_waiting_threads_of_the_program_sleep():
     """The program sets the policy before the threads of torch read it; OpenMP prints what it has read."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     words = [sys.executable, "-m", "unmask", "sample", "--help"]
-    ran = subprocess.run(words, env=environment | {"OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True)
+    ran = subprocess.run(
+        words, env=environment | {"OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True
+    )
     assert ran.returncode == 0 and "OMP_WAIT_POLICY = 'PASSIVE'" in ran.stderr
 
 
@@ -78,7 +82,9 @@ def test_help_lists_every_verb(capsys):
     assert all(verb in out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "distill", "eval")])
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb not in ("train", "distill", "eval")]
+)
 def test_each_verb_explains_itself(capsys, verb):
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0
@@ -103,7 +109,9 @@ def test_wrong_use_is_code_2(capsys):
 
 
 def test_sample_prints_tokens_and_calls(capsys):
-    code, out, _ = run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "3", "--length", "8", "--steps", "4", "--json")
+    code, out, _ = run(
+        capsys, "sample", GOLDEN / "hub_mdlm", "--n", "3", "--length", "8", "--steps", "4", "--json"
+    )
     drawn = json.loads(out)
     assert code == 0
     assert torch.tensor(drawn["tokens"]).shape == (3, 8)
@@ -111,7 +119,9 @@ def test_sample_prints_tokens_and_calls(capsys):
 
 
 def test_steps_of_an_autoregressive_model_are_refused(capsys):
-    code, _, err = run(capsys, "sample", "unmask:judge", "--n", "1", "--length", "4", "--steps", "4")
+    code, _, err = run(
+        capsys, "sample", "unmask:judge", "--n", "1", "--length", "4", "--steps", "4"
+    )
     assert code == 1 and err.startswith("unmask sample: steps belongs to diffusion models: got 4, ")
     code, out, _ = run(capsys, "sample", "unmask:judge", "--n", "1", "--length", "4")
     assert code == 0 and "4 network calls" in out
@@ -131,8 +141,12 @@ def test_sample_with_a_cache(capsys):
         "blockwise:4",
         "--json",
     )
-    exact, one, four = (run(capsys, *asked, *more)[1] for more in ((), ("--cache", "1"), ("--cache", "4")))
-    assert exact == one and json.loads(four)["nfe"] != json.loads(exact)["nfe"], "whole passes take all of a period"
+    exact, one, four = (
+        run(capsys, *asked, *more)[1] for more in ((), ("--cache", "1"), ("--cache", "4"))
+    )
+    assert exact == one and json.loads(four)["nfe"] != json.loads(exact)["nfe"], (
+        "whole passes take all of a period"
+    )
     code, _, err = run(capsys, *asked, "--cache", "0")
     assert code == 1 and "cache is too small: got 0" in err
 
@@ -154,7 +168,10 @@ def test_sample_with_a_cache(capsys):
         (["bench", "--length", "0"], ["length", "too small", "0"]),
         (["bench", "--repeats", "0"], ["repeats", "too small", "0"]),
         (["bench", "unmask:judge"], ["unmask:judge is autoregressive", "--baseline"]),
-        (["bench", "--baseline", "unmask:duo"], ["unmask:duo is one of diffusion", "leave --baseline out"]),
+        (
+            ["bench", "--baseline", "unmask:duo"],
+            ["unmask:duo is one of diffusion", "leave --baseline out"],
+        ),
         (["bench", "--device", "cuda:99"], ["device", "cuda:99"]),
     ],
 )
@@ -189,7 +206,14 @@ def _alien(file: Path) -> None:
 
 def test_dry_run_prints_the_recipe_and_trains_nothing(capsys, tmp_path):
     code, out, _ = run(
-        capsys, "train", "owt-small-teacher", "--dry-run", "--optim.lr", "1e-4", "--out", tmp_path / "run"
+        capsys,
+        "train",
+        "owt-small-teacher",
+        "--dry-run",
+        "--optim.lr",
+        "1e-4",
+        "--out",
+        tmp_path / "run",
     )
     said = json.loads(out)
     assert code == 0
@@ -211,13 +235,18 @@ def test_every_recipe_has_its_dry_run(capsys, recipe):
     plan = recipe()
     verb = "distill" if isinstance(plan.objective, Distillation) else "train"
     said = dry(capsys, verb, plan.name)
-    assert said["recipe"]["name"] == plan.name and said["recipe"]["objective"]["kind"] == plan.objective.kind
+    assert (
+        said["recipe"]["name"] == plan.name
+        and said["recipe"]["objective"]["kind"] == plan.objective.kind
+    )
     assert said["estimate"]["tokens"] == plan.batch_size * plan.steps * plan.network.length
 
 
 def test_the_estimate_counts_the_passes_of_the_teacher(capsys):
     """6 FLOPs a weight and token for the student, 2 for each pass of a teacher: SDTT walks, and so pays a step each."""
-    teacher = dry(capsys, "train", "demo-teacher", "--batch-size", "32", "--steps", "480")["estimate"]
+    teacher = dry(capsys, "train", "demo-teacher", "--batch-size", "32", "--steps", "480")[
+        "estimate"
+    ]
     unit = teacher["flops"] / 6
     passes = {
         "demo-mcd": dry(capsys, "distill", "demo-mcd"),
@@ -232,18 +261,59 @@ def test_the_estimate_counts_the_passes_of_the_teacher(capsys):
 
 
 def test_flags_reach_the_objectives_of_duo_and_sdtt(capsys):
-    told = dry(capsys, "train", "demo-duo", "--objective.gamma", "-3.0", "-1.0", "--objective.soft-steps", "7")
-    assert told["recipe"]["objective"]["gamma"] == [-3.0, -1.0] and told["recipe"]["objective"]["soft_steps"] == 7
-    told = dry(capsys, "distill", "demo-sdtt", "--objective.divergence", "tvd", "--objective.faithful", "released")
-    assert (told["recipe"]["objective"]["divergence"], told["recipe"]["objective"]["faithful"]) == ("tvd", "released")
+    told = dry(
+        capsys,
+        "train",
+        "demo-duo",
+        "--objective.gamma",
+        "-3.0",
+        "-1.0",
+        "--objective.soft-steps",
+        "7",
+    )
+    assert (
+        told["recipe"]["objective"]["gamma"] == [-3.0, -1.0]
+        and told["recipe"]["objective"]["soft_steps"] == 7
+    )
+    told = dry(
+        capsys,
+        "distill",
+        "demo-sdtt",
+        "--objective.divergence",
+        "tvd",
+        "--objective.faithful",
+        "released",
+    )
+    assert (told["recipe"]["objective"]["divergence"], told["recipe"]["objective"]["faithful"]) == (
+        "tvd",
+        "released",
+    )
     assert run(capsys, "distill", "demo-sdtt", "--dry-run", "--objective.divergence", "kl")[0] == 2
-    assert run(capsys, "train", "demo-dcd", "--dry-run")[0] == run(capsys, "distill", "demo-duo", "--dry-run")[0] == 1
+    assert (
+        run(capsys, "train", "demo-dcd", "--dry-run")[0]
+        == run(capsys, "distill", "demo-duo", "--dry-run")[0]
+        == 1
+    )
 
 
 def test_a_teacher_of_other_noise_is_refused_by_name(capsys, tmp_path, text, masked, uniform):
-    data = ["--data.corpus", text, "--data.part", "all", "--data.tokenizer", masked, "--out", tmp_path / "run"]
-    for name, folder, want, got in (("dcd", masked, "uniform", "masked"), ("sdtt", uniform, "masked", "uniform")):
-        code, _, err = run(capsys, "distill", f"demo-{name}", *TINY, *data, "--objective.teacher", folder)
+    data = [
+        "--data.corpus",
+        text,
+        "--data.part",
+        "all",
+        "--data.tokenizer",
+        masked,
+        "--out",
+        tmp_path / "run",
+    ]
+    for name, folder, want, got in (
+        ("dcd", masked, "uniform", "masked"),
+        ("sdtt", uniform, "masked", "uniform"),
+    ):
+        code, _, err = run(
+            capsys, "distill", f"demo-{name}", *TINY, *data, "--objective.teacher", folder
+        )
         assert code == 1 and f"a model of {want} diffusion" in err and f"this one is {got}" in err
         assert not (tmp_path / "run").exists()
 
@@ -253,11 +323,24 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
     data = ["--data.corpus", corpus, "--data.part", "all"]
     teacher, judge, student = (tmp_path / name for name in ("teacher", "judge", "student"))
     code, out, err = run(
-        capsys, "train", "demo-teacher", *TINY, *data, "--data.tokenizer", "bpe:280", "--steps", "4", "--out", teacher
+        capsys,
+        "train",
+        "demo-teacher",
+        *TINY,
+        *data,
+        "--data.tokenizer",
+        "bpe:280",
+        "--steps",
+        "4",
+        "--out",
+        teacher,
     )
     assert code == 0, out + err
     same = ["--data.tokenizer", teacher / "model"]
-    assert run(capsys, "train", "demo-judge", *TINY, *data, *same, "--steps", "4", "--out", judge)[0] == 0
+    assert (
+        run(capsys, "train", "demo-judge", *TINY, *data, *same, "--steps", "4", "--out", judge)[0]
+        == 0
+    )
     rounds = [
         "--objective.teacher",
         teacher / "model",
@@ -267,7 +350,19 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
         "0.9",
         "0.8",
     ]
-    code, out, err = run(capsys, "distill", "demo-mcd", *TINY, *data, *same, *rounds, "--steps", "4", "--out", student)
+    code, out, err = run(
+        capsys,
+        "distill",
+        "demo-mcd",
+        *TINY,
+        *data,
+        *same,
+        *rounds,
+        "--steps",
+        "4",
+        "--out",
+        student,
+    )
     assert code == 0, out + err
     assert run(capsys, "sample", student, "--steps", "4", "--n", "2")[0] == 0
     text = ["--text.corpus", corpus, "--text.length", "16"]
@@ -279,18 +374,61 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
              "--study.completions", "2", "--study.shown", "1", "--study.player-steps", "2", "--study.round-steps",
              "4"]  # fmt: skip
     code, out, err = run(
-        capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--out", tmp_path / "frontier"
+        capsys,
+        "eval",
+        "frontier",
+        student,
+        teacher,
+        "--judge",
+        judge,
+        *text,
+        *study,
+        "--out",
+        tmp_path / "frontier",
     )
     assert code == 0, out + err
     again = run(capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--json",
                 "--out", tmp_path / "again")  # fmt: skip
-    assert again[0] == 0 and json.loads(again[1])["verdict"], "nothing but JSON on the standard output"
-    few = ["--samples", "2", "--texts", "1", "--completions", "2", "--steps", "2", "4", "--no-naive"]
+    assert again[0] == 0 and json.loads(again[1])["verdict"], (
+        "nothing but JSON on the standard output"
+    )
+    few = [
+        "--samples",
+        "2",
+        "--texts",
+        "1",
+        "--completions",
+        "2",
+        "--steps",
+        "2",
+        "4",
+        "--no-naive",
+    ]
     rows = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few, "--json")
     assert rows[0] == 0 and json.loads(rows[1])[0]["gen_ppl"] > 1
-    seeds = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few[:-1], "--seeds", "0", "1", "--json")
+    seeds = run(
+        capsys,
+        "eval",
+        "samples",
+        student,
+        "--judge",
+        judge,
+        *text,
+        *few[:-1],
+        "--seeds",
+        "0",
+        "1",
+        "--json",
+    )
     names = [row["name"] for row in json.loads(seeds[1])]
-    assert names == [*["samples"] * 4, *["2 seeds"] * 2, "uniform tokens", "unigram draws", "one text repeated", "data"]
+    assert names == [
+        *["samples"] * 4,
+        *["2 seeds"] * 2,
+        "uniform tokens",
+        "unigram draws",
+        "one text repeated",
+        "data",
+    ]
     by_seed, both = [row["gen_ppl"] for row in json.loads(seeds[1])[0:4:2]], json.loads(seeds[1])[4]
     assert both["gen_ppl"] == pytest.approx(sum(by_seed) / 2) and both["setting"]["seeds"] == [0, 1]
     lines = run(capsys, "train", teacher, "--json")[1] + run(
@@ -301,24 +439,37 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
     assert len(json.loads(rows[1])) == 2
     for flag, name in ((["--steps", "2", "4"], "steps"), (["--texts", "1"], "texts")):
         code, _, err = run(capsys, "eval", "samples", judge, "--judge", judge, *flag)
-        assert code == 1 and f"{name} has no effect: got" in err and "is autoregressive; leave --" in err
+        assert (
+            code == 1
+            and f"{name} has no effect: got" in err
+            and "is autoregressive; leave --" in err
+        )
     drawn = ["--samples", "2", "--no-naive", "--json"]
     alone = run(capsys, "eval", "samples", judge, "--judge", judge, *drawn)
     assert alone[0] == 0, alone[2]
-    assert [row["steps"] for row in json.loads(alone[1])] == [16], "its own text by default, and a call a token"
+    assert [row["steps"] for row in json.loads(alone[1])] == [16], (
+        "its own text by default, and a call a token"
+    )
     assert run(capsys, "eval", "samples", judge, "--judge", judge, "--steps")[0] == 1
     legacy = ["--draw", "legacy_gumbel32", "--sampler", "ancestral", "--json"]
     noisy = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few, *legacy)
     assert json.loads(noisy[1])[0]["protocol"]["precision"] == "float32 Gumbel"
     assert json.loads(rows[1])[0]["protocol"]["precision"] == "float64"
-    assert run(capsys, "report", tmp_path / "frontier")[0] == 0 and (tmp_path / "frontier" / "report.html").exists()
+    assert (
+        run(capsys, "report", tmp_path / "frontier")[0] == 0
+        and (tmp_path / "frontier" / "report.html").exists()
+    )
     result = json.loads((tmp_path / "frontier" / "report.json").read_text())
-    assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(result)
+    assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(
+        result
+    )
     assert [pair["latent"] for pair in result["samples"]] == [0] and len(result["real"]) == 2
     assert [film["title"] for film in result["player"]] == [
         "teacher, 2 steps", "student, 2 steps", "teacher, 16 steps", "student, 4 steps"
     ]  # fmt: skip
-    assert result["verdict"][0].startswith("No claim is made about the student (n = 2 texts a row are too few")
+    assert result["verdict"][0].startswith(
+        "No claim is made about the student (n = 2 texts a row are too few"
+    )
     assert "entropy" in out and "judge" in out
 
 
@@ -326,22 +477,39 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
     files = offline.modules()[:40]
     monkeypatch.setattr(offline, "modules", lambda: files)  # some of 12 MB
     few = ["--limit", "2", "--batch-size", "2", "--texts", tmp_path]
-    code, out, err = run(capsys, "eval", "zero-shot", "unmask:judge", "--sets", "offline", *few, "--json")
+    code, out, err = run(
+        capsys, "eval", "zero-shot", "unmask:judge", "--sets", "offline", *few, "--json"
+    )
     assert code == 0, err
     (found,) = json.loads(out)["sets"]
     assert found["name"] == "code" and found["rows"] == 2 and found["of"] > 1000
     assert found["perplexity"]["value"] > 30 and 2 < found["bits_per_byte"]["value"] < 20
     bound, mdlm = (
-        json.loads(run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few, "--json", *more)[1])
+        json.loads(
+            run(
+                capsys,
+                "eval",
+                "zero-shot",
+                "unmask:teacher",
+                "--sets",
+                "code",
+                *few,
+                "--json",
+                *more,
+            )[1]
+        )
         for more in ([], ["--convention", "mdlm"])
     )
     assert "upper bound" in bound["protocol"] and "not a bound" in mdlm["protocol"]
     assert "products in float32" in bound["protocol"] and "products in float32" in mdlm["protocol"]
     code, out, err = run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "code", *few)
     assert code == 0 and "bits per byte" in out
-    assert "make texts" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "kjv", *few)[2]
     assert (
-        "want some of ptb, wikitext" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "lambda", *few)[2]
+        "make texts" in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "kjv", *few)[2]
+    )
+    assert (
+        "want some of ptb, wikitext"
+        in run(capsys, "eval", "zero-shot", "unmask:teacher", "--sets", "lambda", *few)[2]
     )
     assert (
         "limit is too small: got 0, want a whole number 1 .. "
@@ -350,21 +518,40 @@ def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
 
 
 def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform, causal):
-    few = ["--steps", "2", "4", "--batches", "1", "3", "--repeats", "2", "--length", "8", "--out", tmp_path]
+    few = [
+        "--steps",
+        "2",
+        "4",
+        "--batches",
+        "1",
+        "3",
+        "--repeats",
+        "2",
+        "--length",
+        "8",
+        "--out",
+        tmp_path,
+    ]
     code, out, err = run(capsys, "bench", *few, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found == json.loads((tmp_path / "bench.json").read_text())
     assert found["model"]["name"] == "unmask:teacher" and found["baseline"]["random"]
-    assert [(row["batch"], row["steps"]) for row in found["rows"]] == [(b, s) for b in (1, 3) for s in (2, 4, None)]
+    assert [(row["batch"], row["steps"]) for row in found["rows"]] == [
+        (b, s) for b in (1, 3) for s in (2, 4, None)
+    ]
     assert [row["nfe"] for row in found["rows"] if row["steps"] is None] == [8, 8]
     (tmp_path / "bench.png").unlink()
     assert run(capsys, "report", tmp_path)[0] == 0 and (tmp_path / "bench.png").exists()
-    code, out, err = run(capsys, "bench", uniform, "--baseline", causal, "--precision", "bfloat16", *few)
+    code, out, err = run(
+        capsys, "bench", uniform, "--baseline", causal, "--precision", "bfloat16", *few
+    )
     assert code == 0, err
     assert "tokens/forward" in out and "drawn at random" not in out and "bfloat16" in out
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert found["model"]["digest"] != found["baseline"]["digest"] and not found["baseline"]["random"]
+    assert (
+        found["model"]["digest"] != found["baseline"]["digest"] and not found["baseline"]["random"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -373,7 +560,9 @@ def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform,
      ["eval", "frontier", "unmask:teacher", "unmask:teacher", "--judge", "unmask:judge"]],
     ids=lambda asked: asked[1] if len(asked) > 1 else asked[0],
 )  # fmt: skip
-def test_a_place_that_takes_no_files_is_refused_before_the_work(capsys, tmp_path, monkeypatch, asked):
+def test_a_place_that_takes_no_files_is_refused_before_the_work(
+    capsys, tmp_path, monkeypatch, asked
+):
     def work(*_: object) -> typing.NoReturn:
         raise AssertionError("the work began")
 
@@ -402,7 +591,17 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_tasks(capsys, tmp_p
 
 
 def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):
-    recipe = ["train", "demo-teacher", *TINY, "--data.corpus", corpus, "--data.tokenizer", "bpe:280", "--steps", "2"]
+    recipe = [
+        "train",
+        "demo-teacher",
+        *TINY,
+        "--data.corpus",
+        corpus,
+        "--data.tokenizer",
+        "bpe:280",
+        "--steps",
+        "2",
+    ]
     out = tmp_path / "run"
     assert run(capsys, *recipe, "--out", out)[0] == 0
     before = (out / "recipe.json").read_text()
@@ -415,7 +614,9 @@ def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):
 def test_corpora_that_cannot_be_used(capsys, tmp_path, corpus):
     empty = tmp_path / "empty"
     empty.mkdir()
-    code, _, err = run(capsys, "train", "demo-teacher", *TINY, "--data.corpus", empty, "--out", tmp_path / "a")
+    code, _, err = run(
+        capsys, "train", "demo-teacher", *TINY, "--data.corpus", empty, "--out", tmp_path / "a"
+    )
     assert (code, str(empty) in err) == (1, True)
     long = [*TINY, "--network.length", "100000"]
     small = ["--data.corpus", corpus, "--data.tokenizer", "bpe:280", "--out", tmp_path / "b"]
@@ -427,7 +628,9 @@ def test_doctor_and_convert(capsys, tmp_path):
     code, out, _ = run(capsys, "doctor", "--json")
     assert code == 0
     assert json.loads(out)["torch"]
-    assert run(capsys, "convert", GOLDEN / "lightning_mdlm" / "mdlm.ckpt", tmp_path / "ours")[0] == 0
+    assert (
+        run(capsys, "convert", GOLDEN / "lightning_mdlm" / "mdlm.ckpt", tmp_path / "ours")[0] == 0
+    )
     assert run(capsys, "sample", tmp_path / "ours", "--steps", "2", "--n", "1")[0] == 0
 
 
@@ -454,13 +657,21 @@ def test_updates_go_to_tensorboard_from_one_process(monkeypatch, tmp_path, rank)
             written.append((name, value, step))
 
     monkeypatch.setattr(train, "find_spec", lambda name: name == "tensorboard")
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer)
+    )
     monkeypatch.setenv("RANK", rank)
     with train.tensorboard(tmp_path) as board:
         assert not made, "a run directory has to be empty when a run begins"
-        board(Update(3, loss=2.5, grad_norm=0.5, lr=1e-3, metrics={"round": 1.0}, tokens=8, seconds=0.25))
+        board(
+            Update(
+                3, loss=2.5, grad_norm=0.5, lr=1e-3, metrics={"round": 1.0}, tokens=8, seconds=0.25
+            )
+        )
     if rank == "0":
-        assert {("loss", 2.5, 3), ("round", 1.0, 3)} <= {*written} and closed == [str(tmp_path / "tensorboard")]
+        assert {("loss", 2.5, 3), ("round", 1.0, 3)} <= {*written} and closed == [
+            str(tmp_path / "tensorboard")
+        ]
     else:
         assert not written and not closed
 
@@ -497,7 +708,19 @@ def few_objectives(monkeypatch):
 
 @pytest.mark.usefixtures("few_objectives")
 def test_verify_measures_on_a_known_law(capsys, tmp_path):
-    asked = ["verify", "exact", "--n", "200", "--length", "4", "--vocab-size", "4", "--out", tmp_path, "--no-train"]
+    asked = [
+        "verify",
+        "exact",
+        "--n",
+        "200",
+        "--length",
+        "4",
+        "--vocab-size",
+        "4",
+        "--out",
+        tmp_path,
+        "--no-train",
+    ]
     code, out, err = run(capsys, *asked)
     assert code == 0, out + err
     assert "entropy_bounded" in out and "FAILS" not in out and "forward KL" in out
@@ -518,11 +741,22 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
     assert run(capsys, "verify", "nothing")[0] == 2
     for flag in (["--length", "8"], ["--no-train"], ["--source", "grammar"]):
         code, _, err = run(capsys, "verify", "duality", *flag)
-        assert code == 1 and "belongs to `verify exact`" in err and flag[0].removeprefix("--no-").strip("-") in err
-    for flag, value in (("--seed", 2**63), ("--seed", -1), ("--vocab-size", 2**40), ("--n", 10**15)):
+        assert (
+            code == 1
+            and "belongs to `verify exact`" in err
+            and flag[0].removeprefix("--no-").strip("-") in err
+        )
+    for flag, value in (
+        ("--seed", 2**63),
+        ("--seed", -1),
+        ("--vocab-size", 2**40),
+        ("--n", 10**15),
+    ):
         for what in ("duality", "exact"):
             code, _, err = run(capsys, "verify", what, flag, value)
-            assert code == 1 and f"{flag.strip('-').replace('-', '_')} is too" in err.replace("n x length", "n"), err
+            assert code == 1 and f"{flag.strip('-').replace('-', '_')} is too" in err.replace(
+                "n x length", "n"
+            ), err
 
 
 @pytest.mark.usefixtures("few_objectives")
@@ -559,10 +793,17 @@ def test_what_is_empty_by_default_may_be_empty(capsys):
         for more in ([], ["--prompt", ""])
     ]
     assert drawn[0] == drawn[1] and drawn[0][0] == 0
-    assert dry(capsys, "distill", "demo-mcd", "--objective.structure", "")["recipe"]["objective"]["structure"] == ""
+    assert (
+        dry(capsys, "distill", "demo-mcd", "--objective.structure", "")["recipe"]["objective"][
+            "structure"
+        ]
+        == ""
+    )
 
 
-@pytest.mark.parametrize(("value", "fault"), [("a\0b", "a NUL character"), ("a\udcff", "bytes that are not UTF-8")])
+@pytest.mark.parametrize(
+    ("value", "fault"), [("a\0b", "a NUL character"), ("a\udcff", "bytes that are not UTF-8")]
+)
 def test_an_argument_that_no_file_can_hold_is_refused(capsys, value, fault):
     for words, flag in (
         (["--prompt", value], "--prompt"),
@@ -580,12 +821,27 @@ def test_a_length_of_zero_is_no_default(capsys):
 
 def test_a_text_longer_than_the_rows_of_training_is_named(capsys):
     trained = load(GOLDEN / "hub_mdlm").network.shape.length
-    for length, fault in ((trained, ""), (trained + 1, f"rows of {trained + 1} tokens are longer than the {trained}")):
-        code, _, err = run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", str(length), "--steps", "2")
+    for length, fault in (
+        (trained, ""),
+        (trained + 1, f"rows of {trained + 1} tokens are longer than the {trained}"),
+    ):
+        code, _, err = run(
+            capsys,
+            "sample",
+            GOLDEN / "hub_mdlm",
+            "--n",
+            "1",
+            "--length",
+            str(length),
+            "--steps",
+            "2",
+        )
         assert code == 0 and fault in err and ("longer" in err) == bool(fault)
 
 
 def test_a_batch_at_a_time_is_the_same_text(capsys):
     asked = ["sample", GOLDEN / "hub_mdlm", "--n", "5", "--length", "8", "--steps", "4", "--json"]
-    all_at_once, by_two = (json.loads(run(capsys, *asked, *more)[1]) for more in ([], ["--batch-size", "2"]))
+    all_at_once, by_two = (
+        json.loads(run(capsys, *asked, *more)[1]) for more in ([], ["--batch-size", "2"])
+    )
     assert by_two.pop("calls") >= all_at_once.pop("calls") and by_two == all_at_once

@@ -17,18 +17,37 @@ import unmask
 
 ROOT = Path(__file__).parents[1]
 HOMES = [ROOT / "src" / "unmask", ROOT, ROOT / "tests"]
-DOCUMENTS = sorted(file.relative_to(ROOT).as_posix() for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted(
+    file.relative_to(ROOT).as_posix() for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+)
 EXAMPLES = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("examples/*.py"))
 EXAMPLE_LINES = 60
 
-BLOCK = re.compile(r"(?ms)^(?P<mark><!-- run -->\n+)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$")
+BLOCK = re.compile(
+    r"(?ms)^(?P<mark><!-- run -->\n+)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$"
+)
 PLACE = re.compile(r"`(?P<file>[\w./-]+\.py):(?P<name>[A-Za-z_][\w.]*)`")
 FILE = re.compile(r"`(?P<file>(?:src|tests|docs|examples|benchmarks)/[\w./-]+)`")
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)")
 TARGET = re.compile(r"(?m)(?:`|^)make (?P<target>[a-z0-9]+)")
 
 PRIVATE = re.compile("|".join(["/" + "work" + r"\b", "/" + "root/", r"\.\./" + "shared"]))
-TEXT = {"", ".cff", ".css", ".csv", ".html", ".js", ".json", ".jsonl", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
+TEXT = {
+    "",
+    ".cff",
+    ".css",
+    ".csv",
+    ".html",
+    ".js",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".py",
+    ".toml",
+    ".txt",
+    ".yaml",
+    ".yml",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,9 @@ def defines(tree: ast.Module, name: str) -> bool:
                     break
                 case ast.AnnAssign(target=ast.Name(id=found)) if found == part:
                     break
-                case ast.Assign(targets=targets) if part in [t.id for t in targets if isinstance(t, ast.Name)]:
+                case ast.Assign(targets=targets) if part in [
+                    t.id for t in targets if isinstance(t, ast.Name)
+                ]:
                     break
         else:
             return False
@@ -82,10 +103,26 @@ def missing_places(text: str) -> list[str]:
 def test_the_readers_read() -> None:
     """The patterns above find what they are for; a pattern that finds nothing would pass every document."""
     text = "a\n<!-- run -->\n```python\nx = 1\n```\n\n```sh\nmake demo\n```\n"
-    assert list(blocks(text)) == [Block("python", "x = 1\n", 4, True), Block("sh", "make demo\n", 8, False)]
-    assert missing_places("`rng.py:mix_` `prediction.py:LOG_ZERO` `prediction.py:Prediction.log_p` `src/unmask`") == []
-    assert len(missing_places("`rng.py:no` `no.py:f` `prediction.py:Prediction.no` `src/unmask/no.py`")) == 4
-    assert [found["target"] for found in TARGET.finditer(text + "and `make test`")] == ["demo", "test"]
+    assert list(blocks(text)) == [
+        Block("python", "x = 1\n", 4, True),
+        Block("sh", "make demo\n", 8, False),
+    ]
+    assert (
+        missing_places(
+            "`rng.py:mix_` `prediction.py:LOG_ZERO` `prediction.py:Prediction.log_p` `src/unmask`"
+        )
+        == []
+    )
+    assert (
+        len(
+            missing_places("`rng.py:no` `no.py:f` `prediction.py:Prediction.no` `src/unmask/no.py`")
+        )
+        == 4
+    )
+    assert [found["target"] for found in TARGET.finditer(text + "and `make test`")] == [
+        "demo",
+        "test",
+    ]
     assert LINK.findall("[a](docs/a.md#b) [c](https://c.d)") == ["docs/a.md", "https://c.d"]
 
 
@@ -96,14 +133,21 @@ def test_code_is_python(document: str) -> None:
             compile("\n" * (block.line - 1) + block.code, document, "exec", dont_inherit=True)
 
 
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if any(block.marked for block in blocks(read(name)))])
+@pytest.mark.parametrize(
+    "document", [name for name in DOCUMENTS if any(block.marked for block in blocks(read(name)))]
+)
 def test_marked_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(read(document)):
         if block.marked:
-            assert block.language == "python", f"{document}:{block.line}: only Python blocks are run"
-            exec(compile("\n" * (block.line - 1) + block.code, document, "exec", dont_inherit=True), namespace)
+            assert block.language == "python", (
+                f"{document}:{block.line}: only Python blocks are run"
+            )
+            exec(
+                compile("\n" * (block.line - 1) + block.code, document, "exec", dont_inherit=True),
+                namespace,
+            )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -114,32 +158,53 @@ def test_names_and_files_exist(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     targets = [target for target in LINK.findall(read(document)) if ":" not in target]
-    assert [target for target in targets if not (ROOT / document).parent.joinpath(target).exists()] == []
+    assert [
+        target for target in targets if not (ROOT / document).parent.joinpath(target).exists()
+    ] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_make_targets_exist(document: str) -> None:
     targets = set(re.findall(r"^([a-z0-9]+):", read("Makefile"), re.MULTILINE))
     text = "\n".join(
-        [*(block.code for block in blocks(read(document))), *re.findall(r"`make [a-z0-9]+", read(document))]
+        [
+            *(block.code for block in blocks(read(document))),
+            *re.findall(r"`make [a-z0-9]+", read(document)),
+        ]
     )
     assert {found["target"] for found in TARGET.finditer(text)} <= targets
 
 
 def test_nothing_private_is_mentioned() -> None:
-    kept = [path for path in ROOT.iterdir() if path.name == ".ci" or not path.name.startswith((".", "runs"))]
-    files = [file for path in kept for file in [path, *path.rglob("*")] if file.is_file() and file.suffix in TEXT]
+    kept = [
+        path
+        for path in ROOT.iterdir()
+        if path.name == ".ci" or not path.name.startswith((".", "runs"))
+    ]
+    files = [
+        file
+        for path in kept
+        for file in [path, *path.rglob("*")]
+        if file.is_file() and file.suffix in TEXT
+    ]
     assert [file.name for file in files if PRIVATE.search(file.read_text("utf-8"))] == []
 
 
 def test_one_version() -> None:
     """The package, CITATION.cff and the newest entry of CHANGELOG.md agree."""
-    assert re.search(r'^version: "?([\w.]+)"?$', read("CITATION.cff"), re.MULTILINE)[1] == unmask.__version__
-    assert re.search(r"^## \[([\d.]+)\]", read("CHANGELOG.md"), re.MULTILINE)[1] == unmask.__version__
+    assert (
+        re.search(r'^version: "?([\w.]+)"?$', read("CITATION.cff"), re.MULTILINE)[1]
+        == unmask.__version__
+    )
+    assert (
+        re.search(r"^## \[([\d.]+)\]", read("CHANGELOG.md"), re.MULTILINE)[1] == unmask.__version__
+    )
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_are_short_and_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_are_short_and_run(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert read(example).count("\n") <= EXAMPLE_LINES
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / example), run_name="__main__")

@@ -34,7 +34,9 @@ def test_modes_are_those_of_the_umask_whatever_a_library_chose(umask: int, tmp_p
         save_file({"a": torch.ones(1)}, file)
     write_text(tmp_path / "a.txt", "x")
     for path in (
-        p for folder in ("run", "a.safetensors", "a.txt") for p in [tmp_path / folder, *(tmp_path / folder).rglob("*")]
+        p
+        for folder in ("run", "a.safetensors", "a.txt")
+        for p in [tmp_path / folder, *(tmp_path / folder).rglob("*")]
     ):
         assert mode(path) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
@@ -61,12 +63,17 @@ def test_a_file_does_not_take_the_place_of_something_else(kind: str, tmp_path: P
     before = out.stat().st_mode
     with pytest.raises(ValueError, match="is not a regular file, and it is left as it is"):
         write_text(out, "x")
-    assert out.stat().st_mode == before and not any(entry.name.startswith(".tmp-") for entry in tmp_path.iterdir())
+    assert out.stat().st_mode == before and not any(
+        entry.name.startswith(".tmp-") for entry in tmp_path.iterdir()
+    )
 
 
 def test_a_directory_does_not_take_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(ValueError, match="is not a directory, and it is left as it is"), replacing(tmp_path / "a"):
+    with (
+        pytest.raises(ValueError, match="is not a directory, and it is left as it is"),
+        replacing(tmp_path / "a"),
+    ):
         raise AssertionError("nothing is written before the target is known to be free")
     assert (tmp_path / "a").read_text() == "mine" and os.listdir(tmp_path) == ["a"]
 

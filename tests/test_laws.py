@@ -16,7 +16,14 @@ from torch.testing import assert_close
 
 from reference import process_channel, process_leave_one_out, process_texts
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
-from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, Polynomial, gamma_at
+from unmask.diffusion.schedules import (
+    Cosine,
+    GaussianArgmax,
+    LogLinear,
+    NoiseSchedule,
+    Polynomial,
+    gamma_at,
+)
 from unmask.diffusion.trajectory import Trajectory, trajectory
 from unmask.objectives.consistency import distillation_loss
 from unmask.prediction import Prediction
@@ -44,12 +51,18 @@ def source(process: Process) -> Tensor:
 
 def exact(process: Process, z: Tensor, alpha: float) -> Tensor:
     """log p(x0_i | z without i) of the source, [n, L, V]; any number for a z that cannot be."""
-    return process_leave_one_out(source(process), noise_of(process), z, alpha).log().nan_to_num(nan=0.0, neginf=-1e6)
+    return (
+        process_leave_one_out(source(process), noise_of(process), z, alpha)
+        .log()
+        .nan_to_num(nan=0.0, neginf=-1e6)
+    )
 
 
 @BOTH
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 10**6))
-def test_less_noise_is_a_step_back_that_the_posterior_allows(process: Process, a: float, b: float, seed: int) -> None:
+def test_less_noise_is_a_step_back_that_the_posterior_allows(
+    process: Process, a: float, b: float, seed: int
+) -> None:
     """Two views of a trajectory, and the posterior given x0: what z_s shows has a positive probability given z_t."""
     low, high = sorted((a, b))
     x0 = torch.randint(TOKENS, (2, 6), generator=torch.Generator().manual_seed(seed))
@@ -62,7 +75,9 @@ def test_less_noise_is_a_step_back_that_the_posterior_allows(process: Process, a
 
 @BOTH
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(process: Process, schedule: NoiseSchedule) -> None:
+def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(
+    process: Process, schedule: NoiseSchedule
+) -> None:
     """From noise to text in 40 and 80 steps of the posterior with the exact law: the error is of first order.
 
     Starting from the forward law at t = 1, so that eps costs nothing.
@@ -75,8 +90,12 @@ def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(process: Proce
         alphas = schedule.alpha(times).tolist()
         law = weight @ process_channel(noise, alphas[0])[texts[:, None], texts].prod(-1)
         for a_t, a_s in pairwise(alphas):
-            back = process.posterior(exact(process, texts, a_t).exp(), texts, double(a_t), double(a_s))
-            law = law @ torch.stack([back[:, i][:, texts[:, i]] for i in range(L)]).prod(0)  # [z_t, z_s]
+            back = process.posterior(
+                exact(process, texts, a_t).exp(), texts, double(a_t), double(a_s)
+            )
+            law = law @ torch.stack([back[:, i][:, texts[:, i]] for i in range(L)]).prod(
+                0
+            )  # [z_t, z_s]
         errors.append(float((law - weight).abs().sum()) / 2)
     assert errors[1] < 0.6 * errors[0] + 1e-12 and errors[1] < 0.02
 
@@ -110,7 +129,9 @@ def test_a_perfect_teacher_has_nothing_to_teach_forward() -> None:
     for direction in ("forward", "reverse"):
         table = exact(MASKED, z_t[:1], 0.0).requires_grad_()
         student = Prediction.from_log_p(table.expand(len(z_t), L, TOKENS + 1))
-        loss = distillation_loss(student, teacher, text, z_t == TOKENS, z_s == TOKENS, direction=direction)
+        loss = distillation_loss(
+            student, teacher, text, z_t == TOKENS, z_s == TOKENS, direction=direction
+        )
         (gradient,) = torch.autograd.grad((loss.sum(-1) * weight).sum(), table)
         slopes[direction] = float(gradient.abs().max())
     assert slopes["forward"] < 1e-12 and slopes["reverse"] > 1e-3
@@ -160,7 +181,9 @@ def coupled_law(size: int, token: int, alphas: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("times", [(0.15, 0.5, 0.9), (0.4, 0.45, 0.5), (0.0, 0.3, 1.0)], ids=str)
-def test_a_trajectory_is_duos_gaussian_path_at_three_times(times: tuple[float, float, float]) -> None:
+def test_a_trajectory_is_duos_gaussian_path_at_three_times(
+    times: tuple[float, float, float],
+) -> None:
     """One eps of K Gaussians, its arg max at three times, against two numbers a token at the path's own alphas.
 
     Every cell of the joint law of (z_1, z_2, z_3), of both against the exact law and against each other, and with it
@@ -173,13 +196,16 @@ def test_a_trajectory_is_duos_gaussian_path_at_three_times(times: tuple[float, f
     eps = torch.randn(n, size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     signal = torch.nn.functional.one_hot(torch.tensor(token), size)
     gaussian = [(root * signal + eps).argmax(-1) for root in schedule.snr_root(t)]  # w / sigma~
-    path = trajectory(UniformProcess(size), torch.full((1, n), token), torch.Generator().manual_seed(6))
+    path = trajectory(
+        UniformProcess(size), torch.full((1, n), token), torch.Generator().manual_seed(6)
+    )
     pair = [path.at(alpha[None])[0] for alpha in alphas]
     due = coupled_law(size, token, alphas.tolist()).flatten()
     assert due.sum() == pytest.approx(1)
     weights = torch.tensor([size**2, size, 1])
     counts = [
-        np.bincount((torch.stack(views, -1) * weights).sum(-1).numpy(), minlength=size**3) for views in (gaussian, pair)
+        np.bincount((torch.stack(views, -1) * weights).sum(-1).numpy(), minlength=size**3)
+        for views in (gaussian, pair)
     ]
     possible = due > 1e-12
     for seen in counts:
@@ -188,9 +214,15 @@ def test_a_trajectory_is_duos_gaussian_path_at_three_times(times: tuple[float, f
     common = counts[0][possible], counts[1][possible]
     enough = sum(common) >= 10
     assert chi2_contingency([seen[enough] for seen in common]).pvalue > 1e-4
-    for one, two in ((0, 1), (1, 2), (0, 2)):  # transitions: rows of P(z_later | z_earlier), both directions of time
+    for one, two in (
+        (0, 1),
+        (1, 2),
+        (0, 2),
+    ):  # transitions: rows of P(z_later | z_earlier), both directions of time
         tables = [
-            np.bincount((views[one] * size + views[two]).numpy(), minlength=size**2).reshape(size, size)
+            np.bincount((views[one] * size + views[two]).numpy(), minlength=size**2).reshape(
+                size, size
+            )
             for views in (gaussian, pair)
         ]
         for rows in (zip(*tables, strict=True), zip(*(table.T for table in tables), strict=True)):
@@ -206,7 +238,11 @@ def test_forward_kl_sharpens_a_perfect_uniform_teacher() -> None:
     keeps x0 at both levels, loses it between them, or is one and the same noise at both.
     """
     alpha_t, alpha_s = 0.5, 0.6
-    kinds = {"both": alpha_t, "s": alpha_s - alpha_t, "none": 1 - alpha_s}  # where the token still shows x0
+    kinds = {
+        "both": alpha_t,
+        "s": alpha_s - alpha_t,
+        "none": 1 - alpha_s,
+    }  # where the token still shows x0
     seen = {0: 0.0, 1: 0.0}  # z_s,2 -> probability, together with z_t = (0, 0)
     for x, noise_1, noise_2 in product((0, 1), repeat=3):
         for one, two in product(kinds, repeat=2):
@@ -217,5 +253,7 @@ def test_forward_kl_sharpens_a_perfect_uniform_teacher() -> None:
     optimum = (seen[0] * agree + seen[1] * differ) / (seen[0] + seen[1])
     assert round((1 + alpha_t) / 2, 3) == 0.750 and round(optimum, 3) == 0.788
     z = torch.zeros(1, 2, dtype=torch.int64)
-    law = process_leave_one_out(torch.eye(2, dtype=torch.float64) / 2, torch.full((2,), 0.5), z, alpha_t)
+    law = process_leave_one_out(
+        torch.eye(2, dtype=torch.float64) / 2, torch.full((2,), 0.5), z, alpha_t
+    )
     assert_close(float(law[0, 0, 0]), (1 + alpha_t) / 2)

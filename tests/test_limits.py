@@ -17,7 +17,9 @@ def test_a_number_is_taken_or_refused_by_its_range(value, low, width):
         assert whole("n", value, "a count", low, low + width) == value
     else:
         fault = "small" if value < low else "large"
-        with pytest.raises(ValueError, match=f"^n is too {fault}: got .*, want a whole number .*a count"):
+        with pytest.raises(
+            ValueError, match=f"^n is too {fault}: got .*, want a whole number .*a count"
+        ):
             whole("n", value, "a count", low, low + width)
 
 
@@ -27,7 +29,9 @@ def test_every_integer_type_is_a_whole_number(kind):
     assert found == 5 and type(found) is int
 
 
-@pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(2), "3", None, torch.tensor(2), torch.tensor(True)])
+@pytest.mark.parametrize(
+    "value", [True, np.True_, 1.0, np.float64(2), "3", None, torch.tensor(2), torch.tensor(True)]
+)
 def test_other_types_are_none(value):
     with pytest.raises(ValueError, match="n is no whole number: got " + re.escape(repr(value))):
         whole("n", value, "a count")
@@ -39,15 +43,25 @@ def test_a_number_of_many_digits_has_its_sentence():
 
 
 def test_a_seed_fits_into_64_bits():
-    assert [seed_number("seed", value) for value in (-INT64, 0, INT64 - 1)] == [-INT64, 0, INT64 - 1]
+    assert [seed_number("seed", value) for value in (-INT64, 0, INT64 - 1)] == [
+        -INT64,
+        0,
+        INT64 - 1,
+    ]
     for value in (-INT64 - 1, INT64):
-        with pytest.raises(ValueError, match=f"seed is too .*: got {value}, want a whole number -2.63 .. 2.63 - 1"):
+        with pytest.raises(
+            ValueError, match=f"seed is too .*: got {value}, want a whole number -2.63 .. 2.63 - 1"
+        ):
             seed_number("seed", value)
 
 
 def test_what_passes_the_memory_is_refused():
     check_room("n", "5", memory_bytes(), "give less")
-    with pytest.raises(ValueError, match=r"^n is too large: got 5, which takes at least .* GiB, .*; give less$"):
+    with pytest.raises(
+        ValueError, match=r"^n is too large: got 5, which takes at least .* GiB, .*; give less$"
+    ):
         check_room("n", "5", memory_bytes() + 1, "give less")
-    with pytest.raises(ValueError, match=r"takes at least 4\.0 GiB, want at most the memory, 2\.0 GiB"):
+    with pytest.raises(
+        ValueError, match=r"takes at least 4\.0 GiB, want at most the memory, 2\.0 GiB"
+    ):
         check_room("n", "5", 2**32, "give less", room_bytes=2**31)

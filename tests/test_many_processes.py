@@ -77,9 +77,13 @@ def trained(*jobs: tuple[Path, int, bool, int]) -> list[list[object]]:
     paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
     told = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
             "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
-    with_ports = [(str(folder), world, sharded, last, free_port()) for folder, world, sharded, last in jobs]
+    with_ports = [
+        (str(folder), world, sharded, last, free_port()) for folder, world, sharded, last in jobs
+    ]
     command = [sys.executable, "-c", SCRIPT, json.dumps(with_ports)]
-    ran = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(
+        command, env=os.environ | told, capture_output=True, text=True, timeout=600
+    )
     assert ran.returncode == 0, ran.stderr
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
@@ -105,7 +109,9 @@ def close(found: object, expected: object) -> None:
 
 
 def same_model(one: Path, two: Path, weights: str) -> None:
-    first, second = (load(path / "run" / "model", weights=weights).network.state_dict() for path in (one, two))
+    first, second = (
+        load(path / "run" / "model", weights=weights).network.state_dict() for path in (one, two)
+    )
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-6)
 
@@ -138,13 +144,21 @@ def test_whole_or_sharded_two_processes_learn_what_one_does(plan: Recipe, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_lost_process_ends_the_training_with_a_word(sharded: bool, plan: Recipe, tmp_path: Path) -> None:
+def test_a_lost_process_ends_the_training_with_a_word(
+    sharded: bool, plan: Recipe, tmp_path: Path
+) -> None:
     """Killed after step 7; the other one says so and where to go on, and one process goes on from step 5."""
     folder, alone = planned(tmp_path / "run", plan), tmp_path / "alone"
-    curve = [[u.step, u.loss, u.grad_norm, u.metrics["round"]] for u in run(plan, alone / "run", device="cpu")]
+    curve = [
+        [u.step, u.loss, u.grad_norm, u.metrics["round"]]
+        for u in run(plan, alone / "run", device="cpu")
+    ]
     first, second = trained((folder, 2, sharded, -7), (folder, 1, False, STEPS))
     close(first[:7], curve[:7])
-    assert "TrainingError: step 7 did not end on process 0 of 2" in first[7] and "another process was lost" in first[7]
+    assert (
+        "TrainingError: step 7 did not end on process 0 of 2" in first[7]
+        and "another process was lost" in first[7]
+    )
     assert "The last good state, step 5, is kept in" in first[7]
     close(second, curve[5:])
     same_model(alone, folder, "ema")
@@ -153,5 +167,7 @@ def test_a_lost_process_ends_the_training_with_a_word(sharded: bool, plan: Recip
 def test_processes_share_micro_batches() -> None:
     cpu = torch.device("cpu")
     assert [Engine(cpu, 0, world).share(4) for world in (1, 2, 4, 8)] == [4, 2, 1, 1]
-    with pytest.raises(ValueError, match=r"want a multiple of their number, 3, or a divisor of it, got 4"):
+    with pytest.raises(
+        ValueError, match=r"want a multiple of their number, 3, or a divisor of it, got 4"
+    ):
         Engine(cpu, 0, 3).share(4)

@@ -23,21 +23,34 @@ def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     return code, out, err
 
 
-def test_the_rows_that_were_read_stand_beside_their_perplexity(capsys: Capture, causal: Path, text: Path) -> None:
+def test_the_rows_that_were_read_stand_beside_their_perplexity(
+    capsys: Capture, causal: Path, text: Path
+) -> None:
     every = len(held_out(Text(), str(causal), load(causal)).rows)
     asked = ["eval", "likelihood", causal, "--limit", 3]
     code, out, err = run(capsys, *asked)
     read = "exact, start token before each row; products in float32"
     words = f"{read}; 3 of {every} rows of 16 tokens, spread evenly; rows are plain crops; "
-    assert code == 0 and f"(n = 3) [{words}held-out part of second half of {text}]" in out, out + err
+    assert code == 0 and f"(n = 3) [{words}held-out part of second half of {text}]" in out, (
+        out + err
+    )
     answer = json.loads(run(capsys, *asked, "--json")[1])
-    assert (answer["rows"], answer["of"], answer["perplexity"]["n"]) == (3, every, 3) and words in answer["protocol"]
+    assert (answer["rows"], answer["of"], answer["perplexity"]["n"]) == (
+        3,
+        every,
+        3,
+    ) and words in answer["protocol"]
     whole = json.loads(run(capsys, *asked[:-1], "all", "--json")[1])
-    assert (whole["rows"], whole["of"]) == (every, every) and f"{every} of {every} rows" in whole["protocol"]
+    assert (whole["rows"], whole["of"]) == (every, every) and f"{every} of {every} rows" in whole[
+        "protocol"
+    ]
     ended = json.loads(run(capsys, *asked, "--text.wrap", "True", "--json")[1])["protocol"]
     assert "rows with BOS and EOS at their ends" in ended
     longer = run(capsys, *asked, "--text.length", 24)[2]
-    assert f"rows of 24 tokens are longer than the 16 tokens of the rows that {causal} was trained on" in longer
+    assert (
+        f"rows of 24 tokens are longer than the 16 tokens of the rows that {causal} was trained on"
+        in longer
+    )
 
 
 @pytest.mark.parametrize("count", ["0", "-1"])
@@ -48,20 +61,42 @@ def test_counts_below_one_are_refused(capsys: Capture, verb: str, count: str) ->
     for name in ("limit", "batch_size"):
         flag = "--" + name.replace("_", "-")
         code, out, err = run(capsys, "eval", verb, "unmask:judge", *tasks, flag, count)
-        assert code == 1 and not out and f"{name} is too small: got {count}, want a whole number 1 .. " in err
+        assert (
+            code == 1
+            and not out
+            and f"{name} is too small: got {count}, want a whole number 1 .. " in err
+        )
 
 
-def test_samples_and_frontier_name_their_real_rows(capsys: Capture, masked: Path, causal: Path, tmp_path: Path) -> None:
+def test_samples_and_frontier_name_their_real_rows(
+    capsys: Capture, masked: Path, causal: Path, tmp_path: Path
+) -> None:
     study = [f"--study.{name}" for name in ("samples", "texts", "completions")]
     few = ["--judge", causal, "--text.wrap", "True"]
     words = "Real text: held-out part of"
     code, out, err = run(capsys, "eval", "samples", masked, *few, "--samples", 2, "--texts", 1, "--completions", 2,
                          "--steps", 2, "--no-naive")  # fmt: skip
-    assert code == 0 and words in out and "real ones with BOS and EOS at their ends; real text: 2 of" in out, out + err
+    assert (
+        code == 0
+        and words in out
+        and "real ones with BOS and EOS at their ends; real text: 2 of" in out
+    ), out + err
     counts = [part for pair in zip(study, (2, 1, 2), strict=True) for part in pair]
     steps = ["--study.teacher-steps", 2, 4, "--study.student-steps", 2, "--study.teacher-temperatures", 0.8,
              "--study.student-temperatures", 1.2]  # fmt: skip
-    out = run(capsys, "eval", "frontier", masked, masked, *few, *counts, *steps, "--json", "--out", tmp_path / "f")[1]
+    out = run(
+        capsys,
+        "eval",
+        "frontier",
+        masked,
+        masked,
+        *few,
+        *counts,
+        *steps,
+        "--json",
+        "--out",
+        tmp_path / "f",
+    )[1]
     report = json.loads(out)
     assert report["protocol"]["wrap"] is True
     assert report["held_out"].startswith(words)
@@ -92,12 +127,19 @@ def test_an_interruption_keeps_what_was_measured(
         return real(read, x0, stage)
 
     monkeypatch.setattr(zero_shot, "scored", stopped)
-    code, out, err = run(capsys, "eval", "zero-shot", causal, "--sets", "offline", *["--json"] * as_json)
+    code, out, err = run(
+        capsys, "eval", "zero-shot", causal, "--sets", "offline", *["--json"] * as_json
+    )
     assert code != 0 and "interrupted" in err
     if as_json:
         answer = json.loads(out)
-        assert [each["name"] for each in answer["sets"]] == ["kjv"] and answer["not measured"] == ["code"]
-        assert "brown_news" in answer["missing"] and answer["sets"][0]["of"] > answer["sets"][0]["rows"] == 256
+        assert [each["name"] for each in answer["sets"]] == ["kjv"] and answer["not measured"] == [
+            "code"
+        ]
+        assert (
+            "brown_news" in answer["missing"]
+            and answer["sets"][0]["of"] > answer["sets"][0]["rows"] == 256
+        )
     else:
         assert out.startswith("kjv: ") and "256 of " in out and "code" not in out
         assert "at most 256 rows, spread evenly" in out
@@ -107,18 +149,30 @@ def test_an_interruption_keeps_what_was_measured(
 def test_zero_shot_speaks_while_it_works(capsys: Capture, causal: Path, masked: Path) -> None:
     """What it measures and with which limit, which sets are missing, and how far it is."""
     code, out, err = run(capsys, "eval", "zero-shot", causal, "--sets", "offline", "--limit", "32")
-    assert code == 0 and [line.partition(":")[0] for line in out.splitlines()[:2]] == ["kjv", "code"]
+    assert code == 0 and [line.partition(":")[0] for line in out.splitlines()[:2]] == [
+        "kjv",
+        "code",
+    ]
     assert "measuring kjv, code [" in err and "at most 32 rows" in err
     assert "left out: brown_news, brown_religion," in err and "make texts" in err
     assert "kjv: 16/32" in err and "kjv: 32/32" in err
-    for more, want in (([], "rows are plain crops"), (["--wrap", "True"], "rows with BOS and EOS at their ends")):
-        answer = json.loads(run(capsys, "eval", "zero-shot", masked, "--sets", "kjv", *more, "--json")[1])
+    for more, want in (
+        ([], "rows are plain crops"),
+        (["--wrap", "True"], "rows with BOS and EOS at their ends"),
+    ):
+        answer = json.loads(
+            run(capsys, "eval", "zero-shot", masked, "--sets", "kjv", *more, "--json")[1]
+        )
         assert want in answer["protocol"] and answer["missing"] == []
-    everything = json.loads(run(capsys, "eval", "zero-shot", causal, "--sets", "kjv", "--limit", "all", "--json")[1])
+    everything = json.loads(
+        run(capsys, "eval", "zero-shot", causal, "--sets", "kjv", "--limit", "all", "--json")[1]
+    )
     assert everything["sets"][0]["rows"] == everything["sets"][0]["of"] > 256
 
 
-def test_a_card_says_what_the_command_prints(capsys: Capture, masked: Path, causal: Path, tmp_path: Path) -> None:
+def test_a_card_says_what_the_command_prints(
+    capsys: Capture, masked: Path, causal: Path, tmp_path: Path
+) -> None:
     """`reproduce assets` measures all held-out rows, of the weights that are shipped."""
     for run_directory in (masked.parent, causal.parent):
         out = tmp_path / run_directory.parent.name

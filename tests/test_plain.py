@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from unmask.cli.console import emit, emit_line
 from unmask.plain import dumps, finite, not_finite
 
-numbers = st.floats() | st.integers() | st.booleans() | st.none() | st.text(st.characters(exclude_categories=["Cs"]))
-data = st.recursive(numbers, lambda inner: st.lists(inner) | st.dictionaries(st.text("abc", min_size=1), inner))
+numbers = (
+    st.floats()
+    | st.integers()
+    | st.booleans()
+    | st.none()
+    | st.text(st.characters(exclude_categories=["Cs"]))
+)
+data = st.recursive(
+    numbers, lambda inner: st.lists(inner) | st.dictionaries(st.text("abc", min_size=1), inner)
+)
 
 
 def refused(name: str) -> Any:
@@ -34,7 +42,9 @@ def test_each_number_that_is_not_finite_is_named() -> None:
 
 
 @pytest.mark.parametrize("write", [emit, emit_line])
-def test_a_result_that_is_not_finite_is_null_with_a_remark(capsys: pytest.CaptureFixture[str], write: Any) -> None:
+def test_a_result_that_is_not_finite_is_null_with_a_remark(
+    capsys: pytest.CaptureFixture[str], write: Any
+) -> None:
     write({"perplexity": {"value": math.inf, "n": 3}})
     out, err = capsys.readouterr()
     assert json.loads(out, parse_constant=refused) == {"perplexity": {"value": None, "n": 3}}

@@ -48,11 +48,16 @@ def draw(seed: int = 0, dtype: torch.dtype = torch.float32) -> Prediction:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 0.5, 2.0]), st.booleans(), st.booleans())
-def test_the_table_is_that_of_the_plain_formula(seed: int, tau: float, masked: bool, carried: bool) -> None:
+def test_the_table_is_that_of_the_plain_formula(
+    seed: int, tau: float, masked: bool, carried: bool
+) -> None:
     full = draw(seed, torch.float64)
     mask_id, shown = MASK if masked else None, full.shown if carried else None
     prediction = Prediction(full.hidden, full.head, V, mask_id, shown)
-    log_p, want = prediction.log_p(temperature=tau), loss_table(full.head(full.hidden), mask_id, shown, tau)
+    log_p, want = (
+        prediction.log_p(temperature=tau),
+        loss_table(full.head(full.hidden), mask_id, shown, tau),
+    )
     assert_close(log_p.exp(), want.exp())
     assert_close(log_p.clamp(min=-1e3), want.clamp(min=-1e3))
     assert_close(log_p.exp().sum(-1), torch.ones(B, L, dtype=torch.float64))
@@ -63,7 +68,11 @@ def test_never_is_a_million_nats_and_finite() -> None:
     prediction = draw()
     log_p = prediction.log_p()
     free = prediction.shown == MASK
-    assert bool(torch.isfinite(log_p).all()) and bool((log_p[..., MASK] == LOG_ZERO).all()) and LOG_ZERO == -1e6
+    assert (
+        bool(torch.isfinite(log_p).all())
+        and bool((log_p[..., MASK] == LOG_ZERO).all())
+        and LOG_ZERO == -1e6
+    )
     assert bool((log_p[~free].sort(-1).values[:, :-1] == LOG_ZERO).all())
     table = torch.tensor([[[0.0, -torch.inf]]])
     assert Prediction.from_log_p(table).log_p().tolist() == [[[0.0, LOG_ZERO]]]
@@ -86,7 +95,9 @@ def test_rows_are_those_of_the_table_in_row_major_order(seed: int, bits: int) ->
 def test_flat_rows_may_come_in_any_order_and_twice() -> None:
     prediction = draw()
     index = torch.tensor([7, 0, 7, 14])
-    assert_close(prediction.log_p(index), prediction.log_p().flatten(0, 1)[index], atol=1e-6, rtol=1e-6)
+    assert_close(
+        prediction.log_p(index), prediction.log_p().flatten(0, 1)[index], atol=1e-6, rtol=1e-6
+    )
 
 
 def test_the_head_runs_on_the_rows_that_are_asked_for_only() -> None:
@@ -107,7 +118,9 @@ def test_float32_out_unless_float64_came_in(dtype: torch.dtype, out: torch.dtype
     assert draw(dtype=dtype).log_p(~where).shape == (0, V)
     low = Prediction.from_log_p(torch.randn(2, 3, V, dtype=dtype)).log_p()
     assert low.dtype == out
-    assert_close(low.exp().sum(-1), torch.ones(2, 3, dtype=out))  # normalised in `out`, not in bfloat16
+    assert_close(
+        low.exp().sum(-1), torch.ones(2, 3, dtype=out)
+    )  # normalised in `out`, not in bfloat16
 
 
 @given(st.floats(0.2, 5.0))
@@ -116,7 +129,9 @@ def test_temperature_divides_log_p_and_renormalises(tau: float) -> None:
     free = prediction.shown == MASK
     scaled = torch.softmax(prediction.log_p(free)[:, :MASK] / tau, dim=-1)
     assert_close(prediction.log_p(free, temperature=tau)[:, :MASK].exp(), scaled)
-    assert torch.equal(prediction.log_p(~free, temperature=tau), prediction.log_p(~free)), "a point mass stays one"
+    assert torch.equal(prediction.log_p(~free, temperature=tau), prediction.log_p(~free)), (
+        "a point mass stays one"
+    )
 
 
 def test_a_table_is_wrapped_with_its_gradient_and_normalised_once_more() -> None:
@@ -126,7 +141,9 @@ def test_a_table_is_wrapped_with_its_gradient_and_normalised_once_more() -> None
     table = torch.log_softmax(logits, dim=-1)
     assert_close(wrapped.log_p(), table)
     assert_close(Prediction.from_log_p(table).log_p(), table)
-    got, want = (torch.autograd.grad((t[..., 2] ** 2).sum(), logits)[0] for t in (wrapped.log_p(), table))
+    got, want = (
+        torch.autograd.grad((t[..., 2] ** 2).sum(), logits)[0] for t in (wrapped.log_p(), table)
+    )
     assert_close(got, want)
 
 
@@ -135,9 +152,13 @@ def test_chunks_are_the_table_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch)
     prediction = draw()
     where = prediction.shown == MASK
     parts = list(prediction.chunks(where, temperature=0.5))
-    assert [len(index) for index, _ in parts] == [4] * (int(where.sum()) // 4) + [int(where.sum()) % 4]
+    assert [len(index) for index, _ in parts] == [4] * (int(where.sum()) // 4) + [
+        int(where.sum()) % 4
+    ]
     assert torch.equal(torch.cat([index for index, _ in parts]), prediction.rows(where))
-    assert_close(torch.cat([log_p for _, log_p in parts]), prediction.log_p(where, 0.5), atol=1e-6, rtol=1e-6)
+    assert_close(
+        torch.cat([log_p for _, log_p in parts]), prediction.log_p(where, 0.5), atol=1e-6, rtol=1e-6
+    )
     assert list(prediction.chunks(~where & where)) == []
     monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", 1)
     assert len(list(prediction.chunks(where))) == int(where.sum()), "at least a row at a time"
@@ -155,9 +176,13 @@ def test_samples_follow_the_law_row_by_row(monkeypatch: pytest.MonkeyPatch) -> N
         seen = torch.bincount(column, minlength=V)[:MASK].double()
         assert chisquare(seen.numpy(), (n * p[:MASK] / p[:MASK].sum()).numpy()).pvalue > 1e-4
     one, two = (drawn[:, i].double() for i in (0, 1))
-    assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 4 / n**0.5, "rows are independent"
+    assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 4 / n**0.5, (
+        "rows are independent"
+    )
     ahead, behind = drawn[1:, 0].double(), drawn[:-1, 0].double()
-    assert abs(float(torch.corrcoef(torch.stack([ahead, behind]))[0, 1])) < 4 / n**0.5, "and so are draws"
+    assert abs(float(torch.corrcoef(torch.stack([ahead, behind]))[0, 1])) < 4 / n**0.5, (
+        "and so are draws"
+    )
 
 
 def test_samples_are_a_function_of_the_generator_and_shown_tokens_stay() -> None:

@@ -77,7 +77,11 @@ def test_signatures_are_kept(name: str, signature: str) -> None:
 
 def test_editors_see_what_python_finds() -> None:
     """The imports for type checkers, the table of homes and `dir` name the same things in the same places."""
-    [branch] = [node for node in ast.parse(Path(unmask.__file__).read_text("utf-8")).body if isinstance(node, ast.If)]
+    [branch] = [
+        node
+        for node in ast.parse(Path(unmask.__file__).read_text("utf-8")).body
+        if isinstance(node, ast.If)
+    ]
     seen = {alias.asname or alias.name: node.module for node in branch.body for alias in node.names}
     homes = unmask._HOMES
     assert seen == homes and set(dir(unmask)) == {*homes, "__version__"}
@@ -91,18 +95,31 @@ def test_unknown_names_are_refused() -> None:
 
 def test_fields_of_a_trajectory() -> None:
     process = unmask.MaskedProcess(vocab_size=5, mask_id=4)
-    path = unmask.trajectory(process, torch.zeros(2, 3, dtype=torch.int64), generator=torch.Generator().manual_seed(1))
-    assert path.x0.shape == path.noise.shape == path.u.shape == path.at(torch.tensor([0.5, 0.2])).shape
+    path = unmask.trajectory(
+        process, torch.zeros(2, 3, dtype=torch.int64), generator=torch.Generator().manual_seed(1)
+    )
+    assert (
+        path.x0.shape == path.noise.shape == path.u.shape == path.at(torch.tensor([0.5, 0.2])).shape
+    )
 
 
 def test_fields_of_a_model_and_its_samples(tmp_path: Path) -> None:
     """load, sample, save, load: the fields are there, and the copy draws the same text."""
     model = unmask.load(GOLDEN / "hub_mdlm")
     assert model.tokenizer is None
-    assert isinstance(model.process, unmask.MaskedProcess) and isinstance(model.network, torch.nn.Module)
-    assert model.schedule == unmask.LogLinear(1e-3) and model.denoiser.vocab_size == model.process.vocab_size
+    assert isinstance(model.process, unmask.MaskedProcess) and isinstance(
+        model.network, torch.nn.Module
+    )
+    assert (
+        model.schedule == unmask.LogLinear(1e-3)
+        and model.denoiser.vocab_size == model.process.vocab_size
+    )
     samples = unmask.sample(model, n=3, length=8, steps=4, seed=7)
-    assert samples.tokens.shape == (3, 8) and samples.tokens.dtype == torch.int64 and samples.texts is None
+    assert (
+        samples.tokens.shape == (3, 8)
+        and samples.tokens.dtype == torch.int64
+        and samples.texts is None
+    )
     assert samples.nfe.shape == (3,) and samples.nfe.dtype == torch.int64 and samples.calls <= 4
     assert unmask.entropy(samples.tokens).shape == (3,)
     model.save(tmp_path / "copy")

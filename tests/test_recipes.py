@@ -41,7 +41,9 @@ def test_it_takes_two_steps_and_its_model_speaks(
     plan = recipe(name)
     models = {"masked": masked, "uniform": uniform, "next token": causal}
     start = models[kind(plan.objective)] if starts_from(plan) else None
-    small = shrink(plan, text, start, tokens=masked if isinstance(plan.objective, NextToken) else None)
+    small = shrink(
+        plan, text, start, tokens=masked if isinstance(plan.objective, NextToken) else None
+    )
     updates = list(run(small, tmp_path / "run", device="cpu"))
     assert [update.step for update in updates] == [1, 2]
     assert all(math.isfinite(update.loss) and update.grad_norm > 0 for update in updates)
@@ -50,12 +52,18 @@ def test_it_takes_two_steps_and_its_model_speaks(
     saved = json.loads((tmp_path / "run" / "recipe.json").read_text("utf-8"))
     assert saved["precision"] in ("float32", "bfloat16"), "decided when the run began"
     decided = replace(small, precision=saved["precision"])
-    assert from_json(Recipe, saved, "recipe") == decided, "recipe.json is the recipe and nothing else"
+    assert from_json(Recipe, saved, "recipe") == decided, (
+        "recipe.json is the recipe and nothing else"
+    )
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["loss"] for line in lines] == [update.loss for update in updates]
 
-    models = [unmask.load(tmp_path / "run" / "model", weights=weights) for weights in ("ema", "raw")]
-    assert [type(model) for model in models] == [CausalModel if isinstance(small.objective, NextToken) else Model] * 2
+    models = [
+        unmask.load(tmp_path / "run" / "model", weights=weights) for weights in ("ema", "raw")
+    ]
+    assert [type(model) for model in models] == [
+        CausalModel if isinstance(small.objective, NextToken) else Model
+    ] * 2
     processes = {"masked": MaskedProcess, "uniform": UniformProcess}
     for model in models:
         if isinstance(model, Model):
@@ -67,4 +75,6 @@ def test_it_takes_two_steps_and_its_model_speaks(
     assert drawn[0].tokens.shape == (2, 8) and len(drawn[0].texts) == 2
     assert torch.equal(drawn[0].tokens, drawn[1].tokens)
     weights = [model.network.state_dict() for model in models]
-    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), "the average is not the last"
+    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), (
+        "the average is not the last"
+    )

@@ -68,12 +68,16 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     objective = Chase()
     state = begin(objective)
     with RunDir.open(tmp_path / "stopped", RECIPE) as directory, stop_signals() as stop:
-        for update in recorded(updates(state, objective, STEPS, stop=stop), directory, state, every=100):
+        for update in recorded(
+            updates(state, objective, STEPS, stop=stop), directory, state, every=100
+        ):
             if update.step == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
         assert directory.steps() == [6]
     resumed, _ = run(tmp_path / "stopped", STEPS)
-    assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(tmp_path / "stopped")
+    assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(
+        tmp_path / "stopped"
+    )
 
 
 KILLER = """
@@ -212,7 +216,9 @@ def test_a_kill_before_any_operation_on_a_file_loses_nothing_that_was_saved(
             carry_out(path)
             saved[:] = [0]
             assert equal(found(path)[1], known[3]) and not (path / "state").exists()
-            assert [record["step"] for record in log(path)] == [1, 2, 3] and not [*path.glob(".tmp-*")]
+            assert [record["step"] for record in log(path)] == [1, 2, 3] and not [
+                *path.glob(".tmp-*")
+            ]
     assert alive > 50 and {*done} == {"mkdir", "open", "rename", "rmdir", "unlink"}
 
 
@@ -235,11 +241,23 @@ def rounds(*temperatures: float) -> Rounds:
 
 
 METHODS: dict[str, tuple[Process, Callable[[], Objective]]] = {
-    "MCD": (MASKED, lambda: Consistency(MASKED, LogLinear(), denoiser(MASKED), rounds(0.9, 0.8, 0.7))),
-    "SDTT": (MASKED, lambda: Sdtt(MASKED, LogLinear(), denoiser(MASKED), rounds(1, 1, 1), divergence="tvd")),
+    "MCD": (
+        MASKED,
+        lambda: Consistency(MASKED, LogLinear(), denoiser(MASKED), rounds(0.9, 0.8, 0.7)),
+    ),
+    "SDTT": (
+        MASKED,
+        lambda: Sdtt(MASKED, LogLinear(), denoiser(MASKED), rounds(1, 1, 1), divergence="tvd"),
+    ),
     "DCD": (UNIFORM, lambda: Consistency(UNIFORM, PATH, denoiser(UNIFORM), rounds(1, 1, 1))),
-    "curriculum": (UNIFORM, lambda: Curriculum(UNIFORM, LogLinear(), PATH, 7, temperature=0.1, top_k=3)),
-    "curriculum, at its switch": (UNIFORM, lambda: Curriculum(UNIFORM, LogLinear(), PATH, 5, temperature=0.1)),
+    "curriculum": (
+        UNIFORM,
+        lambda: Curriculum(UNIFORM, LogLinear(), PATH, 7, temperature=0.1, top_k=3),
+    ),
+    "curriculum, at its switch": (
+        UNIFORM,
+        lambda: Curriculum(UNIFORM, LogLinear(), PATH, 5, temperature=0.1),
+    ),
 }
 
 
@@ -253,18 +271,26 @@ def test_every_method_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
         state = State.begin(objective, denoiser(process), AdamW(lr=0.01), CPU)
 
         def batch(step: int) -> torch.Tensor:
-            return torch.randint(VOCAB - 1, (4, LENGTH), generator=torch.Generator().manual_seed(step))
+            return torch.randint(
+                VOCAB - 1, (4, LENGTH), generator=torch.Generator().manual_seed(step)
+            )
 
         with RunDir.open(path, {}) as directory:
             directory.restore(state)
-            list(recorded(fit(objective, state, batch, steps=steps, engine=CPU), directory, state, every=5))
+            list(
+                recorded(
+                    fit(objective, state, batch, steps=steps, engine=CPU), directory, state, every=5
+                )
+            )
         return state
 
     straight = train(tmp_path / "straight", STEPS)
     train(tmp_path / "stopped", 5)
     torch.manual_seed(5)  # a new process has other random numbers
     resumed = train(tmp_path / "stopped", STEPS)
-    assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(tmp_path / "stopped")
+    assert differing(straight, resumed) == [] and log(tmp_path / "straight") == log(
+        tmp_path / "stopped"
+    )
     records = log(tmp_path / "stopped")
     if "curriculum" not in name:
         assert [record["round"] for record in records] == [0] * 4 + [1] * 4 + [2] * 2
@@ -277,5 +303,7 @@ def test_a_curriculum_switches_at_its_step() -> None:
     for soft_steps in (3, 6):
         objective = Curriculum(UNIFORM, LogLinear(), PATH, soft_steps, temperature=0.1, top_k=3)
         state = State.begin(objective, denoiser(UNIFORM), AdamW(lr=0.01), CPU)
-        losses[soft_steps] = [update.loss for update in fit(objective, state, lambda step: x0, steps=5, engine=CPU)]
+        losses[soft_steps] = [
+            update.loss for update in fit(objective, state, lambda step: x0, steps=5, engine=CPU)
+        ]
     assert losses[3][:3] == losses[6][:3] and losses[3][3] != losses[6][3]

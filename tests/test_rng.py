@@ -42,7 +42,9 @@ def test_published_outputs_of_splitmix64() -> None:
 
 @given(st.lists(KEYS, min_size=1, max_size=8))
 def test_mix_is_splitmix64_on_any_integers(states: list[int]) -> None:
-    assert mix_(torch.tensor(states)).tolist() == [signed(splitmix64(state & EVERY_BIT)) for state in states]
+    assert mix_(torch.tensor(states)).tolist() == [
+        signed(splitmix64(state & EVERY_BIT)) for state in states
+    ]
 
 
 def test_addresses_never_change() -> None:
@@ -68,13 +70,19 @@ def test_an_address_depends_on_each_key_and_on_their_order(keys: list[int], othe
         assert address(*keys[::-1]) != home
 
 
-@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.lists(KEYS, min_size=1, max_size=4))
+@given(
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.lists(KEYS, min_size=1, max_size=4)
+)
 def test_tensors_of_keys_are_many_keys(rows: list[int], columns: list[int]) -> None:
     """Shape, batch and order do not matter: each number is that of its own address."""
     table = address(5, torch.tensor(rows)[:, None], torch.tensor(columns), 9)
     assert table.shape == (len(rows), len(columns))
-    assert table.tolist() == [[address(5, row, column, 9).item() for column in columns] for row in rows]
-    assert torch.equal(address(5, torch.tensor(rows[::-1])[:, None], torch.tensor(columns), 9), table.flip(0))
+    assert table.tolist() == [
+        [address(5, row, column, 9).item() for column in columns] for row in rows
+    ]
+    assert torch.equal(
+        address(5, torch.tensor(rows[::-1])[:, None], torch.tensor(columns), 9), table.flip(0)
+    )
 
 
 def test_no_two_addresses_collide() -> None:
@@ -84,7 +92,9 @@ def test_no_two_addresses_collide() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [(torch.arange(50_000),), (3, torch.arange(50_000)), (torch.arange(50_000), 0, 1)], ids=["seed", "i", "row"]
+    "keys",
+    [(torch.arange(50_000),), (3, torch.arange(50_000)), (torch.arange(50_000), 0, 1)],
+    ids=["seed", "i", "row"],
 )
 def test_draws_are_uniform_also_in_their_low_bits(keys: tuple[Tensor | int, ...]) -> None:
     u = draws(*keys)
@@ -132,7 +142,9 @@ def test_gumbel_noise_and_its_race() -> None:
 @given(st.integers(1, 50), st.integers(0, 2**31))
 def test_stratified_puts_one_number_in_each_stratum(n: int, seed: int) -> None:
     t = stratified(n, torch.Generator().manual_seed(seed))
-    assert t.shape == (n,) and t.dtype == torch.float64 and float(t.min()) >= 0 and float(t.max()) < 1
+    assert (
+        t.shape == (n,) and t.dtype == torch.float64 and float(t.min()) >= 0 and float(t.max()) < 1
+    )
     assert sorted((t * n).long().tolist()) == list(range(n))
     assert torch.equal(t, stratified(n, torch.Generator().manual_seed(seed)))
 
@@ -144,7 +156,9 @@ def test_stratified_numbers_are_uniform_one_by_one() -> None:
     for place in (0, 3, 7):
         assert kstest(table[:, place].numpy(), "uniform").pvalue > 1e-3
     spread_of_means = float(table.mean(-1).std())
-    assert spread_of_means < 0.5 * math.sqrt(1 / 12 / 8), "strata halve the noise of a mean, at least"
+    assert spread_of_means < 0.5 * math.sqrt(1 / 12 / 8), (
+        "strata halve the noise of a mean, at least"
+    )
 
 
 def test_the_global_generator_is_left_alone() -> None:
@@ -175,7 +189,10 @@ def test_a_generator_is_the_mersenne_twister_of_its_address(keys: list[int]) -> 
     made = generator(*keys)
     assert words(made).tolist() == halves and made.initial_seed() == seed & EVERY_BIT
     twister = np.random.MT19937()
-    twister.state = {"bit_generator": "MT19937", "state": {"key": np.array(halves, dtype=np.uint32), "pos": 624}}
+    twister.state = {
+        "bit_generator": "MT19937",
+        "state": {"key": np.array(halves, dtype=np.uint32), "pos": 624},
+    }
     raw = twister.random_raw(1300)  # over two turns of the 624 words
     assert (torch.rand(1300, generator=made) * 2**24).tolist() == (raw % 2**24).tolist()
     assert first_number(generator(*keys)) & EVERY_BIT == int(raw[0]) << 32 | int(raw[1])
@@ -186,14 +203,20 @@ def test_addresses_with_equal_low_halves_have_streams_of_their_own() -> None:
     hashed, low = address(11, torch.arange(2_000_000)), 2**32
     order = hashed.remainder(low).argsort()
     equal = hashed[order].remainder(low).diff() == 0
-    keys = order[torch.cat([equal, equal.new_zeros(1)]) | torch.cat([equal.new_zeros(1), equal])].tolist()
+    keys = order[
+        torch.cat([equal, equal.new_zeros(1)]) | torch.cat([equal.new_zeros(1), equal])
+    ].tolist()
     assert len(keys) > 700
-    assert len({first_number(torch.Generator().manual_seed(int(hashed[key]))) for key in keys}) < 0.6 * len(keys)
+    assert len(
+        {first_number(torch.Generator().manual_seed(int(hashed[key]))) for key in keys}
+    ) < 0.6 * len(keys)
     assert len({first_number(generator(11, key)) for key in keys}) == len(keys)
 
 
 def test_first_draws_of_generators_are_uniform_and_unrelated() -> None:
-    u = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator(3, i)) for i in range(4000)])
+    u = torch.cat(
+        [torch.rand(1, dtype=torch.float64, generator=generator(3, i)) for i in range(4000)]
+    )
     assert kstest(u.numpy(), "uniform").pvalue > 1e-3
     cells = (u[:-1] * 8).long() * 8 + (u[1:] * 8).long()
     assert chisquare(torch.bincount(cells, minlength=64).numpy()).pvalue > 1e-3
@@ -238,6 +261,8 @@ def test_global_generators_are_a_function_of_the_address_and_given_back() -> Non
 @pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**39])
 def test_a_seed_has_64_bits(seed: int) -> None:
     for draw in (lambda: address(0, seed), lambda: generator(seed)):
-        with pytest.raises(ValueError, match=f"^seed, or a key of an address, is too (small|large): got {seed}"):
+        with pytest.raises(
+            ValueError, match=f"^seed, or a key of an address, is too (small|large): got {seed}"
+        ):
             draw()
     assert address(2**63 - 1) != address(-(2**63))

@@ -5,12 +5,22 @@ from unmask.evaluation.throughput import Bench, Contender, Machine, Plan, Row
 
 
 def bench(
-    steps: tuple[int, ...] = (4, 16), batches: tuple[int, ...] = (1, 8), repeats: int = 3, random: bool = True
+    steps: tuple[int, ...] = (4, 16),
+    batches: tuple[int, ...] = (1, 8),
+    repeats: int = 3,
+    random: bool = True,
 ) -> Bench:
     plan = Plan(steps, batches, length=32, repeats=repeats)
     table = tuple(row(plan, batch, count) for batch in batches for count in (*steps, None))
     theirs = Contender("a twin", 90, "b" * 16, random)
-    return Bench("0", Machine("cpu", "a CPU", 1, "2", "float32"), plan, Contender("ours", 100, "a" * 16), theirs, table)
+    return Bench(
+        "0",
+        Machine("cpu", "a CPU", 1, "2", "float32"),
+        plan,
+        Contender("ours", 100, "a" * 16),
+        theirs,
+        table,
+    )
 
 
 def row(plan: Plan, batch: int, steps: int | None) -> Row:
@@ -18,4 +28,16 @@ def row(plan: Plan, batch: int, steps: int | None) -> Row:
     seconds = 0.01 * nfe * (1 if steps is None else batch)
     rate = Measure(batch * plan.length / seconds, "tokens/s", plan.repeats, 2.5)
     ratio = None if steps is None else Measure(1.5, "x autoregressive", plan.repeats, 0.1)
-    return Row(steps, batch, nfe, round(nfe), plan.length / nfe, rate, seconds, 1.25 * seconds, ratio, None, (seconds,))
+    return Row(
+        steps,
+        batch,
+        nfe,
+        round(nfe),
+        plan.length / nfe,
+        rate,
+        seconds,
+        1.25 * seconds,
+        ratio,
+        None,
+        (seconds,),
+    )

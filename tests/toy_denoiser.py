@@ -19,8 +19,12 @@ class Toy(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.vocab_size, self.mask_id = vocab_size, mask_id
-        self.embedding = nn.Parameter(torch.randn(vocab_size, 6, generator=generator, dtype=torch.float64))
-        self.head = nn.utils.skip_init(nn.Linear, 6, vocab_size, dtype=torch.float64)  # leaves global dice alone
+        self.embedding = nn.Parameter(
+            torch.randn(vocab_size, 6, generator=generator, dtype=torch.float64)
+        )
+        self.head = nn.utils.skip_init(
+            nn.Linear, 6, vocab_size, dtype=torch.float64
+        )  # leaves global dice alone
         nn.init.normal_(self.head.weight, generator=generator)
         nn.init.normal_(self.head.bias, generator=generator)
         self.calls: list[tuple[Tensor | Mixture, Tensor]] = []
@@ -28,6 +32,8 @@ class Toy(nn.Module):
     def forward(self, z: Tensor | Mixture, alpha: Tensor) -> Prediction:
         self.calls.append((z, alpha))
         soft = isinstance(z, Mixture)
-        hidden = (self.embedding[z.tokens] * z.weights[..., None]).sum(2) if soft else self.embedding[z]
+        hidden = (
+            (self.embedding[z.tokens] * z.weights[..., None]).sum(2) if soft else self.embedding[z]
+        )
         hidden = torch.tanh(hidden + hidden.mean(dim=1, keepdim=True))
         return Prediction(hidden, self.head, self.vocab_size, self.mask_id, None if soft else z)

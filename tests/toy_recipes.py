@@ -19,7 +19,9 @@ def corpus(folder: Path, documents: int = 24) -> Path:
     return folder
 
 
-def shrink(recipe: Recipe, text: Path, start: Path | None = None, tokens: Path | None = None) -> Recipe:
+def shrink(
+    recipe: Recipe, text: Path, start: Path | None = None, tokens: Path | None = None
+) -> Recipe:
     """The same recipe with small numbers; a round lasts one step, and so does softened input. "fastest", a choice that
     each machine makes by a clock, becomes float32.
 
@@ -30,7 +32,9 @@ def shrink(recipe: Recipe, text: Path, start: Path | None = None, tokens: Path |
     if isinstance(objective, Curriculum):
         objective = replace(objective, soft_steps=1)
     if isinstance(objective, Sdtt):
-        objective = replace(objective, delta0=1 / 8, count=2)  # in a small step of a short row no token is revealed
+        objective = replace(
+            objective, delta0=1 / 8, count=2
+        )  # in a small step of a short row no token is revealed
     if isinstance(objective, Distillation):
         objective = replace(objective, teacher=str(start), round_steps=1)
     elif starts_from(recipe):
@@ -40,7 +44,9 @@ def shrink(recipe: Recipe, text: Path, start: Path | None = None, tokens: Path |
         recipe,
         objective=objective,
         network=replace(recipe.network, length=LENGTH, width=8, blocks=1, heads=2, cond_dim=4),
-        data=replace(recipe.data, corpus=str(text), tokenizer=str(tokens) if tokens else f"bpe:{VOCABULARY}"),
+        data=replace(
+            recipe.data, corpus=str(text), tokenizer=str(tokens) if tokens else f"bpe:{VOCABULARY}"
+        ),
         optim=replace(recipe.optim, warmup_steps=1, decay_steps=decay),
         precision="float32" if recipe.precision == "fastest" else recipe.precision,
         batch_size=4,

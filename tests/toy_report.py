@@ -40,20 +40,30 @@ def row(
     narrow: float = 0.0,
 ) -> Row:
     """A row whose every column follows from gen_ppl and entropy; `narrow` is what the other diversities lost."""
-    noise = noise + 0.3 * np.random.default_rng([steps, round(100 * tau), *name.encode()]).normal(size=noise.shape)
+    noise = noise + 0.3 * np.random.default_rng([steps, round(100 * tau), *name.encode()]).normal(
+        size=noise.shape
+    )
     nats = (math.log(gen_ppl) + 0.15 * noise[0]) * L
     columns = {
         "entropy": entropy + 0.08 * noise[1],
         "pooled_entropy": 8.1 + 1.2 * (entropy - 3.8) - narrow + 0.1 * noise[2],
-        "completion_disagreement": (0.74 + 0.3 * (entropy - 3.8) - narrow / 3 + 0.02 * noise[1])[:8],
+        "completion_disagreement": (0.74 + 0.3 * (entropy - 3.8) - narrow / 3 + 0.02 * noise[1])[
+            :8
+        ],
     }
     if steps in (0, L) and name != "teacher":
         del columns["completion_disagreement"]
     share = Measure(0.1, "share", samples, 0.002)
     measures = {
         "gen_ppl": perplexity(nats, np.full(samples, L), "perplexity under demo-judge"),
-        **{key: mean(values, "share of positions" if "dis" in key else "nats") for key, values in columns.items()},
-        **{f"repetition_{n}": Measure(0.3 / n**2, "share of repeated n-grams", samples, 0.003 / n) for n in (2, 3, 4)},
+        **{
+            key: mean(values, "share of positions" if "dis" in key else "nats")
+            for key, values in columns.items()
+        },
+        **{
+            f"repetition_{n}": Measure(0.3 / n**2, "share of repeated n-grams", samples, 0.003 / n)
+            for n in (2, 3, 4)
+        },
         **{
             f"distinct_{n}": Measure(1 - 0.8 / n**2, "share of distinct n-grams", samples, 0.01 / n)
             for n in (1, 2, 3, 4)
@@ -100,7 +110,10 @@ def rows(samples: int) -> dict[str, list[Row]]:
 
 def text(seed: int, words: int = 70) -> str:
     dice = random.Random(seed)
-    sentences = [" ".join(dice.choices(WORDS, k=dice.randint(6, 17))).capitalize() + "." for _ in range(words // 11)]
+    sentences = [
+        " ".join(dice.choices(WORDS, k=dice.randint(6, 17))).capitalize() + "."
+        for _ in range(words // 11)
+    ]
     return " ".join(sentences[:3]) + "\n\n" + " ".join(sentences[3:])
 
 
@@ -130,9 +143,16 @@ def build(samples: int = 24, draws: int = 40) -> dict[str, Any]:
     found = rows(samples)
     data = found.pop("data")[0]
     answers = answer(
-        found["teacher"], [*found["student"], *found["temperature_student"]], found["temperature_teacher"], data, draws
+        found["teacher"],
+        [*found["student"], *found["temperature_student"]],
+        found["temperature_teacher"],
+        data,
+        draws,
     )
-    table = {name: [each.to_json() | {"shipped": False} for each in lines] for name, lines in found.items()}
+    table = {
+        name: [each.to_json() | {"shipped": False} for each in lines]
+        for name, lines in found.items()
+    }
     for line in [*table["teacher"], *table["temperature_teacher"]]:
         line["shipped"] = line["steps"] >= 64
     dice = np.random.default_rng(2)

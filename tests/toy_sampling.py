@@ -79,9 +79,13 @@ class Causal:
         past = 0 if cache is None else cache.length
         if cache is not None:
             ids = cache.write(0, past, ids[:, None, :, None], ids[:, None, :, None])[0][:, 0, :, 0]
-        texts = torch.nn.functional.pad(ids[:, 1:], (0, self.table.length - ids.shape[1] + 1))  # without the start
+        texts = torch.nn.functional.pad(
+            ids[:, 1:], (0, self.table.length - ids.shape[1] + 1)
+        )  # without the start
         place = torch.arange(self.table.length)
-        hidden = [self.table.rows(texts.where(place < i, 0))[:, i] for i in range(past, ids.shape[1])]
+        hidden = [
+            self.table.rows(texts.where(place < i, 0))[:, i] for i in range(past, ids.shape[1])
+        ]
         return self.table.predict(torch.stack(hidden, dim=1))
 
     def law(self, prefix: tuple[int, ...]) -> np.ndarray:
@@ -105,18 +109,25 @@ class Head:
         return ()
 
 
-def masked(vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object) -> SimpleNamespace:  # noqa: B008
+def masked(
+    vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object
+) -> SimpleNamespace:  # noqa: B008
     """A masked model over `vocab_size` tokens, the last of them MASK."""
     process = MaskedProcess(vocab_size, vocab_size - 1)
     denoiser = Table(vocab_size, length, mask_id=vocab_size - 1, **table)
     return SimpleNamespace(denoiser=denoiser, process=process, schedule=schedule, tokenizer=None)
 
 
-def uniform(vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object) -> SimpleNamespace:  # noqa: B008
+def uniform(
+    vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object
+) -> SimpleNamespace:  # noqa: B008
     """A uniform-state model."""
     process = UniformProcess(vocab_size)
     return SimpleNamespace(
-        denoiser=Table(vocab_size, length, **table), process=process, schedule=schedule, tokenizer=None
+        denoiser=Table(vocab_size, length, **table),
+        process=process,
+        schedule=schedule,
+        tokenizer=None,
     )
 
 
@@ -137,7 +148,9 @@ def alphas_of(model: SimpleNamespace, steps: int, grid: str = "uniform") -> list
     return GRIDS[grid](steps, model.schedule).tolist()
 
 
-def filtered(model: SimpleNamespace, **filters: float) -> Callable[[tuple[int, ...], float], np.ndarray]:
+def filtered(
+    model: SimpleNamespace, **filters: float
+) -> Callable[[tuple[int, ...], float], np.ndarray]:
     """The model's law for the oracles, after temperature, top-k and top-p."""
     return lambda z, alpha: sampler_filtered(model.denoiser.law(z, alpha), **filters)
 
@@ -148,7 +161,13 @@ def start(pins: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def draw(
-    model: SimpleNamespace, steps: int, pins: tuple[int, ...] = (-1,) * L, seed: int = 0, **how: object
+    model: SimpleNamespace,
+    steps: int,
+    pins: tuple[int, ...] = (-1,) * L,
+    seed: int = 0,
+    **how: object,
 ) -> Samples:
     """N samples."""
-    return sample(model, n=N, length=L, steps=steps, seed=seed, pinned=torch.tensor(pins).expand(N, -1), **how)
+    return sample(
+        model, n=N, length=L, steps=steps, seed=seed, pinned=torch.tensor(pins).expand(N, -1), **how
+    )

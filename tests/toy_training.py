@@ -42,7 +42,9 @@ class Chase:
     teacher: nn.Module = field(default_factory=lambda: Net(dropout=0.0, seed=9))
     prepared: list[int] = field(default_factory=list)
 
-    def __call__(self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         dtype = next(network.parameters()).dtype
         x = F.one_hot(x0, TOKENS).to(dtype)
         x = x + self.noise * torch.rand(x.shape, generator=generator, dtype=dtype)
@@ -50,7 +52,11 @@ class Chase:
             target = self.teacher(x) + x0
         weight = (x0 > 0).to(dtype)
         error = (network(x) - target) ** 2 * weight
-        return Loss(error, weight, {"round": torch.tensor(step // ROUND), "error": error.detach().sum() / weight.sum()})
+        return Loss(
+            error,
+            weight,
+            {"round": torch.tensor(step // ROUND), "error": error.detach().sum() / weight.sum()},
+        )
 
     def networks(self) -> dict[str, nn.Module]:
         return {}
@@ -72,8 +78,12 @@ def batch_at(step: int) -> Tensor:
     return torch.randint(0, TOKENS, (8, 6), generator=torch.Generator().manual_seed(step))
 
 
-def begin(objective: Chase | None = None, student: nn.Module | None = None, **settings: float) -> State:
-    return State.begin(objective or Chase(), student or Net(), AdamW(lr=0.01, warmup_steps=3, **settings), CPU)
+def begin(
+    objective: Chase | None = None, student: nn.Module | None = None, **settings: float
+) -> State:
+    return State.begin(
+        objective or Chase(), student or Net(), AdamW(lr=0.01, warmup_steps=3, **settings), CPU
+    )
 
 
 def updates(state: State, objective: Chase, steps: int, **options: object) -> Iterator[Update]:
@@ -86,7 +96,9 @@ def run(path: Path, steps: int, every: int = 3, **options: object) -> tuple[Stat
     state = begin(objective)
     with RunDir.open(path, RECIPE) as directory:
         directory.restore(state)
-        return state, list(recorded(updates(state, objective, steps, **options), directory, state, every=every))
+        return state, list(
+            recorded(updates(state, objective, steps, **options), directory, state, every=every)
+        )
 
 
 def contents(state: State) -> dict[str, Tensor]:

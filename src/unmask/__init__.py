@@ -29,7 +29,9 @@ else:
     # Type checkers do not see it: to them a name that is not imported above is a mistake.
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
-            raise AttributeError(f"module 'unmask' has no attribute {name!r}; it has {', '.join(_HOMES)}")
+            raise AttributeError(
+                f"module 'unmask' has no attribute {name!r}; it has {', '.join(_HOMES)}"
+            )
         if name == "duality":  # the one name that is a module
             return import_module("unmask.diffusion.duality")
         found: object = vars(import_module(_HOMES[name]))[name]

@@ -49,7 +49,9 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
         for entry in (*folder.rglob("*"), folder):
             _sync(entry)
         if target.exists():
-            target.rename(old)  # until the next line only the old name is there: `tidy` puts it back after a crash
+            target.rename(
+                old
+            )  # until the next line only the old name is there: `tidy` puts it back after a crash
         folder.rename(target)
         for entry in sorted(old.iterdir()) if old.exists() else ():
             if keep(entry.name) and not (target / entry.name).exists():
@@ -108,7 +110,10 @@ def remove(folder: Path) -> None:
 def tidy(folder: Path) -> None:
     """Finish or undo what a killed process left half done in a directory."""
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(REPLACED) and not (target := folder / entry.name.removeprefix(REPLACED)).exists():
+        if (
+            entry.name.startswith(REPLACED)
+            and not (target := folder / entry.name.removeprefix(REPLACED)).exists()
+        ):
             entry.rename(target)
         elif entry.name.startswith((TEMPORARY, REPLACED)):
             if entry.is_dir():

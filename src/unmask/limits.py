@@ -8,7 +8,9 @@ from numbers import Integral
 from pathlib import Path
 
 INT64 = 2**63  # tensors hold -INT64 .. INT64 - 1
-MOST_STEPS = 2**20  # of a text or a measurement: each step is a Python object, and no text has as many tokens
+MOST_STEPS = (
+    2**20
+)  # of a text or a measurement: each step is a Python object, and no text has as many tokens
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -25,7 +27,9 @@ def whole(name: str, value: object, meaning: str, low: int = 1, high: int = INT6
         return number
     else:
         fault, got = "too small" if number < low else "too large", _words(number)
-    raise ValueError(f"{name} is {fault}: got {got}, want a whole number {_words(low)} .. {_words(high)} ({meaning})")
+    raise ValueError(
+        f"{name} is {fault}: got {got}, want a whole number {_words(low)} .. {_words(high)} ({meaning})"
+    )
 
 
 def seed_number(name: str, value: object) -> int:
@@ -33,7 +37,9 @@ def seed_number(name: str, value: object) -> int:
     return whole(name, value, "the 64-bit number of the randomness", -INT64, INT64 - 1)
 
 
-def check_room(name: str, got: str, need_bytes: int, advice: str, room_bytes: int | None = None) -> None:
+def check_room(
+    name: str, got: str, need_bytes: int, advice: str, room_bytes: int | None = None
+) -> None:
     """ValueError where `need_bytes`, a lower bound, pass the memory: of this process, or `room_bytes` of a device."""
     room = memory_bytes() if room_bytes is None else room_bytes
     if need_bytes > room:

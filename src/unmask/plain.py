@@ -67,7 +67,9 @@ def finite(value: Any) -> Any:
     return value
 
 
-def from_json(kind: type[T], value: Any, where: str, *, strict: bool = True, readers: Readers | None = None) -> T:
+def from_json(
+    kind: type[T], value: Any, where: str, *, strict: bool = True, readers: Readers | None = None
+) -> T:
     """The dataclass `kind` from JSON; ValueError names the field that is missing, unknown or of another type.
 
     where    what the value is called in errors: "recipe"
@@ -89,7 +91,11 @@ def read_json(file: Path, largest: int = LARGEST_JSON) -> Any:
     """
     check_regular(file, largest)
     try:
-        return json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_number, object_pairs_hook=_once)
+        return json.loads(
+            file.read_bytes().decode("utf-8-sig"),
+            parse_constant=_no_number,
+            object_pairs_hook=_once,
+        )
     except RecursionError as error:
         raise ValueError(f"{file} is no JSON that can be read: it is nested too deeply") from error
     except ValueError as error:
@@ -100,7 +106,9 @@ def check_regular(file: Path, largest: int | None = None) -> None:
     """ValueError unless this is a regular file of at most `largest` bytes: a pipe or a device may never end."""
     facts = file.stat()
     if not stat.S_ISREG(facts.st_mode):
-        raise ValueError(f"{file} is no regular file but a directory, a pipe or a device: it is not read")
+        raise ValueError(
+            f"{file} is no regular file but a directory, a pipe or a device: it is not read"
+        )
     if largest is not None and facts.st_size > largest:
         raise ValueError(f"{file} is too large: got {facts.st_size} bytes, want at most {largest}")
 
@@ -113,7 +121,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"an object has the name {next(name for name in names if names.count(name) > 1)!r} twice")
+        raise ValueError(
+            f"an object has the name {next(name for name in names if names.count(name) > 1)!r} twice"
+        )
     return found
 
 
@@ -133,7 +143,9 @@ def check_plain(record: Any) -> None:
     A float is finite, an integer has 64 bits, a text has a form in UTF-8.
     """
     each = (
-        (name, item) for name, value in leaves(record) for item in (value if isinstance(value, tuple) else (value,))
+        (name, item)
+        for name, value in leaves(record)
+        for item in (value if isinstance(value, tuple) else (value,))
     )
     for name, value in each:
         if isinstance(value, float) and not math.isfinite(value):
@@ -151,20 +163,29 @@ class _Reader:
 
     def record(self, kind: type, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} holds the fields of {kind.__name__}: want an object, got {value!r}")
+            raise ValueError(
+                f"{where} holds the fields of {kind.__name__}: want an object, got {value!r}"
+            )
         hints = _hints(kind)
         fields = {f.name: f for f in dataclasses.fields(kind)}
         if self.strict:
             for name in value:
                 if name not in fields:
                     near = difflib.get_close_matches(name, fields, n=1)
-                    hint = f", did you mean {near[0]!r}?" if near else f": it has {', '.join(fields)}"
+                    hint = (
+                        f", did you mean {near[0]!r}?" if near else f": it has {', '.join(fields)}"
+                    )
                     raise ValueError(f"{where} has no field {name!r}{hint}")
         for f in fields.values():
             if f.name not in value and f.default is f.default_factory is dataclasses.MISSING:
                 raise ValueError(f"{where}.{f.name} is missing: {where} has {', '.join(fields)}")
         known = {name: value[name] for name in fields if name in value}
-        return kind(**{name: self.read(hints[name], item, f"{where}.{name}") for name, item in known.items()})
+        return kind(
+            **{
+                name: self.read(hints[name], item, f"{where}.{name}")
+                for name, item in known.items()
+            }
+        )
 
     def read(self, hint: Any, value: Any, where: str) -> Any:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -175,23 +196,36 @@ class _Reader:
         if dataclasses.is_dataclass(hint):
             return self.record(typing.cast(type, hint), value, where)
         if origin is Literal:
-            if not any(value == argument and type(value) is type(argument) for argument in arguments):
-                raise ValueError(f"{where} is one of {', '.join(map(repr, arguments))}: got {value!r}")
+            if not any(
+                value == argument and type(value) is type(argument) for argument in arguments
+            ):
+                raise ValueError(
+                    f"{where} is one of {', '.join(map(repr, arguments))}: got {value!r}"
+                )
             return value
         if origin in (typing.Union, types.UnionType):
             if value is None and type(None) in arguments:
                 return None
             kinds = [argument for argument in arguments if argument is not type(None)]
-            return self.read(kinds[0], value, where) if len(kinds) == 1 else self.one_of(kinds, value, where)
+            return (
+                self.read(kinds[0], value, where)
+                if len(kinds) == 1
+                else self.one_of(kinds, value, where)
+            )
         if origin in (tuple, list, Sequence):
             return self.items(origin, arguments, value, where)
         if origin is Mapping:
             if not isinstance(value, Mapping):
                 raise ValueError(f"{where} is an object: got {value!r}")
-            return {key: self.read(arguments[1], item, f"{where}.{_text(key, where)}") for key, item in value.items()}
+            return {
+                key: self.read(arguments[1], item, f"{where}.{_text(key, where)}")
+                for key, item in value.items()
+            }
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             if abs(value) > sys.float_info.max:
-                raise ValueError(f"{where} is too large: got a whole number of {value.bit_length()} bits, want a float")
+                raise ValueError(
+                    f"{where} is too large: got a whole number of {value.bit_length()} bits, want a float"
+                )
             return float(value)
         if hint is str and isinstance(value, str):
             return _text(value, where)
@@ -206,7 +240,10 @@ class _Reader:
         if fixed and len(value) != len(arguments):
             raise ValueError(f"{where} is a list of {len(arguments)}: got {value!r}")
         inner = arguments if fixed else [arguments[0]] * len(value)
-        found = [self.read(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(inner, value, strict=True))]
+        found = [
+            self.read(h, item, f"{where}[{i}]")
+            for i, (h, item) in enumerate(zip(inner, value, strict=True))
+        ]
         return tuple(found) if origin is tuple else found
 
     def one_of(self, records: Sequence[Any], value: Any, where: str) -> Any:
@@ -226,7 +263,9 @@ def _hints(kind: type) -> Mapping[str, Any]:
 def _text(value: str, where: str) -> str:
     """The text; ValueError for half of a surrogate pair, which JSON may spell."""
     if _half(value):
-        raise ValueError(f"{where} holds half of a surrogate pair: got {value!a}, want text that UTF-8 can hold")
+        raise ValueError(
+            f"{where} holds half of a surrogate pair: got {value!a}, want text that UTF-8 can hold"
+        )
     return value
 
 

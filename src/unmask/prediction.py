@@ -15,8 +15,12 @@ from torch import Tensor
 
 LOG_ZERO = -1e6  # log of "never", finite: reverse KL multiplies it by 0, and 0 * -inf is nan
 CHUNK_ELEMENTS = 2**24  # rows x V held at a time: 64 MiB in float32
-CPU_CHUNK_ELEMENTS = 2**23 - 2**16  # from 32 MiB on the C library asks the system for every tensor anew, page by page
-CPU_BLOCK_ELEMENTS = 2**18  # of a chunk, worked on at a time: a core's cache holds 1 MiB of float32, and as much again
+CPU_CHUNK_ELEMENTS = (
+    2**23 - 2**16
+)  # from 32 MiB on the C library asks the system for every tensor anew, page by page
+CPU_BLOCK_ELEMENTS = (
+    2**18
+)  # of a chunk, worked on at a time: a core's cache holds 1 MiB of float32, and as much again
 
 
 class Head(Protocol):
@@ -78,7 +82,9 @@ class Prediction:
     def from_log_p(log_p: Tensor) -> Prediction:
         """Wrap a table of log-probabilities [B, L, V]; gradients flow to it. For test doubles and foreign models."""
         if log_p.dim() != 3:
-            raise ValueError(f"a table of log-probabilities has shape [B, L, V], got {tuple(log_p.shape)}")
+            raise ValueError(
+                f"a table of log-probabilities has shape [B, L, V], got {tuple(log_p.shape)}"
+            )
         return Prediction(log_p, TableHead(), vocab_size=log_p.shape[-1])
 
     @property
@@ -99,7 +105,9 @@ class Prediction:
                 )
             return where
         if tuple(where.shape) != (batch, length):
-            raise ValueError(f"`where` marks positions [B, L] = {(batch, length)}, got shape {tuple(where.shape)}")
+            raise ValueError(
+                f"`where` marks positions [B, L] = {(batch, length)}, got shape {tuple(where.shape)}"
+            )
         return where.flatten().nonzero().squeeze(-1)
 
     def hidden_rows(self, index: Tensor) -> Tensor:
@@ -129,13 +137,17 @@ class Prediction:
         _check_temperature(temperature)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.mask_id is not None:
-            logits = logits.index_fill(-1, torch.tensor(self.mask_id, device=logits.device), -torch.inf)
+            logits = logits.index_fill(
+                -1, torch.tensor(self.mask_id, device=logits.device), -torch.inf
+            )
         if temperature != 1:
             logits = logits / temperature
         log_p = torch.log_softmax(logits, dim=-1).clamp(min=LOG_ZERO)
         if self.mask_id is None or self.shown is None:
             return log_p
-        point = torch.full_like(log_p, LOG_ZERO).scatter_(-1, self.shown.flatten()[index][:, None], 0.0)
+        point = torch.full_like(log_p, LOG_ZERO).scatter_(
+            -1, self.shown.flatten()[index][:, None], 0.0
+        )
         return torch.where(self.free_rows(index)[:, None], log_p, point)
 
     @torch.no_grad()
@@ -160,24 +172,34 @@ class Prediction:
         log_p = torch.log_softmax(logits, dim=-1).clamp_(min=LOG_ZERO)
         if self.mask_id is not None and self.shown is not None:
             free = self.free_rows(index)
-            if index.device.type != "cpu" or not bool(free.all()):  # elsewhere a look would stall the device
+            if index.device.type != "cpu" or not bool(
+                free.all()
+            ):  # elsewhere a look would stall the device
                 log_p.masked_fill_(~free[:, None], LOG_ZERO)
                 token = self.shown.flatten()[index][:, None]
                 log_p.scatter_(-1, token, log_p.gather(-1, token).where(free[:, None], 0.0))
         return log_p
 
-    def chunks(self, where: Tensor | None = None, temperature: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
+    def chunks(
+        self, where: Tensor | None = None, temperature: float = 1.0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (flat rows [n], log p [n, V]) with n V bounded: the way to read many rows at a large V."""
         for part in self.rows(where).split(chunk_rows(self.vocab_size, self.hidden.device)):
             if len(part):
                 yield part, self.log_p(part, temperature)
 
-    def sample(self, where: Tensor | None, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, where: Tensor | None, n: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         """n independent draws a row from one head pass, in float64: ids [n, N]."""
         draws = []
-        for _, log_p in self.chunks(where):  # not torch.multinomial: on a GPU its uniform numbers are float32
+        for _, log_p in self.chunks(
+            where
+        ):  # not torch.multinomial: on a GPU its uniform numbers are float32
             below = log_p.double().exp().cumsum(dim=-1)
-            u = 1 - torch.rand(len(below), n, generator=generator, dtype=torch.float64, device=below.device)  # not 0
+            u = 1 - torch.rand(
+                len(below), n, generator=generator, dtype=torch.float64, device=below.device
+            )  # not 0
             draws.append(torch.searchsorted(below, u * below[:, -1:]))
         if not draws:
             return torch.empty(n, 0, dtype=torch.int64, device=self.hidden.device)

@@ -50,7 +50,9 @@ def address(*keys: Tensor | int) -> Tensor:
         if not isinstance(key, Tensor):
             seed_number("seed, or a key of an address,", key)
         key = torch.as_tensor(key, dtype=torch.int64)
-        state = mix_((state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN)
+        state = mix_(
+            (state.to(key.device) if state.dim() == 0 else state) * 3 + (key + 1) * _GOLDEN
+        )
     return state
 
 
@@ -64,7 +66,9 @@ def gumbel(state: Tensor) -> Tensor:
     return uniform(state).log_().neg_().log_().neg_()
 
 
-def stratified(n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+def stratified(
+    n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
     """n numbers in [0, 1), one in each of n equal strata, in random order: float64 [n], each marginally uniform."""
     u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
     order = torch.randperm(n, generator=generator, device=device)
@@ -89,7 +93,9 @@ def global_generators(*keys: Tensor | int, device: torch.device | str = "cpu") -
     seed, place = int(address(*keys)), torch.device(device)
     on_gpu = place.type == "cuda"
     with torch.random.fork_rng(devices=[place] if on_gpu else []):
-        _set(torch.default_generator, seed)  # torch.manual_seed would queue a call for each unused GPU
+        _set(
+            torch.default_generator, seed
+        )  # torch.manual_seed would queue a call for each unused GPU
         if on_gpu:
             with torch.cuda.device(place):
                 torch.cuda.manual_seed(seed % 2**64)
@@ -99,7 +105,9 @@ def global_generators(*keys: Tensor | int, device: torch.device | str = "cpu") -
 def _set(made: torch.Generator, seed: int) -> torch.Generator:
     """The generator, at the start of the stream of a hashed seed."""
     if made.device.type != "cpu":
-        return made.manual_seed(seed % 2**64)  # torch maps -1 and -2 to the seeds of 2^64 - 2 and 2^64 - 3
+        return made.manual_seed(
+            seed % 2**64
+        )  # torch maps -1 and -2 to the seeds of 2^64 - 2 and 2^64 - 3
     state = _new_state().clone()
     numbers = state.view(torch.int64)
     numbers[0] = seed

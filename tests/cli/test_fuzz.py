@@ -17,9 +17,39 @@ from unmask.recipes.book import recipe
 from unmask.text import offline
 
 HOSTILE = (
-    *("", " ", "0", "-1", "-0.5", "1.5", "nan", "inf", "-inf", "1e400", "1e-400", "None", "True", "none"),
+    *(
+        "",
+        " ",
+        "0",
+        "-1",
+        "-0.5",
+        "1.5",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "1e-400",
+        "None",
+        "True",
+        "none",
+    ),
     *(str(2**31), str(2**63 - 1), str(2**63), str(-(2**63) - 1), str(10**30), "9" * 5000),
-    *("[/bold]", ":100:", "[red]", "$x$", "news[1]", "what?", "a*", "{}", "%s", "-", "--", "é", "\x1b[31m", "a\rb"),
+    *(
+        "[/bold]",
+        ":100:",
+        "[red]",
+        "$x$",
+        "news[1]",
+        "what?",
+        "a*",
+        "{}",
+        "%s",
+        "-",
+        "--",
+        "é",
+        "\x1b[31m",
+        "a\rb",
+    ),
     *(
         "\udcff",
         "\0",
@@ -33,9 +63,16 @@ HOSTILE = (
         "psi:nan",
         "bpe:x",
     ),
-    *("blockwise:99999999999999999999", "block:0:1", "span:99999999999999999999", "https://example.invalid/x"),
+    *(
+        "blockwise:99999999999999999999",
+        "block:0:1",
+        "span:99999999999999999999",
+        "https://example.invalid/x",
+    ),
 )
-HUB = "couldn't connect to 'https://huggingface.co'"  # the words of transformers, which name no model
+HUB = (
+    "couldn't connect to 'https://huggingface.co'"  # the words of transformers, which name no model
+)
 SECONDS = 60  # no command below takes so long with a value that it accepts
 
 
@@ -52,9 +89,13 @@ def flags_of(kind: type, prefix: str = "--") -> Iterator[tuple[str, object]]:
             if any("Positional" in repr(mark) for mark in marks):
                 continue
             flag = prefix.rstrip(".") if not dataclasses.is_dataclass(inner) else prefix
-        parts = [part for part in (inner, *typing.get_args(inner)) if dataclasses.is_dataclass(part)]
+        parts = [
+            part for part in (inner, *typing.get_args(inner)) if dataclasses.is_dataclass(part)
+        ]
         for part in parts:
-            yield from flags_of(typing.cast(type, part), flag.rstrip(".") + "." if flag != "--" else flag)
+            yield from flags_of(
+                typing.cast(type, part), flag.rstrip(".") + "." if flag != "--" else flag
+            )
         if not parts and inner is not bool:  # a switch takes no value
             yield flag, inner
 
@@ -89,7 +130,9 @@ def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | i
         second = 2 if line[0] == "eval" else 1
         named = next((i for i, word in enumerate(line) if word.startswith("--")), len(line))
         found[name] = (line, [*(flag for flag, _ in flags_of(kind)), *range(second, named)])
-    objective: list[str | int] = [flag for flag, _ in flags_of(type(recipe("demo-mcd").objective), "--objective.")]
+    objective: list[str | int] = [
+        flag for flag, _ in flags_of(type(recipe("demo-mcd").objective), "--objective.")
+    ]
     found["distill"] = (["distill", "demo-mcd", "--dry-run"], objective)
     exact = ["verify", "exact", "--n", "100", "--length", "4", "--vocab-size", "3", "--no-train"]
     found["exact"] = (exact, found["verify.Arguments"][1])
@@ -131,8 +174,19 @@ def faults(words: Sequence[str], flag: str, value: str) -> Iterator[str]:
     if code and not said.strip():
         yield f"exit code {code} without a word"
     name = flag.lstrip("-").rpartition(".")[2]
-    names = {name, name.replace("-", "_"), name.replace("-", " "), value.strip() or "''", repr(value)[1:-1], value[:60]}
-    names |= {name.replace("-", "_").rstrip("s"), name.rpartition("-")[2].rstrip("s"), value.replace("//", "/")}
+    names = {
+        name,
+        name.replace("-", "_"),
+        name.replace("-", " "),
+        value.strip() or "''",
+        repr(value)[1:-1],
+        value[:60],
+    }
+    names |= {
+        name.replace("-", "_").rstrip("s"),
+        name.rpartition("-")[2].rstrip("s"),
+        value.replace("//", "/"),
+    }
     # "stopped" is the end of the demo, whose work is left out: its values were accepted.
     if said.startswith("stopped; ") or HUB in said:
         return
@@ -146,7 +200,11 @@ def fuzz(places: dict[str, Path], verbs: Sequence[str], count: int, seed: int) -
     for _ in range(count):
         line, flags = known[dice.choice(verbs)]
         flag, value = dice.choice(flags), dice.choice(HOSTILE)
-        words = [*line, flag, value] if isinstance(flag, str) else [*line[:flag], value, *line[flag + 1 :]]
+        words = (
+            [*line, flag, value]
+            if isinstance(flag, str)
+            else [*line[:flag], value, *line[flag + 1 :]]
+        )
         for fault in faults(words, flag if isinstance(flag, str) else "argument", value):
             found.append(f"{' '.join(words)[:400]!r}: {fault}")
     return found
@@ -161,7 +219,9 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     monkeypatch.setattr(offline, "modules", lambda: some)
     monkeypatch.setattr("unmask.cli.demo.demo", lambda *_: iter(()))
     monkeypatch.setattr("unmask.report.figures.duality_figure", lambda *_: None)
-    monkeypatch.setattr("unmask.report.throughput.write_figure", lambda *_: (Path("a.png"), Path("a.svg")))
+    monkeypatch.setattr(
+        "unmask.report.throughput.write_figure", lambda *_: (Path("a.png"), Path("a.svg"))
+    )
     return {"masked": masked, "causal": causal, "text": text}
 
 

@@ -21,6 +21,9 @@ def test_a_prompt_stands_behind_bos_where_training_rows_began_with_it(
     ids = model.tokenizer.encode("the state")
     for wrap, want in ((False, ids), (True, [model.tokenizer.bos_id, *ids])):
         model.save(tmp_path / "model", recipe={"data": {"wrap": wrap}})
-        assert main(["sample", str(tmp_path / "model"), "--n", "2", "--prompt", "the state", "--json"]) == 0
+        assert (
+            main(["sample", str(tmp_path / "model"), "--n", "2", "--prompt", "the state", "--json"])
+            == 0
+        )
         rows = json.loads(capsys.readouterr().out)["tokens"]
         assert [row[: len(want)] for row in rows] == [want, want] and len(rows[0]) == 16

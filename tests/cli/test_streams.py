@@ -18,8 +18,14 @@ from unmask.models.pretrained import load
 from unmask.samplers.loop import Samples
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TEXT = "at 10:100:5 :smile: [v2] [/bold] [red]a\tb\rc\x1b[31m \u202e 'x' 12 " + "long " * 60 + "\n end "
-SEEN = TEXT.replace("\r", "\\r").replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")  # on a terminal
+TEXT = (
+    "at 10:100:5 :smile: [v2] [/bold] [red]a\tb\rc\x1b[31m \u202e 'x' 12 "
+    + "long " * 60
+    + "\n end "
+)
+SEEN = (
+    TEXT.replace("\r", "\\r").replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+)  # on a terminal
 
 
 class Words:
@@ -106,7 +112,12 @@ def test_a_table_that_is_too_wide_for_the_terminal_is_a_line_a_row(monkeypatch):
         monkeypatch.setenv("COLUMNS", str(width))
         monkeypatch.setattr(sys, "stdout", out := Terminal())
         console.table("title", columns, [row])
-        assert out.getvalue().count("4 steps; note: a longer note that may be folded; measure 0: 1.235e+05") == lines
+        assert (
+            out.getvalue().count(
+                "4 steps; note: a longer note that may be folded; measure 0: 1.235e+05"
+            )
+            == lines
+        )
         assert "title" in out.getvalue() and out.getvalue().count("1.235e+05") == 6
     assert out.getvalue().count("\n") == 2
 
@@ -191,9 +202,15 @@ cat found
 def test_streams_that_are_closed(tmp_path):
     env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
     script = SHELL.format(python=sys.executable)
-    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.stdout == "0\nTrue\n", "a file that is opened later does not take the number of a closed stream"
-    assert done.stderr in ("code 0\n", "code 1\n"), "no 'Exception ignored', no 120, whoever is faster"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "0\nTrue\n", (
+        "a file that is opened later does not take the number of a closed stream"
+    )
+    assert done.stderr in ("code 0\n", "code 1\n"), (
+        "no 'Exception ignored', no 120, whoever is faster"
+    )
 
 
 def broken(error: BaseException):
@@ -212,7 +229,10 @@ def broken(error: BaseException):
         (EOFError("compressed file ended"), "a file ends too early (compressed file ended)"),
         (zipfile.BadZipFile("no central directory"), "a file is damaged (no central directory)"),
         (pickle.UnpicklingError("invalid load key"), "a file is damaged (invalid load key)"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "'utf-8' codec can't decode"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            "'utf-8' codec can't decode",
+        ),
         (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
         (BrokenPipeError(32, "Broken pipe"), "Broken pipe"),
         (ValueError(), "ValueError"),
@@ -242,5 +262,7 @@ def test_an_interrupt_says_what_is_kept(monkeypatch, capsys, drawing):
     monkeypatch.setattr(sample, "sample", draw)
     assert main.main(drawing) == 1
     out, err = capsys.readouterr()
-    assert out.count("--- sample") == 1 and out.endswith(TEXT + "\n"), "the first batch is printed when it is there"
+    assert out.count("--- sample") == 1 and out.endswith(TEXT + "\n"), (
+        "the first batch is printed when it is there"
+    )
     assert err == "unmask sample: interrupted; only the texts above were drawn\n"

@@ -17,7 +17,9 @@ PLAN = f"{TINY} --precision float32 --data.part all --data.tokenizer bpe:262 --s
 
 
 @pytest.fixture
-def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
     """Train in `a run`; `at` is called with each line of the output. Returns exit code, or exception, and remarks."""
     data = ["--data.corpus", str(corpus(tmp_path / "text")), "--out", str(tmp_path / "a run")]
 
@@ -37,9 +39,13 @@ def states(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_the_way_on_is_named(begin: Callable[..., Any], tmp_path: Path, number: int) -> None:
+def test_a_signal_saves_and_the_way_on_is_named(
+    begin: Callable[..., Any], tmp_path: Path, number: int
+) -> None:
     code, said = begin(lambda step: os.kill(os.getpid(), number) if step == 2 else None)
-    assert code == 1 and f"stopped; `unmask train '{tmp_path}/a run'` goes on from the state" in said
+    assert (
+        code == 1 and f"stopped; `unmask train '{tmp_path}/a run'` goes on from the state" in said
+    )
     assert states(tmp_path) == ["step-00000003"]
     steps: list[int] = []
     code, said = begin(steps.append)
@@ -47,7 +53,9 @@ def test_a_signal_saves_and_the_way_on_is_named(begin: Callable[..., Any], tmp_p
     assert begin(steps.append)[0] == 0 and steps == [4, 5, 6]
 
 
-@pytest.mark.parametrize("fault", [BrokenPipeError(errno.EPIPE, "closed"), OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize(
+    "fault", [BrokenPipeError(errno.EPIPE, "closed"), OSError(errno.ENOSPC, "No space left")]
+)
 def test_a_lost_output_ends_the_training_with_its_state_saved(
     begin: Callable[..., Any], tmp_path: Path, fault: OSError
 ) -> None:

@@ -41,14 +41,20 @@ def wait_for(file: Path, seconds: float = 60) -> bool:
     return file.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_a_worker_saves_and_ends_when_its_parent_ends(tmp_path: Path, number: int) -> None:
     (tmp_path / "child.py").write_text(CHILD)
-    program = tmp_path / "program"  # stands in the place of Python, and has no use for the arguments
+    program = (
+        tmp_path / "program"
+    )  # stands in the place of Python, and has no use for the arguments
     program.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'child.py'}\n")
     program.chmod(0o755)
     env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(program)], env=env, start_new_session=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(program)], env=env, start_new_session=True
+    )
     try:
         assert wait_for(tmp_path / "ready")
         parent.send_signal(number)

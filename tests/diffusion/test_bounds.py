@@ -38,7 +38,9 @@ def noise_of(process: Process) -> Tensor:
     return double(0, 0, 0, 1) if process is MASKED else torch.full((3,), 1 / 3).double()
 
 
-def brute_force(process: Process, joint: Tensor, table: Table, schedule: NoiseSchedule, nodes: int) -> float:
+def brute_force(
+    process: Process, joint: Tensor, table: Table, schedule: NoiseSchedule, nodes: int
+) -> float:
     """E over texts and all their corruptions of the sum of nelbo over positions, integrated over t by Gauss.
 
     Nodes are those of sqrt(t): the uniform process has a log t near 0.
@@ -90,7 +92,8 @@ def test_a_wrong_model_costs_the_sum_of_its_steps(process: Process) -> None:
     table = wrong(process, joint)
     bound = brute_force(process, joint, table, LogLinear(0.0), nodes=24)
     in_steps = [
-        process_bound_in_steps(joint, noise_of(process), table, [k / n for k in range(n + 1)]) for n in (40, 80)
+        process_bound_in_steps(joint, noise_of(process), table, [k / n for k in range(n + 1)])
+        for n in (40, 80)
     ]
     assert in_steps[0] > in_steps[1] > bound
     assert 2 * in_steps[1] - in_steps[0] == pytest.approx(bound, abs=1e-3)
@@ -100,5 +103,7 @@ def test_a_wrong_model_costs_the_sum_of_its_steps(process: Process) -> None:
 def test_masked_diffusion_is_the_mean_over_orders() -> None:
     joint = source(MASKED, seed=2)
     for table in (exact(MASKED, joint), wrong(MASKED, joint)):
-        bound = brute_force(MASKED, joint, table, LogLinear(0.0), nodes=6)  # a polynomial in t: 6 nodes are exact
+        bound = brute_force(
+            MASKED, joint, table, LogLinear(0.0), nodes=6
+        )  # a polynomial in t: 6 nodes are exact
         assert bound == pytest.approx(process_bound_by_orders(joint, table, mask_id=3), abs=1e-12)

@@ -33,11 +33,15 @@ def sparse(
     token: int, root: float, size: int, temperature: float, k: int, n: int = N, seed: int = 0
 ) -> tuple[Tensor, Mixture]:
     """(z [n], input of n positions) of one token."""
-    z, soft = sparse_input(torch.full((1, n), token), doubles(root), size, temperature, k, seeded(seed))
+    z, soft = sparse_input(
+        torch.full((1, n), token), doubles(root), size, temperature, k, seeded(seed)
+    )
     return z[0], soft
 
 
-def dense(token: int, root: float, size: int, temperature: float, n: int = N, seed: int = 1) -> tuple[Tensor, Tensor]:
+def dense(
+    token: int, root: float, size: int, temperature: float, n: int = N, seed: int = 1
+) -> tuple[Tensor, Tensor]:
     """The same by all K Gaussians: (z [n], logits [n, K])."""
     eps = torch.randn(1, n, size, generator=seeded(seed), dtype=torch.float64)
     z, logits = dense_input(torch.full((1, n), token), eps, doubles(root), temperature)
@@ -81,12 +85,16 @@ def test_nothing_left_out_it_is_the_tempered_gaussian(root: float, temperature: 
 
 @ROOTS
 @TEMPERATURES
-def test_what_is_left_out_is_left_out_and_the_rest_is_as_it_was(root: float, temperature: float) -> None:
+def test_what_is_left_out_is_left_out_and_the_rest_is_as_it_was(
+    root: float, temperature: float
+) -> None:
     """x0 and its k greatest rivals under the dense law, renormalised, in the order in which the mixture lists them."""
     size, k, token, n = 30, 3, 7, 50_000
     _, soft = sparse(token, root, size, temperature, k, n)
     _, logits = dense(token, root, size, temperature, n)
-    rivals = logits[:, [v for v in range(size) if v != token]].sort(dim=1, descending=True).values[:, :k]
+    rivals = (
+        logits[:, [v for v in range(size) if v != token]].sort(dim=1, descending=True).values[:, :k]
+    )
     kept = torch.softmax(torch.cat([logits[:, [token]], rivals], dim=1), dim=1)
     assert far(moments(soft.weights[0].double()), moments(kept)) < 5
     assert bool((soft.weights[0, :, 1:].diff() <= 0).all())
@@ -112,7 +120,9 @@ def test_x0_is_kept_as_often_as_the_operator_says_and_else_any_other_comes(size:
         z, _ = sparse(token, root, size, 1e-3, k, seed=int(10 * root))
         keep = duality_keep(root, size)
         kept = z == token
-        assert abs(float(kept.double().mean()) - keep) < 5 * math.sqrt(keep * (1 - keep) / N) + 1e-12
+        assert (
+            abs(float(kept.double().mean()) - keep) < 5 * math.sqrt(keep * (1 - keep) / N) + 1e-12
+        )
         others = z[~kept] - (z[~kept] > token).long()  # 0 .. size - 2
         bins = min(size - 1, 40)
         edges = [(size - 1) * i // bins for i in range(bins + 1)]
@@ -124,14 +134,25 @@ def test_x0_is_kept_as_often_as_the_operator_says_and_else_any_other_comes(size:
             assert stats.chisquare(counts, due).pvalue > 1e-4
 
 
-@given(st.integers(0, 10**6), st.integers(2, 12), st.floats(0, 6), st.sampled_from([1.0, 0.05, 1e-3]), st.data())
-def test_a_mixture_is_one(seed: int, size: int, root: float, temperature: float, data: st.DataObject) -> None:
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 12),
+    st.floats(0, 6),
+    st.sampled_from([1.0, 0.05, 1e-3]),
+    st.data(),
+)
+def test_a_mixture_is_one(
+    seed: int, size: int, root: float, temperature: float, data: st.DataObject
+) -> None:
     """x0 first, then its rivals as they fall, all different; weights sum to 1; z is the heaviest of them."""
     k = data.draw(st.integers(1, size - 1))
     x0 = torch.randint(size, (3, 5), generator=seeded(seed))
     z, soft = sparse_input(x0, doubles(root, root, 0.1), size, temperature, k, seeded(seed))
     assert soft.tokens.dtype == torch.int64 and soft.weights.dtype == torch.float32
-    assert soft.tokens.shape == soft.weights.shape == (3, 5, k + 1) and soft.shape == (3, 5) == tuple(z.shape)
+    assert soft.tokens.shape == soft.weights.shape == (3, 5, k + 1) and soft.shape == (
+        3,
+        5,
+    ) == tuple(z.shape)
     assert torch.equal(soft.tokens[..., 0], x0)
     assert all(len({*row}) == k + 1 for row in soft.tokens.flatten(0, 1).tolist())
     assert 0 <= int(soft.tokens.min()) and int(soft.tokens.max()) < size
@@ -156,7 +177,9 @@ def test_each_sequence_has_its_own_level_and_each_token_its_own_noise() -> None:
     z, soft = sparse_input(x0, doubles(*roots), K, 0.3, K - 1, seeded(2))
     for row, root in enumerate(roots):
         keep = duality_keep(root, K)
-        assert float((z[row] == row).double().mean()) == pytest.approx(keep, abs=5 * math.sqrt(keep * (1 - keep) / n))
+        assert float((z[row] == row).double().mean()) == pytest.approx(
+            keep, abs=5 * math.sqrt(keep * (1 - keep) / n)
+        )
     own = soft.weights[1, :, 0].double()
     neighbours = torch.corrcoef(torch.stack([own[1:], own[:-1]]))[0, 1]
     across = torch.corrcoef(torch.stack([soft.weights[0, :, 0].double(), own]))[0, 1]
@@ -184,8 +207,16 @@ def test_dense_input_is_its_definition() -> None:
 def test_the_greatest_of_seven_normals(k: int) -> None:
     """Each rank, and each gap between ranks, against sorting."""
     ours = largest_normals(20_000, k, 7, seeded())
-    plain = torch.randn(20_000, 7, generator=seeded(1), dtype=torch.float64).sort(dim=1, descending=True).values[:, :k]
-    assert ours.shape == (20_000, k) and ours.dtype == torch.float64 and bool((ours.diff(dim=1) < 0).all())
+    plain = (
+        torch.randn(20_000, 7, generator=seeded(1), dtype=torch.float64)
+        .sort(dim=1, descending=True)
+        .values[:, :k]
+    )
+    assert (
+        ours.shape == (20_000, k)
+        and ours.dtype == torch.float64
+        and bool((ours.diff(dim=1) < 0).all())
+    )
     for one, two in zip(ours.T, plain.T, strict=True):
         assert stats.ks_2samp(one, two).pvalue > 1e-4
     for one, two in zip(-ours.diff(dim=1).T, -plain.diff(dim=1).T, strict=True):
@@ -209,7 +240,9 @@ def test_the_rarest_dice_give_numbers(size: int, monkeypatch: pytest.MonkeyPatch
     """A uniform number of exactly 0, and the one next to 1."""
     for value in (0.0, 1 - 2.0**-53):
         monkeypatch.setattr(
-            torch, "rand", lambda *shape, value=value, **_: torch.full(shape, value, dtype=torch.float64)
+            torch,
+            "rand",
+            lambda *shape, value=value, **_: torch.full(shape, value, dtype=torch.float64),
         )
         assert bool(torch.isfinite(largest_normals(3, 1, size)).all())
 
@@ -228,12 +261,16 @@ def test_rivals_of_a_large_vocabulary_are_different_and_not_x0() -> None:
     assert all(len({*row}) == 31 for row in soft.tokens[0].tolist())
     rivals = soft.tokens[0, :, 1:].double()
     assert int(rivals.min()) >= 0 and int(rivals.max()) <= 50_256
-    assert float(rivals.mean()) == pytest.approx(25_128, abs=5 * 50_257 / math.sqrt(12 * rivals.numel()))
+    assert float(rivals.mean()) == pytest.approx(
+        25_128, abs=5 * 50_257 / math.sqrt(12 * rivals.numel())
+    )
 
 
 def test_all_randomness_comes_from_the_generator() -> None:
     before = torch.get_rng_state()
-    (z, one), (_, same), (_, other) = (sparse(1, 1.0, K, 0.1, 3, n=50, seed=seed) for seed in (4, 4, 5))
+    (z, one), (_, same), (_, other) = (
+        sparse(1, 1.0, K, 0.1, 3, n=50, seed=seed) for seed in (4, 4, 5)
+    )
     assert torch.equal(one.weights, same.weights) and torch.equal(one.tokens, same.tokens)
     assert not torch.equal(one.weights, other.weights) and z.dtype == torch.int64
     assert torch.equal(torch.get_rng_state(), before)
@@ -241,10 +278,17 @@ def test_all_randomness_comes_from_the_generator() -> None:
 
 def test_wrong_input() -> None:
     for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"softens the Gaussian input: want temperature > 0, got {temperature}"):
+        with pytest.raises(
+            ValueError, match=f"softens the Gaussian input: want temperature > 0, got {temperature}"
+        ):
             sparse(0, 1.0, K, temperature, 2, n=3)
-        with pytest.raises(ValueError, match=f"softens the Gaussian input: want temperature > 0, got {temperature}"):
+        with pytest.raises(
+            ValueError, match=f"softens the Gaussian input: want temperature > 0, got {temperature}"
+        ):
             dense(0, 1.0, K, temperature, n=3)
     for k in (0, -1, K):
-        with pytest.raises(ValueError, match=f"rivals of x0 that are kept: want 1 <= top_k < vocab_size = 6, got {k}"):
+        with pytest.raises(
+            ValueError,
+            match=f"rivals of x0 that are kept: want 1 <= top_k < vocab_size = 6, got {k}",
+        ):
             sparse(0, 1.0, K, 0.1, k, n=3)

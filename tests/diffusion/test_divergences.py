@@ -30,11 +30,15 @@ from unmask.prediction import Prediction, TableHead
 B, L, D, V, MASK = 3, 7, 5, 11, 4  # MASK in the middle: nothing depends on its being last
 TAU = 0.6
 HEADS = pytest.mark.parametrize("head", ["linear", "direct", "table"])
-CHUNKS = pytest.mark.parametrize("chunk", [2**24, 4 * V + 3, 1], ids=["one chunk", "4 rows", "1 row"])
+CHUNKS = pytest.mark.parametrize(
+    "chunk", [2**24, 4 * V + 3, 1], ids=["one chunk", "4 rows", "1 row"]
+)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
-def scene(head: str, dtype: torch.dtype, seed: int = 0) -> tuple[Prediction, Prediction, Tensor, Tensor]:
+def scene(
+    head: str, dtype: torch.dtype, seed: int = 0
+) -> tuple[Prediction, Prediction, Tensor, Tensor]:
     """(student, teacher, x0, where): a third of the tokens shown to the student, where it is marked or not."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -48,7 +52,9 @@ def scene(head: str, dtype: torch.dtype, seed: int = 0) -> tuple[Prediction, Pre
     if head == "table":
         student = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, shown)
     else:
-        linear = (nn.Linear if head == "linear" else Linear)(D, V, dtype=dtype)  # the second one knows its derivative
+        linear = (nn.Linear if head == "linear" else Linear)(
+            D, V, dtype=dtype
+        )  # the second one knows its derivative
         linear.weight.data, linear.bias.data = normal(V, D), normal(V)
         student = Prediction(normal(B, L, D).requires_grad_(), linear, V, MASK, shown)
     teacher = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, None)
@@ -99,7 +105,9 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {  # name -> (fast, plain); plain gives [
     ),
     "squared_error": (
         lambda student, teacher, x0, where: squared_error(student, teacher, where, TAU),
-        lambda student, teacher, x0, where: ((table(student).exp() - table(teacher, TAU).detach().exp()) ** 2).sum(-1),
+        lambda student, teacher, x0, where: (
+            (table(student).exp() - table(teacher, TAU).detach().exp()) ** 2
+        ).sum(-1),
     ),
 }
 DISTANCES = [forward_kl, reverse_kl, total_variation, squared_error]
@@ -128,7 +136,9 @@ def test_values_and_gradients_are_the_plain_ones(
     fast, plain = LOSSES[name]
     factor = torch.randn(int(where.sum()), generator=torch.Generator().manual_seed(9), dtype=dtype)
     got, want = fast(student, teacher, x0, where), plain(student, teacher, x0, where)[where]
-    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-12}
+    close = (
+        {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-12}
+    )
     assert got.dtype == dtype and got.shape == (int(where.sum()),)
     assert_close(got, want, **close)
     gradients = torch.autograd.grad((got * factor).sum(), leaves(student))
@@ -149,7 +159,9 @@ def test_gradcheck(name: str, head: str, set_chunk: Callable[[int], None]) -> No
     def loss(hidden: Tensor, *parameters: Tensor) -> Tensor:
         return fast(replace(student, hidden=hidden, head=Given(parameters)), teacher, x0, rows)
 
-    assert torch.autograd.gradcheck(loss, [leaf.detach().requires_grad_() for leaf in leaves(student)])
+    assert torch.autograd.gradcheck(
+        loss, [leaf.detach().requires_grad_() for leaf in leaves(student)]
+    )
 
 
 @EACH
@@ -184,7 +196,10 @@ def test_no_rows_have_the_dtype_of_rows() -> None:
     student = Prediction(torch.zeros(1, 2, V, dtype=torch.bfloat16), TableHead(), V)
     some = torch.tensor([[True, False]])
     for where in (some, some & ~some):
-        assert cross_entropy(student, torch.zeros(1, 2, dtype=torch.int64), where).dtype == torch.float32
+        assert (
+            cross_entropy(student, torch.zeros(1, 2, dtype=torch.int64), where).dtype
+            == torch.float32
+        )
 
 
 @EACH
@@ -194,7 +209,11 @@ def test_only_what_wants_a_gradient_gets_one(name: str) -> None:
     fast, _ = LOSSES[name]
     student.head.weight.requires_grad_(False)
     fast(student, teacher, x0, where).sum().backward()
-    assert student.head.weight.grad is None and student.head.bias.grad is not None and student.hidden.grad is not None
+    assert (
+        student.head.weight.grad is None
+        and student.head.bias.grad is not None
+        and student.hidden.grad is not None
+    )
     assert teacher.hidden.grad is None
     frozen = replace(student, hidden=student.hidden.detach())
     student.head.bias.grad = None
@@ -209,7 +228,9 @@ def test_the_temperature_is_the_teachers(divergence: Callable[..., Tensor]) -> N
     student, teacher, _, where = scene("linear", torch.float64)
     sharpened = Prediction(teacher.log_p(temperature=TAU).detach(), TableHead(), V, MASK)
     assert_close(divergence(student, teacher, where, TAU), divergence(student, sharpened, where))
-    assert not torch.allclose(divergence(student, teacher, where, TAU), divergence(student, teacher, where))
+    assert not torch.allclose(
+        divergence(student, teacher, where, TAU), divergence(student, teacher, where)
+    )
 
 
 @given(st.integers(0, 10**6))
@@ -293,7 +314,9 @@ def test_weights_may_not_change_before_the_backward_pass() -> None:
 
 @EACH
 @HEADS
-def test_the_head_runs_once_where_rows_count_equally(name: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_runs_once_where_rows_count_equally(
+    name: str, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the gradient is that of the sum, times what stands before it; unequal weights are a sum of such gradients."""
     student, teacher, x0, where = scene(head, torch.float64)
     calls: list[int] = []
@@ -315,14 +338,19 @@ def test_the_head_runs_once_where_rows_count_equally(name: str, head: str, monke
     for a, b in zip(one, three, strict=True):
         assert_close(b, 3 * a)
     weight = torch.rand(int(where.sum()), dtype=torch.float64)
-    unequal, rest = gradients(lambda values: (weight * values).sum()), gradients(lambda v: ((1 - weight) * v).sum())
+    unequal, rest = (
+        gradients(lambda values: (weight * values).sum()),
+        gradients(lambda v: ((1 - weight) * v).sum()),
+    )
     assert calls
     for a, b, c in zip(one, unequal, rest, strict=True):
         assert_close(a, b + c)
 
 
 @HEADS
-def test_nobody_makes_gradients_that_nobody_asked_for(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_makes_gradients_that_nobody_asked_for(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student, teacher, x0, where = scene(head, torch.float32)
     with_graph = cross_entropy(student, x0, where).detach()
     monkeypatch.setattr(divergences, "_sweep", None)
@@ -330,7 +358,8 @@ def test_nobody_makes_gradients_that_nobody_asked_for(head: str, monkeypatch: py
         with mode():
             assert_close(cross_entropy(student, x0, where), with_graph)
             assert_close(
-                MaskedProcess(V, MASK).nelbo(student, x0, x0, double(0.5, B), double(-1.0, B)), torch.zeros(B, L)
+                MaskedProcess(V, MASK).nelbo(student, x0, x0, double(0.5, B), double(-1.0, B)),
+                torch.zeros(B, L),
             )
     with pytest.raises(TypeError):
         reverse_kl(student, teacher, where)
@@ -340,13 +369,17 @@ def double(value: float, n: int) -> Tensor:
     return torch.full((n,), value, dtype=torch.float64)
 
 
-def test_the_weights_of_the_masked_bound_cost_no_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_of_the_masked_bound_cost_no_second_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each sequence has its own; they are known before the head runs."""
     student, _, x0, _ = scene("direct", torch.float64)
     z = torch.where(student.shown == MASK, MASK, x0)
     alpha = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
     values = MaskedProcess(V, MASK).nelbo(student, x0, z, alpha, -torch.ones_like(alpha))
-    want = torch.where(z == MASK, loss_cross_entropy(table(student), x0) / (1 - alpha)[:, None], 0.0)
+    want = torch.where(
+        z == MASK, loss_cross_entropy(table(student), x0) / (1 - alpha)[:, None], 0.0
+    )
     assert_close(values, want)
     slopes = torch.autograd.grad(want.sum(), leaves(student))
     monkeypatch.setattr(divergences, "_sweep", None)
@@ -392,7 +425,9 @@ def test_the_meter_sees_what_a_plain_loss_holds() -> None:
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "uniform nelbo"])
-def test_memory_does_not_grow_with_rows_times_vocabulary(name: str, set_chunk: Callable[[int], None]) -> None:
+def test_memory_does_not_grow_with_rows_times_vocabulary(
+    name: str, set_chunk: Callable[[int], None]
+) -> None:
     """Forward and backward over 32 and 256 rows at V = 2000, chunks of 16 rows."""
     size, width = 2000, 4
     set_chunk(16 * size)
@@ -402,7 +437,9 @@ def test_memory_does_not_grow_with_rows_times_vocabulary(name: str, set_chunk: C
         linear = nn.Linear(width, size)
         hidden = torch.randn(1, rows, width, generator=generator, requires_grad=True)
         student = Prediction(hidden, linear, size)
-        teacher = Prediction(torch.randn(1, rows, width, generator=generator), nn.Linear(width, size), size)
+        teacher = Prediction(
+            torch.randn(1, rows, width, generator=generator), nn.Linear(width, size), size
+        )
         x0 = torch.randint(size, (1, rows), generator=generator)
         everywhere = torch.ones(1, rows, dtype=torch.bool)
         level = torch.full((1,), 0.5, dtype=torch.float64)

@@ -79,7 +79,9 @@ def test_noise_alone_keeps_one_token_in_k(size: int) -> None:
 
 @given(
     size=st.integers(2, 200_000),
-    log_odds=st.lists(st.floats(-27.6, 27.6), min_size=2, max_size=6, unique=True),  # keep in (1e-12, 1 - 1e-12)
+    log_odds=st.lists(
+        st.floats(-27.6, 27.6), min_size=2, max_size=6, unique=True
+    ),  # keep in (1e-12, 1 - 1e-12)
 )
 @settings(deadline=None, max_examples=40)
 def test_the_inverse_gives_keep_back_and_is_monotone(size: int, log_odds: list[float]) -> None:
@@ -87,7 +89,9 @@ def test_the_inverse_gives_keep_back_and_is_monotone(size: int, log_odds: list[f
     roots = snr_root(keep, size)
     assert relative(keep_probability(roots, size), keep) < 1e-9
     assert bool((roots.diff() >= 0).all())
-    assert bool(((roots < 0) == (keep < 1 / size))[(keep * size - 1).abs() > 1e-9].all())  # the honest edge
+    assert bool(
+        ((roots < 0) == (keep < 1 / size))[(keep * size - 1).abs() > 1e-9].all()
+    )  # the honest edge
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -100,7 +104,9 @@ def test_the_inverse_reaches_every_float_of_the_unit_interval(size: int) -> None
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_inverse_finds_the_root(size: int) -> None:
-    roots = torch.linspace(-20, 7, 109, dtype=torch.float64)  # further up keep is 1 to a few digits of 1 - keep
+    roots = torch.linspace(
+        -20, 7, 109, dtype=torch.float64
+    )  # further up keep is 1 to a few digits of 1 - keep
     assert float((snr_root(keep_probability(roots, size), size) - roots).abs().max()) < 1e-6
 
 
@@ -113,7 +119,9 @@ def test_gradients_equal_the_derivative(size: int) -> None:
 
 def test_any_shape_and_any_real_root() -> None:
     roots = doubles(-math.inf, -1e308, -70.0, 70.0, 1e308, math.inf)
-    assert keep_probability(roots, 50257).tolist() == pytest.approx([0, 0, 0, 1, 1, 1], rel=1e-11, abs=0)
+    assert keep_probability(roots, 50257).tolist() == pytest.approx(
+        [0, 0, 0, 1, 1, 1], rel=1e-11, abs=0
+    )
     assert keep_derivative(roots, 50257).tolist() == [0] * 6
     assert keep_probability(torch.zeros(2, 3, 4), 5).shape == (2, 3, 4)
     assert keep_probability(torch.zeros(0), 5).shape == snr_root(torch.zeros(0), 5).shape == (0,)
@@ -127,7 +135,9 @@ def test_any_shape_and_any_real_root() -> None:
 def test_a_probability_stays_one_whatever_the_last_bit(shift: str) -> None:
     with LastBit(shift):
         keep = keep_probability(torch.linspace(-60, 60, 241, dtype=torch.float64), 50257)
-    assert bool(((keep >= 0) & (keep <= 1)).all()) and float(keep[-1]) == pytest.approx(1, rel=1e-11)
+    assert bool(((keep >= 0) & (keep <= 1)).all()) and float(keep[-1]) == pytest.approx(
+        1, rel=1e-11
+    )
 
 
 @given(root=st.floats(-1e6, 1e6))
@@ -160,7 +170,9 @@ def test_project_keeps_only_a_strict_maximum() -> None:
 def test_the_token_is_shown_exactly_while_the_root_exceeds_the_margin(seed: int, size: int) -> None:
     x0, eps = draw(20, size, seed)
     level = margin(eps, x0)
-    rivals = torch.stack([torch.cat([row[:k], row[k + 1 :]]).max() - row[k] for row, k in zip(eps, x0, strict=True)])
+    rivals = torch.stack(
+        [torch.cat([row[:k], row[k + 1 :]]).max() - row[k] for row, k in zip(eps, x0, strict=True)]
+    )
     torch.testing.assert_close(level, rivals)
     for offset in (-1.0, -1e-9, 1e-9, 1.0):
         z = project(ddim_path(x0, eps, level + offset), x0, mask_id=size)

@@ -23,7 +23,10 @@ from unmask.prediction import Prediction, TableHead
 
 V = 4
 MASKED, UNIFORM = MaskedProcess(V, mask_id=3), UniformProcess(V)
-NOISE = {MASKED: torch.tensor([0.0, 0.0, 0.0, 1.0]).double(), UNIFORM: torch.full((V,), 1 / V).double()}
+NOISE = {
+    MASKED: torch.tensor([0.0, 0.0, 0.0, 1.0]).double(),
+    UNIFORM: torch.full((V,), 1 / V).double(),
+}
 BOTH = pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
 EVERY_TOKEN = torch.arange(V)[None]  # a row in which each token stands once
 
@@ -36,7 +39,10 @@ def double(*values: float) -> Tensor:
 
 def laws(process: Process, rows: int, seed: int = 0) -> Tensor:
     """Random laws of x0 [1, rows, V], none on a token that is only noise."""
-    p = torch.rand(1, rows, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
+    p = (
+        torch.rand(1, rows, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        + 0.01
+    )
     if process is MASKED:
         p[..., MASKED.mask_id] = 0
     return p / p.sum(-1, keepdim=True)
@@ -71,14 +77,18 @@ def test_the_posterior_is_bayes_rule(process: Process, levels: list[float], seed
 
 @BOTH
 @given(
-    levels=pair_of_levels, p_z=st.lists(st.floats(0, 1), min_size=V, max_size=V).map(sorted), token=st.integers(0, 3)
+    levels=pair_of_levels,
+    p_z=st.lists(st.floats(0, 1), min_size=V, max_size=V).map(sorted),
+    token=st.integers(0, 3),
 )
 def test_branches_are_weights_that_fall_with_p_z(
     process: Process, levels: list[float], p_z: list[float], token: int
 ) -> None:
     """Stay never falls, fresh and stray never grow: what does not move at p_z = 0 does not move at all."""
     z = torch.full((1, V), token)
-    weights = torch.stack(process.branches(z, double(*p_z)[None], double(levels[0]), double(levels[1])))[:, 0]
+    weights = torch.stack(
+        process.branches(z, double(*p_z)[None], double(levels[0]), double(levels[1]))
+    )[:, 0]
     assert_close(weights.sum(0), torch.ones(V).double())
     assert bool((weights >= 0).all())
     stay, fresh, stray = weights.diff(dim=1)
@@ -88,12 +98,18 @@ def test_branches_are_weights_that_fall_with_p_z(
 @BOTH
 def test_numbers_name_the_tokens_of_noise(process: Process) -> None:
     u = (torch.arange(1000) + 0.5).double() / 1000
-    share = torch.bincount(process.noise(torch.cat([u, double(2**-53, 1 - 2**-53)])), minlength=V) / 1002
+    share = (
+        torch.bincount(process.noise(torch.cat([u, double(2**-53, 1 - 2**-53)])), minlength=V)
+        / 1002
+    )
     assert float((share - NOISE[process]).abs().max()) < 0.002
 
 
 @BOTH
-@given(alphas=st.lists(st.floats(1e-3, 1 - 1e-3), min_size=3, max_size=3).map(sorted), token=st.integers(0, V - 2))
+@given(
+    alphas=st.lists(st.floats(1e-3, 1 - 1e-3), min_size=3, max_size=3).map(sorted),
+    token=st.integers(0, V - 2),
+)
 def test_two_steps_back_are_one(process: Process, alphas: list[float], token: int) -> None:
     """Chapman-Kolmogorov, x0 known: the sum over z_s of q(z_r | z_s, x0) q(z_s | z_t, x0) is q(z_r | z_t, x0)."""
     a_t, a_s, a_r = (double(a) for a in alphas)
@@ -101,13 +117,17 @@ def test_two_steps_back_are_one(process: Process, alphas: list[float], token: in
     first = process.posterior(x0, EVERY_TOKEN, a_t, a_s)[0]
     second = process.posterior(x0, EVERY_TOKEN, a_s, a_r)[0]
     at_once = process.posterior(x0, EVERY_TOKEN, a_t, a_r)[0]
-    seen = process_channel(NOISE[process], alphas[0])[token] > 0  # a shown token of a masked process is x0 itself
+    seen = (
+        process_channel(NOISE[process], alphas[0])[token] > 0
+    )  # a shown token of a masked process is x0 itself
     assert_close((first @ second)[seen], at_once[seen], rtol=1e-9, atol=1e-12)
 
 
 @BOTH
 @given(levels=pair_of_levels, token=st.integers(0, V - 2))
-def test_a_step_back_from_the_forward_law_is_the_forward_law(process: Process, levels: list[float], token: int) -> None:
+def test_a_step_back_from_the_forward_law_is_the_forward_law(
+    process: Process, levels: list[float], token: int
+) -> None:
     x0 = torch.nn.functional.one_hot(torch.full((1, V), token), V).double()
     back = process.posterior(x0, EVERY_TOKEN, double(levels[0]), double(levels[1]))[0]
     at_t, at_s = (process_channel(NOISE[process], alpha)[token] for alpha in levels)
@@ -121,13 +141,17 @@ def test_the_ends_of_the_posterior(process: Process) -> None:
         here = process.posterior(p, EVERY_TOKEN, double(alpha), double(alpha))
         assert_close(here[0, :tokens], torch.eye(V).double()[:tokens])  # no time, no step
     masks = torch.full((1, V), MASKED.mask_id)
-    assert_close(MASKED.posterior(p, masks, double(0.0), double(1.0)), p)  # one step is a draw from the prediction
+    assert_close(
+        MASKED.posterior(p, masks, double(0.0), double(1.0)), p
+    )  # one step is a draw from the prediction
     assert_close(UNIFORM.posterior(p, EVERY_TOKEN, double(0.0), double(1.0)), p)
 
 
 @BOTH
 @pytest.mark.parametrize("alpha_dtype", [torch.float32, torch.float64])
-def test_the_posterior_has_the_dtype_of_the_law_and_float64_inside(process: Process, alpha_dtype: torch.dtype) -> None:
+def test_the_posterior_has_the_dtype_of_the_law_and_float64_inside(
+    process: Process, alpha_dtype: torch.dtype
+) -> None:
     """Short steps, and nearly the last one: the rates are differences of levels, and keep their digits in float32."""
     p = laws(process, V)
     for level in (0.501, 0.50001, 1 - 1e-6):
@@ -144,7 +168,9 @@ def test_each_sequence_has_its_own_levels() -> None:
         p = laws(process, 2 * V).view(2, V, V)
         both = process.posterior(p, EVERY_TOKEN.expand(2, V), a_t, a_s)
         for row in range(2):
-            alone = process.posterior(p[row : row + 1], EVERY_TOKEN, a_t[row : row + 1], a_s[row : row + 1])
+            alone = process.posterior(
+                p[row : row + 1], EVERY_TOKEN, a_t[row : row + 1], a_s[row : row + 1]
+            )
             assert_close(both[row], alone[0])
 
 
@@ -153,7 +179,10 @@ def test_each_sequence_has_its_own_levels() -> None:
 
 def priced(process: Process, log_p: Tensor, alpha: float) -> Tensor:
     """nelbo [x0, z] of each pair of tokens, all under one law log_p [V], at -dalpha = 1."""
-    x0, z = (grid.flatten()[None] for grid in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij"))
+    x0, z = (
+        grid.flatten()[None]
+        for grid in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij")
+    )
     table = log_p.expand(1, V * V, V)
     shown = z if process is MASKED else None
     prediction = Prediction(table, TableHead(), V, None if shown is None else MASKED.mask_id, shown)
@@ -173,9 +202,14 @@ def test_nelbo_is_the_limit_of_kl_over_dt(process: Process, alpha: float) -> Non
             rates = []
             for step in (2e-5, 1e-5):
                 truth = torch.eye(V).double()[token]
-                q, guess = (process_posterior(NOISE[process], law, z, alpha, alpha + step) for law in (truth, p))
+                q, guess = (
+                    process_posterior(NOISE[process], law, z, alpha, alpha + step)
+                    for law in (truth, p)
+                )
                 rates.append(float((torch.xlogy(q, q) - torch.xlogy(q, guess)).sum()) / step)
-            assert float(got[token, z]) == pytest.approx(2 * rates[1] - rates[0], rel=1e-4, abs=1e-8)
+            assert float(got[token, z]) == pytest.approx(
+                2 * rates[1] - rates[0], rel=1e-4, abs=1e-8
+            )
 
 
 @BOTH
@@ -189,7 +223,10 @@ def test_nelbo_is_never_negative(process: Process, alpha: float, logits: list[fl
         possible = torch.eye(V, dtype=torch.bool)
         possible[:, MASKED.mask_id] = True
         possible[MASKED.mask_id] = False
-    assert bool(torch.isfinite(got).all()) and float(got[possible].min()) >= -1e-14 / (1 - alpha) - 1e-11
+    assert (
+        bool(torch.isfinite(got).all())
+        and float(got[possible].min()) >= -1e-14 / (1 - alpha) - 1e-11
+    )
 
 
 @BOTH
@@ -213,7 +250,9 @@ def test_the_bound_has_limits_where_its_formula_has_none(process: Process) -> No
     p = laws(process, 1)[0, 0]
     for edge, inside in ((1.0, 1 - 1e-7), (0.0, 1e-7)):
         at, near = (priced(process, p.log(), alpha) for alpha in (edge, inside))
-        possible = torch.eye(V, dtype=torch.bool)[:3] if edge == 1 else torch.ones(3, V, dtype=torch.bool)
+        possible = (
+            torch.eye(V, dtype=torch.bool)[:3] if edge == 1 else torch.ones(3, V, dtype=torch.bool)
+        )
         assert_close(at[:3][possible], near[:3][possible], atol=1e-5, rtol=1e-5)
     point = torch.full((V,), -1e6).double().index_fill(0, torch.tensor(1), 0.0)
     assert abs(float(priced(process, point, 1.0)[1, 1])) < 1e-10
@@ -225,15 +264,22 @@ def test_nelbo_has_the_dtype_of_the_prediction_and_float64_inside(process: Proce
     x0, z = torch.tensor([[1]]), torch.tensor([[3]])
     for alpha in (1e-3, 0.5, 1 - 1e-6):
         exact = process.nelbo(Prediction.from_log_p(p.log()), x0, z, double(alpha), double(-1.0))
-        low = process.nelbo(Prediction.from_log_p(p.log().float()), x0, z, double(alpha), double(-1.0))
+        low = process.nelbo(
+            Prediction.from_log_p(p.log().float()), x0, z, double(alpha), double(-1.0)
+        )
         assert low.dtype == torch.float32 and exact.dtype == torch.float64
         assert_close(low.double(), exact, rtol=1e-5, atol=1e-6)
 
 
 @BOTH
 def test_the_gradient_of_nelbo_is_that_of_its_formula(process: Process) -> None:
-    logits = torch.randn(1, V * V, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x0, z = (grid.flatten()[None] for grid in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij"))
+    logits = torch.randn(
+        1, V * V, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    x0, z = (
+        grid.flatten()[None]
+        for grid in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij")
+    )
     if process is MASKED:
         x0, z = x0.clamp(max=2), torch.where(z == x0.clamp(max=2), z, 3)
 
@@ -251,7 +297,9 @@ def rows_to_price(size: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(size)
     logits = 2 * torch.randn(1, 12, size, generator=generator)
     x0 = torch.randint(size, (1, 12), generator=generator)
-    z = torch.where(torch.arange(12) % 2 == 0, torch.randint(size, (1, 12), generator=generator), x0)
+    z = torch.where(
+        torch.arange(12) % 2 == 0, torch.randint(size, (1, 12), generator=generator), x0
+    )
     sure = torch.tensor([0.0, 12.0, 30.0]).repeat_interleave(4)
     return logits.scatter_add(-1, x0[..., None], sure[None, :, None]), x0, z
 
@@ -271,7 +319,9 @@ def test_the_uniform_bound_keeps_its_digits_in_float32(size: int, alpha: float) 
     want = loss_uniform_rate(torch.log_softmax(exact, -1)[0], x0[0], z[0], alpha)
     assert got.dtype == torch.float32 and bool((got >= 0).all())
     assert_close(got.detach()[0].double(), want.detach(), rtol=2e-7, atol=close)
-    (mine,), (theirs,) = (torch.autograd.grad(loss.sum(), leaf) for loss, leaf in ((got, low), (want, exact)))
+    (mine,), (theirs,) = (
+        torch.autograd.grad(loss.sum(), leaf) for loss, leaf in ((got, low), (want, exact))
+    )
     assert float((mine.double() - theirs).norm(dim=-1).max()) < close
     assert float(theirs.norm(dim=-1).max()) > 1e-6 / alpha, "there is something to compare"
 
@@ -282,8 +332,14 @@ def test_a_perfect_guess_of_many_tokens_costs_nothing(alpha: float, dtype: torch
     size = 50258
     x0 = torch.tensor([[3, 3, 50257]])
     z = torch.tensor([[3, 9, 0]])
-    points = torch.full((1, 3, size), -1e6, dtype=dtype).scatter_(-1, x0[..., None], 0.0).requires_grad_()
-    price = UniformProcess(size).nelbo(Prediction.from_log_p(points), x0, z, double(alpha), double(-1.0))
+    points = (
+        torch.full((1, 3, size), -1e6, dtype=dtype)
+        .scatter_(-1, x0[..., None], 0.0)
+        .requires_grad_()
+    )
+    price = UniformProcess(size).nelbo(
+        Prediction.from_log_p(points), x0, z, double(alpha), double(-1.0)
+    )
     assert float(price.detach().max()) < (1e-6 if dtype == torch.float32 else 1e-12) / (1 - alpha)
     (slope,) = torch.autograd.grad(price.sum(), points)
     assert float(slope.abs().max()) < 1e-9
@@ -312,7 +368,11 @@ def test_mdlms_bound() -> None:
         weight = (-slope / (1 - alpha))[:, None].expand(masked.shape)[masked]
         got = process.nelbo(prediction, want["x0"], want["zt"], alpha, slope)
         # The product with the weight is rounded, here and there, and theirs has its weight in float32.
-        within(got[masked], want["nelbo_per_token"][masked], weight * (own + error) + 2e-6 * got[masked])
+        within(
+            got[masked],
+            want["nelbo_per_token"][masked],
+            weight * (own + error) + 2e-6 * got[masked],
+        )
         assert not got[~masked].any() and not want["nelbo_per_token"][~masked].any()
         within(prediction.log_p(masked)[:, :37], want["log_probs_masked"][:, :37], rounding + error)
 
@@ -326,7 +386,9 @@ def test_duos_posterior_and_bound() -> None:
     """
     network, want = network_golden("hub_duo")
     process = UniformProcess(37)
-    z, alpha_t, alpha_s, slope = (want[name].double() for name in ("zt", "alpha_t", "alpha_s", "dalpha_t"))
+    z, alpha_t, alpha_s, slope = (
+        want[name].double() for name in ("zt", "alpha_t", "alpha_s", "dalpha_t")
+    )
     from_logits = Prediction.from_log_p(want["logits"].double())
     from_network = NetworkDenoiser(network, None, sees_alpha=True)(want["zt"], want["alpha_t"])
     table = from_logits.log_p().requires_grad_()
@@ -336,10 +398,14 @@ def test_duos_posterior_and_bound() -> None:
     for prediction, error in ((from_logits, rounding), (from_network, 2 * rounding + NETWORK)):
         law = prediction.log_p().double().exp()
         posterior = process.posterior(law, z.long(), alpha_t, alpha_s)
-        within(posterior, want["posterior"], 2.02 * error.amax(-1, keepdim=True) * want["posterior"])
+        within(
+            posterior, want["posterior"], 2.02 * error.amax(-1, keepdim=True) * want["posterior"]
+        )
         nll = process.nelbo(prediction, want["x0"], z.long(), alpha_t, slope)
         # A float32 bound is rounded in its terms, up to K / alpha of them (see the law of its digits above).
-        close = 6e-7 * (1 / alpha_t + 1 / (1 - alpha_t)) if nll.dtype == torch.float32 else 0 * alpha_t
+        close = (
+            6e-7 * (1 / alpha_t + 1 / (1 - alpha_t)) if nll.dtype == torch.float32 else 0 * alpha_t
+        )
         within(nll, want["nll_per_token"], 1.01 * (error * change.abs()).sum(-1) + close[:, None])
 
 
@@ -371,6 +437,10 @@ def test_wrong_levels(process: Process) -> None:
         with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
             process.posterior(p, EVERY_TOKEN, double(0.0), double(bad))
         with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
-            process.nelbo(Prediction.from_log_p(p.log()), EVERY_TOKEN, EVERY_TOKEN, double(bad), double(-1.0))
-    with pytest.raises(ValueError, match=r"alpha_s >= alpha_t, got \[0.4\] and \[0.5\]; are they swapped"):
+            process.nelbo(
+                Prediction.from_log_p(p.log()), EVERY_TOKEN, EVERY_TOKEN, double(bad), double(-1.0)
+            )
+    with pytest.raises(
+        ValueError, match=r"alpha_s >= alpha_t, got \[0.4\] and \[0.5\]; are they swapped"
+    ):
         process.posterior(p, EVERY_TOKEN, double(0.5), double(0.4))

@@ -31,7 +31,17 @@ pytestmark = pytest.mark.processor
 
 TABLE = Path(__file__).parents[1] / "golden" / "keep_probability_K50257.csv"
 # The unit interval with its ends and the floats beside them.
-EDGES = [0.0, 5e-324, 1e-300, 1e-3, math.nextafter(1e-3, 0), math.nextafter(1e-3, 1), 1 - 2**-52, 1 - 2**-53, 1.0]
+EDGES = [
+    0.0,
+    5e-324,
+    1e-300,
+    1e-3,
+    math.nextafter(1e-3, 0),
+    math.nextafter(1e-3, 1),
+    1 - 2**-52,
+    1 - 2**-53,
+    1.0,
+]
 UNIT = st.one_of(st.sampled_from(EDGES), st.floats(0, 1))
 # A product or a sum errs by 2^-53 relatively, an elementary function by 2^-52. alpha(time(alpha)) has at most 14 such
 # parts of 2^-53, for numbers of at most 1, and each slope on the way times what remains is at most pi / 2.
@@ -66,7 +76,9 @@ def test_from_all_of_the_text_to_eps_of_it(schedule: NoiseSchedule) -> None:
 
 
 @given(SCHEDULES, st.lists(UNIT, min_size=2, max_size=20))
-def test_alpha_falls_and_stays_inside_its_bounds(schedule: NoiseSchedule, times: list[float]) -> None:
+def test_alpha_falls_and_stays_inside_its_bounds(
+    schedule: NoiseSchedule, times: list[float]
+) -> None:
     """Of two neighbouring floats the later may have the greater alpha, by rounding."""
     alpha = schedule.alpha(double(*sorted(times)))
     assert bool((alpha.diff() <= ROUNDING).all())
@@ -94,7 +106,9 @@ def test_times_are_times_for_every_alpha(schedule: NoiseSchedule, alpha: float) 
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("kind", [LogLinear, Cosine, Polynomial, partial(Polynomial, 0.5), GaussianArgmax])
+@pytest.mark.parametrize(
+    "kind", [LogLinear, Cosine, Polynomial, partial(Polynomial, 0.5), GaussianArgmax]
+)
 def test_no_last_bit_leads_outside(kind: Callable[..., NoiseSchedule], shift: str) -> None:
     """time, alpha and every grid lie in [0, 1], whatever the last bit of a cosine, sine, power or exponential.
 
@@ -105,7 +119,10 @@ def test_no_last_bit_leads_outside(kind: Callable[..., NoiseSchedule], shift: st
     values = torch.cat([double(*EDGES), torch.linspace(0, 1, 1001, dtype=torch.float64)])
     with LastBit(shift):
         for dtype in (torch.float64, torch.float32):
-            for share in (schedule.alpha(values.to(dtype)), schedule.alpha(schedule.time(values.to(dtype)))):
+            for share in (
+                schedule.alpha(values.to(dtype)),
+                schedule.alpha(schedule.time(values.to(dtype))),
+            ):
                 assert bool(((share >= 0) & (share <= 1)).all())
         for grid in GRIDS.values():
             for steps in (1, 3, 64):
@@ -155,7 +172,9 @@ def test_near_time_zero_nothing_cancels() -> None:
 def test_special_values() -> None:
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     for function in ("alpha", "dalpha", "time"):
-        first, second = (getattr(schedule, function)(t) for schedule in (LogLinear(0.1), Polynomial(1.0, 0.1)))
+        first, second = (
+            getattr(schedule, function)(t) for schedule in (LogLinear(0.1), Polynomial(1.0, 0.1))
+        )
         assert_close(first, second)
     for schedule in (LogLinear(0.0), Polynomial(2.0, 0.0)):
         assert schedule.alpha(double(0.0, 1.0)).tolist() == [1, 0], "exactly"
@@ -194,7 +213,9 @@ def test_outside_the_unit_interval(schedule: NoiseSchedule) -> None:
             schedule.alpha(double(0.5, bad))
         with pytest.raises(ValueError, match=f"want 0 <= t <= 1, got {bad}"):
             schedule.dalpha(double(bad))
-        with pytest.raises(ValueError, match=f"share of text left: want 0 <= alpha <= 1, got {bad}"):
+        with pytest.raises(
+            ValueError, match=f"share of text left: want 0 <= alpha <= 1, got {bad}"
+        ):
             schedule.time(double(bad))
 
 
@@ -229,12 +250,25 @@ def by_sums(argmax: GaussianArgmax, t: float) -> tuple[float, float]:
 @ARGMAX
 def test_the_operator_and_its_derivative_are_the_plain_sums(argmax: GaussianArgmax) -> None:
     """At random times and at the ends; the derivative relatively to its greatest value, as both ends are flat."""
-    t = torch.cat([double(0.0, 1.0), torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)])
-    alpha, slope = (double(*column) for column in zip(*(by_sums(argmax, time) for time in t.tolist()), strict=True))
+    t = torch.cat(
+        [
+            double(0.0, 1.0),
+            torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        ]
+    )
+    alpha, slope = (
+        double(*column)
+        for column in zip(*(by_sums(argmax, time) for time in t.tolist()), strict=True)
+    )
     wide = argmax.gamma_max - argmax.gamma_min > 5  # the distance of the nodes grows with the range
     assert_close(argmax.alpha(t), alpha, rtol=0, atol=1e-11 if wide else 5e-13)
-    assert_close(argmax.dalpha(t), slope, rtol=0, atol=(1e-8 if wide else 1e-9) * float(slope.abs().max()))
-    assert_close(argmax.snr_root(t), torch.exp(-0.5 * (argmax.gamma_min + (argmax.gamma_max - argmax.gamma_min) * t)))
+    assert_close(
+        argmax.dalpha(t), slope, rtol=0, atol=(1e-8 if wide else 1e-9) * float(slope.abs().max())
+    )
+    assert_close(
+        argmax.snr_root(t),
+        torch.exp(-0.5 * (argmax.gamma_min + (argmax.gamma_max - argmax.gamma_min) * t)),
+    )
 
 
 @ARGMAX
@@ -255,7 +289,8 @@ def test_duos_published_integral(low: float, high: float) -> None:
     argmax, size = GaussianArgmax(50257, low, high), 50257
     rows = [row for row in csv.DictReader(TABLE.open()) if low <= float(row["gamma"]) <= high]
     gamma, root, keep = (
-        double(*(float(row[name]) for row in rows)) for name in ("gamma", "snr_root", "keep_probability")
+        double(*(float(row[name]) for row in rows))
+        for name in ("gamma", "snr_root", "keep_probability")
     )
     assert len(rows) > 50
     t = ((gamma - low) / (high - low)).clamp(0, 1)
@@ -272,7 +307,9 @@ def test_published_levels(gamma: float, alpha: float) -> None:
     """docs/ANCHORS 2.5, for the 50257 tokens of GPT-2."""
     argmax = GaussianArgmax(50257, -4.5, 0.0)
     assert argmax.alpha(double((gamma + 4.5) / 4.5)).item() == pytest.approx(alpha, abs=1e-4)
-    assert gamma_at(argmax.alpha(double((gamma + 4.5) / 4.5)).item(), 50257) == pytest.approx(gamma, abs=1e-9)
+    assert gamma_at(argmax.alpha(double((gamma + 4.5) / 4.5)).item(), 50257) == pytest.approx(
+        gamma, abs=1e-9
+    )
 
 
 @ARGMAX
@@ -283,20 +320,26 @@ def test_it_falls_and_its_inverse_goes_back(argmax: GaussianArgmax, times: list[
     assert bool((alpha.diff() <= ROUNDING).all())
     back = argmax.time(alpha)
     steep = argmax.dalpha(t).abs() > 1e-4
-    assert_close(back[steep], t[steep], rtol=0, atol=1e-10)  # elsewhere alpha itself knows t no better
+    assert_close(
+        back[steep], t[steep], rtol=0, atol=1e-10
+    )  # elsewhere alpha itself knows t no better
     assert_close(argmax.alpha(back), alpha, rtol=0, atol=1e-14)
 
 
 @ARGMAX
 @given(share=UNIT)
-def test_every_level_has_a_time_and_beyond_the_ends_the_nearest(argmax: GaussianArgmax, share: float) -> None:
+def test_every_level_has_a_time_and_beyond_the_ends_the_nearest(
+    argmax: GaussianArgmax, share: float
+) -> None:
     """The path is cut off: above alpha(0) the answer is 0, below alpha(1) it is 1."""
     top, bottom = argmax.alpha(double(0.0, 1.0)).tolist()
     t = argmax.time(double(share))
     assert 0 <= t.item() <= 1
     assert argmax.alpha(t).item() == pytest.approx(min(max(share, bottom), top), abs=1e-14)
     # Rounded, alpha(1) may lie above the last value of the table; there alpha' is greater than alpha.
-    assert argmax.time(double(1.0, top, bottom, 0.0)).tolist() == pytest.approx([0, 0, 1, 1], abs=ROUNDING)
+    assert argmax.time(double(1.0, top, bottom, 0.0)).tolist() == pytest.approx(
+        [0, 0, 1, 1], abs=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("size", [2, 7, 1024, 50257, 200_000])
@@ -310,18 +353,32 @@ def test_gamma_at_is_the_inverse_of_the_operator(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(-5.0, -1.0), (-4.0, 9.0), (-1.0, -4.0), (-2.0, -2.0), (float("nan"), -1.0), (-4.0, float("nan"))]
+    ("low", "high"),
+    [
+        (-5.0, -1.0),
+        (-4.0, 9.0),
+        (-1.0, -4.0),
+        (-2.0, -2.0),
+        (float("nan"), -1.0),
+        (-4.0, float("nan")),
+    ],
 )
 def test_a_range_of_gamma_outside_the_table(low: float, high: float) -> None:
     with pytest.raises(ValueError, match=r"minus the log of the signal-to-noise ratio") as caught:
         GaussianArgmax(50257, low, high)
     said = str(caught.value)
-    assert f"got {low} and {high}" in said and "want -4.74 <= gamma_min < gamma_max <= 8.91" in said and "50257" in said
+    assert (
+        f"got {low} and {high}" in said
+        and "want -4.74 <= gamma_min < gamma_max <= 8.91" in said
+        and "50257" in said
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, float("nan")])
 def test_gammas_of_no_level(alpha: float) -> None:
-    with pytest.raises(ValueError, match=f"share of text that the operator keeps: want 0 < alpha < 1, got {alpha}"):
+    with pytest.raises(
+        ValueError, match=f"share of text that the operator keeps: want 0 < alpha < 1, got {alpha}"
+    ):
         gamma_at(alpha, 5)
 
 

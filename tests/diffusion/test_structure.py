@@ -11,7 +11,14 @@ from scipy.stats import kstest, multivariate_normal
 from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
-from unmask.diffusion.structure import Block, Hierarchy, Span, Structure, gaussian_copula, structure_of
+from unmask.diffusion.structure import (
+    Block,
+    Hierarchy,
+    Span,
+    Structure,
+    gaussian_copula,
+    structure_of,
+)
 from unmask.diffusion.trajectory import Trajectory, trajectory
 from unmask.prediction import Prediction
 
@@ -38,7 +45,9 @@ def correlation(structure: Structure, i: int, j: int) -> float:
         case Span(length):
             return math.exp(-abs(i - j) / length)
         case Hierarchy(sizes, shares):
-            return sum(share for size, share in zip(sizes, shares, strict=True) if i // size == j // size)
+            return sum(
+                share for size, share in zip(sizes, shares, strict=True) if i // size == j // size
+            )
     raise AssertionError(structure)
 
 
@@ -50,7 +59,11 @@ def matrix(structure: Structure, length: int) -> Tensor:
 def linear_map(structure: Structure, length: int) -> Tensor:
     """A [L, S L] of g = A e: what the structure makes of one normal after another."""
     inputs = structure.sources * length
-    basis = torch.eye(inputs, dtype=torch.float64).view(inputs, structure.sources, length).transpose(0, 1)
+    basis = (
+        torch.eye(inputs, dtype=torch.float64)
+        .view(inputs, structure.sources, length)
+        .transpose(0, 1)
+    )
     return structure(basis).T
 
 
@@ -79,13 +92,20 @@ def test_the_correlation_is_the_stated_one(structure: Structure, length: int) ->
 
 
 def test_long_texts_are_exact_too() -> None:
-    for structure in (Block(64, 0.9), Span(16.0), Span(1e5), Hierarchy((64, 16, 4), (0.3, 0.3, 0.3))):
+    for structure in (
+        Block(64, 0.9),
+        Span(16.0),
+        Span(1e5),
+        Hierarchy((64, 16, 4), (0.3, 0.3, 0.3)),
+    ):
         a = linear_map(structure, 500)
         assert torch.allclose(a @ a.T, matrix(structure, 500), rtol=0, atol=1e-12)
 
 
 @given(structures, st.integers(2, 20), st.integers(0, 10**9))
-def test_a_longer_text_begins_as_the_shorter_one(structure: Structure, length: int, seed: int) -> None:
+def test_a_longer_text_begins_as_the_shorter_one(
+    structure: Structure, length: int, seed: int
+) -> None:
     """And a row is the same in any batch, to the last bit."""
     generator = torch.Generator().manual_seed(seed)
     normals = torch.randn(structure.sources, 3, length, dtype=torch.float64, generator=generator)
@@ -102,7 +122,9 @@ def test_each_level_is_uniform(structure: Structure) -> None:
     assert min(kstest(u[:, i].numpy(), "uniform").pvalue for i in range(L)) > 1e-3 / L
 
 
-@pytest.mark.parametrize("structure", [*STRUCTURES, Block(4, 0.0), Hierarchy((4, 2), (0.0, 0.0))], ids=str)
+@pytest.mark.parametrize(
+    "structure", [*STRUCTURES, Block(4, 0.0), Hierarchy((4, 2), (0.0, 0.0))], ids=str
+)
 def test_drawn_levels_have_the_correlation(structure: Structure) -> None:
     """Every pair within 4.5 standard errors, (1 - rho^2) / sqrt n."""
     n = 20_000
@@ -119,7 +141,9 @@ def test_the_measure_of_correlation_can_fail() -> None:
         assert bool(((seen - due).abs() > 4.5 * (1 - due**2) / math.sqrt(n) + 1e-9).any())
 
 
-@pytest.mark.parametrize(("structure", "size"), [(Block(4, 1.0), 4), (Hierarchy((8, 4, 2), (0.7, 0.2, 0.1)), 2)])
+@pytest.mark.parametrize(
+    ("structure", "size"), [(Block(4, 1.0), 4), (Hierarchy((8, 4, 2), (0.7, 0.2, 0.1)), 2)]
+)
 def test_with_nothing_of_its_own_a_block_moves_as_one(structure: Structure, size: int) -> None:
     u = draw(structure, 200).u
     blocks = u.split(size, dim=1)
@@ -147,7 +171,9 @@ def test_masks_are_nested(structure: Structure, seed: int, alphas: list[float]) 
     low, high = torch.tensor(alphas, dtype=torch.float64).view(2, 3).sort(dim=0).values
     masked_t, masked_s = path.at(low) == MASK, path.at(high) == MASK
     assert bool((masked_t | ~masked_s).all())
-    assert bool((path.at(torch.zeros(3)) == MASK).all()) and bool((path.at(torch.ones(3)) == path.x0).all())
+    assert bool((path.at(torch.zeros(3)) == MASK).all()) and bool(
+        (path.at(torch.ones(3)) == path.x0).all()
+    )
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=NAMES)
@@ -166,7 +192,9 @@ def test_two_tokens_are_masked_together_as_the_copula_says() -> None:
     edge = float(torch.special.ndtri(torch.tensor(alpha, dtype=torch.float64)))
     due = float(multivariate_normal([0, 0], [[1, rho], [rho, 1]]).cdf([-edge, -edge]))
     assert due > (1 - alpha) ** 2 + 0.1
-    assert abs(float((z == MASK).all(1).double().mean()) - due) < 4.5 * math.sqrt(due * (1 - due) / n)
+    assert abs(float((z == MASK).all(1).double().mean()) - due) < 4.5 * math.sqrt(
+        due * (1 - due) / n
+    )
 
 
 def test_levels_stay_inside_the_interval() -> None:
@@ -189,9 +217,14 @@ def test_no_structure_is_what_it_always_was(process: MaskedProcess | UniformProc
         assert torch.equal(path.u, torch.rand(4, 6, generator=generator, dtype=torch.float64))
         assert torch.equal(path.noise, process.prior(x0, generator))
     one, same, other = (
-        trajectory(process, x0, torch.Generator().manual_seed(seed), structure=Span(2.0)) for seed in (8, 8, 9)
+        trajectory(process, x0, torch.Generator().manual_seed(seed), structure=Span(2.0))
+        for seed in (8, 8, 9)
     )
-    assert torch.equal(one.u, same.u) and torch.equal(one.noise, same.noise) and not torch.equal(one.u, other.u)
+    assert (
+        torch.equal(one.u, same.u)
+        and torch.equal(one.noise, same.noise)
+        and not torch.equal(one.u, other.u)
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -239,15 +272,24 @@ def test_other_forms_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("block:0:0.5", "size of a structure is too small: got 0, want a whole number 1 .. 2^63 - 1"),
-        ("block:99999999999999999999:0.5", "size of a structure is too large: got 99999999999999999999"),
+        (
+            "block:0:0.5",
+            "size of a structure is too small: got 0, want a whole number 1 .. 2^63 - 1",
+        ),
+        (
+            "block:99999999999999999999:0.5",
+            "size of a structure is too large: got 99999999999999999999",
+        ),
         ("block:4:1.01", "want 0 <= correlation <= 1, got 1.01"),
         ("block:4:-0.1", "want 0 <= correlation <= 1, got -0.1"),
         ("block:4:nan", "want 0 <= correlation <= 1, got nan"),
         ("span:0", "want length > 0, got 0.0"),
         ("span:-2", "want length > 0, got -2.0"),
         ("span:nan", "want length > 0, got nan"),
-        ("hierarchy:8,4:0.5", "as many sizes as shares, at least one, got sizes (8, 4) and shares (0.5,)"),
+        (
+            "hierarchy:8,4:0.5",
+            "as many sizes as shares, at least one, got sizes (8, 4) and shares (0.5,)",
+        ),
         ("hierarchy:8,-4:0.5,0.1", "sizes of a structure is too small: got -4"),
         ("hierarchy:8,3:0.5,0.1", "proper divisor of the one before, got (8, 3)"),
         ("hierarchy:4,8:0.5,0.1", "proper divisor of the one before, got (4, 8)"),

@@ -22,7 +22,9 @@ NOISE = {
 process_and_text = st.tuples(st.sampled_from(PROCESSES), st.integers(0, 10**9))
 
 
-def draw(process: MaskedProcess | UniformProcess, seed: int, batch: int = 3, length: int = 8) -> Trajectory:
+def draw(
+    process: MaskedProcess | UniformProcess, seed: int, batch: int = 3, length: int = 8
+) -> Trajectory:
     generator = torch.Generator().manual_seed(seed)
     x0 = torch.randint(MASK, (batch, length), generator=generator)
     return trajectory(process, x0, generator)
@@ -44,7 +46,9 @@ def test_views_of_one_trajectory_are_nested(drawn: tuple, alphas: list[float]) -
         assert torch.equal(z, torch.where(kept, path.x0, path.noise))
     masked_t, masked_s = z_t != path.x0, z_s != path.x0
     assert bool((masked_t | ~masked_s).all()), "noise at s is noise at t"
-    assert torch.equal(z_t[masked_s], z_s[masked_s]), "and the same noise: the competitor never changes"
+    assert torch.equal(z_t[masked_s], z_s[masked_s]), (
+        "and the same noise: the competitor never changes"
+    )
 
 
 @given(process_and_text)
@@ -66,14 +70,20 @@ def test_each_sequence_has_its_own_level() -> None:
 def test_u_is_compared_in_float64_and_strictly() -> None:
     """A token stays while u < alpha; alpha in float32 is the number that it is."""
     half = 0.5
-    path = Trajectory(torch.zeros(1, 3).long(), torch.ones(1, 3).long(), levels(half - 1e-12, half, half + 1e-12)[None])
+    path = Trajectory(
+        torch.zeros(1, 3).long(),
+        torch.ones(1, 3).long(),
+        levels(half - 1e-12, half, half + 1e-12)[None],
+    )
     for dtype in (torch.float32, torch.float64):
         assert path.at(levels(half, dtype=dtype)).tolist() == [[0, 1, 1]]
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=["masked", "uniform"])
 @pytest.mark.parametrize("alpha", [0.1, 0.6, 0.95])
-def test_at_one_level_it_is_the_forward_process(process: MaskedProcess | UniformProcess, alpha: float) -> None:
+def test_at_one_level_it_is_the_forward_process(
+    process: MaskedProcess | UniformProcess, alpha: float
+) -> None:
     n = 20_000
     for token in (0, 2):
         path = trajectory(process, torch.full((1, n), token), torch.Generator().manual_seed(token))
@@ -86,7 +96,9 @@ def test_at_one_level_it_is_the_forward_process(process: MaskedProcess | Uniform
 def masked_pair(alpha_t: float, alpha_s: float) -> Tensor:
     """q(z_s | x0) q(z_t | z_s) as a table [z_t, z_s]: the Markov chain of masked diffusion."""
     noise = NOISE[PROCESSES[0]]
-    return (process_channel(noise, alpha_s)[0][:, None] * process_channel(noise, alpha_t / alpha_s)).T
+    return (
+        process_channel(noise, alpha_s)[0][:, None] * process_channel(noise, alpha_t / alpha_s)
+    ).T
 
 
 def uniform_pair(alpha_t: float, alpha_s: float) -> Tensor:
@@ -98,27 +110,40 @@ def uniform_pair(alpha_t: float, alpha_s: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("process", "law"), [(PROCESSES[0], masked_pair), (PROCESSES[1], uniform_pair)], ids=["masked", "uniform"]
+    ("process", "law"),
+    [(PROCESSES[0], masked_pair), (PROCESSES[1], uniform_pair)],
+    ids=["masked", "uniform"],
 )
 def test_at_two_levels_it_is_the_locked_pair(
     process: MaskedProcess | UniformProcess, law: Callable[[float, float], Tensor]
 ) -> None:
     n, alpha_t, alpha_s = 40_000, 0.3, 0.55
-    path = trajectory(process, torch.zeros(1, n, dtype=torch.int64), torch.Generator().manual_seed(1))
-    pairs = torch.bincount(path.at(levels(alpha_t))[0] * V + path.at(levels(alpha_s))[0], minlength=V * V)
+    path = trajectory(
+        process, torch.zeros(1, n, dtype=torch.int64), torch.Generator().manual_seed(1)
+    )
+    pairs = torch.bincount(
+        path.at(levels(alpha_t))[0] * V + path.at(levels(alpha_s))[0], minlength=V * V
+    )
     due = n * law(alpha_t, alpha_s).flatten()
     assert float(due.sum()) == pytest.approx(n) and not pairs[due < 1e-9].any()
     assert chisquare(pairs[due > 1e-9].numpy(), due[due > 1e-9].numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=["masked", "uniform"])
-def test_tokens_and_sequences_are_lost_independently(process: MaskedProcess | UniformProcess) -> None:
-    path = trajectory(process, torch.zeros(2, 20_000, dtype=torch.int64), torch.Generator().manual_seed(2))
+def test_tokens_and_sequences_are_lost_independently(
+    process: MaskedProcess | UniformProcess,
+) -> None:
+    path = trajectory(
+        process, torch.zeros(2, 20_000, dtype=torch.int64), torch.Generator().manual_seed(2)
+    )
     first, second = path.u
     for one, two in ((first, second), (first[1:], first[:-1])):
         cells = torch.bincount((one * 6).long() * 6 + (two * 6).long(), minlength=36)
         assert chisquare(cells.numpy()).pvalue > 1e-3
-    lost = path.noise[0][first > 0.5], path.noise[0][first <= 0.5]  # which noise does not depend on when
+    lost = (
+        path.noise[0][first > 0.5],
+        path.noise[0][first <= 0.5],
+    )  # which noise does not depend on when
     rates = [torch.bincount(part, minlength=V) / len(part) for part in lost]
     assert float((rates[0] - rates[1]).abs().max()) < 0.03
 
@@ -127,7 +152,11 @@ def test_all_randomness_comes_from_the_generator() -> None:
     before = torch.get_rng_state()
     for process in PROCESSES:
         one, same, other = (draw(process, seed) for seed in (3, 3, 4))
-        assert torch.equal(one.u, same.u) and torch.equal(one.noise, same.noise) and not torch.equal(one.u, other.u)
+        assert (
+            torch.equal(one.u, same.u)
+            and torch.equal(one.noise, same.noise)
+            and not torch.equal(one.u, other.u)
+        )
     assert torch.equal(torch.get_rng_state(), before)
 
 

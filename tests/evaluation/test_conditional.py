@@ -27,7 +27,10 @@ def told(places: list[int]) -> Tensor:
 def surprise(model: ExactModel, x0: Tensor, target: Tensor) -> float:
     """-log p(x0[target] | the rest), exactly."""
     process = MaskedProcess(model.source.vocab_size + 1, model.source.vocab_size)
-    laws = [evidence(process, x[None], torch.ones(1)) for x in (x0, x0.masked_fill(target, process.mask_id))]
+    laws = [
+        evidence(process, x[None], torch.ones(1))
+        for x in (x0, x0.masked_fill(target, process.mask_id))
+    ]
     whole, given = (float(model.source.log_likelihood(law)) for law in laws)
     return given - whole
 
@@ -52,13 +55,19 @@ def test_counting_hides_less_noise_than_hiding_by_itself() -> None:
     x0 = model.source.sample(1, LENGTH, torch.Generator().manual_seed(0))[0]
     target = told([3, 4, 5, 6])
     generator = torch.Generator().manual_seed(1)
-    ours = conditional_nelbo(model.denoiser, model.process, x0, target, draws=4000, generator=generator)
+    ours = conditional_nelbo(
+        model.denoiser, model.process, x0, target, draws=4000, generator=generator
+    )
     alpha = torch.rand(4000, dtype=torch.float64, generator=generator)
     rows = x0.expand(4000, -1)
     hide = (torch.rand(rows.shape, generator=generator) >= alpha[:, None]) & target
     z = rows.masked_fill(hide, 4)
-    theirs = model.process.nelbo(model.denoiser(z, alpha), rows, z, alpha, -torch.ones_like(alpha)).sum(1)
-    assert abs(float(theirs.mean() - ours.mean())) < 4 * float(theirs.std()) / math.sqrt(4000) + 0.02
+    theirs = model.process.nelbo(
+        model.denoiser(z, alpha), rows, z, alpha, -torch.ones_like(alpha)
+    ).sum(1)
+    assert (
+        abs(float(theirs.mean() - ours.mean())) < 4 * float(theirs.std()) / math.sqrt(4000) + 0.02
+    )
     assert ours.std() < 0.6 * theirs.std()
 
 
@@ -114,7 +123,9 @@ def test_an_autoregressive_model_is_exact() -> None:
     predictor = CausalPredictor(network).eval()
     x0 = torch.tensor([8, 1, 2, 3, 4])
     table = predictor(x0[None]).log_p()[0].detach()
-    assert conditional_nats(predictor, x0, 2) == pytest.approx(-float(table[2, 3] + table[3, 4]), rel=1e-5)
+    assert conditional_nats(predictor, x0, 2) == pytest.approx(
+        -float(table[2, 3] + table[3, 4]), rel=1e-5
+    )
     assert conditional_nats(predictor, x0, 4) == pytest.approx(
         -sum(float(table[i, x0[i + 1]]) for i in range(4)), rel=1e-5
     )
@@ -123,10 +134,18 @@ def test_an_autoregressive_model_is_exact() -> None:
 def test_what_is_no_continuation_is_refused() -> None:
     model = unmask.load("unmask:teacher")
     x0 = torch.arange(5)
-    for target in (torch.zeros(5, dtype=torch.bool), torch.ones(4, dtype=torch.bool), torch.ones(5)):
-        with pytest.raises(ValueError, match="want ids \\[L\\] and targets, bool \\[L\\], at least one"):
+    for target in (
+        torch.zeros(5, dtype=torch.bool),
+        torch.ones(4, dtype=torch.bool),
+        torch.ones(5),
+    ):
+        with pytest.raises(
+            ValueError, match="want ids \\[L\\] and targets, bool \\[L\\], at least one"
+        ):
             conditional_nelbo(model.denoiser, model.process, x0, target)
     with pytest.raises(ValueError, match="want draws >= 1, got 0"):
-        conditional_nelbo(model.denoiser, model.process, x0, torch.ones(5, dtype=torch.bool), draws=0)
+        conditional_nelbo(
+            model.denoiser, model.process, x0, torch.ones(5, dtype=torch.bool), draws=0
+        )
     with pytest.raises(ValueError, match="want 1 <= count < L tokens after a context, got 5"):
         conditional_nats(None, x0, 5)  # type: ignore[arg-type]

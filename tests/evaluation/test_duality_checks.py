@@ -48,12 +48,16 @@ def test_the_duality_holds(size: int, n: int) -> None:
     checks = run_checks(size, n, seed=1)
     assert [check.name for check in checks] == NAMES
     assert failed(checks) == set()
-    assert all(math.isfinite(check.error) and check.error <= 6 * check.expected_error for check in checks)
+    assert all(
+        math.isfinite(check.error) and check.error <= 6 * check.expected_error for check in checks
+    )
 
 
 def test_it_holds_for_any_schedule_also_below_the_edge() -> None:
     observation = observe(3, N, seed=2, schedule=Cosine())
-    assert float(observation.alpha.min()) < 1 / 3  # negative snr_root: no SNR, the identity holds all the same
+    assert (
+        float(observation.alpha.min()) < 1 / 3
+    )  # negative snr_root: no SNR, the identity holds all the same
     assert failed(examine(observation)) == set()
 
 
@@ -70,7 +74,9 @@ def test_p_values_are_uniform_over_seeds() -> None:
                 values.setdefault(check.name, []).append(check.p_value)
     for name in ("F_Y(Y) is uniform", "joint law at 2 times", "joint law at 3 times"):
         assert stats.kstest(values[name], "uniform").pvalue > 1e-3, name
-    assert stats.kstest(values["calibrated marginals"], "uniform", alternative="greater").pvalue > 1e-3
+    assert (
+        stats.kstest(values["calibrated marginals"], "uniform", alternative="greater").pvalue > 1e-3
+    )
 
 
 # Mutations: each breaks one thing, and the named checks must see it.
@@ -130,12 +136,18 @@ MUTATIONS: list[tuple[str, Callable[..., Tensor], set[str]]] = [
     ("ddim_path", forgetful_path, PATHS | LAWS),
     ("ddim_path", unscaled_path, {"calibrated marginals", "one scalar locks the path"} | LAWS),
     ("snr_root", off_by_one_root, {"calibrated marginals", "one scalar locks the path"}),
-    ("keep_probability", off_by_one_keep, {"no signal keeps 1/K", "F_Y(Y) is uniform", "one scalar locks the path"}),
+    (
+        "keep_probability",
+        off_by_one_keep,
+        {"no signal keeps 1/K", "F_Y(Y) is uniform", "one scalar locks the path"},
+    ),
     ("margin", absolute_margin, {"F_Y(Y) is uniform", "one scalar locks the path"}),
 ]
 
 
-@pytest.mark.parametrize(("name", "mutant", "seen"), MUTATIONS, ids=[mutant.__name__ for _, mutant, _ in MUTATIONS])
+@pytest.mark.parametrize(
+    ("name", "mutant", "seen"), MUTATIONS, ids=[mutant.__name__ for _, mutant, _ in MUTATIONS]
+)
 def test_a_wrong_gaussian_side_is_seen(
     monkeypatch: pytest.MonkeyPatch, name: str, mutant: Callable[..., Tensor], seen: set[str]
 ) -> None:
@@ -160,9 +172,15 @@ def test_a_wrong_scalar_side_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             return torch.where(self.u >= alpha[:, None], self.x0, self.noise)
 
     monkeypatch.setattr(duality_checks, "Trajectory", Independent)
-    assert failed(run_checks(6, N, seed=6)) == LAWS | {"one scalar locks the path", "shown sets are nested"}
+    assert failed(run_checks(6, N, seed=6)) == LAWS | {
+        "one scalar locks the path",
+        "shown sets are nested",
+    }
     monkeypatch.setattr(duality_checks, "Trajectory", Inverted)
-    assert failed(run_checks(6, N, seed=6)) == LAWS | {"one scalar locks the path", "shown sets are nested"}
+    assert failed(run_checks(6, N, seed=6)) == LAWS | {
+        "one scalar locks the path",
+        "shown sets are nested",
+    }
 
 
 def test_one_exception_is_enough_where_none_is_allowed() -> None:
@@ -197,16 +215,23 @@ def test_kolmogorov_tail(x: float) -> None:
 
 
 def test_chi_square_tail() -> None:
-    assert duality_checks._chi_square_tail(11.3, 4) == pytest.approx(stats.chi2.sf(11.3, 4), rel=1e-12)
+    assert duality_checks._chi_square_tail(11.3, 4) == pytest.approx(
+        stats.chi2.sf(11.3, 4), rel=1e-12
+    )
     assert duality_checks._chi_square_tail(0.0, 0) == 1
 
 
 def test_joint_law_is_the_two_sample_chi_square() -> None:
     observation = observe(4, 600, seed=8)
-    counts = [duality_checks._patterns(observation, z, PAIR)[[0, 2, 3]] for z in (observation.z, observation.free)]
+    counts = [
+        duality_checks._patterns(observation, z, PAIR)[[0, 2, 3]]
+        for z in (observation.z, observation.free)
+    ]
     truth = stats.chi2_contingency(torch.stack(counts).numpy())
     check = duality_checks.joint_law(observation, PAIR)
-    assert (check.statistic, check.p_value) == pytest.approx((truth.statistic, truth.pvalue), rel=1e-9)
+    assert (check.statistic, check.p_value) == pytest.approx(
+        (truth.statistic, truth.pvalue), rel=1e-9
+    )
 
 
 # The figure's data, the record, and bad input.
@@ -216,17 +241,30 @@ def test_figure_data_are_plain_lists_that_tell_the_same_story() -> None:
     observation = observe(50, N, seed=9)
     data = figure_data(observation)
     assert json.loads(json.dumps(asdict(data))) == asdict(data)
-    assert len(data.time) == len(data.alpha) == len(data.snr_root) == len(data.kept) == len(data.kept_error)
-    assert all(abs(k - a) < 5 * e for k, a, e in zip(data.kept, data.alpha, data.kept_error, strict=True))
+    assert (
+        len(data.time)
+        == len(data.alpha)
+        == len(data.snr_root)
+        == len(data.kept)
+        == len(data.kept_error)
+    )
+    assert all(
+        abs(k - a) < 5 * e for k, a, e in zip(data.kept, data.alpha, data.kept_error, strict=True)
+    )
     assert len(data.uniform) == len(data.pit) <= 200
     assert max(abs(u - p) for u, p in zip(data.uniform, data.pit, strict=True)) < 0.04
-    assert data.curve_keep == sorted(data.curve_keep) and data.curve_keep[0] < data.edge < data.curve_keep[-1]
+    assert (
+        data.curve_keep == sorted(data.curve_keep)
+        and data.curve_keep[0] < data.edge < data.curve_keep[-1]
+    )
     for law, times in zip(data.joint, (PAIR, TRIPLE), strict=True):
         assert len(law.pattern) == 2 ** len(times) == len(law.exact)
         for share in (law.exact, law.projected, law.thresholded):
             assert sum(share) == pytest.approx(1)
         assert max(abs(p - q) for p, q in zip(law.exact, law.projected, strict=True)) < 0.05
-        assert all(e == 0 for e, pattern in zip(law.exact, law.pattern, strict=True) if "01" in pattern)
+        assert all(
+            e == 0 for e, pattern in zip(law.exact, law.pattern, strict=True) if "01" in pattern
+        )
 
 
 def test_a_check_is_frozen() -> None:

@@ -47,7 +47,9 @@ def chi_square(tokens: torch.Tensor) -> float:
     return float(stats.chisquare(found, torch.tensor(wanted) * sum(found) / sum(wanted)).pvalue)
 
 
-@pytest.mark.parametrize("sampler", [even, spread, entropy_bounded(0.0)], ids=["even", "spread", "entropy_bounded:0"])
+@pytest.mark.parametrize(
+    "sampler", [even, spread, entropy_bounded(0.0)], ids=["even", "spread", "entropy_bounded:0"]
+)
 def test_one_token_a_call_is_the_law_of_the_source(sampler) -> None:
     drawn = draw(masked_model(SMALL), sampler, 4, 8000, 4, seed=0, traced=True)
     assert chi_square(drawn.tokens) > 1e-4
@@ -93,7 +95,9 @@ def test_the_measures_of_known_texts() -> None:
     assert row.entropy.value == pytest.approx(math.log(2))
     shares = {(0, 0): 1 / 6, (0, 1): 3 / 6, (1, 1): 1 / 6, (1, 0): 1 / 6}
     law = CHAIN.pairs(4)
-    distance = sum(abs(shares.get((a, b), 0.0) - float(law[a, b])) for a in range(8) for b in range(8)) / 2
+    distance = (
+        sum(abs(shares.get((a, b), 0.0) - float(law[a, b])) for a in range(8) for b in range(8)) / 2
+    )
     assert row.pair_distance == pytest.approx(distance)
     assert row.pair_entropy == pytest.approx(-sum(p * math.log(p) for p in shares.values()))
 
@@ -164,7 +168,9 @@ def test_orders_are_compared_at_equal_calls() -> None:
     assert abs(rows[-1].nfe - 3) < 0.1, "two bounds are mixed where calls jump"
     assert rows[3].kl is None and all(row.kl is not None for row in (*rows[:3], rows[4]))
     even_row, spread_row, sure = rows[1], rows[2], rows[3]
-    assert spread_row.kl.value < even_row.kl.value / 3, "far apart, the tokens of a chain are nearly independent"
+    assert spread_row.kl.value < even_row.kl.value / 3, (
+        "far apart, the tokens of a chain are nearly independent"
+    )
     assert sure.nll.value < even_row.nll.value and sure.pair_distance > even_row.pair_distance
     low, high, share = bounds(masked_model(CHAIN), 8, 50, 8, seed=0)
     assert (low, high, share) == (0.0, 0.0, 1.0)
@@ -186,7 +192,9 @@ def test_uniform_noise_doubts_what_is_pinned(steps: int, share: float) -> None:
     source, n = markov_chain(torch.eye(4, dtype=torch.float64), start=torch.full((4,), 0.25)), 4000
     pinned = torch.tensor([[2, -1]]).expand(n, -1)
     copies = {
-        model.process: float((sample(model, n, 2, steps, pinned=pinned).tokens[:, 1] == 2).double().mean())
+        model.process: float(
+            (sample(model, n, 2, steps, pinned=pinned).tokens[:, 1] == 2).double().mean()
+        )
         for model in (masked_model(source), uniform_model(source))
     }
     told, doubted = copies.values()

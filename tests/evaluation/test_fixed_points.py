@@ -60,8 +60,12 @@ def test_the_law_of_the_pairs_is_that_of_the_trajectory(world: World, coupling) 
             else:
                 both = {(1, 1): 1 - a_s, (1, 0): a_s - a_t, (0, 1): 0 * a_t, (0, 0): a_t}
                 chance = chance * both[int(in_t), int(in_s)]
-        here = (pairs.masked_t == torch.tensor(m_t)).all(1) & (pairs.masked_s == torch.tensor(m_s)).all(1)
-        assert math.isclose(float(pairs.weight[here].sum()), float(chance.mean()), abs_tol=1e-6), number
+        here = (pairs.masked_t == torch.tensor(m_t)).all(1) & (
+            pairs.masked_s == torch.tensor(m_s)
+        ).all(1)
+        assert math.isclose(float(pairs.weight[here].sum()), float(chance.mean()), abs_tol=1e-6), (
+            number
+        )
 
 
 def expected_gradient(world: World, objective: Objective, logits: torch.Tensor) -> torch.Tensor:
@@ -81,10 +85,14 @@ def expected_gradient(world: World, objective: Objective, logits: torch.Tensor) 
 
 @pytest.mark.parametrize("objective", [*(each for each in OBJECTIVES if len(each.temperatures) == 1), HYBRID],
                          ids=lambda objective: objective.name)  # fmt: skip
-def test_the_loss_is_flat_at_the_optimum_and_nowhere_near_it(world: World, objective: Objective) -> None:
+def test_the_loss_is_flat_at_the_optimum_and_nowhere_near_it(
+    world: World, objective: Objective
+) -> None:
     best = optimum(world, objective).log_p
     assert float(expected_gradient(world, objective, best).abs().max()) < 1e-12
-    moved = best + 0.1 * torch.randn(best.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = best + 0.1 * torch.randn(
+        best.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     assert float(expected_gradient(world, objective, moved).abs().max()) > 1e-4
 
 
@@ -106,7 +114,9 @@ def test_reverse_kl_is_the_geometric_mean(world: World) -> None:
     t = 0.5 + 0.5 * (torch.arange(points, dtype=torch.float64) + 0.5) / points
     a_t, a_s = LogLinear().alpha(t), LogLinear().alpha(t - 0.5)
     for x, p in zip(world.texts.tolist(), world.log_p.exp().tolist(), strict=True):
-        for shown in product([False, True], repeat=2):  # of places 2 and 3 in z_s; all is masked in z_t
+        for shown in product(
+            [False, True], repeat=2
+        ):  # of places 2 and 3 in z_s; all is masked in z_t
             chance = 1 - a_s
             for each in shown:
                 chance = chance * ((a_s - a_t) if each else (1 - a_s))

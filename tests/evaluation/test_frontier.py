@@ -10,12 +10,25 @@ from hypothesis import strategies as st
 from unmask.evaluation.curves import Estimate, interpolate
 from unmask.evaluation.frontier import answer
 from unmask.evaluation.grounds import against
-from unmask.evaluation.measure import ENTROPIES, Measure, Protocol, Row, Setting, Stamp, UnequalProtocols
+from unmask.evaluation.measure import (
+    ENTROPIES,
+    Measure,
+    Protocol,
+    Row,
+    Setting,
+    Stamp,
+    UnequalProtocols,
+)
 from unmask.evaluation.verdict import judge_gain, verdict
 
 N, L = 64, 32
-PROTOCOL = Protocol(Stamp("j", "0", "float32", 1024, True, False, "first"), L, N, "float64", "data", "0")
-NOISE = np.random.default_rng(0).normal(size=(2, N)) * [[0.3], [0.05]]  # of the latents: shared by all rows
+PROTOCOL = Protocol(
+    Stamp("j", "0", "float32", 1024, True, False, "first"), L, N, "float64", "data", "0"
+)
+NOISE = np.random.default_rng(0).normal(size=(2, N)) * [
+    [0.3],
+    [0.05],
+]  # of the latents: shared by all rows
 NOISE -= NOISE.mean(axis=1, keepdims=True)
 
 
@@ -24,7 +37,19 @@ def line(level, entropy):
     return level + 2 * entropy
 
 
-def row(name, steps, tau, level, entropy, *, nfe=None, seconds=None, columns=tuple(ENTROPIES), noise=NOISE, gap=None):
+def row(
+    name,
+    steps,
+    tau,
+    level,
+    entropy,
+    *,
+    nfe=None,
+    seconds=None,
+    columns=tuple(ENTROPIES),
+    noise=NOISE,
+    gap=None,
+):
     shifts = dict.fromkeys(columns, 0.0) | (gap or {})
     log_ppl = line(level, entropy)
     samples = {"nats": (log_ppl + noise[0]) * L, "tokens": np.full(N, L)}
@@ -32,18 +57,26 @@ def row(name, steps, tau, level, entropy, *, nfe=None, seconds=None, columns=tup
     measures = {"gen_ppl": Measure(math.exp(log_ppl), "perplexity", N)}
     measures |= {"seconds": Measure(seconds, "s", 1)} if seconds else {}
     setting = Setting(name, "reveal", steps, nfe or steps, tau)
-    return Row(name, PROTOCOL, setting, measures, {key: values.tolist() for key, values in samples.items()})
+    return Row(
+        name, PROTOCOL, setting, measures, {key: values.tolist() for key, values in samples.items()}
+    )
 
 
 def curve(name, steps, level, entropies, taus=None, **options):
     taus = taus or [1.0 + 0.1 * (k - len(entropies) + 1) for k in range(len(entropies))]
-    return [row(name, steps, tau, level, entropy, **options) for tau, entropy in zip(taus, entropies, strict=True)]
+    return [
+        row(name, steps, tau, level, entropy, **options)
+        for tau, entropy in zip(taus, entropies, strict=True)
+    ]
 
 
 # The teacher gets better with steps at every diversity. Its entropy at temperature 1 and 16 steps, 3.5, is the target.
 LEVELS = {4: 1.0, 8: 0.5, 16: 0.0}
 SECONDS = {4: 0.5, 8: 1.0, 16: 2.0}
-TEACHER = [row("teacher", n, 1.0, LEVELS[n], 3.5 + LEVELS[n] / 10, nfe=n - 0.5, seconds=SECONDS[n]) for n in LEVELS]
+TEACHER = [
+    row("teacher", n, 1.0, LEVELS[n], 3.5 + LEVELS[n] / 10, nfe=n - 0.5, seconds=SECONDS[n])
+    for n in LEVELS
+]
 COLD = [
     each
     for n in LEVELS
@@ -56,13 +89,24 @@ def student(levels, entropies=(3.2, 3.45, 3.6), taus=(0.9, 1.0, 1.2), **options)
         each
         for n, level in levels.items()
         for each in curve(
-            "student", n, level, entropies, list(taus), nfe=n - 0.5, seconds=SECONDS.get(n, 4.0), **options
+            "student",
+            n,
+            level,
+            entropies,
+            list(taus),
+            nfe=n - 0.5,
+            seconds=SECONDS.get(n, 4.0),
+            **options,
         )
     ]
 
 
 def pick(entries, **fields):
-    found = [entry for entry in entries if all(vars(entry)[key] == value for key, value in fields.items())]
+    found = [
+        entry
+        for entry in entries
+        if all(vars(entry)[key] == value for key, value in fields.items())
+    ]
     assert len(found) == 1, found
     return found[0]
 
@@ -74,15 +118,23 @@ def test_a_known_gain_at_equal_entropy_in_every_column():
             entry = pick(found.equal_entropy, column=column, steps=steps)
             assert entry.at == "the teacher at 16 steps" and entry.target == pytest.approx(3.5)
             assert entry.gain.value == pytest.approx(gain)
-            assert entry.student.gen_ppl.value == pytest.approx(math.exp(line({4: 0.6, 8: 0.4}[steps], 3.5)))
+            assert entry.student.gen_ppl.value == pytest.approx(
+                math.exp(line({4: 0.6, 8: 0.4}[steps], 3.5))
+            )
             assert entry.student.nfe == pytest.approx(steps - 0.5) and entry.reason is None
             # All rows share the latents' noise, so the gain has hardly any error while each gen_ppl has much.
-            assert entry.gain.high / entry.gain.low < 1.01 < entry.student.gen_ppl.high / entry.student.gen_ppl.low
+            assert (
+                entry.gain.high / entry.gain.low
+                < 1.01
+                < entry.student.gen_ppl.high / entry.student.gen_ppl.low
+            )
 
 
 def test_the_pairing_is_what_makes_the_interval_narrow():
     other = NOISE[:, np.random.default_rng(9).permutation(N)]
-    width = lambda rows: (lambda gain: gain.high - gain.low)(answer(TEACHER, rows, COLD).same_steps[0].gain)  # noqa: E731
+    width = lambda rows: (lambda gain: gain.high - gain.low)(
+        answer(TEACHER, rows, COLD).same_steps[0].gain
+    )  # noqa: E731
     assert width(student({4: 0.6})) < 0.1 * width(student({4: 0.6}, noise=other))
 
 
@@ -107,7 +159,9 @@ def test_a_target_that_is_not_bracketed_is_not_reached_and_never_extrapolated():
     found = answer(TEACHER, student({4: 0.6}, (3.2, 3.45), (0.9, 1.0)), COLD)
     for entry in found.equal_entropy:
         assert entry.student is None and entry.gain is None
-        assert "student: not reached: 3.5 is outside 3.2 to 3.45 (temperatures 0.9, 1)" in entry.reason
+        assert (
+            "student: not reached: 3.5 is outside 3.2 to 3.45 (temperatures 0.9, 1)" in entry.reason
+        )
         assert entry.teacher is not None
     for entry in found.speed:
         assert (entry.steps is None) == (entry.model == "student")
@@ -131,14 +185,19 @@ def test_a_target_at_the_edge_of_the_points_has_a_value_and_no_interval():
 def test_a_column_that_was_not_measured_says_so():
     some = ("entropy", "pooled_entropy")
     teacher = [
-        replace(each, samples={k: v for k, v in each.samples.items() if k in ("nats", "tokens", *some)})
+        replace(
+            each, samples={k: v for k, v in each.samples.items() if k in ("nats", "tokens", *some)}
+        )
         for each in TEACHER
     ]
     found = answer(teacher, student({4: 0.6}, columns=some), COLD)
     entry = pick(found.equal_entropy, column="completion_disagreement")
     assert entry.target is None and "not measured" in entry.reason
     text = verdict(found)
-    assert "Equal completion disagreement: not measured." in text and "cannot be compared with" in " ".join(text)
+    assert (
+        "Equal completion disagreement: not measured." in text
+        and "cannot be compared with" in " ".join(text)
+    )
 
 
 def test_no_win_is_called_on_unigram_entropy_alone():
@@ -149,7 +208,9 @@ def test_no_win_is_called_on_unigram_entropy_alone():
     assert pick(found.equal_entropy, column="entropy", steps=4).gain.low > 1
     assert pick(found.equal_entropy, column="pooled_entropy", steps=4).gain.high < 1
     said = "better by unigram entropy, worse by pooled 4-gram entropy and completion disagreement at 4, 8 steps"
-    assert f"does not beat a teacher that only lowers its temperature ({said})" in " ".join(verdict(found))
+    assert f"does not beat a teacher that only lowers its temperature ({said})" in " ".join(
+        verdict(found)
+    )
 
 
 def test_what_was_compared_somewhere_counts_and_what_was_not_is_no_defeat():
@@ -172,15 +233,20 @@ def test_speed_is_the_least_steps_in_calls_and_in_seconds():
     for column in ENTROPIES:
         ours = pick(found.speed, column=column, model="student")
         assert ours.steps == 4 and ours.reference_steps == 16
-        assert ours.calls == pytest.approx(15.5 / 3.5) and ours.seconds == pytest.approx(2.0 / 0.5)  # calls, not 16 / 4
+        assert ours.calls == pytest.approx(15.5 / 3.5) and ours.seconds == pytest.approx(
+            2.0 / 0.5
+        )  # calls, not 16 / 4
         assert ours.support == 1 and "2 steps: gen_ppl" in ours.reason
         cold = pick(found.speed, column=column, model="temperature_teacher")
         assert cold.steps == 16 and cold.calls == 1
-    assert "4.43 times fewer calls, 4.00 times fewer seconds (in 100% of resamples)" in " ".join(verdict(found))
+    assert "4.43 times fewer calls, 4.00 times fewer seconds (in 100% of resamples)" in " ".join(
+        verdict(found)
+    )
     never = pick(answer(TEACHER, student({4: 0.6}), COLD).speed, column="entropy", model="student")
     assert (
         never.steps is None
-        and never.reason == f"not reached: 4 steps: gen_ppl {math.exp(7.6):.4g} is above {math.exp(7):.4g}"
+        and never.reason
+        == f"not reached: 4 steps: gen_ppl {math.exp(7.6):.4g} is above {math.exp(7):.4g}"
     )
 
 
@@ -188,22 +254,36 @@ def test_equal_seconds_reads_the_teacher_between_its_step_counts():
     rows = student({2: 0.6})  # four seconds: the teacher has no row as slow
     slow = answer(TEACHER, rows, COLD)
     assert "4 s is outside 0.5 to 2 s" in pick(slow.equal_seconds, column="entropy").reason
-    timed = [replace(each, measures=each.measures | {"seconds": Measure(2**0.5, "s", 1)}) for each in rows]
+    timed = [
+        replace(each, measures=each.measures | {"seconds": Measure(2**0.5, "s", 1)})
+        for each in rows
+    ]
     entry = pick(answer(TEACHER, timed, COLD).equal_seconds, column="entropy")
-    assert entry.gain.value == pytest.approx(math.exp(0.25 - 0.6))  # halfway from 8 to 16 steps in log seconds
+    assert entry.gain.value == pytest.approx(
+        math.exp(0.25 - 0.6)
+    )  # halfway from 8 to 16 steps in log seconds
     untimed = [replace(each, measures={}) for each in rows]
-    assert "not measured" in pick(answer(TEACHER, untimed, COLD).equal_seconds, column="entropy").reason
+    assert (
+        "not measured"
+        in pick(answer(TEACHER, untimed, COLD).equal_seconds, column="entropy").reason
+    )
 
 
 @pytest.mark.parametrize(
     ("levels", "claim"),
     [
-        ({4: 0.6, 8: 0.4}, "beats a teacher that only lowers its temperature (better at 4, 8 steps)"),
+        (
+            {4: 0.6, 8: 0.4},
+            "beats a teacher that only lowers its temperature (better at 4, 8 steps)",
+        ),
         (
             {4: 0.6, 8: 0.7},
             "beats at some steps a teacher that only lowers its temperature (better at 4 steps; worse at 8 steps)",
         ),
-        ({4: 1.0}, "does not beat a teacher that only lowers its temperature (no difference seen at 4 steps)"),
+        (
+            {4: 1.0},
+            "does not beat a teacher that only lowers its temperature (no difference seen at 4 steps)",
+        ),
         ({4: 1.2}, "does not beat a teacher that only lowers its temperature (worse at 4 steps)"),
     ],
 )
@@ -212,7 +292,10 @@ def test_the_verdict_is_true_in_every_case(levels, claim):
     assert sum(claim in sentence for sentence in sentences) == 1
     assert all(sentence.endswith(".") for sentence in sentences)
     assert "One training seed" in sentences[-1]
-    assert verdict(answer(TEACHER, student(levels), COLD), training_seeds=2)[-1] == "Training seeds: 2."
+    assert (
+        verdict(answer(TEACHER, student(levels), COLD), training_seeds=2)[-1]
+        == "Training seeds: 2."
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +319,9 @@ def test_answers_are_plain_json():
 
 
 def test_what_cannot_be_compared_is_refused():
-    foreign = [replace(each, protocol=replace(PROTOCOL, precision="float32")) for each in student({4: 0.6})]
+    foreign = [
+        replace(each, protocol=replace(PROTOCOL, precision="float32")) for each in student({4: 0.6})
+    ]
     with pytest.raises(UnequalProtocols, match="precision"):
         answer(TEACHER, foreign, COLD)
     with pytest.raises(ValueError, match="rows of both"):
@@ -247,7 +332,13 @@ def test_what_cannot_be_compared_is_refused():
 
 def test_interpolation_takes_the_nearest_neighbours():
     x, y = np.array([[3.0], [1.0], [2.0], [9.0]]), np.array([[0.0], [7.0], [10.0], [1.0]])
-    assert [interpolate(x, y, np.array([at]))[0] for at in (1.0, 1.5, 2.5, 3.0, 9.0)] == [7, 8.5, 5, 0, 1]
+    assert [interpolate(x, y, np.array([at]))[0] for at in (1.0, 1.5, 2.5, 3.0, 9.0)] == [
+        7,
+        8.5,
+        5,
+        0,
+        1,
+    ]
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=6), st.integers(-60, 60))
@@ -262,7 +353,9 @@ def test_interpolation_is_exact_on_lines_and_silent_outside(points, target):
 
 # No claim is made where rows allow none, and the verdict says why.
 GOOD = student({4: 0.3, 8: 0.2, 16: -0.1}, (3.2, 3.45, 3.6))
-UNIGRAM = row("unigram draws", 0, 1.0, 3.0, 3.0)  # gen PPL exp(9); the teacher's is exp(7) at 16 steps
+UNIGRAM = row(
+    "unigram draws", 0, 1.0, 3.0, 3.0
+)  # gen PPL exp(9); the teacher's is exp(7) at 16 steps
 DATA = row("data", 0, 1.0, -2.0, 3.5)
 
 
@@ -271,7 +364,9 @@ def under(protocol, rows):
 
 
 def repeating(rows, key, share):
-    return [replace(each, measures={**each.measures, key: Measure(share, "share", 64)}) for each in rows]
+    return [
+        replace(each, measures={**each.measures, key: Measure(share, "share", 64)}) for each in rows
+    ]
 
 
 def test_good_rows_allow_a_claim():
@@ -311,5 +406,7 @@ def test_the_same_rows_claim_something_without_a_reason_against_it():
 
 
 def test_an_infinite_gen_ppl_is_no_lower_than_anything():
-    broken = replace(DATA, measures={**DATA.measures, "gen_ppl": Measure(float("nan"), "perplexity", 64)})
+    broken = replace(
+        DATA, measures={**DATA.measures, "gen_ppl": Measure(float("nan"), "perplexity", 64)}
+    )
     assert len(against(TEACHER, GOOD, [UNIGRAM], broken)) == 1

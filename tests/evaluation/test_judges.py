@@ -43,8 +43,14 @@ def by_rule(rows):
     ("row", "counted"),
     [
         ([5, 6, 7], [1, 1, 1]),
-        ([5, 0, 7, 0, 0, 8], [1, 1, 1, 0, 0, 1]),  # the first EOS, none of the others, text after them
-        ([0, 6, 0, 7], [1, 1, 0, 1]),  # the row's own first token is never scored, so no EOS counts here
+        (
+            [5, 0, 7, 0, 0, 8],
+            [1, 1, 1, 0, 0, 1],
+        ),  # the first EOS, none of the others, text after them
+        (
+            [0, 6, 0, 7],
+            [1, 1, 0, 1],
+        ),  # the row's own first token is never scored, so no EOS counts here
         ([0], [1]),
     ],
 )
@@ -59,7 +65,9 @@ def test_the_eos_rule_in_scores():
     assert first.tokens.tolist() == by_rule(rows).sum(1).tolist() == [2, 2, 3, 0]
     assert first.nats.tolist() == (nats * by_rule(rows)).sum(1).tolist()
     everything = stub(eos_rule="all")(rows)
-    assert everything.nats.tolist() == nats.sum(1).tolist() and everything.tokens.tolist() == [3] * 4
+    assert (
+        everything.nats.tolist() == nats.sum(1).tolist() and everything.tokens.tolist() == [3] * 4
+    )
 
 
 def test_a_start_token_makes_the_first_token_count_and_is_no_eos():
@@ -73,7 +81,17 @@ def test_a_long_text_is_scored_whole_and_its_last_window_is_full():
     row = torch.arange(10, 20)[None]  # nine targets
     scores = stub(context=4)(row)
     assert scores.tokens.tolist() == [9]
-    contexts = [1, 2, 3, 4, 1, 2, 3, 4, 4]  # a third window would give the last token a context of one
+    contexts = [
+        1,
+        2,
+        3,
+        4,
+        1,
+        2,
+        3,
+        4,
+        4,
+    ]  # a third window would give the last token a context of one
     assert scores.nats.tolist() == [sum(range(11, 20)) + 100 * sum(contexts)]
     late = torch.tensor([[5, 6, 0, 8, 9, 0, 8, 9]])  # one EOS a text, not a window
     assert stub(context=3)(late).tokens.tolist() == [6]
@@ -100,7 +118,9 @@ def test_what_a_judge_cannot_read_is_refused():
 
 
 def test_perplexity_pools_and_bits_per_byte_count_bytes():
-    scores = Scores(torch.tensor([2.0, 30.0]).double(), torch.tensor([1, 10]), torch.tensor([4, 12]))
+    scores = Scores(
+        torch.tensor([2.0, 30.0]).double(), torch.tensor([1, 10]), torch.tensor([4, 12])
+    )
     assert judges.perplexity(scores).value == pytest.approx(math.exp(32 / 11))
     assert judges.bits_per_byte(scores).value == pytest.approx(32 / 16 / math.log(2))
     with pytest.raises(ValueError, match="needs texts"):
@@ -131,7 +151,10 @@ def test_our_own_model_scores_ids_and_texts_alike():
     expected = -(law[ids[:, :-1], ids[:, 1:]] * by_rule(ids)).sum(1)
     torch.testing.assert_close(by_ids.nats, expected)
     torch.testing.assert_close(by_texts.nats, expected)
-    assert make(True).stamp.revision == make(False).stamp.revision and make(False).stamp.dtype == "float64"
+    assert (
+        make(True).stamp.revision == make(False).stamp.revision
+        and make(False).stamp.dtype == "float64"
+    )
     assert make(True).stamp != make(False).stamp
 
 
@@ -149,9 +172,13 @@ def tiny_gpt2(tmp_path_factory):
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     words = ["<|endoftext|>", "the", "cat", "sat", "on", "mat", "[UNK]"]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", unk_token="[UNK]")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", unk_token="[UNK]"
+    )
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=7,
@@ -172,7 +199,12 @@ def tiny_gpt2(tmp_path_factory):
 
 def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
     directory, network = tiny_gpt2
-    texts = ["the cat sat <|endoftext|> on the <|endoftext|> mat", "on the mat", "cat", "the dog sat on the mat"]
+    texts = [
+        "the cat sat <|endoftext|> on the <|endoftext|> mat",
+        "on the mat",
+        "cat",
+        "the dog sat on the mat",
+    ]
     rows = [[1, 2, 3, 0, 4, 1, 0, 5], [4, 1, 5], [2], [1, 6, 3, 4, 1, 5]]
     judge = huggingface_judge(directory, batch_size=3)
     scores = judge(texts)
@@ -184,7 +216,12 @@ def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
         assert tokens == by_rule(ids).sum()
     assert scores.tokens.tolist() == [6, 2, 0, 5]
     stamp = judge.stamp
-    assert (stamp.name, stamp.dtype, stamp.context, stamp.retokenised) == ("tiny-gpt2", "float32", 12, True)
+    assert (stamp.name, stamp.dtype, stamp.context, stamp.retokenised) == (
+        "tiny-gpt2",
+        "float32",
+        12,
+        True,
+    )
     with torch.no_grad():
         states = [network.transformer(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
     torch.testing.assert_close(judge.features(texts), torch.stack(states), atol=1e-4, rtol=1e-4)
@@ -192,7 +229,9 @@ def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
     assert by_ids(torch.tensor([rows[1]])).nats[0] == pytest.approx(float(scores.nats[1]), abs=1e-5)
     assert by_ids.stamp.revision == stamp.revision
     for context in (0, 1, 13):
-        with pytest.raises(ValueError, match=rf"^context is out of range: got {context}, want 2 \.\. 12"):
+        with pytest.raises(
+            ValueError, match=rf"^context is out of range: got {context}, want 2 \.\. 12"
+        ):
             huggingface_judge(directory, context=context)
 
 
@@ -209,11 +248,18 @@ def tiny_llama(tmp_path_factory):
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     words = ["<|begin_of_text|>", "<|end_of_text|>", "the", "cat", "sat", "on", "mat", "[UNK]"]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", None, [("<|begin_of_text|>", 0)])
+    backend.post_processor = processors.TemplateProcessing(
+        "<|begin_of_text|> $A", None, [("<|begin_of_text|>", 0)]
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>", unk_token="[UNK]"
+        tokenizer_object=backend,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|end_of_text|>",
+        unk_token="[UNK]",
     )
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -230,7 +276,11 @@ def tiny_llama(tmp_path_factory):
 def test_the_rule_of_sdtt(tiny_llama):
     """As its released code scores with Llama 3: EOS removed, stripped, BOS before, exp of the mean over texts."""
     directory, network, tokenizer = tiny_llama
-    texts = ["<|endoftext|> the cat sat <|endoftext|> on", "mat", "the dog sat on the mat the cat sat\n"]
+    texts = [
+        "<|endoftext|> the cat sat <|endoftext|> on",
+        "mat",
+        "the dog sat on the mat the cat sat\n",
+    ]
     means = []
     for text in texts:
         ids = tokenizer(text.replace("<|endoftext|>", "").strip(), return_tensors="pt")["input_ids"]
@@ -242,11 +292,23 @@ def test_the_rule_of_sdtt(tiny_llama):
     found = generative_perplexity(texts, judge)
     assert found.value == pytest.approx(float(torch.stack(means).mean().exp()), rel=1e-5)
     assert judge(texts).tokens.tolist() == [4, 1, 9]
-    assert judge(texts).bytes.tolist() == [len("the cat sat  on"), 3, len("the dog sat on the mat the cat sat")]
+    assert judge(texts).bytes.tolist() == [
+        len("the cat sat  on"),
+        3,
+        len("the dog sat on the mat the cat sat"),
+    ]
     usual = huggingface_judge(directory, batch_size=2)
-    assert usual.stamp != judge.stamp and generative_perplexity(texts, usual).value != pytest.approx(found.value, 0.01)
-    assert (judge.stamp.prefixed, judge.stamp.eos_rule, judge.stamp.average) == (True, "removed", "texts")
-    assert judge.stamp.context == 2048 and usual.stamp.context == 1024, "SDTT reads a text in one piece"
+    assert usual.stamp != judge.stamp and generative_perplexity(
+        texts, usual
+    ).value != pytest.approx(found.value, 0.01)
+    assert (judge.stamp.prefixed, judge.stamp.eos_rule, judge.stamp.average) == (
+        True,
+        "removed",
+        "texts",
+    )
+    assert judge.stamp.context == 2048 and usual.stamp.context == 1024, (
+        "SDTT reads a text in one piece"
+    )
     assert judge_named(f"sdtt:{directory}", None, length=16).stamp == judge.stamp
     empty = generative_perplexity([*texts, "<|endoftext|>"], judge)
     assert empty.value == pytest.approx(found.value), "a text without a token has no mean"
@@ -263,7 +325,9 @@ def test_a_length_of_zero_is_no_missing_length(tiny_llama, tmp_path, rule):
 
 def test_the_rule_of_sdtt_needs_bos(tiny_gpt2, tmp_path):
     directory = shutil.copytree(tiny_gpt2[0], tmp_path / "no-bos")
-    with pytest.raises(ValueError, match=r"puts BOS before a text, and the tokenizer of no-bos has none"):
+    with pytest.raises(
+        ValueError, match=r"puts BOS before a text, and the tokenizer of no-bos has none"
+    ):
         sdtt_judge(str(directory))
 
 
@@ -271,9 +335,13 @@ def test_a_row_by_the_rule_of_sdtt_says_so_and_its_interval_is_over_texts(tiny_l
     judge = sdtt_judge(tiny_llama[0])
     protocol = Protocol(judge.stamp, 4, 2, "float64", "data", "0")
     texts = ["the cat sat on the mat", "on"]
-    found = measure_row("row", Texts(torch.ones(2, 4).long(), texts, torch.zeros(2)), judge, protocol, SETTING)
+    found = measure_row(
+        "row", Texts(torch.ones(2, 4).long(), texts, torch.zeros(2)), judge, protocol, SETTING
+    )
     assert found.samples["tokens"] == [1, 1]
-    assert found.measures["gen_ppl"].value == pytest.approx(math.exp(sum(found.samples["nats"]) / 2))
+    assert found.measures["gen_ppl"].value == pytest.approx(
+        math.exp(sum(found.samples["nats"]) / 2)
+    )
     assert found.measures["bits_per_byte"].value == pytest.approx(
         float(judge(texts).nats.sum()) / math.log(2) / len("".join(texts))
     )
@@ -301,12 +369,16 @@ def test_no_code_of_a_judges_directory_is_run(tiny_gpt2, tmp_path):
     directory, mark = tmp_path / "judge", tmp_path / "was-here"
     shutil.copytree(tiny_gpt2[0], directory)
     code = f"open({str(mark)!r}, 'w').close()\nfrom transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer\n"
-    code += "class C(GPT2Config): model_type = 'strange'\nclass M(GPT2LMHeadModel): config_class = C\n"
+    code += (
+        "class C(GPT2Config): model_type = 'strange'\nclass M(GPT2LMHeadModel): config_class = C\n"
+    )
     code += "class T(GPT2Tokenizer): pass\n"
     (directory / "strange.py").write_text(code)
     config = json.loads((directory / "config.json").read_text())
     maps = {"AutoConfig": "strange.C", "AutoModelForCausalLM": "strange.M"}
-    (directory / "config.json").write_text(json.dumps(config | {"model_type": "strange", "auto_map": maps}))
+    (directory / "config.json").write_text(
+        json.dumps(config | {"model_type": "strange", "auto_map": maps})
+    )
     told = json.loads((directory / "tokenizer_config.json").read_text())
     told |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["strange.T", None]}}
     (directory / "tokenizer_config.json").write_text(json.dumps(told))
@@ -315,6 +387,8 @@ def test_no_code_of_a_judges_directory_is_run(tiny_gpt2, tmp_path):
     script = "from unmask.recipes.judge import judge_named; " + script
     command = [sys.executable, "-c", script, str(directory)]
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, input="y\ny\ny\n", capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        command, input="y\ny\ny\n", capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode != 0 and "trust_remote_code" in done.stderr
     assert not mark.exists()

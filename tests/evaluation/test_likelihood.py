@@ -11,7 +11,9 @@ from unmask.evaluation.likelihood import levels, nelbo_batches, next_token_batch
 from unmask.prediction import LOG_ZERO, Prediction
 
 V, L, MASK = 3, 2, 3
-SOURCE = torch.tensor([[0.30, 0.05, 0.02], [0.01, 0.22, 0.10], [0.15, 0.05, 0.10]], dtype=torch.float64)  # p(x_0, x_1)
+SOURCE = torch.tensor(
+    [[0.30, 0.05, 0.02], [0.01, 0.22, 0.10], [0.15, 0.05, 0.10]], dtype=torch.float64
+)  # p(x_0, x_1)
 ENTROPY = float(-(SOURCE * SOURCE.log()).sum())
 PROCESS = MaskedProcess(V + 1, MASK)
 
@@ -21,7 +23,9 @@ def nelbo(denoiser, process, x0, **how):
 
 
 def next_token(predictor, x0, start=None, **how):
-    return summed(next_token_batches(predictor, x0, start=start, **how), x0.shape[-1] - (start is None))
+    return summed(
+        next_token_batches(predictor, x0, start=start, **how), x0.shape[-1] - (start is None)
+    )
 
 
 class Exact:
@@ -64,12 +68,19 @@ def test_the_bound_of_a_perfect_denoiser_is_the_entropy_and_the_convention_of_md
 
 
 def test_the_estimate_is_the_integral_within_its_error():
-    cells = torch.multinomial(SOURCE.flatten(), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
+    cells = torch.multinomial(
+        SOURCE.flatten(), 4000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     x0 = torch.stack([cells // V, cells % V], dim=1)
     surprise = float(-SOURCE[x0[:, 0], x0[:, 1]].log().mean())  # the entropy of these very rows
     for convention in ("bound", "mdlm"):
         scores = nelbo(
-            Exact(), PROCESS, x0, convention=convention, batch_size=512, generator=torch.Generator().manual_seed(1)
+            Exact(),
+            PROCESS,
+            x0,
+            convention=convention,
+            batch_size=512,
+            generator=torch.Generator().manual_seed(1),
         )
         error = float(scores.nats.std() / math.sqrt(len(x0)))
         assert abs(float(scores.nats.mean()) - surprise) < 4 * error
@@ -79,7 +90,9 @@ def test_the_estimate_is_the_integral_within_its_error():
 def test_passes_average_and_the_error_shrinks():
     x0 = torch.tensor([[0, 1]]).expand(200, -1)
     once, often = (
-        perplexity(nelbo(Exact(), PROCESS, x0, passes=passes, generator=torch.Generator().manual_seed(2)))
+        perplexity(
+            nelbo(Exact(), PROCESS, x0, passes=passes, generator=torch.Generator().manual_seed(2))
+        )
         for passes in (1, 16)
     )
     assert often.sem < 0.4 * once.sem
@@ -91,11 +104,20 @@ def test_the_noise_of_a_row_does_not_depend_on_the_batch_size(process):
         vocab_size, sees_alpha = V + 1, True
 
         def __call__(self, z, alpha):
-            return Prediction.from_log_p(torch.full((*z.shape, V + 1), -math.log(V + 1), dtype=torch.float64))
+            return Prediction.from_log_p(
+                torch.full((*z.shape, V + 1), -math.log(V + 1), dtype=torch.float64)
+            )
 
     x0 = torch.arange(40).view(10, 4) % V
     scores = [
-        nelbo(Even(), process, x0, passes=2, batch_size=size, generator=torch.Generator().manual_seed(3)).nats
+        nelbo(
+            Even(),
+            process,
+            x0,
+            passes=2,
+            batch_size=size,
+            generator=torch.Generator().manual_seed(3),
+        ).nats
         for size in (1, 3, 10)
     ]
     torch.testing.assert_close(scores, [scores[0]] * 3)
@@ -106,7 +128,10 @@ def test_levels_are_levels():
     alpha, slope = levels(u, "bound")
     assert alpha.tolist() == [0, 0.25, 1] and slope.tolist() == [-1] * 3
     alpha, slope = levels(u, "mdlm")
-    assert alpha.tolist() == pytest.approx([1 - 0.999 * t for t in (1e-3, 0.25075, 1)]) and slope[0] == -0.999
+    assert (
+        alpha.tolist() == pytest.approx([1 - 0.999 * t for t in (1e-3, 0.25075, 1)])
+        and slope[0] == -0.999
+    )
     with pytest.raises(ValueError, match="'bound' or 'mdlm'"):
         levels(u, "duo")
 
@@ -136,7 +161,9 @@ def test_a_start_token_makes_the_first_token_count():
     scores = next_token(predictor, x0, start=1, batch_size=4)
     torch.testing.assert_close(scores.nats, next_token(predictor, x0).nats - law[1, x0[:, 0]])
     assert scores.tokens.tolist() == [3] * len(x0)
-    assert float((-scores.nats).exp().sum()) == pytest.approx(1), "the law of all rows behind one start token"
+    assert float((-scores.nats).exp().sum()) == pytest.approx(1), (
+        "the law of all rows behind one start token"
+    )
     assert next_token(predictor, x0[:, :1], start=1).tokens.tolist() == [1] * len(x0)
 
 

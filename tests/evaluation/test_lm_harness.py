@@ -27,7 +27,11 @@ EXACT = "exact log-likelihoods, a call a token of a text"
 
 QUESTIONS = [
     {"question": "The President of the United", "choices": [" States", " banana"], "answer": 0},
-    {"question": "The Congress of the", "choices": [" purple zebra", " United States"], "answer": 1},
+    {
+        "question": "The Congress of the",
+        "choices": [" purple zebra", " United States"],
+        "answer": 1,
+    },
     {"question": "I have the honor to", "choices": [" submit", " xylophone"], "answer": 0},
 ]
 TASK = """task: {name}
@@ -50,7 +54,13 @@ def uniform() -> Model:
     teacher = unmask.load("unmask:teacher")
     network: DiT = teacher.network
     size = network.shape.vocab_size
-    return Model(NetworkDenoiser(network, None, True), UniformProcess(size), LogLinear(), teacher.tokenizer, network)
+    return Model(
+        NetworkDenoiser(network, None, True),
+        UniformProcess(size),
+        LogLinear(),
+        teacher.tokenizer,
+        network,
+    )
 
 
 @pytest.mark.parametrize("name", ["unmask:teacher", "unmask:judge"])
@@ -64,33 +74,61 @@ def test_multiple_choice_through_stock_lm_eval(
     more = 'doc_to_choice: "{{choices}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]'
     text = TASK.format(name="toy_choice", file=file, kind="multiple_choice", more=more)
     (tmp_path / "toy_choice.yaml").write_text(text)
-    call = ["eval", "lm-harness", name, "--tasks", "toy_choice", "--include-path", str(tmp_path), "--draws", "8"]
+    call = [
+        "eval",
+        "lm-harness",
+        name,
+        "--tasks",
+        "toy_choice",
+        "--include-path",
+        str(tmp_path),
+        "--draws",
+        "8",
+    ]
     assert main([*call, "--no-greedy", "--json", "--out", str(tmp_path / "all.json")]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["results"]["toy_choice"]["acc,none"] == 1
     how = "8 draws a log-likelihood, 32 steps a text" if "teacher" in name else EXACT
     assert answer["protocol"] == f"{how}, seed 0"
     assert len(json.loads((tmp_path / "all.json").read_text())["samples"]["toy_choice"]) == 3
-    assert main([*call, "--no-greedy", "--json", "--limit", "2", "--out", str(tmp_path / "some.json")]) == 0
+    assert (
+        main([*call, "--no-greedy", "--json", "--limit", "2", "--out", str(tmp_path / "some.json")])
+        == 0
+    )
     some = json.loads(capsys.readouterr().out)
     assert some["samples"]["toy_choice"] == {"original": 3, "effective": 2}
     assert some["protocol"].endswith("; at most 2 questions of a task, spread evenly")
     read = json.loads((tmp_path / "some.json").read_text())["samples"]["toy_choice"]
-    assert [each["doc"]["question"] for each in read] == [QUESTIONS[0]["question"], QUESTIONS[2]["question"]]
+    assert [each["doc"]["question"] for each in read] == [
+        QUESTIONS[0]["question"],
+        QUESTIONS[2]["question"],
+    ]
 
 
-def test_tasks_that_lm_eval_does_not_know(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_that_lm_eval_does_not_know(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lm_eval import tasks
 
-    monkeypatch.setattr(tasks.TaskManager, "__init__", lambda self, **_: None)  # it reads thousands of files
+    monkeypatch.setattr(
+        tasks.TaskManager, "__init__", lambda self, **_: None
+    )  # it reads thousands of files
     monkeypatch.setattr(tasks.TaskManager, "all_tasks", ["arc_easy"], raising=False)
-    assert main(["eval", "lm-harness", "unmask:teacher", "--tasks", "no_such_task", "arc_easy"]) == 1
+    assert (
+        main(["eval", "lm-harness", "unmask:teacher", "--tasks", "no_such_task", "arc_easy"]) == 1
+    )
     assert "lm-eval knows no task no_such_task: `lm-eval ls tasks`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model", [unmask.load("unmask:teacher"), uniform()], ids=["masked", "uniform"])
+@pytest.mark.parametrize(
+    "model", [unmask.load("unmask:teacher"), uniform()], ids=["masked", "uniform"]
+)
 def test_a_likelihood_is_a_function_of_its_text_and_seed(model: Model) -> None:
-    pairs = [asked("The President of the United", " States"), asked("", "In the year"), asked("We", " must act now")]
+    pairs = [
+        asked("The President of the United", " States"),
+        asked("", "In the year"),
+        asked("We", " must act now"),
+    ]
     one = Harness(model, draws=8, greedy=False).loglikelihood(pairs)
     two = Harness(model, draws=8, greedy=False, batch_size=3).loglikelihood(pairs[::-1])[::-1]
     other = Harness(model, draws=8, greedy=False, seed=1).loglikelihood(pairs)
@@ -104,7 +142,9 @@ def test_the_greedy_continuation_is_known_as_such() -> None:
         harness = Harness(name, draws=4)
         context = "The President of the United"
         written = harness.generate_until([asked(context, {"max_gen_toks": 1})])[0]
-        (_, yes), (_, no) = harness.loglikelihood([asked(context, " States"), asked(context, " banana")])
+        (_, yes), (_, no) = harness.loglikelihood(
+            [asked(context, " States"), asked(context, " banana")]
+        )
         assert yes and not no
         if name == "unmask:judge":  # a writer from left to right begins with its likeliest token
             assert written and " States".startswith(written)
@@ -120,7 +160,9 @@ def test_what_an_autoregressive_model_writes_is_greedy_and_no_other(context: str
     text = harness_.model.tokenizer.decode(ids[-6:])
     (row,) = harness_._fill([ids[:-6]], {"top_k": 1})
     assert row[: len(ids)] == ids
-    assert harness_._is_greedy(ids, 6) and not harness_._is_greedy([*ids[:-1], (ids[-1] + 1) % 1000], 6)
+    assert harness_._is_greedy(ids, 6) and not harness_._is_greedy(
+        [*ids[:-1], (ids[-1] + 1) % 1000], 6
+    )
     assert harness_.generate_until([asked(context, {"max_gen_toks": 6, "until": []})])[0] == text
 
 
@@ -137,7 +179,9 @@ def test_with_masks_the_surest_token_comes_first_whatever_the_schedule() -> None
     assert harness_._is_greedy(z[0].tolist(), 5)
     z[0, -1] = (z[0, -1] + 1) % 1000
     assert not harness_._is_greedy(z[0].tolist(), 5)
-    assert not Harness("unmask:duo")._is_greedy(z[0].tolist(), 5), "uniform noise has no greedy continuation"
+    assert not Harness("unmask:duo")._is_greedy(z[0].tolist(), 5), (
+        "uniform noise has no greedy continuation"
+    )
 
 
 def test_no_greedy_answer_without_being_asked() -> None:
@@ -153,7 +197,9 @@ def test_an_autoregressive_likelihood_adds_up() -> None:
         [asked("", "The United States"), asked("", "The United"), asked("The United", " States")]
     )
     assert whole == pytest.approx(first + second, rel=1e-5)
-    assert harness.loglikelihood_rolling([asked("The United States")])[0] == pytest.approx(whole, rel=1e-5)
+    assert harness.loglikelihood_rolling([asked("The United States")])[0] == pytest.approx(
+        whole, rel=1e-5
+    )
 
 
 def test_long_texts_are_read_in_windows_and_long_contexts_lose_their_beginning() -> None:
@@ -163,7 +209,9 @@ def test_long_texts_are_read_in_windows_and_long_contexts_lose_their_beginning()
     assert isinstance(harness.model, CausalModel) and len(ids) > 300
     start = harness.model.tokenizer.bos_id
     want, stream = 0.0, [start, *ids]
-    for first in range(0, len(ids), 128):  # the network reads 128 tokens; the last window slides back to be full
+    for first in range(
+        0, len(ids), 128
+    ):  # the network reads 128 tokens; the last window slides back to be full
         last = min(first + 128, len(ids))
         row = torch.tensor([stream[max(0, last - 128) : last + 1]])
         table = harness.model.predictor(row[:, :-1]).log_p()[0].detach().gather(1, row[0, 1:, None])
@@ -180,7 +228,11 @@ def test_one_row_has_one_likelihood() -> None:
     text = held_out(Text(), "unmask:judge", judge)
     rows, read = text.some(3), reading(judge, text.data.wrap)
     want, start = read.scores(rows), judge.tokenizer.eos_id
-    assert read.start == start and want.tokens.tolist() == [128] * 3 and "start token before each row" in read.words
+    assert (
+        read.start == start
+        and want.tokens.tolist() == [128] * 3
+        and "start token before each row" in read.words
+    )
     by_judge = judge_of(judge, 128)(rows)
     assert by_judge.tokens.tolist() == [128] * 3
     torch.testing.assert_close(by_judge.nats, want.nats, rtol=1e-5, atol=0)
@@ -192,7 +244,8 @@ def test_rows_that_begin_with_bos_have_it_behind_the_start_token() -> None:
     """As an autoregressive model reads them in training with `data.wrap`: start, BOS, text."""
     judge = unmask.load("unmask:judge")
     plain, wrapped = (
-        Harness(replace(judge, card={"recipe": {"data": {"wrap": wrap}}}), greedy=False) for wrap in (False, True)
+        Harness(replace(judge, card={"recipe": {"data": {"wrap": wrap}}}), greedy=False)
+        for wrap in (False, True)
     )
     assert wrapped.wrap and not Harness(wrapped.model, wrap=False).wrap
     bos, ids = plain._start, plain.model.tokenizer.encode("The United States")
@@ -212,17 +265,25 @@ def test_blanks_of_a_context_belong_to_what_follows(blanks: str) -> None:
     """Also where the context holds nothing else: the continuation is scored whole."""
     harness = Harness("unmask:judge", greedy=False)
     for said in ("", "The United"):
-        (one, _), (other, _) = harness.loglikelihood([asked(said + blanks, "States"), asked(said, blanks + "States")])
+        (one, _), (other, _) = harness.loglikelihood(
+            [asked(said + blanks, "States"), asked(said, blanks + "States")]
+        )
         assert one == other
     assert not harness.notes
 
 
-@pytest.mark.parametrize("context, continuation", [("The Presid", "ent"), ("The Uni", "ted States of America")])
+@pytest.mark.parametrize(
+    "context, continuation", [("The Presid", "ent"), ("The Uni", "ted States of America")]
+)
 def test_a_token_across_the_border_ends_no_task(context: str, continuation: str) -> None:
     """Context and continuation are encoded alone: all tokens of the continuation are scored, and no others."""
     harness = Harness("unmask:judge", greedy=False)
-    given, follows, whole = map(harness.model.tokenizer.encode, (context, continuation, context + continuation))
-    assert whole[: len(given)] != given and len(whole) - len(given) < len(follows), "a token lies across the border"
+    given, follows, whole = map(
+        harness.model.tokenizer.encode, (context, continuation, context + continuation)
+    )
+    assert whole[: len(given)] != given and len(whole) - len(given) < len(follows), (
+        "a token lies across the border"
+    )
     want = -harness._nats([harness._start, *given, *follows], len(follows))
     assert harness.loglikelihood([asked(context, continuation)]) == [(want, False)]
     assert list(harness.notes.values()) == [1]
@@ -240,7 +301,10 @@ def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
     ((found, greedy),) = harness.loglikelihood([asked("We", follows)])
     assert found == pytest.approx(want, rel=1e-6) and not greedy
     assert dict(harness.notes) == {"continuations of more than 128 tokens, scored 64 at a time": 1}
-    assert Harness("unmask:teacher", draws=2, greedy=False).loglikelihood([asked("We", follows)])[0][0] < 0
+    assert (
+        Harness("unmask:teacher", draws=2, greedy=False).loglikelihood([asked("We", follows)])[0][0]
+        < 0
+    )
 
 
 def test_the_protocol_says_what_was_done() -> None:
@@ -248,7 +312,9 @@ def test_the_protocol_says_what_was_done() -> None:
         "2 draws a log-likelihood, 3 steps a text by confidence, seed 0"
     )
     assert Harness("unmask:judge", draws=2, seed=5).words == f"{EXACT}, seed 5"
-    with pytest.raises(ValueError, match="sampler has no effect: got 'confidence', and the model is autoregressive"):
+    with pytest.raises(
+        ValueError, match="sampler has no effect: got 'confidence', and the model is autoregressive"
+    ):
         Harness("unmask:judge", sampler="confidence")
 
 
@@ -259,31 +325,57 @@ def test_answers_longer_than_the_model_are_capped_with_a_note() -> None:
     assert harness.generate_until([asked("The Congress", {"max_gen_toks": 64})]) == [text]
     assert dict(harness.notes) == {"answers of 64 tokens at most, where the task allows 256": 1}
     few = Harness("unmask:judge", max_gen_toks=8)
-    answers = few.generate_until([asked("The Congress", each) for each in (long, plain, {"max_gen_toks": 4})])
-    assert answers[0] == answers[1] and text.startswith(answers[0]) and answers[0].startswith(answers[2])
+    answers = few.generate_until(
+        [asked("The Congress", each) for each in (long, plain, {"max_gen_toks": 4})]
+    )
+    assert (
+        answers[0] == answers[1]
+        and text.startswith(answers[0])
+        and answers[0].startswith(answers[2])
+    )
     assert sorted(few.notes.values()) == [1, 1]
 
 
 def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness("unmask:teacher", steps=8, batch_size=2)
     plain = {"max_gen_toks": 24}
-    contexts = ["My fellow citizens", "The Congress", "In the year of our Lord, the people of the United States"]
+    contexts = [
+        "My fellow citizens",
+        "The Congress",
+        "In the year of our Lord, the people of the United States",
+    ]
     texts = harness.generate_until([asked(context, plain) for context in contexts])
-    assert all(texts) and texts == harness.generate_until([asked(context, plain) for context in contexts])
+    assert all(texts) and texts == harness.generate_until(
+        [asked(context, plain) for context in contexts]
+    )
     mark = texts[0][3:5]
-    cut = harness.generate_until([asked(contexts[0], {"max_gen_toks": 24, "until": [mark, "\0"]})])[0]
+    cut = harness.generate_until([asked(contexts[0], {"max_gen_toks": 24, "until": [mark, "\0"]})])[
+        0
+    ]
     assert cut == texts[0][: texts[0].find(mark)]
     hot = {"max_gen_toks": 24, "do_sample": True, "temperature": 1.0}
-    mixed = harness.generate_until([asked(contexts[0], plain), asked(contexts[1], hot), asked(contexts[2], plain)])
+    mixed = harness.generate_until(
+        [asked(contexts[0], plain), asked(contexts[1], hot), asked(contexts[2], plain)]
+    )
     assert mixed[1] != texts[1] and all(mixed)
     with pytest.raises(ValueError, match=r"top_p.*got 0"):
         harness.generate_until([asked(contexts[0], hot | {"top_p": 0.0})])
-    for said in ({"do_sample": True}, {"temperature": 1.0}, {"do_sample": True, "temperature": 1.0}):
-        again = harness.generate_until([asked(contexts[1], said | {"max_tokens": 24}) for _ in range(2)])
+    for said in (
+        {"do_sample": True},
+        {"temperature": 1.0},
+        {"do_sample": True, "temperature": 1.0},
+    ):
+        again = harness.generate_until(
+            [asked(contexts[1], said | {"max_tokens": 24}) for _ in range(2)]
+        )
         assert again[0] == harness.generate_until([asked(contexts[1], hot)])[0] != texts[1], said
-    cold = harness.generate_until([asked(contexts[1], {"do_sample": True, "top_k": 1, "max_gen_toks": 24})])
+    cold = harness.generate_until(
+        [asked(contexts[1], {"do_sample": True, "top_k": 1, "max_gen_toks": 24})]
+    )
     assert cold == harness.generate_until([asked(contexts[1], plain)]), "top_k is heard"
-    assert harness.generate_until([asked(contexts[0], {})])[0], "no length given: half the row at most"
+    assert harness.generate_until([asked(contexts[0], {})])[0], (
+        "no length given: half the row at most"
+    )
     short = harness.generate_until([asked(contexts[0], {"max_gen_toks": 2})])[0]
     assert len(harness.model.tokenizer.encode(short)) <= 2
 
@@ -292,7 +384,9 @@ def test_stock_lm_eval_knows_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None
     from lm_eval.api.registry import get_model
 
     assert get_model("unmask") is Harness
-    made = Harness.create_from_arg_string("model=unmask:teacher,draws=3", {"batch_size": "4", "device": None})
+    made = Harness.create_from_arg_string(
+        "model=unmask:teacher,draws=3", {"batch_size": "4", "device": None}
+    )
     assert (made.draws, made.rows, made.rank) == (3, 4, 0)
     harness.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
@@ -305,7 +399,10 @@ def test_what_cannot_be_asked_is_refused() -> None:
     harness = Harness("unmask:teacher")
     with pytest.raises(ValueError, match=r"max_gen_toks is out of range: got 128, want 1 \.\. 127"):
         Harness("unmask:teacher", max_gen_toks=128)
-    with pytest.raises(ValueError, match="batch_size is the number of rows a network call: want a number, got 'auto'"):
+    with pytest.raises(
+        ValueError,
+        match="batch_size is the number of rows a network call: want a number, got 'auto'",
+    ):
         Harness("unmask:teacher", batch_size="auto")
     with pytest.raises(ValueError, match="the continuation '' is empty behind 'a': want a text"):
         harness.loglikelihood([asked("a", "")])
@@ -313,6 +410,6 @@ def test_what_cannot_be_asked_is_refused() -> None:
         Harness("unmask:teacher", pretrained="gpt2")
     teacher = unmask.load("unmask:teacher")
     with pytest.raises(ValueError, match="this model has no tokenizer"):
-        Harness(Model(teacher.denoiser, teacher.process, teacher.schedule, None, teacher.network)).loglikelihood(
-            [asked("a", " b")]
-        )
+        Harness(
+            Model(teacher.denoiser, teacher.process, teacher.schedule, None, teacher.network)
+        ).loglikelihood([asked("a", " b")])

@@ -15,7 +15,9 @@ def cloud(seed: int, shift: float = 0.0, n: int = 300) -> torch.Tensor:
     """n points around eight places on a sphere of 6 dimensions."""
     generator = torch.Generator().manual_seed(seed)
     places = torch.randn(8, 6, generator=torch.Generator().manual_seed(7)) + shift
-    return places[torch.randint(8, (n,), generator=generator)] + 0.1 * torch.randn(n, 6, generator=generator)
+    return places[torch.randint(8, (n,), generator=generator)] + 0.1 * torch.randn(
+        n, 6, generator=generator
+    )
 
 
 def test_the_same_law_is_near_one_and_another_near_nought() -> None:
@@ -26,13 +28,19 @@ def test_the_same_law_is_near_one_and_another_near_nought() -> None:
     assert mauve(cloud(0), cloud(1), seeds=3) == alike
     assert mauve_against(lambda texts: texts, cloud(0), seeds=3)(cloud(1)) == alike
     few = cloud(0, n=64)
-    assert mauve(few, few, seeds=4).value == 1 and mauve(few, few, seeds=4).sem == 0, "one and the same set"
+    assert mauve(few, few, seeds=4).value == 1 and mauve(few, few, seeds=4).sem == 0, (
+        "one and the same set"
+    )
     half = torch.cat([cloud(1, n=150), cloud(2, shift=5.0, n=150)])
     assert apart.value < mauve(cloud(0), half, seeds=3).value < alike.value
 
 
 def test_what_it_cannot_compare_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for real, drawn in ((cloud(0, n=19), cloud(1)), (cloud(0), cloud(1)[:, :5]), (cloud(0)[:, 0], cloud(1)[:, 0])):
+    for real, drawn in (
+        (cloud(0, n=19), cloud(1)),
+        (cloud(0), cloud(1)[:, :5]),
+        (cloud(0)[:, 0], cloud(1)[:, 0]),
+    ):
         with pytest.raises(ValueError, match="two sets of at least 20 texts"):
             mauve(real, drawn)
     with pytest.raises(ValueError, match="want seeds >= 1, got 0"):
@@ -64,10 +72,18 @@ def test_texts_of_unequal_length_and_judges_without_states() -> None:
 
     def judge(states: object) -> LanguageModelJudge:
         encode = lambda text: [ord(letter) for letter in text]  # noqa: E731
-        return LanguageModelJudge(stamp, 200, lambda ids: ids, encode, None, batch_size=2, hidden=states)  # type: ignore
+        return LanguageModelJudge(
+            stamp, 200, lambda ids: ids, encode, None, batch_size=2, hidden=states
+        )  # type: ignore
 
-    assert judge(hidden).features(["ab", "c", "defghi"]).flatten().tolist() == [ord("b"), ord("c"), ord("g")]
-    assert [tuple(ids.shape) for ids in seen] == [(2, 2), (1, 4)], "no more than the context is read"
+    assert judge(hidden).features(["ab", "c", "defghi"]).flatten().tolist() == [
+        ord("b"),
+        ord("c"),
+        ord("g"),
+    ]
+    assert [tuple(ids.shape) for ids in seen] == [(2, 2), (1, 4)], (
+        "no more than the context is read"
+    )
     with pytest.raises(ValueError, match="leave empty texts out"):
         judge(hidden).features(["a", ""])
     with pytest.raises(ValueError, match="stub has no hidden states"):

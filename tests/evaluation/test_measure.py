@@ -39,11 +39,22 @@ def test_a_row_survives_json_and_shows_its_figures_on_top():
     data = json.loads(json.dumps(ROW.to_json()))
     assert Row.from_json(data) == ROW
     top = {key: data[key] for key in ("steps", "nfe", "temperature", "gen_ppl", "entropy", "sem")}
-    assert top == {"steps": 16, "nfe": 15.5, "temperature": 1.0, "gen_ppl": 41.5, "entropy": 3.5, "sem": 0.25}
+    assert top == {
+        "steps": 16,
+        "nfe": 15.5,
+        "temperature": 1.0,
+        "gen_ppl": 41.5,
+        "entropy": 3.5,
+        "sem": 0.25,
+    }
 
 
 def test_a_measure_that_is_not_finite_is_null_in_a_file():
-    row = replace(ROW, measures={"gen_ppl": Measure(math.inf, "perplexity", 3)}, samples={"nats": [1.0, math.nan]})
+    row = replace(
+        ROW,
+        measures={"gen_ppl": Measure(math.inf, "perplexity", 3)},
+        samples={"nats": [1.0, math.nan]},
+    )
     data = json.loads(dumps(row.to_json()))
     assert data["gen_ppl"] is None and data["measures"]["gen_ppl"]["value"] is None
     back = Row.from_json(data)
@@ -51,7 +62,9 @@ def test_a_measure_that_is_not_finite_is_null_in_a_file():
     assert back.samples["nats"][0] == 1 and math.isnan(back.samples["nats"][1])
 
 
-@pytest.mark.parametrize("broken", [{}, {"name": "x"}, ROW.to_json() | {"setting": {"colour": 3, "seeds": []}}])
+@pytest.mark.parametrize(
+    "broken", [{}, {"name": "x"}, ROW.to_json() | {"setting": {"colour": 3, "seeds": []}}]
+)
 def test_a_foreign_row_is_refused(broken):
     with pytest.raises(ValueError, match="not a row"):
         Row.from_json(broken)
@@ -111,7 +124,9 @@ def test_resamples_are_paired_by_n_and_seed():
 
 
 def test_seeds_have_a_mean_and_a_spread():
-    both = over_seeds([Measure(10.0, "perplexity", 800, 0.1), Measure(12.0, "perplexity", 800, 0.1)])
+    both = over_seeds(
+        [Measure(10.0, "perplexity", 800, 0.1), Measure(12.0, "perplexity", 800, 0.1)]
+    )
     assert (both.value, both.n, both.sem) == (11.0, 2, pytest.approx(1.0))
     with pytest.raises(ValueError, match="share a unit"):
         over_seeds([Measure(1.0, "nats", 2), Measure(1.0, "s", 2)])

@@ -11,7 +11,9 @@ from unmask.evaluation import metrics
 TABLES = st.integers(1, 4).flatmap(
     lambda rows: st.integers(3, 9).flatmap(
         lambda length: st.lists(
-            st.lists(st.sampled_from([0, 1, 2, 50256]), min_size=length, max_size=length), min_size=rows, max_size=rows
+            st.lists(st.sampled_from([0, 1, 2, 50256]), min_size=length, max_size=length),
+            min_size=rows,
+            max_size=rows,
         )
     )
 )
@@ -32,20 +34,25 @@ def test_every_count_equals_the_obvious_one(table, n):
     tokens = torch.tensor(table)
     own = [ngrams(row, n) for row in table]
     everything = [gram for row in own for gram in row]
-    close = lambda tensor, expected: torch.testing.assert_close(tensor, torch.tensor(expected, dtype=torch.float64))  # noqa: E731
+    close = lambda tensor, expected: torch.testing.assert_close(
+        tensor, torch.tensor(expected, dtype=torch.float64)
+    )  # noqa: E731
     close(metrics.entropy(tokens), [entropy_of(row) for row in table])
     close(metrics.pooled_entropy(tokens, n).mean(), entropy_of(everything))
     close(metrics.repetition(tokens, n), [1 - len(set(row)) / len(row) for row in own])
     close(metrics.distinct_n(tokens, n).mean(), len(set(everything)) / len(everything))
     if len(table) > 1:
         shared = [
-            [sum(gram in set(b) for gram in a) / len(a) for j, b in enumerate(own) if j != i] for i, a in enumerate(own)
+            [sum(gram in set(b) for gram in a) / len(a) for j, b in enumerate(own) if j != i]
+            for i, a in enumerate(own)
         ]
         close(metrics.overlap(tokens, n), [sum(row) / len(row) for row in shared])
 
 
 def test_hand_made_cases():
-    assert metrics.entropy(torch.tensor([[3, 3, 3, 3], [1, 2, 3, 4]])).tolist() == pytest.approx([0, math.log(4)])
+    assert metrics.entropy(torch.tensor([[3, 3, 3, 3], [1, 2, 3, 4]])).tolist() == pytest.approx(
+        [0, math.log(4)]
+    )
     one = torch.arange(8).expand(5, 8)  # one text for every seed: healthy inside, nothing between
     assert metrics.entropy(one).mean() == pytest.approx(math.log(8))
     assert metrics.pooled_entropy(one).mean() == pytest.approx(math.log(5))
@@ -63,7 +70,9 @@ def test_grams_that_meet_in_a_sum_are_told_apart():
 def test_the_pooled_values_carry_the_error_of_the_entropy():
     generator, law = torch.Generator().manual_seed(0), torch.tensor([0.6, 0.3, 0.1])
     draws = [
-        metrics.pooled_entropy(torch.multinomial(law, 60 * 12, True, generator=generator).view(60, 12), 2)
+        metrics.pooled_entropy(
+            torch.multinomial(law, 60 * 12, True, generator=generator).view(60, 12), 2
+        )
         for _ in range(300)
     ]
     spread = torch.stack([values.mean() for values in draws]).std()
@@ -78,10 +87,16 @@ def test_ngrams_that_do_not_exist_are_refused(n):
 
 
 def test_disagreement_by_hand_and_unbiased():
-    assert metrics.disagreement(torch.tensor([[1, 7], [1, 8], [1, 8]])) == pytest.approx((0 + 2 / 3) / 2)
+    assert metrics.disagreement(torch.tensor([[1, 7], [1, 8], [1, 8]])) == pytest.approx(
+        (0 + 2 / 3) / 2
+    )
     p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    draws = torch.multinomial(p, 4 * 20000, replacement=True, generator=torch.Generator().manual_seed(0))
-    assert metrics.disagreement(draws.view(4, -1)) == pytest.approx(float(1 - (p**2).sum()), abs=0.01)
+    draws = torch.multinomial(
+        p, 4 * 20000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
+    assert metrics.disagreement(draws.view(4, -1)) == pytest.approx(
+        float(1 - (p**2).sum()), abs=0.01
+    )
 
 
 def test_half_masked_covers_half_of_each_text_always_the_same():
@@ -99,7 +114,9 @@ def test_completion_disagreement_tells_a_mode_seeker_from_a_sampler():
     generator = torch.Generator().manual_seed(1)
 
     def sampler(pinned):
-        return torch.where(pinned == -1, torch.randint(4, pinned.shape, generator=generator), pinned)
+        return torch.where(
+            pinned == -1, torch.randint(4, pinned.shape, generator=generator), pinned
+        )
 
     mode = metrics.completion_disagreement(lambda pinned: pinned.clamp(min=0), texts)
     assert mode.tolist() == [0.0] * 3

@@ -55,7 +55,11 @@ def test_the_same_number_each_time_and_no_randomness_of_others() -> None:
     assert "32 texts" in one.unit
     assert torch.equal(torch.get_rng_state(), state)
     alone = reverse_perplexity(rows, REAL, V)
-    assert alone.n == 1 and alone.sem is None and abs(alone.value - one.value) == pytest.approx(one.sem)
+    assert (
+        alone.n == 1
+        and alone.sem is None
+        and abs(alone.value - one.value) == pytest.approx(one.sem)
+    )
     assert torch.equal(rows, chain(32, seed=2))
 
 
@@ -68,7 +72,12 @@ def test_the_law_is_one_over_the_vocabulary() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    for drawn, real in ((chain(15, 0), REAL), (chain(16, 0)[:, :4], REAL), (chain(16, 0), REAL[:0]), (REAL[0], REAL)):
+    for drawn, real in (
+        (chain(15, 0), REAL),
+        (chain(16, 0)[:, :4], REAL),
+        (chain(16, 0), REAL[:0]),
+        (REAL[0], REAL),
+    ):
         with pytest.raises(ValueError, match=r"learns from rows \[m, L\], m >= 16"):
             reverse_perplexity(drawn, real, V)
     with pytest.raises(ValueError, match="want seeds >= 1, got 0"):

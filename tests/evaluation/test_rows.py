@@ -41,7 +41,9 @@ class Model:
         self.asked.append((steps, temperature))
         generator = torch.Generator().manual_seed(0)
         tokens = (torch.rand(N, L, generator=generator) * V * temperature).long().clamp(max=V - 1)
-        return Texts(tokens, [decode(row) for row in tokens.tolist()], torch.full((N,), steps - 0.5))
+        return Texts(
+            tokens, [decode(row) for row in tokens.tolist()], torch.full((N,), steps - 0.5)
+        )
 
     def complete(self, pinned, *, steps, temperature):
         generator = torch.Generator().manual_seed(steps)
@@ -58,7 +60,12 @@ def test_a_frontier_is_a_row_for_each_steps_and_temperature():
             complete=model.complete, texts=texts, repeats=2,
         )
     )  # fmt: skip
-    assert [(row.setting.steps, row.setting.temperature) for row in rows] == [(2, 0.5), (2, 1.0), (4, 0.5), (4, 1.0)]
+    assert [(row.setting.steps, row.setting.temperature) for row in rows] == [
+        (2, 0.5),
+        (2, 1.0),
+        (4, 0.5),
+        (4, 1.0),
+    ]
     assert len(model.asked) == 1 + 2 * 4  # one draw to warm up
     assert [row.setting.nfe for row in rows] == [1.5, 1.5, 3.5, 3.5]
     row = rows[1]
@@ -66,7 +73,12 @@ def test_a_frontier_is_a_row_for_each_steps_and_temperature():
     assert row.measures["gen_ppl"].value == pytest.approx(math.exp(tokens[:, 1:].double().mean()))
     assert row.measures["gen_ppl"].sem > 0
     assert row.measures["entropy"].value > rows[0].measures["entropy"].value
-    assert 0 < rows[0].measures["completion_disagreement"].value < row.measures["completion_disagreement"].value < 1
+    assert (
+        0
+        < rows[0].measures["completion_disagreement"].value
+        < row.measures["completion_disagreement"].value
+        < 1
+    )
     assert row.measures["seconds"].value > 0 and row.measures["seconds"].n == 2
     assert {"repetition_4", "distinct_2", "overlap_4", "pooled_entropy"} <= row.measures.keys()
     assert len(row.samples["nats"]) == N and len(row.samples["completion_disagreement"]) == 3
@@ -89,24 +101,39 @@ def test_a_row_that_is_not_what_its_protocol_says_is_refused():
     with pytest.raises(ValueError, match="7 samples of 16"):
         measure_row("x", drawn, JUDGE, replace(PROTOCOL, samples=7), SETTING)
     with pytest.raises(ValueError, match=r"judge\.stamp"):
-        measure_row("x", drawn, JUDGE, replace(PROTOCOL, judge=replace(JUDGE.stamp, revision="1")), SETTING)
+        measure_row(
+            "x", drawn, JUDGE, replace(PROTOCOL, judge=replace(JUDGE.stamp, revision="1")), SETTING
+        )
     with pytest.raises(ValueError, match="both or neither"):
         next(
             measure_frontier(
-                Model([]).draw, JUDGE, PROTOCOL, SETTING, name="x", steps=[2], temperatures=[1.0], texts=drawn.tokens
+                Model([]).draw,
+                JUDGE,
+                PROTOCOL,
+                SETTING,
+                name="x",
+                steps=[2],
+                temperatures=[1.0],
+                texts=drawn.tokens,
             )
         )
 
 
 def test_naive_rows_show_which_measure_can_be_gamed():
     generator = torch.Generator().manual_seed(0)
-    real = torch.multinomial(torch.tensor([0.4, 0.3, 0.2, 0.1]), N * L, True, generator=generator).view(N, L)
-    rows = {row.name: row for row in naive_rows(real, V, JUDGE, PROTOCOL, decode=decode, never=[V - 1])}
+    real = torch.multinomial(
+        torch.tensor([0.4, 0.3, 0.2, 0.1]), N * L, True, generator=generator
+    ).view(N, L)
+    rows = {
+        row.name: row for row in naive_rows(real, V, JUDGE, PROTOCOL, decode=decode, never=[V - 1])
+    }
     assert list(rows) == ["uniform tokens", "unigram draws", "one text repeated", "data"]
     value = lambda name, measure: rows[name].measures[measure].value  # noqa: E731
     assert value("uniform tokens", "gen_ppl") > value("unigram draws", "gen_ppl")
     repeated, data = "one text repeated", "data"
-    assert value(repeated, "entropy") == pytest.approx(value(data, "entropy"), abs=0.3)  # looks healthy
+    assert value(repeated, "entropy") == pytest.approx(
+        value(data, "entropy"), abs=0.3
+    )  # looks healthy
     assert value(repeated, "overlap_4") == 1 > value(data, "overlap_4")
     assert value(repeated, "pooled_entropy") < value(data, "pooled_entropy")
     assert all(row.setting.nfe == 0 for row in rows.values())

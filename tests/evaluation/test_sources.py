@@ -42,7 +42,9 @@ def chain_law(source_table: Tensor, start: Tensor, length: int) -> dict[tuple[in
     return law
 
 
-def grammar_law(weights: list[float], templates: list[Tensor], length: int) -> dict[tuple[int, ...], float]:
+def grammar_law(
+    weights: list[float], templates: list[Tensor], length: int
+) -> dict[tuple[int, ...], float]:
     """Every sequence of templates that fills the text, summed."""
     size = templates[0].shape[1]
     law = dict.fromkeys(product(range(size), repeat=length), 0.0)
@@ -105,7 +107,10 @@ def test_entropy_marginals_and_pairs(known) -> None:
             shorter[tuple(x)] = shorter.get(tuple(x), 0.0) + weight
         truth = -sum(weight * math.log(weight) for weight in shorter.values() if weight) / length
         assert math.isclose(source.entropy(length), truth, rel_tol=1e-12)
-    marginals, pairs = torch.zeros(LENGTH, 3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    marginals, pairs = (
+        torch.zeros(LENGTH, 3, dtype=torch.float64),
+        torch.zeros(3, 3, dtype=torch.float64),
+    )
     for x, weight in zip(texts.tolist(), p, strict=True):
         for i, v in enumerate(x):
             marginals[i, v] += weight
@@ -121,7 +126,9 @@ def bayes(texts: Tensor, p: Tensor, likelihood: Tensor) -> Tensor:
     law = torch.zeros(length, size, dtype=torch.float64)
     for x, weight in zip(texts.tolist(), p.tolist(), strict=True):
         for i in range(length):
-            law[i, x[i]] += weight * math.prod(float(likelihood[j, x[j]]) for j in range(length) if j != i)
+            law[i, x[i]] += weight * math.prod(
+                float(likelihood[j, x[j]]) for j in range(length) if j != i
+            )
     return law / law.sum(-1, keepdim=True)
 
 
@@ -132,14 +139,18 @@ def test_masked_conditionals_are_bayes(known) -> None:
     found = denoiser(torch.tensor(canvases), torch.full((len(canvases),), 0.5)).log_p()
     assert found.dtype == torch.float64
     for z, row in zip(canvases, found, strict=True):
-        likelihood = torch.tensor([[1.0 if v in (3, w) or w == 3 else 0.0 for w in range(3)] for v in z])
+        likelihood = torch.tensor(
+            [[1.0 if v in (3, w) or w == 3 else 0.0 for w in range(3)] for v in z]
+        )
         truth = bayes(texts, p, likelihood)
         for i, v in enumerate(z):
             if v == 3:
                 torch.testing.assert_close(row[i, :3].exp(), truth[i], rtol=1e-10, atol=1e-12)
                 assert row[i, 3] <= LOG_ZERO, "MASK is never predicted"
             else:
-                assert row[i, v] == 0 and float(row[i].exp().sum()) == 1, "a shown token is carried over"
+                assert row[i, v] == 0 and float(row[i].exp().sum()) == 1, (
+                    "a shown token is carried over"
+                )
 
 
 def seen(texts: Tensor, p: Tensor, z: tuple[int, ...]) -> Tensor:
@@ -155,16 +166,22 @@ def test_uniform_conditionals_are_bayes_and_leave_one_out(known) -> None:
     found = denoiser(canvases, alpha).log_p().exp()
     assert denoiser.sees_alpha
     for z, a, row in zip(canvases.tolist(), alpha.tolist(), found, strict=True):
-        likelihood = torch.tensor([[a * (w == v) + (1 - a) / 3 for w in range(3)] for v in z], dtype=torch.float64)
+        likelihood = torch.tensor(
+            [[a * (w == v) + (1 - a) / 3 for w in range(3)] for v in z], dtype=torch.float64
+        )
         torch.testing.assert_close(row, bayes(texts, p, likelihood), rtol=1e-10, atol=1e-12)
 
 
 def test_the_likelihood_of_evidence_is_a_sum_over_texts(known) -> None:
     source, texts, p = known
-    weights = torch.rand(5, LENGTH, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.rand(
+        5, LENGTH, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     truth = [sum(q * math.prod(float(w[i, v]) for i, v in enumerate(x))
                  for x, q in zip(texts.tolist(), p.tolist(), strict=True)) for w in weights]  # fmt: skip
-    torch.testing.assert_close(source.log_likelihood(weights).exp(), torch.tensor(truth, dtype=torch.float64))
+    torch.testing.assert_close(
+        source.log_likelihood(weights).exp(), torch.tensor(truth, dtype=torch.float64)
+    )
 
 
 def test_samples_have_the_law(known) -> None:
@@ -182,7 +199,9 @@ def test_a_stationary_chain_has_one_law_everywhere(order: int) -> None:
     source = random_chain(5, order, concentration=0.5, seed=3)
     marginals = source.marginals(12)
     torch.testing.assert_close(marginals, marginals[:1].expand_as(marginals), rtol=0, atol=1e-12)
-    assert math.isclose(source.rate(8), source.rate(20), rel_tol=1e-9), "the rate of a chain is reached at its order"
+    assert math.isclose(source.rate(8), source.rate(20), rel_tol=1e-9), (
+        "the rate of a chain is reached at its order"
+    )
 
 
 def test_a_large_chain_agrees_with_the_one_it_lifts() -> None:
@@ -194,7 +213,9 @@ def test_a_large_chain_agrees_with_the_one_it_lifts() -> None:
     torch.testing.assert_close(first.log_prob(x), second.log_prob(x), rtol=1e-9, atol=0)
     z = x.masked_fill(torch.rand(x.shape, generator=torch.Generator().manual_seed(6)) < 0.6, 20)
     alpha = torch.full((3,), 0.4, dtype=torch.float64)
-    both = [masked_model(source).denoiser(z, alpha).log_p(z == 20).exp() for source in (first, second)]
+    both = [
+        masked_model(source).denoiser(z, alpha).log_p(z == 20).exp() for source in (first, second)
+    ]
     torch.testing.assert_close(*both, rtol=1e-8, atol=1e-12)
     assert math.isclose(first.entropy(9), second.entropy(9), rel_tol=1e-9)
 

@@ -34,6 +34,8 @@ def test_rows_of_a_step_count_grow_in_batch():
 
 
 def test_words_say_what_the_baseline_is_and_what_p95_rests_on():
-    assert "drawn at random" in words(bench()) and "drawn at random" not in words(bench(random=False))
+    assert "drawn at random" in words(bench()) and "drawn at random" not in words(
+        bench(random=False)
+    )
     assert "3 pairs a row" in words(bench()) and "the two longest" in words(bench())
     assert "the two longest" not in words(bench(repeats=21))

@@ -19,7 +19,9 @@ Weights = dict[str, Tensor]
 
 def vectors(count: int, size: int, seed: int) -> Weights:
     generator = torch.Generator().manual_seed(seed)
-    return {str(i): torch.randn(size, generator=generator, dtype=torch.float64) for i in range(count)}
+    return {
+        str(i): torch.randn(size, generator=generator, dtype=torch.float64) for i in range(count)
+    }
 
 
 def moved(averages: Weights, shift: int) -> Weights:
@@ -40,18 +42,24 @@ def test_cycles_of_any_length_are_found(count: int, shift: int, size: int) -> No
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [0.1, 1.0, 3.0])
-def test_averages_from_the_first_weights_to_the_last_are_let_pass(share: float, steps: float) -> None:
+def test_averages_from_the_first_weights_to_the_last_are_let_pass(
+    share: float, steps: float
+) -> None:
     """The mean of the first weights (share 0) up to the last ones, after steps of up to thrice the weights' size."""
     first, change = vectors(12, 300, seed=0), vectors(12, 300, seed=1)
     raw = {name: weight + steps * change[name] for name, weight in first.items()}
-    check_order(raw, {name: weight + share * steps * change[name] for name, weight in first.items()}, "here")
+    check_order(
+        raw, {name: weight + share * steps * change[name] for name, weight in first.items()}, "here"
+    )
 
 
 def test_equal_averages_say_nothing() -> None:
     """Biases and gates begin as zeros, norms as ones: averages of untrained ones are all alike."""
     raw = vectors(5, 400, seed=0)
     for value in (0.0, 1.0):
-        check_order(raw, {name: torch.full_like(weight, value) for name, weight in raw.items()}, "here")
+        check_order(
+            raw, {name: torch.full_like(weight, value) for name, weight in raw.items()}, "here"
+        )
     check_order({name: torch.ones_like(weight) for name, weight in raw.items()}, raw, "here")
     check_order({}, {}, "here")
 
@@ -68,10 +76,15 @@ def test_the_average_of_a_network_that_was_trained(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = DiT(Shape(20, 16, width=32, blocks=3, heads=2, cond_dim=16, dropout=0.0))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    means = {decay: {n: p.detach().clone() for n, p in network.named_parameters()} for decay in (1.0, 0.999, 0.5)}
+    means = {
+        decay: {n: p.detach().clone() for n, p in network.named_parameters()}
+        for decay in (1.0, 0.999, 0.5)
+    }
     for _ in range(60):
         ids = torch.arange(16).repeat(4, 1) + torch.randint(0, 4, (4, 1))
-        loss = torch.nn.functional.cross_entropy(network(ids, torch.rand(4)).flatten(0, 1), (ids + 1).flatten())
+        loss = torch.nn.functional.cross_entropy(
+            network(ids, torch.rand(4)).flatten(0, 1), (ids + 1).flatten()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -82,11 +95,14 @@ def test_the_average_of_a_network_that_was_trained(tmp_path: Path) -> None:
     swapped = {"blocks.0.": "blocks.2.", "blocks.2.": "blocks.0."}
     for mean in means.values():
         save(tmp_path / "a.ckpt", network, list(mean.values()))
-        assert torch.equal(load(tmp_path / "a.ckpt").network.head.weight, mean["output_layer.linear.weight"])
+        assert torch.equal(
+            load(tmp_path / "a.ckpt").network.head.weight, mean["output_layer.linear.weight"]
+        )
         other = [mean[swapped.get(name[:9], name[:9]) + name[9:]] for name in mean]
         save(tmp_path / "b.ckpt", network, other)
         with pytest.raises(
-            CheckpointError, match=r"b\.ckpt: moving averages stand in another order.*load weights='raw'"
+            CheckpointError,
+            match=r"b\.ckpt: moving averages stand in another order.*load weights='raw'",
         ):
             load(tmp_path / "b.ckpt")
         assert load(tmp_path / "b.ckpt", weights="raw")
@@ -108,7 +124,9 @@ def test_two_averages_of_the_original_code_that_changed_places(tmp_path: Path) -
     assert shadow[one].shape == shadow[two].shape
     shadow[one], shadow[two] = shadow[two], shadow[one]
     save(tmp_path / "a.ckpt", network, shadow)
-    with pytest.raises(CheckpointError, match=r"output_layer\.linear\.weight|vocab_embed\.embedding"):
+    with pytest.raises(
+        CheckpointError, match=r"output_layer\.linear\.weight|vocab_embed\.embedding"
+    ):
         load(tmp_path / "a.ckpt")
 
 

@@ -68,7 +68,9 @@ def test_weights_and_averages_may_share_their_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["ckpt", "safetensors"])
-def test_names_and_sizes_are_compared_before_a_network_is_built(layout: str, tmp_path: Path) -> None:
+def test_names_and_sizes_are_compared_before_a_network_is_built(
+    layout: str, tmp_path: Path
+) -> None:
     """One row of 16,384 channels and the names of 2,000 blocks: a network of 26 TB."""
     state = {
         "vocab_embed.embedding": torch.ones(1, 16384),
@@ -81,21 +83,34 @@ def test_names_and_sizes_are_compared_before_a_network_is_built(layout: str, tmp
     else:
         (tmp_path / "config.json").write_text("{}")
         save_file(state, tmp_path / "model.safetensors")
-    refuse(tmp_path, r"do not fit.* missing: .* of the wrong shape", weights="raw" if layout == "ckpt" else "ema")
+    refuse(
+        tmp_path,
+        r"do not fit.* missing: .* of the wrong shape",
+        weights="raw" if layout == "ckpt" else "ema",
+    )
 
 
 def test_names_of_any_number_of_blocks_are_not_made(tmp_path: Path) -> None:
     state = {"vocab_embed.embedding": torch.ones(1, 2), "rotary_emb.inv_freq": torch.ones(1)}
     (tmp_path / "config.json").write_text("{}")
-    save_file(state | {f"blocks.{i}.x": torch.ones(1) for i in range(5000)}, tmp_path / "model.safetensors")
+    save_file(
+        state | {f"blocks.{i}.x": torch.ones(1) for i in range(5000)},
+        tmp_path / "model.safetensors",
+    )
     refuse(tmp_path, "name 5000 blocks, want at most 4096")
 
 
 @pytest.mark.parametrize("size", [(2**61, 0), (2**40, 0), (2**31, 0)])
 def test_sizes_of_nothing_are_compared_too(size: tuple[int, int], tmp_path: Path) -> None:
     """A tensor without elements may have any size in a header."""
-    state: dict[str, Any] = {"vocab_embed.embedding": torch.ones(2, 8), "rotary_emb.inv_freq": torch.ones(2)}
-    header = {name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [0, 0]} for name, t in state.items()}
+    state: dict[str, Any] = {
+        "vocab_embed.embedding": torch.ones(2, 8),
+        "rotary_emb.inv_freq": torch.ones(2),
+    }
+    header = {
+        name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [0, 0]}
+        for name, t in state.items()
+    }
     header["sigma_map.mlp.0.weight"] = {"dtype": "F32", "shape": list(size), "data_offsets": [0, 0]}
     header["vocab_embed.embedding"]["data_offsets"] = [0, 64]
     header["rotary_emb.inv_freq"]["data_offsets"] = [64, 72]
@@ -122,12 +137,20 @@ def test_members_of_an_archive_do_not_share_their_bytes(tmp_path: Path) -> None:
         for name in ("a/data/1", "a/data/2"):
             info = zipfile.ZipInfo(name)
             place = archive.getinfo("a/data/0").header_offset + 30 + len("a/data/0")
-            info.header_offset, info.file_size, info.compress_size = place, len(content), len(content)
+            info.header_offset, info.file_size, info.compress_size = (
+                place,
+                len(content),
+                len(content),
+            )
             info.CRC = zipfile.crc32(content)
             archive.filelist.append(info)
             archive.NameToInfo[name] = info
     assert outer.stat().st_size < 2 * len(content)
-    refuse(outer, r"its members have \d+ bytes, more than the file|is damaged|cut off or damaged", weights="raw")
+    refuse(
+        outer,
+        r"its members have \d+ bytes, more than the file|is damaged|cut off or damaged",
+        weights="raw",
+    )
 
 
 def test_archives_that_unfold_are_refused(tmp_path: Path) -> None:
@@ -148,18 +171,30 @@ def again(program: bytes, times: int) -> bytes:
     return program * times
 
 
-PAIRS = b"](" + b"".join(text(f"{i:04}") + b"N\x86" for i in range(1000)) + b"e"  # a list of 1,000 pairs
+PAIRS = (
+    b"](" + b"".join(text(f"{i:04}") + b"N\x86" for i in range(1000)) + b"e"
+)  # a list of 1,000 pairs
 LONG = text("numpy." + "x" * 10_000)
-NUMBERS = b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 1000))
+NUMBERS = b"".join(
+    b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 1000)
+)
 WORDS = b"(" + b"".join(text(str(i)) for i in range(1000)) + b"t"  # a tuple of 1,000
 BOMBS: dict[str, bytes] = {
-    "one list as many dictionaries": PAIRS + b"q\x00" + again(b"ccollections\nOrderedDict\nh\x00\x85R", 1000),
+    "one list as many dictionaries": PAIRS
+    + b"q\x00"
+    + again(b"ccollections\nOrderedDict\nh\x00\x85R", 1000),
     "one list as many sets": PAIRS + b"q\x00" + again(b"c__builtin__\nset\nh\x00\x85R", 1000),
-    "one list as many frozen sets": PAIRS + b"q\x00" + again(b"c__builtin__\nfrozenset\nh\x00\x85R", 1000),
+    "one list as many frozen sets": PAIRS
+    + b"q\x00"
+    + again(b"c__builtin__\nfrozenset\nh\x00\x85R", 1000),
     "one text as many bytes": text("x" * 10_000)
     + b"q\x00"
     + again(b"c_codecs\nencode\nh\x00" + text("latin1") + b"\x86R", 1000),
-    "one name many times": LONG + b"q\x00" + text("ndarray") + b"q\x01" + again(b"h\x00h\x01\x93", 1000),
+    "one name many times": LONG
+    + b"q\x00"
+    + text("ndarray")
+    + b"q\x01"
+    + again(b"h\x00h\x01\x93", 1000),
     "integers of one hash": b"}(" + NUMBERS + b"u",
     "long tuples as keys": b"}q\x00" + WORDS + b"q\x01" + again(b"h\x00h\x01Ns", 1000),
     "numbers in tuples as keys": b"}K\x01K\x02\x86Ns",
@@ -174,7 +209,9 @@ def test_programs_that_grow_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("instruction", [b"]", b"}", b"\x8f", b"(", b"N\x85"])
-def test_the_number_of_containers_has_a_limit(instruction: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_containers_has_a_limit(
+    instruction: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pickles, "MOST_CONTAINERS", 1000)
     unpickle(b"\x80\x04" + instruction * 1000 + b"N.")
     with pytest.raises(CheckpointError, match="more than 1000 containers"):
@@ -186,10 +223,19 @@ def test_a_tokenizer_of_the_usual_size_is_far_from_the_limits() -> None:
     size, large = 10_000, 130_000
     vocabulary = {f"token-{i}": i for i in range(size)}
     merges = {(f"token-{i}", f"token-{i + 1}"): i for i in range(size)}
-    program = pickle.dumps({"vocab": vocabulary, "ranks": merges, "set": set(vocabulary)}, protocol=2)
-    assert unpickle(program)["ranks"].keys() >= {("token-0", "token-1"), ("token-9998", "token-9999")}
+    program = pickle.dumps(
+        {"vocab": vocabulary, "ranks": merges, "set": set(vocabulary)}, protocol=2
+    )
+    assert unpickle(program)["ranks"].keys() >= {
+        ("token-0", "token-1"),
+        ("token-9998", "token-9999"),
+    }
     steps = sum(1 for _ in pickletools.genops(program))
-    for needed, most in ((len(program), pickles.LARGEST_PICKLE), (steps, pickles.MOST_STEPS), (size, 2**20)):
+    for needed, most in (
+        (len(program), pickles.LARGEST_PICKLE),
+        (steps, pickles.MOST_STEPS),
+        (size, 2**20),
+    ):
         assert 2 * needed * large / size < most
 
 
@@ -226,7 +272,11 @@ def cut(content: bytes, chance: random.Random) -> bytes:
 
 def joined(content: bytes, chance: random.Random) -> bytes:
     place, size = chance.randrange(len(content)), chance.randrange(1, 5000)
-    return content[:place] + content[place + size :] if chance.random() < 0.5 else content[:place] + content[place:] * 2
+    return (
+        content[:place] + content[place + size :]
+        if chance.random() < 0.5
+        else content[:place] + content[place:] * 2
+    )
 
 
 def numbered(content: bytes, chance: random.Random) -> bytes:
@@ -235,7 +285,9 @@ def numbered(content: bytes, chance: random.Random) -> bytes:
     if not digits:
         return flipped(content, chance)
     place = chance.choice(digits)
-    number = chance.choice((b"0", b"-1", b"1e999", b"18446744073709551615", b"9999999999999", b"null", b'"x"', b"[]"))
+    number = chance.choice(
+        (b"0", b"-1", b"1e999", b"18446744073709551615", b"9999999999999", b"null", b'"x"', b"[]")
+    )
     return content[:place] + number + content[place + 1 :]
 
 
@@ -248,7 +300,9 @@ def repacked(content: bytes, chance: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
         for name in old.namelist():
             held = old.read(name)
-            new.writestr(name, chance.choice(CHANGES)(held, chance) if name.endswith("data.pkl") else held)
+            new.writestr(
+                name, chance.choice(CHANGES)(held, chance) if name.endswith("data.pkl") else held
+            )
     return made.getvalue()
 
 
@@ -268,7 +322,11 @@ def damaged(folder: Path, file: Path, seed: int) -> str | None:
 
 
 FILES = [
-    *(GOLDEN / folder / name for folder in ("hub_mdlm", "hub_ar") for name in ("config.json", "model.safetensors")),
+    *(
+        GOLDEN / folder / name
+        for folder in ("hub_mdlm", "hub_ar")
+        for name in ("config.json", "model.safetensors")
+    ),
     *(GOLDEN / "hub_sdtt" / "config.json", CKPT),
 ]
 
@@ -296,7 +354,13 @@ def main(seeds: range) -> None:
                 said = damaged(Path(folder), file, seed)
                 counts[f"{file.parent.name}/{file.name}: {'refused' if said else 'loaded'}"] += 1
                 if time.process_time() - started > 2 or (said is not None and len(said) > 3000):
-                    print("slow or long", file, seed, time.process_time() - started, (said or "")[:200])
+                    print(
+                        "slow or long",
+                        file,
+                        seed,
+                        time.process_time() - started,
+                        (said or "")[:200],
+                    )
     print(
         *sorted(counts.items()),
         f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB",

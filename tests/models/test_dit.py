@@ -39,7 +39,9 @@ def test_mdlm_logits() -> None:
     network, want = network_golden("hub_mdlm")
     close(network(want["zt"]), want["logits"])
     close(network(want["zt"], want["sigma"]), want["logits_with_sigma"])
-    assert (want["logits"] - want["logits_with_sigma"]).abs().max() > 0.1, "the data would not notice sigma"
+    assert (want["logits"] - want["logits_with_sigma"]).abs().max() > 0.1, (
+        "the data would not notice sigma"
+    )
 
 
 def test_duo_logits_of_ids_and_of_soft_input() -> None:
@@ -83,21 +85,31 @@ def test_the_published_network_has_its_names_shapes_and_size() -> None:
         "output_layer.adaLN_modulation.bias": (1536,),
     }
     assert {name: tuple(weight.shape) for name, weight in network.state_dict().items()} == want
-    assert [name for name, _ in network.named_parameters()] == [name for name in want if "inv_freq" not in name]
+    assert [name for name, _ in network.named_parameters()] == [
+        name for name in want if "inv_freq" not in name
+    ]
     assert len(want) == 131
     assert sum(weight.numel() for weight in network.parameters()) == 169_627_218
 
 
-@pytest.mark.parametrize(("preset", "millions"), [(tiny, 33.8), (small, 169.6), (medium, 424.5), (large, 863.2)])
-def test_presets_have_the_sizes_they_promise(preset: Callable[[int], Shape], millions: float) -> None:
+@pytest.mark.parametrize(
+    ("preset", "millions"), [(tiny, 33.8), (small, 169.6), (medium, 424.5), (large, 863.2)]
+)
+def test_presets_have_the_sizes_they_promise(
+    preset: Callable[[int], Shape], millions: float
+) -> None:
     with torch.device("meta"):
         network = DiT(preset(50258))
-    assert sum(weight.numel() for weight in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert sum(weight.numel() for weight in network.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )
 
 
 def test_a_causal_network_has_no_conditioning() -> None:
     names = DiT(CAUSAL).state_dict().keys()
-    assert names == {name for name in DiT(SHAPE).state_dict() if "sigma_map" not in name and "adaLN" not in name}
+    assert names == {
+        name for name in DiT(SHAPE).state_dict() if "sigma_map" not in name and "adaLN" not in name
+    }
 
 
 # Laws
@@ -110,14 +122,18 @@ def test_a_new_network_guesses_uniformly(shape: Shape) -> None:
 
 def test_a_new_block_is_the_identity() -> None:
     network = DiT(SHAPE).eval()
-    assert_close(network.hidden(ids()), torch.nn.functional.layer_norm(network.vocab_embed(ids()), [24]))
+    assert_close(
+        network.hidden(ids()), torch.nn.functional.layer_norm(network.vocab_embed(ids()), [24])
+    )
 
 
 def test_time_agnostic_is_sigma_zero_for_every_row() -> None:
     network = network_random(SHAPE)
     assert_close(network(ids()), network(ids(), torch.zeros(3)))
     conditioning = network.conditioning()
-    assert_close(network.hidden(ids(), conditioning=conditioning), network.hidden(ids()), rtol=0, atol=0)
+    assert_close(
+        network.hidden(ids(), conditioning=conditioning), network.hidden(ids()), rtol=0, atol=0
+    )
     assert conditioning.output.weight.shape == (24,), "one conditioning for all rows"
 
 
@@ -167,7 +183,9 @@ def test_only_a_causal_network_is_blind_to_the_future(shape: Shape, sees_the_fut
 @given(st.sets(st.integers(1, LENGTH - 1)))
 def test_reading_in_parts_through_a_cache_is_reading_at_once(cuts: set[int]) -> None:
     network, cache = network_random(CAUSAL), Cache()
-    parts = [network.hidden(ids()[:, i:j], cache=cache) for i, j in pairwise([0, *sorted(cuts), LENGTH])]
+    parts = [
+        network.hidden(ids()[:, i:j], cache=cache) for i, j in pairwise([0, *sorted(cuts), LENGTH])
+    ]
     assert cache.length == LENGTH
     assert_close(torch.cat(parts, dim=1), network.hidden(ids()))
 
@@ -180,7 +198,9 @@ def window_of(network: DiT, tokens: Tensor, changed: Tensor, places: Tensor) -> 
     return network.hidden(changed.gather(1, places), cache=cache, places=places)
 
 
-PLACES = torch.tensor([[3, 4, 5, 6], [0, 9, 2, 2], [11, 11, 11, 11]])  # in any order, and more than once
+PLACES = torch.tensor(
+    [[3, 4, 5, 6], [0, 9, 2, 2], [11, 11, 11, 11]]
+)  # in any order, and more than once
 
 
 def at_places(hidden: Tensor) -> Tensor:
@@ -197,19 +217,30 @@ def test_a_window_is_the_whole_pass_where_no_token_changed() -> None:
 @pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 2.0])])
 def test_what_is_asked_for_is_that_of_the_whole_pass(blocks: int, sigma: Tensor | None) -> None:
     network = network_random(replace(SHAPE, blocks=blocks))
-    assert_close(network.hidden(ids(), sigma, asked=PLACES), at_places(network.hidden(ids(), sigma)))
+    assert_close(
+        network.hidden(ids(), sigma, asked=PLACES), at_places(network.hidden(ids(), sigma))
+    )
 
 
 @torch.no_grad()
 def test_what_is_asked_for_of_a_window_and_what_is_kept_beside_it() -> None:
-    network, changed, part, inside = network_random(SHAPE), ids(seed=1), Cache(), torch.tensor([[1], [3], [0]])
+    network, changed, part, inside = (
+        network_random(SHAPE),
+        ids(seed=1),
+        Cache(),
+        torch.tensor([[1], [3], [0]]),
+    )
     network.hidden(ids(), cache=part, asked=PLACES[:, :1])
     got = network.hidden(changed.gather(1, PLACES), cache=part, places=PLACES, asked=inside)
-    assert_close(got[:, 0], window_of(network, ids(), changed, PLACES)[torch.arange(3), inside[:, 0]])
+    assert_close(
+        got[:, 0], window_of(network, ids(), changed, PLACES)[torch.arange(3), inside[:, 0]]
+    )
 
 
 def test_a_causal_network_is_read_whole() -> None:
-    with pytest.raises(ValueError, match="asked leaves out what nobody reads of a bidirectional network"):
+    with pytest.raises(
+        ValueError, match="asked leaves out what nobody reads of a bidirectional network"
+    ):
         DiT(CAUSAL).hidden(ids(), asked=PLACES)
 
 
@@ -218,7 +249,9 @@ def test_a_window_of_all_positions_forgets_what_was_kept() -> None:
     network, other = network_random(SHAPE), ids(seed=1)
     everywhere = torch.arange(LENGTH).expand(3, -1)
     assert_close(window_of(network, ids(), other, everywhere), network.hidden(other))
-    assert_close(window_of(network, ids(), other, everywhere.flip(1)), network.hidden(other).flip(1))
+    assert_close(
+        window_of(network, ids(), other, everywhere.flip(1)), network.hidden(other).flip(1)
+    )
 
 
 @torch.no_grad()
@@ -227,7 +260,11 @@ def test_keys_and_values_of_the_first_block_are_those_of_the_tokens(blocks: int)
     """So a window is exact in a network of one block, and not in a deeper one."""
     network, changed = network_random(replace(SHAPE, blocks=blocks)), ids()
     changed.scatter_(1, PLACES, (changed.gather(1, PLACES) + 1) % 11)
-    error = (window_of(network, ids(), changed, PLACES) - at_places(network.hidden(changed))).abs().max()
+    error = (
+        (window_of(network, ids(), changed, PLACES) - at_places(network.hidden(changed)))
+        .abs()
+        .max()
+    )
     assert error < 1e-5 if blocks == 1 else error > 1e-3
 
 
@@ -256,7 +293,11 @@ def test_every_weight_learns(shape: Shape) -> None:
     network = network_random(shape)
     sigma = None if shape.causal else torch.tensor([0.1, 1.0, 6.0])
     network(ids(), sigma).square().sum().backward()
-    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+    assert [
+        name
+        for name, weight in network.named_parameters()
+        if weight.grad is None or not weight.grad.any()
+    ] == []
 
 
 @pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 6.0])])
@@ -277,7 +318,8 @@ def test_gradients_are_those_of_the_function(sigma: Tensor | None) -> None:
         return value
 
     slope = sum(
-        float((grad * along).sum()) for grad, along in zip(torch.autograd.grad(loss(), weights), direction, strict=True)
+        float((grad * along).sum())
+        for grad, along in zip(torch.autograd.grad(loss(), weights), direction, strict=True)
     )
     with torch.no_grad():
         assert slope == pytest.approx((moved(1e-6) - moved(-1e-6)) / 2e-6, rel=1e-6)
@@ -289,13 +331,17 @@ def test_features_are_the_network_cut_off_behind_a_block(shape: Shape) -> None:
     encoder: Encoder = network.features
     assert torch.equal(encoder(tokens, 0), network.vocab_embed(tokens))
     whole = encoder(tokens, shape.blocks)
-    assert torch.equal(network.output_layer.enter(whole, network.conditioning().output), network.hidden(tokens))
+    assert torch.equal(
+        network.output_layer.enter(whole, network.conditioning().output), network.hidden(tokens)
+    )
     second = list(network.blocks)[1]
     angles = network.rotary_emb(0, tokens.shape[1])
     after = second(encoder(tokens, 1), network.conditioning().blocks[1], angles, torch.float32)
     assert torch.equal(after, whole) and not torch.equal(encoder(tokens, 1), whole)
     for layer in (-1, shape.blocks + 1):
-        with pytest.raises(ValueError, match=f"layer counts the blocks that have run: want 0 to 2, got {layer}"):
+        with pytest.raises(
+            ValueError, match=f"layer counts the blocks that have run: want 0 to 2, got {layer}"
+        ):
             encoder(tokens, layer)
 
 
@@ -326,7 +372,9 @@ def test_checkpointing_changes_no_bit_and_keeps_less(sigma: Tensor | None) -> No
         network, kept = network_random(replace(SHAPE, dropout=0.3, blocks=4)).train(), []
         network.checkpointing = checkpointing
         torch.manual_seed(1)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.append(x.numel()) or x, lambda x: x
+        ):
             logits = network(ids(), sigma)
         logits.square().sum().backward()
         return [logits.detach(), *(weight.grad for weight in network.parameters())], sum(kept)
@@ -388,10 +436,15 @@ def test_impossible_conditions() -> None:
     with pytest.raises(ValueError, match="sigma"):
         DiT(CAUSAL)(ids(), torch.zeros(3))
     cache = Cache()
-    with pytest.raises(ValueError, match="places are positions that the cache holds: want 0 <= place < 0, got 0 to 11"):
+    with pytest.raises(
+        ValueError,
+        match="places are positions that the cache holds: want 0 <= place < 0, got 0 to 11",
+    ):
         DiT(SHAPE).hidden(ids()[:, :4], cache=cache, places=PLACES)
     DiT(SHAPE).hidden(ids(), cache=cache)
-    with pytest.raises(ValueError, match=r"places stand beside tokens \[B, L\] = \(3, 5\), got \(3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"places stand beside tokens \[B, L\] = \(3, 5\), got \(3, 4\)"
+    ):
         DiT(SHAPE).hidden(ids()[:, :5], cache=cache, places=PLACES)
     with pytest.raises(ValueError, match=r"places are those of a window.*this one appends"):
         DiT(CAUSAL).hidden(ids()[:, :4], cache=Cache(), places=PLACES)
@@ -420,7 +473,9 @@ def test_rotary_angles_keep_their_digits_in_a_network_of_half_precision() -> Non
     exact, cast = Rotary(64), Rotary(64).to(torch.bfloat16)
     for table in (cast(0, 2000), cast(1990, 10)):
         assert table.cos.dtype == torch.float32
-    assert torch.equal(cast(0, 2000).cos, exact(0, 2000).cos) and torch.equal(cast(0, 2000).sin, exact(0, 2000).sin)
+    assert torch.equal(cast(0, 2000).cos, exact(0, 2000).cos) and torch.equal(
+        cast(0, 2000).sin, exact(0, 2000).sin
+    )
 
 
 def test_the_table_of_angles_is_as_long_as_the_rows_that_were_read() -> None:

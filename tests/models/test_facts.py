@@ -42,7 +42,10 @@ def test_what_we_say_is_what_we_read(facts: Facts, shape: Shape) -> None:
         ({"kind": "autoregressive"}, "is autoregressive by its config, but not by the names"),
         ({"kind": "uniform"}, "`schedule` names one of LogLinear, Cosine, Polynomial, got None"),
         ({"kind": "uniform", "schedule": {"name": "os.system"}}, r"got 'os\.system'"),
-        ({"kind": "uniform", "schedule": {"name": "Cosine", "power": 2}}, "the schedule Cosine does not take"),
+        (
+            {"kind": "uniform", "schedule": {"name": "Cosine", "power": 2}},
+            "the schedule Cosine does not take",
+        ),
         ({"kind": "uniform", "schedule": "Cosine"}, "`schedule` is a str, want dict"),
         (
             {"kind": "uniform", "sees_alpha": True, "schedule": {"name": "Cosine"}, "length": "24"},
@@ -70,8 +73,12 @@ def test_foreign_names_flat_and_nested() -> None:
     assert foreign({"time_conditioning": True}).sees_alpha
     assert foreign({"algo": {"name": "mdlm", "time_conditioning": True}}).sees_alpha
     assert foreign({"noise": {"type": "log-linear", "eps": 0.01}}).schedule == LogLinear(0.01)
-    assert foreign({"noise": {"type": "log-linear", "eps": 0}}).schedule == LogLinear(1e-3)  # what Duo computes with
-    assert foreign({"model": {"length": "${data.length}"}}).length == 1024  # Hydra's references are not resolved here
+    assert foreign({"noise": {"type": "log-linear", "eps": 0}}).schedule == LogLinear(
+        1e-3
+    )  # what Duo computes with
+    assert (
+        foreign({"model": {"length": "${data.length}"}}).length == 1024
+    )  # Hydra's references are not resolved here
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,11 @@ def test_duo_is_uniform_and_always_told_the_noise(said: dict[str, Any]) -> None:
 
 
 def test_what_would_be_read_wrongly_is_refused() -> None:
-    for said in ({"parameterization": "sedd"}, {"algo": {"parameterization": "score"}}, {"parameterization": "d3pm"}):
+    for said in (
+        {"parameterization": "sedd"},
+        {"algo": {"parameterization": "score"}},
+        {"parameterization": "d3pm"},
+    ):
         with pytest.raises(CheckpointError, match="does not give the law of the text"):
             foreign(said)
     with pytest.raises(CheckpointError, match="trained under the schedule geometric"):
@@ -100,5 +111,7 @@ def test_only_schedules_of_this_library_are_written() -> None:
     class Other:
         pass
 
-    with pytest.raises(ValueError, match="a file can name the schedules LogLinear, Cosine, Polynomial"):
+    with pytest.raises(
+        ValueError, match="a file can name the schedules LogLinear, Cosine, Polynomial"
+    ):
         Facts("masked", 3, False, Other()).said()  # type: ignore[arg-type]

@@ -29,7 +29,10 @@ def save(path: Path, root: Any, **options: Any) -> Path:
 
 
 def rewrite(
-    source: Path, target: Path, change: Callable[[str, bytes], tuple[str, bytes] | None], **options: Any
+    source: Path,
+    target: Path,
+    change: Callable[[str, bytes], tuple[str, bytes] | None],
+    **options: Any,
 ) -> Path:
     """The archive with every member changed, or left out where `change` gives None."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
@@ -51,7 +54,9 @@ def test_the_golden_checkpoint_holds_raw_weights_averages_and_a_config() -> None
         weights = {name: checkpoint.tensor(stored) for name, stored in checkpoint.weights.items()}
         assert checkpoint.shadow is not None
         shadow = [checkpoint.tensor(stored) for stored in checkpoint.shadow]
-    assert len(weights) == 31 and len(shadow) == 30  # the rotary frequencies are a buffer: no average
+    assert (
+        len(weights) == 31 and len(shadow) == 30
+    )  # the rotary frequencies are a buffer: no average
     assert "backbone.vocab_embed.embedding" in weights
     assert shadow[0].shape == weights["backbone.vocab_embed.embedding"].shape
     assert checkpoint.config["model"]["length"] == 24
@@ -60,13 +65,28 @@ def test_the_golden_checkpoint_holds_raw_weights_averages_and_a_config() -> None
     assert checkpoint.config["time_conditioning"] is False
 
 
-KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool]
+KINDS = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
 
 
 def test_tensors_of_every_kind_and_view_are_read_as_they_were(tmp_path: Path) -> None:
     base = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     tensors: dict[str, Tensor] = {str(kind): (base > 0).to(kind) for kind in KINDS}
-    tensors |= {"row": base[1:3], "column": base[:, 2], "turned": base.T, "scalar": base[0, 0], "empty": base[:0]}
+    tensors |= {
+        "row": base[1:3],
+        "column": base[:, 2],
+        "turned": base.T,
+        "scalar": base[0, 0],
+        "empty": base[:0],
+    }
     tensors["parameter"] = torch.nn.Parameter(base.clone())
     with open_checkpoint(save(tmp_path / "a.ckpt", {"state_dict": tensors})) as checkpoint:
         assert checkpoint.shadow is None and checkpoint.config == {}
@@ -95,11 +115,22 @@ def omegaconf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("omegaconf")
 def test_configs_may_be_anywhere_and_of_anything(tmp_path: Path) -> None:
     weights = {"state_dict": {"a": torch.ones(1)}}
-    inner = DictConfig(_content={"length": DictConfig(_val=7), "tags": DictConfig(_content=["x", 1])})
-    whole = DictConfig(_content={"model": inner, "odd": torch.ones(1), "open": "${a}", "none": DictConfig(_val=None)})
+    inner = DictConfig(
+        _content={"length": DictConfig(_val=7), "tags": DictConfig(_content=["x", 1])}
+    )
+    whole = DictConfig(
+        _content={
+            "model": inner,
+            "odd": torch.ones(1),
+            "open": "${a}",
+            "none": DictConfig(_val=None),
+        }
+    )
     want = {"model": {"length": 7, "tags": ["x", 1]}, "odd": None, "open": "${a}", "none": None}
     for hyper in ({"config": whole, "tokenizer": DictConfig(anything=1)}, whole):
-        with open_checkpoint(save(tmp_path / "a.ckpt", weights | {"hyper_parameters": hyper})) as checkpoint:
+        with open_checkpoint(
+            save(tmp_path / "a.ckpt", weights | {"hyper_parameters": hyper})
+        ) as checkpoint:
             assert checkpoint.config == want
 
 
@@ -108,17 +139,24 @@ def test_configs_that_hold_themselves_or_grow_without_end_do_no_harm(tmp_path: P
     weights = {"state_dict": {"a": torch.ones(1)}}
     ring = DictConfig()
     ring._content = {"self": ring, "length": 3}
-    with open_checkpoint(save(tmp_path / "a.ckpt", weights | {"hyper_parameters": ring})) as checkpoint:
+    with open_checkpoint(
+        save(tmp_path / "a.ckpt", weights | {"hyper_parameters": ring})
+    ) as checkpoint:
         assert checkpoint.config["length"] == 3 and checkpoint.config["self"]["self"]["length"] == 3
     bomb: Any = ["x"]
     for _ in range(60):
         bomb = [bomb] * 10
-    with open_checkpoint(save(tmp_path / "b.ckpt", weights | {"hyper_parameters": {"x": bomb}})) as checkpoint:
+    with open_checkpoint(
+        save(tmp_path / "b.ckpt", weights | {"hyper_parameters": {"x": bomb}})
+    ) as checkpoint:
         assert len(checkpoint.config["x"]) == 10
     deep: Any = "x"
     for _ in range(400):
         deep = [deep]
-    refuse(save(tmp_path / "c.ckpt", weights | {"hyper_parameters": {"x": deep}}), "nested more than 100 deep")
+    refuse(
+        save(tmp_path / "c.ckpt", weights | {"hyper_parameters": {"x": deep}}),
+        "nested more than 100 deep",
+    )
 
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
@@ -147,8 +185,13 @@ def test_a_file_cut_off_is_called_so(share: float, tmp_path: Path) -> None:
     refuse(path, "cut off or damaged" if share else "is no checkpoint")
 
 
-@given(st.integers(0, GOLDEN.stat().st_size - 1) | st.integers(-20000, -1), st.binary(min_size=1, max_size=6))
-def test_damage_anywhere_is_an_error_of_ours_or_no_harm(tmp_path_factory: Any, place: int, patch: bytes) -> None:
+@given(
+    st.integers(0, GOLDEN.stat().st_size - 1) | st.integers(-20000, -1),
+    st.binary(min_size=1, max_size=6),
+)
+def test_damage_anywhere_is_an_error_of_ours_or_no_harm(
+    tmp_path_factory: Any, place: int, patch: bytes
+) -> None:
     content = bytearray(GOLDEN.read_bytes())
     place %= len(content)
     content[place : place + len(patch)] = patch
@@ -167,16 +210,23 @@ class Hostile:
         return exec, ("open('canary', 'w')",)
 
 
-def test_a_hostile_checkpoint_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_checkpoint_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     root = {"state_dict": {"a": torch.ones(1)}, "callbacks": Hostile()}
-    refuse(save(tmp_path / "evil.ckpt", root), r"evil\.ckpt is not opened, and nothing in it was run.*builtins\.exec")
+    refuse(
+        save(tmp_path / "evil.ckpt", root),
+        r"evil\.ckpt is not opened, and nothing in it was run.*builtins\.exec",
+    )
     assert not Path("canary").exists()
     torch.load(tmp_path / "evil.ckpt", weights_only=False)
     assert Path("canary").exists()  # so the file was a real one
 
 
-def test_a_pickle_inside_a_tensor_stays_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_inside_a_tensor_stays_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     inner = pickle.dumps(Hostile())
     root = {"state_dict": {"a": torch.frombuffer(bytearray(inner), dtype=torch.uint8)}}
@@ -185,12 +235,16 @@ def test_a_pickle_inside_a_tensor_stays_bytes(tmp_path: Path, monkeypatch: pytes
     assert not Path("canary").exists()
 
 
-def test_old_files_are_refused_with_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_files_are_refused_with_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     root = {"state_dict": {"a": torch.ones(1)}}
     old = save(tmp_path / "old.ckpt", root, _use_new_zipfile_serialization=False)
     refuse(old, "before torch 1.6: not opened.*If you trust")
-    refuse(save(tmp_path / "evil.ckpt", Hostile(), _use_new_zipfile_serialization=False), "not opened")
+    refuse(
+        save(tmp_path / "evil.ckpt", Hostile(), _use_new_zipfile_serialization=False), "not opened"
+    )
     (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(Hostile()))
     refuse(tmp_path / "bare.ckpt", "not opened")
     with tarfile.open(tmp_path / "tar.ckpt", "w") as tar:
@@ -202,7 +256,11 @@ def test_old_files_are_refused_with_instructions(tmp_path: Path, monkeypatch: py
 def test_what_is_no_checkpoint_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
     refuse(tmp_path / "text.ckpt", "no checkpoint: want the zip archive")
-    rewrite(GOLDEN, tmp_path / "other.ckpt", lambda name, content: (name.replace("data.pkl", "data.txt"), content))
+    rewrite(
+        GOLDEN,
+        tmp_path / "other.ckpt",
+        lambda name, content: (name.replace("data.pkl", "data.txt"), content),
+    )
     refuse(tmp_path / "other.ckpt", "want one NAME/data.pkl")
     refuse(save(tmp_path / "bare.ckpt", {"a": torch.ones(1)}), "has no `state_dict`")
     refuse(save(tmp_path / "list.ckpt", [1]), "has no `state_dict`")
@@ -218,9 +276,14 @@ def test_archives_are_read_only_as_torch_writes_them(tmp_path: Path) -> None:
 
     with open_checkpoint(rewrite(GOLDEN, tmp_path / "same.ckpt", same)) as checkpoint:
         assert len(checkpoint.weights) == 31
-    refuse(rewrite(GOLDEN, tmp_path / "packed.ckpt", same, compression=zipfile.ZIP_DEFLATED), "is compressed")
+    refuse(
+        rewrite(GOLDEN, tmp_path / "packed.ckpt", same, compression=zipfile.ZIP_DEFLATED),
+        "is compressed",
+    )
     lost = rewrite(
-        GOLDEN, tmp_path / "lost.ckpt", lambda name, content: None if name == "mdlm/data/3" else (name, content)
+        GOLDEN,
+        tmp_path / "lost.ckpt",
+        lambda name, content: None if name == "mdlm/data/3" else (name, content),
     )
     refuse(lost, "no member mdlm/data/3")
     short = rewrite(
@@ -230,7 +293,9 @@ def test_archives_are_read_only_as_torch_writes_them(tmp_path: Path) -> None:
     )
     refuse(short, "has 1000 bytes, want")
     turned = rewrite(
-        GOLDEN, tmp_path / "turned.ckpt", lambda name, content: (name, b"big" if "byteorder" in name else content)
+        GOLDEN,
+        tmp_path / "turned.ckpt",
+        lambda name, content: (name, b"big" if "byteorder" in name else content),
     )
     refuse(turned, "big-endian")
 

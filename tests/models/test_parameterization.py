@@ -56,7 +56,11 @@ def test_alpha_matters_only_where_it_is_seen() -> None:
     network = network_random(SHAPE)
     for sees_alpha in (False, True):
         denoiser = NetworkDenoiser(network, MASK, sees_alpha)
-        change = (denoiser(noisy(), ALPHA).hidden - denoiser(noisy(), ALPHA / 2).hidden).abs().amax(dim=(1, 2))
+        change = (
+            (denoiser(noisy(), ALPHA).hidden - denoiser(noisy(), ALPHA / 2).hidden)
+            .abs()
+            .amax(dim=(1, 2))
+        )
         assert ((change > 1e-3) == sees_alpha).all()
 
 
@@ -66,7 +70,9 @@ def test_freezing_keeps_the_law(sees_alpha: bool) -> None:
     frozen: Denoiser = denoiser.frozen()
     assert denoiser.training and denoiser.network.training, "freezing left the original as it was"
     assert (frozen.vocab_size, frozen.sees_alpha) == (11, sees_alpha)
-    assert_close(frozen(noisy(), ALPHA).log_p(), denoiser.eval()(noisy(), ALPHA).log_p(), rtol=0, atol=0)
+    assert_close(
+        frozen(noisy(), ALPHA).log_p(), denoiser.eval()(noisy(), ALPHA).log_p(), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("sees_alpha", [False, True])
@@ -78,13 +84,20 @@ def test_a_window_of_a_frozen_denoiser(sees_alpha: bool, dtype: torch.dtype) -> 
     """
     network = network_random(SHAPE)
     network.compute_dtype = dtype
-    frozen, cache, places = NetworkDenoiser(network, MASK, sees_alpha).frozen(), Cache(), torch.tensor([[2, 4]] * 3)
+    frozen, cache, places = (
+        NetworkDenoiser(network, MASK, sees_alpha).frozen(),
+        Cache(),
+        torch.tensor([[2, 4]] * 3),
+    )
     whole = frozen(noisy(), ALPHA)
     assert torch.equal(frozen.part(noisy(), ALPHA, cache=cache).hidden, whole.hidden)
     part = frozen.part(noisy(), ALPHA, cache=cache, window=places)
     close = CLOSE if dtype == torch.float32 else 0.1
     assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=close, rtol=0)
-    assert bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all()) and not part.hidden.requires_grad
+    assert (
+        bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all())
+        and not part.hidden.requires_grad
+    )
 
 
 @pytest.mark.parametrize("sees_alpha", [False, True])
@@ -93,7 +106,10 @@ def test_a_frozen_denoiser_at_places(sees_alpha: bool) -> None:
     frozen = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha).frozen()
     whole, part = frozen(noisy(), ALPHA), frozen.part(noisy(), ALPHA, torch.tensor([[2, 4]] * 3))
     assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=CLOSE, rtol=0)
-    assert bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all()) and not part.hidden.requires_grad
+    assert (
+        bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all())
+        and not part.hidden.requires_grad
+    )
 
 
 def test_a_frozen_denoiser_has_no_gradient_and_no_copy_of_the_weights() -> None:
@@ -137,4 +153,6 @@ def test_wrong_networks_masks_and_noise() -> None:
     with pytest.raises(ValueError, match="mask_id < 11, got 11"):
         NetworkDenoiser(network_random(SHAPE), 11, sees_alpha=False)
     with pytest.raises(ValueError, match=r"0 < alpha <= 1, got \[0.0, 0.5, 1.0\]"):
-        NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha=True)(noisy(), torch.tensor([0.0, 0.5, 1.0]))
+        NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha=True)(
+            noisy(), torch.tensor([0.0, 0.5, 1.0])
+        )

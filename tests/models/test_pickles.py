@@ -30,13 +30,17 @@ _events: list[str] | None = None
 
 
 def _listen(event: str, args: tuple[Any, ...]) -> None:
-    if _events is not None and event != "builtins.id":  # the repr of a record in an error asks for it
+    if (
+        _events is not None and event != "builtins.id"
+    ):  # the repr of a record in an error asks for it
         _events.append(event)
 
 
 sys.addaudithook(_listen)  # for the life of the process, but it hears only while `watched` runs
 
-for _protocol in range(6):  # what pickletools imports when it first needs it is not the programs' doing
+for _protocol in range(
+    6
+):  # what pickletools imports when it first needs it is not the programs' doing
     unpickle(pickle.dumps([1, 10**20, 1.5, "a", "ä", b"a", None, True], protocol=_protocol))
 
 
@@ -137,8 +141,18 @@ ATTACKS = {
     "extension registry": b"\x82\x01.",
     "persistent name": b"Pevil\n.",
     "persistent thing": b"]Q.",
-    "persistent module": b"(" + text("module") + b"cnumpy\nndarray\n" + text("0") + text("cpu") + b"K\x01tQ.",
-    "persistent path": b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("../a") + text("cpu") + b"K\x01tQ.",
+    "persistent module": b"("
+    + text("module")
+    + b"cnumpy\nndarray\n"
+    + text("0")
+    + text("cpu")
+    + b"K\x01tQ.",
+    "persistent path": b"("
+    + text("storage")
+    + b"ctorch\nFloatStorage\n"
+    + text("../a")
+    + text("cpu")
+    + b"K\x01tQ.",
     "calls a record": b"cnumpy\nndarray\n)R)R.",
     "calls a string": text("os.system") + b")R.",
     "calls with no tuple": b"cnumpy\nndarray\n]R.",
@@ -164,33 +178,56 @@ def test_a_refusal_names_what_was_asked_for_and_the_source() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["omegaconf.dictconfig", "transformers.nowhere", "tokenizers", "lightning.x", "pytorch_lightning", "typing"]
+    "name",
+    [
+        "omegaconf.dictconfig",
+        "transformers.nowhere",
+        "tokenizers",
+        "lightning.x",
+        "pytorch_lightning",
+        "typing",
+    ],
 )
 def test_names_of_harmless_packages_stay_names(name: str) -> None:
     """They are neither imported nor called, whatever they are called with."""
     before = set(sys.modules)
-    result, heard = watched(b"c" + name.encode() + b"\nThing\n" + text("evil") + b"\x85R}" + text("a") + b"K\x01sb.")
+    result, heard = watched(
+        b"c" + name.encode() + b"\nThing\n" + text("evil") + b"\x85R}" + text("a") + b"K\x01sb."
+    )
     assert heard == [] and set(sys.modules) == before
     assert isinstance(result, Record)
     assert (result.name, result.args, result.state) == (f"{name}.Thing", ("evil",), {"a": 1})
 
 
 def test_even_a_dangerous_function_of_a_harmless_package_is_only_a_name() -> None:
-    result, heard = watched(b'cnumpy.testing._private.utils\nrunstring\n(S\'open("canary", "w")\'\n}tR.')
+    result, heard = watched(
+        b'cnumpy.testing._private.utils\nrunstring\n(S\'open("canary", "w")\'\n}tR.'
+    )
     assert heard == [] and isinstance(result, Record) and result.name.endswith("runstring")
 
 
 def test_names_are_compared_whole() -> None:
     assert unpickle(b"ctorch\nfloat32\n.") == Global("torch.float32")
     assert unpickle(b"c__builtin__\ndict\n.") == Global("builtins.dict")
-    for name in (b"torch\nfloat32_", b"torch.nn\nfloat32", b"torch\nnn", b"builtins\nmap", b"_codecs\ndecode"):
+    for name in (
+        b"torch\nfloat32_",
+        b"torch.nn\nfloat32",
+        b"torch\nnn",
+        b"builtins\nmap",
+        b"_codecs\ndecode",
+    ):
         with pytest.raises(CheckpointError):
             unpickle(b"c" + name + b"\n.")
 
 
 small = st.integers(1 - 2**32, 2**32 - 1)  # keys are no greater
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
     lambda inner: (
         st.lists(inner)
         | st.tuples(inner, inner)
@@ -240,10 +277,16 @@ def test_the_kinds_of_objects_of_real_checkpoints_are_read() -> None:
     )
     read = unpickle(zipfile.ZipFile(content).read("archive/data.pkl"))
     assert read["bytes"] == b"\xff\x00"
-    assert isinstance(read["half"], Stored) and read["half"].offset == 1 and read["half"].size == (2,)
+    assert (
+        isinstance(read["half"], Stored) and read["half"].offset == 1 and read["half"].size == (2,)
+    )
     assert read["half"].storage == Storage(read["half"].storage.key, torch.bfloat16, 3)
     assert isinstance(read["parameter"], Stored) and read["parameter"].stride == (2, 1)
-    assert isinstance(read["odd"], Record) and isinstance(read["scalar"], Record) and isinstance(read["tree"], Record)
+    assert (
+        isinstance(read["odd"], Record)
+        and isinstance(read["scalar"], Record)
+        and isinstance(read["tree"], Record)
+    )
 
 
 def tensor(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
@@ -252,7 +295,15 @@ def tensor(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes
     def numbers(*values: int) -> bytes:
         return b"".join(b"I%d\n" % value for value in values)
 
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + numbers(6) + b"tQ"
+    storage = (
+        b"("
+        + text("storage")
+        + b"ctorch\nFloatStorage\n"
+        + text("0")
+        + text("cpu")
+        + numbers(6)
+        + b"tQ"
+    )
     view = storage + numbers(offset) + b"(" + numbers(*size) + b"t(" + numbers(*stride) + b"t"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89NtR."
 
@@ -278,7 +329,9 @@ def test_tensors_stay_inside_their_bytes() -> None:
         (0, (2**70,), (1,)),
     ],
 )
-def test_tensors_that_reach_outside_are_refused(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+def test_tensors_that_reach_outside_are_refused(
+    offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
     with pytest.raises(CheckpointError, match="tensor data/0"):
         unpickle(tensor(offset, size, stride))
 

@@ -64,10 +64,18 @@ def test_mdlm_and_sdtt_directories(folder: str) -> None:
     rows = model.denoiser(want["zt"], torch.exp(-want["sigma"])).log_p(want["zt"] == 37)
     close(rows[:, :37], want["log_probs_masked"][:, :37])
     assert bool((rows[:, 37] == -1e6).all())
-    assert model.process == MaskedProcess(38, 37) and model.schedule == LogLinear(1e-3) and model.tokenizer is None
-    assert not model.denoiser.sees_alpha and not model.denoiser.training and not model.network.training
+    assert (
+        model.process == MaskedProcess(38, 37)
+        and model.schedule == LogLinear(1e-3)
+        and model.tokenizer is None
+    )
+    assert (
+        not model.denoiser.sees_alpha and not model.denoiser.training and not model.network.training
+    )
     assert model.network is model.denoiser.network
-    assert model.network.shape == Shape(38, 24, width=48, blocks=2, heads=3, cond_dim=16)  # its config says 129
+    assert model.network.shape == Shape(
+        38, 24, width=48, blocks=2, heads=3, cond_dim=16
+    )  # its config says 129
 
 
 @pytest.mark.processor
@@ -80,7 +88,9 @@ def test_duo_directory() -> None:
     alpha = want["alpha_t"]
     prediction = model.denoiser(want["zt"], alpha)
     close(prediction.log_p(), torch.log_softmax(want["logits"], -1))
-    posterior = model.process.posterior(prediction.log_p().exp().double(), want["zt"], alpha, want["alpha_s"])
+    posterior = model.process.posterior(
+        prediction.log_p().exp().double(), want["zt"], alpha, want["alpha_s"]
+    )
     assert (posterior - want["posterior"]).abs().max() < 1e-5
 
 
@@ -94,13 +104,20 @@ def test_duos_numbers_in_float64() -> None:
     bound reads the logarithm of these numbers before its exponential was rounded: by 2^-23 of each.
     """
     model, want = denoiser(GOLDEN / "hub_duo"), expected("hub_duo")
-    alpha, slope, z, x0 = want["alpha_t"].double(), want["dalpha_t"].double(), want["zt"], want["x0"]
+    alpha, slope, z, x0 = (
+        want["alpha_t"].double(),
+        want["dalpha_t"].double(),
+        want["zt"],
+        want["x0"],
+    )
     found = duo_law(want["posterior"], z, alpha, want["alpha_s"].double())
     law = found.float().double()
     assert ((found - law).abs() <= 2.0**-40 * law).all(), "float32 numbers, not others to 2^-24"
     exact = torch.log_softmax(want["logits"].double(), dim=-1)
     assert ((law.log() - exact).abs() <= float32_log_softmax_error(exact) + 2.0**-23).all()
-    assert (model.process.posterior(law, z, alpha, want["alpha_s"].double()) - want["posterior"]).abs().max() < 1e-15
+    assert (
+        model.process.posterior(law, z, alpha, want["alpha_s"].double()) - want["posterior"]
+    ).abs().max() < 1e-15
     theirs = law.log().requires_grad_()
     bound = duo_bound(theirs, x0, z, alpha, slope)
     (change,) = torch.autograd.grad(bound.sum(), theirs)
@@ -146,11 +163,15 @@ def test_a_mixture_of_all_tokens_is_duos_soft_input() -> None:
         network.zero_grad()
         logits = network(given, sigma)
         (logits * factor).sum().backward()
-        results.append((logits.detach(), {name: p.grad.clone() for name, p in network.named_parameters()}))
+        results.append(
+            (logits.detach(), {name: p.grad.clone() for name, p in network.named_parameters()})
+        )
     (one, mine), (two, theirs) = results
     assert (one - two).abs().max() < 1e-5
     for name in theirs:
-        assert (mine[name] - theirs[name]).abs().max() < 1e-4 * theirs[name].abs().max() + 1e-6, name
+        assert (mine[name] - theirs[name]).abs().max() < 1e-4 * theirs[name].abs().max() + 1e-6, (
+            name
+        )
     assert bool(theirs["vocab_embed.embedding"].any(-1).all())
 
 
@@ -167,7 +188,9 @@ def test_a_mixture_of_one_token_is_that_token() -> None:
     masked_denoiser = denoiser(GOLDEN / "hub_mdlm").denoiser
     with pytest.raises(ValueError, match="soft tokens are for uniform diffusion"):
         masked_denoiser(Mixture(pair, weights), alpha)
-    with pytest.raises(ValueError, match=r"tokens and weights of one shape \[B, L, k\], got .*24, 2\) and .*24\)"):
+    with pytest.raises(
+        ValueError, match=r"tokens and weights of one shape \[B, L, k\], got .*24, 2\) and .*24\)"
+    ):
         model.denoiser(Mixture(pair, weights[..., 0]), alpha)
     with pytest.raises(ValueError, match=r"lie in 0, \.\.\., 36, got .* to 37"):
         model.denoiser(Mixture(pair.index_fill(2, torch.tensor(0), 37), weights), alpha)
@@ -177,7 +200,9 @@ def test_autoregressive_directory() -> None:
     model, want = load(GOLDEN / "hub_ar"), expected("hub_ar")
     assert isinstance(model, CausalModel) and model.network is model.predictor.network
     close(model.network(want["x0"]), want["logits"])
-    law = torch.log_softmax(want["logits"][..., :-1], -1)  # Duo's code never predicts the last row, its MASK
+    law = torch.log_softmax(
+        want["logits"][..., :-1], -1
+    )  # Duo's code never predicts the last row, its MASK
     close(model.predictor(want["x0"]).log_p()[..., :-1], law)
     assert bool((model.predictor(want["x0"]).log_p()[..., -1] == -1e6).all())
     assert not model.predictor.training
@@ -195,10 +220,14 @@ def test_a_loaded_network_can_be_trained_and_owns_its_weights(tmp_path: Path) ->
     shutil.copytree(GOLDEN / "hub_mdlm", tmp_path / "model")
     network = denoiser(tmp_path / "model").network
     before = [weight.detach().clone() for weight in network.parameters()]
-    with open(tmp_path / "model" / "model.safetensors", "r+b") as file:  # overwritten in place, as cp does
+    with open(
+        tmp_path / "model" / "model.safetensors", "r+b"
+    ) as file:  # overwritten in place, as cp does
         file.write(b"\xff" * 300_000)
     assert all(map(torch.equal, network.parameters(), before))
-    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in network.parameters())
+    assert all(
+        weight.requires_grad and weight.dtype == torch.float32 for weight in network.parameters()
+    )
     network.train()(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
     assert network.vocab_embed.embedding.grad is not None
     assert network.shape.dropout == 0.1
@@ -217,7 +246,9 @@ def test_texts_are_drawn_from_a_network_of_half_precision(folder: str) -> None:
     size = model.network.shape.vocab_size
     model.network.to(torch.bfloat16)
     drawn = unmask.sample(model, n=3, length=8, steps=4, seed=0)
-    assert drawn.tokens.shape == (3, 8) and bool(((drawn.tokens >= 0) & (drawn.tokens < size)).all())
+    assert drawn.tokens.shape == (3, 8) and bool(
+        ((drawn.tokens >= 0) & (drawn.tokens < size)).all()
+    )
 
 
 # --- our own directories
@@ -229,7 +260,18 @@ def tokenizer() -> Tokenizer:
 
 
 def network(causal: bool = False, vocab_size: int = 260, seed: int = 0) -> DiT:
-    made = DiT(Shape(vocab_size, length=12, width=16, blocks=2, heads=2, cond_dim=8, dropout=0.2, causal=causal))
+    made = DiT(
+        Shape(
+            vocab_size,
+            length=12,
+            width=16,
+            blocks=2,
+            heads=2,
+            cond_dim=8,
+            dropout=0.2,
+            causal=causal,
+        )
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in made.parameters():
@@ -237,32 +279,51 @@ def network(causal: bool = False, vocab_size: int = 260, seed: int = 0) -> DiT:
     return made.eval()
 
 
-def masked(schedule: NoiseSchedule = LogLinear(), tokenizer: Tokenizer | None = None, mask_id: int = 259) -> Model:  # noqa: B008
+def masked(
+    schedule: NoiseSchedule = LogLinear(), tokenizer: Tokenizer | None = None, mask_id: int = 259
+) -> Model:  # noqa: B008
     net = network()
-    return Model(NetworkDenoiser(net, mask_id, False).eval(), MaskedProcess(260, mask_id), schedule, tokenizer, net)
+    return Model(
+        NetworkDenoiser(net, mask_id, False).eval(),
+        MaskedProcess(260, mask_id),
+        schedule,
+        tokenizer,
+        net,
+    )
 
 
 def uniform() -> Model:
     net = network(seed=2)
-    return Model(NetworkDenoiser(net, None, True).eval(), UniformProcess(260), Cosine(0.01), None, net)
+    return Model(
+        NetworkDenoiser(net, None, True).eval(), UniformProcess(260), Cosine(0.01), None, net
+    )
 
 
 def same_weights(a: DiT, b: DiT) -> bool:
     left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 @pytest.mark.parametrize(
-    "model", [masked(), masked(Polynomial(3.0, 0.0), mask_id=5), uniform()], ids=["masked", "cubic", "uniform"]
+    "model",
+    [masked(), masked(Polynomial(3.0, 0.0), mask_id=5), uniform()],
+    ids=["masked", "cubic", "uniform"],
 )
 def test_a_saved_model_comes_back_equal(model: Model, tmp_path: Path) -> None:
     model.save(tmp_path / "runs" / "model", steps=3, note="ä")
     back = denoiser(tmp_path / "runs" / "model")
     assert same_weights(back.network, model.network) and back.network.shape == model.network.shape
     assert (back.process, back.schedule, back.tokenizer) == (model.process, model.schedule, None)
-    assert (back.denoiser.mask_id, back.denoiser.sees_alpha) == (model.denoiser.mask_id, model.denoiser.sees_alpha)
+    assert (back.denoiser.mask_id, back.denoiser.sees_alpha) == (
+        model.denoiser.mask_id,
+        model.denoiser.sees_alpha,
+    )
     said = json.loads((tmp_path / "runs" / "model" / "config.json").read_text("utf-8"))
-    assert said["card"] == {"steps": 3, "note": "ä"} and said["unmask_version"] == unmask.__version__
+    assert (
+        said["card"] == {"steps": 3, "note": "ä"} and said["unmask_version"] == unmask.__version__
+    )
     assert sorted(os.listdir(tmp_path / "runs")) == ["model"]
 
 
@@ -272,7 +333,9 @@ def test_a_saved_autoregressive_model_comes_back_equal(mask_id: int | None, tmp_
     CausalModel(net, None, CausalPredictor(net, mask_id)).save(tmp_path / "judge")
     back = load(tmp_path / "judge")
     assert isinstance(back, CausalModel) and same_weights(back.network, net)
-    assert back.predictor.mask_id == mask_id and back.network.shape == dataclasses.replace(net.shape, cond_dim=1)
+    assert back.predictor.mask_id == mask_id and back.network.shape == dataclasses.replace(
+        net.shape, cond_dim=1
+    )
 
 
 def test_raw_weights_are_kept_beside_the_average(tmp_path: Path) -> None:
@@ -288,8 +351,12 @@ def test_parameters_may_be_halved_but_not_the_rotary_angles(tmp_path: Path) -> N
     model = masked()
     model.save(tmp_path / "model", raw=network(seed=1), dtype=torch.bfloat16)
     for file in ("model.safetensors", "raw.safetensors"):
-        kinds = {name: tensor.dtype for name, tensor in load_file(tmp_path / "model" / file).items()}
-        assert kinds.pop("rotary_emb.inv_freq") == torch.float32 and set(kinds.values()) == {torch.bfloat16}
+        kinds = {
+            name: tensor.dtype for name, tensor in load_file(tmp_path / "model" / file).items()
+        }
+        assert kinds.pop("rotary_emb.inv_freq") == torch.float32 and set(kinds.values()) == {
+            torch.bfloat16
+        }
     back = denoiser(tmp_path / "model").network
     weight = model.network.vocab_embed.embedding
     assert back.vocab_embed.embedding.dtype == torch.float32
@@ -306,15 +373,23 @@ def test_the_tokenizer_comes_back_and_must_fit(tokenizer: Tokenizer, tmp_path: P
         load(tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     change_config(tmp_path / "model", mask_id=3)
-    with pytest.raises(CheckpointError, match=r"MASK is token 3 by the config and 259 by the tokenizer"):
+    with pytest.raises(
+        CheckpointError, match=r"MASK is token 3 by the config and 259 by the tokenizer"
+    ):
         load(tmp_path / "model")
 
 
-def test_saving_again_replaces_what_was_there_and_nothing_else(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_saving_again_replaces_what_was_there_and_nothing_else(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     masked(tokenizer=tokenizer).save(tmp_path / "model", raw=network(seed=1))
     (tmp_path / "model" / "README.md").write_text("mine")
     uniform().save(tmp_path / "model")
-    assert sorted(os.listdir(tmp_path / "model")) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "model")) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert denoiser(tmp_path / "model").process == UniformProcess(260)
     assert os.listdir(tmp_path) == ["model"]
 
@@ -337,7 +412,10 @@ def test_a_full_disk_leaves_the_old_model(size: int, tmp_path: Path) -> None:
     model = masked()
     model.save(tmp_path / "model")
     old = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
-    with little_room(size), pytest.raises(OSError, match="could not be written, what was there is unchanged"):
+    with (
+        little_room(size),
+        pytest.raises(OSError, match="could not be written, what was there is unchanged"),
+    ):
         uniform().save(tmp_path / "model")
     with little_room(size), pytest.raises(OSError, match="could not be written"):
         uniform().save(tmp_path / "new")
@@ -349,10 +427,14 @@ def test_what_a_killed_save_left_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / ".tmp-model").mkdir()
     (tmp_path / ".tmp-model" / "raw.safetensors").write_text("half")
     masked().save(tmp_path / "model")
-    assert os.listdir(tmp_path) == ["model"] and not (tmp_path / "model" / "raw.safetensors").exists()
+    assert (
+        os.listdir(tmp_path) == ["model"] and not (tmp_path / "model" / "raw.safetensors").exists()
+    )
 
 
-def test_every_moment_of_a_save_leaves_a_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_moment_of_a_save_leaves_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kill before any of its renames: weights and config of one save, never of two, in place or beside it."""
     first, second = masked(), masked()
     with torch.no_grad():
@@ -360,7 +442,9 @@ def test_every_moment_of_a_save_leaves_a_whole_model(tmp_path: Path, monkeypatch
     rename, seen = Path.rename, []
 
     def watched(self: Path, target: Path) -> Path:
-        place = next(place for place in (tmp_path / "model", tmp_path / ".old-model") if place.exists())
+        place = next(
+            place for place in (tmp_path / "model", tmp_path / ".old-model") if place.exists()
+        )
         card = json.loads((place / "config.json").read_text("utf-8"))["card"]
         seen.append((card["save"], denoiser(place).network))
         return rename(self, target)
@@ -369,9 +453,14 @@ def test_every_moment_of_a_save_leaves_a_whole_model(tmp_path: Path, monkeypatch
     (tmp_path / "model" / "notes.txt").write_text("mine")
     monkeypatch.setattr(Path, "rename", watched)
     second.save(tmp_path / "model", save=2)
-    assert [save for save, _ in seen] == [1, 1, 2], "aside, into place, and the file that is none of ours"
+    assert [save for save, _ in seen] == [1, 1, 2], (
+        "aside, into place, and the file that is none of ours"
+    )
     assert all(same_weights(net, (first if save == 1 else second).network) for save, net in seen)
-    assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    assert (
+        os.listdir(tmp_path) == ["model"]
+        and (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    )
 
 
 def test_a_save_that_was_killed_between_its_renames_is_explained(tmp_path: Path) -> None:
@@ -431,7 +520,11 @@ def test_files_that_are_missing_damaged_or_something_else(saved: Path, tmp_path:
         with pytest.raises(CheckpointError, match=r"model\.safetensors is cut off or damaged"):
             load(saved)
     (saved / "model.safetensors").write_bytes(weights)
-    for text, why in (("{", "is no JSON"), ("[]", "is no JSON object but a list"), ("\xff", "is no JSON")):
+    for text, why in (
+        ("{", "is no JSON"),
+        ("[]", "is no JSON object but a list"),
+        ("\xff", "is no JSON"),
+    ):
         (saved / "config.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(CheckpointError, match=why):
             load(saved)
@@ -441,7 +534,10 @@ def test_files_that_are_missing_damaged_or_something_else(saved: Path, tmp_path:
 
 
 def test_weights_must_fit_name_by_name_and_shape_by_shape(saved: Path) -> None:
-    rewrite(saved, lambda tensors: {name: tensor for name, tensor in tensors.items() if ".0." not in name})
+    rewrite(
+        saved,
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if ".0." not in name},
+    )
     with pytest.raises(CheckpointError) as caught:
         load(saved)
     assert "missing" in str(caught.value) and str(saved) in str(caught.value)
@@ -452,7 +548,8 @@ def test_weights_must_fit_name_by_name_and_shape_by_shape(saved: Path) -> None:
     masked().save(saved)
     rewrite(saved, lambda tensors: tensors | {"output_layer.linear.bias": torch.ones(5)})
     with pytest.raises(
-        CheckpointError, match=r"1 of the wrong shape: output_layer\.linear\.bias \(5,\), want \(260,\)"
+        CheckpointError,
+        match=r"1 of the wrong shape: output_layer\.linear\.bias \(5,\), want \(260,\)",
     ):
         load(saved)
 
@@ -460,8 +557,15 @@ def test_weights_must_fit_name_by_name_and_shape_by_shape(saved: Path) -> None:
 def test_weights_that_are_not_numbers_are_named(saved: Path) -> None:
     for value in (float("nan"), float("inf")):
         masked().save(saved)
-        rewrite(saved, lambda t, v=value: t | {"blocks.1.mlp.0.bias": torch.full_like(t["blocks.1.mlp.0.bias"], v)})
-        with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.0\.bias holds NaN or infinity") as caught:
+        rewrite(
+            saved,
+            lambda t, v=value: (
+                t | {"blocks.1.mlp.0.bias": torch.full_like(t["blocks.1.mlp.0.bias"], v)}
+            ),
+        )
+        with pytest.raises(
+            CheckpointError, match=r"blocks\.1\.mlp\.0\.bias holds NaN or infinity"
+        ) as caught:
             load(saved)
         assert str(caught.value).startswith(str(saved))
 
@@ -477,7 +581,8 @@ def test_sets_of_weights_that_are_not_there(saved: Path, tmp_path: Path) -> None
         load(tmp_path / "plain.ckpt")
     assert same_weights(denoiser(tmp_path / "plain.ckpt", weights="raw").network, network())
     torch.save(
-        {"state_dict": network().state_dict(), "ema": {"shadow_params": [torch.ones(1)]}}, tmp_path / "short.ckpt"
+        {"state_dict": network().state_dict(), "ema": {"shadow_params": [torch.ones(1)]}},
+        tmp_path / "short.ckpt",
     )
     with pytest.raises(CheckpointError, match="1 moving averages for 30 parameters"):
         load(tmp_path / "short.ckpt")
@@ -487,7 +592,9 @@ def test_a_moving_average_of_another_network_is_refused(tmp_path: Path) -> None:
     net = network()
     shadow = [weight.detach() for weight in net.parameters()]
     shadow[0], shadow[1] = shadow[1], shadow[0]
-    torch.save({"state_dict": net.state_dict(), "ema": {"shadow_params": shadow}}, tmp_path / "a.ckpt")
+    torch.save(
+        {"state_dict": net.state_dict(), "ema": {"shadow_params": shadow}}, tmp_path / "a.ckpt"
+    )
     with pytest.raises(CheckpointError, match=r"moving average in .* 2 of the wrong shape"):
         load(tmp_path / "a.ckpt")
 
@@ -507,7 +614,9 @@ def test_an_existing_path_wins_over_the_hub(saved: Path, monkeypatch: pytest.Mon
     saved.rename("org/model")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     assert isinstance(load("org/model"), Model)
-    with pytest.raises(CheckpointError, match=r"revision names a version on the hub, and org/model is .*'main'"):
+    with pytest.raises(
+        CheckpointError, match=r"revision names a version on the hub, and org/model is .*'main'"
+    ):
         load("org/model", revision="main")
     with pytest.raises(CheckpointError, match=r"revision names .* unmask:judge is .*'main'"):
         load("unmask:judge", revision="main")
@@ -526,8 +635,12 @@ def test_the_hub_is_asked_for_what_is_no_path(saved: Path, monkeypatch: pytest.M
     assert asked == [("someone/some-model", "v1")]
 
 
-@pytest.mark.parametrize("name", ["/no/such/model", "runs/demo/model", "./model", "mdlm.ckpt", "a b"])
-def test_a_path_that_is_not_there_is_no_question_for_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["/no/such/model", "runs/demo/model", "./model", "mdlm.ckpt", "a b"]
+)
+def test_a_path_that_is_not_there_is_no_question_for_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     with pytest.raises(CheckpointError, match="there is no file or directory"):
         load(name)
@@ -535,7 +648,9 @@ def test_a_path_that_is_not_there_is_no_question_for_the_hub(name: str, monkeypa
 
 def test_without_a_network_the_error_says_so() -> None:
     """HF_HUB_OFFLINE is set for all tests: this is the hub's own client."""
-    with pytest.raises(CheckpointError, match="the hub cannot be reached, and it is not in the cache"):
+    with pytest.raises(
+        CheckpointError, match="the hub cannot be reached, and it is not in the cache"
+    ):
         load("kuleshov-group/mdlm-owt")
 
 

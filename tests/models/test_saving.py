@@ -30,11 +30,17 @@ def model(seed: int = 0) -> Model:
         torch.manual_seed(seed)
         network = DiT(Shape(9, 8, width=8, blocks=1, heads=2, cond_dim=4)).eval()
         torch.nn.init.normal_(network.head.weight)
-    return Model(NetworkDenoiser(network, 8, False), MaskedProcess(9, 8), LogLinear(), None, network)
+    return Model(
+        NetworkDenoiser(network, 8, False), MaskedProcess(9, 8), LogLinear(), None, network
+    )
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for file in directory.rglob("*")
+        if file.is_file()
+    }
 
 
 @pytest.fixture
@@ -52,15 +58,23 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("to", ["unmask", "lightning-duo"])
-@pytest.mark.parametrize("kind", ["file", "link to a file", "device", "pipe", "folder", "home", "working directory"])
+@pytest.mark.parametrize(
+    "kind", ["file", "link to a file", "device", "pipe", "folder", "home", "working directory"]
+)
 def test_what_is_no_model_is_refused_and_left_as_it_is(
-    kind: str, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    to: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A conversion used to move it away, and to say that it is unchanged."""
     out = tmp_path / "out"
     if kind in ("file", "link to a file"):
         (tmp_path / "notes.txt").write_text("mine")
-        (tmp_path / "notes.txt").rename(out) if kind == "file" else out.symlink_to(tmp_path / "notes.txt")
+        (tmp_path / "notes.txt").rename(out) if kind == "file" else out.symlink_to(
+            tmp_path / "notes.txt"
+        )
     elif kind == "device":
         out = Path("/dev/null")
     elif kind == "pipe":
@@ -85,7 +99,9 @@ def test_a_directory_that_may_not_be_written_to_is_left_as_it_is(
 ) -> None:
     model().save(tmp_path / "m")
     before = content(tmp_path)
-    monkeypatch.setattr(os, "access", lambda path, wanted: path != tmp_path / "m")  # root may do anything
+    monkeypatch.setattr(
+        os, "access", lambda path, wanted: path != tmp_path / "m"
+    )  # root may do anything
     with pytest.raises(ValueError, match="may not be written to"):
         model(seed=1).save(tmp_path / "m")
     assert content(tmp_path) == before
@@ -104,7 +120,9 @@ def test_other_peoples_models_and_run_directories_are_left_as_they_are(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["run/model", "run", "link"])
-def test_a_model_is_not_converted_onto_itself(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_not_converted_onto_itself(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model().save(tmp_path / "run" / "model", raw=model(seed=1).network, note="kept")
     (tmp_path / "run" / "recipe.json").write_text("{}")
     (tmp_path / "link").symlink_to(tmp_path / "run" / "model")
@@ -112,7 +130,12 @@ def test_a_model_is_not_converted_onto_itself(name: str, tmp_path: Path, capsys:
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / name)]) == 1
     assert ("out is the model itself" in capsys.readouterr().err) == (name != "run")
     shutil.copy(CKPT, tmp_path / "a.ckpt")
-    assert main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "a.ckpt"), "--to", "lightning-duo"]) == 1
+    assert (
+        main(
+            ["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "a.ckpt"), "--to", "lightning-duo"]
+        )
+        == 1
+    )
     assert content(tmp_path) == before | {"a.ckpt": CKPT.read_bytes()}
 
 
@@ -125,7 +148,18 @@ def test_a_model_and_a_checkpoint_of_ours_are_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "config.json").exists()
     (tmp_path / "old.ckpt").write_bytes(b"")
     for _ in range(2):
-        assert main(["convert", str(tmp_path / "new"), str(tmp_path / "old.ckpt"), "--to", "lightning-duo"]) == 0
+        assert (
+            main(
+                [
+                    "convert",
+                    str(tmp_path / "new"),
+                    str(tmp_path / "old.ckpt"),
+                    "--to",
+                    "lightning-duo",
+                ]
+            )
+            == 0
+        )
     assert isinstance(load(tmp_path / "old.ckpt"), Model)
 
 
@@ -145,9 +179,9 @@ def test_raw_weights_stay_beside_the_average_that_is_theirs(tmp_path: Path) -> N
 def test_files_and_directories_have_the_modes_of_the_umask(umask: int, tmp_path: Path) -> None:
     model().save(tmp_path / "m", raw=model(seed=1).network)
     save_lightning(model(), tmp_path / "a.ckpt")
-    assert {file.name: mode(file) for file in [*(tmp_path / "m").iterdir(), tmp_path / "a.ckpt"]} == {
-        name: 0o640 for name in ("config.json", "model.safetensors", "raw.safetensors", "a.ckpt")
-    }
+    assert {
+        file.name: mode(file) for file in [*(tmp_path / "m").iterdir(), tmp_path / "a.ckpt"]
+    } == {name: 0o640 for name in ("config.json", "model.safetensors", "raw.safetensors", "a.ckpt")}
     assert mode(tmp_path / "m") == 0o750
 
 
@@ -166,7 +200,9 @@ def test_what_is_replaced_keeps_its_mode(wanted: int, tmp_path: Path) -> None:
     assert mode(tmp_path / "a.ckpt") == 0o600
 
 
-def test_an_owner_is_kept_or_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_is_kept_or_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another user's directory: root gives the new one to its owner; others cannot, and leave the old one."""
     model().save(tmp_path / "m")
     before, given = content(tmp_path / "m"), []
@@ -184,7 +220,9 @@ def test_an_owner_is_kept_or_nothing_is_written(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "stat", foreign)
     monkeypatch.setattr(os, "chown", refuse)
-    with pytest.raises(OSError, match=r"could not be written, what was there is unchanged: .*not permitted"):
+    with pytest.raises(
+        OSError, match=r"could not be written, what was there is unchanged: .*not permitted"
+    ):
         model(seed=1).save(tmp_path / "m")
     assert content(tmp_path / "m") == before and os.listdir(tmp_path) == ["m"]
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append((path.name, uid, gid)))
@@ -201,9 +239,15 @@ def test_the_card_goes_through_every_layout(tmp_path: Path) -> None:
     model().save(tmp_path / "a", **CARD)
     assert load(tmp_path / "a").card == CARD
     assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--dtype", "bfloat16"]) == 0
-    assert main(["convert", str(tmp_path / "b"), str(tmp_path / "c.ckpt"), "--to", "lightning-duo"]) == 0
+    assert (
+        main(["convert", str(tmp_path / "b"), str(tmp_path / "c.ckpt"), "--to", "lightning-duo"])
+        == 0
+    )
     assert main(["convert", str(tmp_path / "c.ckpt"), str(tmp_path / "d")]) == 0
-    assert load(tmp_path / "c.ckpt").card == CARD | {"source": str(tmp_path / "a"), "weights": "ema"}
+    assert load(tmp_path / "c.ckpt").card == CARD | {
+        "source": str(tmp_path / "a"),
+        "weights": "ema",
+    }
     for name in ("b", "d"):
         assert trained_on(str(tmp_path / name)) == Data("austen", "first half")
     load(tmp_path / "d").save(tmp_path / "e", steps=4)
@@ -211,7 +255,9 @@ def test_the_card_goes_through_every_layout(tmp_path: Path) -> None:
     assert (said["steps"], said["recipe"]) == (4, CARD["recipe"])
 
 
-@pytest.mark.parametrize("card", [[], None, "x", {"recipe": None}, {"recipe": []}, {"recipe": {"data": 3}}])
+@pytest.mark.parametrize(
+    "card", [[], None, "x", {"recipe": None}, {"recipe": []}, {"recipe": {"data": 3}}]
+)
 def test_cards_of_any_kind_are_read(card: object, tmp_path: Path) -> None:
     model().save(tmp_path / "m")
     file = tmp_path / "m" / "config.json"

@@ -47,7 +47,9 @@ def logits(path: Path) -> Tensor:
         lambda name: f"_forward_module.module.model._orig_mod.{name}",
         lambda name: f"_fsdp_wrapped_module.backbone.{name}",
         lambda name: name.replace("blocks.0.", "blocks.0._orig_mod."),
-        lambda name: name.replace("blocks.1.", "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module."),
+        lambda name: name.replace(
+            "blocks.1.", "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module."
+        ),
         lambda name: "backbone.module." + name.replace("mlp.", "mlp.module."),
     ],
 )
@@ -58,7 +60,10 @@ def test_what_wrappers_put_into_names_is_left_out(rename: Callable[[str], str], 
 
 def test_two_copies_of_the_weights_under_two_wrappers_are_refused(copy: Path) -> None:
     both = {f"module.{name}": tensor for name, tensor in BARE.items()}
-    save_file(both | {f"model.{name}": tensor.clone() for name, tensor in BARE.items()}, copy / "model.safetensors")
+    save_file(
+        both | {f"model.{name}": tensor.clone() for name, tensor in BARE.items()},
+        copy / "model.safetensors",
+    )
     with pytest.raises(CheckpointError, match="are there twice"):
         load(copy)
 
@@ -69,10 +74,15 @@ def test_two_copies_of_the_weights_under_two_wrappers_are_refused(copy: Path) ->
 def shard(directory: Path, **changed: str) -> dict[str, str]:
     """Write the weights as three shards with their index."""
     (directory / "model.safetensors").unlink(missing_ok=True)
-    files = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(sorted(TENSORS))}
+    files = {
+        name: f"model-0000{1 + i % 3}-of-00003.safetensors"
+        for i, name in enumerate(sorted(TENSORS))
+    }
     for file in set(files.values()):
         save_file({name: TENSORS[name] for name in files if files[name] == file}, directory / file)
-    (directory / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files | changed}))
+    (directory / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": files | changed})
+    )
     return files
 
 
@@ -87,12 +97,18 @@ def test_shards_that_do_not_fit_their_index_are_refused(copy: Path, tmp_path: Pa
     first = sorted(TENSORS)[0]
     for changed, why in (
         ({first: "../evil.safetensors"}, r"names '\.\./evil\.safetensors': want the name"),
-        ({first: str(tmp_path / "evil.safetensors")}, r"want the name of a \.safetensors file beside it"),
+        (
+            {first: str(tmp_path / "evil.safetensors")},
+            r"want the name of a \.safetensors file beside it",
+        ),
         ({first: "pytorch_model.bin"}, "want the name"),
         ({first: ""}, "want the name"),
         ({first: "model-00009-of-00009.safetensors"}, "has no model-00009-of-00009"),
         ({first: "model-00002-of-00003.safetensors"}, f"differ in 1 tensors, first: {first}"),
-        ({"backbone.extra": "model-00001-of-00003.safetensors"}, r"differ in 1 tensors, first: backbone\.extra"),
+        (
+            {"backbone.extra": "model-00001-of-00003.safetensors"},
+            r"differ in 1 tensors, first: backbone\.extra",
+        ),
     ):
         save_file(TENSORS, tmp_path / "evil.safetensors")
         shard(copy, **changed)
@@ -102,11 +118,20 @@ def test_shards_that_do_not_fit_their_index_are_refused(copy: Path, tmp_path: Pa
     (copy / "model-00003-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match="download the missing shards"):
         load(copy)
-    for text in ("[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": []}'):
+    for text in (
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": []}',
+    ):
         (copy / INDEX).write_text(text)
         with pytest.raises(CheckpointError, match="has no `weight_map`"):
             load(copy)
-    twice = json.dumps({"weight_map": files})[:-2] + f', "{first}": "model-00002-of-00003.safetensors"}}}}'
+    twice = (
+        json.dumps({"weight_map": files})[:-2]
+        + f', "{first}": "model-00002-of-00003.safetensors"}}}}'
+    )
     (copy / INDEX).write_text(twice)
     with pytest.raises(CheckpointError, match=f"has the name '{first}' twice"):
         load(copy)
@@ -117,12 +142,22 @@ def test_shards_that_do_not_fit_their_index_are_refused(copy: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_every_width_are_weights(dtype: torch.dtype, copy: Path) -> None:
-    save_file({name: tensor.to(dtype) for name, tensor in TENSORS.items()}, copy / "model.safetensors")
+    save_file(
+        {name: tensor.to(dtype) for name, tensor in TENSORS.items()}, copy / "model.safetensors"
+    )
     tolerance = {torch.float64: 1e-6, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
     assert (logits(copy) - logits(MDLM)).abs().max() < tolerance
 
 
-KINDS = [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn]
+KINDS = [
+    torch.int8,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.float8_e4m3fn,
+]
 
 
 @pytest.mark.parametrize("dtype", KINDS)
@@ -130,7 +165,9 @@ def test_numbers_that_are_no_weights_are_refused(dtype: torch.dtype, copy: Path)
     """They used to be taken as numbers: a quantised model gave texts of noise."""
     name = "backbone.blocks.0.mlp.0.weight"
     save_file(TENSORS | {name: TENSORS[name].to(dtype)}, copy / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp\.0\.weight holds .*, want one of float16, bfloat16"):
+    with pytest.raises(
+        CheckpointError, match=r"blocks\.0\.mlp\.0\.weight holds .*, want one of float16, bfloat16"
+    ):
         load(copy)
 
 
@@ -149,13 +186,17 @@ def test_numbers_that_are_no_weights_are_refused_in_a_checkpoint(
     else:
         state["blocks.0.mlp.0.weight"] = odd
     torch.save({"state_dict": state, "ema": {"shadow_params": shadow}}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"want one of float16|something besides named|no list .* of tensors"):
+    with pytest.raises(
+        CheckpointError, match=r"want one of float16|something besides named|no list .* of tensors"
+    ):
         load(tmp_path / "a.ckpt")
 
 
 def test_float64_beyond_float32_is_refused(copy: Path) -> None:
     name = "backbone.output_layer.linear.bias"
-    save_file(TENSORS | {name: torch.full((38,), 1e300, dtype=torch.float64)}, copy / "model.safetensors")
+    save_file(
+        TENSORS | {name: torch.full((38,), 1e300, dtype=torch.float64)}, copy / "model.safetensors"
+    )
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         load(copy)
 
@@ -175,7 +216,13 @@ def test_a_byte_order_mark_is_no_part_of_a_config(copy: Path) -> None:
     "text",
     [
         *("[]", "null", "3", '"a"', "", "{", "\x00", "[" * 100_000, "{" + '"a":{' * 50_000),
-        *('{"a": NaN}', '{"a": -Infinity}', '{"a": 1, "a": 2}', "9" * 5000, '{"length": ' + "9" * 5000 + "}"),
+        *(
+            '{"a": NaN}',
+            '{"a": -Infinity}',
+            '{"a": 1, "a": 2}',
+            "9" * 5000,
+            '{"length": ' + "9" * 5000 + "}",
+        ),
     ],
 )
 def test_configs_that_are_no_objects_of_json(text: str, copy: Path) -> None:
@@ -184,7 +231,9 @@ def test_configs_that_are_no_objects_of_json(text: str, copy: Path) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize("value", [10**9, LONGEST + 1, 0, -1, "24", 24.5, [24], {"a": 1}, True, 10**400])
+@pytest.mark.parametrize(
+    "value", [10**9, LONGEST + 1, 0, -1, "24", 24.5, [24], {"a": 1}, True, 10**400]
+)
 def test_lengths_that_no_row_has(value: Any, copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(CONFIG | {"length": value, "model_length": value}))
     with pytest.raises(CheckpointError, match="`length` is"):
@@ -221,16 +270,23 @@ def test_schedules_that_are_none(said: Any, tmp_path: Path) -> None:
 
 def test_a_long_row_costs_nothing_before_it_is_read(copy: Path) -> None:
     """The table of rotary angles grows with the rows that are read: a length in a config makes none."""
-    (copy / "config.json").write_text(json.dumps(CONFIG | {"length": LONGEST, "model_length": LONGEST}))
+    (copy / "config.json").write_text(
+        json.dumps(CONFIG | {"length": LONGEST, "model_length": LONGEST})
+    )
     network = load(copy).network
     network(torch.zeros(1, 5, dtype=torch.int64))
-    assert network.shape.length == LONGEST and network.rotary_emb(0, 5).cos.untyped_storage().nbytes() < 10_000
+    assert (
+        network.shape.length == LONGEST
+        and network.rotary_emb(0, 5).cos.untyped_storage().nbytes() < 10_000
+    )
 
 
 # --- what is no file
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", INDEX, "tokenizer.json", "vocab.json", "a.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", INDEX, "tokenizer.json", "vocab.json", "a.ckpt"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
 def test_only_regular_files_are_read(kind: str, name: str, copy: Path) -> None:
     """A pipe would be waited for without end, and /dev/zero be read until memory is full."""
@@ -262,14 +318,18 @@ def test_files_have_a_largest_size(copy: Path) -> None:
     for name, size in (("config.json", 2**22), ("tokenizer.json", 2**27)):
         with (copy / name).open("wb") as file:
             file.truncate(size + 1)  # a hole: no bytes on the disk
-        with pytest.raises(CheckpointError, match=f"{name} is too large: got {size + 1} bytes, want at most {size}"):
+        with pytest.raises(
+            CheckpointError, match=f"{name} is too large: got {size + 1} bytes, want at most {size}"
+        ):
             load(copy)
         shutil.copy(MDLM / "config.json", copy)
     with (copy / "model.safetensors").open("r+b") as file:
         file.write((2**24 + 1).to_bytes(8, "little"))
         file.truncate(2**25)
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="its header has 16777217 bytes, want at most 16777216"):
+    with pytest.raises(
+        CheckpointError, match="its header has 16777217 bytes, want at most 16777216"
+    ):
         load(copy)
 
 

@@ -22,14 +22,18 @@ def tokenizer(words: int, mask: bool = False) -> Tokenizer:
     names = [f"w{i}" for i in range(words)]
     if mask:
         names[3] = "[MASK]"
-    backend = hf.Tokenizer(hf.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0"))
+    backend = hf.Tokenizer(
+        hf.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="w0")
+    )
     if mask:
         backend.add_special_tokens(["[MASK]"])
     return Tokenizer(backend, {"mask": "[MASK]"} if mask else {})
 
 
 def network(size: int, causal: bool = False) -> DiT:
-    made = DiT(Shape(size, 6, width=8, blocks=1, heads=2, cond_dim=4, dropout=0.0, causal=causal)).eval()
+    made = DiT(
+        Shape(size, 6, width=8, blocks=1, heads=2, cond_dim=4, dropout=0.0, causal=causal)
+    ).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in made.parameters():
@@ -41,7 +45,8 @@ def write(directory: Path, net: DiT, spoken: Tokenizer | None, **said: Any) -> P
     """A directory in the layout of MDLM's and Duo's."""
     directory.mkdir()
     save_file(
-        {f"backbone.{name}": tensor for name, tensor in net.state_dict().items()}, directory / "model.safetensors"
+        {f"backbone.{name}": tensor for name, tensor in net.state_dict().items()},
+        directory / "model.safetensors",
     )
     (directory / "config.json").write_text(json.dumps(said))
     if spoken is not None:
@@ -58,7 +63,9 @@ def law(net: DiT, rows: list[int], ids: Tensor, mask_id: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("size", "mask_id"), [(24, 21), (24, 23), (24, 20), (32, 20), (32, 31)])
-def test_the_law_is_the_networks_given_that_no_padding_is_drawn(size: int, mask_id: int, tmp_path: Path) -> None:
+def test_the_law_is_the_networks_given_that_no_padding_is_drawn(
+    size: int, mask_id: int, tmp_path: Path
+) -> None:
     """20 words; MASK is the first row behind them, as in MDLM's code, the last row, or any other."""
     net = network(size)
     model = load(write(tmp_path / "m", net, tokenizer(20), mask_id=mask_id))
@@ -88,23 +95,45 @@ def test_a_tokenizer_that_is_given_cuts_as_one_that_is_there(tmp_path: Path) -> 
     tokenizer(20).save(tmp_path / "words")
     net = network(24)
     write(tmp_path / "m", net, None, mask_index=20)
-    assert main(["convert", str(tmp_path / "m"), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "words")]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                str(tmp_path / "m"),
+                str(tmp_path / "out"),
+                "--tokenizer",
+                str(tmp_path / "words"),
+            ]
+        )
+        == 0
+    )
     back = load(tmp_path / "out")
-    assert isinstance(back, Model) and back.facts().mask_id == 20 and back.network.shape.vocab_size == 21
+    assert (
+        isinstance(back, Model)
+        and back.facts().mask_id == 20
+        and back.network.shape.vocab_size == 21
+    )
     assert torch.equal(back.network.head.weight, net.head.weight[:21])
     assert torch.equal(back.network.vocab_embed.embedding, net.vocab_embed.embedding[:21])
 
 
 def test_a_mask_of_the_tokenizers_own(tmp_path: Path) -> None:
     model = load(write(tmp_path / "m", network(24), tokenizer(20, mask=True)))
-    assert isinstance(model, Model) and model.denoiser.mask_id == 3 and model.network.shape.vocab_size == 20
-    with pytest.raises(CheckpointError, match="MASK is token 5 by the config and 3 by the tokenizer"):
+    assert (
+        isinstance(model, Model)
+        and model.denoiser.mask_id == 3
+        and model.network.shape.vocab_size == 20
+    )
+    with pytest.raises(
+        CheckpointError, match="MASK is token 5 by the config and 3 by the tokenizer"
+    ):
         load(write(tmp_path / "n", network(24), tokenizer(20, mask=True), mask_id=5))
 
 
 def test_nobody_guesses_which_padded_row_is_mask(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"mask_id is not known: of 24 rows the tokenizer names 20.*set `mask_id`"
+        CheckpointError,
+        match=r"mask_id is not known: of 24 rows the tokenizer names 20.*set `mask_id`",
     ):
         load(write(tmp_path / "m", network(24), tokenizer(20)))
 
@@ -112,11 +141,17 @@ def test_nobody_guesses_which_padded_row_is_mask(tmp_path: Path) -> None:
 def test_one_row_more_is_mask_as_in_the_public_checkpoints(tmp_path: Path) -> None:
     """GPT-2 has 50,257 tokens, the models of MDLM and SDTT 50,258 rows: nothing is padding there."""
     model = load(write(tmp_path / "m", network(21), tokenizer(20)))
-    assert isinstance(model, Model) and model.denoiser.mask_id == 20 and model.network.shape.vocab_size == 21
+    assert (
+        isinstance(model, Model)
+        and model.denoiser.mask_id == 20
+        and model.network.shape.vocab_size == 21
+    )
 
 
 @pytest.mark.parametrize(("said", "size"), [({"model_type": "duo"}, 20), ({}, None)])
-def test_uniform_and_autoregressive_models(said: dict[str, Any], size: int | None, tmp_path: Path) -> None:
+def test_uniform_and_autoregressive_models(
+    said: dict[str, Any], size: int | None, tmp_path: Path
+) -> None:
     """No MASK: only the tokenizer's rows stay."""
     net = network(24, causal=size is None)
     model = load(write(tmp_path / "m", net, tokenizer(20), **said))
@@ -131,7 +166,9 @@ def test_uniform_and_autoregressive_models(said: dict[str, Any], size: int | Non
     assert unmask.sample(model, n=100, length=6, steps=3, seed=0).tokens.max() < 20
 
 
-@pytest.mark.parametrize(("size", "words"), [(22, 20), (30, 20), (1024, 258), (256, 100), (24, 25), (160, 20)])
+@pytest.mark.parametrize(
+    ("size", "words"), [(22, 20), (30, 20), (1024, 258), (256, 100), (24, 25), (160, 20)]
+)
 def test_another_tokenizer_is_no_padding(size: int, words: int, tmp_path: Path) -> None:
     """Padding ends at the next multiple of 8, 16, 32, 64 or 128: more is a tokenizer of another model."""
     with pytest.raises(ValueError, match=f"the tokenizer has {words} tokens and the model {size}"):

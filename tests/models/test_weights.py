@@ -25,7 +25,9 @@ def weights(shape: Shape) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("prefix", ["", "backbone.", "backbone.backbone.", "_orig_mod.backbone._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "backbone.", "backbone.backbone.", "_orig_mod.backbone._orig_mod."]
+)
 def test_every_size_comes_from_the_tensors(shape: Shape, prefix: str) -> None:
     tensors = weights(shape)
     prefixed = {f"{prefix}{name}": tensor.double() for name, tensor in tensors.items()}
@@ -53,11 +55,14 @@ def test_filling_draws_no_random_numbers() -> None:
 
 def test_another_architecture_and_another_prefix_are_told_apart() -> None:
     with pytest.raises(
-        CheckpointError, match=r"another architecture\?\); 2 missing: vocab_embed.*1 not known: h\.0\.attn"
+        CheckpointError,
+        match=r"another architecture\?\); 2 missing: vocab_embed.*1 not known: h\.0\.attn",
     ):
         shape_of(named({"h.0.attn": torch.ones(1)}), "here")
     with pytest.raises(CheckpointError, match=r"is 'net\.' a prefix to strip\?"):
-        shape_of(named({f"net.{name}": tensor for name, tensor in weights(SHAPES[0]).items()}), "here")
+        shape_of(
+            named({f"net.{name}": tensor for name, tensor in weights(SHAPES[0]).items()}), "here"
+        )
 
 
 def test_the_same_weights_twice_are_refused() -> None:
@@ -80,8 +85,14 @@ def test_sizes_that_make_no_network() -> None:
 
 
 def test_a_block_that_is_not_there_is_missing() -> None:
-    tensors = {name: tensor for name, tensor in weights(SHAPES[0]).items() if not name.startswith("blocks.1.")}
-    with pytest.raises(CheckpointError, match=r"10 missing: blocks\.1\.adaLN.*10 not known: blocks\.2\."):
+    tensors = {
+        name: tensor
+        for name, tensor in weights(SHAPES[0]).items()
+        if not name.startswith("blocks.1.")
+    }
+    with pytest.raises(
+        CheckpointError, match=r"10 missing: blocks\.1\.adaLN.*10 not known: blocks\.2\."
+    ):
         fill(shape_of(named(tensors), "here"), named(tensors), None, "here")
 
 

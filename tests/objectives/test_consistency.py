@@ -54,20 +54,37 @@ def pair(seed: int) -> tuple[Prediction, Prediction, Tensor, Tensor, Tensor]:
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 0.84, 0.5]))
 def test_it_is_equation_14(seed: int, tau: float) -> None:
     student, teacher, x0, mask_t, mask_s = pair(seed)
-    want = loss_eq14(student.log_p().detach(), teacher.log_p(temperature=tau).detach(), x0, mask_t, mask_s)
+    want = loss_eq14(
+        student.log_p().detach(), teacher.log_p(temperature=tau).detach(), x0, mask_t, mask_s
+    )
     got = distillation_loss(student, teacher, x0, mask_t, mask_s, temperature=tau)
     assert_close(got.detach(), want, rtol=1e-10, atol=1e-12)
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["reverse", "forward"]), st.sampled_from(["cross_entropy", "none"]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["reverse", "forward"]),
+    st.sampled_from(["cross_entropy", "none"]),
+)
 def test_each_token_has_the_term_of_its_region(seed: int, direction: str, revealed: str) -> None:
     student, teacher, x0, mask_t, mask_s = pair(seed)
     got = distillation_loss(
-        student, teacher, x0, mask_t, mask_s, temperature=0.7, direction=direction, revealed=revealed
+        student,
+        teacher,
+        x0,
+        mask_t,
+        mask_s,
+        temperature=0.7,
+        direction=direction,
+        revealed=revealed,
     )
     log_p, log_q = student.log_p(), teacher.log_p(temperature=0.7).detach()
     divergence = loss_kl(log_p, log_q) if direction == "reverse" else loss_kl(log_q, log_p)
-    surprise = loss_cross_entropy(log_p, x0) if revealed == "cross_entropy" else torch.zeros_like(divergence)
+    surprise = (
+        loss_cross_entropy(log_p, x0)
+        if revealed == "cross_entropy"
+        else torch.zeros_like(divergence)
+    )
     want = torch.where(mask_s, divergence, torch.where(mask_t, surprise, 0.0))
     assert_close(got, want)
     assert got.shape == x0.shape and float(got.detach().min()) >= -1e-12 and not got[~mask_t].any()
@@ -78,10 +95,19 @@ def test_forward_divergence_everywhere_is_divergence_and_cross_entropy(seed: int
     """The paper's row 'KL-Fwd': where the teacher sees the token its law is SUBS' point mass."""
     student, teacher, x0, mask_t, mask_s = pair(seed)
     everywhere = distillation_loss(
-        student, teacher, x0, mask_t, mask_s, temperature=0.8, direction="forward", revealed="divergence"
+        student,
+        teacher,
+        x0,
+        mask_t,
+        mask_s,
+        temperature=0.8,
+        direction="forward",
+        revealed="divergence",
     )
     subs = spread(forward_kl(student, teacher, mask_t, 0.8), mask_t)
-    hybrid = distillation_loss(student, teacher, x0, mask_t, mask_s, temperature=0.8, direction="forward")
+    hybrid = distillation_loss(
+        student, teacher, x0, mask_t, mask_s, temperature=0.8, direction="forward"
+    )
     apart = spread(forward_kl(student, teacher, mask_s, 0.8), mask_s) + spread(
         cross_entropy(student, x0, mask_t & ~mask_s), mask_t & ~mask_s
     )
@@ -105,11 +131,20 @@ def test_gradients_are_the_plain_ones_and_the_teachers_are_none() -> None:
     students, teachers = Toy(V, MASK, seed=4), Toy(V, MASK, seed=5)
     z_t, z_s = (torch.where(mask, MASK, x0) for mask in (mask_t, mask_s))
     alpha = torch.full((3,), 0.5)
-    got = distillation_loss(students(z_t, alpha), teachers(z_s, alpha), x0, mask_t, mask_s, temperature=0.7)
-    log_p, log_q = students(z_t, alpha).log_p(), teachers(z_s, alpha).log_p(temperature=0.7).detach()
-    plain = torch.where(mask_s, loss_kl(log_p, log_q), torch.where(mask_t, loss_cross_entropy(log_p, x0), 0.0))
+    got = distillation_loss(
+        students(z_t, alpha), teachers(z_s, alpha), x0, mask_t, mask_s, temperature=0.7
+    )
+    log_p, log_q = (
+        students(z_t, alpha).log_p(),
+        teachers(z_s, alpha).log_p(temperature=0.7).detach(),
+    )
+    plain = torch.where(
+        mask_s, loss_kl(log_p, log_q), torch.where(mask_t, loss_cross_entropy(log_p, x0), 0.0)
+    )
     factor = torch.randn(got.shape, generator=seeded(), dtype=torch.float64)
-    mine, theirs = (torch.autograd.grad((loss * factor).sum(), students.parameters()) for loss in (got, plain))
+    mine, theirs = (
+        torch.autograd.grad((loss * factor).sum(), students.parameters()) for loss in (got, plain)
+    )
     for one, two in zip(mine, theirs, strict=True):
         assert_close(one, two, rtol=1e-9, atol=1e-12)
     got = distillation_loss(students(z_t, alpha), teachers(z_s, alpha), x0, mask_t, mask_s)
@@ -143,13 +178,23 @@ def test_empty_regions() -> None:
 
 def test_wrong_switches_and_masks() -> None:
     student, teacher, x0, mask_t, mask_s = pair(0)
-    with pytest.raises(ValueError, match='direction of the divergence: want "reverse" or "forward", got \'backward\''):
+    with pytest.raises(
+        ValueError,
+        match='direction of the divergence: want "reverse" or "forward", got \'backward\'',
+    ):
         distillation_loss(student, teacher, x0, mask_t, mask_s, direction="backward")
-    with pytest.raises(ValueError, match='want "cross_entropy", "divergence" or "none", got \'ce\''):
+    with pytest.raises(
+        ValueError, match='want "cross_entropy", "divergence" or "none", got \'ce\''
+    ):
         distillation_loss(student, teacher, x0, mask_t, mask_s, revealed="ce")
-    with pytest.raises(ValueError, match=r"mask_s marks MASKs, bool \[B, L\] = \(3, 7\): got torch.float32 \(3, 7\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"mask_s marks MASKs, bool \[B, L\] = \(3, 7\): got torch.float32 \(3, 7\)",
+    ):
         distillation_loss(student, teacher, x0, mask_t, mask_s.float())
-    with pytest.raises(ValueError, match=r"mask_t marks MASKs, bool \[B, L\] = \(3, 7\): got torch.bool \(1, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"mask_t marks MASKs, bool \[B, L\] = \(3, 7\): got torch.bool \(1, 7\)"
+    ):
         distillation_loss(student, teacher, x0, mask_t[:1], mask_s)
     with pytest.raises(ValueError, match="temperature"):
         distillation_loss(student, teacher, x0, mask_t, mask_s, temperature=0.0)
@@ -162,7 +207,9 @@ def objective(**switches: object) -> Consistency:
     return Consistency(PROCESS, LogLinear(), Toy(V, MASK, seed=7), ROUNDS, **switches)
 
 
-def step_of(method: Consistency, step: int = 0, seed: int = 0, x0: Tensor = X0) -> tuple[Loss, Toy, tuple, tuple]:
+def step_of(
+    method: Consistency, step: int = 0, seed: int = 0, x0: Tensor = X0
+) -> tuple[Loss, Toy, tuple, tuple]:
     """(loss, student, (z_t, alpha_t), (z_s, alpha_s)) of one call."""
     student = Toy(V, MASK, seed=8)
     method.teacher.calls.clear()
@@ -173,12 +220,19 @@ def step_of(method: Consistency, step: int = 0, seed: int = 0, x0: Tensor = X0) 
 
 @pytest.mark.parametrize("step", [0, 9, 10, 25, 99])
 @pytest.mark.parametrize("schedule", [LogLinear(), Cosine()], ids=["log-linear", "cosine"])
-def test_a_step_is_equation_14_on_what_the_two_were_shown(step: int, schedule: LogLinear | Cosine) -> None:
+def test_a_step_is_equation_14_on_what_the_two_were_shown(
+    step: int, schedule: LogLinear | Cosine
+) -> None:
     method = replace(objective(), schedule=schedule)
     loss, student, (z_t, alpha_t), (z_s, alpha_s) = step_of(method, step)
     log_p = student(z_t, alpha_t).log_p().detach()
     log_q = method.teacher(z_s, alpha_s).log_p(temperature=ROUNDS.temperature(step)).detach()
-    assert_close(loss.per_token.detach(), loss_eq14(log_p, log_q, X0, z_t == MASK, z_s == MASK), rtol=1e-9, atol=1e-9)
+    assert_close(
+        loss.per_token.detach(),
+        loss_eq14(log_p, log_q, X0, z_t == MASK, z_s == MASK),
+        rtol=1e-9,
+        atol=1e-9,
+    )
     t, s = (schedule.time(alpha) for alpha in (alpha_t, alpha_s))
     assert_close(t - s, torch.full((B,), ROUNDS.delta(step)).double(), rtol=0, atol=1e-7)
     assert alpha_t.dtype == alpha_s.dtype == torch.float64
@@ -201,7 +255,9 @@ def test_independent_masks_are_not_nested_and_have_the_same_rates() -> None:
         alone = (z_s == MASK) & (z_t != MASK)
         shares[coupling] = float(alone.double().mean())
         for z, alpha in ((z_t, alpha_t), (z_s, alpha_s)):
-            assert float((z == MASK).double().mean()) == pytest.approx(float(1 - alpha.mean()), abs=0.01)
+            assert float((z == MASK).double().mean()) == pytest.approx(
+                float(1 - alpha.mean()), abs=0.01
+            )
     assert shares["locked"] == 0
     assert shares["independent"] == pytest.approx(float(((1 - alpha_s) * alpha_t).mean()), abs=0.01)
 
@@ -268,14 +324,20 @@ def test_the_teacher_is_reset_at_the_start_of_a_round_only() -> None:
         after, raw = method.teacher.state_dict(), student.state_dict()
         if step in (0, 10, 20):
             assert all(torch.equal(after[name], raw[name]) for name in raw)
-            assert not method.teacher.training and not any(p.requires_grad for p in method.teacher.parameters())
+            assert not method.teacher.training and not any(
+                p.requires_grad for p in method.teacher.parameters()
+            )
         else:
             assert all(torch.equal(after[name], before[name]) for name in before)
-    shared = {p.data_ptr() for p in student.parameters()} & {p.data_ptr() for p in method.teacher.parameters()}
+    shared = {p.data_ptr() for p in student.parameters()} & {
+        p.data_ptr() for p in method.teacher.parameters()
+    }
     assert not shared and student.head.weight.requires_grad
 
 
-def test_at_a_rounds_start_the_student_already_agrees_with_itself_where_nothing_was_revealed() -> None:
+def test_at_a_rounds_start_the_student_already_agrees_with_itself_where_nothing_was_revealed() -> (
+    None
+):
     """The first loss of a round at tau = 1 is what the revealed tokens tell: zero where z_s = z_t."""
     method = replace(objective(), rounds=Rounds(10, 1e-9, (1.0,)))
     student = Toy(V, MASK, seed=8)
@@ -290,12 +352,18 @@ def test_the_teacher_gets_no_gradient_and_is_part_of_the_run() -> None:
     loss.per_token.sum().backward()
     assert all(p.grad is None for p in method.teacher.parameters())
     assert all(bool(p.grad.any()) for p in student.parameters())
-    assert method.frozen() == {"teacher": method.teacher} and method.networks() == {} and method.turn(3) == "student"
+    assert (
+        method.frozen() == {"teacher": method.teacher}
+        and method.networks() == {}
+        and method.turn(3) == "student"
+    )
 
 
 def test_a_step_is_a_function_of_step_and_generator() -> None:
     before = torch.get_rng_state()
-    one, same, other = (step_of(objective(coupling="independent"), 5, seed)[0].per_token for seed in (1, 1, 2))
+    one, same, other = (
+        step_of(objective(coupling="independent"), 5, seed)[0].per_token for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -310,8 +378,12 @@ def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction:
     assert revealed.any() and (z_s == MASK).any()
     assert_close(scaled.per_token, torch.where(revealed, weight, 1.0) * plain.per_token)
     assert torch.equal(scaled.weight, plain.weight)
-    assert float(scaled.metrics["reconstruction"]) == pytest.approx(weight * float(plain.metrics["reconstruction"]))
-    assert float(scaled.metrics["distillation"]) == pytest.approx(float(plain.metrics["distillation"]))
+    assert float(scaled.metrics["reconstruction"]) == pytest.approx(
+        weight * float(plain.metrics["reconstruction"])
+    )
+    assert float(scaled.metrics["distillation"]) == pytest.approx(
+        float(plain.metrics["distillation"])
+    )
 
 
 @pytest.mark.parametrize("coupling", ["locked", "independent"])
@@ -328,7 +400,9 @@ def test_the_structure_is_that_of_both_views(
         return paths[-1]
 
     monkeypatch.setattr(consistency, "trajectory", watched)
-    _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(objective(structure=structure, coupling=coupling), step=20)
+    _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(
+        objective(structure=structure, coupling=coupling), step=20
+    )
     assert len(paths) == (1 if coupling == "locked" else 2)
     assert torch.equal(paths[0].at(alpha_t), z_t) and torch.equal(paths[-1].at(alpha_s), z_s)
     shares = [{*(z == MASK).double().mean(1).tolist()} for z in (z_t, z_s)]
@@ -341,7 +415,9 @@ K = 6
 UNIFORM = UniformProcess(K)
 TEXT = torch.randint(K, (B, L), generator=torch.Generator().manual_seed(1))
 PATH = GaussianArgmax(K, gamma_at(0.998, K), gamma_at(0.02, K))
-ON_SCHEDULES = pytest.mark.parametrize("schedule", [LogLinear(), PATH], ids=["log-linear", "arg max"])
+ON_SCHEDULES = pytest.mark.parametrize(
+    "schedule", [LogLinear(), PATH], ids=["log-linear", "arg max"]
+)
 
 
 def uniform(schedule: NoiseSchedule = PATH, **switches: object) -> Consistency:
@@ -373,7 +449,9 @@ def test_every_token_has_the_divergence_and_nothing_else(
 def test_a_token_that_has_left_x0_at_s_is_the_same_at_t(seed: int) -> None:
     """The locked pair of the arg max path: the competitor never changes, and x0 at t is x0 at s."""
     _, _, (z_t, _), (z_s, _) = step_of(uniform(), 20, seed, TEXT)
-    assert bool(((z_s == TEXT) | (z_t == z_s)).all()) and bool(((z_t != TEXT) | (z_s == TEXT)).all())
+    assert bool(((z_s == TEXT) | (z_t == z_s)).all()) and bool(
+        ((z_t != TEXT) | (z_s == TEXT)).all()
+    )
 
 
 def test_both_views_are_of_one_trajectory_or_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +472,9 @@ def test_both_views_are_of_one_trajectory_or_of_two(monkeypatch: pytest.MonkeyPa
 def test_independent_views_return_to_x0_and_change_their_rival() -> None:
     x0 = TEXT.repeat(20, 20)
     _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(uniform(coupling="independent"), 20, x0=x0)
-    both_lost = ((1 - alpha_t) * (1 - alpha_s) * (1 - 1 / K) ** 2)[:, None]  # both are noise, and no x0 by chance
+    both_lost = ((1 - alpha_t) * (1 - alpha_s) * (1 - 1 / K) ** 2)[
+        :, None
+    ]  # both are noise, and no x0 by chance
     changed = (z_s != x0) & (z_t != x0) & (z_s != z_t)
     want = float((both_lost * (1 - 1 / (K - 1))).mean())
     assert float(changed.double().mean()) == pytest.approx(want, abs=0.01)
@@ -402,11 +482,16 @@ def test_independent_views_return_to_x0_and_change_their_rival() -> None:
 
 def test_where_all_of_a_uniform_text_is_open_the_masked_mean_is_the_mean() -> None:
     one, two = (step_of(uniform(reduction=name), 0, x0=TEXT)[0] for name in ("tokens", "masked"))
-    assert torch.equal(one.weight.double(), two.weight.double()) and torch.equal(one.per_token, two.per_token)
+    assert torch.equal(one.weight.double(), two.weight.double()) and torch.equal(
+        one.per_token, two.per_token
+    )
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_at_no_distance() -> None:
     method = replace(uniform(), rounds=Rounds(10, 1e-12, (1.0,)))
     student = Toy(K, seed=8)
     method.prepare(0, student)
-    assert float(method(student, TEXT, step=0, generator=seeded()).per_token.detach().abs().max()) < 1e-12
+    assert (
+        float(method(student, TEXT, step=0, generator=seeded()).per_token.detach().abs().max())
+        < 1e-12
+    )

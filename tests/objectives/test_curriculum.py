@@ -34,7 +34,9 @@ def objective(**switches: object) -> Curriculum:
     return Curriculum(PROCESS, Cosine(), PATH, **(told | switches))
 
 
-def step_of(method: Curriculum | Nelbo, step: int = 0, seed: int = 0, x0: Tensor = X0) -> tuple[Loss, Toy]:
+def step_of(
+    method: Curriculum | Nelbo, step: int = 0, seed: int = 0, x0: Tensor = X0
+) -> tuple[Loss, Toy]:
     student = Toy(K, seed=8)
     return method(student, x0, step=step, generator=seeded(seed)), student
 
@@ -48,7 +50,9 @@ def heaviest(soft: Mixture) -> Tensor:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 3, K - 1]), st.sampled_from([0, 9]))
-def test_the_network_reads_a_mixture_and_is_priced_at_its_arg_max(seed: int, top_k: int, step: int) -> None:
+def test_the_network_reads_a_mixture_and_is_priced_at_its_arg_max(
+    seed: int, top_k: int, step: int
+) -> None:
     """The bound's own alpha and slope are those of the Gaussian path at t, not those of the schedule."""
     loss, student = step_of(objective(top_k=top_k), step, seed)
     [(soft, alpha)] = student.calls
@@ -57,7 +61,11 @@ def test_the_network_reads_a_mixture_and_is_priced_at_its_arg_max(seed: int, top
     want = PROCESS.nelbo(student(soft, alpha), X0, heaviest(soft), alpha, PATH.dalpha(t))
     assert_close(loss.per_token.detach(), want.detach(), rtol=1e-7, atol=1e-9)
     assert bool((loss.weight == 1).all()) and loss.weight.shape == X0.shape
-    assert alpha.dtype == torch.float64 and float(alpha.max()) <= 0.95 + 1e-9 and float(alpha.min()) >= 0.05 - 1e-9
+    assert (
+        alpha.dtype == torch.float64
+        and float(alpha.max()) <= 0.95 + 1e-9
+        and float(alpha.min()) >= 0.05 - 1e-9
+    )
 
 
 def test_times_are_stratified_from_t_min_on() -> None:
@@ -128,7 +136,9 @@ def test_from_soft_steps_on_it_is_the_plain_bound_bit_for_bit(t_min: float) -> N
         [(z, alpha)] = student.calls
         assert isinstance(z, Tensor) and torch.equal(z, hard_student.calls[0][0])
         assert torch.equal(alpha, hard_student.calls[0][1])
-        assert torch.equal(loss.per_token, plain.per_token) and torch.equal(loss.weight, plain.weight)
+        assert torch.equal(loss.per_token, plain.per_token) and torch.equal(
+            loss.weight, plain.weight
+        )
     never, student = step_of(objective(soft_steps=0, t_min=t_min), 0, seed=4)
     assert torch.equal(never.per_token, plain.per_token)
     soft, _ = step_of(objective(t_min=t_min), 9, seed=4)
@@ -163,5 +173,7 @@ def test_the_range_of_the_path_is_its_own() -> None:
     """Another path, another loss; another schedule changes nothing while the input is soft."""
     one = step_of(objective())[0].per_token
     same = step_of(replace(objective(), schedule=LogLinear()))[0].per_token
-    other = step_of(replace(objective(), path=GaussianArgmax(K, gamma_at(0.9, K), gamma_at(0.1, K))))[0].per_token
+    other = step_of(
+        replace(objective(), path=GaussianArgmax(K, gamma_at(0.9, K), gamma_at(0.1, K)))
+    )[0].per_token
     assert torch.equal(one, same) and not torch.equal(one, other)

@@ -28,14 +28,18 @@ def toy(process: Process) -> Toy:
 
 @BOTH
 @pytest.mark.parametrize("schedule", [LogLinear(), Cosine()], ids=["log-linear", "cosine"])
-def test_it_is_the_bound_at_what_the_network_was_shown(process: Process, schedule: NoiseSchedule) -> None:
+def test_it_is_the_bound_at_what_the_network_was_shown(
+    process: Process, schedule: NoiseSchedule
+) -> None:
     network = toy(process)
     loss = Nelbo(process, schedule)(network, X0, step=3, generator=seeded())
     [(z, alpha)] = network.calls
     slope = schedule.dalpha(schedule.time(alpha))
     want = process.nelbo(network(z, alpha), X0, z, alpha, slope)
     assert_close(loss.per_token, want, rtol=1e-6, atol=1e-9)
-    assert torch.equal(loss.weight, torch.ones_like(loss.per_token)), "a mean over all tokens, not over MASKs"
+    assert torch.equal(loss.weight, torch.ones_like(loss.per_token)), (
+        "a mean over all tokens, not over MASKs"
+    )
     assert dict(loss.metrics) == {} and alpha.dtype == torch.float64
 
 
@@ -44,7 +48,11 @@ def test_noise_is_what_the_process_says(process: Process) -> None:
     network = toy(process)
     Nelbo(process, LogLinear())(network, X0, step=0, generator=seeded())
     [(z, alpha)] = network.calls
-    assert z.shape == X0.shape and alpha.shape == (8,) and bool((z[z != X0] == MASK).all()) == (process is MASKED)
+    assert (
+        z.shape == X0.shape
+        and alpha.shape == (8,)
+        and bool((z[z != X0] == MASK).all()) == (process is MASKED)
+    )
 
 
 @pytest.mark.parametrize("t_min", [1e-3, 0.3])
@@ -69,7 +77,9 @@ def test_the_mean_over_batches_is_the_bound() -> None:
     x0 = X0.repeat(8, 1)
     losses = [objective(network, x0, step=i, generator=generator).per_token for i in range(300)]
     means = torch.stack([loss.detach().mean() for loss in losses])
-    exact = 0.999 * math.log(V - 1)  # a token is masked with probability 0.999 t and then weighs 1 / t
+    exact = 0.999 * math.log(
+        V - 1
+    )  # a token is masked with probability 0.999 t and then weighs 1 / t
     error = float(means.std()) / 300**0.5
     assert abs(float(means.mean()) - exact) < 4 * error and error < 0.01
 
@@ -77,7 +87,9 @@ def test_the_mean_over_batches_is_the_bound() -> None:
 def test_all_randomness_comes_from_the_generator() -> None:
     before = torch.get_rng_state()
     objective = Nelbo(UNIFORM, LogLinear())
-    one, same, other = (objective(toy(UNIFORM), X0, step=9, generator=seeded(seed)).per_token for seed in (1, 1, 2))
+    one, same, other = (
+        objective(toy(UNIFORM), X0, step=9, generator=seeded(seed)).per_token for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -86,12 +98,16 @@ def test_all_randomness_comes_from_the_generator() -> None:
 def test_gradients_reach_every_weight(process: Process) -> None:
     network = toy(process)
     Nelbo(process, LogLinear())(network, X0, step=0, generator=seeded()).per_token.sum().backward()
-    assert all(weight.grad is not None and bool(weight.grad.any()) for weight in network.parameters())
+    assert all(
+        weight.grad is not None and bool(weight.grad.any()) for weight in network.parameters()
+    )
 
 
 def test_it_trains_the_student_alone() -> None:
     objective, student = Nelbo(MASKED, LogLinear()), toy(MASKED)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     objective.prepare(0, student)
-    assert objective.networks() == {} and objective.frozen() == {} and objective.turn(5) == "student"
+    assert (
+        objective.networks() == {} and objective.frozen() == {} and objective.turn(5) == "student"
+    )
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

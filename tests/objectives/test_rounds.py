@@ -14,9 +14,15 @@ def test_the_papers_five_rounds() -> None:
     """Latent Shadows, section 4: 5 x 10k steps, delta 1/512 .. 1/32, tau .96 .. .84."""
     paper = Rounds(10_000)
     starts = [step for step in range(50_001) if paper.starts(step)]
-    assert starts == [0, 10_000, 20_000, 30_000, 40_000] and paper.total == 50_000 and paper.count == 5
+    assert (
+        starts == [0, 10_000, 20_000, 30_000, 40_000] and paper.total == 50_000 and paper.count == 5
+    )
     assert [paper.delta(step) for step in starts] == [1 / 512, 1 / 256, 1 / 128, 1 / 64, 1 / 32]
-    assert [paper.temperature(step) for step in starts] == [0.96, 0.93, 0.90, 0.87, 0.84] == list(PAPER_TEMPERATURES)
+    assert (
+        [paper.temperature(step) for step in starts]
+        == [0.96, 0.93, 0.90, 0.87, 0.84]
+        == list(PAPER_TEMPERATURES)
+    )
 
 
 @given(rounds)
@@ -29,7 +35,9 @@ def test_a_round_is_constant_and_starts_once(plan: Rounds) -> None:
         assert here[0] == min(step // plan.steps, plan.count - 1)
         assert here[1] == plan.delta0 * 2 ** here[0] and here[2] == plan.temperatures[here[0]]
         if step and not plan.starts(step):
-            assert plan.round(step - 1) == here[0], "nothing changes inside a round, nor after the last"
+            assert plan.round(step - 1) == here[0], (
+                "nothing changes inside a round, nor after the last"
+            )
 
 
 def test_order_does_not_matter() -> None:
@@ -48,7 +56,10 @@ def test_order_does_not_matter() -> None:
         ((5, 1 / 8, (0.9, float("nan"))), "one tau > 0 a round"),
         ((5, 0.0), "delta doubles from delta0"),
         ((5, -0.1), "delta doubles from delta0"),
-        ((5, 1 / 8, (0.9,) * 4), "delta0 = 0.125 reaches 1.0 in round 4; take a smaller delta0 or fewer rounds"),
+        (
+            (5, 1 / 8, (0.9,) * 4),
+            "delta0 = 0.125 reaches 1.0 in round 4; take a smaller delta0 or fewer rounds",
+        ),
     ],
 )
 def test_impossible_plans(arguments: tuple, message: str) -> None:

@@ -38,11 +38,18 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def objective(**switches: object) -> Sdtt:
-    told = {"process": PROCESS, "schedule": LogLinear(), "teacher": Toy(V, MASK, seed=7), "rounds": ROUNDS}
+    told = {
+        "process": PROCESS,
+        "schedule": LogLinear(),
+        "teacher": Toy(V, MASK, seed=7),
+        "rounds": ROUNDS,
+    }
     return Sdtt(**(told | switches))
 
 
-def step_of(method: Sdtt, step: int = 0, seed: int = 0, x0: Tensor = X0) -> tuple[Loss, Toy, list[Tensor]]:
+def step_of(
+    method: Sdtt, step: int = 0, seed: int = 0, x0: Tensor = X0
+) -> tuple[Loss, Toy, list[Tensor]]:
     """(loss, student, what the teacher was shown: z_t first, a view a step)."""
     student = Toy(V, MASK, seed=8)
     method.teacher.calls.clear()
@@ -71,7 +78,9 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
     def chosen(t: Tensor, u: Tensor) -> None:
         monkeypatch.setattr(sdtt, "stratified", lambda *_: t)
         noise = torch.full(u.shape, MASK)
-        monkeypatch.setattr(sdtt, "trajectory", lambda process, x0, generator: Trajectory(x0, noise, u))
+        monkeypatch.setattr(
+            sdtt, "trajectory", lambda process, x0, generator: Trajectory(x0, noise, u)
+        )
 
     return chosen
 
@@ -82,7 +91,9 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
 @FAITHFUL
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_each_mask_is_held_against_the_law_it_was_drawn_from(k: int, divergence: str, faithful: str) -> None:
+def test_each_mask_is_held_against_the_law_it_was_drawn_from(
+    k: int, divergence: str, faithful: str
+) -> None:
     """And a MASK that the walk leaves against the last law; nothing is asked of a token that z_t shows."""
     method = objective(teacher_steps=k, divergence=divergence, faithful=faithful)
     loss, student, views = step_of(method, step=25)
@@ -94,23 +105,35 @@ def test_each_mask_is_held_against_the_law_it_was_drawn_from(k: int, divergence:
     for b in range(B):
         for i in range(L):
             want = 0.0 if by[b, i] < 0 else loss_distance(divergence, p[b, i], laws[by[b, i]][b, i])
-            assert float(loss.per_token[b, i].detach()) == pytest.approx(want, rel=1e-5, abs=1e-7), (b, i)
+            assert float(loss.per_token[b, i].detach()) == pytest.approx(
+                want, rel=1e-5, abs=1e-7
+            ), (b, i)
 
 
 def test_one_step_is_the_divergence_from_the_teacher_at_the_same_text() -> None:
     for divergence in DIVERGENCES:
         method = objective(teacher_steps=1, divergence=divergence)
         loss, student, [z_t] = step_of(method)
-        p, q = (net(z_t, student.calls[0][1]).log_p().detach().exp() for net in (student, method.teacher))
-        want = [loss_distance(divergence, p[b, i], q[b, i]) for b, i in (z_t == MASK).nonzero().tolist()]
+        p, q = (
+            net(z_t, student.calls[0][1]).log_p().detach().exp()
+            for net in (student, method.teacher)
+        )
+        want = [
+            loss_distance(divergence, p[b, i], q[b, i]) for b, i in (z_t == MASK).nonzero().tolist()
+        ]
         assert_close(
-            loss.per_token.detach()[z_t == MASK], torch.tensor(want, dtype=torch.float64), rtol=1e-5, atol=1e-7
+            loss.per_token.detach()[z_t == MASK],
+            torch.tensor(want, dtype=torch.float64),
+            rtol=1e-5,
+            atol=1e-7,
         )
 
 
 @SCHEDULES
 @pytest.mark.parametrize("k", [2, 3, 4])
-def test_the_papers_walk_reads_one_trajectory(k: int, schedule: NoiseSchedule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_walk_reads_one_trajectory(
+    k: int, schedule: NoiseSchedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The MASKs before step j are those of the student's own trajectory at t - j delta: no second draw decides."""
     paths: list[Trajectory] = []
 
@@ -132,7 +155,12 @@ def test_the_papers_walk_reads_one_trajectory(k: int, schedule: NoiseSchedule, m
 @FAITHFUL
 @SCHEDULES
 @settings(max_examples=40)
-@given(seed=st.integers(0, 10**6), k=st.integers(1, 4), t=st.floats(0.01, 1), delta=st.sampled_from([1e-3, 0.05, 0.2]))
+@given(
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 4),
+    t=st.floats(0.01, 1),
+    delta=st.sampled_from([1e-3, 0.05, 0.2]),
+)
 def test_who_is_revealed_when(
     schedule: NoiseSchedule, faithful: str, seed: int, k: int, t: float, delta: float
 ) -> None:
@@ -142,20 +170,35 @@ def test_who_is_revealed_when(
         times = torch.tensor([t], dtype=torch.float64)
         alpha = float(schedule.alpha(times))
         u = torch.rand(1, L, generator=seeded(seed), dtype=torch.float64)
-        u = (alpha + (1 - alpha) * u).clamp(max=1 - 2**-53) if t < 0.5 else u  # else few tokens would be a MASK
+        u = (
+            (alpha + (1 - alpha) * u).clamp(max=1 - 2**-53) if t < 0.5 else u
+        )  # else few tokens would be a MASK
         context.setattr(sdtt, "stratified", lambda *_: times)
-        context.setattr(sdtt, "trajectory", lambda process, x0, _: Trajectory(x0, torch.full_like(x0, MASK), u))
+        context.setattr(
+            sdtt, "trajectory", lambda process, x0, _: Trajectory(x0, torch.full_like(x0, MASK), u)
+        )
         method = objective(
-            schedule=schedule, teacher_steps=k, faithful=faithful, rounds=Rounds(1, delta, (1.0,)), t_min=0.0
+            schedule=schedule,
+            teacher_steps=k,
+            faithful=faithful,
+            rounds=Rounds(1, delta, (1.0,)),
+            t_min=0.0,
         )
         _, _, views = step_of(method, x0=X0[:1])
-    grid = schedule.alpha(torch.tensor([max(0.0, t - j * delta) for j in range(k + 1)]).double()).tolist()
+    grid = schedule.alpha(
+        torch.tensor([max(0.0, t - j * delta) for j in range(k + 1)]).double()
+    ).tolist()
     paper = [(b - a) / (1 - a) if a < 1 else 1.0 for a, b in pairwise(grid)]
     shares = paper if faithful == "paper" else sdtt_shares_released(t, delta, k)
-    for level, z, by in zip(u[0].tolist(), views[0][0].tolist(), walked(views)[0].tolist(), strict=True):
+    for level, z, by in zip(
+        u[0].tolist(), views[0][0].tolist(), walked(views)[0].tolist(), strict=True
+    ):
         if z == MASK:
             due = sdtt_step(level, alpha, shares)
-            near = [sdtt_step(min(max(level + x, alpha), 1 - 2**-53), alpha, shares) for x in (-1e-14, 1e-14)]
+            near = [
+                sdtt_step(min(max(level + x, alpha), 1 - 2**-53), alpha, shares)
+                for x in (-1e-14, 1e-14)
+            ]
             assert by in (due, *near), "but for the last digits of u"
         else:
             assert by == -1 and level < alpha
@@ -165,7 +208,9 @@ def test_who_is_revealed_when(
 
 
 @pytest.mark.parametrize(("t", "start"), [(0.5, 0.749), (0.9, 0.990), (0.1, 0.188)])
-def test_the_released_first_step_is_that_of_another_time(t: float, start: float, draw: Draw) -> None:
+def test_the_released_first_step_is_that_of_another_time(
+    t: float, start: float, draw: Draw
+) -> None:
     """docs/ANCHORS 7.3: at delta = 1/1024 the walk of two steps starts as if at .749, .990, .188, and not at t.
 
     (Its second time decides nothing: the last step's target is one law, revealed or not.)
@@ -192,12 +237,19 @@ def test_the_slip_halves_the_first_step_near_the_text_and_leaves_it_at_noise(dra
         draw(torch.tensor([t], dtype=torch.float64), (alpha + (1 - alpha) * level)[None])
         count = []
         for faithful in ("released", "paper"):
-            method = objective(schedule=LogLinear(0.0), faithful=faithful, rounds=Rounds(1, delta, (1.0,)), t_min=0.0)
+            method = objective(
+                schedule=LogLinear(0.0),
+                faithful=faithful,
+                rounds=Rounds(1, delta, (1.0,)),
+                t_min=0.0,
+            )
             _, _, views = step_of(method, x0=torch.zeros(1, n, dtype=torch.int64))
             count.append(int((views[1] != MASK).sum()))
         ratio[t] = count[0] / count[1]
     # delta / (t + (1 - t)(t - 2 delta)) against delta / t
-    assert ratio[1.0] == 1 and ratio[0.01] == pytest.approx(1 / (2 - 0.01 - 0.99 * 2 * delta / 0.01), rel=1e-2)
+    assert ratio[1.0] == 1 and ratio[0.01] == pytest.approx(
+        1 / (2 - 0.01 - 0.99 * 2 * delta / 0.01), rel=1e-2
+    )
 
 
 # --- laws of chance
@@ -206,7 +258,10 @@ def test_the_slip_halves_the_first_step_near_the_text_and_leaves_it_at_noise(dra
 @FAITHFUL
 def test_shares_by_chance(faithful: str) -> None:
     """No level is chosen here: of the MASKs of z_t at time t, a binomial number falls in each step."""
-    method, x0 = objective(teacher_steps=3, faithful=faithful), torch.zeros(4, 60_000, dtype=torch.int64)
+    method, x0 = (
+        objective(teacher_steps=3, faithful=faithful),
+        torch.zeros(4, 60_000, dtype=torch.int64),
+    )
     _, student, views = step_of(method, step=25, x0=x0)
     delta, by = ROUNDS.delta(25), walked_fast(views)
     for b, t in enumerate(LogLinear().time(student.calls[0][1]).tolist()):
@@ -215,7 +270,10 @@ def test_shares_by_chance(faithful: str) -> None:
         left = int((views[0][b] == MASK).sum())
         for j in range(2):
             seen = int((by[b] == j).sum())
-            assert abs(seen - left * share[j]) <= 5 * math.sqrt(left * share[j] * (1 - share[j])) + 1e-9, (t, j)
+            assert (
+                abs(seen - left * share[j])
+                <= 5 * math.sqrt(left * share[j] * (1 - share[j])) + 1e-9
+            ), (t, j)
             left -= seen
 
 
@@ -261,10 +319,15 @@ def test_a_teacher_whose_tokens_are_independent_has_nothing_to_add_in_more_steps
     k: int, divergence: str, faithful: str
 ) -> None:
     """A product law is its own walk: a student that is equal to the teacher has lost nothing, in any number."""
-    method = objective(teacher=Alone(V, MASK, seed=8), teacher_steps=k, divergence=divergence, faithful=faithful)
+    method = objective(
+        teacher=Alone(V, MASK, seed=8), teacher_steps=k, divergence=divergence, faithful=faithful
+    )
     student, other = Alone(V, MASK, seed=8), Alone(V, MASK, seed=9)
     for step in (0, 25):
-        assert float(method(student, X0, step=step, generator=seeded()).per_token.detach().abs().max()) < 1e-7
+        assert (
+            float(method(student, X0, step=step, generator=seeded()).per_token.detach().abs().max())
+            < 1e-7
+        )
         masks = method(other, X0, step=step, generator=seeded())
         assert bool((masks.per_token[masks.weight > 0] > 1e-4).all()), "and another student has"
 
@@ -274,7 +337,10 @@ def test_a_teacher_whose_tokens_are_independent_has_nothing_to_add_in_more_steps
 
 def test_the_mean_is_over_the_masks() -> None:
     loss, _, views = step_of(objective(), step=10)
-    assert torch.equal(loss.weight > 0, views[0] == MASK) and {*loss.weight.unique().tolist()} == {0.0, 1.0}
+    assert torch.equal(loss.weight > 0, views[0] == MASK) and {*loss.weight.unique().tolist()} == {
+        0.0,
+        1.0,
+    }
     assert float(loss.per_token.detach()[views[0] != MASK].abs().max()) == 0
     assert float(loss.metrics["round"]) == 1 and not loss.metrics["round"].requires_grad
 
@@ -289,7 +355,9 @@ def test_the_student_learns_and_the_teacher_does_not() -> None:
     twin, alpha = copy.deepcopy(student), student.calls[0][1]
     twin.zero_grad()
     log_p, by = twin(views[0], alpha).log_p(), walked(views)
-    log_q = torch.where((by == 0)[..., None], *(method.teacher(z, alpha).log_p().detach() for z in views))
+    log_q = torch.where(
+        (by == 0)[..., None], *(method.teacher(z, alpha).log_p().detach() for z in views)
+    )
     plain = torch.where(by >= 0, (log_p.exp() * (log_p - log_q)).sum(-1), 0.0)
     (plain * factor).sum().backward()
     for one, two in zip(student.parameters(), twin.parameters(), strict=True):
@@ -317,7 +385,9 @@ def test_the_head_runs_on_masks_only(k: int, faithful: str) -> None:
         counting.load_state_dict(toy.head.state_dict())
         toy.head = counting
     method(student, X0, step=25, generator=seeded())
-    first, *_, last = views = [z for z, _ in method.teacher.calls] if k > 1 else [student.calls[0][0]] * 2
+    first, *_, last = views = (
+        [z for z, _ in method.teacher.calls] if k > 1 else [student.calls[0][0]] * 2
+    )
     masks, drawn = int((first == MASK).sum()), int((first == MASK).sum() - (last == MASK).sum())
     assert 0 < masks < B * L and (drawn > 0) == (k > 1) and len(views) >= 2
     assert student.head.rows == masks and masks <= method.teacher.head.rows <= masks + drawn
@@ -337,7 +407,11 @@ def test_a_round_starts_with_the_student_and_doubles_the_step() -> None:
         t, s = (LogLinear().time(alpha) for alpha in (run.calls[0][1], method.teacher.calls[1][1]))
         seen.append(float((t - s)[t > 0.5].mean()))
     assert seen == pytest.approx([1 / 32, 1 / 16, 1 / 8, 1 / 8])
-    assert method.frozen() == {"teacher": method.teacher} and method.networks() == {} and method.turn(1) == "student"
+    assert (
+        method.frozen() == {"teacher": method.teacher}
+        and method.networks() == {}
+        and method.turn(1) == "student"
+    )
 
 
 @FAITHFUL
@@ -354,7 +428,11 @@ def test_times_before_the_text_break_nothing(
     u = alpha + (1 - alpha) * torch.rand(B, L, generator=seeded(), dtype=torch.float64)
     draw((t - 1e-5) / (1 - 1e-5), u.clamp(max=1 - 2**-53))
     method = objective(
-        schedule=schedule, teacher_steps=k, divergence=divergence, faithful=faithful, rounds=Rounds(1, 0.13, (1.0,))
+        schedule=schedule,
+        teacher_steps=k,
+        divergence=divergence,
+        faithful=faithful,
+        rounds=Rounds(1, 0.13, (1.0,)),
     )
     loss, student, views = step_of(method)
     assert (views[0] == MASK).any() and bool(torch.isfinite(loss.per_token).all())
@@ -377,7 +455,9 @@ def test_a_batch_without_masks_weighs_nothing_and_breaks_nothing() -> None:
 
 def test_a_step_is_a_function_of_step_and_generator() -> None:
     before = torch.get_rng_state()
-    one, same, other = (step_of(objective(teacher_steps=3), 25, seed)[0].per_token for seed in (1, 1, 2))
+    one, same, other = (
+        step_of(objective(teacher_steps=3), 25, seed)[0].per_token for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -392,12 +472,16 @@ def test_times_are_stratified_from_t_min_on() -> None:
 def test_switches_are_checked_when_the_objective_is_made() -> None:
     with pytest.raises(ValueError, match=r"length of the teacher's walk: want >= 1, got 0"):
         objective(teacher_steps=0)
-    with pytest.raises(ValueError, match=r"teacher_steps x delta .* product below 1, got 1 in the last round"):
+    with pytest.raises(
+        ValueError, match=r"teacher_steps x delta .* product below 1, got 1 in the last round"
+    ):
         objective(teacher_steps=8)  # 8 x 1/8
     objective(teacher_steps=7)
     with pytest.raises(ValueError, match=r"want a product below 1, got 1\.5 in the last round"):
         objective(rounds=Rounds(1, 0.75, (1.0,)))
-    with pytest.raises(ValueError, match=r"divergence is one of 'reverse', 'forward', 'mse', 'tvd': got 'kl'"):
+    with pytest.raises(
+        ValueError, match=r"divergence is one of 'reverse', 'forward', 'mse', 'tvd': got 'kl'"
+    ):
         objective(divergence="kl")
     with pytest.raises(ValueError, match=r"want 'paper' or 'released', got 'code'"):
         objective(faithful="code")

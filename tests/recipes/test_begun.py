@@ -32,7 +32,9 @@ def plan(tmp_path: Path) -> Recipe:
 
 def some(plan: Recipe, folder: Path, steps: int, said: list[str] | None = None) -> list[float]:
     """Losses of a run that is broken off after some updates."""
-    updates: Iterator = run(plan, folder, device="cpu", say=[].append if said is None else said.append)
+    updates: Iterator = run(
+        plan, folder, device="cpu", say=[].append if said is None else said.append
+    )
     found = [update.loss for _, update in zip(range(steps), updates, strict=False)]
     updates.close()
     return found
@@ -52,7 +54,8 @@ def test_another_text_is_refused_with_both_digests(plan: Recipe, tmp_path: Path)
         want = str(start(folder)["text_digest"])
         edited.write_text(before + " and one more word", "utf-8")
         with pytest.raises(
-            RunError, match=rf"data\.corpus has another text .* got text [0-9a-f]+ in .* want {want[:12]}"
+            RunError,
+            match=rf"data\.corpus has another text .* got text [0-9a-f]+ in .* want {want[:12]}",
         ):
             some(plan, folder, 1)
         assert not finished(plan, folder)
@@ -71,12 +74,20 @@ def test_another_folder_of_the_same_name_is_refused(
     (tmp_path / "there").mkdir()
     corpus(tmp_path / "there" / "text", 12)
     monkeypatch.chdir(tmp_path / "there")
-    with pytest.raises(RunError, match=rf'data\.corpus: "{tmp_path}/text" -> "{tmp_path}/there/text"'):
+    with pytest.raises(
+        RunError, match=rf'data\.corpus: "{tmp_path}/text" -> "{tmp_path}/there/text"'
+    ):
         some(relative, tmp_path / "run", 1)
     assert len(some(recipe_of(tmp_path / "run"), tmp_path / "run", STEPS)) == STEPS - 2
     measured = held_out(Text(), str(tmp_path / "run"), load(tmp_path / "run"))
-    assert measured.data.corpus == str(tmp_path / "text") and len(measured.rows) and not measured.changed
-    (tmp_path / "text" / "000.txt").write_text("a new document, before all others, moves what is held out")
+    assert (
+        measured.data.corpus == str(tmp_path / "text")
+        and len(measured.rows)
+        and not measured.changed
+    )
+    (tmp_path / "text" / "000.txt").write_text(
+        "a new document, before all others, moves what is held out"
+    )
     again = held_out(Text(), str(tmp_path / "run"), load(tmp_path / "run"))
     assert again.words(1).endswith(f" of {tmp_path / 'text'}, changed since the training")
 
@@ -86,14 +97,20 @@ def test_a_run_whose_text_was_moved_goes_on_by_its_new_path(plan: Recipe, tmp_pa
     some(plan, tmp_path / "run", 2)
     (tmp_path / "text").rename(tmp_path / "moved")
     moved = replace(plan, data=replace(plan.data, corpus=str(tmp_path / "moved")))
-    with pytest.raises(RunError, match=r"(?s)data\.corpus: .* write their new path into .*/run/recipe\.json"):
+    with pytest.raises(
+        RunError, match=r"(?s)data\.corpus: .* write their new path into .*/run/recipe\.json"
+    ):
         some(moved, tmp_path / "run", 1)
     file = tmp_path / "run" / "recipe.json"
-    file.write_text(file.read_text("utf-8").replace(f"{tmp_path}/text", f"{tmp_path}/moved"), "utf-8")
+    file.write_text(
+        file.read_text("utf-8").replace(f"{tmp_path}/text", f"{tmp_path}/moved"), "utf-8"
+    )
     assert len(some(moved, tmp_path / "run", STEPS)) == STEPS - 2
 
 
-def test_a_resume_uses_the_tokenizer_of_the_run(plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_uses_the_tokenizer_of_the_run(
+    plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not trained a second time; one that is not the run's is refused."""
     straight = some(plan, tmp_path / "straight", STEPS + 1)
     assert some(plan, tmp_path / "run", 2) == straight[:2]
@@ -107,11 +124,15 @@ def test_a_resume_uses_the_tokenizer_of_the_run(plan: Recipe, tmp_path: Path, mo
     told = json.loads(file.read_text("utf-8"))
     told["model"]["merges"].reverse()
     file.write_text(json.dumps(told), "utf-8")
-    with pytest.raises(RunError, match=r"data\.tokenizer is another one .*got tokenizer [0-9a-f]+, want [0-9a-f]+"):
+    with pytest.raises(
+        RunError, match=r"data\.tokenizer is another one .*got tokenizer [0-9a-f]+, want [0-9a-f]+"
+    ):
         some(plan, tmp_path / "other", 1)
 
 
-def test_other_rounding_is_said(plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_rounding_is_said(
+    plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = Engine(torch.device("cpu")).machine()
     assert here["threads"] == torch.get_num_threads() and here["torch"] == torch.__version__
     plan = replace(plan, steps=9)
@@ -129,7 +150,9 @@ def test_other_rounding_is_said(plan: Recipe, tmp_path: Path, monkeypatch: pytes
         )
 
 
-def test_a_run_of_version_0_1_goes_on_and_says_what_is_not_checked(plan: Recipe, tmp_path: Path) -> None:
+def test_a_run_of_version_0_1_goes_on_and_says_what_is_not_checked(
+    plan: Recipe, tmp_path: Path
+) -> None:
     """It has a relative path, no start.json and no tokenizer; from then on all is checked."""
     straight = some(plan, tmp_path / "straight", STEPS + 1)
     some(plan, tmp_path / "run", 2)
@@ -137,7 +160,9 @@ def test_a_run_of_version_0_1_goes_on_and_says_what_is_not_checked(plan: Recipe,
     shutil.rmtree(tmp_path / "run" / "tokenizer")
     said: list[str] = []
     assert some(plan, tmp_path / "run", 1, said) == straight[2:3]
-    assert said[1].startswith("this run has no text_digest, tokenizer_digest, machine in its start.json (version 0.1")
+    assert said[1].startswith(
+        "this run has no text_digest, tokenizer_digest, machine in its start.json (version 0.1"
+    )
     assert start(tmp_path / "run").keys() == {"text_digest", "tokenizer_digest", "machine"}
     assert some(plan, tmp_path / "run", STEPS) == straight[3:]
 
@@ -176,7 +201,9 @@ def test_names_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pla
     assert begun.resolved(replace(plan, data=replace(plan.data, corpus="text"))) == plan
 
 
-def test_a_finished_run_keeps_no_states_and_takes_no_more_steps(plan: Recipe, masked: Path, tmp_path: Path) -> None:
+def test_a_finished_run_keeps_no_states_and_takes_no_more_steps(
+    plan: Recipe, masked: Path, tmp_path: Path
+) -> None:
     """The model is left as it is; the refusal names the way to train it further."""
     some(plan, tmp_path / "run", STEPS + 1)
     names = {"recipe.json", "start.json", "tokenizer", "metrics.jsonl", "model", ".lock"}
@@ -184,13 +211,20 @@ def test_a_finished_run_keeps_no_states_and_takes_no_more_steps(plan: Recipe, ma
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "model").iterdir()}
     said: list[str] = []
     assert some(plan, tmp_path / "run", 1, said) == []
-    assert said == [f"all {STEPS} steps are done; {tmp_path}/run/model holds the model and is left as it is"]
+    assert said == [
+        f"all {STEPS} steps are done; {tmp_path}/run/model holds the model and is left as it is"
+    ]
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    with pytest.raises(RunError, match=rf"steps .*: got 9, and .*/run ended after {STEPS}; .*--objective\.init .*/run"):
+    with pytest.raises(
+        RunError,
+        match=rf"steps .*: got 9, and .*/run ended after {STEPS}; .*--objective\.init .*/run",
+    ):
         some(replace(plan, steps=9), tmp_path / "run", 1)
     with pytest.raises(RunError, match=r"another recipe.*\n  steps: 4 -> 2"):
         some(replace(plan, steps=2), tmp_path / "run", 1)
-    student = replace(shrink(recipe("demo-mcd"), tmp_path / "text", masked), precision="float32", save_every=2)
+    student = replace(
+        shrink(recipe("demo-mcd"), tmp_path / "text", masked), precision="float32", save_every=2
+    )
     some(student, tmp_path / "student", 3)
     with pytest.raises(RunError, match=r"unmask distill demo-mcd --objective\.teacher .*/student"):
         some(replace(student, steps=9), tmp_path / "student", 1)
@@ -201,6 +235,7 @@ def test_a_finished_run_keeps_no_states_and_takes_no_more_steps(plan: Recipe, ma
 def test_an_unfinished_run_says_how_far_it_is(plan: Recipe, tmp_path: Path) -> None:
     some(plan, tmp_path / "a run", 3)
     with pytest.raises(
-        ValueError, match=rf"has not ended.*step 3 of {STEPS} is saved; `unmask train '.*/a run'` goes on"
+        ValueError,
+        match=rf"has not ended.*step 3 of {STEPS} is saved; `unmask train '.*/a run'` goes on",
     ):
         load(tmp_path / "a run")

@@ -8,7 +8,15 @@ import pytest
 from reference import duality_keep
 from unmask.objectives.rounds import Rounds
 from unmask.recipes.book import RECIPES, recipe
-from unmask.recipes.schema import Consistency, Curriculum, Distillation, Nelbo, NextToken, Recipe, Sdtt
+from unmask.recipes.schema import (
+    Consistency,
+    Curriculum,
+    Distillation,
+    Nelbo,
+    NextToken,
+    Recipe,
+    Sdtt,
+)
 
 ALL = [function() for function in RECIPES]
 DISTILLATIONS = [plan for plan in ALL if isinstance(plan.objective, Distillation)]
@@ -17,7 +25,11 @@ ids = lambda plan: plan.name  # noqa: E731
 
 def rounds(plan: Recipe) -> Rounds:
     told = plan.objective
-    return Rounds(told.round_steps, told.delta0, (1.0,) * told.count if isinstance(told, Sdtt) else told.temperatures)
+    return Rounds(
+        told.round_steps,
+        told.delta0,
+        (1.0,) * told.count if isinstance(told, Sdtt) else told.temperatures,
+    )
 
 
 def operator(gamma: float, size: int) -> float:
@@ -26,7 +38,9 @@ def operator(gamma: float, size: int) -> float:
 
 
 def test_names_are_the_names_of_the_functions_and_find_their_recipes() -> None:
-    assert [plan.name for plan in ALL] == [function.__name__.replace("_", "-") for function in RECIPES]
+    assert [plan.name for plan in ALL] == [
+        function.__name__.replace("_", "-") for function in RECIPES
+    ]
     assert len({plan.name for plan in ALL}) == len(ALL)
     for plan in ALL:
         assert recipe(plan.name) == plan
@@ -36,7 +50,9 @@ def test_names_are_the_names_of_the_functions_and_find_their_recipes() -> None:
 
 
 def test_a_wrong_name() -> None:
-    with pytest.raises(ValueError, match=r"no recipe is called 'owt-smal-mcd': did you mean 'owt-small-mcd'\?"):
+    with pytest.raises(
+        ValueError, match=r"no recipe is called 'owt-smal-mcd': did you mean 'owt-small-mcd'\?"
+    ):
         recipe("owt-smal-mcd")
     with pytest.raises(ValueError, match=r"'xyz': there are owt-small-teacher, .*demo-mcd"):
         recipe("xyz")
@@ -74,10 +90,19 @@ def test_the_papers_distillation() -> None:
     assert told.temperatures == (0.96, 0.93, 0.90, 0.87, 0.84) and told.round_steps == 10_000
     assert [rounds(plan).delta(step) for step in (0, 49_999)] == [1 / 512, 1 / 32]
     optim = plan.optim
-    assert (optim.lr, optim.warmup_steps, optim.weight_decay, optim.ema_decay) == (6e-5, 500, 0.0, 0.999)
+    assert (optim.lr, optim.warmup_steps, optim.weight_decay, optim.ema_decay) == (
+        6e-5,
+        500,
+        0.0,
+        0.999,
+    )
     assert optim.decay_steps is None and plan.batch_size == 128 and plan.steps == 50_000
     large = recipe("owt-large-mcd")
-    assert len(large.objective.temperatures) == 1 and large.steps == 10_000 and large.network.width == 1536
+    assert (
+        len(large.objective.temperatures) == 1
+        and large.steps == 10_000
+        and large.network.width == 1536
+    )
 
 
 def test_mdlms_training() -> None:
@@ -87,12 +112,21 @@ def test_mdlms_training() -> None:
     assert (network.width, network.blocks, network.heads, network.cond_dim) == (768, 12, 12, 128)
     assert (network.length, network.dropout, network.sees_alpha) == (1024, 0.1, False)
     assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (3e-4, (0.9, 0.999), 1e-8, 0.0)
-    assert (optim.warmup_steps, optim.decay_steps, optim.clip_norm, optim.ema_decay) == (2500, None, 1.0, 0.9999)
+    assert (optim.warmup_steps, optim.decay_steps, optim.clip_norm, optim.ema_decay) == (
+        2500,
+        None,
+        1.0,
+        0.9999,
+    )
     assert plan.batch_size == 512 and plan.steps == 1_000_000 and plan.precision == "bfloat16"
     assert (plan.data.corpus, plan.data.tokenizer, plan.data.wrap) == ("openwebtext", "gpt2", True)
     assert plan.objective == Nelbo(t_min=1e-3)
     small = recipe("lm1b-teacher")
-    assert small.network.length == 128 and small.data.tokenizer == "bert-base-uncased" and small.optim == optim
+    assert (
+        small.network.length == 128
+        and small.data.tokenizer == "bert-base-uncased"
+        and small.optim == optim
+    )
 
 
 def test_the_demos_teacher_and_judge_share_no_document() -> None:
@@ -111,7 +145,12 @@ def test_sdtts_training() -> None:
     assert (told.divergence, told.faithful) == ("reverse", "paper")
     deltas = [told.rounds().delta(10_000 * r) for r in range(7)]
     assert deltas == [2.0**r / 1024 for r in range(7)] and {*told.rounds().temperatures} == {1.0}
-    assert (optim.lr, optim.warmup_steps, optim.ema_decay, optim.weight_decay) == (6e-5, 500, 0.9999, 0.0)
+    assert (optim.lr, optim.warmup_steps, optim.ema_decay, optim.weight_decay) == (
+        6e-5,
+        500,
+        0.9999,
+        0.0,
+    )
     assert plan.batch_size == 128 and plan.steps == 70_000 and not plan.network.sees_alpha
 
 
@@ -120,17 +159,36 @@ def test_duos_training_and_distillation() -> None:
     teacher, student, short = (recipe(name) for name in ("owt-duo", "owt-duo-dcd", "lm1b-duo"))
     for plan, gamma in ((teacher, (-3.55, -1.85)), (short, (-3.5, -1.75))):
         told = plan.objective
-        assert (told.soft_steps, plan.steps, told.temperature, told.t_min) == (500_000, 1_000_000, 1e-3, 1e-3)
+        assert (told.soft_steps, plan.steps, told.temperature, told.t_min) == (
+            500_000,
+            1_000_000,
+            1e-3,
+            1e-3,
+        )
         assert told.gamma == gamma and plan.network.sees_alpha and plan.batch_size == 512
         assert (plan.schedule.name, plan.schedule.eps) == ("log-linear", 1e-3)
     told = student.objective
     assert isinstance(told, Consistency) and (told.process, told.gamma) == ("uniform", (-4.0, -1.0))
     assert (told.direction, told.reduction, told.coupling) == ("reverse", "tokens", "locked")
-    assert {*told.temperatures} == {1.0} and len(told.temperatures) == 5 and student.network.sees_alpha
-    assert [told.rounds().delta(step) for step in (0, 49_999)] == [1 / 512, 1 / 32] and student.steps == 50_000
-    assert (student.optim.lr, student.optim.warmup_steps, student.optim.ema_decay) == (6e-5, 500, 0.999)
+    assert (
+        {*told.temperatures} == {1.0} and len(told.temperatures) == 5 and student.network.sees_alpha
+    )
+    assert [told.rounds().delta(step) for step in (0, 49_999)] == [
+        1 / 512,
+        1 / 32,
+    ] and student.steps == 50_000
+    assert (student.optim.lr, student.optim.warmup_steps, student.optim.ema_decay) == (
+        6e-5,
+        500,
+        0.999,
+    )
     assert student.batch_size == 128
-    for plan in (recipe("owt-small-mcd"), recipe("owt-small-sdtt"), recipe("demo-mcd"), recipe("demo-sdtt")):
+    for plan in (
+        recipe("owt-small-mcd"),
+        recipe("owt-small-sdtt"),
+        recipe("demo-mcd"),
+        recipe("demo-sdtt"),
+    ):
         assert not plan.network.sees_alpha, "masked models do not look at alpha"
 
 
@@ -139,7 +197,9 @@ def test_the_demos_gaussian_reaches_as_far_as_duos() -> None:
     for name, like in (("demo-duo", "owt-duo"), ("demo-dcd", "owt-duo-dcd")):
         ours = [operator(gamma, 1024) for gamma in recipe(name).objective.gamma]
         theirs = [operator(gamma, 50257) for gamma in recipe(like).objective.gamma]
-        assert ours[0] == pytest.approx(theirs[0], abs=5e-4) and ours[1] == pytest.approx(theirs[1], rel=0.02)
+        assert ours[0] == pytest.approx(theirs[0], abs=5e-4) and ours[1] == pytest.approx(
+            theirs[1], rel=0.02
+        )
 
 
 def test_the_demos_rivals_are_trained_alike() -> None:

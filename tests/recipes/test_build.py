@@ -42,18 +42,25 @@ def teacher(small: Recipe) -> Model:
     """A masked model with a tokenizer, whose head is not zero as it is at the start."""
     parts = build(small, tokenizer_of(small.data, documents(small.data).train))
     with torch.no_grad():
-        nn.init.normal_(parts.student.network.head.weight, generator=torch.Generator().manual_seed(0))
+        nn.init.normal_(
+            parts.student.network.head.weight, generator=torch.Generator().manual_seed(0)
+        )
     return parts.model(parts.student)
 
 
 def wordlevel(*words: str) -> Tokenizer:
     """A tokenizer without MASK, as GPT-2's is; <|endoftext|> comes last."""
     known = {word: i for i, word in enumerate([*words, "<|endoftext|>"])}
-    return Tokenizer(hf.Tokenizer(hf.models.WordLevel(known, unk_token=words[0])), {"eos": "<|endoftext|>"})
+    return Tokenizer(
+        hf.Tokenizer(hf.models.WordLevel(known, unk_token=words[0])), {"eos": "<|endoftext|>"}
+    )
 
 
 def same_weights(one: nn.Module, two: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
 
 
 # --- text
@@ -80,7 +87,12 @@ def test_a_masked_teacher(small: Recipe) -> None:
     shape = parts.student.network.shape
     sizes = plan.network
     assert (shape.vocab_size, shape.length, shape.width) == (VOCABULARY, sizes.length, sizes.width)
-    assert (shape.blocks, shape.heads, shape.cond_dim, shape.dropout) == (1, 2, 4, sizes.dropout) and not shape.causal
+    assert (shape.blocks, shape.heads, shape.cond_dim, shape.dropout) == (
+        1,
+        2,
+        4,
+        sizes.dropout,
+    ) and not shape.causal
     assert parts.student.sees_alpha is sizes.sees_alpha is False
     told = build(replace(plan, network=replace(sizes, sees_alpha=True)), tokenizer).student
     assert told.sees_alpha
@@ -92,7 +104,9 @@ def test_the_precision_is_the_recipes_or_the_faster_one(
     faster: str, small: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which one is faster belongs to the machine: here it is given. A model that is read computes in float32."""
-    monkeypatch.setattr(unmask.recipes.build, "faster_in_bfloat16", lambda device: faster == "bfloat16")
+    monkeypatch.setattr(
+        unmask.recipes.build, "faster_in_bfloat16", lambda device: faster == "bfloat16"
+    )
     for asked, expected in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fastest", faster)):
         parts = build(replace(small, precision=asked), None, vocab_size=9)
         assert parts.student.network.precision == parts.recipe.precision == expected
@@ -108,7 +122,9 @@ def test_mask_is_a_token_of_its_own(small: Recipe) -> None:
     assert parts.objective.process == MaskedProcess(4, 3)
     without = build(small, None, vocab_size=9)
     assert (without.student.vocab_size, without.student.mask_id, without.tokenizer) == (9, 8, None)
-    with pytest.raises(ValueError, match="without a tokenizer the size of the vocabulary is unknown"):
+    with pytest.raises(
+        ValueError, match="without a tokenizer the size of the vocabulary is unknown"
+    ):
         build(small, None)
 
 
@@ -133,13 +149,17 @@ def test_a_model_of_a_student_is_a_copy_at_rest(small: Recipe) -> None:
     model = parts.model(parts.student.train())
     assert same_weights(model.network, parts.student.network) and not model.network.training
     assert model.denoiser.network is model.network and model.process == MaskedProcess(9, 8)
-    assert model.schedule == LogLinear() and not any(p.requires_grad for p in model.network.parameters())
+    assert model.schedule == LogLinear() and not any(
+        p.requires_grad for p in model.network.parameters()
+    )
     assert model.network.compute_dtype == torch.float32, "as `load` would give it"
     assert parts.student.training and all(p.requires_grad for p in parts.student.parameters())
     with torch.no_grad():
         parts.student.network.head.bias.add_(1)
     assert not same_weights(model.network, parts.student.network)
-    with pytest.raises(TypeError, match="a student is a denoiser or a next-token predictor, not Linear"):
+    with pytest.raises(
+        TypeError, match="a student is a denoiser or a next-token predictor, not Linear"
+    ):
         parts.model(nn.Linear(1, 1))
 
 
@@ -155,7 +175,9 @@ def distilled(small: Recipe, teacher: Model, told: schema.Distillation) -> Parts
 
 
 def test_every_switch_reaches_the_objective(small: Recipe, teacher: Model) -> None:
-    told = settings(direction="forward", revealed="none", coupling="independent", reduction="masked")
+    told = settings(
+        direction="forward", revealed="none", coupling="independent", reduction="masked"
+    )
     objective = distilled(small, teacher, told).objective
     assert isinstance(objective, Consistency)
     assert objective.rounds == Rounds(7, 1 / 8, (0.9, 0.7))
@@ -164,20 +186,28 @@ def test_every_switch_reaches_the_objective(small: Recipe, teacher: Model) -> No
     assert objective.process == teacher.process and objective.schedule == teacher.schedule
 
 
-def test_student_and_old_student_start_as_copies_of_the_teacher(small: Recipe, teacher: Model) -> None:
+def test_student_and_old_student_start_as_copies_of_the_teacher(
+    small: Recipe, teacher: Model
+) -> None:
     """Algorithm 1: theta- <- theta <- theta_init. The model that was given stays as it is."""
     before = {name: value.clone() for name, value in teacher.network.state_dict().items()}
     parts = distilled(small, teacher, settings())
     student, old = parts.student, parts.objective.teacher
     assert same_weights(student.network, teacher.network) and same_weights(old, student)
-    places = [{p.data_ptr() for p in network.parameters()} for network in (student, old, teacher.network)]
+    places = [
+        {p.data_ptr() for p in network.parameters()} for network in (student, old, teacher.network)
+    ]
     assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
-    assert all(p.requires_grad for p in student.parameters()) and not any(p.requires_grad for p in old.parameters())
+    assert all(p.requires_grad for p in student.parameters()) and not any(
+        p.requires_grad for p in old.parameters()
+    )
     assert not old.training and not old.network.training
     assert parts.tokenizer is teacher.tokenizer and parts.schedule == teacher.schedule
     with torch.no_grad():
         student.network.head.bias.add_(1)
-    assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items()
+    )
 
 
 def test_a_teacher_by_its_directory(small: Recipe, teacher: Model, tmp_path: Path) -> None:
@@ -185,7 +215,9 @@ def test_a_teacher_by_its_directory(small: Recipe, teacher: Model, tmp_path: Pat
     plan = replace(small, objective=settings(teacher=str(tmp_path / "model")))
     retrained = tokenizer_of(small.data, documents(small.data).train)
     parts = build(plan, retrained)
-    assert same_weights(parts.student.network, teacher.network), "the same text gives the same tokenizer"
+    assert same_weights(parts.student.network, teacher.network), (
+        "the same text gives the same tokenizer"
+    )
     with pytest.raises(ValueError, match=r"give objective.teacher, a directory or hub id"):
         build(replace(small, objective=settings()), None)
 
@@ -194,7 +226,9 @@ def test_rows_of_another_tokenizer_are_refused(small: Recipe, teacher: Model) ->
     """Same size, other words: nothing else would notice, and the student would learn nonsense."""
     other = train_bpe(["zebras graze lazily, zebras doze"] * 3, VOCABULARY)
     assert other.vocab_size == teacher.tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"by another tokenizer than that of the model to start from: point data"):
+    with pytest.raises(
+        ValueError, match=r"by another tokenizer than that of the model to start from: point data"
+    ):
         distillation(small, settings(), teacher, other)
 
 
@@ -202,24 +236,36 @@ def test_a_teacher_without_a_tokenizer_takes_that_of_the_rows(small: Recipe) -> 
     public = load(GOLDEN / "hub_mdlm")
     fitting = wordlevel(*(f"w{i}" for i in range(36)))
     parts = distillation(small, settings(), public, fitting)
-    assert parts.tokenizer is fitting and parts.student.mask_id == 37, "37 tokens, and MASK behind them"
+    assert parts.tokenizer is fitting and parts.student.mask_id == 37, (
+        "37 tokens, and MASK behind them"
+    )
     with pytest.raises(ValueError, match="the tokenizer has 36 tokens and the model 38"):
         distillation(small, settings(), public, wordlevel(*(f"w{i}" for i in range(35))))
 
 
 @pytest.mark.parametrize("name", ["long-teacher", "long-judge"])
-def test_training_goes_on_from_a_model_on_longer_rows(name: str, text: Path, request: pytest.FixtureRequest) -> None:
+def test_training_goes_on_from_a_model_on_longer_rows(
+    name: str, text: Path, request: pytest.FixtureRequest
+) -> None:
     start = request.getfixturevalue("causal" if name == "long-judge" else "masked")
     plan = shrink(recipe(name), text, start)
-    plan = replace(plan, network=replace(plan.network, length=2 * LENGTH, width=64, dropout=0.2), precision="float32")
+    plan = replace(
+        plan,
+        network=replace(plan.network, length=2 * LENGTH, width=64, dropout=0.2),
+        precision="float32",
+    )
     rows = texts(replace(plan, data=replace(plan.data, tokenizer="bpe:300")))
     assert rows.train.shape[1] == 2 * LENGTH, "the recipe's length, in the model's tokens"
-    assert rows.tokenizer.digest == load(start).tokenizer.digest, "no tokenizer is trained where a model is given"
+    assert rows.tokenizer.digest == load(start).tokenizer.digest, (
+        "no tokenizer is trained where a model is given"
+    )
     parts, before = build(plan, rows.tokenizer), load(start)
     assert same_weights(parts.student.network, before.network)
     shape = before.network.shape
     assert parts.student.network.shape == replace(shape, length=2 * LENGTH, dropout=0.2)
-    causal = ["network.cond_dim = 4 does not act: next-token training has no noise"] * (name == "long-judge")
+    causal = ["network.cond_dim = 4 does not act: next-token training has no noise"] * (
+        name == "long-judge"
+    )
     assert not_used(plan, parts) == [*causal, f"network.width = {shape.width} of {start}, not 64"]
     assert parts.model(parts.student).network.shape.length == 2 * LENGTH
 
@@ -242,7 +288,8 @@ def test_a_run_directory_stands_for_its_model(masked: Path) -> None:
 @pytest.mark.parametrize(("folder", "kind"), [("hub_ar", "autoregressive"), ("hub_duo", "uniform")])
 def test_other_kinds_of_teachers_are_refused(folder: str, kind: str, small: Recipe) -> None:
     with pytest.raises(
-        ValueError, match=f"starts from a model of masked diffusion, and this one is {kind}: give another"
+        ValueError,
+        match=f"starts from a model of masked diffusion, and this one is {kind}: give another",
     ):
         distillation(small, settings(), load(GOLDEN / folder))
 
@@ -253,16 +300,26 @@ def test_other_kinds_of_teachers_are_refused(folder: str, kind: str, small: Reci
 @pytest.fixture(scope="module")
 def uniform_teacher(small: Recipe, teacher: Model) -> Model:
     """A uniform-state model in the same tokens."""
-    plan = replace(small, objective=schema.Nelbo(process="uniform"), network=replace(small.network, sees_alpha=True))
+    plan = replace(
+        small,
+        objective=schema.Nelbo(process="uniform"),
+        network=replace(small.network, sees_alpha=True),
+    )
     parts = build(plan, teacher.tokenizer)
     with torch.no_grad():
-        nn.init.normal_(parts.student.network.head.weight, generator=torch.Generator().manual_seed(0))
+        nn.init.normal_(
+            parts.student.network.head.weight, generator=torch.Generator().manual_seed(0)
+        )
     return parts.model(parts.student)
 
 
 def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
     """V is the tokenizer's: nothing stands for noise. A MASK that the tokenizer has is a word as any other."""
-    plan = replace(small, objective=schema.Nelbo(process="uniform", t_min=0.02), schedule=schema.Schedule("cosine"))
+    plan = replace(
+        small,
+        objective=schema.Nelbo(process="uniform", t_min=0.02),
+        schedule=schema.Schedule("cosine"),
+    )
     words = wordlevel("a", "b")
     assert words.mask_id is None
     parts = build(plan, words)
@@ -270,20 +327,31 @@ def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
     assert (parts.student.vocab_size, parts.student.mask_id) == (3, None)
     assert parts.model(parts.student).process == UniformProcess(3)
     own = texts(plan).tokenizer
-    assert own.mask_id is not None and build(plan, own).student.vocab_size == own.vocab_size == VOCABULARY
+    assert (
+        own.mask_id is not None
+        and build(plan, own).student.vocab_size == own.vocab_size == VOCABULARY
+    )
     assert build(plan, None, vocab_size=9).student.vocab_size == 9
-    with pytest.raises(ValueError, match="without a tokenizer the size of the vocabulary is unknown"):
+    with pytest.raises(
+        ValueError, match="without a tokenizer the size of the vocabulary is unknown"
+    ):
         build(plan, None)
 
 
 def test_a_curriculum(small: Recipe) -> None:
-    told = schema.Curriculum(soft_steps=5, gamma=(-3.0, -1.0), temperature=0.02, top_k=4, t_min=0.01)
+    told = schema.Curriculum(
+        soft_steps=5, gamma=(-3.0, -1.0), temperature=0.02, top_k=4, t_min=0.01
+    )
     plan = replace(small, objective=told, network=replace(small.network, sees_alpha=True))
     parts = build(plan, None, vocab_size=50)
     path = GaussianArgmax(50, -3.0, -1.0)
     assert parts.objective == Curriculum(UniformProcess(50), LogLinear(), path, 5, 0.02, 4, 0.01)
-    assert parts.student.mask_id is None and parts.student.sees_alpha and parts.schedule == LogLinear()
-    assert parts.model(parts.student).schedule == LogLinear(), "the path is of the training, not of the model"
+    assert (
+        parts.student.mask_id is None and parts.student.sees_alpha and parts.schedule == LogLinear()
+    )
+    assert parts.model(parts.student).schedule == LogLinear(), (
+        "the path is of the training, not of the model"
+    )
     wrong = {
         "want -4.47 <= gamma_min < gamma_max <= 21.47, got -9.0 and -1.0": {"gamma": (-9.0, -1.0)},
         "want 1 <= top_k < vocab_size = 50, got 50": {"top_k": 50},
@@ -300,21 +368,34 @@ def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Mode
     parts = distilled(small, teacher, told)
     objective = parts.objective
     assert isinstance(objective, Sdtt)
-    assert objective.process == teacher.process and objective.schedule == teacher.schedule == parts.schedule
+    assert (
+        objective.process == teacher.process
+        and objective.schedule == teacher.schedule == parts.schedule
+    )
     assert objective.rounds == Rounds(7, 1 / 64, (1.0, 1.0, 1.0))
-    assert (objective.teacher_steps, objective.divergence, objective.faithful) == (4, "forward", "released")
+    assert (objective.teacher_steps, objective.divergence, objective.faithful) == (
+        4,
+        "forward",
+        "released",
+    )
     assert same_weights(objective.teacher, parts.student) and objective.teacher is not parts.student
-    assert not objective.teacher.training and not any(p.requires_grad for p in objective.teacher.parameters())
+    assert not objective.teacher.training and not any(
+        p.requires_grad for p in objective.teacher.parameters()
+    )
 
 
 def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teacher: Model) -> None:
-    told = settings(process="uniform", gamma=(-3.9, 1.0), structure="block:4:0.5", coupling="independent")
+    told = settings(
+        process="uniform", gamma=(-3.9, 1.0), structure="block:4:0.5", coupling="independent"
+    )
     objective = distilled(small, uniform_teacher, told).objective
     assert isinstance(objective, Consistency) and objective.process == UniformProcess(VOCABULARY)
     assert objective.schedule == GaussianArgmax(VOCABULARY, -3.9, 1.0)
     assert (objective.structure, objective.coupling) == (Block(4, 0.5), "independent")
     parts = distilled(small, uniform_teacher, replace(told, gamma=None, structure=""))
-    assert parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None
+    assert (
+        parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None
+    )
     assert parts.schedule == uniform_teacher.schedule, "that of sampling stays the teacher's"
     assert parts.student.sees_alpha and parts.student.mask_id is None
     with pytest.raises(ValueError, match=r"got -9\.0 and 1\.0"):
@@ -329,7 +410,9 @@ def test_noise_of_another_kind_is_refused_and_both_are_named(
         (uniform_teacher, schema.Sdtt(), "masked", "uniform"),
         (teacher, settings(process="uniform"), "uniform", "masked"),
     ):
-        with pytest.raises(ValueError, match=f"a model of {want} diffusion, and this one is {got}: give another"):
+        with pytest.raises(
+            ValueError, match=f"a model of {want} diffusion, and this one is {got}: give another"
+        ):
             distilled(small, model, told)
     for objective, want, got in (
         (schema.Nelbo(init=str(uniform)), "masked", "uniform"),
@@ -340,18 +423,24 @@ def test_noise_of_another_kind_is_refused_and_both_are_named(
         with pytest.raises(ValueError, match=message):
             build(replace(small, objective=objective), None)
     init = schema.Curriculum(init=str(uniform), soft_steps=0)
-    assert same_weights(build(replace(small, objective=init), None).student.network, load(uniform).network)
+    assert same_weights(
+        build(replace(small, objective=init), None).student.network, load(uniform).network
+    )
 
 
 @pytest.mark.parametrize("process", ["masked", "uniform"])
-def test_a_deeper_network_begins_as_the_one_it_grows_from(small: Recipe, tmp_path: Path, process: str) -> None:
+def test_a_deeper_network_begins_as_the_one_it_grows_from(
+    small: Recipe, tmp_path: Path, process: str
+) -> None:
     """New blocks are the identity at first, and learn from the first update on."""
     parts = build(replace(small, objective=schema.Nelbo(process=process)), None, vocab_size=9)
     for tensor in parts.student.network.parameters():
         nn.init.normal_(tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel()))
     parts.model(parts.student).save(tmp_path)
     sizes = replace(small.network, blocks=3 * small.network.blocks)
-    told = replace(small, objective=schema.Nelbo(process=process, init=str(tmp_path), deeper=3), network=sizes)
+    told = replace(
+        small, objective=schema.Nelbo(process=process, init=str(tmp_path), deeper=3), network=sizes
+    )
     parts = build(replace(told, precision="float32"), None)
     grown = parts.student.eval()
     old = load(tmp_path).network
@@ -372,7 +461,10 @@ def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> Non
     with pytest.raises(ValueError, match=r"product below 1, got 1 in the last round"):
         distilled(small, teacher, schema.Sdtt(delta0=1 / 8, count=3))
     distilled(small, teacher, schema.Sdtt(delta0=1 / 8, count=2))
-    with pytest.raises(ValueError, match=r"temperatures is out of range: got 3 rounds, want 1 .. 2, .* delta0 = 0.25"):
+    with pytest.raises(
+        ValueError,
+        match=r"temperatures is out of range: got 3 rounds, want 1 .. 2, .* delta0 = 0.25",
+    ):
         distilled(small, teacher, replace(settings(), delta0=1 / 4, temperatures=(1.0,) * 3))
 
 

@@ -13,7 +13,16 @@ from toy_recipes import shrink
 from unmask.cli.main import main
 from unmask.recipes.ablation import BASE, Scale, cells, grid, scale, seeded
 from unmask.recipes.book import recipe
-from unmask.recipes.comparison import FAILURE, HEAD, Comparison, compare, failure, folder, means, reports_of
+from unmask.recipes.comparison import (
+    FAILURE,
+    HEAD,
+    Comparison,
+    compare,
+    failure,
+    folder,
+    means,
+    reports_of,
+)
 from unmask.recipes.experiment import Progress, read_rows
 from unmask.recipes.methods import HEAD as METHODS_HEAD
 from unmask.recipes.methods import MASKED, UNIFORM, Methods, shortened
@@ -46,11 +55,15 @@ def test_the_ablation_changes_one_factor_at_a_time() -> None:
     assert found[BASE] == plan and len(found) <= 9
     for name, cell in found.items():
         assert replace(cell, objective=plan.objective) == plan, name
-        changed = [key for key, value in vars(cell.objective).items() if value != vars(plan.objective)[key]]
+        changed = [
+            key for key, value in vars(cell.objective).items() if value != vars(plan.objective)[key]
+        ]
         assert len(changed) == (name != BASE), (name, changed)
     factors = {"direction", "revealed", "revealed_weight", "coupling", "temperatures", "reduction"}
     first = vars(plan.objective)
-    assert {key for cell in found.values() for key in first if vars(cell.objective)[key] != first[key]} == factors
+    assert {
+        key for cell in found.values() for key in first if vars(cell.objective)[key] != first[key]
+    } == factors
     steeper = found["steeper tau"].objective.temperatures
     assert all(a < b < 1 for a, b in zip(steeper, plan.objective.temperatures, strict=True))
 
@@ -59,14 +72,24 @@ def test_the_grid_is_every_combination_and_structures() -> None:
     plan = scale("tiny").base
     found = [cell.objective for cell in grid(plan).values()]
     combined = [cell for cell in found if not cell.structure]
-    assert len({(c.direction, c.revealed, c.coupling, c.temperatures) for c in combined}) == len(combined) == 36
-    assert [cell.structure for cell in found if cell.structure] == ["block:8:0.9", "block:8:1", "span:8"]
+    assert (
+        len({(c.direction, c.revealed, c.coupling, c.temperatures) for c in combined})
+        == len(combined)
+        == 36
+    )
+    assert [cell.structure for cell in found if cell.structure] == [
+        "block:8:0.9",
+        "block:8:1",
+        "span:8",
+    ]
 
 
 def test_each_cell_has_each_seed() -> None:
     plan = recipe("demo-mcd")
     runs = seeded({"a": plan, "b, c": plan})
-    assert list(runs) == ["a, seed 1", "b, c, seed 1", "a, seed 2", "b, c, seed 2"], "all cells have a seed first"
+    assert list(runs) == ["a, seed 1", "b, c, seed 1", "a, seed 2", "b, c, seed 2"], (
+        "all cells have a seed first"
+    )
     assert [run.seed for run in runs.values()] == [1, 1, 2, 2]
     assert len({folder(name) for name in runs}) == 4
 
@@ -75,12 +98,16 @@ def test_scales() -> None:
     assert isinstance(scale("small"), Scale) and scale("small").base == recipe("long-mcd")
     with pytest.raises(ValueError, match="scale is 'tiny' or 'small': got 'paper'"):
         scale("paper")
-    with pytest.raises(ValueError, match="varies a recipe of consistency distillation, 'demo-sdtt' is sdtt"):
+    with pytest.raises(
+        ValueError, match="varies a recipe of consistency distillation, 'demo-sdtt' is sdtt"
+    ):
         cells(recipe("demo-sdtt"))
 
 
 @pytest.fixture(scope="module")
-def home(base: Recipe, masked: Path, causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(
+    base: Recipe, masked: Path, causal: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     place = tmp_path_factory.mktemp("cells")
     plans = {name: cells(base)[name] for name in (BASE, "KL on revealed")}
     last = list(compare(Comparison("T", str(masked), str(causal), plans, STUDY), place))[-1]
@@ -93,14 +120,22 @@ def test_reverse_kl_on_revealed_tokens_is_a_number_like_any_other(home: Path) ->
     terms = {}
     for name in (BASE, "KL on revealed"):
         file = home / folder(name) / "student" / "metrics.jsonl"
-        terms[name] = [json.loads(line)["reconstruction"] for line in file.read_text("utf-8").splitlines()]
+        terms[name] = [
+            json.loads(line)["reconstruction"] for line in file.read_text("utf-8").splitlines()
+        ]
     assert max(terms[BASE]) < 10 and max(terms["KL on revealed"]) > 1e4
 
 
 def test_a_training_that_its_guard_stops_is_a_result(
     base: Recipe, masked: Path, causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Comparison("T", str(masked), str(causal), {"bad": base, "good": base}, replace(STUDY, teacher_steps=(2,)))
+    plan = Comparison(
+        "T",
+        str(masked),
+        str(causal),
+        {"bad": base, "good": base},
+        replace(STUDY, teacher_steps=(2,)),
+    )
 
     def explode(cell, directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -113,17 +148,23 @@ def test_a_training_that_its_guard_stops_is_a_result(
     assert stages[-3:] == ["bad, failed", "good, writing", "all cells"]
     assert failure(tmp_path / "bad") == "loss is nan" and failure(tmp_path / "good") is None
     again = [event for event in compare(plan, tmp_path) if "bad" in event.stage]
-    assert [(event.stage, event.line) for event in again] == [("bad, failed before", "bad: loss is nan")]
+    assert [(event.stage, event.line) for event in again] == [
+        ("bad, failed before", "bad: loss is nan")
+    ]
     assert (tmp_path / "bad" / FAILURE).exists()
 
 
-def test_none_of_the_cells_measures_the_teacher_only(base: Recipe, masked: Path, causal: Path, tmp_path: Path) -> None:
+def test_none_of_the_cells_measures_the_teacher_only(
+    base: Recipe, masked: Path, causal: Path, tmp_path: Path
+) -> None:
     plan = Comparison("T", str(masked), str(causal), {"a": base}, STUDY)
     assert list(compare(plan, tmp_path, ()))[-1].stage == "all cells"
     assert len(read_rows(tmp_path / "rows.jsonl")) == 4 and not (tmp_path / "a").exists()
 
 
-def test_shipped_rows_are_timed_once(home: Path, base: Recipe, masked: Path, causal: Path, tmp_path: Path) -> None:
+def test_shipped_rows_are_timed_once(
+    home: Path, base: Recipe, masked: Path, causal: Path, tmp_path: Path
+) -> None:
     """A shipped row gets the seconds of this machine in the first cell, not again in each; it stays shipped."""
     known = read_rows(home / "rows.jsonl", shipped=True)
     plan = Comparison("T", str(masked), str(causal), {"a": base, "b": base}, STUDY, known)
@@ -142,12 +183,16 @@ def test_means_over_one_seed_have_no_spread(home: Path) -> None:
     assert len(line) == len(HEAD) and line[0] == "mcd" and "±" not in "".join(line)
 
 
-def test_the_command_shares_its_runs_out(base: Recipe, masked: Path, causal: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_command_shares_its_runs_out(
+    base: Recipe, masked: Path, causal: Path, tmp_path: Path, monkeypatch
+) -> None:
     """Each process gets every other run, and the table is printed by the one that started them."""
     import unmask.cli.reproduce as reproduce
     import unmask.cli.workers as workers
 
-    monkeypatch.setattr(reproduce, "scale", lambda name: Scale(base, STUDY, str(masked), str(causal)))
+    monkeypatch.setattr(
+        reproduce, "scale", lambda name: Scale(base, STUDY, str(masked), str(causal))
+    )
     calls = []
 
     class Process:
@@ -163,10 +208,17 @@ def test_the_command_shares_its_runs_out(base: Recipe, masked: Path, causal: Pat
     assert main(["reproduce", "ablation", "--work", str(tmp_path), "--jobs", "2"]) == 0
     (first, threads), (second, _) = calls
     assert len(first) == len(second) == 9 and not {*first} & {*second} and int(threads) >= 1
-    assert main(["reproduce", "ablation", "--work", str(tmp_path), "--cells", "forward", "--jobs", "2"]) != 0
+    assert (
+        main(
+            ["reproduce", "ablation", "--work", str(tmp_path), "--cells", "forward", "--jobs", "2"]
+        )
+        != 0
+    )
     assert main(["reproduce", "ablation", "--work", str(tmp_path), "--jobs", "0"]) != 0
     Process.returncode = 1
-    with pytest.raises(RuntimeError, match=r"ended with exit codes \[1, 1\]: their messages stand above"):
+    with pytest.raises(
+        RuntimeError, match=r"ended with exit codes \[1, 1\]: their messages stand above"
+    ):
         workers.shared(["ablation"], ["a", "b"], 2)
 
 
@@ -196,7 +248,12 @@ def test_a_signal_is_handed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_methods_with_different_teachers_share_a_table_and_a_picture(
-    text: Path, masked: Path, causal: Path, uniform: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path,
+    masked: Path,
+    causal: Path,
+    uniform: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import unmask.cli.reproduce as reproduce
 
@@ -206,14 +263,23 @@ def test_methods_with_different_teachers_share_a_table_and_a_picture(
     monkeypatch.setattr(reproduce, "Methods", lambda: settings)
     assert main(["reproduce", "methods", "--work", str(tmp_path)]) == 0
     assert (tmp_path / "methods.png").stat().st_size > 10_000
-    reports = reports_of(["mcd", "sdtt"], tmp_path / MASKED) | reports_of(["dcd"], tmp_path / UNIFORM)
+    reports = reports_of(["mcd", "sdtt"], tmp_path / MASKED) | reports_of(
+        ["dcd"], tmp_path / UNIFORM
+    )
     assert {row["setting"]["sampler"] for row in reports["dcd"]["student"]} == {"ancestral"}
     table = methods_summary(reports)
-    assert [line[0] for line in table] == ["teacher of mcd"] * 2 + ["mcd", "sdtt"] + ["teacher of dcd"] * 2 + ["dcd"]
+    assert [line[0] for line in table] == ["teacher of mcd"] * 2 + ["mcd", "sdtt"] + [
+        "teacher of dcd"
+    ] * 2 + ["dcd"]
     assert all(len(line) == len(METHODS_HEAD) for line in table)
     [axes] = picture({name: read_report(report) for name, report in reports.items()}, 2).axes
     labels = [line.get_label() for line in axes.get_lines()]
-    assert {"teacher of mcd, 4 steps", "teacher of dcd, 4 steps", "sdtt, 2 steps", "dcd, 2 steps"} <= {*labels}
+    assert {
+        "teacher of mcd, 4 steps",
+        "teacher of dcd, 4 steps",
+        "sdtt, 2 steps",
+        "dcd, 2 steps",
+    } <= {*labels}
     assert reports["dcd"]["player"] == [] and reports["mcd"]["player"]
 
 
@@ -223,5 +289,7 @@ def test_methods_have_as_many_updates() -> None:
     assert {plan.steps for plan in plans.values()} == {240}
     assert {plan.objective.rounds().delta(plan.steps) * (2 if isinstance(plan.objective, Sdtt) else 1)
             for plan in plans.values()} == {1 / 8}, "all reach the same step"  # fmt: skip
-    with pytest.raises(ValueError, match="methods of distillation are compared, 'demo-duo' is curriculum"):
+    with pytest.raises(
+        ValueError, match="methods of distillation are compared, 'demo-duo' is curriculum"
+    ):
         shortened(recipe("demo-duo"))

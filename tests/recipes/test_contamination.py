@@ -28,13 +28,17 @@ def model(folder: Path, name: str, text: object, part: str, streaming: bool = Fa
 
 @pytest.mark.parametrize("read", ["all", "first half", "second half"])
 @pytest.mark.parametrize("measured", ["all", "first half", "second half"])
-def test_the_share_is_that_of_the_documents_themselves(text: Path, tmp_path: Path, read: str, measured: str) -> None:
+def test_the_share_is_that_of_the_documents_themselves(
+    text: Path, tmp_path: Path, read: str, measured: str
+) -> None:
     share = share_read(model(tmp_path, "judge", text, read), Data(str(text), measured))
     learnt = set(documents(Data(str(text), read)).train.texts)
     held_out = documents(Data(str(text), measured)).held_out.texts
     assert share == sum(document in learnt for document in held_out) / len(held_out)
     if (read, measured) == ("all", "first half"):
-        assert share == 1, "every 10th document has an odd number, and the first half has the even ones"
+        assert share == 1, (
+            "every 10th document has an odd number, and the first half has the even ones"
+        )
     if read == measured or {read, measured} == {"first half", "second half"}:
         assert share == 0
 
@@ -42,10 +46,16 @@ def test_the_share_is_that_of_the_documents_themselves(text: Path, tmp_path: Pat
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("measured", ["all", "first half", "second half"])
 @pytest.mark.parametrize("read", ["all", "first half", "second half"])
-def test_of_token_ids_the_last_tenth_is_held_out(tmp_path: Path, read: str, measured: str, whole: bool) -> None:
+def test_of_token_ids_the_last_tenth_is_held_out(
+    tmp_path: Path, read: str, measured: str, whole: bool
+) -> None:
     """As in training; every tenth list of ids once counted as held out."""
     Dataset.from_dict({COLUMN: [[i] * 4 for i in range(40)]}).save_to_disk(tmp_path / "ids")
-    share = share_read(model(tmp_path, "judge", tmp_path / "ids", read), Data(str(tmp_path / "ids"), measured), whole)
+    share = share_read(
+        model(tmp_path, "judge", tmp_path / "ids", read),
+        Data(str(tmp_path / "ids"), measured),
+        whole,
+    )
     learnt = documents(Data(str(tmp_path / "ids"), read)).train.documents[:]
     parts = documents(Data(str(tmp_path / "ids"), measured))
     texts = [*(parts.train.documents if whole else ()), *parts.held_out.documents]
@@ -54,11 +64,16 @@ def test_of_token_ids_the_last_tenth_is_held_out(tmp_path: Path, read: str, meas
     assert whole or share == 0
 
 
-def test_what_cards_do_not_say_is_not_known(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cards_do_not_say_is_not_known(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge = model(tmp_path, "judge", text, "second half")
     assert share_read(judge, Data("pydocs", "first half")) is None
     assert share_read(judge, Data(str(text), "first half", streaming=True)) is None
-    assert share_read("gpt2-large", Data(str(text))) is None and share_read("smollm2", Data(str(text))) is None
+    assert (
+        share_read("gpt2-large", Data(str(text))) is None
+        and share_read("smollm2", Data(str(text))) is None
+    )
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
     assert share_read(str(tmp_path / "foreign"), Data(str(text))) is None
@@ -66,4 +81,6 @@ def test_what_cards_do_not_say_is_not_known(text: Path, tmp_path: Path, monkeypa
     assert share_read(judge, Data("text", "first half")) == 0, "one folder, however it is written"
     assert share_read("unmask:judge", Data("sotu", "first half")) == 0
     moved = model(tmp_path, "moved", tmp_path / "elsewhere" / "text", "all")
-    assert share_read(moved, Data(str(text), "first half")) == 1, "a text that was moved is known by its file name"
+    assert share_read(moved, Data(str(text), "first half")) == 1, (
+        "a text that was moved is known by its file name"
+    )

@@ -25,7 +25,9 @@ ROWS = ("teacher", "student", "temperature_teacher", "temperature_student", "nai
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     corpus = tmp_path_factory.mktemp("corpus")
     for i in range(24):
-        (corpus / f"{i:02}.txt").write_text(f"Message {i}. " + "Fellow citizens of the Senate and of the House. " * 12)
+        (corpus / f"{i:02}.txt").write_text(
+            f"Message {i}. " + "Fellow citizens of the Senate and of the House. " * 12
+        )
     full = Demo(corpus=str(corpus))
     small = Network(length=16, width=16, blocks=1, heads=2, cond_dim=4, dropout=0.0)
     tiny = {"network": small, "batch_size": 4, "save_every": 2, "precision": "float32"}
@@ -55,7 +57,15 @@ def finished(settings: Demo, home: Path) -> dict:
 
 
 def test_report_holds_what_the_page_and_the_user_look_for(finished):
-    assert set(ROWS) | {"data", "answers", "verdict", "protocol", "rounds", "samples", "player"} <= set(finished)
+    assert set(ROWS) | {
+        "data",
+        "answers",
+        "verdict",
+        "protocol",
+        "rounds",
+        "samples",
+        "player",
+    } <= set(finished)
     for name in ("teacher", "student", "temperature_teacher"):
         for row in finished[name]:
             assert {"steps", "nfe", "temperature", "gen_ppl", "entropy", "sem"} <= set(row)
@@ -91,14 +101,20 @@ def test_a_demo_that_was_stopped_goes_on_and_ends_alike(settings, finished, tmp_
     *_, last = demo(settings, tmp_path)
     assert last.report is not None
     for name in ("teacher", "student"):
-        assert [row["gen_ppl"] for row in last.report[name]] == [row["gen_ppl"] for row in finished[name]]
+        assert [row["gen_ppl"] for row in last.report[name]] == [
+            row["gen_ppl"] for row in finished[name]
+        ]
     assert last.report["rounds"] == finished["rounds"]
     assert last.report["training"] == finished["training"]
 
 
 def test_a_finished_training_is_read_while_another_process_reads_it(settings, finished, home):
     """Cells of a table share models that were trained first; another recipe is still refused."""
-    plans = {"teacher": replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))}
+    plans = {
+        "teacher": replace(
+            settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)
+        )
+    }
     saved = to_json(recipe_of(home / "teacher"))
     with RunDir.open(home / "teacher", saved):
         assert not list(train(plans, home))
@@ -112,20 +128,30 @@ def test_a_finished_training_is_read_while_another_process_reads_it(settings, fi
 def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
     known = [Measured(Row.from_json(row), shipped=True) for row in finished["teacher"]]
-    data = texts(replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)))
-    scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest, known, read_by_judge=0.0)
+    data = texts(
+        replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))
+    )
+    scene = Scene(
+        settings.study, judge_of(judge, 16), data.held_out, data.digest, known, read_by_judge=0.0
+    )
     found = list(measure("teacher", teacher, scene, settings.study.teacher_steps, (1.0,)))
     assert [m.shipped for m in found] == [True] * 3
-    assert [m.row.measures["gen_ppl"].value for m in found] == [row["gen_ppl"] for row in finished["teacher"]]
+    assert [m.row.measures["gen_ppl"].value for m in found] == [
+        row["gen_ppl"] for row in finished["teacher"]
+    ]
     text, judged = replace(scene, data="another text"), replace(scene, read_by_judge=0.5)
-    drawn = replace(scene, study=replace(settings.study, draw="legacy_gumbel32", sampler="ancestral"))
+    drawn = replace(
+        scene, study=replace(settings.study, draw="legacy_gumbel32", sampler="ancestral")
+    )
     for other in (text, judged, drawn):
         assert not any(m.shipped for m in measure("teacher", teacher, other, (2,), (1.0,)))
 
 
 def test_models_that_speak_in_other_tokens_are_not_compared(settings, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
-    data = texts(replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)))
+    data = texts(
+        replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))
+    )
     scene = Scene(settings.study, judge_of(judge, 16), data.held_out, data.digest)
     other = replace(teacher, tokenizer=train_bpe(["zebras graze lazily, zebras doze"] * 9, 265))
     with pytest.raises(ValueError, match="want one tokenizer and one noise process"):

@@ -22,14 +22,22 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
-@pytest.mark.parametrize(("case", "shards"), [("body, recomputed", 1), ("uniform", 1), ("MCD, wide", 1), ("head", 2)])
+@pytest.mark.parametrize(
+    ("case", "shards"), [("body, recomputed", 1), ("uniform", 1), ("MCD, wide", 1), ("head", 2)]
+)
 def test_memory_is_told_to_15_percent(case: str, shards: int) -> None:
     """Weights, optimizer, activations with dropout and recomputed, a noise level, two losses over the vocabulary; and
     each of two processes that share the weights out.
     """
-    told = {"PYTHONPATH": str(Path(unmask.__file__).parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    told = {
+        "PYTHONPATH": str(Path(unmask.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, str(BENCHMARK), "--cases", case, "--shards", str(shards)]
-    ran = subprocess.run(command, env=os.environ | told, check=True, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        command, env=os.environ | told, check=True, capture_output=True, text=True, timeout=300
+    )
     assert json.loads(ran.stdout)["ratio"] == pytest.approx(1, abs=0.15), ran.stdout
 
 
@@ -38,9 +46,16 @@ def test_what_saves_memory_is_seen() -> None:
     plan = recipe("owt-small-mcd")
     whole, halves, again = (
         estimate(change)
-        for change in (plan, replace(plan, accumulation=2 * plan.accumulation), replace(plan, checkpointing=True))
+        for change in (
+            plan,
+            replace(plan, accumulation=2 * plan.accumulation),
+            replace(plan, checkpointing=True),
+        )
     )
-    assert halves["activations_bytes"] < 0.6 * whole["activations_bytes"] and halves["flops"] == whole["flops"]
+    assert (
+        halves["activations_bytes"] < 0.6 * whole["activations_bytes"]
+        and halves["flops"] == whole["flops"]
+    )
     assert again["activations_bytes"] < 0.25 * whole["activations_bytes"]
     assert 1.1 < again["flops"] / whole["flops"] < 4 / 3
     assert again["weights_bytes"] == whole["weights_bytes"] == 24 * whole["parameters"]
@@ -56,13 +71,17 @@ def test_hours_follow_the_flops_and_the_precision() -> None:
     plan = recipe("owt-small-mcd")
     told = estimate(plan)
     assert told["hours"]["H100"] == pytest.approx(told["flops"] / (0.4 * 989e12 * 3600), rel=0.01)
-    assert estimate(replace(plan, precision="float32"))["hours"]["H100"] > 10 * told["hours"]["H100"]
+    assert (
+        estimate(replace(plan, precision="float32"))["hours"]["H100"] > 10 * told["hours"]["H100"]
+    )
 
 
 def test_attention_counts_with_the_length() -> None:
     """4 L D FLOPs a token and block: half of it where a token reads its past only."""
     plan = recipe("owt-small-teacher")
-    longer = replace(plan, network=replace(plan.network, length=4096), batch_size=plan.batch_size // 4)
+    longer = replace(
+        plan, network=replace(plan.network, length=4096), batch_size=plan.batch_size // 4
+    )
     first, second = estimate(plan), estimate(longer)
     assert first["tokens"] == second["tokens"]
     more = second["flops"] - first["flops"]
@@ -71,14 +90,26 @@ def test_attention_counts_with_the_length() -> None:
 
 def test_chunks_are_those_of_the_device() -> None:
     plan = recipe("owt-small-mcd")
-    gpu, cpu = (estimate(plan, device=torch.device(kind))["vocabulary_bytes"] for kind in ("cuda", "cpu"))
+    gpu, cpu = (
+        estimate(plan, device=torch.device(kind))["vocabulary_bytes"] for kind in ("cuda", "cpu")
+    )
     assert gpu > cpu > 2 * 4 * 50258 * 768
 
 
 @pytest.mark.parametrize(
-    "path", ["network.length", "network.width", "network.blocks", "network.cond_dim", "batch_size", "objective.deeper"]
+    "path",
+    [
+        "network.length",
+        "network.width",
+        "network.blocks",
+        "network.cond_dim",
+        "batch_size",
+        "objective.deeper",
+    ],
 )
-@pytest.mark.parametrize("name", ["demo-teacher", "demo-judge", "demo-duo", "demo-mcd", "demo-sdtt", "long-teacher"])
+@pytest.mark.parametrize(
+    "name", ["demo-teacher", "demo-judge", "demo-duo", "demo-mcd", "demo-sdtt", "long-teacher"]
+)
 def test_sizes_beyond_the_machine_are_refused_before_anything_is_built(
     path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,20 +118,30 @@ def test_sizes_beyond_the_machine_are_refused_before_anything_is_built(
     first, _, rest = path.partition(".")
     if path == "objective.deeper" and name != "long-teacher":
         return
-    plan = replace(plan, **{first: replace(getattr(plan, first), **{rest: value}) if rest else value})
+    plan = replace(
+        plan, **{first: replace(getattr(plan, first), **{rest: value}) if rest else value}
+    )
     if path in ("network.width", "network.blocks", "network.cond_dim") and starts_from(plan):
         check_memory(plan, torch.device("cpu"))  # the model to start from has its own
         return
     monkeypatch.setattr("unmask.recipes.run.texts", lambda *_: pytest.fail("reads the text"))
-    with pytest.raises(ValueError, match=f"^{path} is too large: got {value}, and a step needs .* give a smaller --"):
+    with pytest.raises(
+        ValueError,
+        match=f"^{path} is too large: got {value}, and a step needs .* give a smaller --",
+    ):
         next(run(plan, tmp_path / "run", device="cpu"))
 
 
 @pytest.mark.parametrize("function", RECIPES, ids=lambda function: function.__name__)
-def test_the_least_that_a_step_needs_is_below_the_estimate(function, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_that_a_step_needs_is_below_the_estimate(
+    function, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So a run is refused only where the estimate is over twice the memory."""
     plan = function()
-    monkeypatch.setattr("unmask.recipes.estimate.memory_of", lambda device: estimate(plan, 1000)["memory_bytes"] // 2)
+    monkeypatch.setattr(
+        "unmask.recipes.estimate.memory_of",
+        lambda device: estimate(plan, 1000)["memory_bytes"] // 2,
+    )
     check_memory(plan, torch.device("cpu"))
 
 

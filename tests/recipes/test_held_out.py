@@ -33,7 +33,11 @@ def carded(model: Path, folder: Path, **data: Any) -> str:
 def test_some_rows_are_spread_over_all_of_them() -> None:
     known = HeldOut(torch.arange(100)[:, None], Data("sotu", "first half"), whole=False, digest="")
     assert known.some(4).flatten().tolist() == [12, 37, 62, 87]
-    assert known.some("all").flatten().tolist() == known.some(100).flatten().tolist() == list(range(100))
+    assert (
+        known.some("all").flatten().tolist()
+        == known.some(100).flatten().tolist()
+        == list(range(100))
+    )
     want = "4 of 100 rows of 1 tokens, spread evenly; rows are plain crops; held-out part of first half of sotu"
     assert known.words(4) == want
     assert "100 of 100 rows of 1 tokens; rows" in known.words(100)
@@ -46,7 +50,9 @@ def test_rows_have_the_ends_that_the_card_names(masked: Path, tmp_path: Path) ->
                                (str(masked), True, True)):  # fmt: skip
         model = load(name)
         found = held_out(Text(wrap=chosen), name, model)
-        data = Data(**json.loads((Path(name) / "config.json").read_text("utf-8"))["card"]["recipe"]["data"])
+        data = Data(
+            **json.loads((Path(name) / "config.json").read_text("utf-8"))["card"]["recipe"]["data"]
+        )
         assert model.tokenizer is not None
         same = rows(documents(data).held_out, model.tokenizer, 16, want)
         assert torch.equal(found.some("all"), same[:]) and found.data.wrap is want
@@ -60,13 +66,21 @@ def test_rows_have_the_ends_that_the_card_names(masked: Path, tmp_path: Path) ->
     assert held_out(Text(), str(checkpoint), model).data.wrap
     bare = carded(masked, tmp_path / "bare")
     plain = load(bare)
-    assert (wraps(plain, None, True), wraps(plain, None, False), wraps(plain, True, False)) == (True, False, True)
+    assert (wraps(plain, None, True), wraps(plain, None, False), wraps(plain, True, False)) == (
+        True,
+        False,
+        True,
+    )
 
 
 def test_another_text_is_measured_whole(masked: Path, text: Path, tmp_path: Path) -> None:
     name, model = str(masked), load(masked)
     file = tmp_path / "set.jsonl"
-    file.write_text("\n".join(json.dumps({"text": f"{i} the state of the union is what is left"}) for i in range(160)))
+    file.write_text(
+        "\n".join(
+            json.dumps({"text": f"{i} the state of the union is what is left"}) for i in range(160)
+        )
+    )
     found = held_out(Text(str(file)), name, model)
     assert model.tokenizer is not None and found.whole and "held-out" not in found.words(1)
     assert torch.equal(found.rows[:], rows(load_corpus(file), model.tokenizer, 16)[:])
@@ -85,13 +99,20 @@ def test_another_text_is_measured_whole(masked: Path, text: Path, tmp_path: Path
     assert everything.whole and len(everything.rows) > 5 * len(own.rows)
 
 
-def test_a_text_that_was_moved_is_still_the_models_own(masked: Path, text: Path, tmp_path: Path) -> None:
+def test_a_text_that_was_moved_is_still_the_models_own(
+    masked: Path, text: Path, tmp_path: Path
+) -> None:
     """Its file name is what is left to know it by: never is a text that was trained on measured as another one."""
     name = carded(masked, tmp_path / "model", corpus=f"elsewhere/{text.name}")
-    with pytest.raises(ValueError, match=rf"text.corpus is needed: the card of {name} names the text 'elsewhere/text'"):
+    with pytest.raises(
+        ValueError,
+        match=rf"text.corpus is needed: the card of {name} names the text 'elsewhere/text'",
+    ):
         held_out(Text(), name, load(name))
     found = held_out(Text(str(text)), name, load(name))
-    assert not found.whole and torch.equal(found.rows[:], held_out(Text(), str(masked), load(masked)).rows[:])
+    assert not found.whole and torch.equal(
+        found.rows[:], held_out(Text(), str(masked), load(masked)).rows[:]
+    )
 
 
 def test_the_part_of_the_card_goes_with_its_text(masked: Path, text: Path, tmp_path: Path) -> None:
@@ -104,7 +125,9 @@ def test_the_part_of_the_card_goes_with_its_text(masked: Path, text: Path, tmp_p
 
 
 def test_lists_of_ids_are_measured_whole_too(masked: Path, tmp_path: Path) -> None:
-    datasets.Dataset.from_dict({COLUMN: [[i % 200] * 16 for i in range(40)]}).save_to_disk(tmp_path / "set")
+    datasets.Dataset.from_dict({COLUMN: [[i % 200] * 16 for i in range(40)]}).save_to_disk(
+        tmp_path / "set"
+    )
     name, model = str(masked), load(masked)
     assert len(held_out(Text(str(tmp_path / "set")), name, model).rows) == 40
     assert len(held_out(Text(str(tmp_path / "set"), held_out=True), name, model).rows) == 4
@@ -124,14 +147,20 @@ def test_what_cannot_be_measured_is_named(masked: Path, tmp_path: Path) -> None:
     assert isinstance(model, Model)
     ids = [[1] * 15 + [model.denoiser.mask_id], [2] * 16]
     datasets.Dataset.from_dict({COLUMN: ids}).save_to_disk(tmp_path / "masks")
-    with pytest.raises(ValueError, match=rf"MASK \(id {model.denoiser.mask_id}\) is none: it stands there 1 times"):
+    with pytest.raises(
+        ValueError, match=rf"MASK \(id {model.denoiser.mask_id}\) is none: it stands there 1 times"
+    ):
         held_out(Text(str(tmp_path / "masks")), str(masked), model)
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join(json.dumps({"text": "a" * n}) for n in (400, 3)))
-    with pytest.raises(ValueError, match=r"the text '.*short.jsonl/held_out' has \d tokens and a row takes 16"):
+    with pytest.raises(
+        ValueError, match=r"the text '.*short.jsonl/held_out' has \d tokens and a row takes 16"
+    ):
         held_out(Text(str(short), held_out=True), str(masked), model)
     bare = carded(masked, tmp_path / "bare")
-    with pytest.raises(ValueError, match=r"does not say which text it was trained on: give --text.corpus"):
+    with pytest.raises(
+        ValueError, match=r"does not say which text it was trained on: give --text.corpus"
+    ):
         held_out(Text(), bare, load(bare))
     with pytest.raises(ValueError, match=r"text.streaming says how --text.corpus is read"):
         held_out(Text(streaming=True), str(masked), model)
@@ -142,16 +171,23 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
     assert isinstance(model, CausalModel) and model.tokenizer is not None
     start = start_token(model.tokenizer, model.predictor.vocab_size, model.predictor.mask_id)
     bare = carded(causal, tmp_path / "bare")
-    starts = [reading(load(name), wrap).start for name in (str(causal), bare) for wrap in (False, True)]
+    starts = [
+        reading(load(name), wrap).start for name in (str(causal), bare) for wrap in (False, True)
+    ]
     assert starts == [start, start, start, None], (
         "rows of MDLM's baselines begin with BOS, and nothing stands before it"
     )
     x0 = torch.randint(0, 200, (5, 16), generator=torch.Generator().manual_seed(0))
     scores = Reading(model, start, batch_size=2).scores(x0)
-    table = model.predictor(torch.cat([torch.full_like(x0[:, :1], start), x0[:, :-1]], dim=1)).log_p()
+    table = model.predictor(
+        torch.cat([torch.full_like(x0[:, :1], start), x0[:, :-1]], dim=1)
+    ).log_p()
     want = -table.gather(2, x0[..., None]).squeeze(2).sum(1)
     torch.testing.assert_close(scores.nats, want.double(), rtol=1e-5, atol=0)
-    assert scores.tokens.tolist() == [16] * 5 and Reading(model, None).scores(x0).tokens.tolist() == [15] * 5
+    assert (
+        scores.tokens.tolist() == [16] * 5
+        and Reading(model, None).scores(x0).tokens.tolist() == [15] * 5
+    )
 
 
 def test_a_reading_knows_its_calls(masked: Path) -> None:

@@ -24,7 +24,9 @@ CELLS = ("mcd", "forward KL")
 def settings(text: Path, masked: Path, causal: Path) -> Larger:
     starts = {"teacher": masked, "judge": causal, "mcd": masked}
     plans = {
-        name: replace(shrink(recipe(f"long-{name}"), text, start, tokens=masked), precision="float32")
+        name: replace(
+            shrink(recipe(f"long-{name}"), text, start, tokens=masked), precision="float32"
+        )
         for name, start in starts.items()
     }
     rounds = replace(plans["mcd"].objective, temperatures=(0.9, 0.8))
@@ -55,14 +57,21 @@ def test_cells_differ_from_the_base_in_one_factor():
     for plan in found.values():
         differing = [name for name in vars(base) if getattr(plan, name) != getattr(base, name)]
         assert differing in (["seed"], ["objective"], ["optim"], ["objective", "steps"])
-    assert found["twice the steps"].steps == found["twice the steps"].objective.rounds().total == 2 * base.steps
+    assert (
+        found["twice the steps"].steps
+        == found["twice the steps"].objective.rounds().total
+        == 2 * base.steps
+    )
     assert {plan.objective.direction for plan in found.values()} == {"reverse", "forward"}
     with pytest.raises(ValueError, match="varies a recipe of consistency distillation"):
         cells(recipe("demo-teacher"))
 
 
 def test_teacher_and_judge_go_on_from_the_shipped_ones(settings: Larger, home: Path) -> None:
-    assert [starts_from(plan) for plan in (Larger().teacher, Larger().judge)] == ["unmask:teacher", "unmask:judge"]
+    assert [starts_from(plan) for plan in (Larger().teacher, Larger().judge)] == [
+        "unmask:teacher",
+        "unmask:judge",
+    ]
     for name, plan in (("teacher", settings.teacher), ("judge", settings.judge)):
         shape, started = load(home / name).network.shape, load(starts_from(plan)).network.shape
         assert shape.length == settings.student.network.length and shape.width == started.width
@@ -73,13 +82,17 @@ def test_cells_share_the_rows_of_the_teacher(home: Path) -> None:
     assert len(shared) == 4
     for report in reports(home).values():
         rows = [*report["teacher"], *report["temperature_teacher"]]
-        assert sorted(row["gen_ppl"] for row in rows) == sorted(row.measures["gen_ppl"].value for row in shared)
+        assert sorted(row["gen_ppl"] for row in rows) == sorted(
+            row.measures["gen_ppl"].value for row in shared
+        )
         assert not any(row["shipped"] for row in rows)
     kept = [line["name"] for name in CELLS for line in lines(home / folder(name) / "rows.jsonl")]
     assert "teacher" not in kept and kept.count("student") == 2 * len(CELLS)
 
 
-def test_doing_it_again_measures_nothing_again(settings: Larger, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doing_it_again_measures_nothing_again(
+    settings: Larger, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from unmask.recipes import study
 
     before = reports(home)
@@ -97,7 +110,9 @@ def test_doing_it_again_measures_nothing_again(settings: Larger, home: Path, mon
 
 def test_a_table_of_all_cells(home: Path) -> None:
     table = summary(reports(home))
-    assert [line[0] for line in table] == list(CELLS) and all(len(line) == len(HEAD) for line in table)
+    assert [line[0] for line in table] == list(CELLS) and all(
+        len(line) == len(HEAD) for line in table
+    )
 
 
 def test_two_seeds_have_a_mean_and_a_spread(home: Path) -> None:
@@ -110,7 +125,15 @@ def test_two_seeds_have_a_mean_and_a_spread(home: Path) -> None:
         report["answers"]["equal_entropy"][2]["gain"] = None
     [last] = means("2 seeds", [one, two])
     ppl, entropy = one["student"][0]["gen_ppl"] + 1.5, one["student"][0]["entropy"]
-    assert last == ["2 seeds", "2", f"{ppl:.4g} ± 1.5", f"{entropy:.4g} ± 0", "1.3 ± 0.1", "1.3 ± 0.1", "not reached"]
+    assert last == [
+        "2 seeds",
+        "2",
+        f"{ppl:.4g} ± 1.5",
+        f"{entropy:.4g} ± 0",
+        "1.3 ± 0.1",
+        "1.3 ± 0.1",
+        "not reached",
+    ]
 
 
 def test_a_study_that_is_stopped_begins_no_other_cell(
@@ -158,7 +181,9 @@ def test_a_full_disk_names_the_file_and_keeps_its_lines(tmp_path: Path) -> None:
     note(file, {"a": 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
     try:
-        with pytest.raises(OSError, match=r"rows\.jsonl did not get its next line .*: the lines before it are kept"):
+        with pytest.raises(
+            OSError, match=r"rows\.jsonl did not get its next line .*: the lines before it are kept"
+        ):
             note(file, {"a": "x" * 100})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

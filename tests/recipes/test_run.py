@@ -45,10 +45,16 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> None:
     said: list[str] = []
     updates = list(run(plan, tmp_path / "run", say=said.append, device="cpu"))
-    assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and said == [f"starting at step 0{IN_FLOAT32}"]
+    assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and said == [
+        f"starting at step 0{IN_FLOAT32}"
+    ]
     assert [update.metrics["round"] for update in updates] == [0, 0, 1, 1, 2, 2]
     card = json.loads((tmp_path / "run" / "model" / "config.json").read_text("utf-8"))["card"]
-    assert card == {"recipe": to_json(plan), "steps": 6, HELD_OUT: documents(plan.data).held_out.digest}
+    assert card == {
+        "recipe": to_json(plan),
+        "steps": 6,
+        HELD_OUT: documents(plan.data).held_out.digest,
+    }
     average, raw = (load(tmp_path / "run" / "model", weights=which) for which in ("ema", "raw"))
     assert not same(weights(average.network), weights(raw.network))
     assert average.tokenizer.digest == load(plan.objective.teacher).tokenizer.digest
@@ -65,9 +71,14 @@ def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> 
     rest = [update.loss for update in run(plan, tmp_path / "parts", say=said.append, device="cpu")]
     losses = [update.loss for update in whole]
     assert first == losses[:4] and rest == losses[3:]
-    assert said == [f"resuming at step 3; 1 steps after the last save were lost and are done again{IN_FLOAT32}"]
+    assert said == [
+        f"resuming at step 3; 1 steps after the last save were lost and are done again{IN_FLOAT32}"
+    ]
     for which in ("ema", "raw"):
-        one, two = (weights(load(tmp_path / name / "model", weights=which).network) for name in ("whole", "parts"))
+        one, two = (
+            weights(load(tmp_path / name / "model", weights=which).network)
+            for name in ("whole", "parts")
+        )
         assert same(one, two)
 
 
@@ -92,32 +103,57 @@ def test_distill_is_the_same_training_in_memory(plan: Recipe, tmp_path: Path) ->
     in_memory = list(distill(model, rows.train, plan))
     assert [update.loss for update in in_memory] == [update.loss for update in in_files]
     for updates in (in_files, in_memory):
-        assert [update.student is not None for update in updates] == [False, True] * 3, "where a round ends"
+        assert [update.student is not None for update in updates] == [False, True] * 3, (
+            "where a round ends"
+        )
     student = in_memory[-1].student
-    assert isinstance(student, Model) and student.tokenizer is model.tokenizer and student.process == model.process
+    assert (
+        isinstance(student, Model)
+        and student.tokenizer is model.tokenizer
+        and student.process == model.process
+    )
     for other in (in_files[-1].student, load(tmp_path / "run" / "model")):
         assert same(weights(student.network), weights(other.network)), "the average of weights"
-    assert same(weights(model.network), before) and not model.network.training, "the teacher is as it was"
+    assert same(weights(model.network), before) and not model.network.training, (
+        "the teacher is as it was"
+    )
 
 
 def test_distill_needs_neither_corpus_nor_directory() -> None:
     """A public checkpoint and rows of ids are enough; the recipe's own teacher is not read."""
     model = load(GOLDEN / "hub_mdlm")
     ids = torch.randint(37, (12, 16), generator=torch.Generator().manual_seed(0))
-    small = Recipe("x", Consistency(teacher="nowhere", round_steps=1), batch_size=4, steps=2, precision="float32")
+    small = Recipe(
+        "x",
+        Consistency(teacher="nowhere", round_steps=1),
+        batch_size=4,
+        steps=2,
+        precision="float32",
+    )
     *_, last = distill(model, ids, small)
     assert last.student.network.shape == model.network.shape and last.student.tokenizer is None
 
 
 def test_wrong_use_of_distill() -> None:
     model, ids = load(GOLDEN / "hub_mdlm"), torch.zeros(4, 8, dtype=torch.int64)
-    with pytest.raises(ValueError, match="wants a recipe of distillation, 'demo-judge' is next-token"):
+    with pytest.raises(
+        ValueError, match="wants a recipe of distillation, 'demo-judge' is next-token"
+    ):
         list(distill(model, ids, recipe("demo-judge")))
     for wrong in (ids[0], ids[:0]):
         with pytest.raises(ValueError, match=r"rows of tokens \[n, L\], at least one: got shape"):
             list(distill(model, wrong, recipe("demo-mcd")))
-    with pytest.raises(ValueError, match=r"vocab_size = 38, got 0 to 99; was the text encoded with another tokenizer"):
-        list(distill(model, ids.index_fill(0, torch.tensor(0), 99), replace(recipe("demo-mcd"), batch_size=4)))
+    with pytest.raises(
+        ValueError,
+        match=r"vocab_size = 38, got 0 to 99; was the text encoded with another tokenizer",
+    ):
+        list(
+            distill(
+                model,
+                ids.index_fill(0, torch.tensor(0), 99),
+                replace(recipe("demo-mcd"), batch_size=4),
+            )
+        )
 
 
 def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
@@ -134,7 +170,11 @@ def test_the_fastest_precision_is_decided_once_and_kept(
     faster: bool, plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On another machine the same run goes on as it began; the line at its start and the model's card name it."""
-    fastest, chosen, said = replace(plan, precision="fastest"), "bfloat16" if faster else "float32", []
+    fastest, chosen, said = (
+        replace(plan, precision="fastest"),
+        "bfloat16" if faster else "float32",
+        [],
+    )
     monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: faster)
     begun = run(fastest, tmp_path / "run", say=said.append, device="cpu")
     next(begun)
@@ -152,10 +192,15 @@ def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) ->
     other = replace(plan, network=replace(plan.network, width=32, dropout=0.3), steps=1)
     list(run(other, tmp_path / "run", say=said.append, device="cpu"))
     start = plan.objective.teacher
-    assert said[1:] == [f"network.width = 8 of {start}, not 32", f"network.dropout = 0.0 of {start}, not 0.3"]
+    assert said[1:] == [
+        f"network.width = 8 of {start}, not 32",
+        f"network.dropout = 0.0 of {start}, not 0.3",
+    ]
 
 
-def test_a_run_goes_on_from_the_weights_that_it_began_with(plan: Recipe, masked: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_weights_that_it_began_with(
+    plan: Recipe, masked: Path, tmp_path: Path
+) -> None:
     """The teacher's directory may hold another model by then."""
     model = load(masked)
     model.save(tmp_path / "teacher")
@@ -189,19 +234,38 @@ def test_two_processes_share_the_rows_of_a_distillation_in_memory(
             seen[rank].append(batch_at(ids, step, rank=rank, **options))
             return seen[rank][-1]
 
-        monkeypatch.setattr(unmask.recipes.run, "launch", lambda device, rank=rank: Other(torch.device("cpu"), rank, 2))
+        monkeypatch.setattr(
+            unmask.recipes.run,
+            "launch",
+            lambda device, rank=rank: Other(torch.device("cpu"), rank, 2),
+        )
         monkeypatch.setattr(unmask.recipes.run, "batch_at", watched)
-        list(distill(load(plan.objective.teacher), torch.arange(64).view(8, 8) % 20, replace(plan, steps=1)))
+        list(
+            distill(
+                load(plan.objective.teacher),
+                torch.arange(64).view(8, 8) % 20,
+                replace(plan, steps=1),
+            )
+        )
     (one,), (two,) = seen[0], seen[1]
     assert len(one) == len(two) == plan.batch_size // 2 and not torch.equal(one, two)
 
 
-def test_who_is_killed_with_an_update_in_hand_is_given_it_again(plan: Recipe, tmp_path: Path) -> None:
+def test_who_is_killed_with_an_update_in_hand_is_given_it_again(
+    plan: Recipe, tmp_path: Path
+) -> None:
     """The state of step 3 is saved when the caller is done with update 3: a measurement of it is not lost."""
     for update in run(plan, tmp_path / "run", device="cpu"):
         if update.step == 3:
             shutil.copytree(tmp_path / "run", tmp_path / "killed")
-    assert [update.step for update in run(plan, tmp_path / "killed", device="cpu")] == [1, 2, 3, 4, 5, 6]
+    assert [update.step for update in run(plan, tmp_path / "killed", device="cpu")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     one, two = (weights(load(tmp_path / name).network) for name in ("run", "killed"))
     assert same(one, two)
 
@@ -216,4 +280,10 @@ def test_a_run_of_before_a_field_was_added_goes_on(plan: Recipe, tmp_path: Path)
     file.write_text(json.dumps(told), "utf-8")
     assert len(list(run(plan, tmp_path / "run", device="cpu"))) == plan.steps
     with pytest.raises(RunError, match=r"(?s)another recipe.*weight_decay"):
-        list(run(replace(plan, optim=replace(plan.optim, weight_decay=0.5)), tmp_path / "run", device="cpu"))
+        list(
+            run(
+                replace(plan, optim=replace(plan.optim, weight_decay=0.5)),
+                tmp_path / "run",
+                device="cpu",
+            )
+        )

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from unmask.plain import from_json, to_json
 from unmask.recipes.book import RECIPES
-from unmask.recipes.schema import Consistency, Curriculum, Data, Nelbo, Network, NextToken, Recipe, Schedule, Sdtt
+from unmask.recipes.schema import (
+    Consistency,
+    Curriculum,
+    Data,
+    Nelbo,
+    Network,
+    NextToken,
+    Recipe,
+    Schedule,
+    Sdtt,
+)
 from unmask.training.schedule import AdamW
 
 positive = st.floats(1e-9, 1e3, allow_subnormal=False)
@@ -18,7 +28,11 @@ objectives = st.one_of(
     st.builds(Nelbo, t_min=st.floats(0, 0.5), process=st.sampled_from(["masked", "uniform"])),
     st.builds(NextToken),
     st.builds(
-        Curriculum, soft_steps=st.integers(0, 10**9), gamma=gammas, temperature=positive, top_k=st.integers(1, 99)
+        Curriculum,
+        soft_steps=st.integers(0, 10**9),
+        gamma=gammas,
+        temperature=positive,
+        top_k=st.integers(1, 99),
     ),
     st.builds(
         Sdtt,
@@ -48,12 +62,26 @@ objectives = st.one_of(
 )
 recipes = st.builds(
     Recipe,
-    name=st.text(min_size=1, max_size=20).filter(lambda name: name not in (".", "..") and not {"/", "\0"} & {*name}),
+    name=st.text(min_size=1, max_size=20).filter(
+        lambda name: name not in (".", "..") and not {"/", "\0"} & {*name}
+    ),
     objective=objectives,
     network=st.builds(Network, dropout=st.floats(0, 0.5), sees_alpha=st.booleans()),
-    data=st.builds(Data, corpus=st.text(), part=st.sampled_from(["all", "first half", "second half"])),
-    schedule=st.builds(Schedule, st.sampled_from(["log-linear", "cosine", "polynomial"]), st.floats(0, 0.5), positive),
-    optim=st.builds(AdamW, lr=positive, clip_norm=st.none() | positive, ema_decay=st.none() | st.floats(0, 0.999)),
+    data=st.builds(
+        Data, corpus=st.text(), part=st.sampled_from(["all", "first half", "second half"])
+    ),
+    schedule=st.builds(
+        Schedule,
+        st.sampled_from(["log-linear", "cosine", "polynomial"]),
+        st.floats(0, 0.5),
+        positive,
+    ),
+    optim=st.builds(
+        AdamW,
+        lr=positive,
+        clip_norm=st.none() | positive,
+        ema_decay=st.none() | st.floats(0, 0.999),
+    ),
     precision=st.sampled_from(["float32", "bfloat16"]),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
@@ -68,17 +96,27 @@ def test_json_and_back(recipe: Recipe) -> None:
 def test_named_recipes_and_back(function) -> None:  # type: ignore[no-untyped-def]
     recipe = function()
     read = from_json(Recipe, json.loads(json.dumps(to_json(recipe))), "recipe")
-    assert read == recipe and repr(read) == repr(recipe), "types too: 1e-3 is no integer, tuples are no lists"
+    assert read == recipe and repr(read) == repr(recipe), (
+        "types too: 1e-3 is no integer, tuples are no lists"
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.steps = 1
 
 
 def test_fields_that_are_left_out_have_their_defaults() -> None:
     assert from_json(Recipe, {"name": "x"}, "recipe") == Recipe("x")
-    told = {"name": "x", "objective": {"kind": "consistency", "temperatures": [1, 0.5]}, "optim": {"lr": 1}}
+    told = {
+        "name": "x",
+        "objective": {"kind": "consistency", "temperatures": [1, 0.5]},
+        "optim": {"lr": 1},
+    }
     recipe = from_json(Recipe, told, "recipe")
-    assert recipe.objective == Consistency(temperatures=(1.0, 0.5)) and recipe.optim == AdamW(lr=1.0)
-    assert [type(tau) for tau in recipe.objective.temperatures] == [float, float], "whole numbers are numbers"
+    assert recipe.objective == Consistency(temperatures=(1.0, 0.5)) and recipe.optim == AdamW(
+        lr=1.0
+    )
+    assert [type(tau) for tau in recipe.objective.temperatures] == [float, float], (
+        "whole numbers are numbers"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,11 +157,16 @@ def test_wrong_json(told: object, message: str) -> None:
 
 def test_what_would_have_no_effect_is_refused() -> None:
     for change in ({"revealed": "none"}, {"revealed_weight": 4.0}, {"reduction": "masked"}):
-        with pytest.raises(ValueError, match=f"{next(iter(change))}: uniform noise shows no token.*process = 'masked'"):
+        with pytest.raises(
+            ValueError,
+            match=f"{next(iter(change))}: uniform noise shows no token.*process = 'masked'",
+        ):
             Consistency(process="uniform", **change)
         Consistency(**change)
     for name in ("count", "teacher_steps"):
-        with pytest.raises(ValueError, match=f"{name} is a count of the distillation: want >= 1, got 0"):
+        with pytest.raises(
+            ValueError, match=f"{name} is a count of the distillation: want >= 1, got 0"
+        ):
             Sdtt(**{name: 0})
 
 
@@ -186,7 +229,11 @@ def test_every_number_and_text_of_a_recipe_is_one_that_files_keep(kind: type) ->
 
 @pytest.mark.parametrize("path", WRONG)
 def test_a_value_out_of_its_range_is_refused_at_the_start(path: str) -> None:
-    kinds = [kind for kind in (Nelbo, Curriculum, NextToken, Consistency, Sdtt) if path in fields_of(kind)]
+    kinds = [
+        kind
+        for kind in (Nelbo, Curriculum, NextToken, Consistency, Sdtt)
+        if path in fields_of(kind)
+    ]
     assert kinds
     for kind in kinds:
         told = to_json(Recipe("x", kind()))

@@ -49,15 +49,25 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def tables(found: list[str]) -> datasets.DatasetDict:
     split = {"train": found[:100], "test": found[100:]}
-    return datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": some}) for name, some in split.items()})
+    return datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict({"text": some}) for name, some in split.items()}
+    )
 
 
 @pytest.fixture
 def plan(tmp_path: Path, tables: datasets.DatasetDict, masked: Path) -> Recipe:
     """On 100 documents without a split that is held out."""
     tables["train"].save_to_disk(tmp_path / "set")
-    small = replace(shrink(recipe("demo-teacher"), tmp_path / "set", tokens=masked), precision="float32")
-    return replace(small, data=replace(small.data, part="all", streaming=True), steps=40, batch_size=56, save_every=7)
+    small = replace(
+        shrink(recipe("demo-teacher"), tmp_path / "set", tokens=masked), precision="float32"
+    )
+    return replace(
+        small,
+        data=replace(small.data, part="all", streaming=True),
+        steps=40,
+        batch_size=56,
+        save_every=7,
+    )
 
 
 def on(plan: Recipe, corpus: object, **changes: object) -> Recipe:
@@ -81,9 +91,17 @@ def test_what_is_streamed_is_what_is_stored_without_what_is_held_out(
     code, eos = data.tokenizer.encode_batch, data.tokenizer.eos_id
     chosen = range(100)[PARTS[part]]
     first = [i for i in chosen if i < HELD_OUT]
-    assert 1200 <= sum(map(len, found[:HELD_OUT])) < 1200 + sum(map(len, found[HELD_OUT - 4 : HELD_OUT]))
-    assert list(documents(on(plan, plan.data.corpus, part=part).data).held_out.documents) == [found[i] for i in first]
-    assert torch.equal(data.held_out[:], pack(code([found[i] for i in first]), LENGTH, eos, wrap=wrap))
+    assert (
+        1200
+        <= sum(map(len, found[:HELD_OUT]))
+        < 1200 + sum(map(len, found[HELD_OUT - 4 : HELD_OUT]))
+    )
+    assert list(documents(on(plan, plan.data.corpus, part=part).data).held_out.documents) == [
+        found[i] for i in first
+    ]
+    assert torch.equal(
+        data.held_out[:], pack(code([found[i] for i in first]), LENGTH, eos, wrap=wrap)
+    )
     learnt = code([found[i] for i in chosen if i >= HELD_OUT])
     assert torch.equal(everything(data.train), pack(learnt, LENGTH, eos, wrap=wrap))
 
@@ -112,14 +130,28 @@ def test_with_a_split_to_hold_out_all_else_is_learnt(
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_any_data_set_of_the_hub(
-    plan: Recipe, tables: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+    plan: Recipe,
+    tables: datasets.DatasetDict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    streaming: bool,
 ) -> None:
     """By name, configuration and revision, which is resolved to a commit; the directory has the layout of the hub's."""
-    folder, asked, commit, real = forms(tables, tmp_path)["parquet"], [], ["0" * 40], datasets.load_dataset
-    files = SimpleNamespace(
-        config=SimpleNamespace(data_files={"train": [f"hf://datasets/some/text/{f.name}" for f in folder.iterdir()]})
+    folder, asked, commit, real = (
+        forms(tables, tmp_path)["parquet"],
+        [],
+        ["0" * 40],
+        datasets.load_dataset,
     )
-    siblings = [SimpleNamespace(rfilename=name) for name in ("README.md", *(file.name for file in folder.iterdir()))]
+    files = SimpleNamespace(
+        config=SimpleNamespace(
+            data_files={"train": [f"hf://datasets/some/text/{f.name}" for f in folder.iterdir()]}
+        )
+    )
+    siblings = [
+        SimpleNamespace(rfilename=name)
+        for name in ("README.md", *(file.name for file in folder.iterdir()))
+    ]
 
     def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
         if path == "parquet":
@@ -138,14 +170,20 @@ def test_any_data_set_of_the_hub(
     commit[0] = "1" * 40
     other = documents(on(plan, "hub:some/text", streaming=streaming).data)
     assert asked[-1] == ("some/text", None, "1" * 40, streaming)
-    assert len({part.identity for part in (parts.train, parts.held_out, other.train, other.held_out)}) == 4
+    assert (
+        len({part.identity for part in (parts.train, parts.held_out, other.train, other.held_out)})
+        == 4
+    )
     expected = texts(on(plan, folder, streaming=streaming))
     named = texts(on(plan, "hub:some/text@" + "2" * 40, streaming=streaming))
     assert named.digest == expected.digest and asked[-1][2] == "2" * 40
     if streaming:
         assert torch.equal(everything(named.train), everything(expected.train))
         openwebtext = documents(on(plan, "openwebtext", streaming=True).data)
-        assert asked[-1][:2] == ("Skylion007/openwebtext", None) and openwebtext.train.chosen.start == 0
+        assert (
+            asked[-1][:2] == ("Skylion007/openwebtext", None)
+            and openwebtext.train.chosen.start == 0
+        )
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -163,7 +201,9 @@ def test_files_of_the_hub_that_would_be_left_out_are_named(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(
-        datasets, "load_dataset_builder", lambda *_, **__: SimpleNamespace(config=SimpleNamespace(data_files=read))
+        datasets,
+        "load_dataset_builder",
+        lambda *_, **__: SimpleNamespace(config=SimpleNamespace(data_files=read)),
     )
     monkeypatch.setattr(
         huggingface_hub.HfApi,
@@ -172,7 +212,8 @@ def test_files_of_the_hub_that_would_be_left_out_are_named(
     )
     data = on(plan, "hub:some/text", streaming=streaming).data
     with pytest.raises(
-        ValueError, match=r"some/text has 2 files that .* leaves out.*: physics\.parquet, deep/x\.parquet;"
+        ValueError,
+        match=r"some/text has 2 files that .* leaves out.*: physics\.parquet, deep/x\.parquet;",
     ):
         documents(data)
     with pytest.raises(ValueError, match="leaves out"):
@@ -194,24 +235,35 @@ def test_a_folder_is_not_read_in_the_place_of_the_hub(
 ) -> None:
     """`datasets` would take a path of that name in the working directory."""
     monkeypatch.chdir(tmp_path)
-    for name, repository in (("hub:some/text", "some/text"), ("openwebtext", "Skylion007/openwebtext")):
+    for name, repository in (
+        ("hub:some/text", "some/text"),
+        ("openwebtext", "Skylion007/openwebtext"),
+    ):
         (tmp_path / repository).mkdir(parents=True)
         for streaming in (True, False):
-            with pytest.raises(ValueError, match=f"the data set {repository} of the hub has the name of a path"):
+            with pytest.raises(
+                ValueError, match=f"the data set {repository} of the hub has the name of a path"
+            ):
                 documents(on(plan, name, streaming=streaming).data)
 
 
-def test_a_tokenizer_is_trained_on_the_beginning(plan: Recipe, found: list[str], small: Path) -> None:
+def test_a_tokenizer_is_trained_on_the_beginning(
+    plan: Recipe, found: list[str], small: Path
+) -> None:
     """Of what is learnt from, and once."""
     data = replace(plan.data, tokenizer="bpe:262")
     parts = documents(data)
     assert list(parts.train.texts) == found[HELD_OUT : 2 * HELD_OUT]
     first = texts(replace(plan, data=data)).tokenizer
-    assert first.vocab_size == 262 and texts(replace(plan, data=data)).tokenizer.digest == first.digest
+    assert (
+        first.vocab_size == 262 and texts(replace(plan, data=data)).tokenizer.digest == first.digest
+    )
     assert len(list((small / "tokenizers").glob("[0-9a-f]*"))) == 1
 
 
-def test_lists_of_ids_are_packed_or_are_rows(plan: Recipe, found: list[str], tmp_path: Path) -> None:
+def test_lists_of_ids_are_packed_or_are_rows(
+    plan: Recipe, found: list[str], tmp_path: Path
+) -> None:
     tokenizer = texts(plan).tokenizer
     ids = tokenizer.encode_batch(found[:100])
     datasets.Dataset.from_dict({COLUMN: ids}).save_to_disk(tmp_path / "lists")
@@ -236,16 +288,24 @@ def test_lists_of_ids_are_packed_or_are_rows(plan: Recipe, found: list[str], tmp
 
 def test_what_cannot_be_streamed_says_why(plan: Recipe, text: Path, tmp_path: Path) -> None:
     for name in ("sotu", str(text)):
-        with pytest.raises(ValueError, match=r"data\.streaming reads data sets: .*got .* give --data\.no-streaming"):
+        with pytest.raises(
+            ValueError, match=r"data\.streaming reads data sets: .*got .* give --data\.no-streaming"
+        ):
             texts(on(plan, name))
     datasets.Dataset.from_dict({"text": ["the text"] * 9}).save_to_disk(tmp_path / "short")
     short = texts(on(plan, tmp_path / "short"))
     with pytest.raises(ValueError, match=r"does not fill one row.* leave data\.streaming out"):
         short.train.upto(1)
-    datasets.Dataset.from_dict({"text": ["the text " * 9] * 40 + [None]}).save_to_disk(tmp_path / "gap")
-    with pytest.raises(ValueError, match="nothing in the column 'text' of some of its rows 40 to 40: drop rows"):
+    datasets.Dataset.from_dict({"text": ["the text " * 9] * 40 + [None]}).save_to_disk(
+        tmp_path / "gap"
+    )
+    with pytest.raises(
+        ValueError, match="nothing in the column 'text' of some of its rows 40 to 40: drop rows"
+    ):
         everything(texts(on(plan, tmp_path / "gap")).train)
-    datasets.Dataset.from_dict({COLUMN: [[1] * 99, [1] * 98] * 10 + [[999] * 50]}).save_to_disk(tmp_path / "foreign")
+    datasets.Dataset.from_dict({COLUMN: [[1] * 99, [1] * 98] * 10 + [[999] * 50]}).save_to_disk(
+        tmp_path / "foreign"
+    )
     with pytest.raises(ValueError, match=r"vocab_size = 262, got 0 to 999"):
         list(run(on(plan, tmp_path / "foreign"), tmp_path / "run", device="cpu"))
 
@@ -264,7 +324,9 @@ def losses(plan: Recipe, folder: Path, steps: int | None = None) -> list[float]:
     return found
 
 
-def test_a_training_on_a_stream_resumes_bit_for_bit(plan: Recipe, tmp_path: Path, small: Path) -> None:
+def test_a_training_on_a_stream_resumes_bit_for_bit(
+    plan: Recipe, tmp_path: Path, small: Path
+) -> None:
     """Stopped in the first window, then in a later one with the cache gone; with 100 documents it ends in the third
     epoch. A caller's rows all at once, window by window in order, give the same losses.
     """
@@ -278,12 +340,21 @@ def test_a_training_on_a_stream_resumes_bit_for_bit(plan: Recipe, tmp_path: Path
     whole = everything(known.train)
     assert len(whole) * 2 < 40 * 56 < len(whole) * 3
     at_once = replace(known, train=Windows(W, lambda n: whole, lambda: None))
-    assert [update.loss for update in run(plan, tmp_path / "at once", data=at_once, device="cpu")] == straight
-    weights = [load(tmp_path / name / "model").network.state_dict() for name in ("straight", "stopped")]
-    assert all(torch.equal(one, two) for one, two in zip(*(found.values() for found in weights), strict=True))
+    assert [
+        update.loss for update in run(plan, tmp_path / "at once", data=at_once, device="cpu")
+    ] == straight
+    weights = [
+        load(tmp_path / name / "model").network.state_dict() for name in ("straight", "stopped")
+    ]
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(*(found.values() for found in weights), strict=True)
+    )
 
 
-def test_a_training_does_not_go_on_in_another_text(plan: Recipe, tables: datasets.DatasetDict, tmp_path: Path) -> None:
+def test_a_training_does_not_go_on_in_another_text(
+    plan: Recipe, tables: datasets.DatasetDict, tmp_path: Path
+) -> None:
     stopped = run(plan, tmp_path / "run")
     for _ in range(2):
         next(stopped)

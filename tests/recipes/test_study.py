@@ -8,7 +8,13 @@ import torch
 import unmask
 from unmask.cli.main import main
 from unmask.evaluation.judges import LanguageModelJudge
-from unmask.evaluation.measure import MAUVE, REVERSE, UnequalProtocols, protocol_words, require_same_protocol
+from unmask.evaluation.measure import (
+    MAUVE,
+    REVERSE,
+    UnequalProtocols,
+    protocol_words,
+    require_same_protocol,
+)
 from unmask.recipes import study as studies
 from unmask.recipes.frontier import frontier
 from unmask.recipes.judge import judge_named
@@ -31,11 +37,15 @@ def judge(teacher: unmask.Model) -> LanguageModelJudge:
     return judge_named("unmask:judge", teacher.tokenizer, length=8)
 
 
-@pytest.mark.parametrize(("name", "low"), [("samples", 1), ("batch_size", 1), ("texts", 0), ("completions", 0)])
+@pytest.mark.parametrize(
+    ("name", "low"), [("samples", 1), ("batch_size", 1), ("texts", 0), ("completions", 0)]
+)
 def test_counts_of_a_study_have_a_range(name: str, low: int) -> None:
     Study(**{name: low})
     for value, fault in ((low - 1, "small"), (2**63, "large")):
-        with pytest.raises(ValueError, match=f"{name} is too {fault}: got {value}, want a whole number {low} .. "):
+        with pytest.raises(
+            ValueError, match=f"{name} is too {fault}: got {value}, want a whole number {low} .. "
+        ):
             Study(**{name: value})
 
 
@@ -48,11 +58,17 @@ def test_reverse_perplexity_stands_in_every_row_and_is_not_fitted_twice(
     assert "of 20 texts" in found.row.measures[REVERSE].unit and MAUVE not in found.row.measures
     (again,) = measure("teacher", teacher, replace(scene, known=[found]), [2], [1.0])
     assert again is found
-    without = replace(found.row, measures={key: m for key, m in found.row.measures.items() if key != REVERSE})
-    (new,) = measure("teacher", teacher, replace(scene, known=[Measured(without, False)]), [2], [1.0])
+    without = replace(
+        found.row, measures={key: m for key, m in found.row.measures.items() if key != REVERSE}
+    )
+    (new,) = measure(
+        "teacher", teacher, replace(scene, known=[Measured(without, False)]), [2], [1.0]
+    )
     assert new.row.measures[REVERSE] == found.row.measures[REVERSE]
     rows = {m.row.name: m.row.measures for m in naive(scene, teacher)}
-    assert rows["one text repeated"][REVERSE].value > rows["data"][REVERSE].value, "sure of one text"
+    assert rows["one text repeated"][REVERSE].value > rows["data"][REVERSE].value, (
+        "sure of one text"
+    )
 
 
 def test_rows_of_another_precision_have_another_protocol(judge: LanguageModelJudge) -> None:
@@ -76,7 +92,10 @@ def test_both_measures_side_by_side(teacher: unmask.Model, judge: LanguageModelJ
 
 
 def test_real_texts_for_both_sides_are_needed(judge: LanguageModelJudge) -> None:
-    with pytest.raises(ValueError, match="compare at least 20 texts with as many: want more samples, or mauve_seeds ="):
+    with pytest.raises(
+        ValueError,
+        match="compare at least 20 texts with as many: want more samples, or mauve_seeds =",
+    ):
         Scene(replace(STUDY, samples=19), judge, REAL, "digest")
     with pytest.raises(ValueError, match="a row measures 40 texts and only 39 real ones"):
         Scene(STUDY, judge, REAL[:39], "digest")
@@ -91,13 +110,21 @@ def test_real_texts_are_spread_over_all_held_out_rows(
     study = Study(samples=10, texts=5, completions=2, batch_size=20)
     scene = Scene(study, judge, real, "digest")
     seen = []
-    monkeypatch.setattr(studies, "_complete", lambda model, study, pinned, **how: seen.append(pinned) or pinned.abs())
+    monkeypatch.setattr(
+        studies,
+        "_complete",
+        lambda model, study, pinned, **how: seen.append(pinned) or pinned.abs(),
+    )
     next(measure("teacher", teacher, scene, [1], [1.0]))
     (pinned,) = seen
-    assert pinned.max(dim=1).values.tolist() == [1 + row for row in [40, 120, 200, 280, 360] for _ in range(2)]
+    assert pinned.max(dim=1).values.tolist() == [
+        1 + row for row in [40, 120, 200, 280, 360] for _ in range(2)
+    ]
     assert studies._real(scene)[0][:, 0].tolist() == (1 + spread(400, 10)).tolist()
     early, late = studies._real(replace(scene, study=replace(study, samples=20, mauve_seeds=1)))
-    assert early[:, 0].tolist() == (1 + spread(200, 20)).tolist() and (late - early).unique().tolist() == [200]
+    assert early[:, 0].tolist() == (1 + spread(200, 20)).tolist() and (
+        late - early
+    ).unique().tolist() == [200]
     words = protocol_words(scene.protocol, [0])
     assert (
         "real text: 10 of 400 held-out rows, spread evenly; completions by masked diffusion: 2 of each of 5 real"
@@ -106,16 +133,25 @@ def test_real_texts_are_spread_over_all_held_out_rows(
     assert replace(scene, real=real[:200]).protocol != scene.protocol
 
 
-def test_a_protocol_takes_its_precision_from_the_draw(judge: LanguageModelJudge, teacher: unmask.Model) -> None:
+def test_a_protocol_takes_its_precision_from_the_draw(
+    judge: LanguageModelJudge, teacher: unmask.Model
+) -> None:
     assert PRECISION.keys() == DRAWS.keys()
     plain = Study(samples=2, texts=0, completions=0)
     rows = {}
-    for draw, precision in (("race", "float64"), ("inverse_cdf", "float64"), ("legacy_gumbel32", "float32 Gumbel")):
+    for draw, precision in (
+        ("race", "float64"),
+        ("inverse_cdf", "float64"),
+        ("legacy_gumbel32", "float32 Gumbel"),
+    ):
         scene = Scene(replace(plain, draw=draw, sampler="ancestral"), judge, REAL, "digest")
-        assert scene.protocol.precision == precision and f"draws in {precision}, products in" in protocol_words(
-            scene.protocol, [0]
+        assert (
+            scene.protocol.precision == precision
+            and f"draws in {precision}, products in" in protocol_words(scene.protocol, [0])
         )
-        (rows[draw],) = measure("teacher", teacher, replace(scene, known=list(rows.values())), [1], [1.0])
+        (rows[draw],) = measure(
+            "teacher", teacher, replace(scene, known=list(rows.values())), [1], [1.0]
+        )
         assert not any(rows[draw] is row for name, row in rows.items() if name != draw)
     with pytest.raises(UnequalProtocols, match=r'precision: "float64" .*, "float32 Gumbel"'):
         require_same_protocol(found.row for found in rows.values())
@@ -123,7 +159,9 @@ def test_a_protocol_takes_its_precision_from_the_draw(judge: LanguageModelJudge,
         _ = Scene(replace(plain, draw="rase"), judge, REAL, "digest").protocol
 
 
-def test_a_judge_draws_no_texts_longer_than_its_rows(teacher: unmask.Model, judge: LanguageModelJudge) -> None:
+def test_a_judge_draws_no_texts_longer_than_its_rows(
+    teacher: unmask.Model, judge: LanguageModelJudge
+) -> None:
     study = Study(samples=1, texts=0, completions=0, teacher_steps=(1,), student_steps=(1,), teacher_temperatures=(),
                   student_temperatures=())  # fmt: skip
     own = unmask.load("unmask:judge")
@@ -133,12 +171,18 @@ def test_a_judge_draws_no_texts_longer_than_its_rows(teacher: unmask.Model, judg
         assert len(last.rows.get("autoregressive", [])) == rows
 
 
-def test_uniform_noise_has_no_completions_and_no_mask_among_uniform_tokens(teacher: unmask.Model) -> None:
+def test_uniform_noise_has_no_completions_and_no_mask_among_uniform_tokens(
+    teacher: unmask.Model,
+) -> None:
     """Duo's vocabulary counts the MASK of its tokenizer, which no text holds: a judge gives it no probability."""
     duo = unmask.load("unmask:duo")
     study = studies.fitting(Study(samples=20, sampler="ancestral"), duo)
-    assert (study.texts, study.completions) == (0, 0) and studies.fitting(Study(), teacher) == Study()
-    scene = Scene(study, judge_named("unmask:judge", duo.tokenizer, length=128), REAL.repeat(1, 16), "digest")
+    assert (study.texts, study.completions) == (0, 0) and studies.fitting(
+        Study(), teacher
+    ) == Study()
+    scene = Scene(
+        study, judge_named("unmask:judge", duo.tokenizer, length=128), REAL.repeat(1, 16), "digest"
+    )
     assert "completions" not in protocol_words(scene.protocol, [0])
     (uniform,) = (m.row for m in naive(scene, duo) if m.row.name == "uniform tokens")
     assert uniform.measures["gen_ppl"].value < 1e6
@@ -153,6 +197,8 @@ def test_a_report_may_show_no_texts(teacher: unmask.Model) -> None:
     [(["study", "--jobs", "2"], "jobs"), (["methods", "--out", "x"], "out"), (["assets", "--cells", "a"], "cells"),
      (["table1", "--full"], "full"), (["study", "--dry-run"], "dry_run"), (["ablation", "--jobs", "0"], "jobs")],
 )  # fmt: skip
-def test_a_flag_of_reproduce_that_does_nothing_is_refused(arguments: list[str], word: str, capsys) -> None:
+def test_a_flag_of_reproduce_that_does_nothing_is_refused(
+    arguments: list[str], word: str, capsys
+) -> None:
     assert main(["reproduce", *arguments]) == 1
     assert word in capsys.readouterr().err

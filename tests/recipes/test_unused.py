@@ -14,7 +14,16 @@ from unmask.models.pretrained import load
 from unmask.plain import from_json, leaves, to_json
 from unmask.recipes.book import recipe
 from unmask.recipes.build import build
-from unmask.recipes.schema import Consistency, Curriculum, Data, Nelbo, NextToken, Recipe, Schedule, Sdtt
+from unmask.recipes.schema import (
+    Consistency,
+    Curriculum,
+    Data,
+    Nelbo,
+    NextToken,
+    Recipe,
+    Schedule,
+    Sdtt,
+)
 from unmask.recipes.texts import texts
 from unmask.recipes.unused import check_flags, idle, not_used
 
@@ -50,7 +59,9 @@ def plans(text: Path, masked: Path, causal: Path) -> dict[str, Recipe]:
             teacher=start, round_steps=1, delta0=1 / 8, temperatures=(0.9, 0.8), revealed="none"
         ),
         "sdtt": Sdtt(teacher=start, round_steps=1, delta0=1 / 8, count=2),
-        "sdtt of one step": Sdtt(teacher=start, round_steps=1, delta0=1 / 8, count=2, teacher_steps=1),
+        "sdtt of one step": Sdtt(
+            teacher=start, round_steps=1, delta0=1 / 8, count=2, teacher_steps=1
+        ),
     }
     schedules = {"polynomial": Schedule("polynomial", power=2.0)}
     return {
@@ -67,12 +78,18 @@ def resolved(plan: Recipe) -> dict[str, Any]:
     shape = replace(network.shape, cond_dim=1) if network.shape.causal else network.shape
     weights = weights_digest(network.state_dict())
     for tensor in network.parameters():  # no longer the teacher's equal, nor a head of zeros
-        torch.nn.init.normal_(tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel()))
+        torch.nn.init.normal_(
+            tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel())
+        )
     losses = []
     for step in range(4):
         generator = torch.Generator().manual_seed(5)
         loss = parts.objective(parts.student.eval(), data.train[:2], step=step, generator=generator)
-        losses += [loss.per_token.sum().item(), loss.weight.sum().item(), float(loss.metrics.get("round", 0))]
+        losses += [
+            loss.per_token.sum().item(),
+            loss.weight.sum().item(),
+            float(loss.metrics.get("round", 0)),
+        ]
     return {
         "rows": (tuple(data.train.shape), data.train[:].sum().item(), data.tokenizer.digest),
         "weights": weights,
@@ -108,7 +125,14 @@ KINDS = [
 def test_every_field_acts_or_is_idle(kind: str, plans: dict[str, Recipe]) -> None:
     plan = plans[kind]
     before, said = resolved(plan), idle(plan)
-    given = {"objective.kind", "objective.init", "objective.teacher", "data.corpus", "data.streaming", "data.wrap"}
+    given = {
+        "objective.kind",
+        "objective.init",
+        "objective.teacher",
+        "data.corpus",
+        "data.streaming",
+        "data.wrap",
+    }
     for path, value in leaves(plan):
         if path in OF_EVERY_RUN | given:
             assert path not in said
@@ -139,7 +163,9 @@ def test_a_flag_that_does_not_act_is_refused(kind: str, plans: dict[str, Recipe]
 def test_an_estimate_reads_sizes_and_vocabulary() -> None:
     """docs/scaling.md estimates distillations of networks that are not there."""
     plan = recipe("owt-small-mcd")
-    wide = replace(plan, network=replace(plan.network, width=4096, heads=32), data=Data(tokenizer="bpe:128000"))
+    wide = replace(
+        plan, network=replace(plan.network, width=4096, heads=32), data=Data(tokenizer="bpe:128000")
+    )
     check_flags(wide, plan, estimated=True)
     with pytest.raises(ValueError, match=r"^--data.tokenizer does not act"):
         check_flags(wide, plan)
@@ -148,7 +174,11 @@ def test_an_estimate_reads_sizes_and_vocabulary() -> None:
 
 
 def test_a_run_says_what_its_recipe_says_in_vain(plans: dict[str, Recipe], masked: Path) -> None:
-    plan = replace(plans["mcd"], schedule=Schedule("cosine"), network=replace(plans["mcd"].network, sees_alpha=True))
+    plan = replace(
+        plans["mcd"],
+        schedule=Schedule("cosine"),
+        network=replace(plans["mcd"].network, sees_alpha=True),
+    )
     plan = replace(plan, network=replace(plan.network, length=8))
     lines = not_used(plan, build(plan, None))
     assert f"network.sees_alpha = False of {masked}, not True" in lines
@@ -174,7 +204,9 @@ def test_a_text_by_its_relative_path_is_the_same_text(
         assert sum("was trained on" in line for line in not_used(now, build(now, None))) == said
 
 
-@pytest.mark.parametrize("name", ["demo-teacher", "demo-judge", "demo-duo", "owt-small-teacher", "lm1b-duo"])
+@pytest.mark.parametrize(
+    "name", ["demo-teacher", "demo-judge", "demo-duo", "owt-small-teacher", "lm1b-duo"]
+)
 def test_a_named_recipe_says_nothing_in_vain(name: str) -> None:
     plan = recipe(name)
     assert from_json(Recipe, to_json(plan), "recipe") == plan

@@ -12,18 +12,31 @@ from matplotlib.transforms import Bbox
 from unmask.evaluation.duality_checks import figure_data, observe
 from unmask.evaluation.measure import ENTROPIES
 from unmask.report.axes import describe, pills
-from unmask.report.figures import drawings, duality_figure, frontier, gen_ppl_by_steps, study, training
+from unmask.report.figures import (
+    drawings,
+    duality_figure,
+    frontier,
+    gen_ppl_by_steps,
+    study,
+    training,
+)
 from unmask.report.record import read_report
 from unmask.report.style import NARROW, WIDE, drawing
 from unmask.report.svg import picture
 
-HOSTILE = '</title></svg></script><img src=x onerror="alert(1)"> & $x_1$ $\\frac{ [v2] 日本 \x00\x0b'
+HOSTILE = (
+    '</title></svg></script><img src=x onerror="alert(1)"> & $x_1$ $\\frac{ [v2] 日本 \x00\x0b'
+)
 
 
 def drawn(figure: Figure) -> list[tuple[float, float]]:
     """All points of all lines."""
     lines = [line for axes in figure.axes for line in axes.lines]
-    return [(float(x), float(y)) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    return [
+        (float(x), float(y))
+        for line in lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
 
 
 def words(figure: Figure) -> list[str]:
@@ -34,31 +47,58 @@ def test_gen_ppl_by_steps(report: dict) -> None:
     figure = gen_ppl_by_steps(read_report(report), WIDE)
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert {(row["steps"], row["gen_ppl"]) for row in [*report["teacher"], *report["student"]]} <= set(drawn(figure))
+    assert {
+        (row["steps"], row["gen_ppl"]) for row in [*report["teacher"], *report["student"]]
+    } <= set(drawn(figure))
     for row in (report["data"], report["autoregressive"][0]):
         assert any(y == row["gen_ppl"] for _, y in drawn(figure))
     labels = words(figure)
-    assert all(f"{row['entropy']:.2f}" in labels for row in [*report["teacher"], *report["student"]])
+    assert all(
+        f"{row['entropy']:.2f}" in labels for row in [*report["teacher"], *report["student"]]
+    )
 
 
 def test_study(report: dict) -> None:
     figure = study({"mcd": read_report(report), "other": read_report(report)}, 8)
-    students = [row for name in ("student", "temperature_student") for row in report[name] if row["steps"] == 8]
+    students = [
+        row
+        for name in ("student", "temperature_student")
+        for row in report[name]
+        if row["steps"] == 8
+    ]
     most = max(row["steps"] for row in report["teacher"])
-    teachers = [row for name in ("teacher", "temperature_teacher") for row in report[name] if row["steps"] in (8, most)]
+    teachers = [
+        row
+        for name in ("teacher", "temperature_teacher")
+        for row in report[name]
+        if row["steps"] in (8, most)
+    ]
     rows = {(row["entropy"], row["gen_ppl"]) for row in [*students, *teachers]}
     target = next(row["entropy"] for row in report["teacher"] if row["steps"] == most)
-    assert rows == {(x, y) for x, y in drawn(figure) if (x, y) not in {(target, 0.0), (target, 1.0)}}
+    assert rows == {
+        (x, y) for x, y in drawn(figure) if (x, y) not in {(target, 0.0), (target, 1.0)}
+    }
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == [f"teacher, {most} steps", "teacher, 8 steps", "mcd, 8 steps", "other, 8 steps"]
+    assert labels == [
+        f"teacher, {most} steps",
+        "teacher, 8 steps",
+        "mcd, 8 steps",
+        "other, 8 steps",
+    ]
 
 
 @pytest.mark.parametrize("column", ENTROPIES)
 def test_frontier(report: dict, column: str) -> None:
     figure = frontier(read_report(report), column, NARROW)
-    rows = [row for name in ("teacher", "student") for row in [*report[name], *report["temperature_" + name]]]
+    rows = [
+        row
+        for name in ("teacher", "student")
+        for row in [*report[name], *report["temperature_" + name]]
+    ]
     assert {(row[column], row["gen_ppl"]) for row in rows} <= set(drawn(figure))
-    assert ((report["data"].get(column), report["data"]["gen_ppl"]) in drawn(figure)) == (column in report["data"])
+    assert ((report["data"].get(column), report["data"]["gen_ppl"]) in drawn(figure)) == (
+        column in report["data"]
+    )
     steps = sorted(label for label in words(figure) if label.isdigit())
     assert steps == sorted(str(row["steps"]) for row in [*report["teacher"], *report["student"]])
     curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
@@ -77,8 +117,14 @@ def test_training(report: dict) -> None:
     assert np.std(np.diff(smooth)) < np.std(np.diff(report["training"]["loss"]))
     start = next(row for row in report["teacher"] if row["steps"] == 8)
     for axes, name in ((gen_ppl, "gen_ppl"), (entropy, "entropy")):
-        points = {(x, y) for line in axes.lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
-        assert {(entry["round"], entry[name]) for entry in report["rounds"]} | {(0, start[name])} == points
+        points = {
+            (x, y)
+            for line in axes.lines
+            for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+        }
+        assert {(entry["round"], entry[name]) for entry in report["rounds"]} | {
+            (0, start[name])
+        } == points
 
 
 @pytest.mark.parametrize(("missing", "panels"), [("rounds", 1), ("training", 2)])
@@ -140,7 +186,9 @@ def test_pills_never_cover_each_other(report: dict) -> None:
         figure.canvas.draw()
     boxes = []
     for text in axes.texts:
-        size = Text.get_window_extent(text).padded(0.28 * text.get_fontsize() * figure.dpi / 72).size
+        size = (
+            Text.get_window_extent(text).padded(0.28 * text.get_fontsize() * figure.dpi / 72).size
+        )
         middle = axes.transData.transform(text.xy) + np.array(text.xyann) * figure.dpi / 72
         boxes.append(Bbox([middle - size / 2, middle + size / 2]))
     assert len(boxes) == 8

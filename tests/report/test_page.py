@@ -49,7 +49,9 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len(dict(attrs)) == len(attrs), (tag, attrs)
-        element = Element(tag, dict(attrs), tuple(e.attributes.get("id") or e.tag for e in self.stack))
+        element = Element(
+            tag, dict(attrs), tuple(e.attributes.get("id") or e.tag for e in self.stack)
+        )
         self.elements.append(element)
         if tag not in VOID:
             self.stack.append(element)
@@ -96,7 +98,14 @@ def test_nothing_is_loaded(page: Path, parsed: Parsed) -> None:
     assert "://" not in text and "@import" not in text and "url(http" not in text
     for element in parsed.elements:
         assert element.tag not in {"img", "link", "iframe", "object", "embed", "base", "form"}
-        for name in {"src", "href", "xlink:href", "srcset", "data", "action"} & element.attributes.keys():
+        for name in {
+            "src",
+            "href",
+            "xlink:href",
+            "srcset",
+            "data",
+            "action",
+        } & element.attributes.keys():
             assert element.attributes[name].startswith("#"), element
     policy = parsed.one("meta", **{"http-equiv": "Content-Security-Policy"}).attributes["content"]
     assert policy.startswith("default-src 'none';") and "connect-src" not in policy
@@ -106,7 +115,11 @@ def test_ids_are_unique_and_references_lead_somewhere(page: Path, parsed: Parsed
     ids = Counter(e.attributes["id"] for e in parsed.elements if "id" in e.attributes)
     assert not {name for name, count in ids.items() if count > 1}
     references = {e.attributes["href"][1:] for e in parsed.elements if "href" in e.attributes}
-    references |= {e.attributes["aria-labelledby"] for e in parsed.elements if "aria-labelledby" in e.attributes}
+    references |= {
+        e.attributes["aria-labelledby"]
+        for e in parsed.elements
+        if "aria-labelledby" in e.attributes
+    }
     references |= set(re.findall(r"url\(#([^)]+)\)", page.read_text("utf-8")))
     script = resources.files("unmask.report").joinpath("page.js").read_text("utf-8")
     references |= set(re.findall(r'\bat\("([^"]+)"\)', script))
@@ -115,7 +128,10 @@ def test_ids_are_unique_and_references_lead_somewhere(page: Path, parsed: Parsed
 
 def test_the_record_is_in_the_page(parsed: Parsed, report: dict) -> None:
     found = json.loads(parsed.one("script", id="record").text)
-    for row in [report["data"], *(row for value in report.values() if isinstance(value, list) for row in value)]:
+    for row in [
+        report["data"],
+        *(row for value in report.values() if isinstance(value, list) for row in value),
+    ]:
         if isinstance(row, dict) and "measures" in row:
             del row["samples"]
     assert found == json.loads(json.dumps(report))
@@ -136,7 +152,8 @@ def test_every_number_is_one_of_the_record(parsed: Parsed) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["teacher", "student", "temperature_teacher", "temperature_student", "naive", "autoregressive"]
+    "name",
+    ["teacher", "student", "temperature_teacher", "temperature_student", "naive", "autoregressive"],
 )
 def test_every_row_is_in_the_tables(parsed: Parsed, name: str) -> None:
     lines = [row.text for row in parsed.all("tr", "numbers")]
@@ -149,7 +166,9 @@ def test_every_row_is_in_the_tables(parsed: Parsed, name: str) -> None:
 
 def test_shipped_rows_are_marked(parsed: Parsed) -> None:
     marked = [row for row in parsed.all("tr", "numbers") if "shipped" in row.text]
-    shipped = [row for name in ("teacher", "temperature_teacher") for row in REPORT[name] if row["shipped"]]
+    shipped = [
+        row for name in ("teacher", "temperature_teacher") for row in REPORT[name] if row["shipped"]
+    ]
     assert len(marked) == 2 * len(shipped) > 0  # once with the first measures, once with the others
 
 
@@ -161,7 +180,9 @@ def test_no_table_without_its_protocol(parsed: Parsed) -> None:
     for cell in parsed.all("th"):
         assert cell.attributes["scope"] in ("col", "row")
     assert all(
-        table.attributes["aria-label"] for table in parsed.all("div") if table.attributes.get("class") == "scroll"
+        table.attributes["aria-label"]
+        for table in parsed.all("div")
+        if table.attributes.get("class") == "scroll"
     )
 
 
@@ -185,8 +206,12 @@ def test_the_answers_are_the_answers(parsed: Parsed) -> None:
     for entry in answers["speed"]:
         if entry["calls"] is not None:
             assert {repr(entry["calls"]), repr(entry["support"])} <= values
-    missing = [e for e in [*answers["equal_entropy"], *answers["equal_seconds"]] if e["gain"] is None]
-    empty = [cell for cell in parsed.all("td", "answers") if cell.text in ("not reached", "not measured")]
+    missing = [
+        e for e in [*answers["equal_entropy"], *answers["equal_seconds"]] if e["gain"] is None
+    ]
+    empty = [
+        cell for cell in parsed.all("td", "answers") if cell.text in ("not reached", "not measured")
+    ]
     assert len(empty) == len(missing) + sum(entry["steps"] is None for entry in answers["speed"])
     reasons = parsed.one("section", id="answers").text
     assert all(entry["reason"] in reasons for entry in missing)
@@ -207,14 +232,24 @@ def test_texts_stand_side_by_side(parsed: Parsed) -> None:
 
 def test_pictures_have_words(parsed: Parsed) -> None:
     drawn = [svg for svg in parsed.all("svg") if "figure" in "".join(svg.parents)]
-    assert len(drawn) == 10 and Counter(svg.attributes["class"] for svg in drawn) == {"wide": 5, "narrow": 5}
-    assert all(svg.attributes["role"] == "img" and len(svg.attributes["aria-label"]) > 60 for svg in drawn)
+    assert len(drawn) == 10 and Counter(svg.attributes["class"] for svg in drawn) == {
+        "wide": 5,
+        "narrow": 5,
+    }
+    assert all(
+        svg.attributes["role"] == "img" and len(svg.attributes["aria-label"]) > 60 for svg in drawn
+    )
     assert len(parsed.all("figcaption")) == 5
 
 
 def test_controls_are_named(parsed: Parsed) -> None:
-    assert all(button.text.strip() or button.attributes["aria-label"] for button in parsed.all("button"))
-    assert parsed.one("html").attributes["lang"] == "en" and parsed.all("title", "head")[0].text == REPORT["title"]
+    assert all(
+        button.text.strip() or button.attributes["aria-label"] for button in parsed.all("button")
+    )
+    assert (
+        parsed.one("html").attributes["lang"] == "en"
+        and parsed.all("title", "head")[0].text == REPORT["title"]
+    )
     assert [int(e.tag[1]) for e in parsed.elements if re.fullmatch("h[1-6]", e.tag)][:2] == [1, 2]
     assert parsed.one("input", id="player-slider").attributes["aria-label"]
     assert parsed.one("p", id="player-live").attributes["aria-live"] == "polite"
@@ -225,19 +260,28 @@ def test_figures_are_files_too(page: Path) -> None:
     assert len(files) == 10 and {file.rpartition(".")[2] for file in files} == {"png", "svg"}
     for file in (page.parent / "figures").iterdir():
         if file.suffix == ".svg":
-            assert {element.tag.split("}")[0] for element in ET.parse(file).iter()} == {"{http://www.w3.org/2000/svg"}
+            assert {element.tag.split("}")[0] for element in ET.parse(file).iter()} == {
+                "{http://www.w3.org/2000/svg"
+            }
             assert file.read_text("utf-8").count("://") == 1  # the name of SVG itself
         else:
             assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_hostile_text_stays_text(report: dict) -> None:
-    report |= {"title": HOSTILE, "date": HOSTILE, "verdict": [HOSTILE, f"{HOSTILE}: {HOSTILE}; {HOSTILE}", HOSTILE]}
+    report |= {
+        "title": HOSTILE,
+        "date": HOSTILE,
+        "verdict": [HOSTILE, f"{HOSTILE}: {HOSTILE}; {HOSTILE}", HOSTILE],
+    }
     report["real"] = [HOSTILE]
     report["corpus"]["name"] = report["models"]["judge"]["source"] = HOSTILE
     report["seconds"][HOSTILE] = 1.0
     report["models"][HOSTILE] = report["models"]["judge"]
-    report["player"][0] |= {"title": HOSTILE, "pieces": [HOSTILE] * len(report["player"][0]["pieces"])}
+    report["player"][0] |= {
+        "title": HOSTILE,
+        "pieces": [HOSTILE] * len(report["player"][0]["pieces"]),
+    }
     report["answers"]["equal_entropy"][0] |= {"gain": None, "reason": HOSTILE}
     for pair in report["samples"]:
         pair |= {"teacher": f"{HOSTILE} a\n{HOSTILE}", "student": HOSTILE}
@@ -245,7 +289,13 @@ def test_hostile_text_stays_text(report: dict) -> None:
         for row in report[name]:
             row["name"] = HOSTILE
             row["measures"][HOSTILE] = row["measures"]["entropy"] | {"unit": HOSTILE}
-    rows = [row for value in report.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
+    rows = [
+        row
+        for value in report.values()
+        if isinstance(value, list)
+        for row in value
+        if isinstance(row, dict)
+    ]
     for row in [report["data"], *(row for row in rows if "protocol" in row)]:
         row["protocol"] |= {"data": HOSTILE, "judge": row["protocol"]["judge"] | {"name": HOSTILE}}
     report["protocol"] = report["data"]["protocol"]
@@ -311,12 +361,18 @@ def test_torch_is_never_loaded(report: dict, tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)\n"
     )
     env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr or "writing a report loads torch"
 
 
-@pytest.mark.parametrize(("limit", "pictures"), [(20_000, False), pytest.param(300_000, True, marks=pytest.mark.slow)])
-def test_a_full_disk_leaves_the_old_page_and_pictures(limit: int, pictures: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("limit", "pictures"), [(20_000, False), pytest.param(300_000, True, marks=pytest.mark.slow)]
+)
+def test_a_full_disk_leaves_the_old_page_and_pictures(
+    limit: int, pictures: bool, tmp_path: Path
+) -> None:
     """No file may grow beyond the limit, as on a full disk: each file is the old one or whole, and none is a part."""
     old = ["report.html", "figures/training.png", "figures/gen-ppl-by-steps.svg"]
     (tmp_path / "figures").mkdir()
@@ -341,7 +397,9 @@ except OSError as error:
     assert (tmp_path / "report.html").read_bytes() == b"old"
     assert ((tmp_path / "figures" / "training.png").read_bytes() != b"old") == pictures
     for file in (tmp_path / "figures").iterdir():
-        assert file.suffix in (".png", ".svg") and not file.name.startswith("."), "nothing half written is left"
+        assert file.suffix in (".png", ".svg") and not file.name.startswith("."), (
+            "nothing half written is left"
+        )
         content = file.read_bytes()
         assert content == b"old" or content.endswith((b"IEND\xaeB`\x82", b"</svg>\n"))
 
@@ -349,7 +407,10 @@ except OSError as error:
 def test_where_no_claim_is_made_no_gain_is_called_better(report: dict) -> None:
     assert "better" in without_pictures(report).one("section", id="answers").text
     why = "the judge was trained on 50% of the held-out documents"
-    report |= {"no_claim": [why], "verdict": [f"No claim is made about the student ({why}).", "One training seed."]}
+    report |= {
+        "no_claim": [why],
+        "verdict": [f"No claim is made about the student ({why}).", "One training seed."],
+    }
     found = without_pictures(report)
     answers = found.one("section", id="answers").text
     assert "no claim" in answers and not re.search(r"[▲▼]|\d (better|worse)", answers)

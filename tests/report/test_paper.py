@@ -15,7 +15,9 @@ def cell(gen_ppl: float, entropy: float, seeds: int = 2) -> dict[str, Any]:
             "published": published}  # fmt: skip
 
 
-def line(name: str, round_: int, cells: dict[str, Any], failed: str | None = None) -> dict[str, Any]:
+def line(
+    name: str, round_: int, cells: dict[str, Any], failed: str | None = None
+) -> dict[str, Any]:
     return {"line": f"{name} R{round_}" if round_ else name, "name": name, "round": round_, "failed": failed,
             "cells": cells}  # fmt: skip
 
@@ -38,13 +40,19 @@ def record(*steps: str) -> dict[str, Any]:
 def test_one_step_count_is_a_plane_of_entropy_and_gen_ppl(width: float) -> None:
     (axes,) = plane(record("32"), width).axes
     points = {drawn.get_label(): drawn.get_xydata().tolist() for drawn in axes.lines}
-    assert points == {"MDLM": [[4.46, 111.2]], "hybrid R1": [[4.43, 96.6]], "KL-Bwd R1": [[2.98, 18.4]]}
+    assert points == {
+        "MDLM": [[4.46, 111.2]],
+        "hybrid R1": [[4.43, 96.6]],
+        "KL-Bwd R1": [[2.98, 18.4]],
+    }
     assert len({drawn.get_marker() for drawn in axes.lines}) == 3
 
 
 def test_several_step_counts_are_curves() -> None:
     above = figure(record("8", "32"), WIDE).axes[:2]
-    assert [[drawn.get_label() for drawn in axes.lines] for axes in above] == [["MDLM", "round 1"]] * 2
+    assert [[drawn.get_label() for drawn in axes.lines] for axes in above] == [
+        ["MDLM", "round 1"]
+    ] * 2
     assert above[0].get_ylim() == above[1].get_ylim(), "side by side on one scale"
 
 
@@ -55,4 +63,9 @@ def test_the_page_says_what_failed_here_and_there(tmp_path: Path) -> None:
     assert "a &lt; b" in one and "Judge J; n = 64" in one and 'class="scroll"' in one
     several = write_table(record("8", "32"), tmp_path, "figure3")
     assert several.name == "figure3.html" and "against steps" in several.read_text("utf-8")
-    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "table2.png", "figure3.html", "figure3.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html",
+        "table2.png",
+        "figure3.html",
+        "figure3.png",
+    }

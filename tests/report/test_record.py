@@ -29,13 +29,26 @@ def place(report: Any, path: str) -> tuple[Any, Any]:
 
 
 def name_of(path: str) -> str:
-    return "report" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path.split("."))
+    return "report" + "".join(
+        f"[{part}]" if part.isdigit() else f".{part}" for part in path.split(".")
+    )
 
 
 def test_everything_is_read(report: dict) -> None:
     found = read_report(json.loads(json.dumps(report)))
-    assert found.title == report["title"] and found.verdict == report["verdict"] and found.date == report["date"]
-    lists = ("teacher", "student", "temperature_teacher", "temperature_student", "naive", "autoregressive")
+    assert (
+        found.title == report["title"]
+        and found.verdict == report["verdict"]
+        and found.date == report["date"]
+    )
+    lists = (
+        "teacher",
+        "student",
+        "temperature_teacher",
+        "temperature_student",
+        "naive",
+        "autoregressive",
+    )
     for name in lists:
         lines = vars(found)[name]
         assert [line.gen_ppl.value for line in lines] == [row["gen_ppl"] for row in report[name]]
@@ -45,7 +58,9 @@ def test_everything_is_read(report: dict) -> None:
         ]
     assert found.answers.to_json() == report["answers"]
     assert len(list(found.lines)) == 1 + sum(len(report[name]) for name in lists)
-    assert found.player[0].frames == report["player"][0]["frames"] and found.rounds[0].delta == 2 / 512
+    assert (
+        found.player[0].frames == report["player"][0]["frames"] and found.rounds[0].delta == 2 / 512
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +162,9 @@ def test_curves_go_by_steps_and_temperature(report: dict) -> None:
     found = read_report(report)
     table = curves([*found.temperature_teacher, *found.teacher, *found.teacher])
     assert list(table) == [4, 8, 16, 32, 64, 128]
-    assert all([line.temperature for line in lines] == [0.7, 0.8, 0.9, 1.0] for lines in table.values())
+    assert all(
+        [line.temperature for line in lines] == [0.7, 0.8, 0.9, 1.0] for lines in table.values()
+    )
 
 
 def test_the_protocol_in_words_holds_all_that_decides_a_number(report: dict) -> None:
@@ -163,7 +180,13 @@ def test_the_protocol_in_words_holds_all_that_decides_a_number(report: dict) -> 
 def _paths(value: object, path: tuple = ()) -> Iterator[tuple]:
     """Every place of a JSON value, of lists the first item only."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:1])
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield from _paths(item, (*path, key))
 
@@ -175,7 +198,10 @@ def test_any_broken_field_is_named_or_drawn(report: dict) -> None:
     """A mutation of a field, whichever, is refused by a sentence about the report, or the page can be written."""
     for rows in (rows for rows in report.values() if isinstance(rows, list)):
         del rows[1:]
-    for row in (report["data"], *(report[name][0] for name in ("naive", "autoregressive", "temperature_student"))):
+    for row in (
+        report["data"],
+        *(report[name][0] for name in ("naive", "autoregressive", "temperature_student")),
+    ):
         row["samples"] = {}
     for column in (*report["training"].values(), *report["answers"].values()):
         del column[2:]
@@ -189,7 +215,9 @@ def test_any_broken_field_is_named_or_drawn(report: dict) -> None:
             found = read_report(report)
         except ValueError as error:
             named += 1
-            assert re.match(r"report\b|these rows were measured under different protocols", str(error)), (path, wrong)
+            assert re.match(
+                r"report\b|these rows were measured under different protocols", str(error)
+            ), (path, wrong)
         else:
             if drawn < 30:
                 page_source(found, {}, report).encode()
@@ -198,11 +226,16 @@ def test_any_broken_field_is_named_or_drawn(report: dict) -> None:
     assert named > 200 and drawn > 30, "both happen"
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"", b'{"version": NaN}'])
-def test_a_file_that_is_no_report_ends_in_a_sentence(content: bytes, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"", b'{"version": NaN}']
+)
+def test_a_file_that_is_no_report_ends_in_a_sentence(
+    content: bytes, tmp_path: Path, capsys
+) -> None:
     (tmp_path / "report.json").write_bytes(content)
     assert main(["report", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert (
-        re.match(r"unmask report: (\S*report\.json is no JSON|report(\.version)? is)", said) and said.count("\n") == 1
+        re.match(r"unmask report: (\S*report\.json is no JSON|report(\.version)? is)", said)
+        and said.count("\n") == 1
     )

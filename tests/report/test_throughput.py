@@ -28,8 +28,12 @@ def test_rates_are_lines_by_step_count_and_latencies_points():
     for name, steps in (("4 steps", 4), ("autoregressive", None)):
         assert lines[name] == [[row.batch, row.tokens_per_second.value] for row in found.of(steps)]
     points = [box.lines[0].get_xydata()[0].tolist() for box in latency.containers]
-    assert points == [[row.nfe, row.p50_s] for row in found.rows if row.batch == 1], "the smallest batch"
-    ends = [bars.get_segments()[0][:, 1].tolist() for box in latency.containers for bars in box.lines[2]]
+    assert points == [[row.nfe, row.p50_s] for row in found.rows if row.batch == 1], (
+        "the smallest batch"
+    )
+    ends = [
+        bars.get_segments()[0][:, 1].tolist() for box in latency.containers for bars in box.lines[2]
+    ]
     assert ends == [pytest.approx([row.p50_s, row.p95_s]) for row in found.rows if row.batch == 1]
     assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in (rates, latency))
 
@@ -57,7 +61,9 @@ def test_files_of_one_batch_and_one_repeat(tmp_path):
     """No error of a rate, no range of an axis."""
     found = bench(steps=(4,), batches=(1,), repeats=1)
     rates = [replace(row.tokens_per_second, sem=None) for row in found.rows]
-    rows = tuple(replace(row, tokens_per_second=rate) for row, rate in zip(found.rows, rates, strict=True))
+    rows = tuple(
+        replace(row, tokens_per_second=rate) for row, rate in zip(found.rows, rates, strict=True)
+    )
     png, svg = write_figure(replace(found, rows=rows), tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG") and "4 steps, batch 1:" in svg.read_text()
     assert "1.5 in 4 steps at batch 1" in svg.read_text(), "the ratio, in words"
@@ -72,7 +78,15 @@ def test_the_figure_is_drawn_from_the_file_without_torch(tmp_path):
     )
     path = str(Path(unmask.__file__).parents[1])
     probe = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert probe.returncode == 0, probe.stderr or "drawing a bench loads torch"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.json", "bench.png", "bench.svg"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "bench.json",
+        "bench.png",
+        "bench.svg",
+    ]

@@ -27,7 +27,15 @@ from unmask.samplers.loop import sample
 from unmask.samplers.steps import Task, confidence
 
 V, L, N = 9, 10, 6
-SAMPLERS = ["reveal", "ancestral", "greedy_tail", "confidence", "entropy_bounded:1", "blockwise:4", "psi:0.5"]
+SAMPLERS = [
+    "reveal",
+    "ancestral",
+    "greedy_tail",
+    "confidence",
+    "entropy_bounded:1",
+    "blockwise:4",
+    "psi:0.5",
+]
 SHAPE = Shape(V, L, width=16, blocks=2, heads=2, cond_dim=4)
 
 
@@ -66,13 +74,17 @@ class Rounding:
     def __call__(self, z: Tensor, *rest: object) -> Prediction:
         return self._rounded(self.role(z, *rest), z.shape)
 
-    def part(self, z: Tensor, alpha: Tensor, asked: Tensor | None, cache: object, window: Tensor | None) -> Prediction:
+    def part(
+        self, z: Tensor, alpha: Tensor, asked: Tensor | None, cache: object, window: Tensor | None
+    ) -> Prediction:
         shapes = [place for part in (asked, window) if part is not None for place in part.shape]
         return self._rounded(self.role.part(z, alpha, asked, cache, window), [*z.shape, *shapes])
 
     def _rounded(self, found: Prediction, sizes: list[int]) -> Prediction:
         row = torch.arange(len(found.hidden))[:, None, None]
-        return replace(found, hidden=found.hidden + (row + bump(*sizes)).sin(), head=RoundingHead(found.head))
+        return replace(
+            found, hidden=found.hidden + (row + bump(*sizes)).sin(), head=RoundingHead(found.head)
+        )
 
 
 def model(kind: str) -> SimpleNamespace:
@@ -81,12 +93,17 @@ def model(kind: str) -> SimpleNamespace:
         return SimpleNamespace(predictor=Rounding(CausalPredictor(network, V - 1)), tokenizer=None)
     process = UniformProcess(V) if kind == "uniform" else MaskedProcess(V, V - 1)
     denoiser = NetworkDenoiser(network, None if kind == "uniform" else V - 1, sees_alpha=True)
-    return SimpleNamespace(denoiser=Rounding(denoiser.frozen()), process=process, schedule=LogLinear(), tokenizer=None)
+    return SimpleNamespace(
+        denoiser=Rounding(denoiser.frozen()), process=process, schedule=LogLinear(), tokenizer=None
+    )
 
 
 CASES = [
     *(("masked", {"sampler": name}) for name in SAMPLERS),
-    *(("masked", {"sampler": name, "cache": 2}) for name in ("reveal", "confidence", "blockwise:4")),
+    *(
+        ("masked", {"sampler": name, "cache": 2})
+        for name in ("reveal", "confidence", "blockwise:4")
+    ),
     *(("uniform", {"sampler": name}) for name in ("ancestral", "psi:0.5")),
     ("causal", {}),
 ]
@@ -94,7 +111,9 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "how"), CASES, ids=str)
 @pytest.mark.parametrize("pinned", [False, True])
-def test_one_sample_a_call_is_exact_on_every_processor(kind: str, how: dict[str, object], pinned: bool) -> None:
+def test_one_sample_a_call_is_exact_on_every_processor(
+    kind: str, how: dict[str, object], pinned: bool
+) -> None:
     """batch_size = 1: each sample is what it is alone, however the products of a call round."""
     drawn, pins = model(kind), torch.full((N, L), -1)
     if pinned:
@@ -103,7 +122,9 @@ def test_one_sample_a_call_is_exact_on_every_processor(kind: str, how: dict[str,
     whole = sample(drawn, n=N, pinned=pins, batch_size=1, **how)
     for first in range(N):
         alone = sample(drawn, n=1, first=first, pinned=pins[first : first + 1], **how)
-        assert torch.equal(alone.tokens[0], whole.tokens[first]) and alone.nfe[0] == whole.nfe[first]
+        assert (
+            torch.equal(alone.tokens[0], whole.tokens[first]) and alone.nfe[0] == whole.nfe[first]
+        )
     tail = sample(drawn, n=2, first=4, pinned=pins[4:], batch_size=1, **how)
     assert torch.equal(tail.tokens, whole.tokens[4:])
     together = sample(drawn, n=N, pinned=pins, **how)
@@ -113,7 +134,9 @@ def test_one_sample_a_call_is_exact_on_every_processor(kind: str, how: dict[str,
 @pytest.mark.processor
 @pytest.mark.parametrize("kind", ["masked", "uniform", "causal"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.float64, 2e-13)])
-def test_logits_depend_on_the_batch_by_rounding_only(kind: str, dtype: torch.dtype, close: float) -> None:
+def test_logits_depend_on_the_batch_by_rounding_only(
+    kind: str, dtype: torch.dtype, close: float
+) -> None:
     """In a batch of N or alone: a dozen products one behind the other, sums of up to 64 terms of order 1.
 
     Each is right to 64 x 2^-24 in any order, or 64 x 2^-53: 5e-5 and 1e-13 together, and twice that for two of them.
@@ -133,7 +156,9 @@ def test_a_change_of_logits_changes_close_races_only(seed: int, change: float) -
     """Where the winner leads by more than twice the greatest change of a log-probability it stays the winner."""
     generator = torch.Generator().manual_seed(seed)
     log_p = torch.randn(200, V, dtype=torch.float64, generator=generator).log_softmax(-1)
-    other = log_p + change * (2 * torch.rand(log_p.shape, dtype=torch.float64, generator=generator) - 1)
+    other = log_p + change * (
+        2 * torch.rand(log_p.shape, dtype=torch.float64, generator=generator) - 1
+    )
     state = draw_latent(1, 200, seed).address(torch.arange(200))
     numbers = log_p + gumbel(address(state[:, None], torch.arange(V)))
     before, after = race(log_p, state), race(other, state)
@@ -150,10 +175,22 @@ def test_rounding_does_not_choose_between_the_equally_likely(seed: int) -> None:
     Without `in_steps` the last digits of the logits choose.
     """
     length, process = 40, MaskedProcess(V, V - 1)
-    task = Task(process, torch.full((2, length), -1), draw_latent(2, length, 0), uniform_grid(4, LogLinear()))
+    task = Task(
+        process,
+        torch.full((2, length), -1),
+        draw_latent(2, length, 0),
+        uniform_grid(4, LogLinear()),
+    )
     first, z, at = confidence(task)[0], task.canvas(), torch.arange(2 * length)
-    law = torch.randn(V - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    law = torch.randn(
+        V - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).log_softmax(0)
     law = torch.cat([law, law.new_full((1,), -1e6)]).expand(2 * length, -1)
-    noise = 1e-6 * torch.rand(law.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    noise = 1e-6 * torch.rand(
+        law.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     shown = first(z, [(at, law)])
-    assert torch.equal(first(z, [(at, law + noise)]), shown) and 0 < int((shown != V - 1).sum()) < 2 * length
+    assert (
+        torch.equal(first(z, [(at, law + noise)]), shown)
+        and 0 < int((shown != V - 1).sum()) < 2 * length
+    )

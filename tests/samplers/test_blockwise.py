@@ -35,7 +35,8 @@ def test_one_block_is_reveal() -> None:
     model = masked(V, L)
     for size in (L, 10 * L):
         ours, theirs = (
-            sample(model, n=20, length=L, steps=3, sampler=name) for name in (f"blockwise:{size}", "reveal")
+            sample(model, n=20, length=L, steps=3, sampler=name)
+            for name in (f"blockwise:{size}", "reveal")
         )
         assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.nfe, theirs.nfe)
 
@@ -54,14 +55,20 @@ def test_one_token_a_call_is_the_law_of_the_source() -> None:
     drawn = exact.draw(masked_model(source), blockwise(3), 1000, 200, length, seed=0, traced=True)
     alone = drawn.nfe == length
     assert alone.double().mean() > 0.9 and drawn.log_q is not None
-    torch.testing.assert_close(drawn.log_q[alone], source.log_prob(drawn.tokens[alone]), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        drawn.log_q[alone], source.log_prob(drawn.tokens[alone]), atol=1e-9, rtol=0
+    )
 
 
 def test_blocks_that_are_none() -> None:
     for wrong in (0, -1, 2.5, float("nan"), float("inf"), "4", True):
-        with pytest.raises(ValueError, match=r"block is .*: got .*, want a whole number 1 \.\. 2\^63 - 1"):
+        with pytest.raises(
+            ValueError, match=r"block is .*: got .*, want a whole number 1 \.\. 2\^63 - 1"
+        ):
             blockwise(wrong)
-    with pytest.raises(ValueError, match=r"written blockwise:NUMBER, where block is no whole number: got 1\.5"):
+    with pytest.raises(
+        ValueError, match=r"written blockwise:NUMBER, where block is no whole number: got 1\.5"
+    ):
         draw(masked(V, L), 2, sampler="blockwise:1.5")
     with pytest.raises(ValueError, match="this sampler reveals MASKs"):
         sample(uniform(V, L), n=1, length=L, sampler="blockwise:2")

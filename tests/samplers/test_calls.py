@@ -22,10 +22,20 @@ from unmask.samplers.steps import Task, put
 
 V, L = 9, 14
 MASK = V - 1
-SAMPLERS = ["reveal", "blockwise:4", "greedy_tail", "ancestral", "psi:1", "confidence", "entropy_bounded:2"]
+SAMPLERS = [
+    "reveal",
+    "blockwise:4",
+    "greedy_tail",
+    "ancestral",
+    "psi:1",
+    "confidence",
+    "entropy_bounded:2",
+]
 
 
-def model(blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype | None = None) -> SimpleNamespace:
+def model(
+    blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype | None = None
+) -> SimpleNamespace:
     """A masked model with a network; in float64, since products of other shapes are compared, or with products in
     `dtype`.
     """
@@ -35,7 +45,9 @@ def model(blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype | None =
     else:
         network.compute_dtype = dtype
     denoiser = NetworkDenoiser(network, MASK, sees_alpha)
-    return SimpleNamespace(denoiser=denoiser, process=MaskedProcess(V, MASK), schedule=LogLinear(), tokenizer=None)
+    return SimpleNamespace(
+        denoiser=denoiser, process=MaskedProcess(V, MASK), schedule=LogLinear(), tokenizer=None
+    )
 
 
 def pins() -> Tensor:
@@ -55,7 +67,11 @@ def draw(model: SimpleNamespace, **how: object) -> SimpleNamespace:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_period_of_one_is_no_cache(sampler: str) -> None:
     exact, one = (draw(model(), sampler=sampler, cache=cache) for cache in (None, 1))
-    assert torch.equal(exact.tokens, one.tokens) and torch.equal(exact.nfe, one.nfe) and exact.calls == one.calls
+    assert (
+        torch.equal(exact.tokens, one.tokens)
+        and torch.equal(exact.nfe, one.nfe)
+        and exact.calls == one.calls
+    )
 
 
 @pytest.mark.processor
@@ -63,12 +79,16 @@ def test_a_period_of_one_is_no_cache(sampler: str) -> None:
 @pytest.mark.parametrize("cache", [2, 3, 100])
 def test_a_network_of_one_block_has_nothing_to_lose(sampler: str, cache: int) -> None:
     """Its keys and values are those of the tokens alone: the texts are the exact ones."""
-    assert torch.equal(draw(model(1), sampler=sampler).tokens, draw(model(1), sampler=sampler, cache=cache).tokens)
+    assert torch.equal(
+        draw(model(1), sampler=sampler).tokens, draw(model(1), sampler=sampler, cache=cache).tokens
+    )
 
 
 def test_a_deeper_network_does_lose() -> None:
     """Else the tests above would see nothing."""
-    exact, cached = (draw(model(4), steps=L, sampler="blockwise:4", cache=cache).tokens for cache in (1, 100))
+    exact, cached = (
+        draw(model(4), steps=L, sampler="blockwise:4", cache=cache).tokens for cache in (1, 100)
+    )
     assert not torch.equal(exact, cached)
 
 
@@ -86,10 +106,13 @@ def test_a_window_of_the_whole_text_is_exact() -> None:
 def test_batches_make_no_difference(sampler: str, batch_size: int, sees_alpha: bool) -> None:
     """A sample's window is its own."""
     whole, parts = (
-        draw(model(sees_alpha=sees_alpha), sampler=sampler, cache=3, batch_size=size) for size in (None, batch_size)
+        draw(model(sees_alpha=sees_alpha), sampler=sampler, cache=3, batch_size=size)
+        for size in (None, batch_size)
     )
     assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.nfe, parts.nfe)
-    tail = draw(model(sees_alpha=sees_alpha), sampler=sampler, cache=3, n=4, first=2, pinned=pins()[2:])
+    tail = draw(
+        model(sees_alpha=sees_alpha), sampler=sampler, cache=3, n=4, first=2, pinned=pins()[2:]
+    )
     assert torch.equal(tail.tokens, whole.tokens[2:]) and torch.equal(tail.nfe, whole.nfe[2:])
     assert whole.nfe[5] == 0
 
@@ -113,9 +136,13 @@ def test_a_window_is_the_smallest_span_of_each_sample() -> None:
 
 def test_every_call_is_counted_and_a_whole_pass_has_all_of_its_period() -> None:
     """nfe counts what a sample takes part in: whole passes of periods in which it is read, and windows that read it."""
-    exact, cached = (list(watch(model(), 6, L, 12, 3, pinned=pins(), cache=cache)) for cache in (None, 4))
+    exact, cached = (
+        list(watch(model(), 6, L, 12, 3, pinned=pins(), cache=cache)) for cache in (None, 4)
+    )
     for k, (plain, other) in enumerate(zip(exact[1:], cached[1:], strict=True)):
-        period = [row for frame in exact[1 + k - k % 4 : 1 + k - k % 4 + 4] for row in frame.rows.tolist()]
+        period = [
+            row for frame in exact[1 + k - k % 4 : 1 + k - k % 4 + 4] for row in frame.rows.tolist()
+        ]
         assert other.rows.tolist() == (sorted({*period}) if k % 4 == 0 else plain.rows.tolist())
 
 
@@ -131,7 +158,9 @@ class Picking:
         self.calls.append((len(z), None))
         return self.denoiser(z, alpha)
 
-    def part(self, z: Tensor, alpha: Tensor, asked: Tensor, cache: object, window: object) -> object:
+    def part(
+        self, z: Tensor, alpha: Tensor, asked: Tensor, cache: object, window: object
+    ) -> object:
         self.calls.append((len(z), [sorted({*row}) for row in asked.tolist()]))
         return self.denoiser.part(z, alpha, asked, cache, window)
 
@@ -144,7 +173,10 @@ def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
     whole.denoiser, part.denoiser = Foreign(), Picking()
     frames = list(watch(part, 6, L, 8, 3, pinned=pins(), sampler=sampler))
     assert torch.equal(frames[-1].z, draw(whole, sampler=sampler).tokens)
-    changed = [[row.nonzero().squeeze(-1).tolist() for row in frame.changed if row.any()] for frame in frames]
+    changed = [
+        [row.nonzero().squeeze(-1).tolist() for row in frame.changed if row.any()]
+        for frame in frames
+    ]
     assert part.denoiser.calls == [(len(places), places) for places in changed if places]
 
 
@@ -168,12 +200,16 @@ def test_samples_of_different_prompts_are_not_alike() -> None:
 
 
 @pytest.mark.parametrize(("levels", "asked"), [([0.5, 0.5], 1), ([0.2, 0.5], 2)])
-def test_samples_that_are_told_different_levels_are_not_alike(levels: list[float], asked: int) -> None:
+def test_samples_that_are_told_different_levels_are_not_alike(
+    levels: list[float], asked: int
+) -> None:
     picking = model()
     picking.denoiser = Picking()
 
     def sampler(task: Task) -> list[Moving]:
-        first = Reads(torch.tensor([0, 1]), torch.tensor([0, L]), torch.tensor(levels, dtype=torch.float64))
+        first = Reads(
+            torch.tensor([0, 1]), torch.tensor([0, L]), torch.tensor(levels, dtype=torch.float64)
+        )
         return [Moving(lambda z: first), Moving(lambda z: Reads.of(torch.arange(0), L))]
 
     draw(picking, n=2, steps=2, pinned=None, sampler=sampler)
@@ -211,7 +247,12 @@ class Keeping(Foreign):
         self.denoiser, self.windows = model().denoiser.frozen(), []
 
     def part(
-        self, z: Tensor, alpha: Tensor, asked: Tensor | None, cache: Cache | None, window: Tensor | None
+        self,
+        z: Tensor,
+        alpha: Tensor,
+        asked: Tensor | None,
+        cache: Cache | None,
+        window: Tensor | None,
     ) -> object:
         if cache is not None:
             self.windows.append(None if window is None else window.shape[1])
@@ -223,24 +264,32 @@ def test_a_foreign_denoiser_may_keep_or_is_named() -> None:
     theirs.denoiser = Keeping()
     how = {"sampler": "blockwise:4", "pinned": None, "steps": 12, "cache": 3}
     assert torch.equal(draw(ours, **how).tokens, draw(theirs, **how).tokens)
-    assert theirs.denoiser.windows.count(None) == 4 and max(size or 0 for size in theirs.denoiser.windows) <= 8
+    assert (
+        theirs.denoiser.windows.count(None) == 4
+        and max(size or 0 for size in theirs.denoiser.windows) <= 8
+    )
     theirs.denoiser = Foreign()
     draw(theirs)
-    with pytest.raises(ValueError, match="cache asks the model to keep keys and values, and Foreign has no method"):
+    with pytest.raises(
+        ValueError, match="cache asks the model to keep keys and values, and Foreign has no method"
+    ):
         draw(theirs, cache=2)
 
 
 @pytest.mark.parametrize("sampler", ["psi:0.5", "remdm_cap:0.1", "remdm_loop:0.1"])
 def test_who_writes_noise_is_refused(sampler: str) -> None:
     with pytest.raises(
-        ValueError, match=r"cache keeps .* want cache = None or 1, got 2; leave it out, or use a sampler"
+        ValueError,
+        match=r"cache keeps .* want cache = None or 1, got 2; leave it out, or use a sampler",
     ):
         draw(model(), sampler=sampler, grid="loop", cache=2)
 
 
 def test_uniform_noise_is_refused() -> None:
     other = uniform(3, 4)
-    other.denoiser = NetworkDenoiser(network_random(Shape(3, 4, width=8, blocks=1, heads=2)), None, sees_alpha=True)
+    other.denoiser = NetworkDenoiser(
+        network_random(Shape(3, 4, width=8, blocks=1, heads=2)), None, sees_alpha=True
+    )
     with pytest.raises(ValueError, match=r"with uniform noise.* any token can change"):
         sample(other, n=1, length=4, cache=2)
 
@@ -266,7 +315,9 @@ class Reader:
         return z
 
 
-@pytest.mark.parametrize(("late", "match"), [(3, "not a number"), (L + 3, r"later read others, \[1\] of \[0\]")])
+@pytest.mark.parametrize(
+    ("late", "match"), [(3, "not a number"), (L + 3, r"later read others, \[1\] of \[0\]")]
+)
 def test_a_sampler_that_reads_more_than_it_said_is_stopped(late: int, match: str) -> None:
     def sampler(task: Task) -> list[Reader]:
         return [Reader(0, False), Reader(late, True)]

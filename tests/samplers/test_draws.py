@@ -67,8 +67,12 @@ def test_a_shared_race_couples_laws_and_one_shared_number_does_not() -> None:
     assert differ[inverse_cdf] > 10 * differ[race]
 
 
-@pytest.mark.parametrize(("odds", "window"), [(1e-8, 2**-21), (3e-8, 2**-20), (1e-6, 2**-15), (1e-4, 2**-9)])
-def test_legacy_gumbel32_loses_rare_tokens(odds: float, window: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("odds", "window"), [(1e-8, 2**-21), (3e-8, 2**-20), (1e-6, 2**-15), (1e-4, 2**-9)]
+)
+def test_legacy_gumbel32_loses_rare_tokens(
+    odds: float, window: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Measured: x / (e^x - 1) of what is due, x = 2^-24 / odds, or 0.015, 0.3, 0.97, 1; the race gives what is due.
 
     The rare token wins only where its uniform number is within `window` of 1, so the numbers are taken from there, on a
@@ -89,11 +93,21 @@ def test_legacy_gumbel32_loses_rare_tokens(odds: float, window: float, monkeypat
     assert share_of_due(legacy_gumbel32) == pytest.approx(x / math.expm1(x), abs=0.03)
 
 
-laws = st.lists(st.integers(0, 8), min_size=2, max_size=6).filter(any).map(lambda w: np.array(w) / sum(w))
+laws = (
+    st.lists(st.integers(0, 8), min_size=2, max_size=6)
+    .filter(any)
+    .map(lambda w: np.array(w) / sum(w))
+)
 
 
-@given(laws, st.sampled_from([0.05, 0.25, 0.5, 0.75, 0.9, 0.999, 1.0]), st.sampled_from([None, 1, 2, 4, 99]))
-def test_filters_keep_what_a_plain_loop_keeps(p: np.ndarray, top_p: float, top_k: int | None) -> None:
+@given(
+    laws,
+    st.sampled_from([0.05, 0.25, 0.5, 0.75, 0.9, 0.999, 1.0]),
+    st.sampled_from([None, 1, 2, 4, 99]),
+)
+def test_filters_keep_what_a_plain_loop_keeps(
+    p: np.ndarray, top_p: float, top_k: int | None
+) -> None:
     """Ties and zeros (a MASK column) included: weights are small whole numbers."""
     log_p = torch.from_numpy(p).log().clamp(min=LOG_ZERO)[None]
     kept = Filters(top_p=top_p, top_k=top_k).keep(log_p)[0].exp().numpy()
@@ -103,7 +117,9 @@ def test_filters_keep_what_a_plain_loop_keeps(p: np.ndarray, top_p: float, top_k
 
 @given(laws, st.floats(0.01, 0.99))
 def test_top_p_keeps_a_smallest_set_that_reaches_p(p: np.ndarray, top_p: float) -> None:
-    kept = Filters(top_p=top_p).keep(torch.from_numpy(p).log().clamp(min=LOG_ZERO)[None])[0].exp() > 0
+    kept = (
+        Filters(top_p=top_p).keep(torch.from_numpy(p).log().clamp(min=LOG_ZERO)[None])[0].exp() > 0
+    )
     reaching = [
         subset
         for size in range(1, len(p) + 1)
@@ -143,7 +159,9 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     [(law, _)] = blocks(log_p, token)
     monkeypatch.setattr(draws, "CPU_BLOCK_ELEMENTS", 15)
     parts = list(blocks(log_p, token))
-    assert [len(part) for _, part in parts] == [2, 2, 2] and torch.equal(torch.cat([part for _, part in parts]), token)
+    assert [len(part) for _, part in parts] == [2, 2, 2] and torch.equal(
+        torch.cat([part for _, part in parts]), token
+    )
     assert torch.equal(torch.cat([block for block, _ in parts]), law) and law.dtype == torch.float64
     assert torch.equal(law, log_p.double())
     assert torch.equal(draw_rows(race, filters, log_p, states(6)), whole[0])
@@ -154,13 +172,19 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_chance_of_a_token_is_that_after_the_filters(filters: Filters) -> None:
     log_p, token = torch.randn(40, 7).log_softmax(-1), torch.arange(40) % 7
     chance = filters.chance(log_p, token)
-    assert torch.allclose(chance, filters.keep(log_p.double()).exp()[torch.arange(40), token], atol=1e-12)
+    assert torch.allclose(
+        chance, filters.keep(log_p.double()).exp()[torch.arange(40), token], atol=1e-12
+    )
     assert chance.dtype == torch.float64 and bool((chance == 0).any()) != filters.keep_all
 
 
 def test_mask_is_never_read_from_a_table_that_has_some() -> None:
-    [(_, log_p)] = read(Prediction.from_log_p(torch.zeros(1, 1, 4)), torch.tensor([0]), 1.0, 2, flag())
-    assert torch.allclose(log_p.exp(), torch.tensor([[1 / 3, 1 / 3, 0, 1 / 3]], dtype=torch.float64))
+    [(_, log_p)] = read(
+        Prediction.from_log_p(torch.zeros(1, 1, 4)), torch.tensor([0]), 1.0, 2, flag()
+    )
+    assert torch.allclose(
+        log_p.exp(), torch.tensor([[1 / 3, 1 / 3, 0, 1 / 3]], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -34,18 +34,27 @@ def test_law(bound: float, pins: tuple[int, ...], eps: float, filters: dict[str,
     """Tokens come from the filtered law; the entropies are those at the temperature, before top-k and top-p."""
     model = masked(V, L, LogLinear(eps), seed=6, sees_alpha=True, one_level=False)
     score = filtered(model, temperature=filters.get("temperature", 1.0))
-    exact = sampler_entropy_bounded(start(pins), eps, filtered(model, **filters), score, bound, MASK)
+    exact = sampler_entropy_bounded(
+        start(pins), eps, filtered(model, **filters), score, bound, MASK
+    )
     tokens = draw(model, 2, pins, sampler=entropy_bounded(bound), **filters).tokens
     assert sampler_p_value(tokens, exact) > 1e-3
 
 
 def test_the_test_can_fail() -> None:
     """The laws of three bounds differ, and so does the law where the network is told the level of the start only."""
-    model, bounds = masked(V, L, LogLinear(0.3), seed=6, sees_alpha=True, one_level=False), (0.0, 0.9, math.inf)
+    model, bounds = (
+        masked(V, L, LogLinear(0.3), seed=6, sees_alpha=True, one_level=False),
+        (0.0, 0.9, math.inf),
+    )
     law = filtered(model)
-    laws = [sampler_entropy_bounded(start((-1,) * L), 0.3, law, law, bound, MASK) for bound in bounds]
+    laws = [
+        sampler_entropy_bounded(start((-1,) * L), 0.3, law, law, bound, MASK) for bound in bounds
+    ]
     tokens = [draw(model, 2, sampler=entropy_bounded(bound)).tokens for bound in bounds]
-    assert all(sampler_p_value(tokens[i], laws[j]) < 1e-6 for i, j in ((0, 1), (0, 2), (1, 2), (2, 0)))
+    assert all(
+        sampler_p_value(tokens[i], laws[j]) < 1e-6 for i, j in ((0, 1), (0, 2), (1, 2), (2, 0))
+    )
     deaf = sampler_entropy_bounded(start((-1,) * L), 0.3, lambda z, a: law(z, 0.3), law, 0.0, MASK)
     assert sampler_p_value(tokens[0], deaf) < 1e-6
 
@@ -56,7 +65,9 @@ def test_bound_0_draws_from_the_law_of_texts() -> None:
     model = masked(V, L)
     for row, z in enumerate(product(range(V), repeat=L)):
         z = z[::-1]  # the table counts its first position fastest
-        seen = joint[tuple(slice(None) if token == MASK else slice(token, token + 1) for token in z)]
+        seen = joint[
+            tuple(slice(None) if token == MASK else slice(token, token + 1) for token in z)
+        ]
         for i in range(L):
             if z[i] == MASK:
                 given = seen.sum(axis=tuple(j for j in range(L) if j != i))
@@ -77,8 +88,16 @@ def test_the_order_goes_by_entropy_and_then_by_place() -> None:
         [[r, i] for r in range(3) for i in step] for step in ((0, 3), (2,), (1,), (4,), ())
     ]
     once = list(watch(model, n=3, length=5, steps=9, sampler=entropy_bounded(math.log(2) + 1e-9)))
-    assert [int(frame.changed[0].sum()) for frame in once[1:]] == [3, 1, 1, 0, 0]  # 0 + log 2 | log 2, then log 3
-    more = list(watch(model, n=3, length=5, steps=9, sampler=entropy_bounded(2 * math.log(2) + 1e-9)))
+    assert [int(frame.changed[0].sum()) for frame in once[1:]] == [
+        3,
+        1,
+        1,
+        0,
+        0,
+    ]  # 0 + log 2 | log 2, then log 3
+    more = list(
+        watch(model, n=3, length=5, steps=9, sampler=entropy_bounded(2 * math.log(2) + 1e-9))
+    )
     assert [int(frame.changed[0].sum()) for frame in more[1:]] == [4, 1, 0, 0, 0]
 
 
@@ -101,7 +120,9 @@ def test_each_sample_pays_its_own_steps_and_is_told_its_own_level() -> None:
     model.denoiser = Ear(model.denoiser)
     heard = model.denoiser.heard
     pinned = torch.tensor([[-1] * 5, [0, -1, 1, -1, 2], [1] * 5, [0, -1, -1, -1, -1]])
-    frames = list(watch(model, n=4, length=5, steps=2, pinned=pinned, sampler="entropy_bounded:0.7"))
+    frames = list(
+        watch(model, n=4, length=5, steps=2, pinned=pinned, sampler="entropy_bounded:0.7")
+    )
     free = (pinned < 0).sum(1)
     assert len(frames) == 6 and not bool((frames[-1].z == MASK).any())
     assert frames[0].alpha == pytest.approx(0.2) and frames[-1].alpha == 1
@@ -117,7 +138,11 @@ def test_each_sample_pays_its_own_steps_and_is_told_its_own_level() -> None:
         assert after.alpha == pytest.approx(float((1 - 0.8 * left).mean()), abs=1e-6)
     assert heard == [] and nfe[2] == 0
     done = sample(model, n=4, length=5, steps=77, pinned=pinned, sampler="entropy_bounded:0.7")
-    assert torch.equal(done.nfe, nfe) and done.calls == nfe.max() and torch.equal(done.tokens, frames[-1].z)
+    assert (
+        torch.equal(done.nfe, nfe)
+        and done.calls == nfe.max()
+        and torch.equal(done.tokens, frames[-1].z)
+    )
 
 
 @pytest.mark.parametrize(("bound", "nfe"), [("0", 5), ("inf", 1)])
@@ -130,8 +155,13 @@ def test_a_token_has_one_race_at_any_bound() -> None:
     """Where the other tokens do not matter, the text is the same at every bound, and that of `reveal`."""
     model = masked(V, L)
     model.denoiser.logits[:] = model.denoiser.logits[0]
-    texts = [draw(model, 3, sampler=name).tokens for name in ("reveal", "entropy_bounded:0", "entropy_bounded:1")]
-    assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2]) and len(texts[0]) == N
+    texts = [
+        draw(model, 3, sampler=name).tokens
+        for name in ("reveal", "entropy_bounded:0", "entropy_bounded:1")
+    ]
+    assert (
+        torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2]) and len(texts[0]) == N
+    )
 
 
 @pytest.mark.processor
@@ -139,7 +169,9 @@ def test_rounding_does_not_choose() -> None:
     """Over a blank canvas a rotary network has one law for all positions: the first go first, whatever the batch."""
     network = network_random(Shape(8, 12, width=16, blocks=2, heads=2))
     denoiser = NetworkDenoiser(network, 7, sees_alpha=True)
-    model = SimpleNamespace(denoiser=denoiser, process=MaskedProcess(8, 7), schedule=LogLinear(), tokenizer=None)
+    model = SimpleNamespace(
+        denoiser=denoiser, process=MaskedProcess(8, 7), schedule=LogLinear(), tokenizer=None
+    )
     how = {"n": 40, "length": 12, "sampler": "entropy_bounded:2.5"}
     first = list(watch(model, **how))[1].changed
     size = int(first[0].sum())
@@ -152,5 +184,7 @@ def test_rounding_does_not_choose() -> None:
 
 @pytest.mark.parametrize("bound", [-0.1, math.nan, "1", None, True])
 def test_a_bound_out_of_range(bound: float) -> None:
-    with pytest.raises(ValueError, match=rf"bound is the entropy, in nats.*want bound >= 0 \(inf .*got {bound!r}"):
+    with pytest.raises(
+        ValueError, match=rf"bound is the entropy, in nats.*want bound >= 0 \(inf .*got {bound!r}"
+    ):
         entropy_bounded(bound)

@@ -9,13 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
-from unmask.samplers.grids import GRIDS, Grid, check_levels, cosine_grid, loop_grid, released_grid, uniform_grid
+from unmask.samplers.grids import (
+    GRIDS,
+    Grid,
+    check_levels,
+    cosine_grid,
+    loop_grid,
+    released_grid,
+    uniform_grid,
+)
 
 SCHEDULES = [LogLinear(), LogLinear(eps=0.2), Cosine(), Polynomial(power=3)]
 
 
 @given(st.integers(1, 300), st.sampled_from(SCHEDULES), st.sampled_from(sorted(GRIDS)))
-def test_a_grid_rises_from_alpha_1_to_exactly_1(steps: int, schedule: NoiseSchedule, name: str) -> None:
+def test_a_grid_rises_from_alpha_1_to_exactly_1(
+    steps: int, schedule: NoiseSchedule, name: str
+) -> None:
     alphas = GRIDS[name](steps, schedule)
     moves = steps + (name == "released")
     assert alphas.shape == (moves + 1,) and alphas.dtype == torch.float64
@@ -41,8 +51,12 @@ def test_inner_levels_are_those_of_their_times(grid: Grid, times: list[float]) -
 def test_the_loop_rises_stands_at_nine_tenths_and_rises(eps: float) -> None:
     """At N = 40: 18 steps up to t = 0.55, 20 steps at 0.9 until t = 0.05, 2 steps to text; equal levels are equal."""
     alphas = loop_grid(40, LogLinear(eps))
-    assert torch.allclose(alphas[:19], torch.linspace(eps, 0.9, 19, dtype=torch.float64), rtol=0, atol=1e-12)
-    assert torch.allclose(alphas[38:], torch.tensor([0.9, 0.95, 1.0], dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.allclose(
+        alphas[:19], torch.linspace(eps, 0.9, 19, dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    assert torch.allclose(
+        alphas[38:], torch.tensor([0.9, 0.95, 1.0], dtype=torch.float64), rtol=0, atol=1e-12
+    )
     assert len(set(alphas[18:39].tolist())) <= 2 and int((alphas.diff() == 0).sum()) >= 19
 
 
@@ -54,7 +68,8 @@ def test_no_steps_no_grid(grid: Grid, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "alphas", [[0.0, 0.5], [0.0, 0.6, 0.5, 1.0], [1.0, 1.0], [-0.1, 1.0], [1.0], [0.0, math.nan, 1.0]]
+    "alphas",
+    [[0.0, 0.5], [0.0, 0.6, 0.5, 1.0], [1.0, 1.0], [-0.1, 1.0], [1.0], [0.0, math.nan, 1.0]],
 )
 def test_a_grid_of_ones_own_is_checked(alphas: list[float]) -> None:
     with pytest.raises(ValueError, match="a grid is the share of text"):

@@ -24,10 +24,16 @@ from unmask.samplers.renoising import psi
 from unmask.samplers.steps import ancestral, confidence
 
 
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**9))
+@given(
+    st.integers(-(2**63), 2**63 - 1), st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**9)
+)
 def test_a_sample_keeps_its_latent_in_any_batch(seed: int, n: int, length: int, first: int) -> None:
     batch = draw_latent(n, length, seed, first)
-    assert batch.u.shape == (n, length) and batch.u.dtype == torch.float64 and batch.key.dtype == torch.int64
+    assert (
+        batch.u.shape == (n, length)
+        and batch.u.dtype == torch.float64
+        and batch.key.dtype == torch.int64
+    )
     for row in range(n):
         alone = draw_latent(1, length, seed, first + row)
         assert torch.equal(alone.u[0], batch.u[row]) and alone.key[0] == batch.key[row]
@@ -67,8 +73,16 @@ PINNED_U = [
 STRUCTURES = [Block(4, 0.8), Block(8, 1.0), Span(5.0), Hierarchy((8, 2), (0.4, 0.5))]
 
 
-@given(st.sampled_from(STRUCTURES), st.integers(0, 2**40), st.integers(1, 6), st.integers(2, 30), st.integers(0, 10**9))
-def test_a_structured_sample_keeps_its_latent(structure: Structure, seed: int, n: int, length: int, first: int) -> None:
+@given(
+    st.sampled_from(STRUCTURES),
+    st.integers(0, 2**40),
+    st.integers(1, 6),
+    st.integers(2, 30),
+    st.integers(0, 10**9),
+)
+def test_a_structured_sample_keeps_its_latent(
+    structure: Structure, seed: int, n: int, length: int, first: int
+) -> None:
     """In any batch, at any length, and its race is the one that it has without a structure."""
     batch = draw_latent(n, length, seed, first, structure=structure)
     assert batch.u.shape == (n, length) and batch.u.dtype == torch.float64
@@ -100,7 +114,10 @@ def test_without_correlation_a_structure_is_the_independent_latent() -> None:
     """Phi(Phi^-1(u)) = u to 16 roundings: Phi^-1 errs by some 8 relatively, and phi(x) x <= 1/4."""
     own = draw_latent(20, 50, seed=4).u
     for structure in (Block(4, 0.0), Hierarchy((8, 2), (0.0, 0.0)), Span(1e-3)):
-        assert float((draw_latent(20, 50, seed=4, structure=structure).u - own).abs().max()) < 16 * 2**-53
+        assert (
+            float((draw_latent(20, 50, seed=4, structure=structure).u - own).abs().max())
+            < 16 * 2**-53
+        )
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
@@ -108,16 +125,26 @@ def test_structured_levels_are_uniform_and_correlated(structure: Structure) -> N
     """Every position, and every pair within 4.5 standard errors."""
     n, length = 10_000, 10
     latent = draw_latent(n, length, seed=6, structure=structure)
-    assert min(kstest(latent.u[:, i].numpy(), "uniform").pvalue for i in range(length)) > 1e-3 / length
+    assert (
+        min(kstest(latent.u[:, i].numpy(), "uniform").pvalue for i in range(length)) > 1e-3 / length
+    )
     inputs = structure.sources * length
-    basis = torch.eye(inputs, dtype=torch.float64).view(inputs, structure.sources, length).transpose(0, 1)
+    basis = (
+        torch.eye(inputs, dtype=torch.float64)
+        .view(inputs, structure.sources, length)
+        .transpose(0, 1)
+    )
     a = structure(basis).T
     due = a @ a.T  # the stated one: tests/diffusion/test_structure.py
     seen = torch.special.ndtri(latent.u).T.corrcoef()
     assert bool(((seen - due).abs() <= 4.5 * (1 - due**2).clamp(min=0) / math.sqrt(n) + 1e-9).all())
     noise = torch.exp(-torch.exp(-gumbel(latent.address(torch.arange(0, n * length, length)))))
-    across = torch.stack([noise, latent.u[:, 0], latent.u[:, 0].roll(1)]).corrcoef().fill_diagonal_(0)
-    assert float(across.abs().max()) < 4 / math.sqrt(n), "samples and the race are independent of it"
+    across = (
+        torch.stack([noise, latent.u[:, 0], latent.u[:, 0].roll(1)]).corrcoef().fill_diagonal_(0)
+    )
+    assert float(across.abs().max()) < 4 / math.sqrt(n), (
+        "samples and the race are independent of it"
+    )
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
@@ -125,17 +152,24 @@ def test_texts_of_independent_tokens_do_not_depend_on_the_structure(structure: S
     """When a token is revealed says nothing about which: the same texts, and their law is the product."""
     model = masked(4, 3)
     model.denoiser.logits[:] = model.denoiser.logits[0]
-    plain, structured = (sample(model, n=8000, length=3, steps=4, structure=how).tokens for how in (None, structure))
+    plain, structured = (
+        sample(model, n=8000, length=3, steps=4, structure=how).tokens for how in (None, structure)
+    )
     assert torch.equal(plain, structured)
     p = model.denoiser.law((3, 3, 3))
-    product = {text: float(np.prod([p[i, v] for i, v in enumerate(text)])) for text in np.ndindex(3, 3, 3)}
+    product = {
+        text: float(np.prod([p[i, v] for i, v in enumerate(text)])) for text in np.ndindex(3, 3, 3)
+    }
     assert sampler_p_value(structured, product) > 1e-3
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_batches_make_no_difference_to_structured_samples(structure: Structure) -> None:
     model = masked(4, 5)
-    whole, parts = (sample(model, n=8, length=5, steps=6, structure=structure, batch_size=size) for size in (None, 3))
+    whole, parts = (
+        sample(model, n=8, length=5, steps=6, structure=structure, batch_size=size)
+        for size in (None, 3)
+    )
     assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.nfe, parts.nfe)
     tail = sample(model, n=5, length=5, steps=6, structure=structure, first=3)
     assert torch.equal(tail.tokens, whole.tokens[3:]) and torch.equal(tail.nfe, whole.nfe[3:])
@@ -171,7 +205,10 @@ def test_two_tokens_meet_in_a_step_as_the_copula_says(rho: float) -> None:
     steps = 5
     law = multivariate_normal([0, 0], [[1, rho], [rho, 1]])
     edge = [-9.0, *norm.ppf([k / steps for k in range(1, steps)]), 9.0]
-    met = sum(law.cdf([b, b]) - law.cdf([a, b]) - law.cdf([b, a]) + law.cdf([a, a]) for a, b in pairwise(edge))
+    met = sum(
+        law.cdf([b, b]) - law.cdf([a, b]) - law.cdf([b, a]) + law.cdf([a, a])
+        for a, b in pairwise(edge)
+    )
     mean, error = mean_nfe(Block(2, rho), 20_000, 2, steps)
     assert abs(mean - (2 - met)) < 4.5 * error
 
@@ -197,13 +234,18 @@ def test_sample_takes_text_forms_and_refuses_what_nobody_reads() -> None:
         sample(model, n=3, length=5, steps=3, structure=how).nfe.tolist()
         for how in ("block:5:1", Block(5, 1.0), "none")
     )
-    assert by_text == by_value == [1, 1, 1] and plain == sample(model, n=3, length=5, steps=3).nfe.tolist()
+    assert (
+        by_text == by_value == [1, 1, 1]
+        and plain == sample(model, n=3, length=5, steps=3).nfe.tolist()
+    )
     greedy = sample(model, n=3, length=5, steps=3, sampler="greedy_tail", structure="block:5:1")
     assert greedy.nfe.tolist() == by_text
     with pytest.raises(ValueError, match=r"'span:LENGTH'.*got 'spam:3'"):
         sample(model, n=1, length=5, structure="spam:3")
     for name in ("ancestral", "confidence", "entropy_bounded:0.1", "remdm_cap:0.02"):
-        with pytest.raises(ValueError, match=rf"'{name}' does not reveal by the latent.*'reveal'.*Span\(length=3"):
+        with pytest.raises(
+            ValueError, match=rf"'{name}' does not reveal by the latent.*'reveal'.*Span\(length=3"
+        ):
             sample(model, n=1, length=5, sampler=name, structure="span:3")
     for sampler in (confidence, psi(0.5), ancestral):
         with pytest.raises(ValueError, match="this sampler does not reveal by the latent"):

@@ -30,7 +30,10 @@ from unmask.samplers.steps import Task
 
 V, L = 4, 5
 KINDS = [
-    *((masked, name) for name in ("reveal", "ancestral", "greedy_tail", "confidence", "entropy_bounded:0.9")),
+    *(
+        (masked, name)
+        for name in ("reveal", "ancestral", "greedy_tail", "confidence", "entropy_bounded:0.9")
+    ),
     *((masked, name) for name in ("psi:0.5", "remdm_rescale:1")),
     *((uniform, name) for name in ("ancestral", "greedy_tail", "psi:0.5")),
 ]
@@ -76,7 +79,8 @@ def test_one_latent_at_any_number_of_steps() -> None:
 
     model = masked(V, L, seed=1)
     few, many, other = (
-        sample(model, n=2000, length=L, steps=steps, seed=seed).tokens for steps, seed in ((8, 0), (16, 0), (16, 1))
+        sample(model, n=2000, length=L, steps=steps, seed=seed).tokens
+        for steps, seed in ((8, 0), (16, 0), (16, 1))
     )
     assert (few == many).double().mean() > 0.8 > 0.6 > (few == other).double().mean()
 
@@ -88,7 +92,9 @@ def test_given_tokens_never_change_and_never_cost(kind: type, sampler: str) -> N
     given = torch.tensor([[1, -1, -1, 2, -1], [1, -1, 1, -1, 0], [1, 0, 0, 0, 0]])
     model.tokenizer = Letters()
     for frame in watch(model, n=3, length=L, steps=4, prompt="b", pinned=pinned, sampler=sampler):
-        assert torch.equal(frame.z[given >= 0], given[given >= 0]) and not bool(frame.changed[given >= 0].any())
+        assert torch.equal(frame.z[given >= 0], given[given >= 0]) and not bool(
+            frame.changed[given >= 0].any()
+        )
         assert 2 not in frame.rows
     assert bool((frame.z >= 0).all())
 
@@ -101,13 +107,19 @@ def test_prompts_of_every_kind(prompt: object) -> None:
     model.tokenizer = Letters()
     done = sample(model, n=2, length=L, steps=3, prompt=prompt)
     assert done.tokens[:, :2].tolist() == [[0, 1], [0, 1]]
-    assert done.texts is not None and all(text.startswith("ab") and len(text) == L for text in done.texts)
+    assert done.texts is not None and all(
+        text.startswith("ab") and len(text) == L for text in done.texts
+    )
 
 
 @pytest.mark.parametrize("model", [masked(V, L), uniform(V, L), causal(V, L)])
 def test_a_text_that_is_given_costs_nothing(model: SimpleNamespace) -> None:
     done = sample(model, n=2, length=L, steps=3, prompt=[0, 1, 2, 1, 0])
-    assert done.tokens.tolist() == [[0, 1, 2, 1, 0]] * 2 and done.calls == 0 and done.nfe.tolist() == [0, 0]
+    assert (
+        done.tokens.tolist() == [[0, 1, 2, 1, 0]] * 2
+        and done.calls == 0
+        and done.nfe.tolist() == [0, 0]
+    )
     assert sample(model, n=1, length=L, steps=3, prompt=[]).calls > 0
 
 
@@ -115,7 +127,9 @@ def test_frames_show_what_a_player_needs() -> None:
     model = masked(V, L)
     alphas = uniform_grid(4, model.schedule)
     frames = list(watch(model, n=3, length=L, steps=4, seed=9))
-    assert [frame.step for frame in frames] == [0, 1, 2, 3, 4] and [frame.alpha for frame in frames] == alphas.tolist()
+    assert [frame.step for frame in frames] == [0, 1, 2, 3, 4] and [
+        frame.alpha for frame in frames
+    ] == alphas.tolist()
     assert bool((frames[0].z == V - 1).all()) and not bool(frames[0].changed.any())
     for before, after in pairwise(frames):
         assert torch.equal(after.changed, before.z != after.z)
@@ -136,13 +150,17 @@ def test_sampling_leaves_no_trace() -> None:
     next(frames)
     next(frames)
     assert torch.is_grad_enabled()
-    assert not any(frame.z.requires_grad for frame in frames) and torch.equal(torch.get_rng_state(), before)
+    assert not any(frame.z.requires_grad for frame in frames) and torch.equal(
+        torch.get_rng_state(), before
+    )
 
 
 @pytest.mark.parametrize("sees_alpha", [False, True])
 def test_a_network_and_its_frozen_form_draw_the_same(sees_alpha: bool) -> None:
     model = masked(V, L)
-    live = NetworkDenoiser(network_random(Shape(V, L, width=16, blocks=2, heads=2)), V - 1, sees_alpha)
+    live = NetworkDenoiser(
+        network_random(Shape(V, L, width=16, blocks=2, heads=2)), V - 1, sees_alpha
+    )
     tokens = []
     for denoiser in (live, live.frozen()):
         model.denoiser = denoiser
@@ -161,7 +179,9 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = function(*args, **(kwargs or {}))
-        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        sizes = [
+            leaf.untyped_storage().nbytes() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)
+        ]
         self.largest = max([self.largest, *sizes])
         return out
 
@@ -200,9 +220,13 @@ class Wide:
 def test_no_tensor_of_batch_times_length_times_vocabulary(filters: dict[str, float]) -> None:
     """Each position goes through the head once, and no storage grows to a quarter of B x L x V float32 numbers."""
     n, length, vocab_size, steps = 4, 32, 3000, 32
-    head = NarrowHead(torch.randn(4, vocab_size, generator=torch.Generator().manual_seed(0)), limit=n * length)
+    head = NarrowHead(
+        torch.randn(4, vocab_size, generator=torch.Generator().manual_seed(0)), limit=n * length
+    )
     process = MaskedProcess(vocab_size, vocab_size - 1)
-    model = SimpleNamespace(denoiser=Wide(head, vocab_size), process=process, schedule=LogLinear(), tokenizer=None)
+    model = SimpleNamespace(
+        denoiser=Wide(head, vocab_size), process=process, schedule=LogLinear(), tokenizer=None
+    )
     with Sizes() as sizes:
         done = sample(model, n=n, length=length, steps=steps, **filters)
     assert sum(head.rows) == n * length and len(head.rows) == done.calls
@@ -240,8 +264,14 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"top_k": 0}, "top_k is too small: got 0"),
         ({"seed": 2**64}, "seed is too large: got 18446744073709551616"),
         ({"seed": True}, "seed is no whole number: got True"),
-        ({"n": 2**63}, r"n is too large: got 9223372036854775808, want a whole number 1 .. 2\^63 - 1"),
-        ({"n": 10**9, "length": 10**9}, r"n x length is too large: got 1000000000 x 1000000000 tokens"),
+        (
+            {"n": 2**63},
+            r"n is too large: got 9223372036854775808, want a whole number 1 .. 2\^63 - 1",
+        ),
+        (
+            {"n": 10**9, "length": 10**9},
+            r"n x length is too large: got 1000000000 x 1000000000 tokens",
+        ),
         ({"n": 10**12, "batch_size": 1}, r"n x length is too large: got 1000000000000 x 5 tokens"),
         ({"length": 2**63}, "length is too large: got 9223372036854775808"),
         ({"steps": 10**5000}, "steps is too large: got a number of 16610 bits"),
@@ -250,9 +280,15 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"top_k": True}, "top_k is no whole number: got True"),
         ({"cache": 2**63}, "cache is too large: got 9223372036854775808"),
         ({"first": 2**63}, "first is too large: got 9223372036854775808"),
-        ({"first": 2**63 - 1}, "first is too large: got 2.63 - 1, want a whole number 0 .. 9223372036854775805"),
+        (
+            {"first": 2**63 - 1},
+            "first is too large: got 2.63 - 1, want a whole number 0 .. 9223372036854775805",
+        ),
         ({"first": -1}, "first is too small: got -1"),
-        ({"prompt": [0] * (L + 1)}, r"at most length = 5 tokens, got 6; shorten it or raise length"),
+        (
+            {"prompt": [0] * (L + 1)},
+            r"at most length = 5 tokens, got 6; shorten it or raise length",
+        ),
         ({"prompt": [0, V]}, "the prompt holds token ids: want 0 <= id < vocab_size = 4, got 4"),
         ({"prompt": [-1]}, "the prompt holds token ids.*got -1"),
         ({"prompt": [V - 1]}, r"the prompt holds MASK \(id 3\)"),
@@ -263,12 +299,21 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"pinned": torch.ones(2, L, dtype=torch.bool)}, "want an integer tensor, got torch.bool"),
         ({"pinned": [[0] * L] * 2}, "want an integer tensor, got list"),
         ({"pinned": torch.zeros(1, L, dtype=torch.int64)}, r"want shape \(2, 5\), got \(1, 5\)"),
-        ({"pinned": torch.zeros(2, L + 1, dtype=torch.int64)}, r"want shape \(2, 5\), got \(2, 6\)"),
+        (
+            {"pinned": torch.zeros(2, L + 1, dtype=torch.int64)},
+            r"want shape \(2, 5\), got \(2, 6\)",
+        ),
         ({"pinned": torch.full((2, L), -2)}, "pinned holds token ids.*got -2"),
         ({"pinned": torch.full((2, L), V)}, "pinned holds token ids.*got 4"),
         ({"pinned": torch.full((2, L), V - 1)}, "pinned holds MASK"),
-        ({"pinned": torch.full((2, L), 1), "prompt": [0]}, "pinned and prompt name different tokens"),
-        ({"sampler": "reveel"}, r"no sampler is called 'reveel' \(did you mean 'reveal'\?\): want one of reveal, "),
+        (
+            {"pinned": torch.full((2, L), 1), "prompt": [0]},
+            "pinned and prompt name different tokens",
+        ),
+        (
+            {"sampler": "reveel"},
+            r"no sampler is called 'reveel' \(did you mean 'reveal'\?\): want one of reveal, ",
+        ),
         ({"sampler": "x"}, "no sampler is called 'x': want one of"),
         ({"grid": "cosin"}, "did you mean 'cosine'"),
         ({"draw": "gumbel32"}, "did you mean 'legacy_gumbel32'"),
@@ -282,7 +327,16 @@ def test_bad_input_is_named(wrong: dict[str, object], match: str) -> None:
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
-    given = {"n": 2, "length": L, "steps": 3, "seed": 4, "top_k": 2, "first": 1, "batch_size": 1, "cache": 1}
+    given = {
+        "n": 2,
+        "length": L,
+        "steps": 3,
+        "seed": 4,
+        "top_k": 2,
+        "first": 1,
+        "batch_size": 1,
+        "cache": 1,
+    }
     model = masked(V, L)
     drawn = sample(model, **{name: np.int64(value) for name, value in given.items()})
     assert torch.equal(drawn.tokens, sample(model, **given).tokens)
@@ -311,13 +365,20 @@ def test_a_sampler_a_grid_and_a_draw_of_ones_own() -> None:
     frames: list[Frame] = list(
         denoise(
             model.denoiser,
-            Task(model.process, torch.full((2, L), -1), draw_latent(2, L, 0), torch.tensor([0.0, 1.0])),
+            Task(
+                model.process,
+                torch.full((2, L), -1),
+                draw_latent(2, L, 0),
+                torch.tensor([0.0, 1.0]),
+            ),
             lambda task: [Greedy(task)],
         )
     )
     best = model.denoiser.law((V - 1,) * L).argmax(-1).tolist()
     assert frames[-1].z.tolist() == [best, best]
-    own = sample(model, n=2, length=L, steps=1, sampler=lambda task: [Greedy(task)], grid=uniform_grid)
+    own = sample(
+        model, n=2, length=L, steps=1, sampler=lambda task: [Greedy(task)], grid=uniform_grid
+    )
     assert own.tokens.tolist() == [best, best] and own.calls == 1
 
 
@@ -328,7 +389,9 @@ def test_a_model_somewhere_else_is_named():
     with pytest.raises(ValueError, match="device says where the model is: want 'meta', got 'cpu'"):
         sample(model, n=1, length=L)
     for device in ("gpu", "cuda:99"):
-        with pytest.raises(ValueError, match=f"device says where the model is, and {device} is not to be had here"):
+        with pytest.raises(
+            ValueError, match=f"device says where the model is, and {device} is not to be had here"
+        ):
             sample(masked(V, L), n=1, length=L, device=device)
 
 

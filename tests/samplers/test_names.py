@@ -41,7 +41,10 @@ def test_a_family_and_a_number(name: str, sampler: object) -> None:
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("psi", "the sampler 'psi' is written psi:NUMBER, where kappa is the weight .* 0 <= kappa <= 1 .*got nan"),
+        (
+            "psi",
+            "the sampler 'psi' is written psi:NUMBER, where kappa is the weight .* 0 <= kappa <= 1 .*got nan",
+        ),
         ("psi:", "'psi:' is written psi:NUMBER, where kappa .* got nan"),
         ("psi:half", "'psi:half' is written psi:NUMBER"),
         ("psi:2", "'psi:2' is written psi:NUMBER, where .* 0 <= kappa <= 1 .*got 2.0"),
@@ -49,14 +52,20 @@ def test_a_family_and_a_number(name: str, sampler: object) -> None:
         ("remdm_cap:-1", "remdm_cap:NUMBER, where eta is .* 0 <= eta <= 1 .*got -1.0"),
         ("remdm_rescale", "remdm_rescale:NUMBER, where eta is .* got nan"),
         ("remdm_loop:7", "remdm_loop:NUMBER, where eta is .* got 7.0"),
-        ("entropy_bounded", "entropy_bounded:NUMBER, where bound is the entropy, in nats.* bound >= 0 .*got nan"),
+        (
+            "entropy_bounded",
+            "entropy_bounded:NUMBER, where bound is the entropy, in nats.* bound >= 0 .*got nan",
+        ),
         ("entropy_bounded:-1", "bound >= 0 .*got -1.0"),
         ("reveal:0.5", "the sampler 'reveal' takes no number: write 'reveal', got 'reveal:0.5'"),
         (
             "remdm_cp:0.1",
             r"no sampler is called 'remdm_cp:0.1' \(did you mean 'remdm_cap:NUMBER'\?\): want one of",
         ),
-        ("greedy", r"no sampler is called 'greedy' \(did you mean 'greedy_tail'\?\): .*, psi:NUMBER, "),
+        (
+            "greedy",
+            r"no sampler is called 'greedy' \(did you mean 'greedy_tail'\?\): .*, psi:NUMBER, ",
+        ),
         ("", "no sampler is called '': want one of reveal, "),
     ],
 )
@@ -69,12 +78,16 @@ def test_names_that_are_none(name: str, match: str) -> None:
 
 def test_every_list_of_names_is_complete() -> None:
     """The documents, the help of the command line and the docstring of `sample` name all samplers and grids."""
-    page = (Path(__file__).parents[2] / "docs" / "choosing-a-sampler.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "choosing-a-sampler.md").read_text(
+        encoding="utf-8"
+    )
     for text in (page, Arguments.__doc__ or "", sample.__doc__ or ""):
         words = set(re.findall(r"[a-z_]+", text))
         assert words >= {*SAMPLERS, *FAMILIES} and words >= {"released"}
     for text in (page, sample.__doc__ or ""):
         assert set(re.findall(r"[a-z_]+", text)) >= {*GRIDS}
     assert {*typing.get_args(typing.get_type_hints(Arguments)["grid"])} == {*GRIDS}
-    for name in re.findall(r"\b(?:psi|remdm_\w+|entropy_bounded):[\d.]+", page + (sample.__doc__ or "")):
+    for name in re.findall(
+        r"\b(?:psi|remdm_\w+|entropy_bounded):[\d.]+", page + (sample.__doc__ or "")
+    ):
         sampler_of(name)

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from reference import process_channel, sampler_p_value, sampler_remdm, sampler_renoised, sampler_reveal
+from reference import (
+    process_channel,
+    sampler_p_value,
+    sampler_remdm,
+    sampler_renoised,
+    sampler_reveal,
+)
 from toy_sampling import FILTERS, MASK, L, N, V, alphas_of, draw, filtered, masked, start, uniform
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear, Polynomial
@@ -29,14 +35,23 @@ def rising(alpha_t: float, alpha_s: float) -> float:
 
 
 def exact(
-    kind: type, model: SimpleNamespace, steps: int, pins: tuple[int, ...], kappa: Kappa, **filters: float
+    kind: type,
+    model: SimpleNamespace,
+    steps: int,
+    pins: tuple[int, ...],
+    kappa: Kappa,
+    **filters: float,
 ) -> dict:
-    return sampler_renoised(pins, alphas_of(model, steps), filtered(model, **filters), NOISE[kind], kappa)
+    return sampler_renoised(
+        pins, alphas_of(model, steps), filtered(model, **filters), NOISE[kind], kappa
+    )
 
 
 @pytest.mark.parametrize("kind", [masked, uniform])
 @pytest.mark.parametrize("kappa", [0, 0.4, 1.0, rising])
-@pytest.mark.parametrize(("steps", "eps", "sees_alpha"), [(1, 1e-3, False), (2, 0.3, True), (5, 1e-3, True)])
+@pytest.mark.parametrize(
+    ("steps", "eps", "sees_alpha"), [(1, 1e-3, False), (2, 0.3, True), (5, 1e-3, True)]
+)
 def test_law(kind: type, kappa: float | Kappa, steps: int, eps: float, sees_alpha: bool) -> None:
     model = kind(V, L, LogLinear(eps), sees_alpha=sees_alpha)
     law = exact(kind, model, steps, FREE, kappa if callable(kappa) else lambda a, b: kappa)
@@ -71,7 +86,9 @@ def test_kappa_1_is_ancestral() -> None:
     assert sampler_p_value(draw(model, 3, sampler="psi:1").tokens, law) > 1e-3
     model = uniform(V, L, sees_alpha=True)
     for name in DRAWS:
-        tokens = [draw(model, 3, sampler=sampler, draw=name).tokens for sampler in ("psi:1", "ancestral")]
+        tokens = [
+            draw(model, 3, sampler=sampler, draw=name).tokens for sampler in ("psi:1", "ancestral")
+        ]
         assert torch.equal(*tokens)
 
 
@@ -90,21 +107,33 @@ REMDM = [
 
 @pytest.mark.parametrize(("sampler", "grid", "sigma"), REMDM)
 @pytest.mark.parametrize(("pins", "eps"), [(FREE, 1e-3), (PINNED, 0.0), (FREE, 0.4)])
-def test_remdm_as_printed(sampler: object, grid: str, sigma: Kappa, pins: tuple[int, ...], eps: float) -> None:
+def test_remdm_as_printed(
+    sampler: object, grid: str, sigma: Kappa, pins: tuple[int, ...], eps: float
+) -> None:
     """Also where sigma is the greatest that there is, so that kappa is negative."""
     model = masked(V, L, LogLinear(eps), sees_alpha=True)
-    law = sampler_remdm(pins, alphas_of(model, 6, grid), filtered(model, temperature=0.7), MASK, sigma)
+    law = sampler_remdm(
+        pins, alphas_of(model, 6, grid), filtered(model, temperature=0.7), MASK, sigma
+    )
     tokens = draw(model, 6, pins, sampler=sampler, grid=grid, temperature=0.7).tokens
     assert sampler_p_value(tokens, law) > 1e-3
 
 
 @pytest.mark.parametrize(
     ("sampler", "kappa"),
-    [(remdm_cap(0.2), lambda a, b: 1 - min(0.2, 1 - b) / (1 - b)), (remdm_rescale(0.7), lambda a, b: 0.3)],
+    [
+        (remdm_cap(0.2), lambda a, b: 1 - min(0.2, 1 - b) / (1 - b)),
+        (remdm_rescale(0.7), lambda a, b: 0.3),
+    ],
 )
 def test_remdm_of_uniform_noise_stops_at_kappa_0(sampler: object, kappa: Kappa) -> None:
     model = uniform(V, L, LogLinear(0.1))
-    assert sampler_p_value(draw(model, 6, sampler=sampler).tokens, exact(uniform, model, 6, FREE, kappa)) > 1e-3
+    assert (
+        sampler_p_value(
+            draw(model, 6, sampler=sampler).tokens, exact(uniform, model, 6, FREE, kappa)
+        )
+        > 1e-3
+    )
 
 
 @given(st.floats(0, 0.99), st.floats(0.01, 0.99), st.floats(0, 1))
@@ -114,33 +143,54 @@ def test_psi_of_tables_is_remdm(low: float, share: float, eta: float) -> None:
     sigma = eta * greatest(a, b)
     kappa, process = 1 - sigma / (1 - b), MaskedProcess(V, MASK)
     p = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
-    z, (at, as_, one) = torch.tensor([[1, MASK]]), torch.tensor([[a], [b], [1.0]], dtype=torch.float64)
+    z, (at, as_, one) = (
+        torch.tensor([[1, MASK]]),
+        torch.tensor([[a], [b], [1.0]], dtype=torch.float64),
+    )
     known = process.posterior(p.expand(1, 2, V), z, at, one)
-    rows = (kappa * process.posterior(p.expand(1, 2, V), z, at, as_) + (1 - kappa) * process.forward(known, as_))[0]
+    rows = (
+        kappa * process.posterior(p.expand(1, 2, V), z, at, as_)
+        + (1 - kappa) * process.forward(known, as_)
+    )[0]
     x, m = torch.eye(V, dtype=torch.float64)[1], torch.eye(V, dtype=torch.float64)[MASK]
     shown = (1 - sigma) * x + sigma * m
     hidden = ((b - (1 - sigma) * a) * p + (1 - b - sigma * a) * m) / (1 - a)
-    assert torch.allclose(rows, torch.stack([shown, hidden]), rtol=0, atol=1e-9) and bool((rows > -1e-9).all())
+    assert torch.allclose(rows, torch.stack([shown, hidden]), rtol=0, atol=1e-9) and bool(
+        (rows > -1e-9).all()
+    )
 
 
 @pytest.mark.parametrize("process", [MaskedProcess(V, 1), UniformProcess(V)])
 def test_forward_is_the_channel(process: MaskedProcess | UniformProcess) -> None:
     p = torch.rand(2, L, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alpha = torch.tensor([0.3, 1.0], dtype=torch.float64)
-    noise = torch.eye(V)[1] if isinstance(process, MaskedProcess) else torch.full((V,), 1 / V, dtype=torch.float64)
+    noise = (
+        torch.eye(V)[1]
+        if isinstance(process, MaskedProcess)
+        else torch.full((V,), 1 / V, dtype=torch.float64)
+    )
     p = p / p.sum(-1, keepdim=True)
     expected = torch.stack([p[i] @ process_channel(noise, float(alpha[i])) for i in range(2)])
     assert torch.allclose(process.forward(p, alpha), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [masked, uniform])
-@pytest.mark.parametrize("sampler", ["psi:0", "psi:0.6", "remdm_cap:0.3", "remdm_rescale:1", "remdm_loop:0.2"])
+@pytest.mark.parametrize(
+    "sampler", ["psi:0", "psi:0.6", "remdm_cap:0.3", "remdm_rescale:1", "remdm_loop:0.2"]
+)
 def test_one_token_keeps_its_marginal(kind: type, sampler: str) -> None:
     """With the exact p(x0), z is alpha_k p + (1 - alpha_k) noise after every step, whatever kappa is."""
     model = kind(V, 1, LogLinear(0.0))
     model.denoiser.logits[:] = model.denoiser.logits[0]
     p = model.denoiser.law((0,))[0]
-    for frame in watch(model, n=N, length=1, steps=8, sampler=sampler, grid="loop" if "loop" in sampler else "uniform"):
+    for frame in watch(
+        model,
+        n=N,
+        length=1,
+        steps=8,
+        sampler=sampler,
+        grid="loop" if "loop" in sampler else "uniform",
+    ):
         counts = np.bincount(frame.z.flatten().numpy(), minlength=V)
         expected = N * (frame.alpha * p + (1 - frame.alpha) * NOISE[kind])
         possible = expected > 0
@@ -180,12 +230,20 @@ def test_other_noise_is_read_where_a_coin_may_move_it(kappa: float) -> None:
     model.denoiser.head_rows.clear()
     model.denoiser.batches.clear()
     done = sample(model, n=n, length=L, steps=steps, sampler=psi(kappa))
-    assert done.calls == steps and sum(model.denoiser.batches) == done.nfe.sum() and done.nfe.max() <= steps
-    for count, (a, b) in zip(model.denoiser.head_rows, pairwise(alphas_of(model, steps)), strict=True):
+    assert (
+        done.calls == steps
+        and sum(model.denoiser.batches) == done.nfe.sum()
+        and done.nfe.max() <= steps
+    )
+    for count, (a, b) in zip(
+        model.denoiser.head_rows, pairwise(alphas_of(model, steps)), strict=True
+    ):
         weight = 1.0 if b == 1 else kappa
         fresh = weight * (b - a) / (1 - a) + (1 - weight) * b
         stray = weight * (1 - a / b) * (1 - b) / (1 - a) + (1 - weight) * (1 - b)
-        share = fresh + stray * (1 - 1 / V)  # noise that is what stands there already changes nothing
+        share = fresh + stray * (
+            1 - 1 / V
+        )  # noise that is what stands there already changes nothing
         assert abs(count - n * L * share) <= 4 * math.sqrt(n * L * share * (1 - share)) + 1e-6
 
 
@@ -199,12 +257,20 @@ def test_a_large_vocabulary_has_no_table_of_shown_rows() -> None:
 @pytest.mark.parametrize(
     ("make", "value", "match"),
     [
-        (psi, 1.5, r"kappa is the weight of the ancestral step.*want 0 <= kappa <= 1 \(1 is ancestral\).*got 1.5"),
+        (
+            psi,
+            1.5,
+            r"kappa is the weight of the ancestral step.*want 0 <= kappa <= 1 \(1 is ancestral\).*got 1.5",
+        ),
         (psi, -0.1, "got -0.1"),
         (psi, math.nan, "got nan"),
         (psi, "0.5", "got '0.5'"),
         (psi, True, "got True"),
-        (remdm_cap, 1.1, r"eta is the share of shown tokens.*want 0 <= eta <= 1 \(0 is ancestral\), got 1.1"),
+        (
+            remdm_cap,
+            1.1,
+            r"eta is the share of shown tokens.*want 0 <= eta <= 1 \(0 is ancestral\), got 1.1",
+        ),
         (remdm_rescale, -1, "want 0 <= eta <= 1 .*got -1"),
         (remdm_loop, math.inf, "want 0 <= eta <= 1 .*got inf"),
     ],
@@ -222,8 +288,16 @@ def test_numbers_out_of_range(make: type, value: float, match: str) -> None:
             lambda a, b: -1.5,
             r"from alpha_t = 0.5005 to alpha_s = 0.75025 want -0.998002 <= kappa <= 1.*got -1.5",
         ),
-        (masked, lambda a, b: 1.01, r"want -0.334668 <= kappa <= 1, or probabilities are negative, got 1.01; change"),
-        (uniform, lambda a, b: -0.01, r"alpha_t = 0.001 to alpha_s = 0.25075 want 0 <= kappa <= 1.*got -0.01"),
+        (
+            masked,
+            lambda a, b: 1.01,
+            r"want -0.334668 <= kappa <= 1, or probabilities are negative, got 1.01; change",
+        ),
+        (
+            uniform,
+            lambda a, b: -0.01,
+            r"alpha_t = 0.001 to alpha_s = 0.25075 want 0 <= kappa <= 1.*got -0.01",
+        ),
         (uniform, lambda a, b: "x", "got 'x'; change the function given to psi"),
     ],
 )

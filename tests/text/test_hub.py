@@ -21,11 +21,15 @@ def test_models_of_the_package_have_names() -> None:
     for name in ("teacher", "duo", "judge"):
         assert local_or_hub(f"unmask:{name}", ()) == shipped() / name
         assert (shipped() / name / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="are unmask:duo, unmask:judge, unmask:teacher: got unmask:student"):
+    with pytest.raises(
+        ValueError, match="are unmask:duo, unmask:judge, unmask:teacher: got unmask:student"
+    ):
         local_or_hub("unmask:student", ())
 
 
-def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[str, str | None]] = []
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -46,7 +50,9 @@ def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("name", ["", " ", "\t"])
-def test_an_empty_name_is_no_directory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_name_is_no_directory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a path it would be the working directory."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"^model or tokenizer is empty: got "):
@@ -64,7 +70,9 @@ def test_a_revision_of_what_is_not_on_the_hub_is_refused(
         local_or_hub(name, (), "v1")
 
 
-def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def download(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", "/cache/hub")
 

@@ -67,14 +67,20 @@ def test_what_is_no_text_is_refused_as_a_file_and_in_a_folder(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["data", "set.jsonlines", "set.jsonl.1", "set.txt"])
-@pytest.mark.parametrize("text", [lines("one", "two"), "\n  " + lines("one"), json.dumps([{"text": "one"}])])
-def test_json_under_another_name_is_found_by_its_first_line(name: str, text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", [lines("one", "two"), "\n  " + lines("one"), json.dumps([{"text": "one"}])]
+)
+def test_json_under_another_name_is_found_by_its_first_line(
+    name: str, text: str, tmp_path: Path
+) -> None:
     write(tmp_path, name, text=text)
     with pytest.raises(ValueError, match=rf"{name} begins with JSON, .* \.jsonl"):
         load_corpus(tmp_path / name)
 
 
-@pytest.mark.parametrize("text", ["{ this is no JSON }", "12 years ago", '"quoted"', "[1] a footnote", "null"])
+@pytest.mark.parametrize(
+    "text", ["{ this is no JSON }", "12 years ago", '"quoted"', "[1] a footnote", "null"]
+)
 def test_text_that_only_looks_like_it_is_text(text: str, tmp_path: Path) -> None:
     assert load_corpus(write(tmp_path, "a.txt", text=text) / "a.txt").documents == [text]
 
@@ -99,12 +105,17 @@ def test_bytes_that_are_no_text_are_named(data: bytes, tmp_path: Path) -> None:
         (("a.jsonl", "b.jsonl.gz"), r"1 \.jsonl \(a\.jsonl\), 1 \.gz"),
         (("a.parquet", "b.arrow"), r"1 \.parquet .* 1 \.arrow"),
         (("a.arrow", "b.arrow"), r"2 \.arrow \(a\.arrow\), which is not read"),
-        (("a.png", "b.json"), r"no file that is read .*1 \.png \(a\.png\), 1 \.json \(b\.json\); .*to_parquet"),
+        (
+            ("a.png", "b.json"),
+            r"no file that is read .*1 \.png \(a\.png\), 1 \.json \(b\.json\); .*to_parquet",
+        ),
         ((), "no file at all"),
         ((".a.txt", ".git/b.txt"), "no file at all"),
     ],
 )
-def test_a_folder_that_would_be_read_in_part_is_refused(names: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+def test_a_folder_that_would_be_read_in_part_is_refused(
+    names: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
     (tmp_path / "set").mkdir()
     write(tmp_path / "set", *names)
     with pytest.raises(ValueError, match=rf"^corpus .*{expected}"):
@@ -139,7 +150,9 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "\n"])
-def test_an_empty_name_is_no_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_name_is_no_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a path it would be the working directory."""
     monkeypatch.chdir(write(tmp_path, "a.txt"))
     for load in (load_corpus, load_stream):
@@ -160,8 +173,12 @@ def test_an_empty_name_is_no_folder(name: str, tmp_path: Path, monkeypatch: pyte
     ],
 )
 @pytest.mark.parametrize("streaming", [True, False])
-def test_no_file_is_left_out_for_a_word_in_its_name(names: tuple[str, ...], streaming: bool, tmp_path: Path) -> None:
-    texts = {parquet(tmp_path / "set" / f"{name}.parquet", f" {name}"): f" {name}" for name in names}
+def test_no_file_is_left_out_for_a_word_in_its_name(
+    names: tuple[str, ...], streaming: bool, tmp_path: Path
+) -> None:
+    texts = {
+        parquet(tmp_path / "set" / f"{name}.parquet", f" {name}"): f" {name}" for name in names
+    }
     expected = [texts[file] for file in sorted(texts)]
     if streaming:
         found = load_stream(str(tmp_path / "set"))
@@ -173,7 +190,11 @@ def test_no_file_is_left_out_for_a_word_in_its_name(names: tuple[str, ...], stre
 
 LAYOUTS = {
     "files": ("train.parquet", "test.parquet", "validation.parquet"),
-    "shards": ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"),
+    "shards": (
+        "train-00000-of-00002.parquet",
+        "train-00001-of-00002.parquet",
+        "test-00000-of-00001.parquet",
+    ),
     "hashes": (
         "data/train-00000-of-00001-0123456789abcdef.parquet",
         "data/test-00000-of-00001-fedcba9876543210.parquet",
@@ -193,7 +214,10 @@ def test_the_documented_layouts_keep_their_splits(layout: str, tmp_path: Path) -
     assert sorted(file for some in found.values() for file in some) == sorted(files)
     for name, some in found.items():
         short = {"train": "train", "test": ("test", "eval"), "validation": "valid"}[name]
-        assert all(any(part.lower().startswith(short) for part in file.relative_to(tmp_path).parts) for file in some)
+        assert all(
+            any(part.lower().startswith(short) for part in file.relative_to(tmp_path).parts)
+            for file in some
+        )
 
 
 def test_splits_of_other_names_are_read_in_the_layout_of_the_hub(tmp_path: Path) -> None:
@@ -201,7 +225,13 @@ def test_splits_of_other_names_are_read_in_the_layout_of_the_hub(tmp_path: Path)
     assert splits_of(tmp_path, files) == {"train_sft": files[:1], "test_sft": files[1:]}
 
 
-@given(st.lists(st.sampled_from(["train", "test", "a", "b-test", "dev", "x/train", "test/c"]), min_size=1, unique=True))
+@given(
+    st.lists(
+        st.sampled_from(["train", "test", "a", "b-test", "dev", "x/train", "test/c"]),
+        min_size=1,
+        unique=True,
+    )
+)
 def test_splits_hold_each_file_once_or_name_one_that_they_would_not(names: list[str]) -> None:
     folder = Path("/set")
     files = [folder / f"{name}.parquet" for name in names]
@@ -210,7 +240,9 @@ def test_splits_hold_each_file_once_or_name_one_that_they_would_not(names: list[
         with pytest.raises(ValueError, match=r"would be left out: (a|b-test)\.parquet"):
             splits_of(folder, files)
     else:
-        assert sorted(file for some in splits_of(folder, files).values() for file in some) == sorted(files)
+        assert sorted(
+            file for some in splits_of(folder, files).values() for file in some
+        ) == sorted(files)
 
 
 def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:

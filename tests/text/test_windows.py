@@ -32,7 +32,10 @@ def lengths(n: int) -> list[int]:
 
 
 def documents(n: int = 400) -> list[str]:
-    return ["".join(chr(97 + (i + place) % 26) for place in range(length)) for i, length in enumerate(lengths(n))]
+    return [
+        "".join(chr(97 + (i + place) % 26) for place in range(length))
+        for i, length in enumerate(lengths(n))
+    ]
 
 
 def encode(some: Sequence[str]) -> list[list[int]]:
@@ -40,7 +43,9 @@ def encode(some: Sequence[str]) -> list[list[int]]:
 
 
 def stream(texts: Sequence[str], chosen: range = range(sys.maxsize)) -> Stream:
-    table = datasets.Dataset.from_dict({"text": list(texts)}).to_iterable_dataset(num_shards=min(3, len(texts)))
+    table = datasets.Dataset.from_dict({"text": list(texts)}).to_iterable_dataset(
+        num_shards=min(3, len(texts))
+    )
     return Stream("toy", table, "text", chosen, "toy")
 
 
@@ -51,7 +56,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unmask.text.windows, "crops", partial(unmask.text.windows.crops, block=33))
 
 
-def opened(folder: Path, source: Stream, code: Callable[[Sequence[str]], list[list[int]]] = encode, **form: object):
+def opened(
+    folder: Path,
+    source: Stream,
+    code: Callable[[Sequence[str]], list[list[int]]] = encode,
+    **form: object,
+):
     return windows(source, code, folder, VOCABULARY, 5, EOS, **form)
 
 
@@ -64,7 +74,12 @@ def in_windows(rows: torch.Tensor, size: int, ahead: int = 0) -> Windows:
 
 
 @given(
-    st.integers(1, 30), st.integers(1, 9), st.integers(1, 9), st.integers(0, 12), st.integers(0, 3), st.integers(0, 9)
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 12),
+    st.integers(0, 3),
+    st.integers(0, 9),
 )
 def test_a_batch_does_not_depend_on_how_much_is_known(
     n: int, size: int, batch_size: int, step: int, seed: int, ahead: int
@@ -73,7 +88,9 @@ def test_a_batch_does_not_depend_on_how_much_is_known(
     rows = torch.arange(n)[:, None].expand(-1, 2)
     found = batch_at(in_windows(rows, size), step, 2 * batch_size, seed)
     assert torch.equal(found, batch_at(in_windows(rows, size, ahead), step, 2 * batch_size, seed))
-    parts = [batch_at(in_windows(rows, size), step, 2 * batch_size, seed, rank, 2) for rank in range(2)]
+    parts = [
+        batch_at(in_windows(rows, size), step, 2 * batch_size, seed, rank, 2) for rank in range(2)
+    ]
     assert torch.equal(torch.cat(parts), found)
     place = torch.arange(step * 2 * batch_size, (step + 1) * 2 * batch_size)
     assert torch.equal(found[:, 0] // size, place % n // size)
@@ -95,7 +112,9 @@ def test_rows_that_are_all_there_are_one_window() -> None:
 # --- rows
 
 
-@given(st.lists(st.integers(0, 40), max_size=150), st.booleans(), st.integers(0, 3), st.integers(1, 3))
+@given(
+    st.lists(st.integers(0, 40), max_size=150), st.booleans(), st.integers(0, 3), st.integers(1, 3)
+)
 @settings(max_examples=15)
 def test_windows_together_are_the_rows_of_the_whole_text(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], wrap: bool, first: int, every: int
@@ -111,7 +130,9 @@ def test_windows_together_are_the_rows_of_the_whole_text(
     expected = pack(lists, 5, EOS, wrap=wrap)
     found = opened(folder / "1", source, wrap=wrap)
     assert torch.equal(found.upto(10**6)[:], expected)
-    for n in range(1, len(expected) + W, W):  # each by an object that knows nothing but what is on disk
+    for n in range(
+        1, len(expected) + W, W
+    ):  # each by an object that knows nothing but what is on disk
         once = opened(folder / "2", source, wrap=wrap)
         some = once.upto(n)  # asked for again it may be more: windows are written ahead
         assert torch.equal(some[:], expected[: len(some)])
@@ -119,7 +140,9 @@ def test_windows_together_are_the_rows_of_the_whole_text(
         once.close()
 
 
-def test_a_text_is_read_no_further_than_it_is_asked_for_and_not_from_its_beginning(tmp_path: Path) -> None:
+def test_a_text_is_read_no_further_than_it_is_asked_for_and_not_from_its_beginning(
+    tmp_path: Path,
+) -> None:
     """Two windows ahead; who goes on begins near the end of what is there."""
     texts, seen = [f"{'abc' * 7}{chr(97 + i % 26)}" for i in range(5000)], []
 
@@ -152,7 +175,9 @@ def test_windows_are_written_ahead_and_found_by_others(tmp_path: Path) -> None:
     found = opened(tmp_path, stream(documents()))
     assert len(found.upto(1)) == W
     wait_for(lambda: not writers())
-    assert sorted(path.name for path in tmp_path.glob("0*.json")) == [f"00000{i}.json" for i in range(3)]
+    assert sorted(path.name for path in tmp_path.glob("0*.json")) == [
+        f"00000{i}.json" for i in range(3)
+    ]
 
     def refuse(some: Sequence[str]) -> list[list[int]]:
         raise AssertionError("they are there")
@@ -201,8 +226,12 @@ def test_a_reader_that_fails_says_how_far_it_came(tmp_path: Path) -> None:
             if i == 80:
                 raise ConnectionError("the hub is gone")
 
-    table = datasets.IterableDataset.from_generator(rows, features=datasets.Features(text=datasets.Value("string")))
-    with pytest.raises(ValueError, match=r"toy could not be read beyond document \d+: .*the hub is gone"):
+    table = datasets.IterableDataset.from_generator(
+        rows, features=datasets.Features(text=datasets.Value("string"))
+    )
+    with pytest.raises(
+        ValueError, match=r"toy could not be read beyond document \d+: .*the hub is gone"
+    ):
         opened(tmp_path, Stream("toy", table, "text", range(sys.maxsize), "toy")).upto(10**6)
 
 

@@ -10,7 +10,15 @@ import torch
 
 from unmask.text.corpora import Corpus
 from unmask.text.tokenizers import END, Tokenizer, train_bpe
-from unmask.text.zero_shot import LM1B, PTB, WIKITEXT, ZERO_SHOT, detokenised, load_zero_shot, zero_shot_rows
+from unmask.text.zero_shot import (
+    LM1B,
+    PTB,
+    WIKITEXT,
+    ZERO_SHOT,
+    detokenised,
+    load_zero_shot,
+    zero_shot_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,11 @@ FIXTURES: dict[str, dict[str, list[str]]] = {
     "wikitext": {"text": ["", " = Head = \n", " Some text , here . \n"]},
     "lm1b": {"text": ["It 's here .", "Where ?"]},
     "ag_news": {"text": ["Oil #39;s up", "Two"], "label": ["1", "2"]},
-    "pubmed": {"article": ["the @,@ end .\n next", "two"], "abstract": ["a", "b"], "section_names": ["x", "y"]},
+    "pubmed": {
+        "article": ["the @,@ end .\n next", "two"],
+        "abstract": ["a", "b"],
+        "section_names": ["x", "y"],
+    },
     "arxiv": {"article": ["one ?", "two"], "abstract": ["a", "b"], "section_names": ["x", "y"]},
 }
 TEXTS = {
@@ -57,7 +69,9 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", sorted(FIXTURES))
-def test_sets_in_the_form_of_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_in_the_form_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Parquet files with the columns of the published sets, through `datasets` itself."""
     real, wanted = datasets.load_dataset, ZERO_SHOT[name]
     kind = {"ptb": "penn_treebank", "pubmed": "pubmed", "arxiv": "arxiv"}.get(name, "default")
@@ -67,11 +81,28 @@ def test_sets_in_the_form_of_the_hub(name: str, tmp_path: Path, monkeypatch: pyt
     file.parent.mkdir()
     datasets.Dataset.from_dict(FIXTURES[name]).to_parquet(file)
 
-    def load(path: str, config: str | None, *, split: str, revision: str | None, data_files: Any) -> Any:
-        assert (path, config, split, revision) == (wanted.path, wanted.name, wanted.split, wanted.revision)
-        if kind != "default":  # as on the hub's branch of parquet files, which has no named configurations
-            return real(str(tmp_path), config, data_files=data_files, split=split, cache_dir=str(tmp_path / "cache"))
-        return real("parquet", data_files={split: str(file)}, split=split, cache_dir=str(tmp_path / "cache"))
+    def load(
+        path: str, config: str | None, *, split: str, revision: str | None, data_files: Any
+    ) -> Any:
+        assert (path, config, split, revision) == (
+            wanted.path,
+            wanted.name,
+            wanted.split,
+            wanted.revision,
+        )
+        if (
+            kind != "default"
+        ):  # as on the hub's branch of parquet files, which has no named configurations
+            return real(
+                str(tmp_path),
+                config,
+                data_files=data_files,
+                split=split,
+                cache_dir=str(tmp_path / "cache"),
+            )
+        return real(
+            "parquet", data_files={split: str(file)}, split=split, cache_dir=str(tmp_path / "cache")
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(load_zero_shot(name).documents) == TEXTS[name]
@@ -79,7 +110,9 @@ def test_sets_in_the_form_of_the_hub(name: str, tmp_path: Path, monkeypatch: pyt
 
 def test_lambada_is_a_file_of_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "lambada_test.jsonl"
-    file.write_text("\n".join(json.dumps({"text": text}) for text in (" “in” the end ", "two")), "utf-8")
+    file.write_text(
+        "\n".join(json.dumps({"text": text}) for text in (" “in” the end ", "two")), "utf-8"
+    )
     real = datasets.load_dataset
     monkeypatch.setattr(
         datasets, "load_dataset",
@@ -94,20 +127,29 @@ def test_the_seven_of_the_papers_are_there() -> None:
 
 
 def test_a_set_whose_columns_changed_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"body": ["a"]}))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"body": ["a"]})
+    )
     with pytest.raises(ValueError, match=r"has the columns body: want its text in 'sentence'"):
         load_zero_shot("ptb")
 
 
 def test_a_set_whose_column_holds_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": [3]}))
-    with pytest.raises(ValueError, match="column 'text' of the zero-shot set 'ag_news' holds int64"):
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": [3]})
+    )
+    with pytest.raises(
+        ValueError, match="column 'text' of the zero-shot set 'ag_news' holds int64"
+    ):
         load_zero_shot("ag_news")
 
 
 def test_a_set_that_cannot_be_had_says_what_to_do() -> None:
     """HF_HUB_OFFLINE is set for all tests: this is the error of `datasets` itself."""
-    with pytest.raises(ValueError, match=r"'ag_news' \(fancyzhx/ag_news, split test\) could not be loaded.*offline`"):
+    with pytest.raises(
+        ValueError,
+        match=r"'ag_news' \(fancyzhx/ag_news, split test\) could not be loaded.*offline`",
+    ):
         load_zero_shot("ag_news")
     with pytest.raises(ValueError, match="no zero-shot set is called 'pdb': want one of ptb"):
         load_zero_shot("pdb")
@@ -119,7 +161,9 @@ def test_rows_are_those_of_the_published_tables(bpe: Tokenizer) -> None:
     rows = zero_shot_rows(Corpus("toy", documents), bpe, length=10, batch=3)
     eos, want = bpe.eos_id, []
     for batch in (documents[:3], documents[3:6], documents[6:]):
-        stream = bpe.encode("".join(batch[:1])) + [t for text in batch[1:] for t in bpe.encode(text)]
+        stream = bpe.encode("".join(batch[:1])) + [
+            t for text in batch[1:] for t in bpe.encode(text)
+        ]
         want += [[eos, *stream[i : i + 8], eos] for i in range(0, len(stream) - 7, 8)]
     assert rows.dtype == torch.int64 and rows.tolist() == want
     assert eos not in rows[:, 1:-1]
@@ -133,7 +177,9 @@ def test_plain_crops_are_the_same_stream_without_ends(bpe: Tokenizer) -> None:
     assert rows.flatten().tolist() == stream[: len(stream) // 10 * 10] and bpe.eos_id not in rows
 
 
-def test_a_batch_too_short_for_a_row_is_left_out_and_a_set_too_short_is_refused(bpe: Tokenizer) -> None:
+def test_a_batch_too_short_for_a_row_is_left_out_and_a_set_too_short_is_refused(
+    bpe: Tokenizer,
+) -> None:
     short = Corpus("toy", ["the plain", "rain", "in Spain stays mainly in the plain"])
     assert zero_shot_rows(short, bpe, length=8, batch=2).shape[1] == 8
     with pytest.raises(ValueError, match="toy has no 2 documents in a row with 998 tokens"):

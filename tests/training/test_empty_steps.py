@@ -28,13 +28,22 @@ def toy() -> Toy:
 
 
 WEIGHTLESS: dict[str, Objective] = {
-    **{f"sdtt {name}": Sdtt(PROCESS, LEVELS, toy(), ROUNDS, divergence=name) for name in DIVERGENCES},
+    **{
+        f"sdtt {name}": Sdtt(PROCESS, LEVELS, toy(), ROUNDS, divergence=name)
+        for name in DIVERGENCES
+    },
     "sdtt released": Sdtt(PROCESS, LEVELS, toy(), ROUNDS, faithful="released"),
     "mcd": Consistency(PROCESS, LEVELS, toy(), ROUNDS, reduction="masked"),
-    "mcd forward": Consistency(PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", direction="forward"),
-    "mcd divergence": Consistency(PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", revealed="divergence"),
+    "mcd forward": Consistency(
+        PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", direction="forward"
+    ),
+    "mcd divergence": Consistency(
+        PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", revealed="divergence"
+    ),
     "mcd none": Consistency(PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", revealed="none"),
-    "mcd independent": Consistency(PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", coupling="independent"),
+    "mcd independent": Consistency(
+        PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", coupling="independent"
+    ),
 }
 WEIGHTED: dict[str, Objective] = {
     "nelbo": Nelbo(PROCESS, LEVELS),
@@ -48,12 +57,18 @@ def rows(step: int) -> Tensor:
     return torch.tensor([[step % MASK, (step + 1) % MASK]])
 
 
-def steps_of(objective: Objective, state: State, steps: int) -> Iterator[tuple[float, float, set[str]]]:
+def steps_of(
+    objective: Objective, state: State, steps: int
+) -> Iterator[tuple[float, float, set[str]]]:
     """(loss, round, names of the tensors that changed) of each step, without those of the frozen teacher."""
     before = {name: value.clone() for name, value in contents(state).items()}
     for update in fit(objective, state, rows, steps=steps, seed=3, engine=CPU):
         now = {name: value.clone() for name, value in contents(state).items()}
-        changed = {name for name in now if not name.startswith("teacher") and not torch.equal(now[name], before[name])}
+        changed = {
+            name
+            for name in now
+            if not name.startswith("teacher") and not torch.equal(now[name], before[name])
+        }
         yield update.loss, update.metrics.get("round", 0.0), changed - {"step"}
         before = now
 
@@ -66,7 +81,9 @@ def test_a_batch_without_a_mask_changes_nothing_and_training_goes_on(name: str) 
     idle = [loss for loss, _, changed in found if not changed]
     assert len(found) == state.step == 40 and 5 < len(idle) < 25
     assert set(idle) == {0.0}
-    assert [number for _, number, _ in found] == [0.0] * 20 + [1.0] * 20, "the round is known without a token"
+    assert [number for _, number, _ in found] == [0.0] * 20 + [1.0] * 20, (
+        "the round is known without a token"
+    )
     averaged = state.learners["student"].ema
     assert averaged is not None and averaged.updates == 40 - len(idle)
 
@@ -98,7 +115,9 @@ class Weighed(Chase):
     weight: float = 0.0
     factor: float = 0.0
 
-    def __call__(self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         loss = Chase.__call__(self, network, x0, step=step, generator=generator)
         weight = torch.full_like(loss.weight, self.weight)
         return replace(loss, per_token=self.factor * loss.per_token, weight=weight)
@@ -107,7 +126,9 @@ class Weighed(Chase):
 def trained(weight: float, factor: float, steps: int, guard: Guard) -> int:
     objective = Weighed()
     objective.weight, objective.factor = weight, factor
-    return len(list(fit(objective, begin(objective), batch_at, steps=steps, engine=CPU, guard=guard)))
+    return len(
+        list(fit(objective, begin(objective), batch_at, steps=steps, engine=CPU, guard=guard))
+    )
 
 
 def test_a_training_that_never_learns_ends() -> None:

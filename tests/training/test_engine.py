@@ -55,7 +55,9 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     launcher = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                 "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), free_port(), free_port()]
-    ran = subprocess.run(command, env=os.environ | launcher, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        command, env=os.environ | launcher, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr
 
     objective = Chase(noise=0.0, teacher=Net(0.0, seed=9))
@@ -84,10 +86,15 @@ def free_port() -> str:
 
 def test_buckets_hold_every_tensor_once_and_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "BUCKET_ELEMENTS", 10)
-    tensors = [torch.zeros(n, dtype=d) for n, d in ((4, torch.float32), (6, torch.float32), (1, torch.float32))]
+    tensors = [
+        torch.zeros(n, dtype=d)
+        for n, d in ((4, torch.float32), (6, torch.float32), (1, torch.float32))
+    ]
     tensors += [torch.zeros(30), torch.zeros(1, dtype=torch.float64), torch.zeros(())]
     buckets = list(engine._buckets(tensors))
-    assert [id(tensor) for bucket in buckets for tensor in bucket] == [id(tensor) for tensor in tensors]
+    assert [id(tensor) for bucket in buckets for tensor in bucket] == [
+        id(tensor) for tensor in tensors
+    ]
     assert [len(bucket) for bucket in buckets] == [2, 1, 1, 1, 1]
 
 

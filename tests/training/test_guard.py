@@ -20,12 +20,16 @@ class Spoiled(Chase):
     at: int = 6
     factor: float = math.nan
 
-    def __call__(self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         loss = Chase.__call__(self, network, x0, step=step, generator=generator)
         if step != self.at:
             return loss
         error = loss.per_token * self.factor
-        return replace(loss, per_token=error, metrics={**loss.metrics, "error": error.detach().mean()})
+        return replace(
+            loss, per_token=error, metrics={**loss.metrics, "error": error.detach().mean()}
+        )
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e6])
@@ -36,7 +40,9 @@ def test_a_bad_step_is_refused_and_nothing_changes(factor: float) -> None:
     while state.step < 6:
         next(loop)
     before = {name: value.clone() for name, value in contents(state).items()}
-    with pytest.raises(TrainingError, match=r"step 6, round 1, student: loss is .*error = ") as caught:
+    with pytest.raises(
+        TrainingError, match=r"step 6, round 1, student: loss is .*error = "
+    ) as caught:
         next(loop)
     assert ("terms that are not finite: error" in str(caught.value)) == (not math.isfinite(factor))
     after = contents(state)
@@ -67,7 +73,9 @@ def watch(guard: Guard, losses: list[float], rounds: list[int]) -> list[int]:
 def test_only_values_far_over_the_median_of_their_round_are_refused() -> None:
     guard = Guard(factor=10, window=3, patience=0)
     assert watch(guard, [1, 1, 1, 9, 11, 1], [0] * 6) == [4]
-    assert watch(guard, [1, 1, 1, 99, 98, 97], [0, 0, 0, 1, 1, 1]) == []  # a new round has a new loss
+    assert (
+        watch(guard, [1, 1, 1, 99, 98, 97], [0, 0, 0, 1, 1, 1]) == []
+    )  # a new round has a new loss
     assert watch(guard, [0, 0, 0, 1], [0] * 4) == []  # no scale to compare with
     assert watch(replace(guard, patience=9), [1, 1, 1, 99], [0] * 4) == []
 

@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toy_training import CPU, ROUND, TOKENS, Chase, Net, batch_at, begin, contents, differing, updates
+from toy_training import (
+    CPU,
+    ROUND,
+    TOKENS,
+    Chase,
+    Net,
+    batch_at,
+    begin,
+    contents,
+    differing,
+    updates,
+)
 from unmask.objectives.base import Loss
 from unmask.training import AdamW, Engine, State, fit, stop_signals
 
@@ -30,7 +41,9 @@ def test_accumulation_changes_nothing(accumulation: int) -> None:
     objective, parts = quiet()
     got = list(updates(parts, objective, 6, accumulation=accumulation))
     for one, two in zip(expected, got, strict=True):
-        assert (one.loss, one.grad_norm, one.tokens) == pytest.approx((two.loss, two.grad_norm, two.tokens), rel=1e-12)
+        assert (one.loss, one.grad_norm, one.tokens) == pytest.approx(
+            (two.loss, two.grad_norm, two.tokens), rel=1e-12
+        )
         assert one.metrics == pytest.approx(two.metrics, rel=1e-12)
     for name, value in contents(whole).items():
         torch.testing.assert_close(value, contents(parts)[name], rtol=1e-9, atol=1e-12)
@@ -51,8 +64,12 @@ def test_a_step_is_adamw_on_the_mean_with_a_clip() -> None:
         mean.backward()
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         optimizer.step()
-        assert (update.loss, update.grad_norm) == pytest.approx((mean.item(), norm.item()), rel=1e-9)
-        assert update.metrics["error"] == pytest.approx(update.loss) and update.metrics["round"] == 0
+        assert (update.loss, update.grad_norm) == pytest.approx(
+            (mean.item(), norm.item()), rel=1e-9
+        )
+        assert (
+            update.metrics["error"] == pytest.approx(update.loss) and update.metrics["round"] == 0
+        )
         assert update.grad_norm > 0.5 and update.lr == pytest.approx(0.01 * min(1, update.step / 3))
     for got, want in zip(state.student.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
@@ -88,7 +105,9 @@ def test_prepare_runs_once_a_step_and_the_teacher_follows_at_a_rounds_start() ->
         if update.step == 2 * ROUND:
             student = {name: value.clone() for name, value in state.student.state_dict().items()}
     assert objective.prepared == list(range(2 * ROUND + 1))
-    assert not objective.teacher.training and not any(p.requires_grad for p in objective.teacher.parameters())
+    assert not objective.teacher.training and not any(
+        p.requires_grad for p in objective.teacher.parameters()
+    )
     teacher = objective.teacher.state_dict()
     assert all(torch.equal(teacher[name], student[name]) for name in student)
 
@@ -101,7 +120,9 @@ def test_a_micro_batch_without_weight_changes_nothing() -> None:
     class Detached(Chase):
         """A micro-batch that has nothing to learn from has no graph at all."""
 
-        def __call__(self, network: nn.Module, x0: Tensor, *, step: int, generator: object = None) -> Loss:
+        def __call__(
+            self, network: nn.Module, x0: Tensor, *, step: int, generator: object = None
+        ) -> Loss:
             loss = Chase.__call__(self, network, x0, step=step)
             return loss if x0.any() else replace(loss, per_token=torch.zeros_like(loss.per_token))
 
@@ -109,11 +130,19 @@ def test_a_micro_batch_without_weight_changes_nothing() -> None:
     detached = Detached(0.0, objective.teacher)
     with_nothing = next(fit(detached, state, some, steps=1, accumulation=9, engine=CPU))
     objective, state = quiet()
-    assert with_nothing.loss == pytest.approx(next(fit(objective, state, batch_at, steps=1, engine=CPU)).loss)
+    assert with_nothing.loss == pytest.approx(
+        next(fit(objective, state, batch_at, steps=1, engine=CPU)).loss
+    )
     before = {name: value.clone() for name, value in contents(state).items()}
     nothing = fit(detached, state, lambda step: torch.zeros_like(batch_at(0)), steps=2, engine=CPU)
-    assert [(update.loss, update.grad_norm, update.metrics["error"]) for update in nothing] == [(0, 0, 0)]
-    assert all(torch.equal(value, before[name]) for name, value in contents(state).items() if name != "step")
+    assert [(update.loss, update.grad_norm, update.metrics["error"]) for update in nothing] == [
+        (0, 0, 0)
+    ]
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in contents(state).items()
+        if name != "step"
+    )
 
 
 @dataclass
@@ -123,7 +152,9 @@ class Duel(Chase):
     critic: nn.Module = field(default_factory=lambda: Net(seed=3))
     modes: list[tuple[bool, bool]] = field(default_factory=list)
 
-    def __call__(self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network: nn.Module, x0: Tensor, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         self.modes.append((network.training, self.critic.training))
         x = torch.nn.functional.one_hot(x0, TOKENS).float()
         per_token = (network(x) * self.critic(x) - 1) ** 2
@@ -141,10 +172,18 @@ def test_each_network_has_its_turn_its_settings_and_its_average() -> None:
     settings = {"student": AdamW(lr=0.1), "critic": AdamW(lr=0.2, ema_decay=None)}
     state = State.begin(objective, Net(), settings, CPU)
     names = ["student", "critic"]
-    before = {name: [p.clone() for p in state.learners[name].network.parameters()] for name in names}
+    before = {
+        name: [p.clone() for p in state.learners[name].network.parameters()] for name in names
+    }
     for update in fit(objective, state, batch_at, steps=4, engine=CPU):
-        after = {name: [p.clone() for p in state.learners[name].network.parameters()] for name in names}
-        moved = [n for n in names if any(not torch.equal(a, b) for a, b in zip(after[n], before[n], strict=True))]
+        after = {
+            name: [p.clone() for p in state.learners[name].network.parameters()] for name in names
+        }
+        moved = [
+            n
+            for n in names
+            if any(not torch.equal(a, b) for a, b in zip(after[n], before[n], strict=True))
+        ]
         assert moved == [update.turn]
         assert update.lr == settings[update.turn].lr
         before = after
@@ -190,7 +229,11 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"accumulation": 0}, "accumulation"), ({"accumulation": 9}, "want 1 to 8"), ({"steps": 0}, "steps")],
+    [
+        ({"accumulation": 0}, "accumulation"),
+        ({"accumulation": 9}, "want 1 to 8"),
+        ({"steps": 0}, "steps"),
+    ],
 )
 def test_bad_options_are_named(options: dict[str, int], message: str) -> None:
     objective = Chase()

@@ -16,7 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toy_training import CPU, RECIPE, Chase, Net, begin, contents, differing, run, updates
-from unmask.training import AdamW, RunDir, RunError, State, TrainingError, parts, recorded, rundir, seal, storage
+from unmask.training import (
+    AdamW,
+    RunDir,
+    RunError,
+    State,
+    TrainingError,
+    parts,
+    recorded,
+    rundir,
+    seal,
+    storage,
+)
 from unmask.training.logged import logged_lines
 
 
@@ -25,7 +36,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()
+    }
 
 
 def files(path: Path) -> list[str]:
@@ -36,10 +49,21 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     run(tmp_path, 7)
     state = ["cursor.json", "frozen/teacher.safetensors"]
     state += [f"student/{part}.safetensors" for part in ("ema", "model", "optimizer")]
-    saved = [f"state/step-0000000{step}/{file}" for step in (6, 7) for file in state]  # two good states, no more
+    saved = [
+        f"state/step-0000000{step}/{file}" for step in (6, 7) for file in state
+    ]  # two good states, no more
     assert files(tmp_path) == sorted([".lock", "metrics.jsonl", "recipe.json", *saved])
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 8))
-    assert lines(tmp_path)[5].keys() >= {"loss", "grad_norm", "lr", "tokens", "seconds", "turn", "round", "error"}
+    assert lines(tmp_path)[5].keys() >= {
+        "loss",
+        "grad_norm",
+        "lr",
+        "tokens",
+        "seconds",
+        "turn",
+        "round",
+        "error",
+    }
     assert json.loads((tmp_path / "recipe.json").read_text()) == RECIPE
 
 
@@ -49,15 +73,22 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("part", ["cursor.json", "frozen/teacher.safetensors", "student/optimizer.safetensors"])
-@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda file: os.truncate(file, 20)], ids=["bit", "gone", "torn"])
+@pytest.mark.parametrize(
+    "part", ["cursor.json", "frozen/teacher.safetensors", "student/optimizer.safetensors"]
+)
+@pytest.mark.parametrize(
+    "harm", [flip, Path.unlink, lambda file: os.truncate(file, 20)], ids=["bit", "gone", "torn"]
+)
 def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
     tmp_path: Path, part: str, harm: Callable[[Path], None]
 ) -> None:
     run(tmp_path, 6)
     harm(tmp_path / "state" / "step-00000006" / part)
     state = begin()
-    with RunDir.open(tmp_path, RECIPE) as directory, pytest.warns(RuntimeWarning, match=r"step-00000006 is damaged"):
+    with (
+        RunDir.open(tmp_path, RECIPE) as directory,
+        pytest.warns(RuntimeWarning, match=r"step-00000006 is damaged"),
+    ):
         restored = directory.restore(state)
     assert (state.step, restored.step, restored.lost) == (3, 3, 3)
     assert "resuming at step 3; 3 steps" in str(restored)
@@ -66,7 +97,10 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
     before = snapshot(tmp_path)
     for _ in range(3):  # each time, and nothing is lost
         with RunDir.open(tmp_path, RECIPE) as directory:
-            with pytest.raises(RunError, match=r"no good state.*step-00000003: .*; step-00000006\.damaged: set aside"):
+            with pytest.raises(
+                RunError,
+                match=r"no good state.*step-00000003: .*; step-00000006\.damaged: set aside",
+            ):
                 directory.restore(state)
     assert snapshot(tmp_path) == before
 
@@ -78,7 +112,9 @@ def test_states_that_were_removed_are_missed(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     for _ in range(2):
         with RunDir.open(tmp_path, RECIPE) as directory:
-            with pytest.raises(RunError, match=r"has no state, but metrics\.jsonl logged 4 steps.* every 3"):
+            with pytest.raises(
+                RunError, match=r"has no state, but metrics\.jsonl logged 4 steps.* every 3"
+            ):
                 directory.restore(begin(), every=3)
     assert snapshot(tmp_path) == before
     with RunDir.open(tmp_path, RECIPE) as directory:
@@ -115,7 +151,9 @@ def change(old: str, new: str, cursor: str = "cursor.json") -> Callable[[Path], 
         (lambda state: os.mkfifo(state / "student" / "pipe"), "student/pipe does not belong to it"),
     ],
 )
-def test_every_digit_of_a_state_is_checked(tmp_path: Path, harm: Callable[[Path], None], said: str) -> None:
+def test_every_digit_of_a_state_is_checked(
+    tmp_path: Path, harm: Callable[[Path], None], said: str
+) -> None:
     run(tmp_path, 6)
     harm(tmp_path / "state" / "step-00000006")
     assert said in str(rundir.damage(tmp_path / "state" / "step-00000006", 6))
@@ -154,7 +192,10 @@ def test_a_full_disk_keeps_the_old_states(
     with RunDir.open(tmp_path, RECIPE) as directory:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)
-            with pytest.raises(RunError, match=r"step 7 was not saved: .*No space left.*good state, step 6, is kept"):
+            with pytest.raises(
+                RunError,
+                match=r"step 7 was not saved: .*No space left.*good state, step 6, is kept",
+            ):
                 directory.save(state)
         assert files(tmp_path) == before
         directory.save(state)
@@ -164,8 +205,13 @@ def test_a_full_disk_keeps_the_old_states(
 def test_a_full_disk_under_the_log_keeps_its_own_sentence(tmp_path: Path) -> None:
     """Also when the file is closed, and the line that was torn is cut at the next start."""
     run(tmp_path, 3)
-    size, limit = (tmp_path / "metrics.jsonl").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(RunError, match=r"metrics\.jsonl was not written.*too large.*step 3, is kept"):
+    size, limit = (
+        (tmp_path / "metrics.jsonl").stat().st_size,
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
+    with pytest.raises(
+        RunError, match=r"metrics\.jsonl was not written.*too large.*step 3, is kept"
+    ):
         with RunDir.open(tmp_path, RECIPE) as directory:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, limit[1]))
             try:
@@ -177,7 +223,9 @@ def test_a_full_disk_under_the_log_keeps_its_own_sentence(tmp_path: Path) -> Non
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_what_the_disk_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_disk_refuses_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each operation of a start and an end says what it could not do; nothing is lost."""
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"file cannot be a run directory"):
@@ -188,18 +236,24 @@ def test_what_the_disk_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(RunError, match=r"new cannot be a run directory: .*No space left"):
             RunDir.open(tmp_path / "new", RECIPE)
         with RunDir.open(tmp_path / "run", RECIPE) as directory:
-            with pytest.raises(RunError, match=r"metrics\.jsonl was not cut .*No space left.*step 4, is kept"):
+            with pytest.raises(
+                RunError, match=r"metrics\.jsonl was not cut .*No space left.*step 4, is kept"
+            ):
                 directory.restore(begin())
     with RunDir.open(tmp_path / "run", RECIPE) as directory:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", fail)
-            with pytest.raises(RunError, match=r"holds the model, but the states in .* were not removed"):
+            with pytest.raises(
+                RunError, match=r"holds the model, but the states in .* were not removed"
+            ):
                 directory.drop_states()
         assert directory.restore(begin()).step == 4 and len(lines(tmp_path / "run")) == 4
     flip(tmp_path / "run" / "state" / "step-00000004" / "cursor.json")
     with RunDir.open(tmp_path / "run", RECIPE) as directory, monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail)
-        with pytest.raises(RunError, match=r"a damaged state in .* was not set aside: .*No space left"):
+        with pytest.raises(
+            RunError, match=r"a damaged state in .* was not set aside: .*No space left"
+        ):
             directory.restore(begin())
 
 
@@ -215,7 +269,11 @@ def test_a_run_directory_that_vanishes_ends_the_training(
         if again:
             RunDir.open(tmp_path / "run", RECIPE).close()
         state.step = 4
-        for act in (lambda: directory.log({"step": 4}), lambda: directory.save(state), lambda: directory.publish(fail)):
+        for act in (
+            lambda: directory.log({"step": 4}),
+            lambda: directory.save(state),
+            lambda: directory.publish(fail),
+        ):
             with pytest.raises(RunError, match=r"run was removed, moved or replaced"):
                 act()
     assert (files(tmp_path / "run") if again else not (tmp_path / "run").exists()) == (
@@ -228,7 +286,8 @@ def test_an_exploding_run_keeps_and_names_its_last_good_state(tmp_path: Path) ->
     state = begin(objective)
     with RunDir.open(tmp_path, RECIPE) as directory:
         with pytest.raises(
-            TrainingError, match=r"step 5.*loss is nan.*The last good state, step 4, is kept in .*step-00000004"
+            TrainingError,
+            match=r"step 5.*loss is nan.*The last good state, step 4, is kept in .*step-00000004",
         ):
             for update in recorded(updates(state, objective, 9), directory, state, every=2):
                 if update.step == 5:
@@ -282,7 +341,10 @@ def test_states_of_other_networks_are_refused(tmp_path: Path) -> None:
         State.begin(Chase(), Net(), AdamW(ema_decay=None), CPU),
         State({**begin().learners, "critic": begin().learners["student"]}, {}),
     ):
-        with RunDir.open(tmp_path, RECIPE) as directory, pytest.raises(RunError, match="is one of other networks"):
+        with (
+            RunDir.open(tmp_path, RECIPE) as directory,
+            pytest.raises(RunError, match="is one of other networks"),
+        ):
             directory.restore(state)
 
 
@@ -292,7 +354,10 @@ def test_a_line_torn_by_a_kill_and_lines_of_lost_steps_go(tmp_path: Path) -> Non
         log.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
     assert [update.step for update in run(tmp_path, 5)[1]] == [4, 5]
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
-    with RunDir.open(tmp_path, RECIPE) as directory, pytest.raises(ValueError, match="needs a step"):
+    with (
+        RunDir.open(tmp_path, RECIPE) as directory,
+        pytest.raises(ValueError, match="needs a step"),
+    ):
         directory.log({"loss": 1.0})
 
 
@@ -330,13 +395,17 @@ def test_parts_that_cannot_be_written_or_read_end_in_a_sentence(
         with monkeypatch.context() as patch:
             patch.setattr(parts, "save_file", fail)
             with pytest.raises(
-                RunError, match=r"step 2 was not saved: a process could not .*No space left.* step 1, is"
+                RunError,
+                match=r"step 2 was not saved: a process could not .*No space left.* step 1, is",
             ):
                 directory.save(state)
         fresh = begin()
         with monkeypatch.context() as patch:
             patch.setattr(parts, "safe_open", fail)
-            with pytest.raises(RunError, match=r"step-00000001 could not be read: a process could not .*No space left"):
+            with pytest.raises(
+                RunError,
+                match=r"step-00000001 could not be read: a process could not .*No space left",
+            ):
                 directory.restore(fresh)
         assert directory.restore(fresh).step == 1
     assert all(torch.equal(value, contents(fresh)[name]) for name, value in before.items())
@@ -374,9 +443,12 @@ def test_no_file_of_a_state_is_run(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sharded", "rows"), [(False, ""), (True, ""), (True, "[]"), (True, '{"student/model/inner.weight": 3}')]
+    ("sharded", "rows"),
+    [(False, ""), (True, ""), (True, "[]"), (True, '{"student/model/inner.weight": 3}')],
 )
-def test_a_sealed_state_of_something_else_is_a_sentence(tmp_path: Path, sharded: bool, rows: str) -> None:
+def test_a_sealed_state_of_something_else_is_a_sentence(
+    tmp_path: Path, sharded: bool, rows: str
+) -> None:
     """A run directory from elsewhere, whose checksums fit."""
     state, engine = begin(), replace(CPU, sharded=sharded)
     with RunDir.open(tmp_path, RECIPE, engine=engine) as directory:
@@ -391,11 +463,15 @@ def test_a_sealed_state_of_something_else_is_a_sentence(tmp_path: Path, sharded:
         cursor = json.loads((folder / "cursor.json").read_text())
         (folder / "cursor.json").unlink()
         seal.seal(folder, 1, {fact: cursor[fact] for fact in ("learners", "frozen")})
-        with pytest.raises(RunError, match=r"step-00000001 (could not be read|is one of other networks)"):
+        with pytest.raises(
+            RunError, match=r"step-00000001 (could not be read|is one of other networks)"
+        ):
             directory.restore(begin())
 
 
 def test_lines_that_are_no_updates_are_left_out(tmp_path: Path) -> None:
     deep = "[" * 100_000
-    (tmp_path / "log").write_text(f'{{"step": 1}}\n{{"step": 1e999}}\n{deep}\n[]\n{{"step": "2"}}\n{{"step": 3}}\n')
+    (tmp_path / "log").write_text(
+        f'{{"step": 1}}\n{{"step": 1e999}}\n{deep}\n[]\n{{"step": "2"}}\n{{"step": 3}}\n'
+    )
     assert [step for step, _ in logged_lines(tmp_path / "log")] == [1, 3]

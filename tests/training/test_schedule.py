@@ -16,12 +16,16 @@ def test_warm_up_is_a_line_through_zero_before_the_first_step(warmup: int, step:
 
 
 @given(warmup=st.integers(0, 50), length=st.integers(1, 50), step=st.integers(0, 200))
-def test_cosine_is_even_about_its_middle_and_ends_at_zero(warmup: int, length: int, step: int) -> None:
+def test_cosine_is_even_about_its_middle_and_ends_at_zero(
+    warmup: int, length: int, step: int
+) -> None:
     settings = AdamW(lr=2.0, warmup_steps=warmup, decay_steps=warmup + length)
     step = step % (length + 1)
     mirrored = settings.learning_rate(warmup + length - step)
     assert settings.learning_rate(warmup + step) + mirrored == pytest.approx(2.0)
-    assert settings.learning_rate(warmup + length) == settings.learning_rate(warmup + length + 7) == 0
+    assert (
+        settings.learning_rate(warmup + length) == settings.learning_rate(warmup + length + 7) == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -114,13 +114,32 @@ def _contender(name: str, model: Model | CausalModel, random: bool = False) -> C
 
 def _show(bench: Bench) -> None:
     on_gpu = any(row.memory_bytes is not None for row in bench.rows)
-    heads = ["", "batch", "nfe", "calls", "tokens/forward", "tokens/s", "±", "p50, s", "p95, s", "x AR", "±"]
+    heads = [
+        "",
+        "batch",
+        "nfe",
+        "calls",
+        "tokens/forward",
+        "tokens/s",
+        "±",
+        "p50, s",
+        "p95, s",
+        "x AR",
+        "±",
+    ]
     lines: list[list[object]] = []
     for row in bench.rows:
         name = "autoregressive" if row.steps is None else f"{row.steps} steps"
         rate, ratio = row.tokens_per_second, row.ratio
         times = ["", ""] if ratio is None else [f"{ratio.value:.3g}", _error(ratio.sem)]
-        line: list[object] = [name, row.batch, row.nfe, row.calls, row.tokens_per_forward, f"{rate.value:.4g}"]
+        line: list[object] = [
+            name,
+            row.batch,
+            row.nfe,
+            row.calls,
+            row.tokens_per_forward,
+            f"{rate.value:.4g}",
+        ]
         line += [_error(rate.sem), row.p50_s, row.p95_s, *times]
         lines.append(line + ([] if row.memory_bytes is None else [row.memory_bytes >> 20]))
     title = "tokens a second, and latency of one call of sample"

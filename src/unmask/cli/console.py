@@ -20,7 +20,9 @@ from unmask.cli.streams import one_line, visible, written
 from unmask.plain import dumps, not_finite
 
 if TYPE_CHECKING:
-    from rich.console import Console  # rich draws from the global random numbers when it is imported: not at the top
+    from rich.console import (
+        Console,
+    )  # rich draws from the global random numbers when it is imported: not at the top
 
     from unmask.recipes.experiment import Progress
 
@@ -33,9 +35,17 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
     """Arguments to a dataclass, with its docstring as help; exits with code 2 on wrong use."""
     explain(kind)
     if flag := empty_flag(kind, arguments):
-        streams.remark(f"unmask {verb}: {flag} is empty: got '', want a value; leave it out for its default")
+        streams.remark(
+            f"unmask {verb}: {flag} is empty: got '', want a value; leave it out for its default"
+        )
         raise SystemExit(2)
-    ask = partial(tyro.cli, kind, prog=f"unmask {verb}", args=list(arguments), config=(tyro.conf.AvoidSubcommands,))
+    ask = partial(
+        tyro.cli,
+        kind,
+        prog=f"unmask {verb}",
+        args=list(arguments),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
     with written(sys.stdout):  # --help
         try:
             answer: T = ask() if default is None else ask(default=default)
@@ -68,7 +78,9 @@ def show_usage(verb: str, usage: str, arguments: Sequence[str]) -> int:
         return 0
     remark(usage)
     if arguments:
-        remark(f"unmask {verb}: the first argument is wrong: got {arguments[0]!r}, want one of the usage above")
+        remark(
+            f"unmask {verb}: the first argument is wrong: got {arguments[0]!r}, want one of the usage above"
+        )
     return 2
 
 
@@ -78,7 +90,14 @@ def console(stderr: bool = False) -> Console:
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if terminal else LOG_WIDTH
-    return Console(stderr=stderr, soft_wrap=not terminal, width=width, markup=False, emoji=False, highlight=False)
+    return Console(
+        stderr=stderr,
+        soft_wrap=not terminal,
+        width=width,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
 
 
 def emit(value: Any) -> None:
@@ -116,16 +135,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     from rich.table import Table
 
     grid, screen, least = Table(title=one_line(title), title_justify="left"), console(), 1
-    cells = [[f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row] for row in rows]
+    cells = [
+        [f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row]
+        for row in rows
+    ]
     for i, column in enumerate(map(one_line, columns)):
         numeric = all(isinstance(row[i], int | float) for row in rows)
-        grid.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        grid.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
+        )
         texts = [column, *(row[i] for row in cells)]
-        least += 3 + max(len(word) for text in texts for word in ([text] if numeric else text.split() or [""]))
+        least += 3 + max(
+            len(word) for text in texts for word in ([text] if numeric else text.split() or [""])
+        )
     if least > screen.width:
         say(one_line(title))
         for row in cells:
-            named = [(one_line(column), cell) for column, cell in zip(columns, row, strict=True) if cell]
+            named = [
+                (one_line(column), cell) for column, cell in zip(columns, row, strict=True) if cell
+            ]
             say("; ".join(f"{column}: {cell}" if column else cell for column, cell in named))
         return
     for row in cells:
@@ -144,11 +172,18 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
     if sys.stderr.isatty() and speaks():
         from rich import progress as bars
 
-        columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+        columns = (
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+        )
         name = bars.TextColumn("{task.description:<20}", markup=False)
         # A bar takes the standard output over where both are one terminal, never a file's or a pipe's.
         both = sys.stdout.isatty()
-        with bars.Progress(name, *columns, console=console(stderr=True), redirect_stdout=both) as bar:
+        with bars.Progress(
+            name, *columns, console=console(stderr=True), redirect_stdout=both
+        ) as bar:
             tasks: dict[str, Any] = {}
 
             def advance(stage: str, done: int, total: int) -> None:

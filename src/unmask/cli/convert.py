@@ -44,23 +44,35 @@ class Arguments:
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     if asked.to == "unmask" and asked.out.suffix == ".ckpt":
-        raise ValueError(f"{asked.out} is the name of a checkpoint, and unmask's own layout is a directory: add --to")
+        raise ValueError(
+            f"{asked.out} is the name of a checkpoint, and unmask's own layout is a directory: add --to"
+        )
     if asked.to == "lightning-duo" and asked.tokenizer is not None:
         raise ValueError("a checkpoint for Duo's code holds no tokenizer: leave tokenizer out")
     if asked.to == "lightning-duo" and asked.dtype != "float32":
-        raise ValueError(f"a checkpoint for Duo's code holds float32 weights: leave dtype out, got {asked.dtype!r}")
+        raise ValueError(
+            f"a checkpoint for Duo's code holds float32 weights: leave dtype out, got {asked.dtype!r}"
+        )
     out = check_directory(asked.out) if asked.to == "unmask" else check_checkpoint(asked.out)
     source = locate(asked.source, asked.revision)
     if out.exists() and any(out.samefile(each) for each in (source, *source.glob("*.ckpt"))):
-        raise ValueError(f"out is the model itself, which is left as it is: got {asked.out}; give another name")
+        raise ValueError(
+            f"out is the model itself, which is left as it is: got {asked.out}; give another name"
+        )
     tokenizer = None if asked.tokenizer is None else tokenizer_named(asked.tokenizer)
     first = "raw" if asked.weights == "raw" else "ema"
     model = load(asked.source, asked.revision, first, tokenizer=tokenizer)
-    raw = load(asked.source, asked.revision, "raw", tokenizer=tokenizer).network if asked.weights == "both" else None
+    raw = (
+        load(asked.source, asked.revision, "raw", tokenizer=tokenizer).network
+        if asked.weights == "both"
+        else None
+    )
     if asked.to == "lightning-duo":
         save_lightning(model, out, raw=raw)
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked.dtype]
         model.save(out, raw=raw, dtype=dtype, source=asked.source, weights=asked.weights)
-    say(f"{asked.out}: {sum(p.numel() for p in model.network.parameters()):,} weights in {asked.dtype}")
+    say(
+        f"{asked.out}: {sum(p.numel() for p in model.network.parameters()):,} weights in {asked.dtype}"
+    )
     return 0

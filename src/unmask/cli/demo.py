@@ -40,14 +40,19 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     )  # fmt: skip
     report = follow(demo(settings, result_folder(asked.out)))
     if report is None:
-        remark(f"stopped; the state is saved in {asked.out}, and the same command goes on from there")
+        remark(
+            f"stopped; the state is saved in {asked.out}, and the same command goes on from there"
+        )
         return 1
     from unmask.report.page import write_report
     from unmask.report.record import read_report, words_of
 
     page = write_report(report, asked.out)
     for name in ("teacher", "student"):
-        rows = [[row["steps"], row["nfe"], row["gen_ppl"], row["sem"], row["entropy"]] for row in report[name]]
+        rows = [
+            [row["steps"], row["nfe"], row["gen_ppl"], row["sem"], row["entropy"]]
+            for row in report[name]
+        ]
         table(name, ["steps", "calls", "gen PPL", "sem", "entropy"], rows)
     say(words_of(read_report(report)))
     for sentence in report["verdict"]:

@@ -117,7 +117,9 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 def samples(arguments: Sequence[str]) -> int:
     asked = parse(Samples, "eval samples", arguments)
     if asked.steps == () or not (asked.temperatures and asked.seeds):
-        raise ValueError("a row has a step count, a temperature and a seed: want at least one of each")
+        raise ValueError(
+            "a row has a step count, a temperature and a seed: want at least one of each"
+        )
     model = load(asked.model, device=asked.device)
     study = _study(asked, model)
     real = held_out(asked.text, asked.model, model)
@@ -149,7 +151,9 @@ def samples(arguments: Sequence[str]) -> int:
 def _study(asked: Samples, model: Model | CausalModel) -> Study:
     """What is measured; ValueError for a flag that this kind of model has no use for."""
     fills, usual = completes(model), Study()
-    unused: dict[str, object] = {} if fills else {"texts": asked.texts, "completions": asked.completions}
+    unused: dict[str, object] = (
+        {} if fills else {"texts": asked.texts, "completions": asked.completions}
+    )
     if isinstance(model, CausalModel):
         unused |= {"steps": asked.steps, "sampler": asked.sampler}
     _refuse(unused, asked.model, model)
@@ -166,16 +170,28 @@ def _refuse(unused: Mapping[str, object], name: str, model: Model | CausalModel)
     """ValueError for a flag that a model of this kind has no use for."""
     for flag, value in unused.items():
         if value:
-            kind = "autoregressive" if isinstance(model, CausalModel) else "diffusion from uniform noise"
-            raise ValueError(f"{flag} has no effect: got {value}, and {name} is {kind}; leave --{flag} out")
+            kind = (
+                "autoregressive"
+                if isinstance(model, CausalModel)
+                else "diffusion from uniform noise"
+            )
+            raise ValueError(
+                f"{flag} has no effect: got {value}, and {name} is {kind}; leave --{flag} out"
+            )
 
 
 def frontier(arguments: Sequence[str]) -> int:
     asked = parse(Frontier, "eval frontier", arguments)
-    student, teacher = (_masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher))
+    student, teacher = (
+        _masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher)
+    )
     if not completes(teacher):
         chosen, usual = vars(asked.study), vars(Study())
-        counts = {f"study.{name}": chosen[name] for name in ("texts", "completions") if chosen[name] != usual[name]}
+        counts = {
+            f"study.{name}": chosen[name]
+            for name in ("texts", "completions")
+            if chosen[name] != usual[name]
+        }
         _refuse(counts, asked.teacher, teacher)
     study = studies.fitting(asked.study, teacher)
     real = held_out(asked.text, asked.teacher, teacher)
@@ -227,15 +243,28 @@ def real_words(real: HeldOut) -> str:
 
 def show(title: str, measured: Sequence[studies.Measured]) -> None:
     """Rows as a table."""
-    names = {"pooled_entropy": "pooled", "completion_disagreement": "disagree", "distinct_4": "distinct"}
+    names = {
+        "pooled_entropy": "pooled",
+        "completion_disagreement": "disagree",
+        "distinct_4": "distinct",
+    }
     further = {MAUVE: "MAUVE", REVERSE: "reverse"}
-    names |= {key: title for key, title in further.items() if any(key in m.row.measures for m in measured)}
+    names |= {
+        key: title for key, title in further.items() if any(key in m.row.measures for m in measured)
+    }
     lines: list[list[object]] = []
     for row in (m.row for m in measured):
-        values = [row.measures[name].value if name in row.measures else "" for name in ("gen_ppl", "entropy", *names)]
+        values = [
+            row.measures[name].value if name in row.measures else ""
+            for name in ("gen_ppl", "entropy", *names)
+        ]
         setting, sem = row.setting, row.measures["gen_ppl"].sem
-        lines.append([row.name, setting.steps, setting.nfe, setting.temperature, values[0], sem, *values[1:]])
-    table(title, ["", "steps", "calls", "temp.", "gen PPL", "sem", "entropy", *names.values()], lines)
+        lines.append(
+            [row.name, setting.steps, setting.nfe, setting.temperature, values[0], sem, *values[1:]]
+        )
+    table(
+        title, ["", "steps", "calls", "temp.", "gen PPL", "sem", "entropy", *names.values()], lines
+    )
 
 
 def _masked(model: Model | CausalModel, name: str) -> Model:

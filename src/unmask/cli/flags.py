@@ -56,7 +56,9 @@ def empty_flag(kind: type, arguments: typing.Sequence[str]) -> str | None:
     A field whose default is the empty text may be given it. Elsewhere it is a variable of a shell script that was not
     set: as a path it would name the working directory.
     """
-    free = {f.name for each in dataclasses_of(kind) for f in dataclasses.fields(each) if f.default == ""}
+    free = {
+        f.name for each in dataclasses_of(kind) for f in dataclasses.fields(each) if f.default == ""
+    }
     flag = ""
     for word in arguments:
         name, equals, value = word.partition("=")

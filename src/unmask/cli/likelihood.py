@@ -79,7 +79,14 @@ def likelihood(arguments: Sequence[str]) -> int:
     value = perplexity(scored(read, x0, "likelihood"), read.unit)
     protocol = f"{read.words}; {found.words(len(x0))}"
     if asked.json:
-        emit({"perplexity": asdict(value), "rows": len(x0), "of": len(found.rows), "protocol": protocol})
+        emit(
+            {
+                "perplexity": asdict(value),
+                "rows": len(x0),
+                "of": len(found.rows),
+                "protocol": protocol,
+            }
+        )
     else:
         say(f"{value} [{protocol}]")
     return 0
@@ -89,7 +96,9 @@ def check_length(name: str, model: Model | CausalModel, length: int) -> None:
     """Say where rows are longer than those of a model's training, whose numbers then are worse."""
     trained = model.network.shape.length
     if length > trained:
-        remark(f"rows of {length} tokens are longer than the {trained} tokens of the rows that {name} was trained on")
+        remark(
+            f"rows of {length} tokens are longer than the {trained} tokens of the rows that {name} was trained on"
+        )
 
 
 def scored(read: Reading, x0: Tensor, stage: str) -> Scores:

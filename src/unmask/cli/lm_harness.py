@@ -58,13 +58,19 @@ class LmHarness:
 
 def lm_harness(arguments: Sequence[str]) -> int:
     asked = parse(LmHarness, "eval lm-harness", arguments)
-    for name, count in {"limit": asked.limit, "batch_size": asked.batch_size, "draws": asked.draws}.items():
+    for name, count in {
+        "limit": asked.limit,
+        "batch_size": asked.batch_size,
+        "draws": asked.draws,
+    }.items():
         if count is not None:
             whole(name, count, "see `unmask eval lm-harness --help`")
     if asked.out is not None:
         result_folder(asked.out.parent)
         if asked.out.is_dir():
-            raise ValueError(f"out is a directory: got {str(asked.out)!r}, want the name of a file to write")
+            raise ValueError(
+                f"out is a directory: got {str(asked.out)!r}, want the name of a file to write"
+            )
     known = harness()
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -81,7 +87,11 @@ def lm_harness(arguments: Sequence[str]) -> int:
         asked.model, draws=asked.draws, greedy=asked.greedy, steps=asked.steps, sampler=asked.sampler, seed=asked.seed,
         batch_size=asked.batch_size, device=asked.device, max_gen_toks=asked.max_gen_toks,
     )  # fmt: skip
-    chosen = None if asked.limit is None else questions(manager.load_task_or_group(list(asked.tasks)), asked.limit)
+    chosen = (
+        None
+        if asked.limit is None
+        else questions(manager.load_task_or_group(list(asked.tasks)), asked.limit)
+    )
     answer: Mapping[str, Any] | None = simple_evaluate(
         model, tasks=list(asked.tasks), num_fewshot=asked.num_fewshot, samples=chosen, task_manager=manager,
         log_samples=asked.out is not None,
@@ -89,7 +99,9 @@ def lm_harness(arguments: Sequence[str]) -> int:
     if answer is None:
         raise RuntimeError("lm-eval returned nothing: it answers on the first process only")
     protocol = model.words
-    protocol += "" if asked.limit is None else f"; at most {asked.limit} questions of a task, spread evenly"
+    protocol += (
+        "" if asked.limit is None else f"; at most {asked.limit} questions of a task, spread evenly"
+    )
     protocol += "".join(f"; {count} {what}" for what, count in sorted(model.notes.items()))
     if asked.out is not None:
         plain = json.loads(json.dumps(answer, default=str))

@@ -17,7 +17,11 @@ from unmask.cli.streams import OUTPUT, open_streams, put, remark, written
 
 ON = "the same command goes on from what is saved"
 VERBS = {  # verb -> module, what it does, what an interrupt leaves
-    "demo": ("demo", "distil a teacher on real text, measure it, and write a report with pictures", ON),
+    "demo": (
+        "demo",
+        "distil a teacher on real text, measure it, and write a report with pictures",
+        ON,
+    ),
     "train": ("train", "train a recipe: a diffusion teacher, or an autoregressive baseline", ON),
     "distill": ("train", "distil a teacher by a recipe", ON),
     "sample": ("sample", "draw texts from a model", "only the texts above were drawn"),
@@ -37,8 +41,16 @@ VERBS = {  # verb -> module, what it does, what an interrupt leaves
         "nothing was written",
     ),
     "reproduce": ("reproduce", "measure again what this project ships or claims", ON),
-    "report": ("report", "write report.html from a report.json", "the same command writes the page again"),
-    "verify": ("verify", "check the duality by simulation, samplers and objectives on a known law", "nothing was kept"),
+    "report": (
+        "report",
+        "write report.html from a report.json",
+        "the same command writes the page again",
+    ),
+    "verify": (
+        "verify",
+        "check the duality by simulation, samplers and objectives on a known law",
+        "nothing was kept",
+    ),
     "doctor": ("doctor", "what of this machine matters to unmask", "nothing was kept"),
 }
 
@@ -105,7 +117,13 @@ def _unreadable(words: Sequence[str]) -> str:
     if words[:1] == [""]:
         return "the first argument is empty: got '', want a name"
     for before, word in zip(["", *words], words, strict=False):
-        flag = word.partition("=")[0] if word.startswith("--") else before if before.startswith("--") else "an argument"
+        flag = (
+            word.partition("=")[0]
+            if word.startswith("--")
+            else before
+            if before.startswith("--")
+            else "an argument"
+        )
         if "\0" in word:
             return f"{flag} holds a NUL character: got {word!r}, want text without it"
         try:

@@ -30,7 +30,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     file = asked.run
     if asked.run.is_dir():
-        file = next((asked.run / name for name in (REPORT, BENCH) if (asked.run / name).exists()), asked.run / REPORT)
+        file = next(
+            (asked.run / name for name in (REPORT, BENCH) if (asked.run / name).exists()),
+            asked.run / REPORT,
+        )
     if not file.is_file():
         raise ValueError(
             f"{asked.run} has no {REPORT}: `unmask demo` and `unmask eval frontier` write one; nor a {BENCH}: "

@@ -24,7 +24,16 @@ from unmask.recipes import study as studies
 from unmask.recipes.ablation import cells as ablation_cells
 from unmask.recipes.ablation import grid, scale, seeded
 from unmask.recipes.book import recipe
-from unmask.recipes.comparison import HEAD, Comparison, compare, failure, folder, means, reports_of, summary
+from unmask.recipes.comparison import (
+    HEAD,
+    Comparison,
+    compare,
+    failure,
+    folder,
+    means,
+    reports_of,
+    summary,
+)
 from unmask.recipes.demo import Demo, from_scratch, train, trained
 from unmask.recipes.experiment import ROWS, read_rows, teacher_rows
 from unmask.recipes.held_out import Text, held_out, reading
@@ -62,7 +71,17 @@ class Arguments:
     """
 
     what: Annotated[
-        Literal["assets", "measures", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"],
+        Literal[
+            "assets",
+            "measures",
+            "study",
+            "ablation",
+            "methods",
+            "table1",
+            "table2",
+            "table3",
+            "figure3",
+        ],
         tyro.conf.Positional,
     ]
     work: Path | None = None
@@ -87,9 +106,13 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "jobs": asked.jobs is not None and asked.what in ("assets", "measures", "study", "methods"),
     }
     if asked.jobs is not None and asked.jobs < 1:
-        raise ValueError(f"jobs is too small: got {asked.jobs}, want jobs >= 1, processes that share the runs")
+        raise ValueError(
+            f"jobs is too small: got {asked.jobs}, want jobs >= 1, processes that share the runs"
+        )
     if wrong := [name for name, given in ignored.items() if given]:
-        raise ValueError(f"`reproduce {asked.what}` takes no {', '.join(wrong)}: leave it out (see --help)")
+        raise ValueError(
+            f"`reproduce {asked.what}` takes no {', '.join(wrong)}: leave it out (see --help)"
+        )
     work = asked.work or Path("runs") / asked.what
     if asked.what in ("table1", "table2", "table3", "figure3"):
         done, work = tables.reproduce(
@@ -108,7 +131,9 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     elif asked.what == "methods":
         done = methods(work)
     else:
-        done = ablation(work, asked.scale, asked.full, asked.cells, asked.jobs or os.cpu_count() or 1)
+        done = ablation(
+            work, asked.scale, asked.full, asked.cells, asked.jobs or os.cpu_count() or 1
+        )
     if not done:
         say(f"stopped; the state is saved in {work}, and the same command goes on from there")
     return 0 if done else 1
@@ -132,7 +157,9 @@ def assets(work: Path, out: Path) -> bool:
 def shipped_rows(work: Path, out: Path) -> None:
     """Measure the masked teacher of `out` and write its rows there; those in `work` are not measured again."""
     settings = Demo()
-    rows = teacher_rows(str(out / "teacher"), str(out / "judge"), settings.student, settings.study, work / ROWS)
+    rows = teacher_rows(
+        str(out / "teacher"), str(out / "judge"), settings.student, settings.study, work / ROWS
+    )
     found = []
     with progress() as (advance, _):
         for event, measured in rows:
@@ -161,15 +188,24 @@ def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int
     known = read_rows(shipped() / ROWS, shipped=True) if settings.teacher.startswith(OWN) else []
     plan = Comparison(title, settings.teacher, settings.judge, runs, settings.study, known)
     if unknown := sorted({*only} - {*runs} - {*cells}):
-        raise ValueError(f"the cells are {', '.join(cells)}: there is none called {', '.join(unknown)}")
+        raise ValueError(
+            f"the cells are {', '.join(cells)}: there is none called {', '.join(unknown)}"
+        )
     wanted = [run for run in runs if not only or run in only or run.rpartition(",")[0] in only]
     if jobs > 1 and len(wanted) > 1:
         follow(compare(plan, work, ()))  # the teacher's rows, once
-        done = shared(["ablation", "--work", str(work), "--scale", name, *(["--full"] if full else [])], wanted, jobs)
+        done = shared(
+            ["ablation", "--work", str(work), "--scale", name, *(["--full"] if full else [])],
+            wanted,
+            jobs,
+        )
     else:
         done = follow(compare(plan, work, wanted)) is not None
     reports = reports_of(list(runs), work)
-    groups = {cell: [report for run, report in reports.items() if run.rpartition(",")[0] == cell] for cell in cells}
+    groups = {
+        cell: [report for run, report in reports.items() if run.rpartition(",")[0] == cell]
+        for cell in cells
+    }
     for run in runs:
         if why := failure(work / folder(run)):
             say(f"{run}: {why}")
@@ -185,15 +221,25 @@ def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int
 def methods(work: Path) -> bool:
     """Compare the methods; print where each stands, and its gains over its own teacher."""
     settings = Methods()
-    done = follow(compare_methods(settings, work, read_rows(shipped() / ROWS, shipped=True))) is not None
-    reports = reports_of([*settings.masked], work / MASKED) | reports_of([*settings.uniform], work / UNIFORM)
+    done = (
+        follow(compare_methods(settings, work, read_rows(shipped() / ROWS, shipped=True)))
+        is not None
+    )
+    reports = reports_of([*settings.masked], work / MASKED) | reports_of(
+        [*settings.uniform], work / UNIFORM
+    )
     if reports:
         table("methods", METHODS_HEAD, methods_summary(reports))
     show(summary(reports), reports, work / "methods.png", settings.study.round_steps)
     return done
 
 
-def show(lines: list[list[str]], reports: Mapping[str, Mapping[str, Any]], picture: Path | None, steps: int) -> None:
+def show(
+    lines: list[list[str]],
+    reports: Mapping[str, Mapping[str, Any]],
+    picture: Path | None,
+    steps: int,
+) -> None:
     """The table of a comparison and its picture, if anything is measured; all under one protocol."""
     if not reports:
         return
@@ -223,11 +269,15 @@ def measure_card(out: Path) -> None:
     """Write the recipe and the held-out likelihood of a shipped model, rounded as it is, into its two cards."""
     model = load(out)
     plan = from_json(Recipe, model.card["recipe"], f"recipe in the card of {out}")
-    if not plan.data.tokenizer.startswith("bpe:"):  # only the teacher's run trains a tokenizer: the others share it
+    if not plan.data.tokenizer.startswith(
+        "bpe:"
+    ):  # only the teacher's run trains a tokenizer: the others share it
         plan = replace(plan, data=replace(plan.data, tokenizer=OWN + "teacher"))
     known = held_out(Text(), str(out), model)
     read, n = reading(model, known.data.wrap), len(known.rows)
-    likelihood = f"{perplexity(read.scores(known.some('all')), read.unit)} [{read.words}; {known.words(n)}]"
+    likelihood = (
+        f"{perplexity(read.scores(known.some('all')), read.unit)} [{read.words}; {known.words(n)}]"
+    )
     model.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=likelihood)
     write_text(out / "README.md", card(out.name, plan, model, likelihood))
 
@@ -238,7 +288,11 @@ def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -
         kind = "An autoregressive judge"
     else:
         masked = isinstance(model.process, MaskedProcess)
-        kind = "A masked-diffusion teacher (MDLM)" if masked else "A uniform-state diffusion teacher (Duo)"
+        kind = (
+            "A masked-diffusion teacher (MDLM)"
+            if masked
+            else "A uniform-state diffusion teacher (Duo)"
+        )
     tokens = plan.steps * plan.batch_size * plan.network.length / 1e6
     vocab_size, length = model.network.shape.vocab_size, plan.network.length
     return f"""# The demo's {name}

@@ -80,7 +80,18 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     options = {
         field.name: getattr(asked, field.name)
         for field in dataclasses.fields(asked)
-        if field.name not in ("model", "n", "length", "steps", "prompt", "batch_size", "revision", "weights", "json")
+        if field.name
+        not in (
+            "model",
+            "n",
+            "length",
+            "steps",
+            "prompt",
+            "batch_size",
+            "revision",
+            "weights",
+            "json",
+        )
     }
     if isinstance(model, CausalModel) and asked.steps is not None:
         raise ValueError(
@@ -88,7 +99,9 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             "token; leave --steps out"
         )
     steps = STEPS if asked.steps is None else asked.steps
-    draw = partial(sample, model, length=length, steps=steps, prompt=prompted(asked.prompt, model), **options)
+    draw = partial(
+        sample, model, length=length, steps=steps, prompt=prompted(asked.prompt, model), **options
+    )
     drawn = batches(draw, asked.n, asked.batch_size)
     if asked.json:
         found = [*drawn]
@@ -101,7 +114,9 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     for each in drawn:
         texts = [str(row) for row in each.tokens.tolist()] if each.texts is None else each.texts
         for text, nfe in zip(texts, each.nfe.tolist(), strict=True):
-            say(f"--- sample {number} of seed {asked.seed}: {nfe} network calls\n{text}", flush=True)
+            say(
+                f"--- sample {number} of seed {asked.seed}: {nfe} network calls\n{text}", flush=True
+            )
             number += 1
     return 0
 
@@ -118,6 +133,10 @@ def prompted(text: str, model: Model | CausalModel) -> Prompt | None:
 def batches(draw: Callable[..., Samples], n: int, batch_size: int | None) -> Iterator[Samples]:
     """The n samples of a seed, a network batch at a time: an interrupt costs one batch, and so does memory."""
     n = whole("n", n, "the number of samples")
-    size = n if batch_size is None else whole("batch_size", batch_size, "the number of samples in a network call")
+    size = (
+        n
+        if batch_size is None
+        else whole("batch_size", batch_size, "the number of samples in a network call")
+    )
     for first in range(0, n, size):
         yield draw(n=min(size, n - first), first=first)

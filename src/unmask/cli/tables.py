@@ -27,7 +27,13 @@ Share = Callable[[list[str], Sequence[str], int], bool]
 
 
 def reproduce(
-    name: Name, scale: Scale, work: Path | None, only: tuple[str, ...], jobs: int | None, dry_run: bool, share: Share
+    name: Name,
+    scale: Scale,
+    work: Path | None,
+    only: tuple[str, ...],
+    jobs: int | None,
+    dry_run: bool,
+    share: Share,
 ) -> tuple[bool, Path]:
     """Carry a table out and print it; whether all is done, and where it is kept."""
     work = work or Path("runs") / f"{SHARES.get(name, name)}-{scale}"
@@ -38,12 +44,18 @@ def reproduce(
     runs = list(told.runs())
     wanted = [run for run in runs if not only or run in only or run.rpartition(",")[0] in only]
     if unknown := sorted({*only} - {*runs} - {*told.methods}):
-        raise ValueError(f"the cells are {', '.join(told.methods)}: there is none called {', '.join(unknown)}")
+        raise ValueError(
+            f"the cells are {', '.join(told.methods)}: there is none called {', '.join(unknown)}"
+        )
     if jobs is not None and jobs > 1 and told.device != "cpu":
-        raise ValueError(f"jobs has no effect: got {jobs}, and {name} runs on one {told.device}; leave --jobs out")
+        raise ValueError(
+            f"jobs has no effect: got {jobs}, and {name} runs on one {told.device}; leave --jobs out"
+        )
     jobs = (jobs or os.cpu_count() or 1) if told.device == "cpu" else 1
     if jobs > 1 and len(wanted) > 1:
-        done = follow(carry(told, work, ())) is not None  # models to train first, and the teachers' rows, once
+        done = (
+            follow(carry(told, work, ())) is not None
+        )  # models to train first, and the teachers' rows, once
         show_doubts(told, work)
         done = done and share([name, "--work", str(work), "--scale", scale], wanted, jobs)
     else:
@@ -61,13 +73,19 @@ def show_doubts(told: Plan, work: Path) -> None:
     if rows:
         body = [[row.name, row.setting.steps, row.measures["gen_ppl"].value, row.measures["entropy"].value,
                  row.setting.nfe] for row in rows]  # fmt: skip
-        table("the same teacher; precision of the draw, top-p", ["", "steps", "gen PPL", "entropy", "calls"], body)
+        table(
+            "the same teacher; precision of the draw, top-p",
+            ["", "steps", "gen PPL", "entropy", "calls"],
+            body,
+        )
 
 
 def show(name: Name, told: Plan, work: Path) -> None:
     """The table: gen PPL / entropy, published values on the line below."""
     found = lines(told, work)
-    words = _protocol(told, work) if found else ""  # refuses rows of two protocols before any of them is shown
+    words = (
+        _protocol(told, work) if found else ""
+    )  # refuses rows of two protocols before any of them is shown
     steps = sorted({count for line in found for count in line.cells})
     if not found:
         return
@@ -76,11 +94,18 @@ def show(name: Name, told: Plan, work: Path) -> None:
         body.append([str(line), *(_cell(line, count, told.seeds) for count in steps)])
         published = [TABLES[name].get((line.name, line.round, count), ()) for count in steps]
         for source in dict.fromkeys(cell.source for cells in published for cell in cells):
-            known = [next((str(cell) for cell in cells if cell.source == source), "") for cells in published]
+            known = [
+                next((str(cell) for cell in cells if cell.source == source), "")
+                for cells in published
+            ]
             body.append([f"  {source}", *known])
         if (name, line.name) in FAILED:
             body.append([f"  {FAILED[name, line.name]}", *[""] * len(steps)])
-    table(f"{told.title}: gen PPL / entropy; mean over training seeds", ["", *(f"{n} steps" for n in steps)], body)
+    table(
+        f"{told.title}: gen PPL / entropy; mean over training seeds",
+        ["", *(f"{n} steps" for n in steps)],
+        body,
+    )
     for run in told.runs():
         if why := failure(work / folder(run)):
             say(f"{run}: {why}")
@@ -99,7 +124,9 @@ def _protocol(told: Plan, work: Path) -> str:
     names = {*told.teachers}
     rows = [row for row in newest(work / ROWS) if row.name in names]
     rows += [row for run in told.runs() for row in newest(work / folder(run) / ROWS)]
-    return protocol_words(require_same_protocol(rows), {seed for row in rows for seed in row.setting.seeds})
+    return protocol_words(
+        require_same_protocol(rows), {seed for row in rows for seed in row.setting.seeds}
+    )
 
 
 def page(name: Name, told: Plan, work: Path) -> None:
@@ -132,7 +159,9 @@ def _last(told: Plan, work: Path, steps: int) -> list[str]:
     """Each teacher, and each method after its last round, in one step count."""
     last = {line.name: line for line in lines(told, work) if steps in line.cells}
     cells = ((line, line.cells[steps]) for line in last.values())
-    return [f"{line} {cell.gen_ppl.value:.4g} at {cell.entropy.value:.2f} nats" for line, cell in cells]
+    return [
+        f"{line} {cell.gen_ppl.value:.4g} at {cell.entropy.value:.2f} nats" for line, cell in cells
+    ]
 
 
 def preview(name: Name, told: Plan) -> dict[str, Any]:
@@ -143,7 +172,9 @@ def preview(name: Name, told: Plan) -> dict[str, Any]:
         """Of a recipe whose tokenizer may be that of a model which is not trained yet."""
         later = any(one.data.tokenizer == teacher.model for teacher in told.teachers.values())
         first = next(iter(told.train.values()), one)
-        return estimate(replace(one, data=replace(one.data, tokenizer=first.data.tokenizer)) if later else one)
+        return estimate(
+            replace(one, data=replace(one.data, tokenizer=first.data.tokenizer)) if later else one
+        )
 
     return {
         "title": told.title,
@@ -157,9 +188,12 @@ def preview(name: Name, told: Plan) -> dict[str, Any]:
             for title, method in told.methods.items()
         },
         "seeds": told.seeds,
-        "rows": len(steps) * (len(told.teachers) + told.seeds * sum(m.rounds.count for m in told.methods.values())),
+        "rows": len(steps)
+        * (len(told.teachers) + told.seeds * sum(m.rounds.count for m in told.methods.values())),
         "published": {
-            f"{line} R{round_} at {count} steps" if round_ else f"{line} at {count} steps": list(map(str, cells))
+            f"{line} R{round_} at {count} steps" if round_ else f"{line} at {count} steps": list(
+                map(str, cells)
+            )
             for (line, round_, count), cells in TABLES[name].items()
         },
     }

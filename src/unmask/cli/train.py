@@ -53,17 +53,26 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     chosen = _chosen(name)
     if not _fits(verb, chosen):
         other = "distill" if verb == "train" else "train"
-        raise ValueError(f"recipe {chosen.name!r} is for `unmask {other}`: its objective is {chosen.objective.kind}")
+        raise ValueError(
+            f"recipe {chosen.name!r} is for `unmask {other}`: its objective is {chosen.objective.kind}"
+        )
     asked = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
     check_flags(asked.recipe, chosen, estimated=asked.dry_run)
-    out = asked.out or (Path(name) if (Path(name) / "recipe.json").exists() else Path("runs") / asked.recipe.name)
+    out = asked.out or (
+        Path(name) if (Path(name) / "recipe.json").exists() else Path("runs") / asked.recipe.name
+    )
     if asked.dry_run:
         emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
         return 0
     with progress() as (advance, note), tensorboard(out) as board:
         lost: list[OSError] = []  # the output: its reader has gone, or its disk is full
         for update in run(
-            asked.recipe, out, say=note, resume=asked.resume, sharded=asked.shard, stop=lambda: bool(lost)
+            asked.recipe,
+            out,
+            say=note,
+            resume=asked.resume,
+            sharded=asked.shard,
+            stop=lambda: bool(lost),
         ):
             advance(asked.recipe.name, update.step, asked.recipe.steps)
             board(update)
@@ -74,7 +83,9 @@ def main(verb: str, arguments: Sequence[str]) -> int:
                     lost.append(error)
             elif update.student is not None or update.step % 100 == 0:
                 speed = update.tokens / update.seconds
-                note(f"step {update.step}: loss {update.loss:.4f} nats a token, {speed:.0f} tokens a second")
+                note(
+                    f"step {update.step}: loss {update.loss:.4f} nats a token, {speed:.0f} tokens a second"
+                )
     if lost:
         raise lost[0]
     done = (out / "model").exists()
@@ -96,7 +107,9 @@ def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
     with ExitStack() as stack:
 
         @cache
-        def writer() -> SummaryWriter:  # at the first update: before, the run directory has to be empty
+        def writer() -> (
+            SummaryWriter
+        ):  # at the first update: before, the run directory has to be empty
             return stack.enter_context(SummaryWriter(str(out / "tensorboard")))
 
         def write(update: Update) -> None:

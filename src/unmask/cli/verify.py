@@ -61,11 +61,19 @@ class Arguments:
 
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
-    whole("seed", asked.seed, "the number of the randomness; the three above it are used too", 0, INT64 - 4)
+    whole(
+        "seed",
+        asked.seed,
+        "the number of the randomness; the three above it are used too",
+        0,
+        INT64 - 4,
+    )
     if asked.what == "exact":
         return _exact(asked)
     if given := [name for name in EXACT_ONLY if getattr(asked, name) != getattr(Arguments(), name)]:
-        raise ValueError(f"{', '.join(given)} belongs to `verify exact`: leave it out of `verify duality`")
+        raise ValueError(
+            f"{', '.join(given)} belongs to `verify exact`: leave it out of `verify duality`"
+        )
     return _duality(asked)
 
 
@@ -94,11 +102,16 @@ def _exact(asked: Arguments) -> int:
     from unmask.files import write_text
     from unmask.report.bench import exact_figure
 
-    size, n = 8 if asked.vocab_size is None else asked.vocab_size, 2000 if asked.n is None else asked.n
+    size, n = (
+        8 if asked.vocab_size is None else asked.vocab_size,
+        2000 if asked.n is None else asked.n,
+    )
     whole("n", n, "the texts a row, each tested", FEWEST)
     length = whole("length", asked.length, "the tokens of a text", SHORTEST)
     whole("order", asked.order, "the tokens that the next one depends on", 1, 2)
-    check_room("n x length", f"{n} x {length}", n * length * TOKEN_BYTES, "give a smaller --n or --length")
+    check_room(
+        "n x length", f"{n} x {length}", n * length * TOKEN_BYTES, "give a smaller --n or --length"
+    )
     whole("vocab_size", size, "the tokens of the source", 2, LARGEST)
     table_bytes = 8 * size ** (asked.order + 1)
     check_room("vocab_size", str(size), table_bytes, "give a smaller --vocab-size, or --order 1")
@@ -145,7 +158,9 @@ def _source(asked: Arguments, size: int) -> Source:
     return random_chain(size, asked.order, asked.concentration, asked.seed)
 
 
-def _gaps(source: Source, n: int, length: int, seed: int, advance: Advance) -> tuple[dict[str, list[Row]], list[Row]]:
+def _gaps(
+    source: Source, n: int, length: int, seed: int, advance: Advance
+) -> tuple[dict[str, list[Row]], list[Row]]:
     """Rows of each sampler at growing steps, and of the reveal orders at equal calls."""
     from unmask.evaluation import exact
     from unmask.evaluation.oracle import masked_model, uniform_model
@@ -181,19 +196,38 @@ def _fixed_points(seed: int, train: bool, advance: Advance) -> list[Resting]:
     world = enumerate_world(random_chain(3, 1, 0.5, seed), length=3)
     rows = [fixed_points.cooled(world, temperature) for temperature in (1.0, 0.9, 0.8)]
     for done, objective in enumerate(fixed_points.OBJECTIVES):
-        trained = fixed_points.train(world, objective, seed=seed) if train and objective.trained else None
+        trained = (
+            fixed_points.train(world, objective, seed=seed) if train and objective.trained else None
+        )
         rows.append(fixed_points.resting(world, objective, trained))
         advance("objectives", done + 1, len(fixed_points.OBJECTIVES))
     return rows
 
 
-def _show(floor: Floor, gaps: Mapping[str, Sequence[Row]], orders: Sequence[Row], rows: Sequence[Resting]) -> None:
-    columns = ["sampler", "N", "nfe", "nll", "±", "excess", "kl", "pair TV", "entropy", "pair entropy"]
+def _show(
+    floor: Floor, gaps: Mapping[str, Sequence[Row]], orders: Sequence[Row], rows: Sequence[Resting]
+) -> None:
+    columns = [
+        "sampler",
+        "N",
+        "nfe",
+        "nll",
+        "±",
+        "excess",
+        "kl",
+        "pair TV",
+        "entropy",
+        "pair entropy",
+    ]
 
     def cells(row: Row) -> list[Any]:
         kl = "" if row.kl is None else f"{max(row.kl.value, 0):.4f} ± {row.kl.sem:.4f}"
         numbers = [round(row.nll.value, 4), round(row.nll.sem or 0, 4), round(row.excess, 4)]
-        spread = [round(row.pair_distance, 4), round(row.entropy.value, 3), round(row.pair_entropy, 3)]
+        spread = [
+            round(row.pair_distance, 4),
+            round(row.entropy.value, 3),
+            round(row.pair_entropy, 3),
+        ]
         return [row.sampler, row.steps, round(row.nfe, 2), *numbers, kl, *spread]
 
     chance = f"chance alone gives a pair TV of {floor.mean:.4f} ± {floor.deviation:.4f}"

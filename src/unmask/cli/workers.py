@@ -43,7 +43,9 @@ def shared(command: list[str], runs: Sequence[str], jobs: int) -> bool:
             time.sleep(0.1)
     codes = [process.returncode for process in started]
     if any(codes) and not told:
-        raise RuntimeError(f"processes of {command[0]} ended with exit codes {codes}: their messages stand above")
+        raise RuntimeError(
+            f"processes of {command[0]} ended with exit codes {codes}: their messages stand above"
+        )
     return not any(codes)
 
 

@@ -85,7 +85,9 @@ def zero_shot(arguments: Sequence[str]) -> int:
     protocol = f"{read.words}; {many} of each set, {length} tokens each; {ends(wrap)}; nothing between documents"
     remark(f"measuring {', '.join(names)} [{protocol}]")
     if missing:
-        remark(f"sets without their files in {asked.texts}, left out: {', '.join(missing)}; `make texts` fetches them")
+        remark(
+            f"sets without their files in {asked.texts}, left out: {', '.join(missing)}; `make texts` fetches them"
+        )
     sets, found = corpora(names, asked.texts), list[Known]()
     try:
         for known in measured(sets, read, tokenizer, length, wrap, limit):
@@ -124,14 +126,21 @@ def corpora(names: Sequence[str], folder: Path) -> list[Corpus]:
 
 
 def measured(
-    sets: Sequence[Corpus], read: Reading, tokenizer: Tokenizer, length: int, wrap: bool, limit: Limit
+    sets: Sequence[Corpus],
+    read: Reading,
+    tokenizer: Tokenizer,
+    length: int,
+    wrap: bool,
+    limit: Limit,
 ) -> Iterator[Known]:
     """The result on each set, as soon as it is there."""
     for corpus in sets:
         remark(f"{corpus.name}: encoding {len(corpus.documents):,} documents")
         rows = zero_shot_rows(corpus, tokenizer, length, wrap=wrap)
         x0 = rows if limit == "all" else rows[spread(len(rows), limit)]
-        nats = replace(scored(read, x0, corpus.name), bytes=sizes(x0[:, 1:-1] if wrap else x0, tokenizer))
+        nats = replace(
+            scored(read, x0, corpus.name), bytes=sizes(x0[:, 1:-1] if wrap else x0, tokenizer)
+        )
         value, bits = perplexity(nats, read.unit), bits_per_byte(nats)
         yield Known(corpus.name, len(x0), len(rows), value, bits, corpus.digest)
 

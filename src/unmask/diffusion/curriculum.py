@@ -17,13 +17,17 @@ from unmask.diffusion.duality import coefficients, ddim_path
 from unmask.types import Mixture, PerSequence, Tokens
 
 
-def dense_input(x0: Tokens, eps: Tensor, snr_root: PerSequence, temperature: float) -> tuple[Tokens, Tensor]:
+def dense_input(
+    x0: Tokens, eps: Tensor, snr_root: PerSequence, temperature: float
+) -> tuple[Tokens, Tensor]:
     """(z, logits) of noise eps [B, L, K] at snr_root [B]: z = arg max w [B, L], logits = w / tau [B, L, K] float64.
 
     A network that reads floating-point input takes their softmax: the tempered Gaussian of Duo.
     """
     _check(temperature)
-    w = ddim_path(x0.flatten(), eps.flatten(0, 1), snr_root[:, None].expand(x0.shape).flatten()).view(eps.shape)
+    w = ddim_path(
+        x0.flatten(), eps.flatten(0, 1), snr_root[:, None].expand(x0.shape).flatten()
+    ).view(eps.shape)
     return w.argmax(-1), w / temperature
 
 
@@ -47,7 +51,9 @@ def sparse_input(
     rivals = largest_normals(n, top_k, vocab_size - 1, generator, device)
     others = distinct(n, top_k, vocab_size - 1, generator, device)
     others = others + (others >= x0.flatten()[:, None])  # the tokens but x0
-    alpha, sigma = (part.repeat_interleave(x0.shape[1])[:, None] for part in coefficients(snr_root.to(device)))
+    alpha, sigma = (
+        part.repeat_interleave(x0.shape[1])[:, None] for part in coefficients(snr_root.to(device))
+    )
     w = torch.cat([alpha + sigma * own, sigma * rivals], dim=1)
     tokens = torch.cat([x0.flatten()[:, None], others], dim=1)
     z = torch.where(w[:, 0] > w[:, 1], tokens[:, 0], tokens[:, 1])
@@ -56,7 +62,11 @@ def sparse_input(
 
 
 def largest_normals(
-    n: int, k: int, size: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    n: int,
+    k: int,
+    size: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """The k greatest of `size` independent standard normals, falling: float64 [n, k], in O(k) numbers a row.
 
@@ -64,14 +74,22 @@ def largest_normals(
     E_i / (size + 1 - i); the normal of U is -Phi^{-1}(1 - U), and 1 - U keeps its digits near U = 1.
     """
     uniform = torch.rand(n, k, generator=generator, dtype=torch.float64, device=device)
-    exponential = -torch.log1p(-uniform).clamp(max=-(2.0**-60))  # never 0: the greatest would be infinite
-    below = (exponential / torch.arange(size, size - k, -1, dtype=torch.float64, device=device)).cumsum(1)
+    exponential = -torch.log1p(-uniform).clamp(
+        max=-(2.0**-60)
+    )  # never 0: the greatest would be infinite
+    below = (
+        exponential / torch.arange(size, size - k, -1, dtype=torch.float64, device=device)
+    ).cumsum(1)
     above: Tensor = torch.special.ndtri(-torch.expm1(-below))
     return -above
 
 
 def distinct(
-    n: int, k: int, size: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    n: int,
+    k: int,
+    size: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """k different numbers of 0 .. size - 1 in random order, uniformly: int64 [n, k], in O(k^2) work a row.
 
@@ -99,4 +117,6 @@ def check_soft(temperature: float, top_k: int, vocab_size: int) -> None:
 
 def _check(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(f"temperature softens the Gaussian input: want temperature > 0, got {temperature}")
+        raise ValueError(
+            f"temperature softens the Gaussian input: want temperature > 0, got {temperature}"
+        )

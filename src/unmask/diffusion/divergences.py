@@ -40,14 +40,18 @@ class RowRule(Protocol):
         ...
 
 
-def row_loss(prediction: Prediction, rule: RowRule, index: Tensor, weight: Tensor | None = None) -> Tensor:
+def row_loss(
+    prediction: Prediction, rule: RowRule, index: Tensor, weight: Tensor | None = None
+) -> Tensor:
     """The rule's value at flat rows `index` [N] of a prediction -> [N], differentiable in hidden states and head.
 
     weight  [N], constants that multiply the values. What is multiplied later costs a second pass over the head in the
             backward pass where it differs from row to row
     """
     hidden, parameters = prediction.hidden_rows(index), list(prediction.head.parameters())
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))):
+    if not (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *parameters))
+    ):
         values = torch.cat([
             ready.value(log_p, few)
             for rows in _chunks(prediction, index)
@@ -80,7 +84,9 @@ class CrossEntropy:
 
     def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         value, token = self.value(log_p, rows), self.target[rows, None]
-        return value, log_p.exp_().scatter_add_(-1, token, torch.full_like(token, -1, dtype=log_p.dtype))
+        return value, log_p.exp_().scatter_add_(
+            -1, token, torch.full_like(token, -1, dtype=log_p.dtype)
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,9 @@ class Teacher:
 
     def __call__(self, rows: Rows) -> Tensor:
         chunk, logits = self.held or (rows, self.prediction.logits(self.index[rows]))
-        return self.prediction.normalise_(logits[_within(chunk, rows)], self.index[rows], self.temperature)
+        return self.prediction.normalise_(
+            logits[_within(chunk, rows)], self.index[rows], self.temperature
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,9 @@ class ForwardKL(_Taught):
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
         log_q = self.teacher(rows)
-        return _dot(log_q.exp(), log_q - log_p).clamp(min=0)  # rounding, of two laws that are nearly one
+        return _dot(log_q.exp(), log_q - log_p).clamp(
+            min=0
+        )  # rounding, of two laws that are nearly one
 
     def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         log_q = self.teacher(rows)
@@ -184,20 +194,26 @@ class Divergence(Protocol):
     ) -> Tensor: ...
 
 
-def cross_entropy(prediction: Prediction, x0: Tokens, where: Tensor, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    prediction: Prediction, x0: Tokens, where: Tensor, weight: Tensor | None = None
+) -> Tensor:
     """-log p(x0_i | z) at the N positions of `where` [B, L] -> [N] nats; times `weight` [B] of their sequences."""
     index = prediction.rows(where)
     rows = None if weight is None else weight[index // x0.shape[1]]
     return row_loss(prediction, CrossEntropy(x0.flatten()[index]), index, rows)
 
 
-def forward_kl(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
+def forward_kl(
+    student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0
+) -> Tensor:
     """KL(teacher || student) at the N positions of `where` -> [N] nats; `temperature` is the detached teacher's."""
     index = student.rows(where)
     return row_loss(student, ForwardKL(_teacher(student, teacher, index, temperature)), index)
 
 
-def reverse_kl(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
+def reverse_kl(
+    student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0
+) -> Tensor:
     """KL(student || teacher) at the N positions of `where` -> [N] nats; `temperature` is the detached teacher's.
 
     About 1e6 (1 - p(x0)) nats where the teacher sees the token: its law is a point mass there.
@@ -206,19 +222,25 @@ def reverse_kl(student: Prediction, teacher: Prediction, where: Tensor, temperat
     return row_loss(student, ReverseKL(_teacher(student, teacher, index, temperature)), index)
 
 
-def total_variation(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
+def total_variation(
+    student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0
+) -> Tensor:
     """sum |p - q| / 2 of the probabilities at the N positions of `where` -> [N], in [0, 1]."""
     index = student.rows(where)
     return row_loss(student, TotalVariation(_teacher(student, teacher, index, temperature)), index)
 
 
-def squared_error(student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0) -> Tensor:
+def squared_error(
+    student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0
+) -> Tensor:
     """sum (p - q)^2 of the probabilities at the N positions of `where` -> [N], in [0, 2]."""
     index = student.rows(where)
     return row_loss(student, SquaredError(_teacher(student, teacher, index, temperature)), index)
 
 
-def _teacher(student: Prediction, teacher: Prediction, index: Tensor, temperature: float) -> Teacher:
+def _teacher(
+    student: Prediction, teacher: Prediction, index: Tensor, temperature: float
+) -> Teacher:
     if student.vocab_size != teacher.vocab_size:
         raise ValueError(
             f"teacher and student are compared token by token: want one vocabulary, got {teacher.vocab_size} and "
@@ -239,19 +261,30 @@ class _RowLoss(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         ctx.rule, ctx.prediction, ctx.index, ctx.weight = rule, prediction, index, weight
-        values, ctx.gradients = _sweep(rule, prediction, index, hidden, ctx.needs_input_grad[5:], weight)
+        values, ctx.gradients = _sweep(
+            rule, prediction, index, hidden, ctx.needs_input_grad[5:], weight
+        )
         ctx.save_for_backward(hidden, *parameters)
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, *_ = ctx.saved_tensors  # the unpacking also refuses weights that have changed since the forward pass
-        gradients, ctx.gradients = ctx.gradients, None  # given away: who comes again has them made again
+        hidden, *_ = (
+            ctx.saved_tensors
+        )  # the unpacking also refuses weights that have changed since the forward pass
+        gradients, ctx.gradients = (
+            ctx.gradients,
+            None,
+        )  # given away: who comes again has them made again
         equal = not len(grad) or not bool((grad != grad[0]).any())
-        if gradients is None or not equal:  # the head's is a sum over rows: with other weights another one
+        if (
+            gradients is None or not equal
+        ):  # the head's is a sum over rows: with other weights another one
             weight = grad if ctx.weight is None else grad * ctx.weight.to(grad)
-            _, gradients = _sweep(ctx.rule, ctx.prediction, ctx.index, hidden, ctx.needs_input_grad[5:], weight)
+            _, gradients = _sweep(
+                ctx.rule, ctx.prediction, ctx.index, hidden, ctx.needs_input_grad[5:], weight
+            )
         elif len(grad) and bool(grad[0] != 1):
             gradients = [each if each is None else each.mul_(grad[0]) for each in gradients]
         return None, None, None, None, *gradients
@@ -271,9 +304,13 @@ def _sweep(
     """
     parameters = list(prediction.head.parameters())
     d_hidden = torch.zeros_like(hidden)
-    d_head = [torch.zeros_like(p) if want else None for p, want in zip(parameters, wanted, strict=True)]
+    d_head = [
+        torch.zeros_like(p) if want else None for p, want in zip(parameters, wanted, strict=True)
+    ]
     free, values = prediction.free_rows(index), []
-    some_shown = hidden.device.type != "cpu" or not bool(free.all())  # elsewhere a look would stall the device
+    some_shown = hidden.device.type != "cpu" or not bool(
+        free.all()
+    )  # elsewhere a look would stall the device
     for rows in _chunks(prediction, index):
         logits, pull = _head(prediction.head, hidden[rows], d_head)
         ready, slopes = rule.at(rows), logits
@@ -293,18 +330,24 @@ def _sweep(
     return torch.cat(values), [d_hidden, *d_head]
 
 
-def _head(head: Head, hidden: Tensor, totals: Sequence[Tensor | None]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _head(
+    head: Head, hidden: Tensor, totals: Sequence[Tensor | None]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Logits [n, V] that may be overwritten, and the way back: d logits -> d hidden; the head's own go to `totals`."""
     if isinstance(head, DirectHead):
         return head(hidden), partial(head.pull, hidden, totals=totals)
-    parameters = [p for p, total in zip(head.parameters(), totals, strict=True) if total is not None]
+    parameters = [
+        p for p, total in zip(head.parameters(), totals, strict=True) if total is not None
+    ]
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         logits = head(leaf)
 
     def pull(slope: Tensor) -> Tensor:
         d_leaf, *parts = torch.autograd.grad(logits, [leaf, *parameters], slope.to(logits.dtype))
-        for total, part in zip((total for total in totals if total is not None), parts, strict=True):
+        for total, part in zip(
+            (total for total in totals if total is not None), parts, strict=True
+        ):
             total += part
         return d_leaf
 
@@ -316,7 +359,9 @@ def _chunks(prediction: Prediction, index: Tensor) -> list[Rows]:
     return _parts(slice(0, len(index)), chunk_rows(prediction.vocab_size, prediction.hidden.device))
 
 
-def _blocks(prediction: Prediction, logits: Tensor, index: Tensor, chunk: Rows) -> Iterator[tuple[Rows, Tensor]]:
+def _blocks(
+    prediction: Prediction, logits: Tensor, index: Tensor, chunk: Rows
+) -> Iterator[tuple[Rows, Tensor]]:
     """Yield (rows, log p [n, V]) of a chunk of `index` with these logits, which are overwritten."""
     for rows in _parts(chunk, block_rows(prediction.vocab_size, logits.device)):
         yield rows, prediction.normalise_(logits[_within(chunk, rows)], index[rows])
@@ -324,7 +369,10 @@ def _blocks(prediction: Prediction, logits: Tensor, index: Tensor, chunk: Rows) 
 
 def _parts(rows: Rows, size: int) -> list[Rows]:
     """At least one part: an empty one gives values of the right dtype, and gradients of zero."""
-    return [slice(low, min(low + size, rows.stop)) for low in range(rows.start, max(rows.stop, rows.start + 1), size)]
+    return [
+        slice(low, min(low + size, rows.stop))
+        for low in range(rows.start, max(rows.stop, rows.start + 1), size)
+    ]
 
 
 def _within(chunk: Rows, rows: Rows) -> Rows:

@@ -146,7 +146,10 @@ def _log_integral(x: Tensor, a: int, m: int) -> Tensor:
     g is concave with g'' <= -1 and one peak: the trapezoid rule between the two ends where g has dropped by _DROP
     converges geometrically, and taken relative to the peak it keeps its relative error when the integral is tiny.
     """
-    parts = [_log_trapezoid(part, a, m) for part in torch.split(x.clamp(-_REACH, _REACH).flatten(), _ROWS)]
+    parts = [
+        _log_trapezoid(part, a, m)
+        for part in torch.split(x.clamp(-_REACH, _REACH).flatten(), _ROWS)
+    ]
     return torch.cat(parts).view(x.shape)
 
 
@@ -154,7 +157,9 @@ def _log_trapezoid(x: Tensor, a: int, m: int) -> Tensor:
     with torch.no_grad():  # the sum does not depend on where its nodes lie
         peak, left, right = _support(x, a, m)
         width = (right - left) / (_NODES - 1)
-        nodes = left[:, None] + width[:, None] * torch.arange(_NODES, dtype=x.dtype, device=x.device)
+        nodes = left[:, None] + width[:, None] * torch.arange(
+            _NODES, dtype=x.dtype, device=x.device
+        )
     heights = (_exponent(nodes, x[:, None], a, m) - peak[:, None]).exp()
     return peak + (width * heights.sum(-1)).log()
 
@@ -170,9 +175,14 @@ def _support(x: Tensor, a: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
         w = w + _slope(w, x, a, m) / _curvature(w, a, m)
     peak = _exponent(w, x, a, m)
     reach = math.sqrt(2 * _DROP)
-    ends = [w - reach / _curvature(w, a, m).sqrt(), w + reach]  # |g''| falls with w and is at least 1
+    ends = [
+        w - reach / _curvature(w, a, m).sqrt(),
+        w + reach,
+    ]  # |g''| falls with w and is at least 1
     for _ in range(4):
-        ends = [end - (_exponent(end, x, a, m) - peak + _DROP) / _slope(end, x, a, m) for end in ends]
+        ends = [
+            end - (_exponent(end, x, a, m) - peak + _DROP) / _slope(end, x, a, m) for end in ends
+        ]
     return peak, ends[0], ends[1]
 
 
@@ -202,7 +212,9 @@ def _roots(value: Tensor | float, vocab_size: int) -> Tensor:
     _check_size(vocab_size)
     roots = torch.as_tensor(value, dtype=torch.float64)
     if bool(roots.isnan().any()):
-        raise ValueError("snr_root is alpha~/sigma~, the root of the signal-to-noise ratio: want real numbers, got nan")
+        raise ValueError(
+            "snr_root is alpha~/sigma~, the root of the signal-to-noise ratio: want real numbers, got nan"
+        )
     return roots
 
 

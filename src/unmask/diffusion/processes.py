@@ -53,16 +53,25 @@ class Process(Protocol):
         """The token of pure noise that a number u of (0, 1) names, in the shape of u."""
         ...
 
-    def branches(self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence) -> Branches:
+    def branches(
+        self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
+    ) -> Branches:
         """The posterior as a mixture: it depends on the law of x0 by p_z = p(x0 = z_t) [B, L] and `Branches` alone."""
         ...
 
-    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+    def posterior(
+        self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
+    ) -> Probs:
         """q(z_s | z_t, x0), alpha_s >= alpha_t, with a guess p_x0 [B, L, V] in place of x0: probabilities [B, L, V]."""
         ...
 
     def nelbo(
-        self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
+        self,
+        prediction: Prediction,
+        x0: Tokens,
+        z_t: Tokens,
+        alpha_t: PerSequence,
+        dalpha_t: PerSequence,
     ) -> PerToken:
         """The integrand of the negative evidence lower bound at t, [B, L] nats >= 0; -dalpha_t is multiplied in."""
         ...
@@ -103,21 +112,32 @@ class MaskedProcess:
         """MASK."""
         return torch.full_like(u, self.mask_id, dtype=torch.int64)
 
-    def branches(self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence) -> Branches:
+    def branches(
+        self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
+    ) -> Branches:
         """A shown token stays; a MASK is revealed at rate (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, Eq. 6)."""
         alpha_t, alpha_s = _levels(alpha_t, alpha_s)
         rate = ((alpha_s - alpha_t) / (1 - alpha_t)).where(alpha_t < 1, 1.0)[:, None]
         fresh = rate.where(self.open(z_t), 0.0)
         return Branches(1 - fresh, fresh, torch.zeros_like(fresh))
 
-    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+    def posterior(
+        self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
+    ) -> Probs:
         """The mixture of `branches`."""
         p_z = p_x0.gather(-1, z_t[..., None])
-        stay, fresh, _ = (w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s))
+        stay, fresh, _ = (
+            w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+        )
         return (fresh * p_x0).scatter_add(-1, z_t[..., None], stay)
 
     def nelbo(
-        self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
+        self,
+        prediction: Prediction,
+        x0: Tokens,
+        z_t: Tokens,
+        alpha_t: PerSequence,
+        dalpha_t: PerSequence,
     ) -> PerToken:
         """-alpha'_t / (1 - alpha_t) * -log p(x0) at every MASK (MDLM, Eq. 10): log-linear, the cross-entropy over t."""
         check_unit(alpha_t, "alpha")
@@ -140,7 +160,9 @@ class UniformProcess:
 
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
         """Uniform tokens."""
-        return torch.randint(self.vocab_size, like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        return torch.randint(
+            self.vocab_size, like.shape, generator=generator, dtype=like.dtype, device=like.device
+        )
 
     def open(self, z: Tokens) -> Tensor:
         """Everywhere: any token may be noise."""
@@ -154,7 +176,9 @@ class UniformProcess:
         """Each token for an equal part of (0, 1)."""
         return (u * self.vocab_size).long()
 
-    def branches(self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence) -> Branches:
+    def branches(
+        self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
+    ) -> Branches:
         """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3), all over a_t K p_z + 1 - a_t:
 
         stay a_t K p_z + r - a_t, fresh a_s - a_t, stray (1 - r) (1 - a_s)
@@ -170,19 +194,30 @@ class UniformProcess:
             stray=((1 - r) * (1 - alpha_s) / total).where(moves, 0.0),
         )
 
-    def posterior(self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence) -> Probs:
+    def posterior(
+        self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
+    ) -> Probs:
         """The mixture of `branches`."""
         p_z = p_x0.gather(-1, z_t[..., None])
-        stay, fresh, stray = (w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s))
+        stay, fresh, stray = (
+            w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+        )
         return (fresh * p_x0 + stray / self.vocab_size).scatter_add(-1, z_t[..., None], stay)
 
     def nelbo(
-        self, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: PerSequence, dalpha_t: PerSequence
+        self,
+        prediction: Prediction,
+        x0: Tokens,
+        z_t: Tokens,
+        alpha_t: PerSequence,
+        dalpha_t: PerSequence,
     ) -> PerToken:
         """lim KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt, Rao-Blackwellised (Duo, Eq. 12), at every position."""
         check_unit(alpha_t, "alpha")
         everywhere = torch.ones_like(x0, dtype=torch.bool)
-        inside = alpha_t.double().clamp(max=1 - 2**-53)  # at 1 the bound has a limit, its formula has 0 / 0
+        inside = alpha_t.double().clamp(
+            max=1 - 2**-53
+        )  # at 1 the bound has a limit, its formula has 0 / 0
         alpha = inside[:, None].expand(x0.shape).flatten()
         slope = -dalpha_t.double()[:, None].expand(x0.shape).flatten()
         rule = UniformRate(x0.flatten(), z_t.flatten(), alpha, slope, self.vocab_size)
@@ -211,7 +246,9 @@ class UniformRate:
     def _terms(self, log_p: Tensor, rows: Rows) -> _RateTerms:
         """Numbers of a row, float64 [n]."""
         size, alpha, same = self.size, self.alpha[rows], self.x0[rows] == self.z[rows]
-        log_p_z, log_p_x = (log_p.gather(-1, token[rows, None]).squeeze(-1).double() for token in (self.z, self.x0))
+        log_p_z, log_p_x = (
+            log_p.gather(-1, token[rows, None]).squeeze(-1).double() for token in (self.z, self.x0)
+        )
         kappa = (1 - alpha) / (size * alpha + 1 - alpha)
         return _RateTerms(
             same=same,
@@ -244,7 +281,12 @@ class UniformRate:
         return (of.scale * rate).clamp(min=0)  # rounding
 
     def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        size, of, p, alpha = self.size, self._terms(log_p, rows), log_p.exp_(), self.alpha[rows, None]
+        size, of, p, alpha = (
+            self.size,
+            self._terms(log_p, rows),
+            log_p.exp_(),
+            self.alpha[rows, None],
+        )
         value = self._value(p, rows, of).to(p.dtype)
         unit = of.scale[:, None] * size * alpha  # d y / d p, and the factor in front
         y = (p * (size * alpha).to(p)).add_((1 - alpha).to(p))
@@ -286,4 +328,6 @@ def _as(alpha: PerSequence, table: Probs) -> Tensor:
 
 def _check_vocabulary(vocab_size: int) -> None:
     if vocab_size < 2:
-        raise ValueError(f"vocab_size counts the tokens, MASK included: want vocab_size >= 2, got {vocab_size}")
+        raise ValueError(
+            f"vocab_size counts the tokens, MASK included: want vocab_size >= 2, got {vocab_size}"
+        )

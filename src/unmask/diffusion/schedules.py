@@ -78,10 +78,14 @@ class Cosine:
 
     def alpha(self, t: PerSequence) -> PerSequence:
         # The cosine as a sine of 1 - t: 0 exactly at t = 1, where pi / 2 is rounded.
-        return _share(lambda t: self.eps + (1 - self.eps) * torch.sin(math.pi / 2 * (1 - t)), t, "t")
+        return _share(
+            lambda t: self.eps + (1 - self.eps) * torch.sin(math.pi / 2 * (1 - t)), t, "t"
+        )
 
     def dalpha(self, t: PerSequence) -> PerSequence:
-        return _in_float64(lambda t: -(1 - self.eps) * math.pi / 2 * torch.sin(math.pi * t / 2), t, "t")
+        return _in_float64(
+            lambda t: -(1 - self.eps) * math.pi / 2 * torch.sin(math.pi * t / 2), t, "t"
+        )
 
     def time(self, alpha: PerSequence) -> PerSequence:
         def inverse(alpha: PerSequence) -> PerSequence:
@@ -105,7 +109,9 @@ class Polynomial:
     def __post_init__(self) -> None:
         _check_eps(self.eps)
         if not self.power > 0:
-            raise ValueError(f"power is the exponent of t in 1 - alpha: want power > 0, got {self.power}")
+            raise ValueError(
+                f"power is the exponent of t in 1 - alpha: want power > 0, got {self.power}"
+            )
 
     def alpha(self, t: PerSequence) -> PerSequence:
         return _share(lambda t: 1 - (1 - self.eps) * t**self.power, t, "t")
@@ -114,7 +120,11 @@ class Polynomial:
         return _in_float64(lambda t: -(1 - self.eps) * self.power * t ** (self.power - 1), t, "t")
 
     def time(self, alpha: PerSequence) -> PerSequence:
-        return _share(lambda alpha: ((1 - alpha) / (1 - self.eps)).clamp(0, 1) ** (1 / self.power), alpha, "alpha")
+        return _share(
+            lambda alpha: ((1 - alpha) / (1 - self.eps)).clamp(0, 1) ** (1 / self.power),
+            alpha,
+            "alpha",
+        )
 
 
 @dataclass(frozen=True)
@@ -176,19 +186,30 @@ _ARGMAX_NODES = 4097
 def gamma_at(alpha: float, vocab_size: int) -> float:
     """The gamma at which the operator of K = vocab_size tokens is alpha, 0 < alpha < 1: `GaussianArgmax` inverted."""
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha is the share of text that the operator keeps: want 0 < alpha < 1, got {alpha}")
+        raise ValueError(
+            f"alpha is the share of text that the operator keeps: want 0 < alpha < 1, got {alpha}"
+        )
     keep = ((vocab_size - 1) * alpha + 1) / vocab_size
     return -2 * math.log(float(duality.snr_root(keep, vocab_size)))
 
 
 @lru_cache(maxsize=32)
-def _argmax_table(vocab_size: int, gamma_min: float, gamma_max: float, device: torch.device) -> _Cubic:
+def _argmax_table(
+    vocab_size: int, gamma_min: float, gamma_max: float, device: torch.device
+) -> _Cubic:
     """alpha(t) with its slope: d alpha / dt = K / (K - 1) F_Y'(r) dr/dt, dr/dt = -(gamma_max - gamma_min) r / 2."""
     span = gamma_max - gamma_min
     t = torch.linspace(0, 1, _ARGMAX_NODES, dtype=torch.float64)
     root = torch.exp(-0.5 * (gamma_min + span * t))
     alpha = (vocab_size * duality.keep_probability(root, vocab_size) - 1) / (vocab_size - 1)
-    slope = vocab_size / (vocab_size - 1) * duality.keep_derivative(root, vocab_size) * -0.5 * span * root
+    slope = (
+        vocab_size
+        / (vocab_size - 1)
+        * duality.keep_derivative(root, vocab_size)
+        * -0.5
+        * span
+        * root
+    )
     return _Cubic(alpha.to(device), slope.to(device))
 
 
@@ -229,7 +250,11 @@ class _Cubic:
 
 def check_unit(value: torch.Tensor, name: str) -> None:
     """Raise unless every value lies in [0, 1]. Looks at CPU tensors only: a look at others stalls the device."""
-    if value.device.type == "cpu" and value.numel() and not bool(((value >= 0) & (value <= 1)).all()):
+    if (
+        value.device.type == "cpu"
+        and value.numel()
+        and not bool(((value >= 0) & (value <= 1)).all())
+    ):
         outside = value[~((value >= 0) & (value <= 1))].flatten()[0].item()
         raise ValueError(f"{_MEANING[name]}: want 0 <= {name} <= 1, got {outside}")
 
@@ -240,14 +265,20 @@ _MEANING = {
 }
 
 
-def _share(function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str) -> PerSequence:
+def _share(
+    function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str
+) -> PerSequence:
     """A function into [0, 1]: the last bit of its value may lie outside."""
     return _in_float64(lambda value: function(value).clamp(0, 1), value, name)
 
 
-def _in_float64(function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str) -> PerSequence:
+def _in_float64(
+    function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str
+) -> PerSequence:
     if not value.is_floating_point():
-        raise ValueError(f"{name} is a number in [0, 1]: want a tensor of float32 or float64, got {value.dtype}")
+        raise ValueError(
+            f"{name} is a number in [0, 1]: want a tensor of float32 or float64, got {value.dtype}"
+        )
     check_unit(value, name)
     return function(value.double()).to(value.dtype)
 

@@ -94,10 +94,14 @@ class Span:
 
     def __call__(self, normals: Tensor) -> Tensor:
         e = normals[0]
-        innovation = math.sqrt(-math.expm1(-2 / self.length))  # not 1 - a^2, which cancels for long spans
+        innovation = math.sqrt(
+            -math.expm1(-2 / self.length)
+        )  # not 1 - a^2, which cancels for long spans
         g = torch.cat([e[..., :1], innovation * e[..., 1:]], dim=-1)
         gap = 1
-        while gap < e.shape[-1]:  # the recursion by doubling: g_i holds the 2 gap newest terms, in log2 L rounds
+        while (
+            gap < e.shape[-1]
+        ):  # the recursion by doubling: g_i holds the 2 gap newest terms, in log2 L rounds
             older = math.exp(-gap / self.length) * g[..., :-gap]
             g = torch.cat([g[..., :gap], g[..., gap:] + older], dim=-1)
             gap *= 2
@@ -129,7 +133,9 @@ class Hierarchy:
                     "sizes are those of blocks within blocks, the largest first: want each size to be a proper "
                     f"divisor of the one before, got {self.sizes}"
                 )
-        if not (all(share >= 0 for share in self.shares) and math.fsum(self.shares) <= 1 + _ROUNDING):
+        if not (
+            all(share >= 0 for share in self.shares) and math.fsum(self.shares) <= 1 + _ROUNDING
+        ):
             raise ValueError(
                 "shares are parts of the variance, a level each: want shares >= 0 with a sum of at most 1, "
                 f"got {self.shares}"
@@ -174,7 +180,9 @@ def structure_of(text: str) -> Structure | None:
             return Span(_read(float, length, text))
         case ["hierarchy", sizes, shares]:
             levels = tuple(_read(int, size, text) for size in sizes.split(","))
-            return Hierarchy(levels, tuple(_read(float, share, text) for share in shares.split(",")))
+            return Hierarchy(
+                levels, tuple(_read(float, share, text) for share in shares.split(","))
+            )
     raise ValueError(_forms(text))
 
 

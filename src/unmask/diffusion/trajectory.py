@@ -35,12 +35,17 @@ class Trajectory:
         """z [B, L] at alpha [B], the share of text left."""
         check_unit(alpha, "alpha")
         if alpha.shape != self.u.shape[:1]:
-            raise ValueError(f"alpha has a value a row, [B] = {list(self.u.shape[:1])}, got {list(alpha.shape)}")
+            raise ValueError(
+                f"alpha has a value a row, [B] = {list(self.u.shape[:1])}, got {list(alpha.shape)}"
+            )
         return torch.where(self.u < alpha.to(self.u.device)[:, None], self.x0, self.noise)
 
 
 def trajectory(
-    process: Process, x0: Tokens, generator: torch.Generator | None = None, structure: Structure | None = None
+    process: Process,
+    x0: Tokens,
+    generator: torch.Generator | None = None,
+    structure: Structure | None = None,
 ) -> Trajectory:
     """Draw u ~ U[0, 1) a token and the noise of `process`: the forward process from x0 [B, L].
 

@@ -36,26 +36,44 @@ def conditional_nelbo(
     ones. Over the draws k, and alpha, are stratified. A masked network that sees alpha is told the share of the
     *targets* that are shown, as in sampling behind a prompt.
     """
-    if not (x0.dim() == 1 and target.shape == x0.shape and target.dtype == torch.bool and bool(target.any())):
+    if not (
+        x0.dim() == 1
+        and target.shape == x0.shape
+        and target.dtype == torch.bool
+        and bool(target.any())
+    ):
         raise ValueError(
             f"a continuation is told given its context: want ids [L] and targets, bool [L], at least one of them, got "
             f"{tuple(x0.shape)} and {tuple(target.shape)} with {int(target.sum())}"
         )
     if draws < 1:
-        raise ValueError(f"draws counts the estimates that are averaged: want draws >= 1, got {draws}")
+        raise ValueError(
+            f"draws counts the estimates that are averaged: want draws >= 1, got {draws}"
+        )
     rows, u = x0.expand(draws, -1), stratified(draws, generator, x0.device)
     if isinstance(process, MaskedProcess):
         count = int(target.sum())
         hidden = (u * count).long() + 1
-        order = torch.rand(rows.shape, generator=generator, device=x0.device).masked_fill(~target, 2.0).argsort(dim=1)
+        order = (
+            torch.rand(rows.shape, generator=generator, device=x0.device)
+            .masked_fill(~target, 2.0)
+            .argsort(dim=1)
+        )
         z = rows.masked_fill(order.argsort(dim=1) < hidden[:, None], process.mask_id)
-        alpha, told = 1 - hidden.double() / count, 1 - (hidden - 0.5) / count  # the network never sees alpha = 0
+        alpha, told = (
+            1 - hidden.double() / count,
+            1 - (hidden - 0.5) / count,
+        )  # the network never sees alpha = 0
     else:
         alpha = told = 1 - u
         z = trajectory(process, rows, generator).at(alpha).where(target, rows)
     nats = [
         process.nelbo(
-            denoiser(z[part], told[part].double()), rows[part], z[part], alpha[part], -torch.ones_like(u[part])
+            denoiser(z[part], told[part].double()),
+            rows[part],
+            z[part],
+            alpha[part],
+            -torch.ones_like(u[part]),
         )
         for part in torch.arange(draws, device=x0.device).split(batch_size)
     ]
@@ -65,5 +83,7 @@ def conditional_nelbo(
 def conditional_nats(predictor: NextToken, x0: Tokens, count: int) -> float:
     """-log p of the last `count` tokens of a text [L] given those before, under an autoregressive model: exact."""
     if not (x0.dim() == 1 and 1 <= count < len(x0)):
-        raise ValueError(f"want 1 <= count < L tokens after a context, got {count} of {tuple(x0.shape)}")
+        raise ValueError(
+            f"want 1 <= count < L tokens after a context, got {count} of {tuple(x0.shape)}"
+        )
     return float(predictor_nats(predictor, x0[None])[0, -count:].double().sum())

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unmask.evaluation.measure import ENTROPIES, NATS, SECONDS, TOKENS, Floats, Index, Row, pooled_mean, resamples
+from unmask.evaluation.measure import (
+    ENTROPIES,
+    NATS,
+    SECONDS,
+    TOKENS,
+    Floats,
+    Index,
+    Row,
+    pooled_mean,
+    resamples,
+)
 
 NOT_REACHED = "not reached: "
 LEAST_SHARE = 0.95  # of resamples in which a target must be bracketed, before an interval is given
@@ -65,11 +75,17 @@ class Resampler:
             )
         columns = {name: np.asarray(values, np.float64) for name, values in row.samples.items()}
         entropies = {
-            name: pooled_mean(columns[name], np.ones(len(columns[name])), self._index(len(columns[name])))
+            name: pooled_mean(
+                columns[name], np.ones(len(columns[name])), self._index(len(columns[name]))
+            )
             for name in ENTROPIES
             if name in columns
         }
-        return Point(row, pooled_mean(columns[NATS], columns[TOKENS], self._index(len(columns[NATS]))), entropies)
+        return Point(
+            row,
+            pooled_mean(columns[NATS], columns[TOKENS], self._index(len(columns[NATS]))),
+            entropies,
+        )
 
     def _index(self, n: int) -> Index:
         return np.concatenate([np.arange(n)[None], resamples(n, self.draws, self.seed)])
@@ -80,7 +96,10 @@ def curves(rows: Iterable[Row], resampler: Resampler) -> dict[int, list[Point]]:
     table: dict[int, dict[float, Row]] = {}
     for row in rows:
         table.setdefault(row.setting.steps, {}).setdefault(row.setting.temperature, row)
-    return {steps: [resampler(table[steps][tau]) for tau in sorted(table[steps])] for steps in sorted(table)}
+    return {
+        steps: [resampler(table[steps][tau]) for tau in sorted(table[steps])]
+        for steps in sorted(table)
+    }
 
 
 def untempered(curve: Iterable[Point]) -> Point | None:

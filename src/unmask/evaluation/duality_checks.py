@@ -116,13 +116,17 @@ def run_checks(vocab_size: int, n: int, seed: int) -> list[Check]:
     return examine(observe(vocab_size, n, seed))
 
 
-def observe(vocab_size: int, n: int, seed: int, schedule: NoiseSchedule | None = None) -> Observation:
+def observe(
+    vocab_size: int, n: int, seed: int, schedule: NoiseSchedule | None = None
+) -> Observation:
     """Draw n tokens' Gaussian paths at TIMES of the schedule (default log-linear), and n scalar ones.
 
     As in the paper the last of the K coordinates is MASK's own: it competes and is never a token.
     """
     if n < FEWEST:
-        raise ValueError(f"n is the number of tokens drawn: want n >= {FEWEST} for the tests to hold, got {n}")
+        raise ValueError(
+            f"n is the number of tokens drawn: want n >= {FEWEST} for the tests to hold, got {n}"
+        )
     alpha = (schedule or LogLinear()).alpha(torch.tensor(TIMES, dtype=torch.float64))
     root = snr_root(alpha, vocab_size)
     dice = generator(seed)
@@ -163,7 +167,9 @@ def edge(observation: Observation) -> Check:
     """Without signal x0 is one of K equals: F_Y(0) = 1/K. A positive SNR reaches nothing below it."""
     size = observation.vocab_size
     error = abs(float(keep_probability(0.0, size)) - 1 / size)
-    return Check("no signal keeps 1/K", error * size, error, 1e-9 / size, None, 1, error * size <= 1e-9)
+    return Check(
+        "no signal keeps 1/K", error * size, error, 1e-9 / size, None, 1, error * size <= 1e-9
+    )
 
 
 def calibration(observation: Observation) -> Check:
@@ -177,13 +183,22 @@ def calibration(observation: Observation) -> Check:
     error = (kept - alpha).abs()
     statistic = float((error / standard_error).max())
     p_value = min(1.0, len(alpha) * math.erfc(statistic / math.sqrt(2)))
-    return _random("calibrated marginals", statistic, float(error.max()), float(standard_error.max()), p_value, n)
+    return _random(
+        "calibrated marginals",
+        statistic,
+        float(error.max()),
+        float(standard_error.max()),
+        p_value,
+        n,
+    )
 
 
 def integral_transform(observation: Observation) -> Check:
     """Theorem 3.3: u = F_Y(Y) is uniform (Kolmogorov and Smirnov's test)."""
     distance, p_value = kolmogorov_smirnov(observation.u)
-    usual = math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(observation.n)  # the mean of Kolmogorov's law
+    usual = (
+        math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(observation.n)
+    )  # the mean of Kolmogorov's law
     return _random("F_Y(Y) is uniform", distance, distance, usual, p_value, observation.n)
 
 
@@ -193,13 +208,17 @@ def joint_law(observation: Observation, times: tuple[int, ...]) -> Check:
     `error` is the total variation between the two empirical laws.
     """
     n = observation.n
-    projected, thresholded = (_patterns(observation, z, times) for z in (observation.z, observation.free))
+    projected, thresholded = (
+        _patterns(observation, z, times) for z in (observation.z, observation.free)
+    )
     total = projected + thresholded
     seen = total > 0
     statistic = float(((projected - thresholded) ** 2 / total)[seen].sum())
     p_value = _chi_square_tail(statistic, int(seen.sum()) - 1)
     error = float((projected - thresholded).abs().sum()) / (2 * n)
-    usual = float((_standard_error(total / (2 * n), n) / math.sqrt(math.pi)).sum())  # E|N(0, 2 s^2)| / 2 = s / sqrt pi
+    usual = float(
+        (_standard_error(total / (2 * n), n) / math.sqrt(math.pi)).sum()
+    )  # E|N(0, 2 s^2)| / 2 = s / sqrt pi
     return _random(f"joint law at {len(times)} times", statistic, error, usual, p_value, n)
 
 
@@ -309,7 +328,9 @@ def _joint_figure(observation: Observation, times: tuple[int, ...]) -> JointLaw:
     )
 
 
-def _random(name: str, statistic: float, error: float, expected_error: float, p_value: float, n: int) -> Check:
+def _random(
+    name: str, statistic: float, error: float, expected_error: float, p_value: float, n: int
+) -> Check:
     return Check(name, statistic, error, expected_error, p_value, n, p_value >= SIGNIFICANCE)
 
 

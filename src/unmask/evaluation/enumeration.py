@@ -91,9 +91,13 @@ def coupled_pairs(world: World, schedule: NoiseSchedule, delta: float, coupling:
     t = torch.from_numpy(delta + (1 - delta) * (nodes + 1) / 2)
     a_t, a_s = schedule.alpha(t), schedule.alpha((t - delta).clamp(min=0))
     if coupling == "locked":
-        chances = torch.stack([a_t, torch.zeros_like(t), a_s - a_t, 1 - a_s], -1)  # masked in: none, s, t, both
+        chances = torch.stack(
+            [a_t, torch.zeros_like(t), a_s - a_t, 1 - a_s], -1
+        )  # masked in: none, s, t, both
     else:
-        chances = torch.stack([a_t * a_s, a_t * (1 - a_s), (1 - a_t) * a_s, (1 - a_t) * (1 - a_s)], -1)
+        chances = torch.stack(
+            [a_t * a_s, a_t * (1 - a_s), (1 - a_t) * a_s, (1 - a_t) * (1 - a_s)], -1
+        )
     kinds = torch.tensor([*product(range(4), repeat=world.length)])  # [4^L, L]
     chance = torch.from_numpy(shares / 2) @ chances[:, kinds].prod(-1)
     weight = (world.log_p.exp()[:, None] * chance).flatten()
@@ -101,7 +105,9 @@ def coupled_pairs(world: World, schedule: NoiseSchedule, delta: float, coupling:
     texts = world.texts.repeat_interleave(len(kinds), dim=0)[kept]
     masks = kinds.repeat(len(world.texts), 1)[kept]
     masked_t, masked_s = masks >= 2, masks % 2 == 1
-    t_number, s_number = (world.number(texts.masked_fill(mask, world.mask_id)) for mask in (masked_t, masked_s))
+    t_number, s_number = (
+        world.number(texts.masked_fill(mask, world.mask_id)) for mask in (masked_t, masked_s)
+    )
     return Pairs(weight[kept], t_number, s_number, texts, masked_t, masked_s)
 
 
@@ -112,7 +118,9 @@ def drawn_law(world: World, log_p: Tensor, alphas: Sequence[float] | Tensor) -> 
     """
     z, mask = world.canvases, world.mask_id
     masked = z == mask
-    told = torch.where(masked[:, None], log_p.exp()[:, torch.arange(z.shape[1]), z.clamp(max=mask - 1)], 0.0)
+    told = torch.where(
+        masked[:, None], log_p.exp()[:, torch.arange(z.shape[1]), z.clamp(max=mask - 1)], 0.0
+    )
     same = (z[:, None] == z[None]).double()
     state = torch.zeros(len(z), dtype=torch.float64)
     state[-1] = 1.0  # all MASK

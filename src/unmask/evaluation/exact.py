@@ -37,7 +37,9 @@ BATCH = 1000  # texts a call
 REPLICATES = 32  # exact sets of n texts behind the floor of `pair_distance`
 UNIT = "nats a token"
 ROUNDING = 1e-9  # nats, of a claim without exceptions
-_DEVIATIONS = 6  # above the mean of `Floor`, whose law is skewed and known from REPLICATES sets only
+_DEVIATIONS = (
+    6  # above the mean of `Floor`, whose law is skewed and known from REPLICATES sets only
+)
 _HALVINGS = 16
 
 
@@ -97,7 +99,9 @@ def spread(task: Task) -> Sequence[Step]:
     """
     length = task.pins.shape[1]
     bits = (length - 1).bit_length()
-    key = sum((torch.arange(length) >> b & 1) << (bits - 1 - b) for b in range(bits)) + torch.zeros(length)
+    key = sum((torch.arange(length) >> b & 1) << (bits - 1 - b) for b in range(bits)) + torch.zeros(
+        length
+    )
     return _ranked(task, key.double().expand(task.pins.shape))
 
 
@@ -108,7 +112,9 @@ def _ranked(task: Task, key: Tensor) -> Sequence[Step]:
     rank = key.masked_fill(~task.free, math.inf).argsort(1).argsort(1)
     bounds = (free * torch.arange(steps + 1) / steps + 0.5 + 1e-9).long()[:, None]  # [n, 1, N + 1]
     due = [task.free & (rank >= low) & (rank < high) for low, high in pairwise(bounds.unbind(-1))]
-    return [Show(task, Reads.of(each.flatten().nonzero().squeeze(-1), rank.shape[1])) for each in due]
+    return [
+        Show(task, Reads.of(each.flatten().nonzero().squeeze(-1), rank.shape[1])) for each in due
+    ]
 
 
 def draw(
@@ -177,7 +183,12 @@ def pair_counts(source: Source, tokens: Tokens) -> Tensor:
 def own_row(source: Source, n: int, length: int, seed: int) -> Row:
     """n texts of the source itself: what a perfect sampler would show."""
     tokens = source.sample(n, length, generator(seed))
-    return measure(source, "source", 0, Drawn(tokens, torch.zeros(n, dtype=torch.int64), source.log_prob(tokens)))
+    return measure(
+        source,
+        "source",
+        0,
+        Drawn(tokens, torch.zeros(n, dtype=torch.int64), source.log_prob(tokens)),
+    )
 
 
 def floor(source: Source, n: int, length: int, seed: int) -> Floor:
@@ -202,7 +213,9 @@ def gap(
 ) -> Iterator[Row]:  # fmt: skip
     """A row for each number of steps."""
     for count in steps:
-        yield measure(model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced))
+        yield measure(
+            model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced)
+        )
 
 
 def reveal_steps(nfe: float, length: int) -> int:
@@ -211,21 +224,32 @@ def reveal_steps(nfe: float, length: int) -> int:
     On the uniform grid each of the L tokens falls in one of N steps at random: nfe = N (1 - (1 - 1/N)^L).
     """
     if not 0 < nfe < length:
-        raise ValueError(f"nfe is the calls of `reveal` that are asked for: want 0 < nfe < {length}, got {nfe}")
-    return min(range(1, length**2 + 1), key=lambda count: abs(count * (1 - (1 - 1 / count) ** length) - nfe))
+        raise ValueError(
+            f"nfe is the calls of `reveal` that are asked for: want 0 < nfe < {length}, got {nfe}"
+        )
+    return min(
+        range(1, length**2 + 1),
+        key=lambda count: abs(count * (1 - (1 - 1 / count) ** length) - nfe),
+    )
 
 
-def bounds(model: ExactModel, nfe: float, n: int, length: int, seed: int) -> tuple[float, float, float]:
+def bounds(
+    model: ExactModel, nfe: float, n: int, length: int, seed: int
+) -> tuple[float, float, float]:
     """(low, high, share): `entropy_bounded` at `low` for that share of the texts, at `high` for the rest: `nfe` calls.
 
     By bisection, nats, over n latents. The calls a text can jump where a bound lets in one more token of *every* text,
     as in a stationary source, in which all tokens have one entropy at first: so two bounds, on both sides of the jump.
     """
     if not 1 <= nfe <= length:
-        raise ValueError(f"nfe is the calls a text that are asked for: want 1 <= nfe <= {length}, got {nfe}")
+        raise ValueError(
+            f"nfe is the calls a text that are asked for: want 1 <= nfe <= {length}, got {nfe}"
+        )
 
     def calls(bound: float) -> float:
-        return float(draw(model, entropy_bounded(bound), length, n, length, seed).nfe.double().mean())
+        return float(
+            draw(model, entropy_bounded(bound), length, n, length, seed).nfe.double().mean()
+        )
 
     low, high = 0.0, length * math.log(model.source.vocab_size) + 1  # a token a call; all in one
     most, least = calls(low), 1.0
@@ -249,7 +273,9 @@ def orders(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> Itera
         ("spread", spread, nfe, True),
         ("confidence", confidence, nfe, False),
     ):
-        yield measure(model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced))
+        yield measure(
+            model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced)
+        )
     low, high, share = bounds(model, nfe, min(n, BATCH // 2), length, seed)
     some = round(share * n)
     parts = [
@@ -257,11 +283,15 @@ def orders(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> Itera
         for bound, size, first in ((low, some, 0), (high, n - some, some))
         if size
     ]
-    both = Drawn(*(torch.cat([vars(part)[name] for part in parts]) for name in ("tokens", "nfe", "log_q")))
+    both = Drawn(
+        *(torch.cat([vars(part)[name] for part in parts]) for name in ("tokens", "nfe", "log_q"))
+    )
     yield measure(model.source, f"entropy_bounded:{(low + high) / 2:.3g}", length, both)
 
 
-def gap_checks(source: Source, rows: Sequence[Row], even_rows: Sequence[Row], least: Floor, seed: int) -> list[Check]:
+def gap_checks(
+    source: Source, rows: Sequence[Row], even_rows: Sequence[Row], least: Floor, seed: int
+) -> list[Check]:
     """What must hold: `even` at N = L has the source's law, one call the product of the marginals.
 
     rows, even_rows  of `reveal` and `even` at growing steps, from 1; the last of even at N = L
@@ -277,12 +307,16 @@ def gap_checks(source: Source, rows: Sequence[Row], even_rows: Sequence[Row], le
     far = last.pair_distance
     checks = [
         normal_check("one token a call: nll = entropy", last.excess, last.nll.sem, n),
-        Check("one token a call: q = p, text by text", same, same, ROUNDING, None, n, same < ROUNDING),
+        Check(
+            "one token a call: q = p, text by text", same, same, ROUNDING, None, n, same < ROUNDING
+        ),
         Check("one token a call: pairs near the floor", far, far, limit, None, n, far < limit),
     ]
     for row in (rows[0], even_rows[0]):
         error, sem = row.nll.value - alone.value, math.hypot(row.nll.sem or 0, alone.sem or 0)
-        checks.append(normal_check(f"one call: product of marginals ({row.sampler})", error, sem, n))
+        checks.append(
+            normal_check(f"one call: product of marginals ({row.sampler})", error, sem, n)
+        )
     return checks
 
 

@@ -59,7 +59,11 @@ class Objective:
     @property
     def keeps_teacher(self) -> bool:
         """Forward KL on nested pairs at tau = 1."""
-        return self.direction == "forward" and self.coupling == "locked" and {*self.temperatures} == {1.0}
+        return (
+            self.direction == "forward"
+            and self.coupling == "locked"
+            and {*self.temperatures} == {1.0}
+        )
 
 
 PLAIN = Objective("forward KL + CE", "forward", "cross_entropy")
@@ -71,9 +75,25 @@ OBJECTIVES = (
     Objective("reverse KL", "reverse", "none"),
     Objective("reverse KL + CE (Eq. 14)", "reverse", "cross_entropy"),
     Objective("Eq. 14, tau .7", "reverse", "cross_entropy", temperatures=(0.7,)),
-    Objective("forward KL + CE, 3 rounds", "forward", "cross_entropy", "locked", (1.0,) * 3, 0.125, trained=False),
-    Objective("Eq. 14, 3 rounds", "reverse", "cross_entropy", "locked", (1.0,) * 3, 0.125, trained=False),
-    Objective("Eq. 14, 3 rounds, MCD's tau", "reverse", "cross_entropy", temperatures=(0.96, 0.93, 0.9), delta0=0.125),
+    Objective(
+        "forward KL + CE, 3 rounds",
+        "forward",
+        "cross_entropy",
+        "locked",
+        (1.0,) * 3,
+        0.125,
+        trained=False,
+    ),
+    Objective(
+        "Eq. 14, 3 rounds", "reverse", "cross_entropy", "locked", (1.0,) * 3, 0.125, trained=False
+    ),
+    Objective(
+        "Eq. 14, 3 rounds, MCD's tau",
+        "reverse",
+        "cross_entropy",
+        temperatures=(0.96, 0.93, 0.9),
+        delta0=0.125,
+    ),
 )
 
 
@@ -90,24 +110,33 @@ def optimum(world: World, objective: Objective, schedule: NoiseSchedule | None =
     rounds, log_p = objective.rounds(steps=1), world.teacher
     weight = torch.zeros(log_p.shape[:2])
     for step in range(rounds.count):
-        pairs = coupled_pairs(world, schedule or LogLinear(), rounds.delta(step), objective.coupling)
+        pairs = coupled_pairs(
+            world, schedule or LogLinear(), rounds.delta(step), objective.coupling
+        )
         log_p, weight = _one_round(log_p, objective, pairs, rounds.temperature(step))
     return Optimum(log_p, weight / weight.sum())
 
 
-def _one_round(teacher: Tensor, objective: Objective, pairs: Pairs, temperature: float) -> tuple[Tensor, Tensor]:
+def _one_round(
+    teacher: Tensor, objective: Objective, pairs: Pairs, temperature: float
+) -> tuple[Tensor, Tensor]:
     """(log p [C, L, V], weight [C, L]); places without weight keep the teacher's law."""
     log_q = (teacher / temperature).log_softmax(-1)
     a, total, b = torch.zeros_like(log_q[..., 0]), torch.zeros_like(log_q), torch.zeros_like(log_q)
     for i in range(log_q.shape[1]):
-        both, shown = pairs.masked_t[:, i] & pairs.masked_s[:, i], pairs.masked_t[:, i] & ~pairs.masked_s[:, i]
+        both, shown = (
+            pairs.masked_t[:, i] & pairs.masked_s[:, i],
+            pairs.masked_t[:, i] & ~pairs.masked_s[:, i],
+        )
         weight = pairs.weight[both]
         read = log_q[pairs.s[both], i]
         read = read.exp() if objective.direction == "forward" else read
         a[:, i].index_add_(0, pairs.t[both], weight)
         total[:, i].index_add_(0, pairs.t[both], weight[:, None] * read)
         if objective.revealed != "none":
-            b[:, i].index_put_((pairs.t[shown], pairs.x0[shown, i]), pairs.weight[shown], accumulate=True)
+            b[:, i].index_put_(
+                (pairs.t[shown], pairs.x0[shown, i]), pairs.weight[shown], accumulate=True
+            )
     weight = a + b.sum(-1)
     if objective.direction == "forward":
         log_p = (total + b).log()
@@ -151,7 +180,9 @@ class TableStudent(nn.Module):
         self.logits = nn.Parameter(nn.functional.pad(log_p.detach().clone(), (0, 1)))
 
     def forward(self, z: Tokens, alpha: PerSequence) -> Prediction:
-        return Prediction(self.logits[number(z, self.vocab_size)], TableHead(), self.vocab_size, self.mask_id, z)
+        return Prediction(
+            self.logits[number(z, self.vocab_size)], TableHead(), self.vocab_size, self.mask_id, z
+        )
 
     def law(self) -> Tensor:
         """log p [C, L, V]."""
@@ -159,7 +190,12 @@ class TableStudent(nn.Module):
 
 
 def train(
-    world: World, objective: Objective, steps: int = UPDATES, batch: int = BATCH, seed: int = 0, rate: float = 0.03
+    world: World,
+    objective: Objective,
+    steps: int = UPDATES,
+    batch: int = BATCH,
+    seed: int = 0,
+    rate: float = 0.03,
 ) -> Tensor:
     """The law [C, L, V] of a table that the library's own `Consistency` has trained: `steps` updates a round.
 
@@ -229,7 +265,9 @@ def resting(world: World, objective: Objective, trained: Tensor | None = None) -
     if trained is None:
         return row
     to_optimum = distance(best.log_p, trained, best.weight)
-    return replace(row, to_optimum=to_optimum, to_teacher=distance(world.teacher, trained, best.weight))
+    return replace(
+        row, to_optimum=to_optimum, to_teacher=distance(world.teacher, trained, best.weight)
+    )
 
 
 def cooled(world: World, temperature: float) -> Resting:
@@ -256,9 +294,14 @@ def fixed_point_checks(rows: Sequence[Resting]) -> list[Check]:
     still = {objective.name for objective in OBJECTIVES if objective.keeps_teacher}
     rounds = {objective.name: len(objective.temperatures) for objective in OBJECTIVES}
     error = max(abs(row.from_teacher) for row in rows if row.name in still)
-    checks = [Check("forward KL, tau 1: the teacher stays", error, error, EXACT, None, 1, error < EXACT)]
+    checks = [
+        Check("forward KL, tau 1: the teacher stays", error, error, EXACT, None, 1, error < EXACT)
+    ]
     for row in rows:
         if row.to_optimum is not None:
-            limit, far = ARRIVED * rounds[row.name] ** 2, row.to_optimum  # errors add over rounds, KL is their square
+            limit, far = (
+                ARRIVED * rounds[row.name] ** 2,
+                row.to_optimum,
+            )  # errors add over rounds, KL is their square
             checks.append(Check(f"trained: {row.name}", far, far, limit, None, 1, far < limit))
     return checks

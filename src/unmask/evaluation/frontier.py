@@ -138,14 +138,18 @@ def answer(
     """
     plain = [row for row in teacher if row.setting.temperature == 1]
     if not plain or not student:
-        raise ValueError("a frontier compares a teacher at temperature 1 with a student: want rows of both")
+        raise ValueError(
+            "a frontier compares a teacher at temperature 1 with a student: want rows of both"
+        )
     require_same_protocol([*teacher, *student, *temperature_teacher, *([data] if data else [])])
     resampler = Resampler(draws, seed)
     teachers = curves([*plain, *temperature_teacher], resampler)
     students = curves(student, resampler)
     most = max(row.setting.steps for row in plain)
     reference = next(point for point in teachers[most] if point.row.setting.temperature == 1)
-    targets = {f"the teacher at {most} steps": reference} | ({"data": resampler(data)} if data else {})
+    targets = {f"the teacher at {most} steps": reference} | (
+        {"data": resampler(data)} if data else {}
+    )
     return Answers(
         list(_same_steps(teachers, students)),
         [
@@ -159,7 +163,11 @@ def answer(
             for column in ENTROPIES
             for model, found in (("student", students), ("temperature_teacher", teachers))
         ],
-        [_equal_seconds(column, steps, reference, teachers, students) for column in ENTROPIES for steps in students],
+        [
+            _equal_seconds(column, steps, reference, teachers, students)
+            for column in ENTROPIES
+            for steps in students
+        ],
     )
 
 
@@ -177,10 +185,17 @@ def _same_steps(teachers: Curves, students: Curves) -> Iterator[SameSteps]:
             )
 
 
-def _equal_entropy(column: str, at: str, target: Point, steps: int, teachers: Curves, students: Curves) -> EqualEntropy:
-    teacher, student = read(teachers.get(steps, ()), column, target), read(students[steps], column, target)
+def _equal_entropy(
+    column: str, at: str, target: Point, steps: int, teachers: Curves, students: Curves
+) -> EqualEntropy:
+    teacher, student = (
+        read(teachers.get(steps, ()), column, target),
+        read(students[steps], column, target),
+    )
     problems = [
-        f"{who} {what}" for who, what in (("teacher:", teacher), ("student:", student)) if isinstance(what, str)
+        f"{who} {what}"
+        for who, what in (("teacher:", teacher), ("student:", student))
+        if isinstance(what, str)
     ]
     gain = None
     if isinstance(teacher, Reading) and isinstance(student, Reading):
@@ -203,7 +218,9 @@ def _at_target(reading: Reading | str) -> AtTarget | None:
     return AtTarget(estimate(reading.log_ppl), reading.nfe, reading.seconds)
 
 
-def _equal_seconds(column: str, steps: int, target: Point, teachers: Curves, students: Curves) -> EqualSeconds:
+def _equal_seconds(
+    column: str, steps: int, target: Point, teachers: Curves, students: Curves
+) -> EqualSeconds:
     student = read(students[steps], column, target)
     if isinstance(student, str):
         return EqualSeconds(column, steps, None, None, f"student: {student}")
@@ -215,13 +232,17 @@ def _equal_seconds(column: str, steps: int, target: Point, teachers: Curves, stu
         if isinstance(found, Reading) and found.seconds is not None
     ]
     if not timed:
-        return EqualSeconds(column, steps, student.seconds, None, "teacher: not reached, or not timed, at any steps")
+        return EqualSeconds(
+            column, steps, student.seconds, None, "teacher: not reached, or not timed, at any steps"
+        )
     log_ppl = np.stack([values for _, values in timed])
     clock = np.broadcast_to(np.array([seconds for seconds, _ in timed])[:, None], log_ppl.shape)
     teacher = interpolate(clock, log_ppl, np.full(log_ppl.shape[1], np.log(student.seconds)))
     if np.isnan(teacher[0]):
         least, most = np.exp(clock[:, 0].min()), np.exp(clock[:, 0].max())
-        reason = f"teacher: not reached: {student.seconds:.3g} s is outside {least:.3g} to {most:.3g} s"
+        reason = (
+            f"teacher: not reached: {student.seconds:.3g} s is outside {least:.3g} to {most:.3g} s"
+        )
         return EqualSeconds(column, steps, student.seconds, None, reason)
     return EqualSeconds(column, steps, student.seconds, estimate(teacher - student.log_ppl), None)
 
@@ -235,9 +256,13 @@ def _speed(column: str, model: str, found: Curves, reference: Point) -> Speed:
         if isinstance(reading, str):
             problems.append(f"{steps} steps: {reading.removeprefix(NOT_REACHED)}")
         elif reading.log_ppl[0] > reference.log_ppl[0]:
-            problems.append(f"{steps} steps: gen_ppl {np.exp(reading.log_ppl[0]):.4g} is above {level:.4g}")
+            problems.append(
+                f"{steps} steps: gen_ppl {np.exp(reading.log_ppl[0]):.4g} is above {level:.4g}"
+            )
         else:
-            enough = reading.log_ppl[1:] <= reference.log_ppl[1:]  # nan, not bracketed, counts against
+            enough = (
+                reading.log_ppl[1:] <= reference.log_ppl[1:]
+            )  # nan, not bracketed, counts against
             return Speed(
                 column,
                 model,
@@ -245,7 +270,9 @@ def _speed(column: str, model: str, found: Curves, reference: Point) -> Speed:
                 level,
                 steps,
                 setting.nfe / reading.nfe,
-                None if reading.seconds is None or reference.seconds is None else reference.seconds / reading.seconds,
+                None
+                if reading.seconds is None or reference.seconds is None
+                else reference.seconds / reading.seconds,
                 float(enough.mean()),
                 "; ".join(problems) or None,
             )

@@ -11,7 +11,9 @@ MOST_REPEATED = 0.5  # share of 4-grams that stand in the same text before, or i
 UNIGRAM = "unigram draws"
 
 
-def against(teacher: Sequence[Row], student: Sequence[Row], naive: Sequence[Row], data: Row | None) -> list[str]:
+def against(
+    teacher: Sequence[Row], student: Sequence[Row], naive: Sequence[Row], data: Row | None
+) -> list[str]:
     """The reasons against a claim about the student, a clause each; empty where the rows allow one.
 
     teacher, student  at temperature 1
@@ -20,7 +22,9 @@ def against(teacher: Sequence[Row], student: Sequence[Row], naive: Sequence[Row]
     return list(_reasons(teacher, student, naive, data))
 
 
-def _reasons(teacher: Sequence[Row], student: Sequence[Row], naive: Sequence[Row], data: Row | None) -> Iterator[str]:
+def _reasons(
+    teacher: Sequence[Row], student: Sequence[Row], naive: Sequence[Row], data: Row | None
+) -> Iterator[str]:
     best = max(teacher, key=lambda row: row.setting.steps)
     protocol = best.protocol
     if protocol.read_by_judge:
@@ -31,7 +35,9 @@ def _reasons(teacher: Sequence[Row], student: Sequence[Row], naive: Sequence[Row
         yield "student and teacher have the same weights"
     floor = next((row.measures[GEN_PPL].value for row in naive if row.name == UNIGRAM), None)
     if floor is not None:
-        who = [(f"the teacher at {best.setting.steps} steps", best)] + ([("real text", data)] if data else [])
+        who = [(f"the teacher at {best.setting.steps} steps", best)] + (
+            [("real text", data)] if data else []
+        )
         for name, row in who:
             value = row.measures[GEN_PPL].value
             if not value < floor:

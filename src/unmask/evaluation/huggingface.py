@@ -50,11 +50,22 @@ def huggingface_judge(
         name, weights_digest(weights), weights_dtype(weights), context, retokenised=not ids, prefixed=False,
         eos_rule=eos_rule,
     )  # fmt: skip
-    return _judge(network, tokenizer, stamp, end if tokenizer is None else tokenizer.eos_token_id, None, batch_size)
+    return _judge(
+        network,
+        tokenizer,
+        stamp,
+        end if tokenizer is None else tokenizer.eos_token_id,
+        None,
+        batch_size,
+    )
 
 
 def sdtt_judge(
-    path_or_hub_id: str, *, revision: str | None = None, batch_size: int = 8, device: torch.device | str = "cpu"
+    path_or_hub_id: str,
+    *,
+    revision: str | None = None,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
 ) -> LanguageModelJudge:
     """The same by the rule of SDTT, whose context is all that the model reads; ValueError without a BOS token."""
     network, tokenizer = _load(path_or_hub_id, revision, False, device)
@@ -72,12 +83,18 @@ def sdtt_judge(
     return _judge(network, tokenizer, stamp, None, start, batch_size)
 
 
-def _load(path_or_hub_id: str, revision: str | None, ids: bool, device: torch.device | str) -> tuple[Any, Any]:
+def _load(
+    path_or_hub_id: str, revision: str | None, ids: bool, device: torch.device | str
+) -> tuple[Any, Any]:
     """The network in float32, and the tokenizer where texts are read."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Without an explicit False, transformers asks on the standard input whether to run the code of a directory.
-    source = {"pretrained_model_name_or_path": path_or_hub_id, "revision": revision, "trust_remote_code": False}
+    source = {
+        "pretrained_model_name_or_path": path_or_hub_id,
+        "revision": revision,
+        "trust_remote_code": False,
+    }
     network = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     return network.eval().to(device), None if ids else AutoTokenizer.from_pretrained(**source)
 
@@ -89,7 +106,9 @@ def _name(path_or_hub_id: str) -> str:
 def _positions(network: Any) -> int:
     """How many tokens the network was trained to read, by its configuration; `CONTEXT` where it does not say."""
     told = network.config.get_text_config()
-    positions = told.attribute_map.get("max_position_embeddings", "max_position_embeddings")  # GPT-2: n_positions
+    positions = told.attribute_map.get(
+        "max_position_embeddings", "max_position_embeddings"
+    )  # GPT-2: n_positions
     said: int | None = told.to_dict().get(positions)
     return CONTEXT if said is None else said
 
@@ -100,8 +119,12 @@ def _judge(
     def next_nats(rows: Tokens) -> PerToken:
         with torch.no_grad():
             logits = network(input_ids=rows[:, :-1], use_cache=False).logits
-        pairs = zip(logits, rows[:, 1:], strict=True)  # a row at a time: float32 log-softmax of [B, T, V] is gigabytes
-        return torch.stack([F.cross_entropy(row.float(), target, reduction="none") for row, target in pairs])
+        pairs = zip(
+            logits, rows[:, 1:], strict=True
+        )  # a row at a time: float32 log-softmax of [B, T, V] is gigabytes
+        return torch.stack(
+            [F.cross_entropy(row.float(), target, reduction="none") for row, target in pairs]
+        )
 
     def hidden(rows: Tokens) -> Tensor:
         with torch.no_grad():
@@ -112,7 +135,9 @@ def _judge(
         stamp,
         network.get_input_embeddings().num_embeddings,
         next_nats,
-        None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
+        None
+        if tokenizer is None
+        else lambda text: tokenizer.encode(text, add_special_tokens=False),
         end,
         start,
         batch_size,

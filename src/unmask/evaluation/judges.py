@@ -84,9 +84,14 @@ class LanguageModelJudge:
     def features(self, texts: Texts) -> Tensor:
         """The last hidden state at the last token of each text, float32 [n, D]: of its first `context` tokens."""
         if self.hidden is None:
-            raise ValueError(f"judge {self.stamp.name} has no hidden states to compare texts by: use another one")
+            raise ValueError(
+                f"judge {self.stamp.name} has no hidden states to compare texts by: use another one"
+            )
         start = [self.start_id] if self.stamp.prefixed and self.start_id is not None else []
-        rows = [torch.cat([row.new_tensor(start), row])[: self.stamp.context] for row in self._rows(texts)[0]]
+        rows = [
+            torch.cat([row.new_tensor(start), row])[: self.stamp.context]
+            for row in self._rows(texts)[0]
+        ]
         if not all(map(len, rows)):
             raise ValueError("a text without a token has no features: leave empty texts out")
         found = []
@@ -116,9 +121,13 @@ class LanguageModelJudge:
     def _rows(self, texts: Texts) -> tuple[list[Tensor], Tensor | None]:
         if isinstance(texts, Tensor) == self.stamp.retokenised:
             reads, remedy = (
-                ("texts", "decode the samples first") if self.stamp.retokenised else ("ids [n, L]", "encode")
+                ("texts", "decode the samples first")
+                if self.stamp.retokenised
+                else ("ids [n, L]", "encode")
             )
-            raise ValueError(f"judge {self.stamp.name} was built to read {reads}: {remedy}, or build it with ids=...")
+            raise ValueError(
+                f"judge {self.stamp.name} was built to read {reads}: {remedy}, or build it with ids=..."
+            )
         if isinstance(texts, Tensor):
             if texts.numel() and not 0 <= int(texts.min()) <= int(texts.max()) < self.vocab_size:
                 raise ValueError(
@@ -127,7 +136,9 @@ class LanguageModelJudge:
                 )
             return list(texts.cpu()), None
         if self.encode is None:
-            raise ValueError(f"judge {self.stamp.name} has no tokenizer to read texts with: build it with ids=True")
+            raise ValueError(
+                f"judge {self.stamp.name} has no tokenizer to read texts with: build it with ids=True"
+            )
         if self.stamp.eos_rule == "removed":
             texts = [text.replace(END_OF_TEXT, "").strip() for text in texts]
         rows = [torch.tensor(list(self.encode(text)), dtype=torch.int64) for text in texts]
@@ -215,13 +226,25 @@ def causal_judge(
     eos_id   where there is no tokenizer to ask
     """
     if tokenizer is None and not ids:
-        raise ValueError(f"judge {name} has no tokenizer to read texts with: build it with ids=True")
+        raise ValueError(
+            f"judge {name} has no tokenizer to read texts with: build it with ids=True"
+        )
     eos_id = eos_id if tokenizer is None else tokenizer.eos_id
     start_id = eos_id if tokenizer is None or tokenizer.bos_id is None else tokenizer.bos_id
     if prefixed and start_id is None:
-        raise ValueError(f"judge {name} has neither BOS nor EOS to put before a text: build it with prefixed=False")
+        raise ValueError(
+            f"judge {name} has neither BOS nor EOS to put before a text: build it with prefixed=False"
+        )
     return LanguageModelJudge(
-        Stamp(name, weights_digest(weights), weights_dtype(weights), context, not ids, prefixed, eos_rule),
+        Stamp(
+            name,
+            weights_digest(weights),
+            weights_dtype(weights),
+            context,
+            not ids,
+            prefixed,
+            eos_rule,
+        ),
         vocab_size,
         lambda rows: predictor_nats(predictor, rows),
         None if tokenizer is None else lambda text: tokenizer.encode(text, specials=True),
@@ -254,7 +277,11 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 def weights_dtype(weights: Mapping[str, Tensor]) -> str:
     """The precision of the weights: "float32", or "bfloat16+float32" where they differ."""
-    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values() if tensor.is_floating_point()}
+    kinds = {
+        str(tensor.dtype).removeprefix("torch.")
+        for tensor in weights.values()
+        if tensor.is_floating_point()
+    }
     return "+".join(sorted(kinds))
 
 

@@ -34,7 +34,9 @@ def levels(u: PerSequence, convention: Convention) -> tuple[PerSequence, PerSequ
     if convention == "mdlm":
         t = MDLM_EPS + (1 - MDLM_EPS) * u
         return 1 - (1 - MDLM_EPS) * t, torch.full_like(t, MDLM_EPS - 1)
-    raise ValueError(f"convention says how noise levels are drawn: want 'bound' or 'mdlm', got {convention!r}")
+    raise ValueError(
+        f"convention says how noise levels are drawn: want 'bound' or 'mdlm', got {convention!r}"
+    )
 
 
 @torch.no_grad()
@@ -56,8 +58,12 @@ def nelbo_batches(
     `batch_size`. ValueError for ids outside the vocabulary, and for a MASK among them.
     """
     if not (x0.dim() == 2 and x0.numel() and passes >= 1):
-        raise ValueError(f"want held-out rows [n, L], n >= 1, and passes >= 1, got {tuple(x0.shape)} and {passes}")
-    check_rows(x0, process.vocab_size, process.mask_id if isinstance(process, MaskedProcess) else None)
+        raise ValueError(
+            f"want held-out rows [n, L], n >= 1, and passes >= 1, got {tuple(x0.shape)} and {passes}"
+        )
+    check_rows(
+        x0, process.vocab_size, process.mask_id if isinstance(process, MaskedProcess) else None
+    )
     for _ in range(passes):
         alphas, slopes = levels(stratified(len(x0), generator, x0.device), convention)
         noised = trajectory(process, x0, generator).at(alphas)

@@ -79,14 +79,24 @@ class Answers:
         if unknown := sorted(_ignored_by_us.keys() - {"max_batch_size"}):
             raise ValueError(f"the model 'unmask' takes no argument {', '.join(unknown)}")
         self.model = load(model, device=device or "cpu") if isinstance(model, str) else model
-        self.draws, self.greedy, self.steps, self.sampler, self.seed = draws, greedy, steps, sampler, seed
+        self.draws, self.greedy, self.steps, self.sampler, self.seed = (
+            draws,
+            greedy,
+            steps,
+            sampler,
+            seed,
+        )
         if not str(batch_size).isdigit():
-            raise ValueError(f"batch_size is the number of rows a network call: want a number, got {batch_size!r}")
+            raise ValueError(
+                f"batch_size is the number of rows a network call: want a number, got {batch_size!r}"
+            )
         self.rows = int(batch_size)
         self.max_gen_toks, self.notes = max_gen_toks, Counter[str]()
         self.wrap = _wrapped(self.model.card) if wrap is None else wrap
         if sampler is not None and isinstance(self.model, CausalModel):
-            raise ValueError(f"sampler has no effect: got {sampler!r}, and the model is autoregressive; leave it out")
+            raise ValueError(
+                f"sampler has no effect: got {sampler!r}, and the model is autoregressive; leave it out"
+            )
         if max_gen_toks is not None and not 1 <= max_gen_toks <= self._longest:
             raise ValueError(
                 f"max_gen_toks is out of range: got {max_gen_toks}, want 1 .. {self._longest}, the tokens that the "
@@ -104,10 +114,17 @@ class Answers:
         answers = []
         for request in requests:
             ids = self._tokenizer.encode(request.args[0])
-            windows = map(make_disjoint_window, get_rolling_token_windows(ids, self._start, self._room, 1))
+            windows = map(
+                make_disjoint_window, get_rolling_token_windows(ids, self._start, self._room, 1)
+            )
             befores = chain([self._before], repeat(None))  # of the first window
-            pairs = ((before or given, told) for before, (given, told) in zip(befores, windows, strict=False))
-            answers.append(-math.fsum(self._nats([*given, *told], len(told)) for given, told in pairs))
+            pairs = (
+                (before or given, told)
+                for before, (given, told) in zip(befores, windows, strict=False)
+            )
+            answers.append(
+                -math.fsum(self._nats([*given, *told], len(told)) for given, told in pairs)
+            )
         return answers
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -116,16 +133,22 @@ class Answers:
 
         answers: list[str] = [""] * len(requests)
         asked = [dict(request.args[1]) for request in requests]
-        wanted = [normalize_gen_kwargs(_sampled(each), min(256, self._length // 2)) for each in asked]
+        wanted = [
+            normalize_gen_kwargs(_sampled(each), min(256, self._length // 2)) for each in asked
+        ]
         wanted = [each | {"max_gen_toks": self._most(each["max_gen_toks"])} for each in wanted]
         settings: dict[tuple[tuple[str, Any], ...], list[int]] = {}
         for i, options in enumerate(wanted):
             settings.setdefault(tuple(sorted(_drawn(options).items())), []).append(i)
         for drawn_by, places in settings.items():
-            contexts = [self._context(requests[i].args[0], wanted[i]["max_gen_toks"]) for i in places]
+            contexts = [
+                self._context(requests[i].args[0], wanted[i]["max_gen_toks"]) for i in places
+            ]
             drawn = self._fill(contexts, dict(drawn_by))
             for i, context, row in zip(places, contexts, drawn, strict=True):
-                text = self._tokenizer.decode(row[len(context) : len(context) + wanted[i]["max_gen_toks"]])
+                text = self._tokenizer.decode(
+                    row[len(context) : len(context) + wanted[i]["max_gen_toks"]]
+                )
                 answers[i] = _cut(text, wanted[i]["until"], self._end)
         return answers
 
@@ -135,7 +158,9 @@ class Answers:
         if isinstance(self.model, CausalModel):
             return f"exact log-likelihoods, a call a token of a text, seed {self.seed}"
         by = "" if self.sampler is None else f" by {self.sampler}"
-        return f"{self.draws} draws a log-likelihood, {self.steps} steps a text{by}, seed {self.seed}"
+        return (
+            f"{self.draws} draws a log-likelihood, {self.steps} steps a text{by}, seed {self.seed}"
+        )
 
     @property
     def _tokenizer(self) -> Tokenizer:
@@ -147,7 +172,11 @@ class Answers:
 
     @property
     def _end(self) -> str:
-        return "" if self._tokenizer.eos_id is None else self._tokenizer.decode([self._tokenizer.eos_id])
+        return (
+            ""
+            if self._tokenizer.eos_id is None
+            else self._tokenizer.decode([self._tokenizer.eos_id])
+        )
 
     @property
     def _length(self) -> int:
@@ -160,7 +189,9 @@ class Answers:
     @property
     def _start(self) -> int:
         """What stands before every text, as in training."""
-        return start_token(self._tokenizer, self.model.network.shape.vocab_size, mask_id_of(self.model))
+        return start_token(
+            self._tokenizer, self.model.network.shape.vocab_size, mask_id_of(self.model)
+        )
 
     @property
     def _before(self) -> list[int]:
@@ -202,10 +233,14 @@ class Answers:
         follows = context[len(said) :] + continuation
         given, whole = self._tokenizer.encode_batch([said, said + follows])
         if not follows:
-            raise ValueError(f"the continuation {continuation!r} is empty behind {context[-40:]!r}: want a text")
+            raise ValueError(
+                f"the continuation {continuation!r} is empty behind {context[-40:]!r}: want a text"
+            )
         if whole[: len(given)] == given and len(whole) > len(given):
             return given, whole[len(given) :]
-        self.notes["continuations encoded alone, where a token lies across their border with the context"] += 1
+        self.notes[
+            "continuations encoded alone, where a token lies across their border with the context"
+        ] += 1
         return given, self._tokenizer.encode(follows)
 
     def _continued(self, context: str, continuation: str) -> tuple[float, bool]:
@@ -228,7 +263,9 @@ class Answers:
         if isinstance(self.model, CausalModel):
             return conditional_nats(self.model.predictor, x0, count)
         target = torch.arange(len(ids), device=x0.device) >= len(ids) - count
-        digest = hashlib.blake2b(json.dumps([self.seed, count, ids]).encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(
+            json.dumps([self.seed, count, ids]).encode(), digest_size=8
+        ).digest()
         estimates = conditional_nelbo(
             self.model.denoiser, self.model.process, x0, target, draws=self.draws, batch_size=self.rows,
             generator=generator(int.from_bytes(digest, "little", signed=True), device=x0.device),
@@ -267,12 +304,16 @@ class Answers:
         pinned = torch.full((len(contexts), self._length), FREE)
         for row, context in zip(pinned, contexts, strict=True):
             row[: len(context)] = torch.tensor(context)
-        canvas = pinned if masked else pinned[:, 1:]  # an autoregressive model reads its start token by itself
+        canvas = (
+            pinned if masked else pinned[:, 1:]
+        )  # an autoregressive model reads its start token by itself
         drawn = sample(
             self.model, len(canvas), canvas.shape[1], self.steps, self.seed, pinned=canvas, batch_size=self.rows,
             sampler=self.sampler, device=self._home, **options,
         )  # fmt: skip
-        return torch.cat([pinned[:, : pinned.shape[1] - canvas.shape[1]], drawn.tokens.cpu()], dim=1).tolist()
+        return torch.cat(
+            [pinned[:, : pinned.shape[1] - canvas.shape[1]], drawn.tokens.cpu()], dim=1
+        ).tolist()
 
 
 def _wrapped(card: Mapping[str, object]) -> bool:
@@ -285,7 +326,9 @@ def _wrapped(card: Mapping[str, object]) -> bool:
 
 def _sampled(options: dict[str, Any]) -> dict[str, Any]:
     """`do_sample` without a temperature means temperature 1, as everywhere."""
-    return options | ({"temperature": 1.0} if options.get("do_sample") and "temperature" not in options else {})
+    return options | (
+        {"temperature": 1.0} if options.get("do_sample") and "temperature" not in options else {}
+    )
 
 
 def _drawn(options: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +336,10 @@ def _drawn(options: dict[str, Any]) -> dict[str, Any]:
     if not options.get("do_sample") or not options.get("temperature"):
         return {"top_k": 1}
     top_k, top_p = int(options.get("top_k") or 0), options.get("top_p")
-    drawn = {"temperature": float(options["temperature"]), "top_p": 1.0 if top_p is None else float(top_p)}
+    drawn = {
+        "temperature": float(options["temperature"]),
+        "top_p": 1.0 if top_p is None else float(top_p),
+    }
     return drawn | ({"top_k": top_k} if top_k > 0 else {})
 
 

@@ -28,7 +28,12 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
     """
     if seeds < 1:
         raise ValueError(f"seeds is how often k-means begins anew: want seeds >= 1, got {seeds}")
-    if min(len(real), len(drawn)) < LEAST or real.dim() != 2 or drawn.dim() != 2 or real.shape[1] != drawn.shape[1]:
+    if (
+        min(len(real), len(drawn)) < LEAST
+        or real.dim() != 2
+        or drawn.dim() != 2
+        or real.shape[1] != drawn.shape[1]
+    ):
         raise ValueError(
             f"MAUVE compares two sets of at least {LEAST} texts by features of one judge, [n, D] and [m, D]: got "
             f"{tuple(real.shape)} and {tuple(drawn.shape)}"
@@ -36,11 +41,16 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
     try:
         from mauve import compute_mauve
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"MAUVE is the package mauve-text: pip install 'unmask[mauve]' ({error})") from error
+        raise ModuleNotFoundError(
+            f"MAUVE is the package mauve-text: pip install 'unmask[mauve]' ({error})"
+        ) from error
     p, q = (np.ascontiguousarray(table.detach().cpu().float().numpy()) for table in (real, drawn))
     found = [compute_mauve(p_features=p, q_features=q, seed=seed) for seed in range(seeds)]
     # where both histograms are equal, the package's area falls to 0.75: its curve is one point, split by rounding
-    values = [1.0 if np.array_equal(each.p_hist, each.q_hist) else min(1.0, float(each.mauve)) for each in found]
+    values = [
+        1.0 if np.array_equal(each.p_hist, each.q_hist) else min(1.0, float(each.mauve))
+        for each in found
+    ]
     return over_seeds([Measure(value, f"MAUVE of {len(drawn)} texts", 1) for value in values])
 
 

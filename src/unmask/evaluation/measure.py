@@ -164,7 +164,9 @@ class Row:
         try:
             return row_of(data, "row")
         except ValueError as error:
-            raise ValueError(f"not a row that this version of unmask wrote: {error}. Measure it again") from error
+            raise ValueError(
+                f"not a row that this version of unmask wrote: {error}. Measure it again"
+            ) from error
 
 
 def row_of(value: Any, where: str, strict: bool = True) -> Row:
@@ -199,9 +201,14 @@ def require_same_protocol(rows: Iterable[Row]) -> Protocol:
     if not rows:
         raise ValueError("no rows: a table needs at least one")
     table = [_flat(asdict(row.protocol)) for row in rows]
-    differing = [name for name in table[0] if any(fields[name] != table[0][name] for fields in table)]
+    differing = [
+        name for name in table[0] if any(fields[name] != table[0][name] for fields in table)
+    ]
     if differing:
-        lines = [f"{name}: {', '.join(_groups(rows, [fields[name] for fields in table]))}" for name in differing]
+        lines = [
+            f"{name}: {', '.join(_groups(rows, [fields[name] for fields in table]))}"
+            for name in differing
+        ]
         raise UnequalProtocols(
             "these rows were measured under different protocols and may not share a table. "
             + "; ".join(lines)
@@ -216,10 +223,16 @@ def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
     how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]
     how += [
         "start token before the text" if judge.prefixed else "first token not scored",
-        f"EOS {judge.eos_rule}" if judge.eos_rule == "removed" else f"EOS counted: {judge.eos_rule}",
+        f"EOS {judge.eos_rule}"
+        if judge.eos_rule == "removed"
+        else f"EOS counted: {judge.eos_rule}",
     ]
     how += ["mean over texts"] if judge.average == "texts" else []
-    how += [f"trained on {protocol.read_by_judge:.0%} of the held-out documents"] if protocol.read_by_judge else []
+    how += (
+        [f"trained on {protocol.read_by_judge:.0%} of the held-out documents"]
+        if protocol.read_by_judge
+        else []
+    )
     of = f" of {protocol.held_out:,} held-out rows" if protocol.held_out else ""
     real = f"real text: {protocol.samples:,}{of}, spread evenly; " if of else ""
     completed = (
@@ -258,12 +271,17 @@ def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Index:
 def pooled_mean(total: Floats, count: Floats, index: Index) -> Floats:
     """sum(total) / sum(count) within each resample of `index` [D, n] -> [D]; nan where nothing was counted."""
     counted: Floats = count[index].sum(-1)
-    mean: Floats = np.divide(total[index].sum(-1), counted, out=np.full(counted.shape, np.nan), where=counted > 0)
+    mean: Floats = np.divide(
+        total[index].sum(-1), counted, out=np.full(counted.shape, np.nan), where=counted > 0
+    )
     return mean
 
 
 def pooled(
-    total: ArrayLike, count: ArrayLike, unit: str, of: Callable[[Floats], Floats] = lambda mean: mean
+    total: ArrayLike,
+    count: ArrayLike,
+    unit: str,
+    of: Callable[[Floats], Floats] = lambda mean: mean,
 ) -> Measure:
     """of(sum(total) / sum(count)) over samples, with a bootstrap standard error over samples.
 
@@ -272,9 +290,16 @@ def pooled(
     totals, counts = np.asarray(total, np.float64), np.asarray(count, np.float64)
     n = len(totals)
     if not counts.sum() > 0:
-        raise ValueError(f"{unit} is a mean over counted tokens: want at least one, got {n} samples without any")
+        raise ValueError(
+            f"{unit} is a mean over counted tokens: want at least one, got {n} samples without any"
+        )
     value = float(of(pooled_mean(totals, counts, np.arange(n)[None]))[0])
-    return Measure(value, unit, n, float(np.nanstd(of(pooled_mean(totals, counts, resamples(n))))) if n > 1 else None)
+    return Measure(
+        value,
+        unit,
+        n,
+        float(np.nanstd(of(pooled_mean(totals, counts, resamples(n))))) if n > 1 else None,
+    )
 
 
 def mean(values: ArrayLike, unit: str) -> Measure:
@@ -306,4 +331,9 @@ def over_seeds(measures: Sequence[Measure]) -> Measure:
         raise ValueError(f"seeds of one measure share a unit, got {sorted(units) or 'no measure'}")
     values = np.array([measure.value for measure in measures])
     n = len(values)
-    return Measure(float(values.mean()), units.pop(), n, float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None)
+    return Measure(
+        float(values.mean()),
+        units.pop(),
+        n,
+        float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+    )

@@ -88,7 +88,11 @@ def half_masked(texts: Tokens, share: float = 0.5, seed: int = 0) -> Tokens:
 
 
 def completion_disagreement(
-    complete: Callable[[Tokens], Tokens], texts: Tokens, completions: int = 16, share: float = 0.5, seed: int = 0
+    complete: Callable[[Tokens], Tokens],
+    texts: Tokens,
+    completions: int = 16,
+    share: float = 0.5,
+    seed: int = 0,
 ) -> PerSequence:
     """P(two completions of a half-masked real text differ at a masked position), mean over its positions: [T].
 
@@ -98,7 +102,9 @@ def completion_disagreement(
     Diversity given a context: a method that keeps one mode for each context keeps its unigram entropy and loses this.
     """
     if completions < 2:
-        raise ValueError(f"disagreement is between completions of one text: want completions >= 2, got {completions}")
+        raise ValueError(
+            f"disagreement is between completions of one text: want completions >= 2, got {completions}"
+        )
     masked = half_masked(texts, share, seed)
     if not bool((masked == -1).any(dim=1).all()):
         raise ValueError(
@@ -107,7 +113,9 @@ def completion_disagreement(
     pinned = masked.repeat_interleave(completions, dim=0)
     drawn = complete(pinned)
     if drawn.shape != pinned.shape or not bool((drawn == pinned)[pinned != -1].all()):
-        raise ValueError("a completion keeps the pinned tokens and the shape [T completions, L]; this one does not")
+        raise ValueError(
+            "a completion keeps the pinned tokens and the shape [T completions, L]; this one does not"
+        )
     sets = zip(drawn.split(completions), masked == -1, strict=True)
     return torch.stack([disagreement(rows[:, free]) for rows, free in sets])
 
@@ -127,7 +135,9 @@ def grams(tokens: Tokens, n: int) -> Tokens:
     """Number the n-grams: ids [rows, L - n + 1], equal exactly where the n-grams are equal, 0 .. distinct - 1."""
     rows, length = tokens.shape
     if not (rows >= 1 and 1 <= n <= length):
-        raise ValueError(f"n-grams of tokens [rows, L] want rows >= 1 and 1 <= n <= L, got {rows, length} and n = {n}")
+        raise ValueError(
+            f"n-grams of tokens [rows, L] want rows >= 1 and 1 <= n <= L, got {rows, length} and n = {n}"
+        )
     single = _number(tokens)
     size, ids = int(single.max()) + 1, single
     for shift in range(1, n):  # ids < rows L and size < V, so the pair fits 64 bits

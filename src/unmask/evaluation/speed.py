@@ -46,10 +46,14 @@ class Timed(Generic[T]):
         return median(count / np.array(self.seconds), unit)
 
 
-def timed(call: Callable[[], T], *, repeats: int = 3, warmup: int = 1, device: torch.device | str = "cpu") -> Timed[T]:
+def timed(
+    call: Callable[[], T], *, repeats: int = 3, warmup: int = 1, device: torch.device | str = "cpu"
+) -> Timed[T]:
     """Run `call` warmup + repeats times, keep the clock of the last `repeats`; waits for an accelerator to finish."""
     if not (repeats >= 1 and warmup >= 0):
-        raise ValueError(f"want repeats >= 1 timed calls after warmup >= 0 others, got {repeats} and {warmup}")
+        raise ValueError(
+            f"want repeats >= 1 timed calls after warmup >= 0 others, got {repeats} and {warmup}"
+        )
     for _ in range(warmup):
         call()
     seconds = []

@@ -35,7 +35,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check("steps", "the moves from noise to text that are timed, each count once", self.steps)
-        _check("batches", "the numbers of texts that one call of sample draws, each once", self.batches)
+        _check(
+            "batches", "the numbers of texts that one call of sample draws, each once", self.batches
+        )
         _check("length", "the number of tokens of a text", (self.length,))
         _check("repeats", "the number of timed pairs behind a row", (self.repeats,))
         seed_number("seed", self.seed)
@@ -146,4 +148,6 @@ def _check(name: str, meaning: str, values: Sequence[int]) -> None:
     for value in values:
         whole(name, value, meaning, 1, MOST_STEPS)
     if fault := "empty" if not values else "repeated" if len(set(values)) < len(values) else "":
-        raise ValueError(f"{name} is {fault}: got {list(values)}, want at least one and none twice ({meaning})")
+        raise ValueError(
+            f"{name} is {fault}: got {list(values)}, want at least one and none twice ({meaning})"
+        )

@@ -8,7 +8,13 @@ from unmask.evaluation.curves import Estimate
 from unmask.evaluation.frontier import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.measure import ENTROPIES
 
-BETTER, WORSE, EQUAL, OPEN, NOT_REACHED = "better", "worse", "no difference seen", "no interval", "not reached"
+BETTER, WORSE, EQUAL, OPEN, NOT_REACHED = (
+    "better",
+    "worse",
+    "no difference seen",
+    "no interval",
+    "not reached",
+)
 UNKNOWN = {OPEN, NOT_REACHED}
 NO_CLAIM = "no claim"
 
@@ -28,10 +34,15 @@ def verdict(answers: Answers, training_seeds: int = 1, against: Sequence[str] = 
     against  why no claim is made (`grounds`): the verdict then says so, and nothing else of the student
     """
     if against:
-        return [f"No claim is made about the student ({'; '.join(against)}).", _seeds(training_seeds)]
+        return [
+            f"No claim is made about the student ({'; '.join(against)}).",
+            _seeds(training_seeds),
+        ]
     at = answers.equal_entropy[0].at
     columns = {
-        column: [entry for entry in answers.equal_entropy if entry.column == column and entry.at == at]
+        column: [
+            entry for entry in answers.equal_entropy if entry.column == column and entry.at == at
+        ]
         for column in ENTROPIES
     }
     return [
@@ -39,7 +50,10 @@ def verdict(answers: Answers, training_seeds: int = 1, against: Sequence[str] = 
         *(_equal_entropy(column, entries) for column, entries in columns.items()),
         _win(list(columns.values()), at),
         *_equal_seconds(answers.equal_seconds),
-        *(_speed(column, [entry for entry in answers.speed if entry.column == column]) for column in ENTROPIES),
+        *(
+            _speed(column, [entry for entry in answers.speed if entry.column == column])
+            for column in ENTROPIES
+        ),
         _seeds(training_seeds),
     ]
 
@@ -61,9 +75,7 @@ def _equal_entropy(column: str, entries: list[EqualEntropy]) -> str:
     if target is None:
         return f"Equal {ENTROPIES[column]}: not measured."
     clauses = "; ".join(f"{entry.steps} steps {_clause(entry)}" for entry in entries)
-    return (
-        f"Equal {ENTROPIES[column]} ({target:.4g}, {entries[0].at}), against a temperature-scaled teacher: {clauses}."
-    )
+    return f"Equal {ENTROPIES[column]} ({target:.4g}, {entries[0].at}), against a temperature-scaled teacher: {clauses}."
 
 
 def _clause(entry: EqualEntropy) -> str:
@@ -78,11 +90,19 @@ def _win(columns: list[list[EqualEntropy]], at: str) -> str:
     for entries in zip(*columns, strict=True):
         words = [judge_gain(entry.gain) if entry.gain else NOT_REACHED for entry in entries]
         unknown = [word for word in words if word in UNKNOWN]
-        word = unknown[0] if unknown else words[0] if len(set(words)) == 1 else _mixed(entries, words)
+        word = (
+            unknown[0] if unknown else words[0] if len(set(words)) == 1 else _mixed(entries, words)
+        )
         said.setdefault(word, []).append(str(entries[0].steps))
     figures = "; ".join(f"{word} at {', '.join(steps)} steps" for word, steps in said.items())
     known = said.keys() - UNKNOWN
-    claim = "beats" if said.keys() == {BETTER} else "beats at some steps" if BETTER in known else "does not beat"
+    claim = (
+        "beats"
+        if said.keys() == {BETTER}
+        else "beats at some steps"
+        if BETTER in known
+        else "does not beat"
+    )
     claim = claim if known else "cannot be compared with"
     return (
         f"As diverse as {at} by all {len(columns)} measures together, the student {claim} a teacher that only lowers "
@@ -124,7 +144,9 @@ def _pace(entry: Speed) -> str:
         return str(entry.reason)
     if entry.calls == 1:
         return f"needs its {entry.steps} steps"
-    seconds = "seconds not measured" if entry.seconds is None else f"{_times(entry.seconds)} seconds"
+    seconds = (
+        "seconds not measured" if entry.seconds is None else f"{_times(entry.seconds)} seconds"
+    )
     return f"{entry.steps} steps, {_times(entry.calls)} calls, {seconds} (in {entry.support:.0%} of resamples)"
 
 

@@ -34,7 +34,9 @@ def check_order(raw: Mapping[str, Tensor], averages: Mapping[str, Tensor], where
     for name, tensor in raw.items():
         groups[len(tensor)].append(name)
     for size, names in groups.items():
-        cosines = _cosines(*(torch.stack([side[name] for name in names]) for side in (raw, averages)))
+        cosines = _cosines(
+            *(torch.stack([side[name] for name in names]) for side in (raw, averages))
+        )
         place = int(cosines.argmin())
         least, (one, two) = float(cosines.min()), divmod(place, len(names))
         if least < -max(BOUND, 4 / math.sqrt(size)):
@@ -50,6 +52,8 @@ def _cosines(w: Tensor, a: Tensor) -> Tensor:
     cross = w @ a.T
     diagonal = cross.diagonal()
     inner = diagonal[:, None] + diagonal[None] - cross - cross.T
-    sizes = [torch.cdist(side, side, compute_mode="donot_use_mm_for_euclid_dist") for side in (w, a)]
+    sizes = [
+        torch.cdist(side, side, compute_mode="donot_use_mm_for_euclid_dist") for side in (w, a)
+    ]
     norm = sizes[0] * sizes[1]
     return torch.where(norm > 0, inner / norm.where(norm > 0, 1.0), 0.0)

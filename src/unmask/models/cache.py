@@ -9,7 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-Keep: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values -> all, [B, heads, L, d]
+Keep: TypeAlias = Callable[
+    [Tensor, Tensor], tuple[Tensor, Tensor]
+]  # new keys and values -> all, [B, heads, L, d]
 
 
 @dataclass
@@ -27,7 +29,9 @@ class Cache:
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     length: int = 0
 
-    def write(self, block: int, places: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(
+        self, block: int, places: int | Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values [B, heads, l, head width] of a block; returns all that it keeps.
 
         places  [B, l], each < length, for each sequence its own; or the first of l in a row, <= length

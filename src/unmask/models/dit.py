@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unmask.models.cache import Cache
-from unmask.models.layers import Block, Branch, Embedding, Linear, OutputLayer, Rotary, SigmaEmbedding
+from unmask.models.layers import (
+    Block,
+    Branch,
+    Embedding,
+    Linear,
+    OutputLayer,
+    Rotary,
+    SigmaEmbedding,
+)
 from unmask.types import Mixture, Tokens
 
 
@@ -55,7 +63,9 @@ class Shape:
                 f"2 x heads = {2 * self.heads}, got width {self.width}; change width or heads"
             )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a share of the channels: want 0 <= dropout < 1, got {self.dropout}")
+            raise ValueError(
+                f"dropout is a share of the channels: want 0 <= dropout < 1, got {self.dropout}"
+            )
 
 
 def tiny(vocab_size: int, length: int = 1024) -> Shape:
@@ -102,7 +112,9 @@ class DiT(nn.Module):
     second forward pass. Both may be set at any time.
     """
 
-    def __init__(self, shape: Shape, compute_dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> None:
+    def __init__(
+        self, shape: Shape, compute_dtype: torch.dtype = torch.float32, checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.compute_dtype = compute_dtype
@@ -111,7 +123,9 @@ class DiT(nn.Module):
         self.vocab_embed = Embedding(shape.vocab_size, shape.width)
         self.sigma_map = None if cond_dim is None else SigmaEmbedding(cond_dim)
         self.rotary_emb = Rotary(shape.width // shape.heads)
-        blocks = [Block(shape.width, shape.heads, cond_dim, shape.dropout) for _ in range(shape.blocks)]
+        blocks = [
+            Block(shape.width, shape.heads, cond_dim, shape.dropout) for _ in range(shape.blocks)
+        ]
         self.blocks = cast(Iterable[Block], nn.ModuleList(blocks))
         self.output_layer = OutputLayer(shape.width, shape.vocab_size, cond_dim)
 
@@ -150,7 +164,9 @@ class DiT(nn.Module):
         if sigma is not None and tuple(sigma.shape) != (rows,):
             raise ValueError(f"sigma has one value a row, [B] = [{rows}], got {list(sigma.shape)}")
         told = conditioning or self._told(sigma)
-        return self.output_layer.enter(self._stream(tokens, told, self.shape.blocks, cache, places, asked), told.output)
+        return self.output_layer.enter(
+            self._stream(tokens, told, self.shape.blocks, cache, places, asked), told.output
+        )
 
     def features(self, tokens: Tokens, layer: int) -> Tensor:
         """The residual stream [B, L, D] behind the first `layer` blocks (0: embeddings): this network as an `Encoder`.
@@ -158,7 +174,9 @@ class DiT(nn.Module):
         Text is read as it is: a denoiser is told that there is no noise, sigma = 0.
         """
         if not 0 <= layer <= self.shape.blocks:
-            raise ValueError(f"layer counts the blocks that have run: want 0 to {self.shape.blocks}, got {layer}")
+            raise ValueError(
+                f"layer counts the blocks that have run: want 0 to {self.shape.blocks}, got {layer}"
+            )
         return self._stream(tokens, self._told(), layer)
 
     def _stream(
@@ -172,10 +190,14 @@ class DiT(nn.Module):
     ) -> Tensor:
         self._check(tokens)
         if asked is not None and self.shape.causal:
-            raise ValueError("asked leaves out what nobody reads of a bidirectional network: leave it out here")
+            raise ValueError(
+                "asked leaves out what nobody reads of a bidirectional network: leave it out here"
+            )
         first = 0 if cache is None else cache.length
         if first and places is None and not self.shape.causal:
-            raise ValueError("this cache holds a row, and only a causal network reads on behind it: say which places")
+            raise ValueError(
+                "this cache holds a row, and only a causal network reads on behind it: say which places"
+            )
         if places is None:
             angles = self.rotary_emb(first, tokens.shape[1])
         else:
@@ -184,16 +206,24 @@ class DiT(nn.Module):
         x: Tensor = self.vocab_embed(tokens)
         dtype = x.dtype if x.dtype.itemsize < self.compute_dtype.itemsize else self.compute_dtype
         again = self.checkpointing and cache is None and torch.is_grad_enabled()
-        for index, (block, told) in enumerate(islice(zip(self.blocks, conditioning.blocks, strict=True), layer)):
+        for index, (block, told) in enumerate(
+            islice(zip(self.blocks, conditioning.blocks, strict=True), layer)
+        ):
             run = partial(checkpoint, block, use_reentrant=False) if again else block
-            keep = None if cache is None else partial(cache.write, index, first if places is None else places)
+            keep = (
+                None
+                if cache is None
+                else partial(cache.write, index, first if places is None else places)
+            )
             x = run(x, told, angles, dtype, keep, asked if index == layer - 1 else None)
         return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:
         """Fold the adaLN layers of every block at noise sigma [B], or at the constant one (None)."""
         vector = self._vector(sigma)
-        return Conditioning(tuple(block.branches(vector) for block in self.blocks), self.output_layer.branch(vector))
+        return Conditioning(
+            tuple(block.branches(vector) for block in self.blocks), self.output_layer.branch(vector)
+        )
 
     def _told(self, sigma: Tensor | None = None) -> Conditioning:
         """As `conditioning`, for a single call: the blocks fold their layers themselves."""
@@ -204,15 +234,21 @@ class DiT(nn.Module):
         """The conditioning vector [b, C] of noise sigma [B], or of the constant one (None)."""
         if self.sigma_map is None:
             if sigma is not None:
-                raise ValueError("sigma is the noise that a denoiser is told: leave it out for a causal network")
+                raise ValueError(
+                    "sigma is the noise that a denoiser is told: leave it out for a causal network"
+                )
             return None
         weight = self.vocab_embed.embedding
-        vector: Tensor = self.sigma_map(weight.new_zeros(1) if sigma is None else sigma.to(weight.dtype))
+        vector: Tensor = self.sigma_map(
+            weight.new_zeros(1) if sigma is None else sigma.to(weight.dtype)
+        )
         return vector
 
     def _check_places(self, tokens: Tensor | Mixture, length: int, places: Tensor) -> None:
         if self.shape.causal:
-            raise ValueError("places are those of a window, which a bidirectional network reads; this one appends")
+            raise ValueError(
+                "places are those of a window, which a bidirectional network reads; this one appends"
+            )
         if tuple(places.shape) != tuple(tokens.shape[:2]):
             raise ValueError(
                 f"places stand beside tokens [B, L] = {tuple(tokens.shape[:2])}, got {tuple(places.shape)}"
@@ -230,17 +266,23 @@ class DiT(nn.Module):
         if isinstance(tokens, Mixture):
             if tokens.tokens.dim() != 3 or tokens.tokens.shape != tokens.weights.shape:
                 shapes = f"{tuple(tokens.tokens.shape)} and {tuple(tokens.weights.shape)}"
-                raise ValueError(f"a mixture has tokens and weights of one shape [B, L, k], got {shapes}")
+                raise ValueError(
+                    f"a mixture has tokens and weights of one shape [B, L, k], got {shapes}"
+                )
             ids = tokens.tokens
         elif tokens.is_floating_point():
             if tokens.dim() != 3 or tokens.shape[2] != vocab_size:
-                raise ValueError(f"soft input has shape [B, L, {vocab_size}], got {tuple(tokens.shape)}")
+                raise ValueError(
+                    f"soft input has shape [B, L, {vocab_size}], got {tuple(tokens.shape)}"
+                )
             return
         else:
             ids = tokens
             if ids.dim() != 2:
                 raise ValueError(f"token ids have shape [B, L], got {tuple(ids.shape)}")
-        if ids.device.type == "cpu" and ids.numel():  # elsewhere reading the values would stall the device
+        if (
+            ids.device.type == "cpu" and ids.numel()
+        ):  # elsewhere reading the values would stall the device
             low, high = (int(end) for end in torch.aminmax(ids))
             if low < 0 or high >= vocab_size:
                 raise ValueError(

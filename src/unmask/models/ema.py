@@ -17,7 +17,9 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay is the share of the average kept at an update: want 0 <= decay < 1, got {decay}")
+            raise ValueError(
+                f"decay is the share of the average kept at an update: want 0 <= decay < 1, got {decay}"
+            )
         self.decay = decay
         self.updates = 0
         self.shadow = {name: weight.detach().clone() for name, weight in trained(module).items()}
@@ -29,7 +31,9 @@ class Ema:
         check(weights, self.shadow, "the module")
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.shadow.values()), [weights[name] for name in self.shadow], 1 - keep)
+        torch._foreach_lerp_(
+            list(self.shadow.values()), [weights[name] for name in self.shadow], 1 - keep
+        )
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
@@ -42,4 +46,6 @@ def check(got: Mapping[str, Tensor], want: Mapping[str, Tensor], whose: str) -> 
     wrong = sorted(got.keys() ^ want.keys())
     wrong += [name for name in want if name in got and got[name].shape != want[name].shape]
     if wrong:
-        raise ValueError(f"{whose} has other weights than these: {len(wrong)} differ, first: {wrong[:10]}")
+        raise ValueError(
+            f"{whose} has other weights than these: {len(wrong)} differ, first: {wrong[:10]}"
+        )

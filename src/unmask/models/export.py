@@ -14,7 +14,11 @@ from unmask.models.facts import AUTOREGRESSIVE, CARD, MASKED, UNIFORM, Facts
 from unmask.models.pretrained import CausalModel, Model
 from unmask.models.saving import check_checkpoint
 
-_ALGORITHMS = {MASKED: ("mdlm", "subs"), UNIFORM: ("duo_base", "mean"), AUTOREGRESSIVE: ("ar", "ar")}
+_ALGORITHMS = {
+    MASKED: ("mdlm", "subs"),
+    UNIFORM: ("duo_base", "mean"),
+    AUTOREGRESSIVE: ("ar", "ar"),
+}
 _EMA_DECAY = 0.9999  # of Duo's and MDLM's training (arXiv 2506.10892, 2406.07524)
 _LIGHTNING = "2.2.1"  # the version that their requirements name
 
@@ -37,14 +41,17 @@ def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | N
     """
     facts, network = model.facts(), model.network
     if raw is not None and raw.shape != network.shape:
-        raise ValueError(f"raw holds the weights that were averaged: want the shape {network.shape}, got {raw.shape}")
+        raise ValueError(
+            f"raw holds the weights that were averaged: want the shape {network.shape}, got {raw.shape}"
+        )
     counters = {"current": {"completed": 0}}
     checkpoint = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": _LIGHTNING,
         "state_dict": {
-            f"backbone.{name}": tensor.detach().cpu() for name, tensor in (raw or network).state_dict().items()
+            f"backbone.{name}": tensor.detach().cpu()
+            for name, tensor in (raw or network).state_dict().items()
         },
         "ema": {
             "decay": _EMA_DECAY,
@@ -60,20 +67,33 @@ def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | N
     try:
         with writing(file) as temporary:
             torch.save(checkpoint, temporary)
-    except (OSError, RuntimeError) as error:  # torch's own zip writer speaks of a full disk in a RuntimeError
-        raise OSError(f"{file} could not be written, what was there is unchanged: {error}") from error
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch's own zip writer speaks of a full disk in a RuntimeError
+        raise OSError(
+            f"{file} could not be written, what was there is unchanged: {error}"
+        ) from error
 
 
 def _config(facts: Facts, network: DiT) -> dict[str, Any]:
     """What of Duo's configuration says something about the weights."""
     schedule, shape = facts.schedule, network.shape
     if schedule is not None and not isinstance(schedule, LogLinear):
-        raise ValueError(f"that layout names the log-linear schedule only, and this model was trained under {schedule}")
+        raise ValueError(
+            f"that layout names the log-linear schedule only, and this model was trained under {schedule}"
+        )
     if facts.kind == UNIFORM and not facts.sees_alpha:
-        raise ValueError("Duo's networks are told the noise level, and this uniform-state one is not (sees_alpha)")
+        raise ValueError(
+            "Duo's networks are told the noise level, and this uniform-state one is not (sees_alpha)"
+        )
     name, parameterization = _ALGORITHMS[facts.kind]
     return {
-        "algo": {"name": name, "parameterization": parameterization, "time_conditioning": facts.sees_alpha},
+        "algo": {
+            "name": name,
+            "parameterization": parameterization,
+            "time_conditioning": facts.sees_alpha,
+        },
         "model": {
             "hidden_size": shape.width,
             "cond_dim": shape.cond_dim,

@@ -14,9 +14,15 @@ OURS = "unmask"  # the `format` that our own files name
 MASKED, UNIFORM, AUTOREGRESSIVE = KINDS = ("masked", "uniform", "autoregressive")
 _MASK = ("mask_id", "mask_index", "mask_token_id")  # as ours and other configs name it
 SCHEDULES = {schedule.__name__: schedule for schedule in (LogLinear, Cosine, Polynomial)}
-LONGEST = 2**20  # tokens of a training row that a config may name; a row of text is drawn at that length
+LONGEST = (
+    2**20
+)  # tokens of a training row that a config may name; a row of text is drawn at that length
 CARD = "unmask_card"  # where a Lightning checkpoint of ours keeps the card of a model
-OTHER_OUTPUTS = ("sedd", "score", "d3pm")  # parameterisations of which log softmax(logits) is not the law of the text
+OTHER_OUTPUTS = (
+    "sedd",
+    "score",
+    "d3pm",
+)  # parameterisations of which log softmax(logits) is not the law of the text
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class Facts:
             return asdict(self)
         name = type(self.schedule).__name__
         if not isinstance(name, str) or name not in SCHEDULES:
-            raise ValueError(f"a file can name the schedules {', '.join(SCHEDULES)}, not {self.schedule}")
+            raise ValueError(
+                f"a file can name the schedules {', '.join(SCHEDULES)}, not {self.schedule}"
+            )
         return asdict(self) | {"schedule": {"name": name, **vars(self.schedule)}}
 
 
@@ -56,7 +64,9 @@ def facts_of(said: Mapping[str, Any], shape: Shape, where: str) -> Facts:
     told = _Said(said, where)
     facts = _own(told) if said.get("format") == OURS else _foreign(told, shape)
     if shape.causal != (facts.kind == AUTOREGRESSIVE):
-        raise CheckpointError(f"{where} is {facts.kind} by its config, but not by the names of its weights")
+        raise CheckpointError(
+            f"{where} is {facts.kind} by its config, but not by the names of its weights"
+        )
     return facts
 
 
@@ -84,12 +94,16 @@ class _Said:
             value: Any = self.values
             for part in path.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
-            if value is None or (isinstance(value, str) and value.startswith("${")):  # Hydra left a reference open
+            if value is None or (
+                isinstance(value, str) and value.startswith("${")
+            ):  # Hydra left a reference open
                 continue
             if kind is float and type(value) is int and abs(value) < 2**53:
                 value = float(value)
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-                raise CheckpointError(f"{self.where}: `{path}` is a {type(value).__name__}, want {kind.__name__}")
+                raise CheckpointError(
+                    f"{self.where}: `{path}` is a {type(value).__name__}, want {kind.__name__}"
+                )
             return value
         return None
 
@@ -99,11 +113,15 @@ def _own(said: _Said) -> Facts:
     if kind not in KINDS:
         raise CheckpointError(f"{said.where}: `kind` is one of {', '.join(KINDS)}, got {kind!r}")
     if kind != AUTOREGRESSIVE and (mask_id is None) != (kind == UNIFORM):
-        raise CheckpointError(f"{said.where}: masked models have a `mask_id`, uniform ones none; {kind} has {mask_id}")
+        raise CheckpointError(
+            f"{said.where}: masked models have a `mask_id`, uniform ones none; {kind} has {mask_id}"
+        )
     schedule = None if kind == AUTOREGRESSIVE else _schedule(said)
     sees_alpha = said.first(bool, "sees_alpha")
     if sees_alpha is None and kind != AUTOREGRESSIVE:
-        raise CheckpointError(f"{said.where}: `sees_alpha` is missing: is the network told how much noise there is?")
+        raise CheckpointError(
+            f"{said.where}: `sees_alpha` is missing: is the network told how much noise there is?"
+        )
     return Facts(kind, mask_id, bool(sees_alpha), schedule, **_training(said))
 
 
@@ -111,36 +129,54 @@ def _schedule(said: _Said) -> NoiseSchedule:
     options = dict(said.first(dict, "schedule") or {})
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in SCHEDULES:
-        raise CheckpointError(f"{said.where}: `schedule` names one of {', '.join(SCHEDULES)}, got {name!r}")
+        raise CheckpointError(
+            f"{said.where}: `schedule` names one of {', '.join(SCHEDULES)}, got {name!r}"
+        )
     for option, value in options.items():
         if type(value) not in (int, float) or not abs(value) < 2**53:
-            raise CheckpointError(f"{said.where}: `schedule.{option}` is a number below 2^53, got {str(value)[:50]}")
+            raise CheckpointError(
+                f"{said.where}: `schedule.{option}` is a number below 2^53, got {str(value)[:50]}"
+            )
     try:
         return SCHEDULES[name](**options)
     except TypeError as error:
-        raise CheckpointError(f"{said.where}: the schedule {name} does not take {options}: {error}") from error
+        raise CheckpointError(
+            f"{said.where}: the schedule {name} does not take {options}: {error}"
+        ) from error
 
 
 def _foreign(said: _Said, shape: Shape) -> Facts:
     mask_id = said.first(int, *_MASK)
     if shape.causal:
-        mask_id = shape.vocab_size - 1 if mask_id is None else mask_id  # never trained, never predicted there
+        mask_id = (
+            shape.vocab_size - 1 if mask_id is None else mask_id
+        )  # never trained, never predicted there
         return Facts(AUTOREGRESSIVE, mask_id, False, None, **_training(said))
     output = said.first(str, "algo.parameterization", "parameterization.name", "parameterization")
     if output in OTHER_OUTPUTS:
-        raise CheckpointError(f"{said.where}: a {output} network does not give the law of the text; want subs or mean")
+        raise CheckpointError(
+            f"{said.where}: a {output} network does not give the law of the text; want subs or mean"
+        )
     noise = said.first(str, "noise.type", "noise.name") or "loglinear"
     if noise.replace("-", "") != "loglinear":
         raise CheckpointError(
             f"{said.where}: trained under the schedule {noise}; of foreign ones only loglinear is read"
         )
     eps = said.first(float, "noise.eps")
-    schedule = LogLinear(eps) if eps else LogLinear()  # Duo's first code says eps: 0 and computes with 1e-3
+    schedule = (
+        LogLinear(eps) if eps else LogLinear()
+    )  # Duo's first code says eps: 0 and computes with 1e-3
     method = (said.first(str, "algo.name", "model_type") or "").lower()
-    if method.startswith("duo") or method == "distillation" or said.first(str, "diffusion") == "uniform":
+    if (
+        method.startswith("duo")
+        or method == "distillation"
+        or said.first(str, "diffusion") == "uniform"
+    ):
         return Facts(UNIFORM, None, True, schedule, **_training(said))
     sees_alpha = bool(said.first(bool, "algo.time_conditioning", "time_conditioning"))
-    mask_id = shape.vocab_size - 1 if mask_id is None else mask_id  # MDLM puts MASK behind the tokenizer's tokens
+    mask_id = (
+        shape.vocab_size - 1 if mask_id is None else mask_id
+    )  # MDLM puts MASK behind the tokenizer's tokens
     return Facts(MASKED, mask_id, sees_alpha, schedule, **_training(said))
 
 
@@ -148,6 +184,12 @@ def _training(said: _Said) -> dict[str, Any]:
     """`length` and `dropout`, where they are there."""
     length = said.first(int, "length", "model_length", "model.length")
     if length is not None and not 1 <= length <= LONGEST:
-        raise CheckpointError(f"{said.where}: `length` is the tokens of a row: got {length}, want 1 to {LONGEST}")
+        raise CheckpointError(
+            f"{said.where}: `length` is the tokens of a row: got {length}, want 1 to {LONGEST}"
+        )
     dropout = said.first(float, "dropout", "model.dropout")
-    return {name: value for name, value in (("length", length), ("dropout", dropout)) if value is not None}
+    return {
+        name: value
+        for name, value in (("length", length), ("dropout", dropout))
+        if value is not None
+    }

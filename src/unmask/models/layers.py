@@ -65,7 +65,9 @@ class Embedding(nn.Module):
         if isinstance(tokens, Mixture):
             weights = tokens.weights.flatten(0, 1).to(self.embedding.dtype)
             ids = tokens.tokens.flatten(0, 1)
-            mean: Tensor = F.embedding_bag(ids, self.embedding, per_sample_weights=weights, mode="sum")
+            mean: Tensor = F.embedding_bag(
+                ids, self.embedding, per_sample_weights=weights, mode="sum"
+            )
             return mean.view(*tokens.shape, -1)
         if tokens.is_floating_point():
             return torch.softmax(tokens, dim=-1).to(self.embedding.dtype) @ self.embedding
@@ -77,7 +79,9 @@ class SigmaEmbedding(nn.Module):
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(SINUSOID_SIZE, cond_dim), nn.SiLU(), Linear(cond_dim, cond_dim))
+        self.mlp = nn.Sequential(
+            Linear(SINUSOID_SIZE, cond_dim), nn.SiLU(), Linear(cond_dim, cond_dim)
+        )
 
     def forward(self, sigma: Tensor) -> Tensor:
         half = SINUSOID_SIZE // 2
@@ -166,7 +170,11 @@ class Branch:
         if self.weight.dim() == 1:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
         normal = F.layer_norm(x, x.shape[-1:])
-        return normal * self.weight if self.bias is None else torch.addcmul(self.bias, normal, self.weight)
+        return (
+            normal * self.weight
+            if self.bias is None
+            else torch.addcmul(self.bias, normal, self.weight)
+        )
 
     def leave(self, x: Tensor, out: Tensor) -> Tensor:
         """Add what the branch gave to the stream."""
@@ -203,7 +211,9 @@ class Block(nn.Module):
         self.attn_qkv = Linear(width, 3 * width, bias=False)
         self.attn_out = Linear(width, width, bias=False)
         self.norm2 = LayerNorm(width)
-        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(approximate="tanh"), Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            Linear(width, 4 * width), nn.GELU(approximate="tanh"), Linear(4 * width, width)
+        )
         self.adaLN_modulation = None if cond_dim is None else zero_linear(cond_dim, 6 * width)
 
     def branches(self, condition: Tensor | None) -> tuple[Branch, Branch]:
@@ -235,14 +245,18 @@ class Block(nn.Module):
         out = self.mlp(network.enter(x).to(dtype))
         return network.leave(x, F.dropout(out, self.dropout, self.training))
 
-    def attend(self, h: Tensor, angles: Angles, keep: Keep | None, asked: Tensor | None = None) -> Tensor:
+    def attend(
+        self, h: Tensor, angles: Angles, keep: Keep | None, asked: Tensor | None = None
+    ) -> Tensor:
         """Multi-head attention over the row, or over all that `keep` gives, scale 1 / sqrt(head width)."""
         if asked is None:
             queries, keys, values = self._heads(self.attn_qkv(h), angles, 2)
         else:
             width = h.shape[-1]
             keys, values = self._heads(self.attn_qkv.some(h, slice(width, None)), angles, 1)
-            (queries,) = self._heads(self.attn_qkv.some(at_places(h, asked), slice(0, width)), angles.at(asked), 1)
+            (queries,) = self._heads(
+                self.attn_qkv.some(at_places(h, asked), slice(0, width)), angles.at(asked), 1
+            )
         if keep is not None:
             keys, values = keep(keys, values)
         new, read = queries.shape[2], keys.shape[2]
@@ -261,7 +275,9 @@ class Block(nn.Module):
         return [part.transpose(1, 2) for part in found]
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
     """softmax(q k^T / sqrt(head width)) v over heads [B, H, L, d]; `mask` True: may be read."""
     if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)

@@ -48,7 +48,9 @@ class Checkpoint:
         content = self.content(storage)
         if not content or storage.dtype is None:  # of no bytes, hence of no elements
             return torch.empty(stored.size, dtype=storage.dtype)
-        return torch.frombuffer(content, dtype=storage.dtype).as_strided(stored.size, stored.stride, stored.offset)
+        return torch.frombuffer(content, dtype=storage.dtype).as_strided(
+            stored.size, stored.stride, stored.offset
+        )
 
 
 def _content(archive: zipfile.ZipFile, folder: str, storage: Storage) -> bytearray:
@@ -59,14 +61,18 @@ def _content(archive: zipfile.ZipFile, folder: str, storage: Storage) -> bytearr
 
 def _check_bytes(storage: Storage, found: int) -> None:
     if storage.dtype is None:
-        raise CheckpointError(f"tensor data/{storage.key} is of a kind that no weights have: want a float dtype")
+        raise CheckpointError(
+            f"tensor data/{storage.key} is of a kind that no weights have: want a float dtype"
+        )
     if found != storage.numel * storage.dtype.itemsize:
         raise CheckpointError(
             f"tensor data/{storage.key} has {found} bytes, want {storage.numel} x {storage.dtype.itemsize}"
         )
 
 
-def _check_views(archive: zipfile.ZipFile, folder: str, tensors: Iterable[Stored], path: Path) -> None:
+def _check_views(
+    archive: zipfile.ZipFile, folder: str, tensors: Iterable[Stored], path: Path
+) -> None:
     """CheckpointError where the tensors, each with memory of its own, take over 4 times the bytes of their storages.
 
     A student, its teacher and an average may share theirs; thousands of views would fill memory from a small file.
@@ -94,10 +100,16 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
         folder = _folder(archive)
         root = unpickle(_member(archive, f"{folder}/data.pkl"), str(path))
         if not isinstance(root, dict) or not isinstance(root.get("state_dict"), dict):
-            raise CheckpointError(f"{path} is a torch.save file, but no Lightning checkpoint: it has no `state_dict`")
+            raise CheckpointError(
+                f"{path} is a torch.save file, but no Lightning checkpoint: it has no `state_dict`"
+            )
         weights = root["state_dict"]
-        if not all(isinstance(name, str) and isinstance(tensor, Stored) for name, tensor in weights.items()):
-            raise CheckpointError(f"the `state_dict` of {path} holds something besides named tensors")
+        if not all(
+            isinstance(name, str) and isinstance(tensor, Stored) for name, tensor in weights.items()
+        ):
+            raise CheckpointError(
+                f"the `state_dict` of {path} holds something besides named tensors"
+            )
         shadow = _shadow(root, path)
         for tensors in (weights.values(), shadow or ()):
             _check_views(archive, folder, tensors, path)
@@ -110,13 +122,21 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
 def _folder(archive: zipfile.ZipFile) -> str:
     """The one top folder of what torch.save wrote on a machine with this one's byte order."""
     names = set(archive.namelist())
-    folders = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    folders = [
+        name.removesuffix("/data.pkl")
+        for name in names
+        if name.endswith("/data.pkl") and name.count("/") == 1
+    ]
     if len(folders) != 1:
-        raise CheckpointError(f"{archive.filename} is a zip archive, but no checkpoint: want one NAME/data.pkl in it")
+        raise CheckpointError(
+            f"{archive.filename} is a zip archive, but no checkpoint: want one NAME/data.pkl in it"
+        )
     note = f"{folders[0]}/byteorder"
     order = _member(archive, note).decode("ascii", "replace") if note in names else "little"
     if order != sys.byteorder:
-        raise CheckpointError(f"{archive.filename} has {order}-endian tensors, this machine is {sys.byteorder}-endian")
+        raise CheckpointError(
+            f"{archive.filename} has {order}-endian tensors, this machine is {sys.byteorder}-endian"
+        )
     return folders[0]
 
 
@@ -126,7 +146,9 @@ def _shadow(root: dict[Any, Any], path: Path) -> list[Stored] | None:
         return None
     shadow = average.get("shadow_params") if isinstance(average, dict) else None
     if not isinstance(shadow, list) or not all(isinstance(tensor, Stored) for tensor in shadow):
-        raise CheckpointError(f"the moving average of {path} is no list `ema.shadow_params` of tensors")
+        raise CheckpointError(
+            f"the moving average of {path} is no list `ema.shadow_params` of tensors"
+        )
     return shadow
 
 
@@ -148,14 +170,20 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged directory of members sends `zipfile` astray in many ways
         if head.startswith(b"PK"):
-            raise CheckpointError(f"{path} is cut off or damaged ({error}): copy or download it again") from error
+            raise CheckpointError(
+                f"{path} is cut off or damaged ({error}): copy or download it again"
+            ) from error
         if head.startswith(b"\x80") or head[257:262] == b"ustar":
             raise CheckpointError(LEGACY.format(path=path)) from error
-        raise CheckpointError(f"{path} is no checkpoint: want the zip archive of a Lightning .ckpt") from error
+        raise CheckpointError(
+            f"{path} is no checkpoint: want the zip archive of a Lightning .ckpt"
+        ) from error
     held = sum(info.compress_size for info in archive.infolist())
     if held > path.stat().st_size:  # members that share their bytes
         archive.close()
-        raise CheckpointError(f"{path} is not opened: its members have {held} bytes, more than the file")
+        raise CheckpointError(
+            f"{path} is not opened: its members have {held} bytes, more than the file"
+        )
     return archive
 
 
@@ -163,9 +191,13 @@ def _info(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     try:
         found = archive.getinfo(name)
     except KeyError as error:
-        raise CheckpointError(f"{archive.filename} has no member {name}: it is cut off, or no checkpoint") from error
+        raise CheckpointError(
+            f"{archive.filename} has no member {name}: it is cut off, or no checkpoint"
+        ) from error
     if found.compress_type != zipfile.ZIP_STORED:  # what unfolds could fill the memory
-        raise CheckpointError(f"{archive.filename}: {name} is compressed, which torch.save never does: not opened")
+        raise CheckpointError(
+            f"{archive.filename}: {name} is compressed, which torch.save never does: not opened"
+        )
     return found
 
 
@@ -174,7 +206,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
     except Exception as error:  # as above
-        raise CheckpointError(f"{archive.filename}: {name} is damaged ({error}): copy the file again") from error
+        raise CheckpointError(
+            f"{archive.filename}: {name} is damaged ({error}): copy the file again"
+        ) from error
 
 
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
@@ -183,8 +217,14 @@ def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
     What a file shares or nests in itself is shared here too, so that the result is never larger than the file.
     """
     if depth > 100:
-        raise CheckpointError("the hyper-parameters are nested more than 100 deep: that is no configuration")
-    if isinstance(value, Record) and value.name.startswith("omegaconf.") and isinstance(value.state, Mapping):
+        raise CheckpointError(
+            "the hyper-parameters are nested more than 100 deep: that is no configuration"
+        )
+    if (
+        isinstance(value, Record)
+        and value.name.startswith("omegaconf.")
+        and isinstance(value.state, Mapping)
+    ):
         return _plain(value.state.get("_content", value.state.get("_val")), seen, depth + 1)
     if value is None or isinstance(value, str | int | float):
         return value
@@ -192,7 +232,11 @@ def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
         return seen[id(value)]
     if isinstance(value, dict):
         mapping: dict[str, Any] = seen.setdefault(id(value), {})
-        mapping.update((key, _plain(item, seen, depth + 1)) for key, item in value.items() if isinstance(key, str))
+        mapping.update(
+            (key, _plain(item, seen, depth + 1))
+            for key, item in value.items()
+            if isinstance(key, str)
+        )
         return mapping
     if isinstance(value, list | tuple):
         sequence: list[Any] = seen.setdefault(id(value), [])

@@ -25,7 +25,9 @@ class NetworkDenoiser(nn.Module):
     def __init__(self, network: DiT, mask_id: int | None, sees_alpha: bool) -> None:
         super().__init__()
         if network.shape.causal:
-            raise ValueError("a denoiser reads the whole row: want a network with causal=False (else CausalPredictor)")
+            raise ValueError(
+                "a denoiser reads the whole row: want a network with causal=False (else CausalPredictor)"
+            )
         check_mask_id(mask_id, network.shape.vocab_size)
         self.network = network
         self.mask_id = mask_id
@@ -42,7 +44,9 @@ class NetworkDenoiser(nn.Module):
         Uniform diffusion also reads soft tokens (Duo's curriculum); SUBS has to know which tokens are shown.
         """
         if isinstance(z, Mixture) and self.mask_id is not None:
-            raise ValueError("soft tokens are for uniform diffusion: a masked denoiser carries shown tokens over")
+            raise ValueError(
+                "soft tokens are for uniform diffusion: a masked denoiser carries shown tokens over"
+            )
         hidden = self.network.hidden(z, noise(alpha) if self.sees_alpha else None)
         return prediction(self.network, hidden, self.mask_id, None if isinstance(z, Mixture) else z)
 
@@ -100,7 +104,9 @@ class FrozenDenoiser:
         )
         places = window if asked is None else asked
         if places is not None:
-            hidden = put_at_places(hidden.new_full((*z.shape, hidden.shape[2]), torch.nan), places, hidden)
+            hidden = put_at_places(
+                hidden.new_full((*z.shape, hidden.shape[2]), torch.nan), places, hidden
+            )
         return prediction(self.network, hidden, self.mask_id, z)
 
 
@@ -113,7 +119,9 @@ class CausalPredictor(nn.Module):
     def __init__(self, network: DiT, mask_id: int | None = None) -> None:
         super().__init__()
         if not network.shape.causal:
-            raise ValueError("a next-token predictor must not see the next token: want a network with causal=True")
+            raise ValueError(
+                "a next-token predictor must not see the next token: want a network with causal=True"
+            )
         check_mask_id(mask_id, network.shape.vocab_size)
         self.network = network
         self.mask_id = mask_id
@@ -125,17 +133,23 @@ class CausalPredictor(nn.Module):
 
     def forward(self, ids: Tokens, cache: Cache | None = None) -> Prediction:
         """With a `Cache`, ids are the continuation of what it holds, and it is extended."""
-        return prediction(self.network, self.network.hidden(ids, cache=cache), self.mask_id, shown=None)
+        return prediction(
+            self.network, self.network.hidden(ids, cache=cache), self.mask_id, shown=None
+        )
 
 
 def noise(alpha: PerSequence) -> Tensor:
     """sigma = -log alpha, nats, what a time-conditioned network is told."""
     if alpha.device.type == "cpu" and not bool(((alpha > 0) & (alpha <= 1)).all()):
-        raise ValueError(f"alpha is the share of text left: this network wants 0 < alpha <= 1, got {alpha.tolist()}")
+        raise ValueError(
+            f"alpha is the share of text left: this network wants 0 < alpha <= 1, got {alpha.tolist()}"
+        )
     return -torch.log(alpha)
 
 
-def prediction(network: DiT, hidden: Tensor, mask_id: int | None, shown: Tokens | None) -> Prediction:
+def prediction(
+    network: DiT, hidden: Tensor, mask_id: int | None, shown: Tokens | None
+) -> Prediction:
     """Hidden states of a network with its head, to be applied where asked."""
     return Prediction(hidden, network.head, network.shape.vocab_size, mask_id, shown)
 
@@ -143,11 +157,16 @@ def prediction(network: DiT, hidden: Tensor, mask_id: int | None, shown: Tokens 
 def check_mask_id(mask_id: int | None, vocab_size: int) -> None:
     """ValueError where MASK is not a token."""
     if mask_id is not None and not 0 <= mask_id < vocab_size:
-        raise ValueError(f"mask_id is a token of the vocabulary: want 0 <= mask_id < {vocab_size}, got {mask_id}")
+        raise ValueError(
+            f"mask_id is a token of the vocabulary: want 0 <= mask_id < {vocab_size}, got {mask_id}"
+        )
 
 
 def inference_view(network: DiT) -> DiT:
     """A second network on the memory of the same weights: evaluation mode, no gradient; the first is left alone."""
-    shared = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in network.parameters()}
+    shared = {
+        id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+        for weight in network.parameters()
+    }
     shared_buffers = {id(buffer): buffer for buffer in network.buffers()}
     return copy.deepcopy(network, {**shared, **shared_buffers}).eval()

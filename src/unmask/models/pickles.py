@@ -82,7 +82,10 @@ INERT_NAMES = frozenset(
         *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
         *(f"torch._utils._rebuild_{kind}" for kind in ("tensor_v2", "tensor_v3", "parameter")),
         *("torch.storage.UntypedStorage", "torch.Size", "torch.device", "_codecs.encode"),
-        *(f"builtins.{kind}" for kind in "bool int float complex str bytes bytearray object".split()),
+        *(
+            f"builtins.{kind}"
+            for kind in "bool int float complex str bytes bytearray object".split()
+        ),
         *(f"builtins.{kind}" for kind in "list tuple dict set frozenset slice range".split()),
     ]
 )
@@ -90,7 +93,9 @@ LARGEST_PICKLE = 2**25  # bytes; a tokenizer inside takes a few million, tensors
 MOST_STEPS = 2**23  # a second for each half million
 MOST_CONTAINERS = 2**20  # an instruction of one byte makes an empty set of 216 bytes
 LONGEST_NAME = 500
-LARGEST_KEY = 2**32  # greater integers may have one hash, and a dictionary of them takes quadratic time
+LARGEST_KEY = (
+    2**32
+)  # greater integers may have one hash, and a dictionary of them takes quadratic time
 
 LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
@@ -107,7 +112,9 @@ def unpickle(program: bytes, source: str = "the pickle") -> Any:
     value to another is no more than the program is long, and the number of containers has a limit.
     """
     if len(program) > LARGEST_PICKLE:
-        raise CheckpointError(f"{source}: a pickle of {len(program)} bytes, want at most {LARGEST_PICKLE}")
+        raise CheckpointError(
+            f"{source}: a pickle of {len(program)} bytes, want at most {LARGEST_PICKLE}"
+        )
     machine = _Machine(len(program))
     try:
         for step, (instruction, argument, _) in enumerate(pickletools.genops(program), start=1):
@@ -116,9 +123,13 @@ def unpickle(program: bytes, source: str = "the pickle") -> Any:
             machine.step(instruction.name, argument)
         return machine.stack.pop()
     except CheckpointError as error:
-        raise CheckpointError(f"{source} is not opened, and nothing in it was run: {error}") from error
+        raise CheckpointError(
+            f"{source} is not opened, and nothing in it was run: {error}"
+        ) from error
     except Exception as error:  # a damaged program can fail in any way; none of them is ours
-        raise CheckpointError(f"{source} is damaged: its pickle makes no sense ({str(error)[:200]})") from error
+        raise CheckpointError(
+            f"{source} is damaged: its pickle makes no sense ({str(error)[:200]})"
+        ) from error
 
 
 class _Machine:
@@ -185,7 +196,9 @@ class _Machine:
             case "BINPERSID":
                 push(_storage(pop()))
             case _:
-                raise CheckpointError(f"it uses the instruction {name}, which no torch.save file needs")
+                raise CheckpointError(
+                    f"it uses the instruction {name}, which no torch.save file needs"
+                )
 
     def count_container(self) -> None:
         """One more list, tuple, dictionary, set or record."""
@@ -196,7 +209,9 @@ class _Machine:
     def count_copies(self, args: Any) -> None:
         """Bound the copies of arguments: a program can call many times with one long list."""
         parts = args if isinstance(args, tuple) else ()
-        self.copies -= sum(len(part) for part in parts if isinstance(part, list | tuple | set | frozenset | str))
+        self.copies -= sum(
+            len(part) for part in parts if isinstance(part, list | tuple | set | frozenset | str)
+        )
         if self.copies < 0:
             _refuse("it copies more than it is long")
 
@@ -235,7 +250,9 @@ def _global(module: Any, name: Any) -> Global:
 def _call(called: Any, args: Any) -> Any:
     """The data that a call stands for: containers, bytes and tensors of the kinds known here, else a `Record`."""
     if not isinstance(called, Global) or not isinstance(args, tuple):
-        _refuse(f"it calls a {type(called).__name__} with a {type(args).__name__}: want a name and a tuple")
+        _refuse(
+            f"it calls a {type(called).__name__} with a {type(args).__name__}: want a name and a tuple"
+        )
     match called.name, args:
         case "collections.OrderedDict", ():
             return {}
@@ -244,7 +261,10 @@ def _call(called: Any, args: Any) -> Any:
         case "builtins.set" | "builtins.frozenset", ([*items],):
             kind = set if called.name == "builtins.set" else frozenset
             return kind(map(_key, items))
-        case "_codecs.encode", (str(text), "latin1"):  # pickles before protocol 3 spell bytes so, and b"" as a call
+        case "_codecs.encode", (
+            str(text),
+            "latin1",
+        ):  # pickles before protocol 3 spell bytes so, and b"" as a call
             return text.encode("latin-1")
         case "builtins.bytes", ():
             return b""
@@ -256,9 +276,13 @@ def _call(called: Any, args: Any) -> Any:
 
 
 def _stored(storage: Storage, offset: Any, size: Any, stride: Any) -> Stored:
-    if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 64):
+    if not (
+        isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 64
+    ):
         _refuse(f"tensor data/{storage.key} has a size and a stride that do not match")
-    if not all(isinstance(number, int) and 0 <= number < 2**62 for number in (offset, *size, *stride)):
+    if not all(
+        isinstance(number, int) and 0 <= number < 2**62 for number in (offset, *size, *stride)
+    ):
         _refuse(f"tensor data/{storage.key} has an offset, a size or a stride that is no count")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if prod(size) > storage.numel or (prod(size) and last >= storage.numel):
@@ -269,7 +293,9 @@ def _stored(storage: Storage, offset: Any, size: Any, stride: Any) -> Stored:
 def _storage(pid: Any) -> Storage:
     """A storage from torch's persistent id ("storage", kind, key, device, number of elements)."""
     match pid:
-        case ("storage", Global(kind), str(key), str(), int(numel)) if key.isalnum() and 0 <= numel < 2**62:
+        case ("storage", Global(kind), str(key), str(), int(numel)) if (
+            key.isalnum() and 0 <= numel < 2**62
+        ):
             if kind in DTYPES or kind == "torch.storage.UntypedStorage":
                 return Storage(key, DTYPES.get(kind), numel)
     _refuse("it refers to something outside of the pickle that is no storage of a tensor")
@@ -305,9 +331,13 @@ def _key(value: Any) -> Any:
             return value
         case int() if abs(value) < LARGEST_KEY:
             return value
-        case tuple() if len(value) <= 8 and all(isinstance(part, str | Global | Record | None) for part in value):
+        case tuple() if len(value) <= 8 and all(
+            isinstance(part, str | Global | Record | None) for part in value
+        ):
             return value
-    _refuse(f"it uses a {type(value).__name__} as a key: want a name, a short tuple of names or a small number")
+    _refuse(
+        f"it uses a {type(value).__name__} as a key: want a name, a short tuple of names or a small number"
+    )
 
 
 def _refuse(why: str) -> NoReturn:

@@ -15,7 +15,15 @@ import torch
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.models.dit import DiT
-from unmask.models.facts import AUTOREGRESSIVE, MASKED, UNIFORM, Facts, card_of, facts_of, names_mask
+from unmask.models.facts import (
+    AUTOREGRESSIVE,
+    MASKED,
+    UNIFORM,
+    Facts,
+    card_of,
+    facts_of,
+    names_mask,
+)
 from unmask.models.parameterization import CausalPredictor, NetworkDenoiser, check_mask_id
 from unmask.models.pickles import CheckpointError
 from unmask.models.saving import save
@@ -41,7 +49,12 @@ class Model:
     card: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     def save(
-        self, directory: str | Path, *, raw: DiT | None = None, dtype: torch.dtype | None = None, **card: object
+        self,
+        directory: str | Path,
+        *,
+        raw: DiT | None = None,
+        dtype: torch.dtype | None = None,
+        **card: object,
     ) -> None:
         """Write config.json, model.safetensors and the tokenizer; `load` gives the model back.
 
@@ -54,13 +67,23 @@ class Model:
         directory is unchanged. Raw weights in the old directory stay where the averaged ones are the same.
         ValueError for a card that is no JSON, and for a directory or file of something else.
         """
-        save(Path(directory), self.facts(), self.network, raw, self.tokenizer, dtype, {**self.card, **card})
+        save(
+            Path(directory),
+            self.facts(),
+            self.network,
+            raw,
+            self.tokenizer,
+            dtype,
+            {**self.card, **card},
+        )
 
     def facts(self) -> Facts:
         """What has to be known about the model besides its weights."""
         mask_id, shape = self.denoiser.mask_id, self.network.shape
         kind = UNIFORM if mask_id is None else MASKED
-        return Facts(kind, mask_id, self.denoiser.sees_alpha, self.schedule, shape.length, shape.dropout)
+        return Facts(
+            kind, mask_id, self.denoiser.sees_alpha, self.schedule, shape.length, shape.dropout
+        )
 
 
 @dataclass(frozen=True)
@@ -74,22 +97,40 @@ class CausalModel:
 
     @staticmethod
     def of(
-        network: DiT, tokenizer: Tokenizer | None, mask_id: int | None, card: Mapping[str, object] | None = None
+        network: DiT,
+        tokenizer: Tokenizer | None,
+        mask_id: int | None,
+        card: Mapping[str, object] | None = None,
     ) -> CausalModel:
         """The model in evaluation mode; a MASK that its config or its tokenizer names is never predicted."""
         named = tokenizer.mask_id if mask_id is None and tokenizer is not None else mask_id
         return CausalModel(network, tokenizer, CausalPredictor(network, named).eval(), card or {})
 
     def save(
-        self, directory: str | Path, *, raw: DiT | None = None, dtype: torch.dtype | None = None, **card: object
+        self,
+        directory: str | Path,
+        *,
+        raw: DiT | None = None,
+        dtype: torch.dtype | None = None,
+        **card: object,
     ) -> None:
         """As `Model.save`."""
-        save(Path(directory), self.facts(), self.network, raw, self.tokenizer, dtype, {**self.card, **card})
+        save(
+            Path(directory),
+            self.facts(),
+            self.network,
+            raw,
+            self.tokenizer,
+            dtype,
+            {**self.card, **card},
+        )
 
     def facts(self) -> Facts:
         """As `Model.facts`."""
         shape = self.network.shape
-        return Facts(AUTOREGRESSIVE, self.predictor.mask_id, False, None, shape.length, shape.dropout)
+        return Facts(
+            AUTOREGRESSIVE, self.predictor.mask_id, False, None, shape.length, shape.dropout
+        )
 
 
 def load(
@@ -113,7 +154,9 @@ def load(
     fit the architecture name by name, and where a weight is no finite float.
     """
     if weights not in ("ema", "raw"):
-        raise ValueError(f"weights says which set of them to read: want 'ema' or 'raw', got {weights!r}")
+        raise ValueError(
+            f"weights says which set of them to read: want 'ema' or 'raw', got {weights!r}"
+        )
     path = locate(path_or_hub_id, revision)
     with opened(path, weights) as source:
         network, facts = _network(source)
@@ -155,4 +198,6 @@ def _on(network: DiT, device: torch.device | str) -> DiT:
     try:
         return network.to(device)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device says where the model runs, and {device} is not to be had here: {error}") from error
+        raise ValueError(
+            f"device says where the model runs, and {device} is not to be had here: {error}"
+        ) from error

@@ -37,7 +37,9 @@ def save(
 ) -> None:
     """As `Model.save`."""
     if raw is not None and raw.shape != network.shape:
-        raise ValueError(f"raw holds the weights that were averaged: want the shape {network.shape}, got {raw.shape}")
+        raise ValueError(
+            f"raw holds the weights that were averaged: want the shape {network.shape}, got {raw.shape}"
+        )
     content = {
         "format": OURS,
         "unmask_version": __version__,
@@ -60,7 +62,9 @@ def save(
                 tokenizer.save(folder)
             (folder / CONFIG).write_text(text, "utf-8")
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{directory} could not be written, what was there is unchanged: {error}") from error
+        raise OSError(
+            f"{directory} could not be written, what was there is unchanged: {error}"
+        ) from error
 
 
 def check_directory(directory: str | Path) -> Path:
@@ -69,11 +73,17 @@ def check_directory(directory: str | Path) -> Path:
     if not path.exists():
         return path
     if not path.is_dir():
-        raise ValueError(f"{path} is no directory, and a model is written as one: give the name of a new directory")
+        raise ValueError(
+            f"{path} is no directory, and a model is written as one: give the name of a new directory"
+        )
     if Path.cwd().is_relative_to(path):
-        raise ValueError(f"{path} is, or holds, the working directory, and a model takes its place: give another name")
+        raise ValueError(
+            f"{path} is, or holds, the working directory, and a model takes its place: give another name"
+        )
     if not os.access(path, os.W_OK):
-        raise ValueError(f"{path} may not be written to, and it is left as it is: give another name, or its mode back")
+        raise ValueError(
+            f"{path} may not be written to, and it is left as it is: give another name, or its mode back"
+        )
     names = sorted(entry.name for entry in path.iterdir())
     if names and not _ours(path / CONFIG):
         raise ValueError(
@@ -95,7 +105,9 @@ def check_checkpoint(file: str | Path) -> Path:
                 f"{path} is no checkpoint, and it is left as it is: give another name ({error})"
             ) from error
     elif path.exists() and not path.is_file():
-        raise ValueError(f"{path} is a directory, a pipe or a device, and it is left as it is: give a name NAME.ckpt")
+        raise ValueError(
+            f"{path} is a directory, a pipe or a device, and it is left as it is: give a name NAME.ckpt"
+        )
     return path
 
 
@@ -117,7 +129,8 @@ def _holds(file: Path, network: DiT) -> bool:
         with ExitStack() as stack:
             found = safetensors(file, stack)
             return found.keys() == own.keys() and all(
-                weight.shape == tuple(own[name].shape) and torch.equal(weight.read().to(own[name]), own[name])
+                weight.shape == tuple(own[name].shape)
+                and torch.equal(weight.read().to(own[name]), own[name])
                 for name, weight in found.items()
             )
     except CheckpointError:

@@ -20,10 +20,24 @@ from unmask.text.hub import TOKENIZER_FILES, local_or_hub
 
 CONFIG, MODEL, RAW = "config.json", "model.safetensors", "raw.safetensors"
 INDEX = "model.safetensors.index.json"  # which of several files holds which tensor
-LARGEST_HEADER = 2**24  # bytes of names and sizes before the tensors of a safetensors file; a real one has 100 a tensor
+LARGEST_HEADER = (
+    2**24
+)  # bytes of names and sizes before the tensors of a safetensors file; a real one has 100 a tensor
 LARGEST_TOKENIZER = 2**27  # bytes of one of its files
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
-_KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors spells them
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+)
+_KINDS = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}  # as safetensors spells them
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,9 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         return local_or_hub(path_or_hub_id, files, revision)
     except ValueError as error:
         old = replaced(Path(path_or_hub_id).expanduser())
-        left = f"; a save that was killed left {old} behind: rename it to {Path(path_or_hub_id).name}"
+        left = (
+            f"; a save that was killed left {old} behind: rename it to {Path(path_or_hub_id).name}"
+        )
         raise CheckpointError(str(error) + (left if old.exists() else "")) from error
 
 
@@ -55,7 +71,9 @@ def opened(path: Path, weights: str) -> Iterator[Source]:
             yield source
         return
     if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} holds weights only: name its directory, where {CONFIG} says what they are")
+        raise CheckpointError(
+            f"{path} holds weights only: name its directory, where {CONFIG} says what they are"
+        )
     with open_checkpoint(_only_checkpoint(path)) as checkpoint:
         yield _lightning(checkpoint, str(_only_checkpoint(path)), weights)
 
@@ -75,7 +93,9 @@ def _only_checkpoint(path: Path) -> Path:
 
 def _lightning(checkpoint: Checkpoint, where: str, weights: str) -> Source:
     if weights == "ema" and checkpoint.shadow is None:
-        raise CheckpointError(f"{where} keeps no moving average of the weights: ask for weights='raw'")
+        raise CheckpointError(
+            f"{where} keeps no moving average of the weights: ask for weights='raw'"
+        )
 
     def weight(stored: Stored) -> Weight:
         kind = str(stored.storage.dtype).removeprefix("torch.")
@@ -95,13 +115,17 @@ def _directory(path: Path, weights: str) -> Iterator[Source]:
             if (path / name).exists():
                 check_regular(path / name, LARGEST_TOKENIZER)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} has no {CONFIG}, which says what the weights in {MODEL} are") from error
+        raise CheckpointError(
+            f"{path} has no {CONFIG}, which says what the weights in {MODEL} are"
+        ) from error
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(said, dict):
         raise CheckpointError(f"{path / CONFIG} is no JSON object but a {type(said).__name__}")
     if weights == "raw" and not (path / RAW).exists():
-        raise CheckpointError(f"{path} keeps one set of weights only, no {RAW}: ask for weights='ema'")
+        raise CheckpointError(
+            f"{path} keeps one set of weights only, no {RAW}: ask for weights='ema'"
+        )
     found: dict[str, Weight] = {}
     with ExitStack() as stack:
         for file, mapped in _files(path, weights).items():
@@ -125,17 +149,27 @@ def _files(path: Path, weights: str) -> dict[Path, set[str] | None]:
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     mapped = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(mapped, dict) or not mapped or not all(isinstance(file, str) for file in mapped.values()):
-        raise CheckpointError(f"{path / INDEX} has no `weight_map` of tensors and the files that hold them")
+    if (
+        not isinstance(mapped, dict)
+        or not mapped
+        or not all(isinstance(file, str) for file in mapped.values())
+    ):
+        raise CheckpointError(
+            f"{path / INDEX} has no `weight_map` of tensors and the files that hold them"
+        )
     shards: dict[Path, set[str] | None] = {}
     tensors: dict[str, set[str]] = {}
     for tensor, name in mapped.items():
         tensors.setdefault(name, set()).add(tensor)
     for name, held in sorted(tensors.items()):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{path / INDEX} names {name!r}: want the name of a .safetensors file beside it")
+            raise CheckpointError(
+                f"{path / INDEX} names {name!r}: want the name of a .safetensors file beside it"
+            )
         if not (path / name).exists():
-            raise CheckpointError(f"{path} has no {name}, which {INDEX} names: download the missing shards")
+            raise CheckpointError(
+                f"{path} has no {name}, which {INDEX} names: download the missing shards"
+            )
         shards[path / name] = held
     return shards
 
@@ -155,10 +189,14 @@ def safetensors(file: Path, stack: ExitStack) -> dict[str, Weight]:
         for name in opened.keys():
             part = opened.get_slice(name)
             kind = part.get_dtype()
-            found[name] = Weight(tuple(part.get_shape()), _KINDS.get(kind, kind), partial(opened.get_tensor, name))
+            found[name] = Weight(
+                tuple(part.get_shape()), _KINDS.get(kind, kind), partial(opened.get_tensor, name)
+            )
         return found
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is cut off or damaged ({error}): copy or download it again") from error
+        raise CheckpointError(
+            f"{file} is cut off or damaged ({error}): copy or download it again"
+        ) from error
     except CheckpointError:
         raise
     except ValueError as error:

@@ -11,8 +11,18 @@ from unmask.models.facts import MASKED, Facts
 from unmask.models.pickles import CheckpointError
 from unmask.text.tokenizers import Tokenizer, check_vocabulary
 
-PADDINGS = (8, 16, 32, 64, 128)  # a vocabulary is made larger until one of these divides it, for speed
-_ROWS = ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias")  # a row a token
+PADDINGS = (
+    8,
+    16,
+    32,
+    64,
+    128,
+)  # a vocabulary is made larger until one of these divides it, for speed
+_ROWS = (
+    "vocab_embed.embedding",
+    "output_layer.linear.weight",
+    "output_layer.linear.bias",
+)  # a row a token
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,9 @@ class Named:
     given: bool
 
 
-def beside(network: DiT, facts: Facts, tokenizer: Tokenizer, named: Named, where: str) -> tuple[DiT, Facts]:
+def beside(
+    network: DiT, facts: Facts, tokenizer: Tokenizer, named: Named, where: str
+) -> tuple[DiT, Facts]:
     """Fit a network and its facts to the vocabulary of `tokenizer`: a row for each token, and one for MASK.
 
     MASK is what the config names, else the tokenizer's, else the last row. Rows behind the tokenizer's tokens other
@@ -37,7 +49,9 @@ def beside(network: DiT, facts: Facts, tokenizer: Tokenizer, named: Named, where
     says which of the padded rows is MASK.
     """
     size, tokens = network.shape.vocab_size, tokenizer.vocab_size
-    padded = size > tokens + 1 and any(size == -(-n // each) * each for n in (tokens, tokens + 1) for each in PADDINGS)
+    padded = size > tokens + 1 and any(
+        size == -(-n // each) * each for n in (tokens, tokens + 1) for each in PADDINGS
+    )
     if not padded:
         check_vocabulary(tokenizer, size)
     guessed = not named.said or (named.given and facts.mask_id == size - 1)
@@ -59,7 +73,9 @@ def beside(network: DiT, facts: Facts, tokenizer: Tokenizer, named: Named, where
             )
         mask_id = None  # an autoregressive model never reads or predicts it
     rows = [*range(tokens), *([] if mask_id is None or mask_id < tokens else [mask_id])]
-    return _cut(network, rows), replace(facts, mask_id=None if mask_id is None else rows.index(mask_id))
+    return _cut(network, rows), replace(
+        facts, mask_id=None if mask_id is None else rows.index(mask_id)
+    )
 
 
 def _cut(network: DiT, rows: list[int]) -> DiT:

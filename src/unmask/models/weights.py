@@ -14,8 +14,17 @@ from unmask.models.averages import check_order, thinned
 from unmask.models.dit import DiT, Shape
 from unmask.models.pickles import CheckpointError
 
-EMBEDDING, FREQUENCIES, NOISE = "vocab_embed.embedding", "rotary_emb.inv_freq", "sigma_map.mlp.0.weight"
-NUMBERS = ("float16", "bfloat16", "float32", "float64")  # integers and complex numbers are no weights of a network here
+EMBEDDING, FREQUENCIES, NOISE = (
+    "vocab_embed.embedding",
+    "rotary_emb.inv_freq",
+    "sigma_map.mlp.0.weight",
+)
+NUMBERS = (
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)  # integers and complex numbers are no weights of a network here
 # Parts of a name that a wrapper put there: torch.compile, DataParallel, FSDP, activation checkpointing, Lightning.
 WRAPPERS = frozenset(
     "_orig_mod module model backbone _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
@@ -90,7 +99,9 @@ def shape_of(weights: Mapping[str, Weight], where: str) -> Shape:
     vocab_size, width = weights[EMBEDDING].shape
     blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     if blocks > MOST_BLOCKS:
-        raise CheckpointError(f"the weights of {where} name {blocks} blocks, want at most {MOST_BLOCKS}")
+        raise CheckpointError(
+            f"the weights of {where} name {blocks} blocks, want at most {MOST_BLOCKS}"
+        )
     try:
         return Shape(
             vocab_size,
@@ -102,10 +113,14 @@ def shape_of(weights: Mapping[str, Weight], where: str) -> Shape:
             causal=causal,
         )
     except ValueError as error:
-        raise CheckpointError(f"the weights of {where} make no network of this architecture: {error}") from error
+        raise CheckpointError(
+            f"the weights of {where} make no network of this architecture: {error}"
+        ) from error
 
 
-def fill(shape: Shape, weights: Mapping[str, Weight], averages: Sequence[Weight] | None, where: str) -> DiT:
+def fill(
+    shape: Shape, weights: Mapping[str, Weight], averages: Sequence[Weight] | None, where: str
+) -> DiT:
     """A network of this shape with these weights; CheckpointError unless names and shapes are exactly its own.
 
     Names and shapes are compared before a network is built, and before any value is read: no config and no file of
@@ -121,7 +136,9 @@ def fill(shape: Shape, weights: Mapping[str, Weight], averages: Sequence[Weight]
     if averages is not None:
         names = [name for name, _ in network.named_parameters()]
         if len(averages) != len(names):
-            raise CheckpointError(f"{where} has {len(averages)} moving averages for {len(names)} parameters")
+            raise CheckpointError(
+                f"{where} has {len(averages)} moving averages for {len(names)} parameters"
+            )
         means = dict(zip(names, averages, strict=True))
         _check(f"the moving average in {where}", {**weights, **means}, wanted)
     tensors, raw = {}, {}
@@ -147,7 +164,9 @@ def _sizes(shape: Shape, where: str) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             one = DiT(replace(shape, blocks=1)).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
-        raise CheckpointError(f"the weights of {where} make no network of this architecture: {error}") from error
+        raise CheckpointError(
+            f"the weights of {where} make no network of this architecture: {error}"
+        ) from error
     first = "blocks.0."
     return {
         name.replace(first, f"blocks.{block}."): tuple(tensor.shape)
@@ -192,10 +211,17 @@ def _check(where: str, found: Mapping[str, Weight], wanted: Mapping[str, tuple[i
 
 
 def _misfit(where: str, missing: list[str], extra: list[str], misshapen: list[str]) -> NoReturn:
-    prefixes = [key.removesuffix(name) for name in missing[:50] for key in extra[:50] if key.endswith(f".{name}")]
+    prefixes = [
+        key.removesuffix(name)
+        for name in missing[:50]
+        for key in extra[:50]
+        if key.endswith(f".{name}")
+    ]
     hint = f"is {prefixes[0]!r} a prefix to strip?" if prefixes else "is it another architecture?"
     kinds = {"missing": missing, "not known": extra, "of the wrong shape": misshapen}
     lists = [
-        f"{len(names)} {kind}: {', '.join(name[:200] for name in names[:10])}" for kind, names in kinds.items() if names
+        f"{len(names)} {kind}: {', '.join(name[:200] for name in names[:10])}"
+        for kind, names in kinds.items()
+        if names
     ]
     raise CheckpointError(f"the weights of {where} do not fit ({hint}); " + "; ".join(lists))

@@ -31,7 +31,9 @@ class Loss:
 class Objective(Protocol):
     """What to learn. Frozen helpers (a teacher) are arguments of its constructor; all noise comes from `generator`."""
 
-    def __call__(self, network: Any, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss: ...
+    def __call__(
+        self, network: Any, x0: Tokens, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss: ...
 
     def networks(self) -> dict[str, nn.Module]:
         """Trainable networks besides the student, by name."""

@@ -59,7 +59,9 @@ def distillation_loss(
                 f"{name} marks MASKs, bool [B, L] = {tuple(x0.shape)}: got {mask.dtype} {tuple(mask.shape)}"
             )
     if direction not in ("reverse", "forward"):
-        raise ValueError(f'direction of the divergence: want "reverse" or "forward", got {direction!r}')
+        raise ValueError(
+            f'direction of the divergence: want "reverse" or "forward", got {direction!r}'
+        )
     if revealed not in ("cross_entropy", "divergence", "none"):
         raise ValueError(
             'revealed names the term where only the teacher sees: want "cross_entropy", "divergence" or "none", '
@@ -99,13 +101,18 @@ class Consistency(Distillation):
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.schedule, GaussianArgmax) and self.schedule.vocab_size != self.process.vocab_size:
+        if (
+            isinstance(self.schedule, GaussianArgmax)
+            and self.schedule.vocab_size != self.process.vocab_size
+        ):
             raise ValueError(
                 f"the Gaussian path has a coordinate a token: want vocab_size = {self.process.vocab_size}, got "
                 f"{self.schedule.vocab_size}"
             )
 
-    def __call__(self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         delta = self.rounds.delta(step)
         t = 1 - (1 - delta) * stratified(len(x0), generator, x0.device)  # in (delta, 1]
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha((t - delta).clamp(min=0))
@@ -129,12 +136,16 @@ class Consistency(Distillation):
         if self.revealed_weight != 1:
             per_token = torch.where(only_teacher, self.revealed_weight * per_token, per_token)
         weight = torch.ones_like(per_token) if self.reduction == "tokens" else open_t.to(per_token)
-        return Loss(per_token, weight, self._metrics(per_token.detach(), only_teacher, weight.sum(), step))
+        return Loss(
+            per_token, weight, self._metrics(per_token.detach(), only_teacher, weight.sum(), step)
+        )
 
     def _path(self, x0: Tokens, generator: torch.Generator | None) -> Trajectory:
         return trajectory(self.process, x0, generator, self.structure)
 
-    def _metrics(self, per_token: Tensor, revealed: Tensor, weight: Tensor, step: int) -> dict[str, Tensor]:
+    def _metrics(
+        self, per_token: Tensor, revealed: Tensor, weight: Tensor, step: int
+    ) -> dict[str, Tensor]:
         """The two sums of Eq. 14, and the round, so that a loss that explodes can be explained."""
         reconstruction = (per_token * revealed).sum() / weight.clamp(min=1)
         distillation = (per_token * ~revealed).sum() / weight.clamp(min=1)

@@ -46,14 +46,26 @@ class Curriculum(Alone):
             )
 
     def __call__(
-        self, network: NetworkDenoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None
+        self,
+        network: NetworkDenoiser,
+        x0: Tokens,
+        *,
+        step: int,
+        generator: torch.Generator | None = None,
     ) -> Loss:
         if step >= self.soft_steps:
-            return Nelbo(self.process, self.schedule, self.t_min)(network, x0, step=step, generator=generator)
+            return Nelbo(self.process, self.schedule, self.t_min)(
+                network, x0, step=step, generator=generator
+            )
         t = self.t_min + (1 - self.t_min) * stratified(len(x0), generator, x0.device)
         alpha_t = self.path.alpha(t)
         z_t, soft = sparse_input(
-            x0, self.path.snr_root(t), self.process.vocab_size, self.temperature, self.top_k, generator
+            x0,
+            self.path.snr_root(t),
+            self.process.vocab_size,
+            self.temperature,
+            self.top_k,
+            generator,
         )
         nelbo = self.process.nelbo(network(soft, alpha_t), x0, z_t, alpha_t, self.path.dalpha(t))
         return Loss(nelbo, torch.ones_like(nelbo))

@@ -26,7 +26,9 @@ class Nelbo(Alone):
     schedule: NoiseSchedule
     t_min: float = 1e-3
 
-    def __call__(self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         t = self.t_min + (1 - self.t_min) * stratified(len(x0), generator, x0.device)
         alpha_t = self.schedule.alpha(t)
         z_t = trajectory(self.process, x0, generator).at(alpha_t)

@@ -32,7 +32,9 @@ class Rounds:
         if self.steps < 1:
             raise ValueError(f"steps is the length of a round: want steps >= 1, got {self.steps}")
         if not self.temperatures or not all(tau > 0 for tau in self.temperatures):
-            raise ValueError(f"temperatures holds one tau > 0 a round, at least one: got {self.temperatures}")
+            raise ValueError(
+                f"temperatures holds one tau > 0 a round, at least one: got {self.temperatures}"
+            )
         if not 0 < self.delta0 * 2 ** (self.count - 1) < 1:
             raise ValueError(
                 f"delta doubles from delta0 each round and is a time in (0, 1): delta0 = {self.delta0} reaches "

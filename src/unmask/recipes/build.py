@@ -49,7 +49,9 @@ class Parts:
     def model(self, student: nn.Module) -> Model | CausalModel:
         """A model of the given student's weights as `load` would give it: on the CPU, in float32, in eval mode."""
         if not isinstance(student, NetworkDenoiser | CausalPredictor):
-            raise TypeError(f"a student is a denoiser or a next-token predictor, not {type(student).__name__}")
+            raise TypeError(
+                f"a student is a denoiser or a next-token predictor, not {type(student).__name__}"
+            )
         return self.finished(copy.deepcopy(student).to("cpu"))
 
     def finished(self, student: NetworkDenoiser | CausalPredictor) -> Model | CausalModel:
@@ -91,12 +93,16 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
     match recipe.objective:
         case schema.Nelbo(process=noise, t_min=t_min, init=init):
             student, tokenizer = _teacher(recipe, noise, init, tokenizer, vocab_size)
-            return Parts(Nelbo(_process(student), levels, t_min), student, levels, tokenizer, recipe)
+            return Parts(
+                Nelbo(_process(student), levels, t_min), student, levels, tokenizer, recipe
+            )
         case schema.Curriculum() as told:
             student, tokenizer = _teacher(recipe, "uniform", told.init, tokenizer, vocab_size)
             uniform = UniformProcess(student.vocab_size)
             path = GaussianArgmax(student.vocab_size, *told.gamma)
-            curriculum = Curriculum(uniform, levels, path, told.soft_steps, told.temperature, told.top_k, told.t_min)
+            curriculum = Curriculum(
+                uniform, levels, path, told.soft_steps, told.temperature, told.top_k, told.t_min
+            )
             return Parts(curriculum, student, levels, tokenizer, recipe)
         case schema.NextToken(init=init):
             if init:
@@ -110,7 +116,9 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
             return Parts(NextToken(start), CausalPredictor(network), levels, tokenizer, recipe)
         case schema.Consistency() | schema.Sdtt() as settings:
             if not settings.teacher:
-                raise ValueError("a distillation needs its teacher: give objective.teacher, a directory or hub id")
+                raise ValueError(
+                    "a distillation needs its teacher: give objective.teacher, a directory or hub id"
+                )
             return distillation(recipe, settings, load(settings.teacher), tokenizer)
         case other:
             assert_never(other)
@@ -123,24 +131,35 @@ def _teacher(
     if init:
         model = _diffusion(load(init), noise, recipe)
         tokenizer = _shared_tokenizer(recipe, model, tokenizer)
-        return NetworkDenoiser(_resized(model, recipe), model.denoiser.mask_id, model.denoiser.sees_alpha), tokenizer
+        return NetworkDenoiser(
+            _resized(model, recipe), model.denoiser.mask_id, model.denoiser.sees_alpha
+        ), tokenizer
     if noise == "masked":
         size, mask_id = _with_mask(tokenizer, vocab_size)
     else:
         size, mask_id = _known(vocab_size) if tokenizer is None else tokenizer.vocab_size, None
-    return NetworkDenoiser(_network(recipe, size, causal=False), mask_id, recipe.network.sees_alpha), tokenizer
+    return NetworkDenoiser(
+        _network(recipe, size, causal=False), mask_id, recipe.network.sees_alpha
+    ), tokenizer
 
 
 def distillation(
-    recipe: Recipe, settings: schema.Distillation, teacher: Model | CausalModel, tokenizer: Tokenizer | None = None
+    recipe: Recipe,
+    settings: schema.Distillation,
+    teacher: Model | CausalModel,
+    tokenizer: Tokenizer | None = None,
 ) -> Parts:
     """The parts of a distillation of `teacher`, which is copied: the student starts as its equal."""
     recipe = decided(recipe)
-    teacher = _diffusion(teacher, settings.process if isinstance(settings, schema.Consistency) else "masked", recipe)
+    teacher = _diffusion(
+        teacher, settings.process if isinstance(settings, schema.Consistency) else "masked", recipe
+    )
     tokenizer = _shared_tokenizer(recipe, teacher, tokenizer)
     student, old = (
         NetworkDenoiser(
-            copy.deepcopy(teacher.network).requires_grad_(True), teacher.denoiser.mask_id, teacher.denoiser.sees_alpha
+            copy.deepcopy(teacher.network).requires_grad_(True),
+            teacher.denoiser.mask_id,
+            teacher.denoiser.sees_alpha,
         )
         for _ in range(2)
     )
@@ -159,12 +178,20 @@ def _distilled(settings: schema.Distillation, teacher: Model, old: NetworkDenois
             if not isinstance(process, MaskedProcess):
                 raise TypeError("SDTT walks through MASKs, and this process has none")
             return Sdtt(
-                process, teacher.schedule, old, told.rounds(), told.teacher_steps, told.divergence, told.faithful
+                process,
+                teacher.schedule,
+                old,
+                told.rounds(),
+                told.teacher_steps,
+                told.divergence,
+                told.faithful,
             )
         case schema.Consistency() as told:
             return Consistency(
                 process,
-                teacher.schedule if told.gamma is None else GaussianArgmax(old.vocab_size, *told.gamma),
+                teacher.schedule
+                if told.gamma is None
+                else GaussianArgmax(old.vocab_size, *told.gamma),
                 old,
                 told.rounds(),
                 direction=told.direction,
@@ -241,9 +268,15 @@ def _causal(model: Model | CausalModel) -> CausalModel:
     return model
 
 
-def _shared_tokenizer(recipe: Recipe, model: Model | CausalModel, tokenizer: Tokenizer | None) -> Tokenizer | None:
+def _shared_tokenizer(
+    recipe: Recipe, model: Model | CausalModel, tokenizer: Tokenizer | None
+) -> Tokenizer | None:
     """The tokenizer of rows and model, which must be one and the same."""
-    if tokenizer is not None and model.tokenizer is not None and tokenizer.digest != model.tokenizer.digest:
+    if (
+        tokenizer is not None
+        and model.tokenizer is not None
+        and tokenizer.digest != model.tokenizer.digest
+    ):
         raise ValueError(
             "the rows were encoded by another tokenizer than that of the model to start from: point data.tokenizer of "
             f"the recipe {recipe.name!r} at that model's directory"
@@ -257,15 +290,26 @@ def _shared_tokenizer(recipe: Recipe, model: Model | CausalModel, tokenizer: Tok
 def _resized(model: Model | CausalModel, recipe: Recipe) -> DiT:
     """The model's weights, to train on rows of the recipe's length with the recipe's dropout; see `spread_blocks`."""
     old, told, deeper = model.network.shape, recipe.network, deeper_by(recipe)
-    network = _initial(replace(old, length=told.length, dropout=told.dropout, blocks=deeper * old.blocks), recipe)
-    network.load_state_dict(network.state_dict() | spread_blocks(model.network.state_dict(), deeper))
+    network = _initial(
+        replace(old, length=told.length, dropout=told.dropout, blocks=deeper * old.blocks), recipe
+    )
+    network.load_state_dict(
+        network.state_dict() | spread_blocks(model.network.state_dict(), deeper)
+    )
     return network
 
 
 def _network(recipe: Recipe, vocab_size: int, causal: bool) -> DiT:
     sizes = recipe.network
     shape = Shape(
-        vocab_size, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout, causal=causal
+        vocab_size,
+        sizes.length,
+        sizes.width,
+        sizes.blocks,
+        sizes.heads,
+        sizes.cond_dim,
+        sizes.dropout,
+        causal=causal,
     )
     return _initial(shape, recipe)
 
@@ -287,5 +331,7 @@ def _with_mask(tokenizer: Tokenizer | None, vocab_size: int | None) -> tuple[int
 
 def _known(vocab_size: int | None) -> int:
     if vocab_size is None:
-        raise ValueError("without a tokenizer the size of the vocabulary is unknown: give vocab_size")
+        raise ValueError(
+            "without a tokenizer the size of the vocabulary is unknown: give vocab_size"
+        )
     return vocab_size

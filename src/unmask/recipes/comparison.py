@@ -17,7 +17,13 @@ from unmask.recipes.study import Measured, Study
 from unmask.training import TrainingError
 
 FAILURE = "failure.json"
-HEAD = ("cell", "steps", "gen PPL", "entropy", *(f"gain at equal {name}" for name in ENTROPIES.values()))
+HEAD = (
+    "cell",
+    "steps",
+    "gen PPL",
+    "entropy",
+    *(f"gain at equal {name}" for name in ENTROPIES.values()),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ def folder(cell: str) -> str:
     return cell.replace(",", "").replace(" ", "-")
 
 
-def compare(plan: Comparison, directory: Path, only: Sequence[str] | None = None) -> Iterator[Progress]:
+def compare(
+    plan: Comparison, directory: Path, only: Sequence[str] | None = None
+) -> Iterator[Progress]:
     """Distil and measure all cells, or `only` some (none: the teacher's rows): `directory`/CELL holds each report.
 
     What is there already is not done again. A training that its guard stops is a result: CELL/failure.json says why,
@@ -51,7 +59,9 @@ def compare(plan: Comparison, directory: Path, only: Sequence[str] | None = None
     """
     cells = list(plan.cells) if only is None else only
     if unknown := sorted({*cells} - {*plan.cells}):
-        raise ValueError(f"the cells are {', '.join(plan.cells)}: there is none called {', '.join(unknown)}")
+        raise ValueError(
+            f"the cells are {', '.join(plan.cells)}: there is none called {', '.join(unknown)}"
+        )
     known: list[Measured] = []
     anyone = next(iter(plan.cells.values()))
     rows = teacher_rows(plan.teacher, plan.judge, anyone, plan.study, directory / ROWS, plan.known)
@@ -63,12 +73,23 @@ def compare(plan: Comparison, directory: Path, only: Sequence[str] | None = None
         if (place / FAILURE).exists():
             yield Progress(f"{name}, failed before", 1, 1, f"{name}: {failure(place)}")
             continue
-        cell = Experiment(f"{plan.title}: {name}", plan.cells[name], plan.teacher, plan.judge, plan.study, known=known)
+        cell = Experiment(
+            f"{plan.title}: {name}",
+            plan.cells[name],
+            plan.teacher,
+            plan.judge,
+            plan.study,
+            known=known,
+        )
         report = None
         try:
             for event in experiment(cell, place):
                 report = event.report
-                yield replace(event, stage=f"{name}, {event.stage}", line=event.line and f"{name}: {event.line}")
+                yield replace(
+                    event,
+                    stage=f"{name}, {event.stage}",
+                    line=event.line and f"{name}: {event.line}",
+                )
         except TrainingError as error:
             fail(place, error)
             yield Progress(f"{name}, failed", 1, 1, f"{name}: {error}")
@@ -124,7 +145,9 @@ def means(name: str, reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         columns: list[list[float]] = [[row[key] for row in rows] for key in ("gen_ppl", "entropy")]
         gains = zip(*(_gains(report, rows[0]["steps"]) for report in reports), strict=True)
         columns += [[gain["value"] for gain in column if gain is not None] for column in gains]
-        table.append([name, str(rows[0]["steps"]), *(_mean(column, len(reports)) for column in columns)])
+        table.append(
+            [name, str(rows[0]["steps"]), *(_mean(column, len(reports)) for column in columns)]
+        )
     return table
 
 
@@ -138,10 +161,16 @@ def _mean(values: Sequence[float], seeds: int) -> str:
 def _gains(report: Mapping[str, Any], steps: int) -> list[Mapping[str, Any] | None]:
     """The gains at the teacher's diversity, a column each."""
     entries = report["answers"]["equal_entropy"]
-    return [entry["gain"] for entry in entries if entry["at"] == entries[0]["at"] and entry["steps"] == steps]
+    return [
+        entry["gain"]
+        for entry in entries
+        if entry["at"] == entries[0]["at"] and entry["steps"] == steps
+    ]
 
 
 def _gain(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return "not reached"
-    return f"{gain['value']:.2f} " + ("[?]" if gain["low"] is None else f"[{gain['low']:.2f}, {gain['high']:.2f}]")
+    return f"{gain['value']:.2f} " + (
+        "[?]" if gain["low"] is None else f"[{gain['low']:.2f}, {gain['high']:.2f}]"
+    )

@@ -38,7 +38,9 @@ def demo(settings: Demo, directory: Path) -> Iterator[Progress]:
     student = replace(settings.student, data=replace(settings.student.data, corpus=settings.corpus))
     if settings.corpus == SHIPPED and not settings.from_scratch:
         known = read_rows(shipped() / ROWS, shipped=True)
-        plan = Experiment(title, student, OWN + "teacher", OWN + "judge", settings.study, "shipped", known)
+        plan = Experiment(
+            title, student, OWN + "teacher", OWN + "judge", settings.study, "shipped", known
+        )
     else:
         pair = from_scratch(settings, directory)
         yield from train(pair, directory)
@@ -55,11 +57,15 @@ def from_scratch(settings: Demo, directory: Path) -> dict[str, Recipe]:
     tokenizer = str(directory / "teacher" / "model")
     return {
         "teacher": replace(teacher, data=replace(teacher.data, corpus=settings.corpus)),
-        "judge": replace(judge, data=replace(judge.data, corpus=settings.corpus, tokenizer=tokenizer)),
+        "judge": replace(
+            judge, data=replace(judge.data, corpus=settings.corpus, tokenizer=tokenizer)
+        ),
     }
 
 
-def train(plans: Mapping[str, Recipe], directory: Path, device: str | None = None) -> Iterator[Progress]:
+def train(
+    plans: Mapping[str, Recipe], directory: Path, device: str | None = None
+) -> Iterator[Progress]:
     """Train each recipe in `directory`/name, one after the other; a signal ends them all.
 
     What is trained already is only looked at: several processes may do so at a time.

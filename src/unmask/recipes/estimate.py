@@ -18,11 +18,18 @@ from unmask.recipes.schema import Consistency, Distillation, Nelbo, NextToken, R
 from unmask.text.hub import OWN, TOKENIZER_FILES, local_or_hub
 from unmask.text.tokenizers import bpe_size, find_tokenizer
 
-KNOWN = {"gpt2": (50257, False), "bert-base-uncased": (30522, True)}  # tokens, and whether one of them is MASK
-SAVED = 20  # numbers a token, channel and block that autograd keeps, in the precision of the products
+KNOWN = {
+    "gpt2": (50257, False),
+    "bert-base-uncased": (30522, True),
+}  # tokens, and whether one of them is MASK
+SAVED = (
+    20  # numbers a token, channel and block that autograd keeps, in the precision of the products
+)
 TABLES = 2  # over the vocabulary that a loss holds of a chunk of rows, student's and teacher's, and as many of a block
-GPUS: Mapping[str, tuple[float, float]] = MappingProxyType(  # TFLOP/s by data sheet: bfloat16 dense, float32
-    {"RTX 4090": (165, 83), "A100": (312, 19.5), "H100": (989, 67), "H200": (989, 67)}
+GPUS: Mapping[str, tuple[float, float]] = (
+    MappingProxyType(  # TFLOP/s by data sheet: bfloat16 dense, float32
+        {"RTX 4090": (165, 83), "A100": (312, 19.5), "H100": (989, 67), "H200": (989, 67)}
+    )
 )
 CUDA = torch.device("cuda")
 UTILISATION = 0.4  # of the data sheet's rate: an assumption
@@ -50,7 +57,9 @@ def vocabulary(recipe: Recipe) -> int:
             return size
 
 
-def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device = CUDA) -> dict[str, Any]:
+def estimate(
+    recipe: Recipe, vocab_size: int | None = None, device: torch.device = CUDA
+) -> dict[str, Any]:
     """Parameters, tokens, FLOPs, hours and bytes of a run on one process; `vocab_size` where no tokenizer tells it.
 
     weights_bytes      float32 weights, gradients, two moments and the moving average: 20 bytes a parameter, and 4 more
@@ -69,7 +78,16 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
     vocab = vocabulary(recipe) if vocab_size is None else vocab_size
     causal = isinstance(recipe.objective, NextToken)
     parameters = _parameters(
-        Shape(vocab, sizes.length, sizes.width, sizes.blocks, sizes.heads, sizes.cond_dim, sizes.dropout, causal=causal)
+        Shape(
+            vocab,
+            sizes.length,
+            sizes.width,
+            sizes.blocks,
+            sizes.heads,
+            sizes.cond_dim,
+            sizes.dropout,
+            causal=causal,
+        )
     )
     tokens = recipe.batch_size * recipe.steps * sizes.length
     attention = 4 * sizes.length * sizes.width * sizes.blocks // (2 if causal else 1)
@@ -96,7 +114,8 @@ def estimate(recipe: Recipe, vocab_size: int | None = None, device: torch.device
         "memory_bytes": weights + activations + table,
         "sharded_bytes": {str(n): weights // n + whole + activations + table for n in (2, 8, 64)},
         "hours": {
-            name: float(f"{flops / (rates[rate] * 1e12 * UTILISATION * 3600):.3g}") for name, rates in GPUS.items()
+            name: float(f"{flops / (rates[rate] * 1e12 * UTILISATION * 3600):.3g}")
+            for name, rates in GPUS.items()
         },
     }
 
@@ -114,7 +133,11 @@ def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> No
         sizes = replace(sizes, width=2, heads=1, blocks=deeper, cond_dim=1)
         recipe = replace(recipe, network=sizes)
     width, blocks = sizes.width, sizes.blocks
-    weights = 20 * (12 * blocks * width**2 + sizes.cond_dim * (sizes.cond_dim + 6 * blocks * width)) // processes
+    weights = (
+        20
+        * (12 * blocks * width**2 + sizes.cond_dim * (sizes.cond_dim + 6 * blocks * width))
+        // processes
+    )
     least = weights + _activations(recipe, 0)
     if least <= 2 * memory:
         return
@@ -142,7 +165,8 @@ def _parameters(shape: Shape) -> int:
     """The weights of a network; all its blocks are alike."""
     with torch.device("meta"):
         one, two = (
-            sum(weight.numel() for weight in DiT(replace(shape, blocks=blocks)).parameters()) for blocks in (1, 2)
+            sum(weight.numel() for weight in DiT(replace(shape, blocks=blocks)).parameters())
+            for blocks in (1, 2)
         )
     return one + (shape.blocks - 1) * (two - one)
 
@@ -154,8 +178,12 @@ def _activations(recipe: Recipe, body: int) -> int:
     sees = sizes.sees_alpha and not isinstance(recipe.objective, NextToken)
     channels = recipe.batch_size // recipe.accumulation * sizes.length * sizes.width
     block = channels * (width * (SAVED + 2 * (sizes.dropout > 0)) + 8 * sees)
-    block += 2 * body // sizes.blocks if recipe.precision == "bfloat16" else 0  # weights in the products' precision
-    rows = channels * 4 * (1 + isinstance(recipe.objective, Distillation) + _losses(recipe))  # that the head reads
+    block += (
+        2 * body // sizes.blocks if recipe.precision == "bfloat16" else 0
+    )  # weights in the products' precision
+    rows = (
+        channels * 4 * (1 + isinstance(recipe.objective, Distillation) + _losses(recipe))
+    )  # that the head reads
     if not recipe.checkpointing:
         return sizes.blocks * block + rows
     return sizes.blocks * channels * 4 + max(rows, block)

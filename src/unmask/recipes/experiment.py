@@ -66,7 +66,9 @@ class Experiment:
         """The student's recipe with the teacher that it is given."""
         objective = self.student.objective
         if not isinstance(objective, Distillation):
-            raise ValueError(f"a student is distilled: want a recipe of distillation, got {objective.kind}")
+            raise ValueError(
+                f"a student is distilled: want a recipe of distillation, got {objective.kind}"
+            )
         data = replace(self.student.data, tokenizer=self.teacher)
         return replace(self.student, objective=replace(objective, teacher=self.teacher), data=data)
 
@@ -74,7 +76,9 @@ class Experiment:
 def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     """Carry an experiment out in `directory`, and write its report.json there; in one process."""
     if launch().world > 1:
-        raise ValueError("an experiment measures in one process: train by `torchrun`, then start it without")
+        raise ValueError(
+            "an experiment measures in one process: train by `torchrun`, then start it without"
+        )
     started = time.perf_counter()
     yield Progress("reading", 0, 1)
     directory.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,9 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
     length = data.held_out.shape[1]
     known = [*plan.known, *read_rows(directory / ROWS)]
     reads, share = judge_of(judge, length), share_read(plan.judge, recipe.data)
-    scene = Scene(plan.study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
+    scene = Scene(
+        plan.study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share
+    )
     corpus = recipe.data.corpus
     count = "a stream of" if data.train_rows is None else data.train_rows
     yield Progress("reading", 1, 1, f"{corpus}: {count} rows of {length} tokens to learn from")
@@ -94,7 +100,9 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         if update.student is not None:
             round_ = _round(diffusion(update.student), scene, recipe, update.step)
             note(directory / ROUNDS, round_)
-            line = "round {round}: gen PPL {gen_ppl:.1f}, entropy {entropy:.2f} nats at {steps} steps".format(**round_)
+            line = "round {round}: gen PPL {gen_ppl:.1f}, entropy {entropy:.2f} nats at {steps} steps".format(
+                **round_
+            )
         yield Progress("distilling", update.step, recipe.steps, line)
     if not (directory / "student" / "model").exists():
         return  # stopped by a signal: the state is saved, and the next call goes on
@@ -130,7 +138,12 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
 
 
 def teacher_rows(
-    teacher: str, judge: str, recipe: Recipe, study: Study, file: Path, known: Sequence[Measured] = ()
+    teacher: str,
+    judge: str,
+    recipe: Recipe,
+    study: Study,
+    file: Path,
+    known: Sequence[Measured] = (),
 ) -> Iterator[tuple[Progress, Measured]]:
     """The rows of a teacher over the steps and temperatures of a study, on the held-out text of `recipe`.
 
@@ -139,14 +152,24 @@ def teacher_rows(
     data = texts(replace(recipe, data=replace(recipe.data, tokenizer=teacher)))
     file.parent.mkdir(parents=True, exist_ok=True)
     known = [*known, *read_rows(file)]
-    reads, share = judge_of(causal(load(judge)), data.held_out.shape[1]), share_read(judge, recipe.data)
-    scene = Scene(study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
+    reads, share = (
+        judge_of(causal(load(judge)), data.held_out.shape[1]),
+        share_read(judge, recipe.data),
+    )
+    scene = Scene(
+        study, reads, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share
+    )
     temperatures = (1.0, *study.teacher_temperatures)
     total = len(study.teacher_steps) * len(temperatures)
-    rows = studies.measure("teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures)
+    rows = studies.measure(
+        "teacher", diffusion(load(teacher)), scene, study.teacher_steps, temperatures
+    )
     for done, measured in enumerate(rows, start=1):
         keep(measured, known, file)
-        yield Progress("measuring the teacher", done, total, row_line("teacher", measured)), measured
+        yield (
+            Progress("measuring the teacher", done, total, row_line("teacher", measured)),
+            measured,
+        )
 
 
 def _round(model: Model, scene: Scene, plan: Recipe, step: int) -> dict[str, Any]:
@@ -251,6 +274,10 @@ def lines(file: Path) -> list[dict[str, Any]]:
 def _curves(file: Path) -> dict[str, list[float]]:
     """The columns of a run's metrics.jsonl that the report draws; rounds count from 1, as in its table."""
     table = lines(file)
-    names = [name for name in ("step", "loss", "distillation", "reconstruction") if all(name in line for line in table)]
+    names = [
+        name
+        for name in ("step", "loss", "distillation", "reconstruction")
+        if all(name in line for line in table)
+    ]
     curves = {name: [line[name] for line in table] for name in names}
     return curves | {"round": [int(line["round"]) + 1 for line in table]}

@@ -33,8 +33,14 @@ def frontier(
     """
     study, length, tokenizer = scene.study, scene.real.shape[1], teacher.tokenizer
     if tokenizer is None:
-        raise ValueError("a frontier is measured on text, and this teacher has no tokenizer: save it with one")
-    if student.tokenizer is None or student.tokenizer.digest != tokenizer.digest or student.process != teacher.process:
+        raise ValueError(
+            "a frontier is measured on text, and this teacher has no tokenizer: save it with one"
+        )
+    if (
+        student.tokenizer is None
+        or student.tokenizer.digest != tokenizer.digest
+        or student.process != teacher.process
+    ):
         raise ValueError(
             "teacher and student are compared token by token: want one tokenizer and one noise process, and theirs "
             "differ; measure them apart by `unmask eval samples` under a judge that reads texts"
@@ -48,7 +54,9 @@ def frontier(
         plans.append(("autoregressive", autoregressive, (length,), (1.0,)))
     total, done = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans), 0
     rows: dict[str, list[Measured]] = {"naive": fakes, "data": [real]}
-    rows |= {name: [] for name, *_ in plans} | {f"temperature_{name}": [] for name in ("teacher", "student")}
+    rows |= {name: [] for name, *_ in plans} | {
+        f"temperature_{name}": [] for name in ("teacher", "student")
+    }
     for name, model, steps, temperatures in plans:
         for measured in measure(name, model, scene, steps, temperatures):
             place = name if measured.row.setting.temperature == 1 else f"temperature_{name}"
@@ -65,9 +73,13 @@ def conclude(rows: Mapping[str, Sequence[Measured]], doubts: Sequence[str] = ())
     teacher, student = ([m.row for m in rows[name]] for name in ("teacher", "student"))
     warmer = [m.row for m in rows["temperature_student"]]
     data, fakes = rows["data"][0].row, [m.row for m in rows["naive"]]
-    answers = answer(teacher, [*student, *warmer], [m.row for m in rows["temperature_teacher"]], data)
+    answers = answer(
+        teacher, [*student, *warmer], [m.row for m in rows["temperature_teacher"]], data
+    )
     no_claim = [*doubts, *against(teacher, student, fakes, data)]
-    table = {name: [m.to_json() for m in measured] for name, measured in rows.items() if name != "data"}
+    table = {
+        name: [m.to_json() for m in measured] for name, measured in rows.items() if name != "data"
+    }
     return table | {
         "data": rows["data"][0].to_json(),
         "answers": answers.to_json(),

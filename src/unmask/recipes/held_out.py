@@ -10,7 +10,13 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from unmask.evaluation.judges import Scores
-from unmask.evaluation.likelihood import Convention, nelbo_batches, next_token_batches, summed, unit_of
+from unmask.evaluation.likelihood import (
+    Convention,
+    nelbo_batches,
+    next_token_batches,
+    summed,
+    unit_of,
+)
 from unmask.models.pretrained import CausalModel, Model, mask_id_of
 from unmask.recipes.build import HELD_OUT, text_of
 from unmask.recipes.schema import Data, Part
@@ -67,8 +73,16 @@ class HeldOut:
     @property
     def source(self) -> str:
         """The text that the rows are made of."""
-        of = self.data.corpus if self.data.part == "all" else f"{self.data.part} of {self.data.corpus}"
-        return of if self.whole else f"held-out part of {of}" + (", changed since the training" if self.changed else "")
+        of = (
+            self.data.corpus
+            if self.data.part == "all"
+            else f"{self.data.part} of {self.data.corpus}"
+        )
+        return (
+            of
+            if self.whole
+            else f"held-out part of {of}" + (", changed since the training" if self.changed else "")
+        )
 
     def words(self, n: int) -> str:
         """The number of these rows, n of N, their choice, their ends and their source."""
@@ -93,7 +107,9 @@ class Reading:
 
     def calls(self, n: int) -> int:
         """The network calls that n rows take."""
-        return -(-n // self.batch_size) * (1 if isinstance(self.model, CausalModel) else self.passes)
+        return -(-n // self.batch_size) * (
+            1 if isinstance(self.model, CausalModel) else self.passes
+        )
 
     def batches(self, x0: Tensor) -> Iterator[Tensor]:
         """The nats [n] that each row of x0 [n, L] gets from each network call; their sum is its score.
@@ -103,7 +119,9 @@ class Reading:
         x0 = x0.to(self.model.network.head.weight.device)
         if isinstance(self.model, CausalModel):
             check_rows(x0, self.model.network.shape.vocab_size, mask_id_of(self.model))
-            return next_token_batches(self.model.predictor, x0, start=self.start, batch_size=self.batch_size)
+            return next_token_batches(
+                self.model.predictor, x0, start=self.start, batch_size=self.batch_size
+            )
         noise = generator(self.seed, device=x0.device)
         return nelbo_batches(
             self.model.denoiser, self.model.process, x0, convention=self.convention, passes=self.passes,
@@ -127,9 +145,17 @@ class Reading:
     def words(self) -> str:
         """The kind of the scores, in words."""
         if isinstance(self.model, CausalModel):
-            after = "after the first token of each row" if self.start is None else "start token before each row"
+            after = (
+                "after the first token of each row"
+                if self.start is None
+                else "start token before each row"
+            )
             return f"exact, {after}; products in {self.model.network.precision}"
-        kind = "upper bound" if self.convention == "bound" else "convention of MDLM's tables, not a bound"
+        kind = (
+            "upper bound"
+            if self.convention == "bound"
+            else "convention of MDLM's tables, not a bound"
+        )
         how = f"{self.passes} noise levels a row, seed {self.seed}"
         return f"{kind}, {how}; products in {self.model.network.precision}"
 
@@ -155,8 +181,15 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
     found = rows(corpus, spoken(model), length, data.wrap)
     check_rows(found, model.network.shape.vocab_size, mask_id_of(model))
     digest, card = digest_of(corpus), _text_of(model, name)
-    same = own and not whole and card is not None and (data.part, data.streaming) == (card.part, card.streaming)
-    return HeldOut(found, data, whole, digest, changed=same and model.card.get(HELD_OUT, digest) != digest)
+    same = (
+        own
+        and not whole
+        and card is not None
+        and (data.part, data.streaming) == (card.part, card.streaming)
+    )
+    return HeldOut(
+        found, data, whole, digest, changed=same and model.card.get(HELD_OUT, digest) != digest
+    )
 
 
 def reading(model: Model | CausalModel, wrap: bool) -> Reading:
@@ -166,7 +199,9 @@ def reading(model: Model | CausalModel, wrap: bool) -> Reading:
     without a card reads rows with BOS without it: the released baselines of MDLM were trained so.
     """
     if isinstance(model, CausalModel) and not (wrap and _text_of(model) is None):
-        return Reading(model, start_token(model.tokenizer, model.network.shape.vocab_size, mask_id_of(model)))
+        return Reading(
+            model, start_token(model.tokenizer, model.network.shape.vocab_size, mask_id_of(model))
+        )
     return Reading(model)
 
 
@@ -208,7 +243,9 @@ def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[Data, bool
             "text.streaming says how --text.corpus is read: give it too, or leave both to the model's card"
         )
     if card is None:
-        raise ValueError(f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)")
+        raise ValueError(
+            f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)"
+        )
     if not is_there(card.corpus):
         raise ValueError(
             f"text.corpus is needed: the card of {name} names the text {card.corpus!r}, and there is no such file or "

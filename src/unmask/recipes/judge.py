@@ -37,7 +37,9 @@ def judge_of(model: CausalModel, length: int, name: str = "demo-judge") -> Judge
     )
 
 
-def judge_named(name: str, tokenizer: Tokenizer | None, length: int, device: torch.device | str = "cpu") -> Judge:
+def judge_named(
+    name: str, tokenizer: Tokenizer | None, length: int, device: torch.device | str = "cpu"
+) -> Judge:
     """A judge by name: "smollm2", the directory of one of our autoregressive models, or any Hugging Face model.
 
     One of ours reads ids where its tokenizer is that of the judged model, and texts otherwise. "sdtt:NAME" is a Hugging
@@ -53,16 +55,28 @@ def judge_named(name: str, tokenizer: Tokenizer | None, length: int, device: tor
     config = directory / "config.json"
     told = read_json(config) if config.exists() else {}
     if not isinstance(told, dict):
-        raise ValueError(f"judge {name}: {config} holds the fields of a model: want a JSON object, got {told!r:.40}")
+        raise ValueError(
+            f"judge {name}: {config} holds the fields of a model: want a JSON object, got {told!r:.40}"
+        )
     if not str(told.get("format", "")).startswith("unmask"):
         return huggingface_judge(name, device=device)
     name = told.get("card", {}).get("recipe", {}).get("name", name)
     model = load(directory, device=device)
     if not isinstance(model, CausalModel):
         raise ValueError(f"a judge is autoregressive, and {name} is a diffusion model")
-    if model.tokenizer is not None and tokenizer is not None and model.tokenizer.digest == tokenizer.digest:
+    if (
+        model.tokenizer is not None
+        and tokenizer is not None
+        and model.tokenizer.digest == tokenizer.digest
+    ):
         return judge_of(model, length, name=name)
     weights, size = model.network.state_dict(), model.network.shape
     return causal_judge(
-        model.predictor, size.vocab_size, model.tokenizer, weights, name=name, context=size.length, device=device
+        model.predictor,
+        size.vocab_size,
+        model.tokenizer,
+        weights,
+        name=name,
+        context=size.length,
+        device=device,
     )

@@ -52,7 +52,9 @@ def cells(base: Recipe) -> dict[str, Recipe]:
 def consistency(base: Recipe) -> Consistency:
     """The objective of a recipe whose factors are varied."""
     if not isinstance(base.objective, Consistency):
-        raise ValueError(f"a study varies a recipe of consistency distillation, {base.name!r} is {base.objective.kind}")
+        raise ValueError(
+            f"a study varies a recipe of consistency distillation, {base.name!r} is {base.objective.kind}"
+        )
     return base.objective
 
 
@@ -65,5 +67,7 @@ def larger(settings: Larger, directory: Path, only: tuple[str, ...] = ()) -> Ite
     teacher, judge = (str(directory / name / "model") for name in models)
     title = f"Rows of {settings.student.network.length} tokens"
     yield from compare(
-        Comparison(title, teacher, judge, cells(settings.student), settings.study), directory, only or None
+        Comparison(title, teacher, judge, cells(settings.student), settings.study),
+        directory,
+        only or None,
     )

@@ -16,7 +16,14 @@ from unmask.recipes.study import Measured, Study
 
 ENTROPY = "entropy"  # the column of unigram entropy
 MASKED, UNIFORM = "masked", "uniform"  # folders
-HEAD = ("method", "steps", "calls", "gen PPL", "entropy", "gen PPL at the unigram entropy of real text")
+HEAD = (
+    "method",
+    "steps",
+    "calls",
+    "gen PPL",
+    "entropy",
+    "gen PPL at the unigram entropy of real text",
+)
 
 
 STUDY = Study(
@@ -34,21 +41,29 @@ class Methods:
     """What is distilled and measured; teachers and judge are shipped."""
 
     masked: Mapping[str, Recipe] = field(
-        default_factory=lambda: seeded({"mcd": shortened(recipe("demo-mcd")), "sdtt": shortened(recipe("demo-sdtt"))})
+        default_factory=lambda: seeded(
+            {"mcd": shortened(recipe("demo-mcd")), "sdtt": shortened(recipe("demo-sdtt"))}
+        )
     )
-    uniform: Mapping[str, Recipe] = field(default_factory=lambda: seeded({"dcd": shortened(recipe("demo-dcd"))}))
+    uniform: Mapping[str, Recipe] = field(
+        default_factory=lambda: seeded({"dcd": shortened(recipe("demo-dcd"))})
+    )
     study: Study = field(default_factory=lambda: STUDY)
     teacher: str = "unmask:teacher"
     duo: str = "unmask:duo"
     judge: str = "unmask:judge"
 
 
-def methods(settings: Methods, directory: Path, known: Sequence[Measured] = ()) -> Iterator[Progress]:
+def methods(
+    settings: Methods, directory: Path, known: Sequence[Measured] = ()
+) -> Iterator[Progress]:
     """Distil and measure the students of the masked teacher, then those of the uniform-state one.
 
     `known` holds rows of the masked teacher.
     """
-    masked = Comparison("Methods", settings.teacher, settings.judge, settings.masked, settings.study, known)
+    masked = Comparison(
+        "Methods", settings.teacher, settings.judge, settings.masked, settings.study, known
+    )
     study = replace(settings.study, sampler="ancestral")
     uniform = Comparison("Methods", settings.duo, settings.judge, settings.uniform, study)
     done = False

@@ -17,7 +17,11 @@ Name = Literal["table1", "table2", "table3", "figure3"]
 Scale = Literal["tiny", "small", "paper"]
 
 UNIFORM = "ancestral", "inverse_cdf"  # several draws a position: the cheap one
-DOUBTS: Mapping[Scale, tuple[int, ...]] = {"tiny": (128,), "small": (32, 256), "paper": (32, 512)}  # 512: 54.74 or 104
+DOUBTS: Mapping[Scale, tuple[int, ...]] = {
+    "tiny": (128,),
+    "small": (32, 256),
+    "paper": (32, 512),
+}  # 512: 54.74 or 104
 VOCABULARY: Mapping[Scale, str] = {"tiny": "bpe:1024", "small": "bpe:2048"}
 TITLES: Mapping[Name, str] = {
     "table1": "Methods by round and by steps",
@@ -28,7 +32,9 @@ TITLES: Mapping[Name, str] = {
 SMALL = Network(length=256, width=384, blocks=6, heads=6, cond_dim=64)
 SMALL_LARGE = replace(SMALL, width=768, blocks=12, heads=12, cond_dim=128)
 DEEPER = 2  # tiny: the larger teacher grows from the shipped one
-TINY_LARGE = replace(recipe("demo-teacher").network, blocks=DEEPER * recipe("demo-teacher").network.blocks)
+TINY_LARGE = replace(
+    recipe("demo-teacher").network, blocks=DEEPER * recipe("demo-teacher").network.blocks
+)
 
 
 def plan(name: Name, scale: Scale, directory: Path) -> Plan:
@@ -39,11 +45,17 @@ def plan(name: Name, scale: Scale, directory: Path) -> Plan:
     methods: dict[str, Method]
     match name:
         case "table1":
-            methods = {"SDTT": Method("MDLM", sdtt), "DCD": Method("Duo", dcd), "MCD": Method("MDLM", mcd)}
+            methods = {
+                "SDTT": Method("MDLM", sdtt),
+                "DCD": Method("Duo", dcd),
+                "MCD": Method("MDLM", mcd),
+            }
         case "figure3":
             methods = {"MCD": Method("MDLM", mcd)}
         case "table2":
-            methods = {title: Method("MDLM", loss) for title, loss in _losses(_first_round(mcd)).items()}
+            methods = {
+                title: Method("MDLM", loss) for title, loss in _losses(_first_round(mcd)).items()
+            }
         case "table3":
             methods = {
                 "SDTT": Method("MDLM large", _first_round(sdtt)),
@@ -52,7 +64,11 @@ def plan(name: Name, scale: Scale, directory: Path) -> Plan:
         case _:
             assert_never(name)
     used = {method.teacher for method in methods.values()}
-    study = replace(_study(scale, large), student_steps=(32,)) if name == "table2" else _study(scale, large)
+    study = (
+        replace(_study(scale, large), student_steps=(32,))
+        if name == "table2"
+        else _study(scale, large)
+    )
     return Plan(
         TITLES[name],
         {title: teacher for title, teacher in teachers.items() if title in used},
@@ -65,7 +81,9 @@ def plan(name: Name, scale: Scale, directory: Path) -> Plan:
     )
 
 
-def _models(scale: Scale, large: bool, directory: Path) -> tuple[dict[str, Teacher], str, dict[str, Recipe]]:
+def _models(
+    scale: Scale, large: bool, directory: Path
+) -> tuple[dict[str, Teacher], str, dict[str, Recipe]]:
     """Teachers and judge by name, and the recipes of those that are trained first."""
     here = {name: str(directory / name / "model") for name in ("teacher", "duo", "judge")}
     masked = "MDLM large" if large else "MDLM"
@@ -82,15 +100,23 @@ def _models(scale: Scale, large: bool, directory: Path) -> tuple[dict[str, Teach
             judge = _larger(recipe("demo-judge"), SMALL, 1500)
             own = {"duo": duo, "judge": judge}
             train = {"teacher": teacher} | {
-                name: replace(told, data=replace(told.data, tokenizer=here["teacher"])) for name, told in own.items()
+                name: replace(told, data=replace(told.data, tokenizer=here["teacher"]))
+                for name, told in own.items()
             }
             found = {masked: Teacher(here["teacher"]), "Duo": Teacher(here["duo"], *UNIFORM)}
             return found, here["judge"], train
         case "paper":
             if large:
                 found = {masked: Teacher("jdeschena/sdtt@teacher_400k_large_step_400000")}
-                return found, "sdtt:meta-llama/Meta-Llama-3-8B", {}  # the rule of the paper's table 3
-            found = {masked: Teacher("kuleshov-group/mdlm-owt"), "Duo": Teacher("s-sahoo/duo", *UNIFORM)}
+                return (
+                    found,
+                    "sdtt:meta-llama/Meta-Llama-3-8B",
+                    {},
+                )  # the rule of the paper's table 3
+            found = {
+                masked: Teacher("kuleshov-group/mdlm-owt"),
+                "Duo": Teacher("s-sahoo/duo", *UNIFORM),
+            }
             return found, "gpt2-large", {}
         case _:
             assert_never(scale)
@@ -117,7 +143,9 @@ def _larger(base: Recipe, network: Network, steps: int) -> Recipe:
     if network.width >= 384:
         optim = replace(optim, lr=1e-3, warmup_steps=200)
     save_every = max(100, steps // 10)
-    return replace(base, objective=objective, network=network, steps=steps, optim=optim, save_every=save_every)
+    return replace(
+        base, objective=objective, network=network, steps=steps, optim=optim, save_every=save_every
+    )
 
 
 def _methods(scale: Scale, large: bool) -> tuple[Recipe, Recipe, Recipe]:
@@ -132,11 +160,17 @@ def _methods(scale: Scale, large: bool) -> tuple[Recipe, Recipe, Recipe]:
             sdtt = replace(sdtt, network=mcd.network, accumulation=mcd.accumulation)
         return mcd, _rounds(sdtt, 10_000, 1 / 1024), dcd
     every, first = (60, 1 / 128) if scale == "tiny" else (250, 1 / 256)
-    network = {("tiny", True): TINY_LARGE, ("small", False): SMALL, ("small", True): SMALL_LARGE}.get((scale, large))
+    network = {
+        ("tiny", True): TINY_LARGE,
+        ("small", False): SMALL,
+        ("small", True): SMALL_LARGE,
+    }.get((scale, large))
     found = []
     for name in ("demo-mcd", "demo-sdtt", "demo-dcd"):
         base = recipe(name)
-        base = replace(base, data=replace(base.data, tokenizer=VOCABULARY[scale]))  # that is, its teacher's
+        base = replace(
+            base, data=replace(base.data, tokenizer=VOCABULARY[scale])
+        )  # that is, its teacher's
         if network is not None:
             base = replace(base, network=replace(network, sees_alpha=base.network.sees_alpha))
         found.append(_rounds(base, every, first / 2 if name == "demo-sdtt" else first))
@@ -151,12 +185,18 @@ def _rounds(base: Recipe, every: int, delta0: float) -> Recipe:
         case Sdtt():
             objective = replace(objective, round_steps=every, delta0=delta0, count=count)
         case Consistency(process="masked"):
-            objective = replace(objective, round_steps=every, delta0=delta0, temperatures=PAPER_TEMPERATURES)
+            objective = replace(
+                objective, round_steps=every, delta0=delta0, temperatures=PAPER_TEMPERATURES
+            )
         case Consistency():
-            objective = replace(objective, round_steps=every, delta0=delta0, temperatures=(1.0,) * count)
+            objective = replace(
+                objective, round_steps=every, delta0=delta0, temperatures=(1.0,) * count
+            )
         case _:
             raise ValueError(f"a method distils in rounds, {base.name!r} is {objective.kind}")
-    return replace(base, objective=objective, steps=every * count, save_every=min(every, base.save_every))
+    return replace(
+        base, objective=objective, steps=every * count, save_every=min(every, base.save_every)
+    )
 
 
 def _first_round(base: Recipe) -> Recipe:
@@ -167,7 +207,9 @@ def _first_round(base: Recipe) -> Recipe:
         case Sdtt():
             objective = replace(objective, round_steps=every, count=1)
         case Consistency():
-            objective = replace(objective, round_steps=every, temperatures=objective.temperatures[:1])
+            objective = replace(
+                objective, round_steps=every, temperatures=objective.temperatures[:1]
+            )
         case _:
             raise ValueError(f"a method distils in rounds, {base.name!r} is {objective.kind}")
     return replace(base, objective=objective, steps=every, save_every=min(every, base.save_every))
@@ -180,8 +222,12 @@ def _losses(base: Recipe) -> dict[str, Recipe]:
         raise ValueError(f"the losses are those of MCD, {base.name!r} is {objective.kind}")
     return {
         "hybrid": base,
-        "KL-Fwd": replace(base, objective=replace(objective, direction="forward", revealed="divergence")),
-        "KL-Bwd": replace(base, objective=replace(objective, direction="reverse", revealed="divergence")),
+        "KL-Fwd": replace(
+            base, objective=replace(objective, direction="forward", revealed="divergence")
+        ),
+        "KL-Bwd": replace(
+            base, objective=replace(objective, direction="reverse", revealed="divergence")
+        ),
     }
 
 
@@ -190,7 +236,13 @@ def _study(scale: Scale, large: bool) -> Study:
         case "tiny":
             return Study(samples=64, student_steps=(8, 16, 32, 128), texts=0, completions=0)
         case "small":
-            return Study(samples=256, student_steps=(8, 16, 32, 64, 128, 256), texts=0, completions=0, batch_size=256)
+            return Study(
+                samples=256,
+                student_steps=(8, 16, 32, 64, 128, 256),
+                texts=0,
+                completions=0,
+                batch_size=256,
+            )
         case "paper":
             steps = (32, 64, 128, 256, 512) if large else (8, 16, 32, 64, 128, 256, 512, 1024)
             return Study(samples=1024, student_steps=steps, texts=0, completions=0, batch_size=32)

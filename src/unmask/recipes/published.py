@@ -27,7 +27,9 @@ class Published:
         return f"{self.gen_ppl:.4g}" + ("" if self.entropy is None else f" / {self.entropy:.2f}")
 
 
-Cells = Mapping[tuple[str, int, int], tuple[Published, ...]]  # (line, round, 0 for a teacher; steps)
+Cells = Mapping[
+    tuple[str, int, int], tuple[Published, ...]
+]  # (line, round, 0 for a teacher; steps)
 
 _STEPS = (1024, 512, 256, 128, 64, 32, 16, 8)
 _TEACHERS = {  # Duo, table of teachers: gen PPL / entropy at _STEPS
@@ -48,11 +50,15 @@ _ROUNDS = {  # gen PPL after rounds 1 to 4, at the steps of the key
 }  # fmt: skip
 
 
-def _duo(line: str, round_: int, steps: tuple[int, ...], text: str) -> dict[tuple[str, int, int], Published]:
+def _duo(
+    line: str, round_: int, steps: tuple[int, ...], text: str
+) -> dict[tuple[str, int, int], Published]:
     found = {}
     for count, cell in zip(steps, text.split(), strict=True):
         gen_ppl, _, entropy = cell.partition("/")
-        found[line, round_, count] = Published(DUO, float(gen_ppl), float(entropy) if entropy else None)
+        found[line, round_, count] = Published(
+            DUO, float(gen_ppl), float(entropy) if entropy else None
+        )
     return found
 
 
@@ -64,7 +70,9 @@ def _table1() -> Cells:
         ("SDTT", 5, 32): [Published(MCD, 52.16)],
         ("MCD", 1, 32): [Published(MCD, 94.97)],  # its table 2
     }
-    rows: list[tuple[str, int, tuple[int, ...], str]] = [(line, 0, _STEPS, text) for line, text in _TEACHERS.items()]
+    rows: list[tuple[str, int, tuple[int, ...], str]] = [
+        (line, 0, _STEPS, text) for line, text in _TEACHERS.items()
+    ]
     rows += [(line, 5, _STEPS, text) for line, text in _STUDENTS.items()]
     rows += [
         (line, round_, steps, text)
@@ -81,7 +89,10 @@ def _table1() -> Cells:
 TABLES: Mapping[str, Cells] = MappingProxyType(
     {
         "table1": _table1(),
-        "table2": {("hybrid", 1, 32): (Published(MCD, 94.97),), ("KL-Fwd", 1, 32): (Published(MCD, 110.86),)},
+        "table2": {
+            ("hybrid", 1, 32): (Published(MCD, 94.97),),
+            ("KL-Fwd", 1, 32): (Published(MCD, 110.86),),
+        },
         "table3": {
             ("MDLM large", 0, 32): (Published(MCD, 260.17),),
             ("MDLM large", 0, 512): (Published(MCD, 62.92),),

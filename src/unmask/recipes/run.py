@@ -29,7 +29,15 @@ from unmask.recipes.begun import (
     text_digest,
     with_own_tokenizer,
 )
-from unmask.recipes.build import HELD_OUT, Parts, build, decided, deeper_by, distillation, starts_from
+from unmask.recipes.build import (
+    HELD_OUT,
+    Parts,
+    build,
+    decided,
+    deeper_by,
+    distillation,
+    starts_from,
+)
 from unmask.recipes.estimate import check_memory
 from unmask.recipes.schema import Distillation, Recipe, recipe_of
 from unmask.recipes.texts import Texts, texts
@@ -71,7 +79,9 @@ def run(
     found = digests(data, _digest(parts.student.network, recipe) if starts_from(recipe) else None)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     with (
-        RunDir.open(directory, as_saved(recipe, directory), resume=resume, engine=engine) as run_dir,
+        RunDir.open(
+            directory, as_saved(recipe, directory), resume=resume, engine=engine
+        ) as run_dir,
         stop_signals() as signalled,
         closing(data),
     ):
@@ -111,21 +121,35 @@ def _resumed(
     engine = run_dir.engine
     known, machine = checked_start(run_dir.path, found, recipe, engine), engine.machine()
     if engine.same(int(run_dir.model.exists())):
-        say(f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is left as it is")
+        say(
+            f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is left as it is"
+        )
         run_dir.drop_states()
         return False
     restored = run_dir.restore(state, every=recipe.save_every)
-    for line in (f"{restored}, matrix products in {recipe.precision}", *changes(known, found, machine, restored.step)):
+    for line in (
+        f"{restored}, matrix products in {recipe.precision}",
+        *changes(known, found, machine, restored.step),
+    ):
         say(line)
     if engine.main:
         keep_start(run_dir.path, known, found, machine, tokenizer, restored.step)
     return True
 
 
-def _batches(recipe: Recipe, rows: Rows | Windows, parts: Parts, engine: Engine) -> Callable[[int], Tensor]:
+def _batches(
+    recipe: Recipe, rows: Rows | Windows, parts: Parts, engine: Engine
+) -> Callable[[int], Tensor]:
     """Step -> the rows of this process. Rows are checked now where they are there, else when they come."""
     student = parts.student
-    take = partial(batch_at, rows, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world)
+    take = partial(
+        batch_at,
+        rows,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        rank=engine.rank,
+        world=engine.world,
+    )
     if not isinstance(rows, Windows):
         check_rows(rows, student.vocab_size, student.mask_id)
         return take
@@ -143,7 +167,9 @@ def finished(recipe: Recipe, directory: Path) -> bool:
     if not all((directory / name).exists() for name in ("model", "recipe.json")):
         return False
     begun, recipe, start = resolved(recipe_of(directory)), resolved(recipe), read_start(directory)
-    if begun != (replace(recipe, precision=begun.precision) if recipe.precision == "fastest" else recipe):
+    if begun != (
+        replace(recipe, precision=begun.precision) if recipe.precision == "fastest" else recipe
+    ):
         return False
     if "text_digest" in start and start["text_digest"] != text_digest(recipe.data):
         return False
@@ -162,8 +188,12 @@ def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
     if recipe.precision != "fastest":
         return recipe
     begun = (directory / "recipe.json").exists()
-    faster = recipe_of(directory).precision == "bfloat16" if begun else faster_in_bfloat16(engine.device)
-    return decided(recipe, lambda: bool(engine.same(faster)))  # all processes ask, and take the first one's answer
+    faster = (
+        recipe_of(directory).precision == "bfloat16" if begun else faster_in_bfloat16(engine.device)
+    )
+    return decided(
+        recipe, lambda: bool(engine.same(faster))
+    )  # all processes ask, and take the first one's answer
 
 
 def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
@@ -175,16 +205,25 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     """
     objective = recipe.objective
     if not isinstance(objective, Distillation):
-        raise ValueError(f"distill wants a recipe of distillation, {recipe.name!r} is {recipe.objective.kind}")
+        raise ValueError(
+            f"distill wants a recipe of distillation, {recipe.name!r} is {recipe.objective.kind}"
+        )
     if ids.dim() != 2 or not len(ids):
-        raise ValueError(f"ids holds rows of tokens [n, L], at least one: got shape {tuple(ids.shape)}")
+        raise ValueError(
+            f"ids holds rows of tokens [n, L], at least one: got shape {tuple(ids.shape)}"
+        )
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
     recipe = decided(recipe, lambda: bool(engine.same(faster_in_bfloat16(engine.device))))
     parts = distillation(recipe, objective, model)
     check_rows(ids, parts.student.vocab_size, parts.student.mask_id)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     batches = partial(
-        batch_at, ids, batch_size=recipe.batch_size, seed=recipe.seed, rank=engine.rank, world=engine.world
+        batch_at,
+        ids,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        rank=engine.rank,
+        world=engine.world,
     )
     updates = fit(
         parts.objective,
@@ -202,7 +241,10 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
 def with_student(update: Update, parts: Parts, state: State, keep: bool = True) -> Update:
     """The update, with the student as it stands if a round or the run ends here and this process is to `keep` it."""
     recipe = parts.recipe
-    round_ends = isinstance(recipe.objective, Distillation) and update.step % recipe.objective.round_steps == 0
+    round_ends = (
+        isinstance(recipe.objective, Distillation)
+        and update.step % recipe.objective.round_steps == 0
+    )
     if not (round_ends or update.step == recipe.steps):
         return update
     student = student_of(state, keep)
@@ -227,20 +269,26 @@ def _digest(network: DiT, recipe: Recipe) -> str:
     return weights_digest(gather_blocks(network.state_dict(), deeper_by(recipe)))
 
 
-def student_of(state: State, keep: bool = True, raw: bool = False) -> NetworkDenoiser | CausalPredictor | None:
+def student_of(
+    state: State, keep: bool = True, raw: bool = False
+) -> NetworkDenoiser | CausalPredictor | None:
     """A copy of the student on the CPU, with the moving average for weights (raw: its own, as where none is kept).
 
     Of sharded weights all processes make it together; who is not to `keep` it has nothing.
     """
     student, ema = state.student, state.learners[STUDENT].ema
     if not isinstance(student, NetworkDenoiser | CausalPredictor):
-        raise TypeError(f"a student is a denoiser or a next-token predictor, not {type(student).__name__}")
+        raise TypeError(
+            f"a student is a denoiser or a next-token predictor, not {type(student).__name__}"
+        )
     weights = copies({**student.state_dict(), **({} if raw or ema is None else ema.shadow)}, keep)
     if not keep:
         return None
     with torch.device("meta"):
         network = DiT(student.network.shape, student.network.compute_dtype)
-    network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()}, assign=True)
+    network.load_state_dict(
+        {name.removeprefix("network."): value for name, value in weights.items()}, assign=True
+    )
     if isinstance(student, CausalPredictor):
         return CausalPredictor(network, student.mask_id)
     return NetworkDenoiser(network, student.mask_id, student.sees_alpha)

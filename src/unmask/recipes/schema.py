@@ -43,7 +43,9 @@ class Network:
     sees_alpha: bool = False
 
     def __post_init__(self) -> None:
-        Shape(2, self.length, self.width, self.blocks, self.heads, self.cond_dim, self.dropout)  # refused at once
+        Shape(
+            2, self.length, self.width, self.blocks, self.heads, self.cond_dim, self.dropout
+        )  # refused at once
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,13 @@ class Curriculum:
     def __post_init__(self) -> None:
         _within("t_min", self.t_min, 0, 1)
         if self.soft_steps < 0:
-            raise ValueError(f"soft_steps is out of range: got {self.soft_steps}, want soft_steps >= 0")
+            raise ValueError(
+                f"soft_steps is out of range: got {self.soft_steps}, want soft_steps >= 0"
+            )
         if not self.temperature > 0:
-            raise ValueError(f"temperature is out of range: got {self.temperature}, want temperature > 0")
+            raise ValueError(
+                f"temperature is out of range: got {self.temperature}, want temperature > 0"
+            )
         if self.top_k < 1:
             raise ValueError(
                 f"top_k is out of range: got {self.top_k}, want top_k >= 1, and below the vocabulary's size"
@@ -197,9 +203,13 @@ class Consistency:
         structure_of(self.structure)  # refused at once
         _check_rounds("temperatures", self.round_steps, self.delta0, len(self.temperatures))
         if not all(tau > 0 for tau in self.temperatures):
-            raise ValueError(f"temperatures is out of range: got {self.temperatures}, want each > 0")
+            raise ValueError(
+                f"temperatures is out of range: got {self.temperatures}, want each > 0"
+            )
         if not self.revealed_weight >= 0:
-            raise ValueError(f"revealed_weight is out of range: got {self.revealed_weight}, want revealed_weight >= 0")
+            raise ValueError(
+                f"revealed_weight is out of range: got {self.revealed_weight}, want revealed_weight >= 0"
+            )
         if self.gamma is not None:
             _rising("gamma", self.gamma)
         ignored = {"revealed": "cross_entropy", "revealed_weight": 1.0, "reduction": "tokens"}
@@ -240,7 +250,9 @@ class Sdtt:
     def __post_init__(self) -> None:
         for name in ("count", "teacher_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is a count of the distillation: want >= 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} is a count of the distillation: want >= 1, got {getattr(self, name)}"
+                )
         _check_rounds("count", self.round_steps, self.delta0, self.count)
 
     def rounds(self) -> Rounds:
@@ -317,7 +329,9 @@ class Recipe:
         check_name(self.name)
         for name in ("batch_size", "accumulation", "steps", "save_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is a count of the recipe {self.name!r}: want >= 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} is a count of the recipe {self.name!r}: want >= 1, got {getattr(self, name)}"
+                )
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation splits batch_size = {self.batch_size} into equal micro-batches, "

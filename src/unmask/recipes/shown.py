@@ -16,7 +16,9 @@ from unmask.text.packing import Rows, spread
 def shown(teacher: Model, student: Model, study: Study, real: Rows) -> dict[str, Any]:
     """What a report shows besides its numbers: texts of both models, real ones, and texts as they are unmasked."""
     if teacher.tokenizer is None:
-        raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
+        raise ValueError(
+            "samples are shown as text, and this model has no tokenizer: save it with one"
+        )
     length = real.shape[1]
     return {
         "samples": side_by_side(teacher, student, study, length),
@@ -47,10 +49,18 @@ def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> l
             for model in (teacher, student)
         ]  # fmt: skip
         if texts[0] is None or texts[1] is None:
-            raise ValueError("samples are shown as text, and this model has no tokenizer: save it with one")
+            raise ValueError(
+                "samples are shown as text, and this model has no tokenizer: save it with one"
+            )
         pairs = zip(*texts, strict=True)
         table += [
-            {"latent": latent, "steps": steps, "temperature": 1.0, "teacher": of_teacher, "student": of_student}
+            {
+                "latent": latent,
+                "steps": steps,
+                "temperature": 1.0,
+                "teacher": of_teacher,
+                "student": of_student,
+            }
             for latent, (of_teacher, of_student) in enumerate(pairs)
         ]
     return table
@@ -58,13 +68,24 @@ def side_by_side(teacher: Model, student: Model, study: Study, length: int) -> l
 
 def film(model: Model, title: str, steps: int, length: int, study: Study) -> dict[str, Any]:
     """One text as it is unmasked: its final pieces, and the positions that each network call reveals."""
-    drawn = watch(model, 1, length, steps, study.seed, sampler=study.sampler, draw=study.draw, device=device_of(model))
+    drawn = watch(
+        model,
+        1,
+        length,
+        steps,
+        study.seed,
+        sampler=study.sampler,
+        draw=study.draw,
+        device=device_of(model),
+    )
     frames = list(drawn)
     calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]
     final = frames[-1].z[0].tolist()
     return {
         "title": title,
-        "pieces": [model.tokenizer.decode([token]) for token in final] if model.tokenizer else [str(t) for t in final],
+        "pieces": [model.tokenizer.decode([token]) for token in final]
+        if model.tokenizer
+        else [str(t) for t in final],
         "frames": [after.changed[0].nonzero().flatten().tolist() for _, after in calls],
         "alphas": [before.alpha for before, _ in calls],
     }

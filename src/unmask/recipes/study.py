@@ -140,7 +140,11 @@ class Scene:
 
 
 def measure(
-    name: str, model: Model | CausalModel, scene: Scene, steps: Sequence[int], temperatures: Sequence[float]
+    name: str,
+    model: Model | CausalModel,
+    scene: Scene,
+    steps: Sequence[int],
+    temperatures: Sequence[float],
 ) -> Iterator[Measured]:
     """A row for each step count and temperature, in this order.
 
@@ -188,12 +192,16 @@ def measure(
 def _setting(model: Model | CausalModel, study: Study) -> Setting:
     """What labels the rows of a model, but for steps and temperature."""
     sampler = study.sampler if study.draw == "race" else f"{study.sampler}, {study.draw}"
-    return Setting(weights_digest(model.network.state_dict()), sampler, steps=0, nfe=0.0, seeds=(study.seed,))
+    return Setting(
+        weights_digest(model.network.state_dict()), sampler, steps=0, nfe=0.0, seeds=(study.seed,)
+    )
 
 
 def _answers(row: Row, name: str, wanted: Setting, scene: Scene) -> bool:
     seeds = {MAUVE: scene.study.mauve_seeds, REVERSE: scene.study.reverse_seeds}
-    complete = all(key in row.measures and row.measures[key].n == n for key, n in seeds.items() if n)
+    complete = all(
+        key in row.measures and row.measures[key].n == n for key, n in seeds.items() if n
+    )
     return complete and answers(row, name, wanted, scene.protocol)
 
 
@@ -212,7 +220,9 @@ def _real(scene: Scene) -> tuple[Tensor, Tensor]:
     if not study.compared:
         return scene.real[spread(total, study.samples)], scene.real[:0]
     half = total // 2
-    return scene.real[spread(half, study.samples)], scene.real[half + spread(total - half, study.samples)]
+    return scene.real[spread(half, study.samples)], scene.real[
+        half + spread(total - half, study.samples)
+    ]
 
 
 def _gauges(scene: Scene, model: Model | CausalModel) -> dict[str, Gauge]:
@@ -223,7 +233,9 @@ def _gauges(scene: Scene, model: Model | CausalModel) -> dict[str, Gauge]:
     if study.mauve_seeds:
         texts = None if tokenizer is None else [tokenizer.decode(row) for row in other.tolist()]
         likeness = mauve_against(
-            judge.features, as_read(Texts(other, texts, torch.zeros(len(other))), judge), study.mauve_seeds
+            judge.features,
+            as_read(Texts(other, texts, torch.zeros(len(other))), judge),
+            study.mauve_seeds,
         )
         gauges[MAUVE] = lambda drawn: likeness(as_read(drawn, judge))
     if study.reverse_seeds:
@@ -253,7 +265,12 @@ def device_of(model: Model | CausalModel) -> torch.device:
 
 
 def draw_row(
-    model: Model | CausalModel, study: Study, length: int, steps: int, temperature: float, top_p: float = 1.0
+    model: Model | CausalModel,
+    study: Study,
+    length: int,
+    steps: int,
+    temperature: float,
+    top_p: float = 1.0,
 ) -> Samples:
     """The texts of a row."""
     return sample(
@@ -262,7 +279,9 @@ def draw_row(
     )  # fmt: skip
 
 
-def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens:
+def _complete(
+    model: Model, study: Study, pinned: Tokens, /, *, steps: int, temperature: float
+) -> Tokens:
     # A seed of its own: completions are independent of the samples.
     drawn = sample(
         model, len(pinned), pinned.shape[1], steps, study.seed + 1, temperature, pinned=pinned, sampler=study.sampler,
@@ -273,7 +292,10 @@ def _complete(model: Model, study: Study, pinned: Tokens, /, *, steps: int, temp
 
 def naive(scene: Scene, model: Model | CausalModel) -> list[Measured]:
     """Uniform tokens, unigram draws, one text repeated, and real text (last), in the tokens of `model`."""
-    masks = {mask_id_of(model), None if model.tokenizer is None else model.tokenizer.mask_id}  # a judge's, for Duo
+    masks = {
+        mask_id_of(model),
+        None if model.tokenizer is None else model.tokenizer.mask_id,
+    }  # a judge's, for Duo
     rows = naive_rows(
         _real(scene)[0],
         model.network.shape.vocab_size,

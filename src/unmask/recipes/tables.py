@@ -37,7 +37,10 @@ from unmask.samplers.loop import sample
 from unmask.training import TrainingError
 
 RUN = "run"  # the training of a cell
-DRAWN = (("reveal", "race"), ("ancestral", "legacy_gumbel32"))  # exact; as MDLM's, SDTT's and early Duo's codes draw
+DRAWN = (
+    ("reveal", "race"),
+    ("ancestral", "legacy_gumbel32"),
+)  # exact; as MDLM's, SDTT's and early Duo's codes draw
 TOP_P = (1.0, 0.9)
 
 
@@ -60,7 +63,9 @@ class Method:
     @property
     def objective(self) -> Distillation:
         if not isinstance(self.recipe.objective, Distillation):
-            raise ValueError(f"a method distils, and the recipe {self.recipe.name!r} is {self.recipe.objective.kind}")
+            raise ValueError(
+                f"a method distils, and the recipe {self.recipe.name!r} is {self.recipe.objective.kind}"
+            )
         return self.recipe.objective
 
     @property
@@ -94,7 +99,10 @@ class Plan:
     def runs(self) -> dict[str, Method]:
         """Every training: "METHOD, seed N"."""
         recipes = seeded({name: method.recipe for name, method in self.methods.items()}, self.seeds)
-        return {run: replace(self.methods[run.rpartition(",")[0]], recipe=recipe) for run, recipe in recipes.items()}
+        return {
+            run: replace(self.methods[run.rpartition(",")[0]], recipe=recipe)
+            for run, recipe in recipes.items()
+        }
 
     def recipe(self, method: Method) -> Recipe:
         """The recipe of a method with the teacher of the plan."""
@@ -132,7 +140,9 @@ def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Ite
     """
     runs = plan.runs()
     if unknown := sorted({*(only or ())} - {*runs}):
-        raise ValueError(f"the runs are {', '.join(runs)}: there is none called {', '.join(unknown)}")
+        raise ValueError(
+            f"the runs are {', '.join(runs)}: there is none called {', '.join(unknown)}"
+        )
     _check_device(plan.device)
     yield from train(plan.train, directory, plan.device)
     if not trained(plan.train, directory):
@@ -147,10 +157,16 @@ def carry(plan: Plan, directory: Path, only: Sequence[str] | None = None) -> Ite
             rows.insert(0, _doubts(name, model, scene, plan.doubts))
         for measured in chain(*rows):
             new = keep(measured, known, directory / ROWS)
-            yield Progress(f"measuring {name}", 1, 1, row_line(measured.row.name, measured) if new else None)
+            yield Progress(
+                f"measuring {name}", 1, 1, row_line(measured.row.name, measured) if new else None
+            )
     for name in runs if only is None else only:
         method = runs[name]
-        if not (yield from _cell(plan, name, method, _texts(plan, method.teacher, seen), directory / folder(name))):
+        if not (
+            yield from _cell(
+                plan, name, method, _texts(plan, method.teacher, seen), directory / folder(name)
+            )
+        ):
             return  # stopped by a signal
     yield Progress("all cells", 1, 1, report={})
 
@@ -169,7 +185,9 @@ def _check_device(device: str) -> None:
 def _texts(plan: Plan, teacher: str, seen: dict[str, Texts]) -> Texts:
     """The text of the methods of a teacher, read once."""
     if teacher not in seen:
-        recipe = next(plan.recipe(method) for method in plan.methods.values() if method.teacher == teacher)
+        recipe = next(
+            plan.recipe(method) for method in plan.methods.values() if method.teacher == teacher
+        )
         seen[teacher] = texts(recipe)
     return seen[teacher]
 
@@ -183,10 +201,14 @@ def _scene(plan: Plan, teacher: str, data: Texts, known: Sequence[Measured]) -> 
     study = replace(plan.study, sampler=told.sampler, draw=told.draw)
     text = next(method.recipe.data for method in plan.methods.values() if method.teacher == teacher)
     share = share_read(plan.judge, text)
-    return model, Scene(study, judge, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share)
+    return model, Scene(
+        study, judge, data.held_out, data.digest, known, wrap=data.wrap, read_by_judge=share
+    )
 
 
-def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Generator[Progress, None, bool]:
+def _cell(
+    plan: Plan, name: str, method: Method, data: Texts, place: Path
+) -> Generator[Progress, None, bool]:
     """One run: distil, keep the student of each round, measure each at each step count; False if it was stopped."""
     recipe = plan.recipe(method)
     count, every = method.rounds.count, method.rounds.steps
@@ -210,10 +232,14 @@ def _cell(plan: Plan, name: str, method: Method, data: Texts, place: Path) -> Ge
         saved = place / f"round-{number}"
         if saved.exists():
             student = diffusion(load(saved, device=plan.device))
-            for i, measured in enumerate(studies.measure(f"round {number}", student, scene, steps, (1.0,)), start=1):
+            for i, measured in enumerate(
+                studies.measure(f"round {number}", student, scene, steps, (1.0,)), start=1
+            ):
                 new = keep(measured, known, place / ROWS)
                 line = f"{name}: {row_line(measured.row.name, measured)}" if new else None
-                yield Progress(f"{name}, measuring", (number - 1) * len(steps) + i, count * len(steps), line)
+                yield Progress(
+                    f"{name}, measuring", (number - 1) * len(steps) + i, count * len(steps), line
+                )
     return True
 
 
@@ -229,7 +255,14 @@ def _doubts(name: str, model: Model, scene: Scene, steps: Sequence[int]) -> Iter
             continue
         drawing = partial(studies.draw_row, model, study, length, top_p=top_p)
         rows = measure_frontier(
-            drawing, scene.judge, protocol, setting, name=title, steps=[count], temperatures=[1.0], warmup=0
+            drawing,
+            scene.judge,
+            protocol,
+            setting,
+            name=title,
+            steps=[count],
+            temperatures=[1.0],
+            warmup=0,
         )
         yield Measured(next(iter(rows)), shipped=False)
 
@@ -259,7 +292,10 @@ def lines(plan: Plan, directory: Path) -> list[Line]:
         for number in range(1, method.rounds.count + 1):
             of_round = [row for row in rows if row.name == f"round {number}"]
             steps = sorted({row.setting.steps for row in of_round})
-            cells = {count: _summed([row for row in of_round if row.setting.steps == count]) for count in steps}
+            cells = {
+                count: _summed([row for row in of_round if row.setting.steps == count])
+                for count in steps
+            }
             found.append(Line(name, number, cells, why))
     return [line for line in found if line.cells or line.failed]
 
@@ -287,7 +323,9 @@ def shown(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list
         length = model.network.shape.length
         if model.tokenizer is None:
             model = replace(model, tokenizer=_texts(plan, name, seen).tokenizer)
-        drawn = sample(model, n, length, steps, plan.study.seed, sampler=sampler, device=plan.device)
+        drawn = sample(
+            model, n, length, steps, plan.study.seed, sampler=sampler, device=plan.device
+        )
         found[name] = drawn.texts or [_numbers(row) for row in drawn.tokens]
     return found
 

@@ -66,7 +66,11 @@ class Texts:
 
 def documents(data: Data, say: Say = silent) -> Split:
     """The documents that a recipe trains on and holds out."""
-    return load_stream(data.corpus, PARTS[data.part], say) if data.streaming else split(corpus_of(data))
+    return (
+        load_stream(data.corpus, PARTS[data.part], say)
+        if data.streaming
+        else split(corpus_of(data))
+    )
 
 
 def corpus_of(data: Data) -> Corpus:
@@ -79,21 +83,31 @@ def texts(recipe: Recipe, say: Say = silent) -> Texts:
     """Load, tokenize and pack what the recipe names; `say` hears of what takes long."""
     parts = documents(recipe.data, say)
     start = starts_from(recipe)
-    named = replace(recipe.data, tokenizer=start) if start and recipe.data.tokenizer.startswith("bpe:") else recipe.data
+    named = (
+        replace(recipe.data, tokenizer=start)
+        if start and recipe.data.tokenizer.startswith("bpe:")
+        else recipe.data
+    )
     tokenizer = tokenizer_of(named, parts.train, say)
     form = tokenizer, recipe.network.length, recipe.data.wrap
     held_out = rows(parts.held_out, *form, say)
     if isinstance(parts.train, Stream):
-        are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(parts.held_out.documents)
+        are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(
+            parts.held_out.documents
+        )
         digest, identity = digest_of(parts.held_out), parts.train.identity
         ahead = streamed(parts.train, are_rows, *form, say)
         return Texts(ahead, held_out, tokenizer, digest, identity, identity, recipe.data.wrap)
     text_digest = parts.train.identity or parts.train.digest
     train = rows(parts.train, *form, say)
-    return Texts(train, held_out, tokenizer, digest_of(parts.held_out), text_digest, wrap=recipe.data.wrap)
+    return Texts(
+        train, held_out, tokenizer, digest_of(parts.held_out), text_digest, wrap=recipe.data.wrap
+    )
 
 
-def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent) -> Rows:
+def rows(
+    corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent
+) -> Rows:
     """The documents of a corpus as token rows [n, L].
 
     Documents in memory give a tensor. Those on disk give rows on disk, in `cache()`: tokenized a few at a time, once
@@ -107,7 +121,14 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
 
     def blocks() -> Iterator[NDArray[np.int64]]:
         lists = encoded(corpus, tokenizer, say)
-        return row_blocks(lists, length, tokenizer.eos_id, wrap, tokenizer.bos_id, name=f"the text {corpus.name!r}")
+        return row_blocks(
+            lists,
+            length,
+            tokenizer.eos_id,
+            wrap,
+            tokenizer.bos_id,
+            name=f"the text {corpus.name!r}",
+        )
 
     if corpus.identity is None:
         return joined(blocks())
@@ -116,7 +137,12 @@ def rows(corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, 
 
 
 def streamed(
-    stream: Stream, are_rows: bool, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent
+    stream: Stream,
+    are_rows: bool,
+    tokenizer: Tokenizer,
+    length: int,
+    wrap: bool = False,
+    say: Say = silent,
 ) -> Windows:
     """The same rows of documents that are read as they are asked for, in windows that are kept in `cache()`.
 
@@ -134,7 +160,9 @@ def streamed(
         return some
 
     check_ids(stream.name, stream.beside_text(COMPARED), tokenizer)
-    folder = cache() / "windows" / key(_name(stream.identity, tokenizer, length, wrap), WINDOW, are_rows)
+    folder = (
+        cache() / "windows" / key(_name(stream.identity, tokenizer, length, wrap), WINDOW, are_rows)
+    )
     ends = (None, False, None) if are_rows else (tokenizer.eos_id, wrap, tokenizer.bos_id)
     return windows(stream, encode, folder, tokenizer.vocab_size, length, *ends, say)
 
@@ -163,7 +191,10 @@ def coded(documents: Sequence[str], tokenizer: Tokenizer) -> Sequence[Ids]:
     """The token ids of documents, 8 bytes each where a document is long."""
     if max(map(len, documents), default=0) <= PIECE:
         return tokenizer.encode_batch(documents)
-    found = ([np.asarray(ids, dtype=np.int64) for ids in tokenizer.pieces(document)] for document in documents)
+    found = (
+        [np.asarray(ids, dtype=np.int64) for ids in tokenizer.pieces(document)]
+        for document in documents
+    )
     return [np.concatenate(pieces) for pieces in found]
 
 
@@ -204,7 +235,9 @@ def _are_rows(lists: TokenLists) -> bool:
     return lists.length is not None and len(lists) > 1
 
 
-def _as_they_are(name: str, lists: TokenLists, tokenizer: Tokenizer, length: int, wrap: bool) -> StoredRows:
+def _as_they_are(
+    name: str, lists: TokenLists, tokenizer: Tokenizer, length: int, wrap: bool
+) -> StoredRows:
     """Lists of ids as rows, if they have the length, and with `wrap` the ends, that are asked for."""
     if lists.length != length:
         raise ValueError(

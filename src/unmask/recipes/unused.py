@@ -23,13 +23,17 @@ def idle(recipe: Recipe) -> dict[str, str]:
     found: dict[str, str] = {}
     objective = recipe.objective
     if isinstance(objective, schema.Distillation):
-        found |= dict.fromkeys((*_SIZES, _SEES, "network.dropout", *_SCHEDULE), f"the teacher {_OWN}")
+        found |= dict.fromkeys(
+            (*_SIZES, _SEES, "network.dropout", *_SCHEDULE), f"the teacher {_OWN}"
+        )
     elif starts_from(recipe):
         found |= dict.fromkeys((*_SIZES, _SEES), f"the model to start from {_OWN}")
     if starts_from(recipe) and recipe.data.tokenizer.startswith("bpe:"):
         found["data.tokenizer"] = f"the model to start from {_OWN}"
     if isinstance(objective, schema.NextToken):
-        found |= dict.fromkeys(("network.cond_dim", _SEES, *_SCHEDULE), "next-token training has no noise")
+        found |= dict.fromkeys(
+            ("network.cond_dim", _SEES, *_SCHEDULE), "next-token training has no noise"
+        )
     if recipe.schedule.name != "polynomial":
         found.setdefault("schedule.power", "only the polynomial schedule has a power")
     match objective:
@@ -40,7 +44,8 @@ def idle(recipe: Recipe) -> dict[str, str]:
             found["objective.revealed_weight"] = "revealed is 'none': that loss is left out"
         case schema.Sdtt(teacher_steps=1):
             found |= dict.fromkeys(
-                ("objective.delta0", "objective.faithful"), "teacher_steps is 1: the teacher does not walk"
+                ("objective.delta0", "objective.faithful"),
+                "teacher_steps is 1: the teacher does not walk",
             )
     return found
 
@@ -82,7 +87,9 @@ def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> lis
         used["network.sees_alpha"] = student.sees_alpha
     else:
         del used["network.cond_dim"]
-    deeper = f"({deeper_by(recipe)} for each of {start})" if deeper_by(recipe) > 1 else f"of {start}"
+    deeper = (
+        f"({deeper_by(recipe)} for each of {start})" if deeper_by(recipe) > 1 else f"of {start}"
+    )
     lines = [
         f"{name} = {used[name]} {deeper if name == 'network.blocks' else f'of {start}'}, not {values[name]}"
         for name in said
@@ -92,9 +99,13 @@ def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> lis
         if parts.schedule != (told := schedule(recipe.schedule)):
             lines.append(f"schedule = {parts.schedule} of {start}, not {told}")
         if shape.length != recipe.network.length:
-            lines.append(f"rows have network.length = {recipe.network.length} tokens, those of {start} {shape.length}")
+            lines.append(
+                f"rows have network.length = {recipe.network.length} tokens, those of {start} {shape.length}"
+            )
     card, now = trained_on(start), resolved(recipe).data
-    before = None if card is None else resolved(replace(recipe, data=card)).data  # version 0.1 wrote relative paths
+    before = (
+        None if card is None else resolved(replace(recipe, data=card)).data
+    )  # version 0.1 wrote relative paths
     if before is not None and (before.corpus, before.part) != (now.corpus, now.part):
         lines.append(
             f"{start} was trained on {before.part} of {before.corpus}, and this run reads {now.part} of {now.corpus}"

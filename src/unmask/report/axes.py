@@ -51,7 +51,10 @@ def pills(axes: Axes, places: Sequence[tuple[Line, float]]) -> None:
     for line, x in places:
         at = axes.transData.transform((x, line.gen_ppl.value)) * scale
         aside = 0.0
-        while any(abs(at[0] + aside - other[0]) < _PILL[0] and abs(at[1] - other[1]) < _PILL[1] for other in taken):
+        while any(
+            abs(at[0] + aside - other[0]) < _PILL[0] and abs(at[1] - other[1]) < _PILL[1]
+            for other in taken
+        ):
             aside += _PILL[0]
         taken.append((at[0] + aside, at[1]))
         color = LIGHT[line.row.name] if line.row.name in LIGHT else LIGHT["muted"]
@@ -76,10 +79,17 @@ def describe(line: Line) -> str:
 
 
 def note(
-    axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], color: str, ha: str = "center"
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    shift: tuple[float, float],
+    color: str,
+    ha: str = "center",
 ) -> None:
     """A small text beside a point; shift in points."""
-    axes.annotate(text, at, shift, textcoords="offset points", ha=ha, va="center", color=color, fontsize=SMALL)
+    axes.annotate(
+        text, at, shift, textcoords="offset points", ha=ha, va="center", color=color, fontsize=SMALL
+    )
 
 
 def legend(axes: Axes, title: str, columns: int = 2) -> None:
@@ -92,7 +102,12 @@ def legend(axes: Axes, title: str, columns: int = 2) -> None:
 def _round_values(low: float, high: float) -> list[float]:
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        ticks = [float(f"{decade * step:.6g}") for decade in decades for step in steps if low <= decade * step <= high]
+        ticks = [
+            float(f"{decade * step:.6g}")
+            for decade in decades
+            for step in steps
+            if low <= decade * step <= high
+        ]
         if len(ticks) >= 4:
             return ticks
     return [float(value) for value in MaxNLocator(6).tick_values(low, high) if low <= value <= high]

@@ -44,9 +44,22 @@ def exact_figure(
         ((price, distance), (pairs, rest)) = figure.subplots(2, 2)
         for name, family in gaps.items():
             _curve(price, name, family, [row.nll.value for row in family])
-        price.axhline(entropy, color=LIGHT["muted"], linewidth=1, linestyle="--", label="entropy of the source")
-        _by_calls(price, "-log p under the true law, nats a token", "Below the dashed line: likelier than the source")
-        families = {name: [row for row in orders if row.sampler.partition(":")[0] == name] for name in _STYLE}
+        price.axhline(
+            entropy,
+            color=LIGHT["muted"],
+            linewidth=1,
+            linestyle="--",
+            label="entropy of the source",
+        )
+        _by_calls(
+            price,
+            "-log p under the true law, nats a token",
+            "Below the dashed line: likelier than the source",
+        )
+        families = {
+            name: [row for row in orders if row.sampler.partition(":")[0] == name]
+            for name in _STYLE
+        }
         for name, family in families.items():
             known = [row for row in family if row.kl is not None]
             _curve(distance, name, known, [row.kl.value for row in known if row.kl is not None])
@@ -62,7 +75,14 @@ def exact_figure(
 def _curve(axes: Axes, name: str, family: Sequence[Row], values: Sequence[float]) -> None:
     color, marker = _STYLE[name]
     if family:
-        axes.plot([row.nfe for row in family], values, color=LIGHT[color], marker=marker, linewidth=1.4, label=name)
+        axes.plot(
+            [row.nfe for row in family],
+            values,
+            color=LIGHT[color],
+            marker=marker,
+            linewidth=1.4,
+            label=name,
+        )
 
 
 def _by_calls(axes: Axes, label: str, title: str) -> None:
@@ -77,7 +97,17 @@ def _rest(axes: Axes, rows: Sequence[Resting]) -> None:
     """KL of texts drawn in one step against that in many: what an objective buys, and what it costs."""
     for i, row in enumerate(rows):
         taught = row.to_optimum is not None
-        axes.plot(row.kl[0], row.kl[-1], "o" if taught else "s", color=LIGHT["student" if taught else "teacher"])
-        axes.annotate(str(i + 1), (row.kl[0], row.kl[-1]), (4, 4), textcoords="offset points", fontsize=SMALL)
-    axes.set(xlabel=f"KL(q || p) of {rows[0].steps[0]} step, nats a token", ylabel=f"in {rows[0].steps[-1]} steps")
+        axes.plot(
+            row.kl[0],
+            row.kl[-1],
+            "o" if taught else "s",
+            color=LIGHT["student" if taught else "teacher"],
+        )
+        axes.annotate(
+            str(i + 1), (row.kl[0], row.kl[-1]), (4, 4), textcoords="offset points", fontsize=SMALL
+        )
+    axes.set(
+        xlabel=f"KL(q || p) of {rows[0].steps[0]} step, nats a token",
+        ylabel=f"in {rows[0].steps[-1]} steps",
+    )
     axes.set_title("Fixed points, numbered as in the table (closed form)")

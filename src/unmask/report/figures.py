@@ -44,7 +44,13 @@ def drawings(report: Report) -> list[Drawing]:
     """Those that the report has numbers for."""
     plans = [Drawing("gen-ppl-by-steps", _steps_alt(report), partial(gen_ppl_by_steps, report))]
     for column, words in ENTROPIES.items():
-        if sum(column in line.row.measures for line in [*report.teacher, *report.temperature_teacher]) > 1:
+        if (
+            sum(
+                column in line.row.measures
+                for line in [*report.teacher, *report.temperature_teacher]
+            )
+            > 1
+        ):
             name = "frontier" if column == ENTROPY else "frontier-" + column.replace("_", "-")
             plans.append(Drawing(name, _frontier_alt(words), partial(frontier, report, column)))
     if report.training.step or report.rounds:
@@ -61,7 +67,10 @@ def save(plan: Drawing, report: Report, folder: Path) -> list[Picture]:
             beneath = textwrap.fill(words, columns)
             figure.supxlabel(beneath, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
         write_picture(wide, folder / f"{plan.name}.png")
-        pictures = [picture(wide, plan.name, plan.alt), picture(narrow, f"{plan.name}-narrow", plan.alt)]
+        pictures = [
+            picture(wide, plan.name, plan.alt),
+            picture(narrow, f"{plan.name}-narrow", plan.alt),
+        ]
     write_text(folder / f"{plan.name}.svg", pictures[0].standalone())
     return pictures
 
@@ -74,10 +83,25 @@ def gen_ppl_by_steps(report: Report, width: float) -> Figure:
         lines = [line for line in vars(report)[name] if line.temperature == 1]
         x, y = [line.steps for line in lines], [line.gen_ppl.value for line in lines]
         error = [1.96 * (line.gen_ppl.sem or 0) for line in lines]
-        axes.errorbar(x, y, error, color=LIGHT[name], marker=_MARKER[name], label=name, capsize=2, elinewidth=1)
+        axes.errorbar(
+            x,
+            y,
+            error,
+            color=LIGHT[name],
+            marker=_MARKER[name],
+            label=name,
+            capsize=2,
+            elinewidth=1,
+        )
         for line in lines:
             point(axes, line, line.steps, marker=_MARKER[name], color=LIGHT[name])
-            note(axes, f"{line.entropy.value:.2f}", (line.steps, line.gen_ppl.value), (0, 11 * side), LIGHT[name])
+            note(
+                axes,
+                f"{line.entropy.value:.2f}",
+                (line.steps, line.gen_ppl.value),
+                (0, 11 * side),
+                LIGHT[name],
+            )
     _levels(axes, report)
     logarithmic(axes.xaxis, {line.steps for line in [*report.teacher, *report.student]})
     logarithmic(axes.yaxis)
@@ -93,14 +117,24 @@ def frontier(report: Report, column: str, width: float) -> Figure:
     axes = figure.add_subplot()
 
     def known(lines: Iterable[Line]) -> list[tuple[Line, float]]:
-        return [(line, line.row.measures[column].value) for line in lines if column in line.row.measures]
+        return [
+            (line, line.row.measures[column].value) for line in lines if column in line.row.measures
+        ]
 
     for name, style in (("teacher", (0, (4, 2))), ("student", "-")):
         label, marker, color = f"{name} over temperatures", _MARKER[name], LIGHT[name]
         for lines in curves([*vars(report)[name], *vars(report)[f"temperature_{name}"]]).values():
             places = known(lines)
             y = [line.gen_ppl.value for line, _ in places]
-            axes.plot([x for _, x in places], y, color=color, linestyle=style, linewidth=1.4, label=label, alpha=0.75)
+            axes.plot(
+                [x for _, x in places],
+                y,
+                color=color,
+                linestyle=style,
+                linewidth=1.4,
+                label=label,
+                alpha=0.75,
+            )
             label = ""
             for line, x in places:
                 point(axes, line, x, marker=marker, markersize=3.6, color=color)
@@ -112,8 +146,14 @@ def frontier(report: Report, column: str, width: float) -> Figure:
     logarithmic(axes.yaxis)
     axes.margins(0.06, 0.09)
     pills(axes, known(line for line in [*report.student, *report.teacher] if line.temperature == 1))
-    axes.set(xlabel=ENTROPIES[column] + ("" if "disagreement" in column else ", nats"), ylabel="gen PPL")
-    legend(axes, "better: lower and further right; numbers are steps, at temperature 1", 4 if width > NARROW else 2)
+    axes.set(
+        xlabel=ENTROPIES[column] + ("" if "disagreement" in column else ", nats"), ylabel="gen PPL"
+    )
+    legend(
+        axes,
+        "better: lower and further right; numbers are steps, at temperature 1",
+        4 if width > NARROW else 2,
+    )
     return figure
 
 
@@ -121,14 +161,21 @@ def training(report: Report, width: float) -> Figure:
     """The loss and its two terms by step, rounds shaded; below, gen PPL and entropy of the student after each round."""
     above, below = bool(report.training.step), bool(report.rounds)
     figure = Figure(figsize=(width, 3.3 * above + (2.9 if width > NARROW else 5.4) * below))
-    grid = figure.add_gridspec(above + below, 1, height_ratios=[3.3] * above + [2.9 if width > NARROW else 5.4] * below)
+    grid = figure.add_gridspec(
+        above + below, 1, height_ratios=[3.3] * above + [2.9 if width > NARROW else 5.4] * below
+    )
     if above:
         _losses(figure.add_subplot(grid[0]), report)
     if below:
         shape = (1, 2) if width > NARROW else (2, 1)
         inner = grid[-1].subgridspec(*shape)
         _by_round(figure.add_subplot(inner[0, 0]), report, "gen_ppl", "gen PPL")
-        _by_round(figure.add_subplot(inner[shape[0] - 1, shape[1] - 1]), report, ENTROPY, "unigram entropy, nats")
+        _by_round(
+            figure.add_subplot(inner[shape[0] - 1, shape[1] - 1]),
+            report,
+            ENTROPY,
+            "unigram entropy, nats",
+        )
     return figure
 
 
@@ -139,9 +186,15 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
         ((marginal, curve), (transform, joint)) = figure.subplots(2, 2)
         _calibration(marginal, data)
         _keep(curve, data)
-        transform.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle="--", label="uniform")
-        transform.plot(data.uniform, data.pit, color=LIGHT["student"], label="F_Y(Y), Gaussian margins")
-        transform.set(xlabel="quantile of the uniform law", ylabel="quantile of F_Y(Y)", aspect="equal")
+        transform.plot(
+            [0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle="--", label="uniform"
+        )
+        transform.plot(
+            data.uniform, data.pit, color=LIGHT["student"], label="F_Y(Y), Gaussian margins"
+        )
+        transform.set(
+            xlabel="quantile of the uniform law", ylabel="quantile of F_Y(Y)", aspect="equal"
+        )
         transform.set_title("Theorem 3.3: one uniform number a token")
         transform.legend(loc="upper left")
         _joint(joint, data.joint)
@@ -161,7 +214,9 @@ def study(reports: Mapping[str, Report], steps: int) -> Figure:
     for name, report in reports.items():
         owners.setdefault(report.teacher[0].row.setting.model, name)
     found = []
-    for name, color in zip(owners.values(), (LIGHT["teacher"], LIGHT["ink"], *_CELLS), strict=False):
+    for name, color in zip(
+        owners.values(), (LIGHT["teacher"], LIGHT["ink"], *_CELLS), strict=False
+    ):
         teachers = curves([*reports[name].teacher, *reports[name].temperature_teacher])
         label = "teacher" if len(owners) == 1 else f"teacher of {name}"
         found += [(f"{label}, {n} steps", teachers[n], color, "o", style)
@@ -171,7 +226,16 @@ def study(reports: Mapping[str, Report], steps: int) -> Figure:
         found.append((f"{name}, {steps} steps", lines, color, "s", "-"))
     for label, lines, color, marker, style in found:
         x, y = [line.entropy.value for line in lines], [line.gen_ppl.value for line in lines]
-        axes.plot(x, y, color=color, marker=marker, markersize=4, linestyle=style, linewidth=1.4, label=label)
+        axes.plot(
+            x,
+            y,
+            color=color,
+            marker=marker,
+            markersize=4,
+            linestyle=style,
+            linewidth=1.4,
+            label=label,
+        )
         for line in lines:
             if line.temperature == 1:
                 point(axes, line, line.entropy.value, marker=marker, markersize=9, color=color)
@@ -180,7 +244,9 @@ def study(reports: Mapping[str, Report], steps: int) -> Figure:
     axes.margins(0.06, 0.09)
     axes.set(xlabel=ENTROPIES[ENTROPY] + ", nats", ylabel="gen PPL")
     columns = 4 if max(len(label) for label, *_ in found) < 24 else 3
-    legend(axes, "better: lower and further right; the large markers stand at temperature 1", columns)
+    legend(
+        axes, "better: lower and further right; the large markers stand at temperature 1", columns
+    )
     words = textwrap.fill(words_of(first), 165)
     figure.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
     return figure
@@ -189,7 +255,13 @@ def study(reports: Mapping[str, Report], steps: int) -> Figure:
 def _fixed(report: Report) -> list[tuple[Line, str, str]]:
     """What has no steps to choose: the row, its label, its colour."""
     data = [(report.data, "real text", "ink")] if report.data else []
-    return [*data, *((line, "the judge's own samples", "autoregressive") for line in report.autoregressive[:1])]
+    return [
+        *data,
+        *(
+            (line, "the judge's own samples", "autoregressive")
+            for line in report.autoregressive[:1]
+        ),
+    ]
 
 
 def _levels(axes: Axes, report: Report) -> None:
@@ -221,7 +293,9 @@ def _losses(axes: Axes, report: Report) -> None:
             axes.plot(steps, values, color=LIGHT[color], linewidth=0.6, alpha=0.25)
             smooth = np.convolve(values, np.ones(window) / window, "valid")
             where = np.convolve(steps, np.ones(window) / window, "valid")
-            axes.plot(where, smooth, color=LIGHT[color], linestyle=style, linewidth=width, label=name)
+            axes.plot(
+                where, smooth, color=LIGHT[color], linestyle=style, linewidth=width, label=name
+            )
     for number, inside in groupby(range(len(steps)), key=lambda i: record.round[i]):
         places = list(inside)
         first, last = steps[places[0]], steps[places[-1]]
@@ -237,14 +311,34 @@ def _losses(axes: Axes, report: Report) -> None:
 
 def _by_round(axes: Axes, report: Report, measure: str, label: str) -> None:
     """Round 0 is the teacher at the same steps."""
-    start = {line.steps: line.row.measures[measure].value for line in report.teacher if line.temperature == 1}
+    start = {
+        line.steps: line.row.measures[measure].value
+        for line in report.teacher
+        if line.temperature == 1
+    }
     for steps in sorted({entry.steps for entry in report.rounds}):
-        values = {entry.round: vars(entry)[measure] for entry in report.rounds if entry.steps == steps}
+        values = {
+            entry.round: vars(entry)[measure] for entry in report.rounds if entry.steps == steps
+        }
         if steps in start:
-            axes.plot([0, min(values)], [start[steps], values[min(values)]], color=LIGHT["muted"], linestyle=":")
+            axes.plot(
+                [0, min(values)],
+                [start[steps], values[min(values)]],
+                color=LIGHT["muted"],
+                linestyle=":",
+            )
             axes.plot([0], [start[steps]], _MARKER["teacher"], color=LIGHT["teacher"])
-        axes.plot(list(values), list(values.values()), color=LIGHT["student"], marker=_MARKER["student"])
-        note(axes, f"{steps} steps", (max(values), values[max(values)]), (0, 11), LIGHT["student"], ha="right")
+        axes.plot(
+            list(values), list(values.values()), color=LIGHT["student"], marker=_MARKER["student"]
+        )
+        note(
+            axes,
+            f"{steps} steps",
+            (max(values), values[max(values)]),
+            (0, 11),
+            LIGHT["student"],
+            ha="right",
+        )
     if measure == GEN_PPL:
         logarithmic(axes.yaxis)
     axes.margins(0.06, 0.16)
@@ -254,7 +348,9 @@ def _by_round(axes: Axes, report: Report, measure: str, label: str) -> None:
 
 def _target(axes: Axes, report: Report, column: str) -> None:
     """The diversity at which the curves are compared: that of the teacher at its most steps."""
-    lines = [line for line in report.teacher if line.temperature == 1 and column in line.row.measures]
+    lines = [
+        line for line in report.teacher if line.temperature == 1 and column in line.row.measures
+    ]
     if lines:
         most = max(lines, key=lambda line: line.steps)
         target = most.row.measures[column].value
@@ -266,9 +362,13 @@ def _target(axes: Axes, report: Report, column: str) -> None:
 
 def _calibration(axes: Axes, data: FigureData) -> None:
     alpha, error = np.array(data.alpha), np.array(data.kept_error)
-    axes.fill_between(alpha, -1.96 * error, 1.96 * error, color=LIGHT["line"], label="95 % of chance")
+    axes.fill_between(
+        alpha, -1.96 * error, 1.96 * error, color=LIGHT["line"], label="95 % of chance"
+    )
     axes.axhline(0, color=LIGHT["muted"], linewidth=1, linestyle="--")
-    axes.plot(alpha, np.array(data.kept) - alpha, "o", color=LIGHT["teacher"], label="projected Gaussians")
+    axes.plot(
+        alpha, np.array(data.kept) - alpha, "o", color=LIGHT["teacher"], label="projected Gaussians"
+    )
     axes.set(xlabel="alpha, share of text asked for", ylabel="share of text seen - alpha")
     axes.set_title("Lemma 3.1: calibrated marginals")
     axes.legend(loc="upper right")
@@ -280,7 +380,14 @@ def _keep(axes: Axes, data: FigureData) -> None:
     axes.axhline(data.edge, color=LIGHT["student"], linewidth=1, linestyle="--")
     axes.axvline(0, color=LIGHT["student"], linewidth=1, linestyle="--")
     end = max(data.curve_root)
-    note(axes, f"no signal: 1/K = {data.edge:.2g}", (end, data.edge), (0, 8), LIGHT["student"], ha="right")
+    note(
+        axes,
+        f"no signal: 1/K = {data.edge:.2g}",
+        (end, data.edge),
+        (0, 8),
+        LIGHT["student"],
+        ha="right",
+    )
     axes.set(xlabel="root of the signal-to-noise ratio", ylabel="P(token kept)")
     axes.set_title("From signal to share of text")
     axes.legend(loc="upper left")
@@ -324,6 +431,7 @@ def _frontier_alt(words: str) -> str:
 
 def _training_alt(report: Report) -> str:
     rounds = max((entry.round for entry in report.rounds), default=0)
-    return "The loss of the distillation and its two terms by step, and gen PPL and entropy of the student by round" + (
-        f", {rounds} rounds." if rounds else "."
+    return (
+        "The loss of the distillation and its two terms by step, and gen PPL and entropy of the student by round"
+        + (f", {rounds} rounds." if rounds else ".")
     )

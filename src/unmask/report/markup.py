@@ -28,8 +28,14 @@ def tag(name: str, *children: str | Html, **attributes: str | bool) -> Html:
     >>> print(tag("a", "1 < 2", tag("b", "!"), class_="x", aria_label='"', hidden=True, open=False))
     <a class="x" aria-label="&quot;" hidden>1 &lt; 2<b>!</b></a>
     """
-    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not False)
-    start = name + "".join(f" {key}" if value is True else f' {key}="{escape(str(value))}"' for key, value in pairs)
+    pairs = (
+        (key.rstrip("_").replace("_", "-"), value)
+        for key, value in attributes.items()
+        if value is not False
+    )
+    start = name + "".join(
+        f" {key}" if value is True else f' {key}="{escape(str(value))}"' for key, value in pairs
+    )
     return Html(f"<{start}>" if name in _VOID else f"<{start}>{join(*children)}</{name}>")
 
 

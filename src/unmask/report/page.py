@@ -42,7 +42,9 @@ def write_report(report: Mapping[str, Any], directory: Path | str) -> Path:
     return page
 
 
-def page_source(report: Report, pictures: Mapping[str, Sequence[Picture]], data: Mapping[str, Any]) -> str:
+def page_source(
+    report: Report, pictures: Mapping[str, Sequence[Picture]], data: Mapping[str, Any]
+) -> str:
     """The page as text. `data` goes into it as JSON, without the values of single samples."""
     sections = {
         "answers": ("Three answers", _answers(report)),
@@ -75,7 +77,13 @@ def whole(
     kept = {name: (head, body) for name, (head, body) in sections.items() if body.source}
     links = [tag("a", head, href=f"#{name}") for name, (head, _) in kept.items()]
     parts = [
-        tag("section", tag("h2", head, id=f"{name}-title"), body, id=name, aria_labelledby=f"{name}-title")
+        tag(
+            "section",
+            tag("h2", head, id=f"{name}-title"),
+            body,
+            id=name,
+            aria_labelledby=f"{name}-title",
+        )
         for name, (head, body) in kept.items()
     ]
     logo = tag("span", "un", tag("i", "m"), "a", tag("i", "s"), "k", class_="logo")
@@ -99,7 +107,9 @@ def _masthead(report: Report) -> Html:
     caveat = tag("p", rest.pop(), class_="caveat") if len(rest) > 1 else Html("")
     sentences = tag("ul", *(_sentence(sentence) for sentence in rest), class_="verdict")
     summary = tag("summary", f"The verdict in full, {len(rest)} sentences with their figures")
-    full = tag("details", summary, sentences, open=len(rest) <= _FEW_SENTENCES) if rest else Html("")
+    full = (
+        tag("details", summary, sentences, open=len(rest) <= _FEW_SENTENCES) if rest else Html("")
+    )
     leading = [_lede(sentence) for sentence in sums]
     facts = tag("dl", *_facts(report), class_="facts")
     return tag("div", tag("h1", report.title), *leading, caveat, full, facts, class_="masthead")
@@ -121,7 +131,9 @@ def _sentence(text: str) -> Html:
         return tag("li", text)
     clauses = found.split("; ")
     return tag(
-        "li", tag("b", head), tag("ul", *(tag("li", clause) for clause in clauses)) if clauses[1:] else " " + found
+        "li",
+        tag("b", head),
+        tag("ul", *(tag("li", clause) for clause in clauses)) if clauses[1:] else " " + found,
     )
 
 
@@ -133,13 +145,24 @@ def _facts(report: Report) -> Iterator[Html]:
         corpus = {key: fact for key, fact in vars(report.corpus).items() if fact is not None}
         sizes = {"train_rows": "{:,} rows to learn from", "held_out_rows": "{:,} held out", "length": "L = {}",
                  "vocab_size": "V = {:,}"}  # fmt: skip
-        yield fact("Corpus", report.corpus.name, *(t.format(corpus[k]) for k, t in sizes.items() if k in corpus))
+        yield fact(
+            "Corpus",
+            report.corpus.name,
+            *(t.format(corpus[k]) for k, t in sizes.items() if k in corpus),
+        )
     for name, network in report.models.items():
-        yield fact(name.capitalize(), f"{network.parameters / 1e6:.2f} M parameters", network.source)
+        yield fact(
+            name.capitalize(), f"{network.parameters / 1e6:.2f} M parameters", network.source
+        )
     if report.seconds:
-        yield fact("Time", *(f"{name} {_duration(seconds)}" for name, seconds in report.seconds.items()))
+        yield fact(
+            "Time", *(f"{name} {_duration(seconds)}" for name, seconds in report.seconds.items())
+        )
     yield fact(
-        "Measured", report.date, "" if report.seed is None else f"seed {report.seed}", f"unmask {report.version}"
+        "Measured",
+        report.date,
+        "" if report.seed is None else f"seed {report.seed}",
+        f"unmask {report.version}",
     )
 
 
@@ -147,9 +170,7 @@ def _call(report: Report) -> str:
     """What a network call does to a text: uniform noise has no masks, and nothing to play."""
     length = report.protocol.length
     if any(line.row.setting.sampler.startswith("ancestral") for line in report.student):
-        return (
-            f"A text starts as {length} random tokens. Each step is a call of the network and may change any of them."
-        )
+        return f"A text starts as {length} random tokens. Each step is a call of the network and may change any of them."
     return (
         f"A text starts as {length} masks. A step reveals some of them with one call of the network; a step that "
         f"reveals nothing makes no call. So a text of {length} tokens costs at most {length} calls, however many steps "
@@ -160,7 +181,9 @@ def _call(report: Report) -> str:
 def _answers(report: Report) -> Html:
     def answer(number: int, question: str, words: str, *body: Html) -> Html:
         text = tag(
-            "div", tag("h3", tag("span", str(number), class_="number", aria_hidden="true"), question), tag("p", words)
+            "div",
+            tag("h3", tag("span", str(number), class_="number", aria_hidden="true"), question),
+            tag("p", words),
         )
         return tag("div", text, tag("div", *body), class_="answer")
 
@@ -173,17 +196,24 @@ def _answers(report: Report) -> Html:
             "Choose temperatures at which both are equally diverse, and compare again. What is left is no exchange of "
             "variety for fluency. It counts as a win only if all three diversities agree."
         )
-        first, *body = [tables.equal_entropy(report, at) for at in dict.fromkeys(e.at for e in found.equal_entropy)]
+        first, *body = [
+            tables.equal_entropy(report, at)
+            for at in dict.fromkeys(e.at for e in found.equal_entropy)
+        ]
         if found.equal_seconds:
             body.append(tables.equal_seconds(report))
         summary = tag("summary", "At the diversity of real text, and in equal seconds")
         parts.append(
-            answer(2, "At equal diversity?", words, first, tag("details", summary, *body) if body else Html(""))
+            answer(
+                2,
+                "At equal diversity?",
+                words,
+                first,
+                tag("details", summary, *body) if body else Html(""),
+            )
         )
     if found.speed:
-        words = (
-            f"How few steps are as good as the teacher's {found.speed[0].reference_steps}, at that teacher's diversity?"
-        )
+        words = f"How few steps are as good as the teacher's {found.speed[0].reference_steps}, at that teacher's diversity?"
         parts.append(answer(3, "How much faster?", words, tables.speed(report)))
     return join(*parts)
 
@@ -200,13 +230,20 @@ def _curves(pictures: Mapping[str, Sequence[Picture]]) -> Html:
     more = join(*(_figure(name, pictures[name]) for name in others))
     summary = tag("summary", "The frontier against the other diversities")
     shown = (name for name in ("gen-ppl-by-steps", "frontier") if name in pictures)
-    return join(*(_figure(name, pictures[name]) for name in shown), tag("details", summary, more) if others else "")
+    return join(
+        *(_figure(name, pictures[name]) for name in shown),
+        tag("details", summary, more) if others else "",
+    )
 
 
 def _figure(name: str, pictures: Sequence[Picture]) -> Html:
     wide, narrow = pictures
     return tag(
-        "figure", tag("figcaption", _TITLES[name]), wide.inline("wide"), narrow.inline("narrow"), id=f"figure-{name}"
+        "figure",
+        tag("figcaption", _TITLES[name]),
+        wide.inline("wide"),
+        narrow.inline("narrow"),
+        id=f"figure-{name}",
     )
 
 
@@ -223,7 +260,11 @@ def _texts(report: Report) -> Html:
             "The same latent is the same randomness: when each token is revealed, and the race that chooses it. So two "
             "models, or two step counts, write related texts. Words that both sides share, in order, are underlined."
         )
-        box = tag("label", tag("input", type="checkbox", id="pair-shared", checked=True), " underline shared words")
+        box = tag(
+            "label",
+            tag("input", type="checkbox", id="pair-shared", checked=True),
+            " underline shared words",
+        )
         choices = (choice("latent", "Latent", latents), choice("steps", "Steps", steps), box)
         parts = [
             tag("p", words, class_="intro"),
@@ -231,7 +272,11 @@ def _texts(report: Report) -> Html:
             tag("div", *map(_pair, report.samples), id="pairs"),
         ]
     if report.real:
-        excerpts = tag("div", *(tag("blockquote", text, class_="text") for text in report.real), class_="columns")
+        excerpts = tag(
+            "div",
+            *(tag("blockquote", text, class_="text") for text in report.real),
+            class_="columns",
+        )
         parts.append(tag("details", tag("summary", "Real text, for comparison"), excerpts))
     return join(*parts)
 
@@ -244,7 +289,13 @@ def _pair(pair: Pair) -> Html:
             tag("blockquote", text, class_="text"), class_=f"side {name}")
         for name, text in sides
     )  # fmt: skip
-    return tag("div", *columns, class_="pair columns", data_latent=str(pair.latent), data_steps=str(pair.steps))
+    return tag(
+        "div",
+        *columns,
+        class_="pair columns",
+        data_latent=str(pair.latent),
+        data_steps=str(pair.steps),
+    )
 
 
 def _shared(first: str, second: str) -> tuple[Html, Html]:
@@ -257,7 +308,10 @@ def _shared(first: str, second: str) -> tuple[Html, Html]:
         same = {block[side] + i for block in blocks for i in range(block.size)}
         place, out = 0, []
         for line in lines:
-            row = [tag("mark", w) if place + i in same and len(w) > _SHORT else join(w) for i, w in enumerate(line)]
+            row = [
+                tag("mark", w) if place + i in same and len(w) > _SHORT else join(w)
+                for i, w in enumerate(line)
+            ]
             place += len(line)
             out.append(" ".join(map(str, row)))
         marked.append(Html("\n".join(out)))
@@ -293,17 +347,27 @@ def _numbers(report: Report) -> Html:
     ]
     if any(line.shipped for _, line in lines):
         note = "measured by make assets under the same protocol, and not in this run."
-        parts.append(tag("p", tag("span", tables.SHIPPED, class_="badge"), " ", note, class_="note"))
+        parts.append(
+            tag("p", tag("span", tables.SHIPPED, class_="badge"), " ", note, class_="note")
+        )
     if other:
         summary = tag("summary", f"Other temperatures, {len(other)} rows")
-        parts.append(tag("details", summary, tables.rows(report, other, "Teacher and student at other temperatures")))
+        parts.append(
+            tag(
+                "details",
+                summary,
+                tables.rows(report, other, "Teacher and student at other temperatures"),
+            )
+        )
     more = tables.rows(report, lines, "Repetition and distinct n-grams", others=True)
     parts.append(tag("details", tag("summary", "Repetition, distinct n-grams, overlap"), more))
     return join(*parts)
 
 
 def _footer(report: Report) -> Html:
-    button = tag("button", "Download the record (JSON)", type="button", id="download", class_="js-only")
+    button = tag(
+        "button", "Download the record (JSON)", type="button", id="download", class_="js-only"
+    )
     words = f"Written by unmask {report.version} from report.json. This page loads nothing. {words_of(report)}"
     return tag("footer", tag("p", words), button)
 

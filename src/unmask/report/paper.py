@@ -25,13 +25,19 @@ _TEACHER = {"MDLM": "teacher", "MDLM large": "teacher", "Duo": "autoregressive"}
 def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     """Write NAME.png and report.html for what `recipes.tables.record` holds; -> the page's path."""
     several = len({steps for line in record["lines"] for steps in line["cells"]}) > 1
-    draw, caption = (figure, "Gen PPL and entropy against steps") if several else (plane, "Gen PPL against entropy")
+    draw, caption = (
+        (figure, "Gen PPL and entropy against steps")
+        if several
+        else (plane, "Gen PPL against entropy")
+    )
     with drawing():
         wide = draw(record, WIDE)
         write_picture(wide, directory / f"{name}.png")
         alt = f"{caption}: teachers, and methods by round. The numbers are those of the table."
         pictures = [picture(wide, name, alt), picture(draw(record, NARROW), f"{name}-narrow", alt)]
-    shown = (picture.inline(kind) for picture, kind in zip(pictures, ("wide", "narrow"), strict=True))
+    shown = (
+        picture.inline(kind) for picture, kind in zip(pictures, ("wide", "narrow"), strict=True)
+    )
     curves = tag("figure", tag("figcaption", caption), *shown)
     title = str(record["title"])
     sections = {
@@ -40,16 +46,24 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
         "doubts": ("The teacher in other precisions", _doubts(record)),
         "texts": ("The texts", _texts(record)),
     }
-    masthead = tag("div", tag("h1", title), tag("p", str(record["lede"]), class_="lede"), class_="masthead")
+    masthead = tag(
+        "div", tag("h1", title), tag("p", str(record["lede"]), class_="lede"), class_="masthead"
+    )
     footer = tag("footer", tag("p", str(record["protocol"])))
-    page = directory / ("report.html" if name.startswith("table") else f"{name}.html")  # figure3 shares a directory
+    page = directory / (
+        "report.html" if name.startswith("table") else f"{name}.html"
+    )  # figure3 shares a directory
     write_text(page, whole(title, str(record["version"]), masthead, sections, footer, record))
     return page
 
 
 def figure(record: Mapping[str, Any], width: float) -> Figure:
     """A column for each method: gen PPL above, entropy below; its teacher dashed, its rounds from light to dark."""
-    methods = [method for method in record["methods"] if any(line["name"] == method for line in record["lines"])]
+    methods = [
+        method
+        for method in record["methods"]
+        if any(line["name"] == method for line in record["lines"])
+    ]
     columns = max(1, len(methods)) if width > NARROW else 1
     rows = 1 if width > NARROW else max(1, len(methods))
     drawn = Figure(figsize=(width, 6.2 * rows))
@@ -62,7 +76,9 @@ def figure(record: Mapping[str, Any], width: float) -> Figure:
             if line["cells"] and line["name"] in (method, teacher):
                 _curve(above, line, "gen_ppl")
                 _curve(below, line, "entropy")
-        logarithmic(above.xaxis, {int(steps) for line in record["lines"] for steps in line["cells"]})
+        logarithmic(
+            above.xaxis, {int(steps) for line in record["lines"] for steps in line["cells"]}
+        )
         above.set_yscale("log")
         above.set(ylabel="gen PPL" if column == 0 else "")
         below.set(xlabel="steps", ylabel="unigram entropy, nats" if column == 0 else "")
@@ -83,7 +99,14 @@ def plane(record: Mapping[str, Any], width: float) -> Figure:
         (cell,) = line["cells"].values()
         color = LIGHT["student"] if line["round"] else LIGHT[_TEACHER.get(line["name"], "ink")]
         marker = _MARKERS[i % len(_MARKERS)]
-        axes.plot(cell["entropy"], cell["gen_ppl"], color=color, marker=marker, linestyle="none", label=line["line"])
+        axes.plot(
+            cell["entropy"],
+            cell["gen_ppl"],
+            color=color,
+            marker=marker,
+            linestyle="none",
+            label=line["line"],
+        )
     logarithmic(axes.yaxis)
     legend(axes, "", 4 if width > NARROW else 2)
     axes.margins(0.12)
@@ -102,10 +125,20 @@ def _curve(axes: Axes, line: Mapping[str, Any], measure: str) -> None:
     values = [line["cells"][str(count)][measure] for count in steps]
     if line["round"]:
         color = _ROUNDS[min(line["round"], len(_ROUNDS)) - 1]
-        axes.plot(steps, values, color=color, marker="s", markersize=4, linewidth=1.6, label=f"round {line['round']}")
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            marker="s",
+            markersize=4,
+            linewidth=1.6,
+            label=f"round {line['round']}",
+        )
     else:
         color = LIGHT[_TEACHER.get(line["name"], "ink")]
-        axes.plot(steps, values, color=color, marker="o", markersize=4, linestyle="--", label=line["name"])
+        axes.plot(
+            steps, values, color=color, marker="o", markersize=4, linestyle="--", label=line["name"]
+        )
 
 
 def _same_scale(axes: Sequence[Axes]) -> None:
@@ -143,7 +176,10 @@ def _cell(cell: Mapping[str, Any] | None, line: Mapping[str, Any], seeds: int) -
     ours = f"{cell['gen_ppl']:.4g}{error} / {cell['entropy']:.2f}"
     if line["round"] and cell["seeds"] < seeds:
         ours += f" ({cell['seeds']} of {seeds} seeds)"
-    published = [join(tag("br"), tag("small", f"{each['value']} {each['source']}")) for each in cell["published"]]
+    published = [
+        join(tag("br"), tag("small", f"{each['value']} {each['source']}"))
+        for each in cell["published"]
+    ]
     return tag("td", ours, *published)
 
 
@@ -162,7 +198,9 @@ def _doubts(record: Mapping[str, Any]) -> Html:
         for row in record["doubts"]
     ]  # fmt: skip
     table = tag("table", tag("thead", head), tag("tbody", *rows))
-    return join(tag("p", words, class_="intro"), scrolling(table, "The teacher in other precisions"))
+    return join(
+        tag("p", words, class_="intro"), scrolling(table, "The teacher in other precisions")
+    )
 
 
 def _texts(record: Mapping[str, Any]) -> Html:

@@ -146,7 +146,14 @@ class Report:
     @property
     def lines(self) -> Iterator[tuple[str, Line]]:
         """Every row with the name of its list, in the order of a table."""
-        for name in ("teacher", "student", "autoregressive", "naive", "temperature_teacher", "temperature_student"):
+        for name in (
+            "teacher",
+            "student",
+            "autoregressive",
+            "naive",
+            "temperature_teacher",
+            "temperature_student",
+        ):
             yield from ((name, line) for line in vars(self)[name])
         if self.data is not None:
             yield "data", self.data
@@ -182,7 +189,9 @@ def curves(lines: Sequence[Line]) -> dict[int, list[Line]]:
 
 def words_of(report: Report) -> str:
     """How every number of the report was measured: no number stands without it."""
-    return protocol_words(report.protocol, {seed for _, line in report.lines for seed in line.row.setting.seeds})
+    return protocol_words(
+        report.protocol, {seed for _, line in report.lines for seed in line.row.setting.seeds}
+    )
 
 
 def _series(version: str) -> list[str]:
@@ -193,7 +202,9 @@ def _series(version: str) -> list[str]:
 def _check_rows(report: Report) -> None:
     for name in ("teacher", "student", "verdict"):
         if not vars(report)[name]:
-            raise ValueError(f"report.{name} is empty: a report compares a teacher with a student, in sentences too")
+            raise ValueError(
+                f"report.{name} is empty: a report compares a teacher with a student, in sentences too"
+            )
     for name, line in report.lines:
         missing = {GEN_PPL, ENTROPY} - line.row.measures.keys()
         if missing:
@@ -209,7 +220,14 @@ def _check_rows(report: Report) -> None:
 
 def _check_numbers(report: Report) -> None:
     """What pictures draw on axes: finite, and above 0 where an axis is logarithmic."""
-    drawn = ("teacher", "student", "autoregressive", "temperature_teacher", "temperature_student", "data")
+    drawn = (
+        "teacher",
+        "student",
+        "autoregressive",
+        "temperature_teacher",
+        "temperature_student",
+        "data",
+    )
     for name, line in ((name, line) for name, line in report.lines if name in drawn):
         where, setting = f"report.{name}: the row at {line.steps} steps", line.row.setting
         least = 0 if name == "data" else 1
@@ -218,7 +236,12 @@ def _check_numbers(report: Report) -> None:
         _within(f"{where}: setting.temperature", line.temperature, TINY, HUGE)
         for key, measure in line.row.measures.items():
             if key in (GEN_PPL, *ENTROPIES):
-                _within(f"{where}: measures.{key}.value", measure.value, TINY if key == GEN_PPL else -HUGE, HUGE)
+                _within(
+                    f"{where}: measures.{key}.value",
+                    measure.value,
+                    TINY if key == GEN_PPL else -HUGE,
+                    HUGE,
+                )
                 _within(f"{where}: measures.{key}.sem", measure.sem or 0.0, 0, HUGE)
     for i, entry in enumerate(report.rounds):
         for key, low in (("round", 1), ("steps", 1), ("gen_ppl", TINY), ("entropy", -HUGE)):
@@ -262,9 +285,13 @@ def _check_training(training: Training) -> None:
 def _check_film(film: Film, where: str) -> None:
     positions = [position for frame in film.frames for position in frame]
     if len(set(positions)) < len(positions) or not set(positions) <= set(range(len(film.pieces))):
-        raise ValueError(f"{where}.frames reveals each of the {len(film.pieces)} pieces at most once: got {positions}")
+        raise ValueError(
+            f"{where}.frames reveals each of the {len(film.pieces)} pieces at most once: got {positions}"
+        )
     if film.alphas and len(film.alphas) != len(film.frames):
-        raise ValueError(f"{where}.alphas has a value a frame: got {len(film.alphas)} for {len(film.frames)} frames")
+        raise ValueError(
+            f"{where}.alphas has a value a frame: got {len(film.alphas)} for {len(film.frames)} frames"
+        )
 
 
 def _line(value: Any, where: str) -> Line:

@@ -37,7 +37,9 @@ PALETTE: Mapping[str, Ink] = {
 LIGHT: Mapping[str, str] = {name: ink.light for name, ink in PALETTE.items()}
 SERIES = ("teacher", "student", "autoregressive", "ink")
 
-_FONT = "DejaVu Sans"  # what matplotlib measures with; the page puts the reader's own sans in its place
+_FONT = (
+    "DejaVu Sans"  # what matplotlib measures with; the page puts the reader's own sans in its place
+)
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 

@@ -28,7 +28,14 @@ class Picture:
 
     def inline(self, class_: str) -> Html:
         """For a page, whose style sheet sets the colours."""
-        return tag("svg", Html(self.body), viewBox=self._box, role="img", aria_label=self.alt, class_=class_)
+        return tag(
+            "svg",
+            Html(self.body),
+            viewBox=self._box,
+            role="img",
+            aria_label=self.alt,
+            class_=class_,
+        )
 
     def standalone(self) -> str:
         """A file of its own, in both colour schemes."""
@@ -50,11 +57,17 @@ def picture(figure: Figure, name: str, alt: str) -> Picture:
     """Ids are prefixed by the name, so that several pictures can share a page."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    found = re.search(r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>(.*)</svg>', buffer.getvalue(), re.DOTALL)
+    found = re.search(
+        r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>(.*)</svg>', buffer.getvalue(), re.DOTALL
+    )
     if found is None:
-        raise RuntimeError('this version of matplotlib writes its SVG in another form: want <svg viewBox="0 0 W H">')
+        raise RuntimeError(
+            'this version of matplotlib writes its SVG in another form: want <svg viewBox="0 0 W H">'
+        )
     body = re.sub(_NOT_IN_XML, "\ufffd", found[3])
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL
+    )
     body = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', body)
     body = re.sub(r'(xlink:)?href="#([^"]*)"', rf'href="#{name}-\2"', body)

@@ -29,11 +29,18 @@ SHIPPED = "shipped"
 def same_steps(report: Report) -> Html:
     """Question 1: teacher and student at the same steps, both at temperature 1."""
     entries = report.answers.same_steps
-    columns = [c for c in ENTROPIES if any(c in e.teacher_entropy and c in e.student_entropy for e in entries)]
+    columns = [
+        c
+        for c in ENTROPIES
+        if any(c in e.teacher_entropy and c in e.student_entropy for e in entries)
+    ]
     scale = _scale(entry.gain for entry in entries)
 
     def line(entry: SameSteps) -> list[Html]:
-        both = ((entry.teacher_entropy.get(column), entry.student_entropy.get(column)) for column in columns)
+        both = (
+            (entry.teacher_entropy.get(column), entry.student_entropy.get(column))
+            for column in columns
+        )
         return [
             _steps(entry.steps),
             _pair(entry.teacher, entry.student),
@@ -61,8 +68,16 @@ def equal_entropy(report: Report, at: str) -> Html:
 def equal_seconds(report: Report) -> Html:
     """Question 2 with the same seconds in place of the same steps."""
     entries = report.answers.equal_seconds
-    heads = ["steps", *(ENTROPIES[column] for column in dict.fromkeys(entry.column for entry in entries))]
-    return _matrix(report, "In the same seconds: gain over the teacher at whatever steps fill them", heads, entries)
+    heads = [
+        "steps",
+        *(ENTROPIES[column] for column in dict.fromkeys(entry.column for entry in entries)),
+    ]
+    return _matrix(
+        report,
+        "In the same seconds: gain over the teacher at whatever steps fill them",
+        heads,
+        entries,
+    )
 
 
 def speed(report: Report) -> Html:
@@ -74,28 +89,55 @@ def speed(report: Report) -> Html:
         column = tag("td", ENTROPIES[entry.column])
         if entry.steps is None or entry.calls is None:
             return [head, column, _nothing(entry.reason, colspan="4")]
-        times = (_number(entry.calls, f"{entry.calls:.2f} ×"), _number(entry.seconds, f"{entry.seconds or 0:.2f} ×"))
-        return [head, column, _number(entry.steps), *times, _number(entry.support, f"{entry.support or 0:.0%}")]
+        times = (
+            _number(entry.calls, f"{entry.calls:.2f} ×"),
+            _number(entry.seconds, f"{entry.seconds or 0:.2f} ×"),
+        )
+        return [
+            head,
+            column,
+            _number(entry.steps),
+            *times,
+            _number(entry.support, f"{entry.support or 0:.0%}"),
+        ]
 
     first = report.answers.speed[0]
     goal = f"{first.reference:.4g}, the teacher's at {first.reference_steps} steps"
     caption = f"The fewest steps with a gen PPL of at most {goal}"
-    heads = ["model", "as diverse by", "steps", "calls, times fewer", "seconds, times fewer", "in resamples"]
-    return join(table(report, caption, heads, map(line, report.answers.speed)), _reasons(report.answers.speed))
+    heads = [
+        "model",
+        "as diverse by",
+        "steps",
+        "calls, times fewer",
+        "seconds, times fewer",
+        "in resamples",
+    ]
+    return join(
+        table(report, caption, heads, map(line, report.answers.speed)),
+        _reasons(report.answers.speed),
+    )
 
 
-def rows(report: Report, lines: Sequence[tuple[str, Line]], caption: str, others: bool = False) -> Html:
+def rows(
+    report: Report, lines: Sequence[tuple[str, Line]], caption: str, others: bool = False
+) -> Html:
     """Rows in full; `others` takes the measures of repetition in place of the first ones."""
     known = dict.fromkeys(name for _, line in lines for name in line.row.measures)
     names = [name for name in known if (name in _FIRST) != others]
     units = {
         name: next(
-            m.unit.removeprefix("perplexity ") for _, line in lines for n, m in line.row.measures.items() if n == name
+            m.unit.removeprefix("perplexity ")
+            for _, line in lines
+            for n, m in line.row.measures.items()
+            if n == name
         )
         for name in names
     }
     heads: list[str | Html] = ["model", "steps", "calls", "temperature"]
-    heads += [join(_HEADS.get(name, name.replace("_", " ")), " ", tag("small", units[name])) for name in names]
+    heads += [
+        join(_HEADS.get(name, name.replace("_", " ")), " ", tag("small", units[name]))
+        for name in names
+    ]
 
     def line(entry: tuple[str, Line]) -> list[Html]:
         group, found = entry
@@ -104,7 +146,9 @@ def rows(report: Report, lines: Sequence[tuple[str, Line]], caption: str, others
             if found.shipped
             else ""
         )
-        head = _head(_NAMES.get(found.row.name, found.row.name), group.removeprefix("temperature_"), badge)
+        head = _head(
+            _NAMES.get(found.row.name, found.row.name), group.removeprefix("temperature_"), badge
+        )
         drawn = found.steps > 0
         how = [
             _number(found.steps if drawn else None),
@@ -123,11 +167,20 @@ def rounds(report: Report) -> Html:
          _number(entry.delta, f"{entry.delta:.4g}"), _number(entry.temperature, f"{entry.temperature:g}")]
         for entry in report.rounds
     )  # fmt: skip
-    heads = ["round", "steps", "gen PPL", "unigram entropy", "step size delta", "teacher's temperature"]
+    heads = [
+        "round",
+        "steps",
+        "gen PPL",
+        "unigram entropy",
+        "step size delta",
+        "teacher's temperature",
+    ]
     return table(report, "The student after each round, drawn at temperature 1", heads, lines)
 
 
-def table(report: Report, caption: str, heads: Sequence[str | Html], lines: Iterable[Sequence[Html]]) -> Html:
+def table(
+    report: Report, caption: str, heads: Sequence[str | Html], lines: Iterable[Sequence[Html]]
+) -> Html:
     """A table that scrolls by itself, its protocol in its caption."""
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
     body = tag("tbody", *(tag("tr", *cells) for cells in lines))
@@ -149,7 +202,12 @@ def value_text(value: float, sem: float | None = None) -> str:
     return text if sem or "." not in text else text.rstrip("0").rstrip(".")
 
 
-def _matrix(report: Report, caption: str, heads: Sequence[str], entries: Sequence[EqualEntropy | EqualSeconds]) -> Html:
+def _matrix(
+    report: Report,
+    caption: str,
+    heads: Sequence[str],
+    entries: Sequence[EqualEntropy | EqualSeconds],
+) -> Html:
     scale = _scale(entry.gain for entry in entries if entry.gain)
     ordered = sorted(entries, key=lambda entry: entry.steps)  # stable: columns stay in their order
     lines = [
@@ -165,7 +223,9 @@ def _compared(entry: EqualEntropy | EqualSeconds, scale: float, claims: bool) ->
     if isinstance(entry, EqualSeconds):
         beneath = "" if entry.seconds is None else tag("small", "in ", _data(entry.seconds), " s")
     elif entry.teacher and entry.student:
-        beneath = tag("small", _data(entry.teacher.gen_ppl.value), " → ", _data(entry.student.gen_ppl.value))
+        beneath = tag(
+            "small", _data(entry.teacher.gen_ppl.value), " → ", _data(entry.student.gen_ppl.value)
+        )
     else:
         beneath = ""
     return _gain(entry.gain, scale, claims, beneath)
@@ -180,22 +240,31 @@ def _reasons(entries: Iterable[EqualEntropy | EqualSeconds | Speed]) -> Html:
             found.setdefault((ENTROPIES[entry.column], entry.reason), []).append(who)
     if not found:
         return Html("")
-    lines = (tag("li", f"{column} ({', '.join(whose)}): {reason}") for (column, reason), whose in found.items())
-    return tag("details", tag("summary", "What was not reached, and why"), tag("ul", *lines, class_="note"))
+    lines = (
+        tag("li", f"{column} ({', '.join(whose)}): {reason}")
+        for (column, reason), whose in found.items()
+    )
+    return tag(
+        "details", tag("summary", "What was not reached, and why"), tag("ul", *lines, class_="note")
+    )
 
 
 def _gain(gain: Estimate, scale: float, claims: bool, beneath: str | Html = "") -> Html:
     """A gain with its interval, in words and as a bar around 1; the sign says it without colour."""
     word = judge_gain(gain, claims)
     sign = tag("span", _SIGNS[word], " ", aria_hidden="true")
-    head = tag("div", tag("b", sign, _data(gain.value, f"{gain.value:.3f}")), " ", tag("small", word))
+    head = tag(
+        "div", tag("b", sign, _data(gain.value, f"{gain.value:.3f}")), " ", tag("small", word)
+    )
     class_ = "gain " + word.split(" ")[0]
     if gain.low is None or gain.high is None:
         return tag("td", head, tag("div", beneath), class_=class_)
     low, high = (50 + 50 * math.log(end) / scale for end in (gain.low, gain.high))
     style = f"left:{low:.2f}%;width:{max(high - low, 1.5):.2f}%"
     bar = tag("span", tag("i", style=style), class_="whisker", aria_hidden="true")
-    ends = tag("small", _data(gain.low, f"{gain.low:.3f}"), " to ", _data(gain.high, f"{gain.high:.3f}"))
+    ends = tag(
+        "small", _data(gain.low, f"{gain.low:.3f}"), " to ", _data(gain.high, f"{gain.high:.3f}")
+    )
     return tag("td", head, bar, tag("div", ends, beneath), class_=class_)
 
 
@@ -206,7 +275,9 @@ def _scale(gains: Iterable[Estimate]) -> float:
 
 
 def _head(text: str, group: str, *more: str | Html) -> Html:
-    return tag("th", tag("span", class_=f"dot {group}", aria_hidden="true"), text, *more, scope="row")
+    return tag(
+        "th", tag("span", class_=f"dot {group}", aria_hidden="true"), text, *more, scope="row"
+    )
 
 
 def _steps(steps: int) -> Html:
@@ -223,7 +294,11 @@ def _measure(measure: Measure | None) -> Html:
     if measure is None:
         return _number(None)
     text = value_text(measure.value, measure.sem)
-    sem = "" if measure.sem is None else tag("small", " ± ", _data(measure.sem, value_text(measure.sem, measure.sem)))
+    sem = (
+        ""
+        if measure.sem is None
+        else tag("small", " ± ", _data(measure.sem, value_text(measure.sem, measure.sem)))
+    )
     return tag("td", _data(measure.value, text), sem)
 
 

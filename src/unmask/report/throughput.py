@@ -69,7 +69,9 @@ def _latencies(axes: Axes, column: Sequence[Row], counts: Sequence[int]) -> None
     for row in column:
         style = _style(row.steps, counts)
         above = row.p95_s - row.p50_s
-        axes.errorbar(row.nfe, row.p50_s, np.array([[0.0], [above]]), capsize=4, elinewidth=1.4, **style)
+        axes.errorbar(
+            row.nfe, row.p50_s, np.array([[0.0], [above]]), capsize=4, elinewidth=1.4, **style
+        )
         (dot,) = axes.plot(row.nfe, row.p50_s, **style | {"linestyle": "none"})
         dot.set_gid(tip(_describe(row)))
         if len(column) > _NAMED:
@@ -101,7 +103,11 @@ def _style(steps: int | None, counts: Sequence[int]) -> dict[str, Any]:
         return {"color": LIGHT["autoregressive"], "marker": "^"}
     place = counts.index(steps)
     dashes = _DASHES[place % len(_DASHES)]
-    return {"color": LIGHT["teacher"], "marker": _MARKERS[place % len(_MARKERS)], "linestyle": dashes}
+    return {
+        "color": LIGHT["teacher"],
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "linestyle": dashes,
+    }
 
 
 def _name(steps: int | None) -> str:

@@ -53,7 +53,9 @@ def autoregress(
         fed, rows = i + 1, free[:, i].nonzero().squeeze(-1).to(pins.device)
         where = rows * ids.shape[1] + ids.shape[1] - 1
         before = z
-        for part, log_p in read(predictor(ids, cache), where, filters.temperature, predictor.mask_id, broken):
+        for part, log_p in read(
+            predictor(ids, cache), where, filters.temperature, predictor.mask_id, broken
+        ):
             at = part // ids.shape[1] * length + i
             token = draw_rows(draw, filters, log_p, latent.address(at))
             z = z.flatten().index_copy(0, at, token).view_as(z)

@@ -30,8 +30,12 @@ def blockwise(block: float) -> Sampler:
 
     ValueError unless block is a whole number >= 1.
     """
-    count = int(block) if is_number(block) and block == block // 1 else block  # as text it came as a float
-    return partial(_blockwise, block=whole("block", count, "the tokens that are shown before any behind them"))
+    count = (
+        int(block) if is_number(block) and block == block // 1 else block
+    )  # as text it came as a float
+    return partial(
+        _blockwise, block=whole("block", count, "the tokens that are shown before any behind them")
+    )
 
 
 def _blockwise(task: Task, block: int) -> Sequence[Step]:

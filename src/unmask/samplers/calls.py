@@ -37,7 +37,13 @@ class PartialDenoiser(Protocol):
     """
 
     def part(
-        self, z: Tokens, alpha: PerSequence, asked: Tensor | None, cache: Cache | None, window: Tensor | None, /
+        self,
+        z: Tokens,
+        alpha: PerSequence,
+        asked: Tensor | None,
+        cache: Cache | None,
+        window: Tensor | None,
+        /,
     ) -> Prediction: ...
 
 
@@ -49,7 +55,9 @@ class Calls(Protocol):
 
     def reads(self, k: int, z: Tokens) -> Reads: ...
 
-    def predict(self, k: int, z: Tokens, alpha: PerSequence, reads: Reads) -> tuple[Prediction, Tensor]: ...
+    def predict(
+        self, k: int, z: Tokens, alpha: PerSequence, reads: Reads
+    ) -> tuple[Prediction, Tensor]: ...
 
 
 def calls_of(denoiser: Denoiser, task: Task, steps: Sequence[Step], cache: int | None) -> Calls:
@@ -61,7 +69,9 @@ def calls_of(denoiser: Denoiser, task: Task, steps: Sequence[Step], cache: int |
             f"cache asks the model to keep keys and values, and {type(denoiser).__name__} has no method `part` for "
             "it: leave cache out, or give a network of this library"
         )
-    if task.mask_id is None or any(isinstance(step, Move | Table) and step.kappa != 1 for step in steps):
+    if task.mask_id is None or any(
+        isinstance(step, Move | Table) and step.kappa != 1 for step in steps
+    ):
         raise ValueError(
             "cache keeps what a network made of tokens that stay, and with uniform noise, psi and ReMDM any token can "
             f"change in any move: want cache = None or 1, got {cache}; leave it out, or use a sampler of masked "
@@ -85,7 +95,9 @@ class Whole:
     def reads(self, k: int, z: Tokens) -> Reads:
         return self.steps[k].reads(z)
 
-    def predict(self, k: int, z: Tokens, alpha: PerSequence, reads: Reads) -> tuple[Prediction, Tensor]:
+    def predict(
+        self, k: int, z: Tokens, alpha: PerSequence, reads: Reads
+    ) -> tuple[Prediction, Tensor]:
         if k == 0 and self.alike and (reads.alpha is None or bool((alpha == alpha[0]).all())):
             return self.denoiser(z[:1], alpha[:1]), reads.where % z.shape[1]
         if reads.places is not None and isinstance(self.denoiser, PartialDenoiser):
@@ -115,7 +127,9 @@ def window(steps: Sequence[Step], z: Tokens) -> Window:
     """The smallest spans that hold all that the steps would read at z; they may read less when their turn comes."""
     n, length = z.shape
     read = torch.zeros(n * length, dtype=torch.bool, device=z.device)
-    for step in {id(step): step for step in steps}.values():  # some samplers take one step again and again
+    for step in {
+        id(step): step for step in steps
+    }.values():  # some samplers take one step again and again
         read[step.reads(z).at(length)] = True
     read = read.view(n, length)
     rows = read.any(dim=1).nonzero().squeeze(-1)
@@ -143,7 +157,10 @@ class Cached:
         starts = range(0, len(self.steps), self.period)
         parts = [self.steps[start : start + self.period] for start in starts]
         blind = [all(isinstance(step, Show) for step in part) for part in parts]
-        self.planned = [window(part, self.task.pins) if each else None for part, each in zip(parts, blind, strict=True)]
+        self.planned = [
+            window(part, self.task.pins) if each else None
+            for part, each in zip(parts, blind, strict=True)
+        ]
 
     def reads(self, k: int, z: Tokens) -> Reads:
         reads, length = self.steps[k].reads(z), z.shape[1]
@@ -157,11 +174,15 @@ class Cached:
             alpha = self.task.level(z).index_copy(0, reads.rows, alpha)[rows]
         return Reads(rows, torch.searchsorted(rows, at // length) * length + at % length, alpha)
 
-    def predict(self, k: int, z: Tokens, alpha: PerSequence, reads: Reads) -> tuple[Prediction, Tensor]:
+    def predict(
+        self, k: int, z: Tokens, alpha: PerSequence, reads: Reads
+    ) -> tuple[Prediction, Tensor]:
         rows, text = reads.rows, z[reads.rows]
         if not self.cache.pairs:
             return self.denoiser.part(text, alpha, None, self.cache, None), reads.where
-        if rows.device.type == "cpu" and not torch.isin(rows, self.window.rows).all():  # elsewhere it would wait
+        if (
+            rows.device.type == "cpu" and not torch.isin(rows, self.window.rows).all()
+        ):  # elsewhere it would wait
             raise ValueError(
                 "cache keeps the samples that a step would read when its period begins, and this sampler later read "
                 f"others, {rows.tolist()} of {self.window.rows.tolist()}: leave cache out, or let its reads only shrink"

@@ -78,7 +78,9 @@ def pin(
             )
         head = pins[:, : len(ids)]
         if bool(((head != FREE) & (head != ids)).any()):
-            raise ValueError("pinned and prompt name different tokens at one position: leave -1 under the prompt")
+            raise ValueError(
+                "pinned and prompt name different tokens at one position: leave -1 under the prompt"
+            )
         pins = torch.cat([ids.expand(n, -1), pins[:, len(ids) :]], dim=1)
     return pins
 
@@ -87,9 +89,13 @@ def check_pinned(pinned: Tensor, n: int, length: int) -> None:
     """ValueError unless `pinned` is an integer tensor [n, length]."""
     if not isinstance(pinned, Tensor) or not _whole(pinned):
         kind = pinned.dtype if isinstance(pinned, Tensor) else type(pinned).__name__
-        raise ValueError(f"pinned holds token ids, -1 where free: want an integer tensor, got {kind}")
+        raise ValueError(
+            f"pinned holds token ids, -1 where free: want an integer tensor, got {kind}"
+        )
     if tuple(pinned.shape) != (n, length):
-        raise ValueError(f"pinned has a row for each sample: want shape {(n, length)}, got {tuple(pinned.shape)}")
+        raise ValueError(
+            f"pinned has a row for each sample: want shape {(n, length)}, got {tuple(pinned.shape)}"
+        )
 
 
 def _whole(ids: Tensor) -> bool:
@@ -99,12 +105,16 @@ def _whole(ids: Tensor) -> bool:
 def _prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Tensor:
     if isinstance(prompt, str):
         if tokenizer is None:
-            raise ValueError("a prompt in words needs the model's tokenizer, and it has none: give token ids")
+            raise ValueError(
+                "a prompt in words needs the model's tokenizer, and it has none: give token ids"
+            )
         prompt = tokenizer.encode(prompt)
     try:
         ids = torch.as_tensor(prompt, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"a prompt is text or integer ids [P], the same for every sample: got {prompt!r}") from error
+        raise ValueError(
+            f"a prompt is text or integer ids [P], the same for every sample: got {prompt!r}"
+        ) from error
     if ids.dim() != 1 or (len(ids) and not _whole(ids)):
         raise ValueError(
             f"a prompt is text or integer ids [P], the same for every sample: got {ids.dtype} of shape "
@@ -116,6 +126,10 @@ def _prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None) -> Tensor:
 def _check_tokens(name: str, ids: Tensor, vocab_size: int, mask_id: int | None) -> None:
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if len(outside):
-        raise ValueError(f"{name} holds token ids: want 0 <= id < vocab_size = {vocab_size}, got {int(outside[0])}")
+        raise ValueError(
+            f"{name} holds token ids: want 0 <= id < vocab_size = {vocab_size}, got {int(outside[0])}"
+        )
     if mask_id is not None and bool((ids == mask_id).any()):
-        raise ValueError(f"{name} holds MASK (id {mask_id}), which is no text: leave the position free instead")
+        raise ValueError(
+            f"{name} holds MASK (id {mask_id}), which is no text: leave the position free instead"
+        )

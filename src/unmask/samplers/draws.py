@@ -64,7 +64,10 @@ DRAWS: Mapping[str, Draw] = MappingProxyType(
 PRECISION: Mapping[str, str] = MappingProxyType(  # of a draw, as a protocol names it
     {"race": "float64", "inverse_cdf": "float64", "legacy_gumbel32": "float32 Gumbel"}
 )
-EXACT: tuple[Draw, ...] = (race, inverse_cdf)  # their law is p: a mixture may be drawn branch by branch
+EXACT: tuple[Draw, ...] = (
+    race,
+    inverse_cdf,
+)  # their law is p: a mixture may be drawn branch by branch
 
 
 def is_number(value: object) -> bool:
@@ -89,7 +92,9 @@ class Filters:
 
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and 1e-30 < self.temperature < math.inf):
-            raise ValueError(f"temperature divides log p: want a finite temperature > 0, got {self.temperature!r}")
+            raise ValueError(
+                f"temperature divides log p: want a finite temperature > 0, got {self.temperature!r}"
+            )
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(
                 f"top_p is the probability of the tokens kept: want 0 < top_p <= 1 (1 keeps all), got {self.top_p!r}"
@@ -107,8 +112,13 @@ class Filters:
         chance = log_p.gather(-1, token[:, None]).squeeze(-1).double().exp()
         if self.keep_all:
             return chance
-        some = chance.nonzero().squeeze(-1)  # what was never drawn, as MASK, is not drawn after a filter
-        kept = [self.keep(law).gather(-1, part[:, None]) for law, part in blocks(log_p[some], token[some])]
+        some = chance.nonzero().squeeze(
+            -1
+        )  # what was never drawn, as MASK, is not drawn after a filter
+        kept = [
+            self.keep(law).gather(-1, part[:, None])
+            for law, part in blocks(log_p[some], token[some])
+        ]
         return chance.index_copy(0, some, torch.cat(kept).squeeze(-1).exp())
 
     def keep(self, log_p: Tensor) -> Tensor:
@@ -137,7 +147,9 @@ def read(
     """
     for rows, log_p in prediction.chunks(where, temperature):
         broken |= log_p[:, 0].isnan().any()
-        if mask_id is not None and prediction.mask_id != mask_id:  # a foreign table may give MASK some mass
+        if (
+            mask_id is not None and prediction.mask_id != mask_id
+        ):  # a foreign table may give MASK some mass
             never = torch.tensor(mask_id, device=log_p.device)
             log_p = log_p.double().index_fill(-1, never, -torch.inf).log_softmax(-1)
         yield rows, log_p

@@ -61,10 +61,14 @@ class _EntropyBounded:
     def __call__(self, z: Tokens, laws: Laws) -> Tokens:
         guess, entropy = z, torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
         for at, log_p in laws:
-            guess = put(guess, at, self.task.token(log_p, at))  # not kept, not seen: its race is still fresh
+            guess = put(
+                guess, at, self.task.token(log_p, at)
+            )  # not kept, not seen: its race is still fresh
             for law, part in blocks(log_p, at):
                 entropy = put(entropy, part, torch.special.entr(law.exp()).sum(-1))
         order = in_steps(entropy).argsort(dim=1, stable=True)
-        before = F.pad(entropy.gather(1, order).cumsum(1)[:, :-1], (1, 0))  # the sum without the last, the greatest
+        before = F.pad(
+            entropy.gather(1, order).cumsum(1)[:, :-1], (1, 0)
+        )  # the sum without the last, the greatest
         kept = torch.zeros_like(z, dtype=torch.bool).scatter(1, order, before <= self.bound)
         return torch.where(kept, guess, z)

@@ -16,7 +16,9 @@ from torch import Tensor
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.limits import MOST_STEPS, whole
 
-Grid: TypeAlias = Callable[[int, NoiseSchedule], Tensor]  # steps N, schedule -> alphas, float64 [moves + 1]
+Grid: TypeAlias = Callable[
+    [int, NoiseSchedule], Tensor
+]  # steps N, schedule -> alphas, float64 [moves + 1]
 
 LAST_TIME = 1e-5  # where the released codes stop
 

@@ -70,7 +70,10 @@ def draw_latent(
     if structure is None:
         u = uniform(own)
     else:
-        shared = [address(seed, sample[:, None], _SHARED, k, position) for k in range(1, structure.sources)]
+        shared = [
+            address(seed, sample[:, None], _SHARED, k, position)
+            for k in range(1, structure.sources)
+        ]
         # On the CPU: other devices may round Phi and its inverse in another way.
         normals = torch.special.ndtri(uniform(torch.stack([own, *shared]).cpu()))
         u = gaussian_copula(structure, normals).to(device)

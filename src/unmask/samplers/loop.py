@@ -28,7 +28,10 @@ from unmask.text.tokenizers import start_token
 from unmask.types import Denoiser, Tokens
 
 DRAWN_BYTES = 48  # of a token in the end: its id in a batch and in all of them, and as an int of Python in a list
-_BY_LATENT = (reveal, greedy_tail)  # the samplers of MASKs that reveal at the levels u of the latent
+_BY_LATENT = (
+    reveal,
+    greedy_tail,
+)  # the samplers of MASKs that reveal at the levels u of the latent
 
 
 @runtime_checkable
@@ -76,7 +79,9 @@ class Samples:
 
 
 @torch.no_grad()
-def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal, cache: int | None = None) -> Iterator[Frame]:
+def denoise(
+    denoiser: Denoiser, task: Task, sampler: Sampler = reveal, cache: int | None = None
+) -> Iterator[Frame]:
     """Yield the canvas before the first step and after each step of `sampler`.
 
     A step calls the network with the alpha it starts from (the grid's, or its own: `Reads.alpha`), on the samples it
@@ -90,14 +95,21 @@ def denoise(denoiser: Denoiser, task: Task, sampler: Sampler = reveal, cache: in
     yield Frame(0, alphas[0], z, torch.zeros_like(task.free), z.new_empty(0))
     for k, step in enumerate(steps):
         reads = calls.reads(k, z)
-        after = step(z, _laws(calls, task, k, z, alphas[k] if reads.alpha is None else reads.alpha, reads, broken))
+        after = step(
+            z,
+            _laws(
+                calls, task, k, z, alphas[k] if reads.alpha is None else reads.alpha, reads, broken
+            ),
+        )
         reached = alphas[k + 1] if reads.alpha is None else float(task.level(after).mean())
         yield Frame(k + 1, reached, after, after != z, reads.rows)
         z = after
     check_numbers(broken)
 
 
-def _laws(calls: Calls, task: Task, k: int, z: Tokens, alpha: float | Tensor, reads: Reads, broken: Tensor) -> Laws:
+def _laws(
+    calls: Calls, task: Task, k: int, z: Tokens, alpha: float | Tensor, reads: Reads, broken: Tensor
+) -> Laws:
     """One network call, if anything is read, and the laws it was made for."""
     if len(reads.rows):
         told = torch.as_tensor(alpha, dtype=torch.float64, device=z.device).expand(len(reads.rows))
@@ -140,14 +152,22 @@ def watch(
     latent = draw_latent(n, length, seed, first, device, structure=structure)
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
-            raise ValueError(f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}")
+            raise ValueError(
+                f"an autoregressive model writes from left to right: leave sampler out, got {sampler!r}"
+            )
         if grid != "uniform":
-            raise ValueError(f"an autoregressive model has no noise levels: leave grid out, got {grid!r}")
+            raise ValueError(
+                f"an autoregressive model has no noise levels: leave grid out, got {grid!r}"
+            )
         if cache is not None:
-            raise ValueError(f"an autoregressive model keeps its past in any case: leave cache out, got {cache!r}")
+            raise ValueError(
+                f"an autoregressive model keeps its past in any case: leave cache out, got {cache!r}"
+            )
         _check_read(structure, "an autoregressive model", False)
         predictor = model.predictor
-        pins = pin(n, length, predictor.vocab_size, predictor.mask_id, model.tokenizer, prompt, pinned)
+        pins = pin(
+            n, length, predictor.vocab_size, predictor.mask_id, model.tokenizer, prompt, pinned
+        )
         start = start_token(model.tokenizer, predictor.vocab_size, predictor.mask_id)
         return autoregress(predictor, start, pins.to(device), latent, filters, drawing)
     process = model.process
@@ -159,8 +179,14 @@ def watch(
     task = Task(process, pins.to(device), latent, alphas, filters, drawing)
     chosen = sampler_of(sampler)
     by_latent = mask_id is not None and chosen in _BY_LATENT
-    _check_read(structure, f"the sampler {sampler!r}" if isinstance(sampler, str) else "this sampler", by_latent)
-    denoiser = model.denoiser.frozen() if isinstance(model.denoiser, NetworkDenoiser) else model.denoiser
+    _check_read(
+        structure,
+        f"the sampler {sampler!r}" if isinstance(sampler, str) else "this sampler",
+        by_latent,
+    )
+    denoiser = (
+        model.denoiser.frozen() if isinstance(model.denoiser, NetworkDenoiser) else model.denoiser
+    )
     return denoise(denoiser, task, chosen, cache)
 
 
@@ -211,8 +237,19 @@ def sample(
         check_pinned(pinned, n, length)
     _check_device(model, device)
     _check_room(n, length, DRAWN_BYTES, "cpu")
-    run = partial(watch, model, length=length, steps=steps, seed=seed, temperature=temperature, top_p=top_p)
-    run = partial(run, prompt=prompt, device=device, top_k=top_k, sampler=sampler, grid=grid, draw=draw, cache=cache)
+    run = partial(
+        watch, model, length=length, steps=steps, seed=seed, temperature=temperature, top_p=top_p
+    )
+    run = partial(
+        run,
+        prompt=prompt,
+        device=device,
+        top_k=top_k,
+        sampler=sampler,
+        grid=grid,
+        draw=draw,
+        cache=cache,
+    )
     tokens, nfe, calls = [], torch.zeros(n, dtype=torch.int64, device=device), 0
     for low in range(0, n, size):
         rows = slice(low, min(low + size, n))
@@ -222,7 +259,12 @@ def sample(
             calls += len(frame.rows) > 0
         tokens.append(frame.z)
     ids = torch.cat(tokens)
-    return Samples(ids, None if model.tokenizer is None else [*map(model.tokenizer.decode, ids.tolist())], nfe, calls)
+    return Samples(
+        ids,
+        None if model.tokenizer is None else [*map(model.tokenizer.decode, ids.tolist())],
+        nfe,
+        calls,
+    )
 
 
 def _check_device(model: DiffusionModel | AutoregressiveModel, device: torch.device | str) -> None:
@@ -230,7 +272,9 @@ def _check_device(model: DiffusionModel | AutoregressiveModel, device: torch.dev
     try:
         wanted = torch.empty(0, device=device).device
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device says where the model is, and {device} is not to be had here: {error}") from error
+        raise ValueError(
+            f"device says where the model is, and {device} is not to be had here: {error}"
+        ) from error
     network: object = model.predictor if isinstance(model, AutoregressiveModel) else model.denoiser
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     if weight is not None and weight.device.type != wanted.type:
@@ -271,4 +315,6 @@ def _check_room(n: int, length: int, token_bytes: int, device: torch.device | st
 def _token_bytes(model: DiffusionModel | AutoregressiveModel) -> int:
     """What a token takes in a network call at least: its latent, and in a network of ours six hidden states."""
     network = None if isinstance(model, AutoregressiveModel) else model.denoiser
-    return DRAWN_BYTES + (24 * network.network.shape.width if isinstance(network, NetworkDenoiser) else 0)
+    return DRAWN_BYTES + (
+        24 * network.network.shape.width if isinstance(network, NetworkDenoiser) else 0
+    )

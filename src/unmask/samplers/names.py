@@ -42,7 +42,9 @@ def sampler_of(choice: str | Sampler) -> Sampler:
         try:
             return FAMILIES[name](_number(number))
         except ValueError as error:
-            raise ValueError(f"the sampler {choice!r} is written {name}:NUMBER, where {error}") from None
+            raise ValueError(
+                f"the sampler {choice!r} is written {name}:NUMBER, where {error}"
+            ) from None
     if name in SAMPLERS and colon:
         raise ValueError(f"the sampler {name!r} takes no number: write {name!r}, got {choice!r}")
     if name not in SAMPLERS:

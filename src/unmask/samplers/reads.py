@@ -11,7 +11,9 @@ from torch import Tensor
 
 from unmask.samplers.latent import Latent
 
-Laws: TypeAlias = Iterable[tuple[Tensor, Tensor]]  # (positions [m], flat in [n, L]; log p [m, V]), chunks
+Laws: TypeAlias = Iterable[
+    tuple[Tensor, Tensor]
+]  # (positions [m], flat in [n, L]; log p [m, V]), chunks
 
 
 @dataclass(frozen=True)
@@ -72,4 +74,8 @@ def plan(latent: Latent, alphas: Tensor, free: Tensor) -> Plan:
     counts = torch.bincount(due[at], minlength=steps).tolist()
     reads = tuple(Reads.of(part, length).placed(length) for part in at.split(counts))
     nfe = torch.bincount(torch.cat([part.rows for part in reads]), minlength=n)
-    return Plan(tuple(r.to(free.device) for r in reads), nfe.to(free.device), sum(len(r.rows) > 0 for r in reads))
+    return Plan(
+        tuple(r.to(free.device) for r in reads),
+        nfe.to(free.device),
+        sum(len(r.rows) > 0 for r in reads),
+    )

@@ -30,7 +30,9 @@ from unmask.samplers.draws import EXACT, is_number
 from unmask.samplers.steps import Move, Sampler, Step, Table, Task
 
 Kappa: TypeAlias = Callable[[float, float], float]  # (alpha_t, alpha_s) -> kappa of that step
-Sigma: TypeAlias = Callable[[float, float, float], float]  # (alpha_t, alpha_s, greatest allowed) -> sigma of that step
+Sigma: TypeAlias = Callable[
+    [float, float, float], float
+]  # (alpha_t, alpha_s, greatest allowed) -> sigma of that step
 
 _ROUNDING = 1e-9
 
@@ -80,7 +82,10 @@ def remdm_loop(eta: float) -> Sampler:
     ValueError unless 0 <= eta <= 1.
     """
     _check_eta(eta)
-    return partial(_remdm, sigma=lambda alpha_t, alpha_s, greatest: min(eta, greatest) if alpha_s == alpha_t else 0.0)
+    return partial(
+        _remdm,
+        sigma=lambda alpha_t, alpha_s, greatest: min(eta, greatest) if alpha_s == alpha_t else 0.0,
+    )
 
 
 def _remdm(task: Task, sigma: Sigma) -> Sequence[Step]:
@@ -93,7 +98,10 @@ def _remdm(task: Task, sigma: Sigma) -> Sequence[Step]:
 
 def _psi(task: Task, kappa: Kappa) -> Sequence[Step]:
     move = Table if task.mask_id is None and task.draw not in EXACT else Move
-    return [move(task, k, _weight(task, kappa, *levels)) for k, levels in enumerate(pairwise(task.alphas.tolist()))]
+    return [
+        move(task, k, _weight(task, kappa, *levels))
+        for k, levels in enumerate(pairwise(task.alphas.tolist()))
+    ]
 
 
 def _weight(task: Task, kappa: Kappa, alpha_t: float, alpha_s: float) -> float:

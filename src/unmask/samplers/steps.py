@@ -94,7 +94,9 @@ class Step(Protocol):
     def __call__(self, z: Tokens, laws: Laws) -> Tokens: ...
 
 
-Sampler: TypeAlias = Callable[[Task], Sequence[Step]]  # a step for each move of the grid, or it says `Reads.alpha`
+Sampler: TypeAlias = Callable[
+    [Task], Sequence[Step]
+]  # a step for each move of the grid, or it says `Reads.alpha`
 
 
 def reveal(task: Task) -> Sequence[Step]:
@@ -137,7 +139,9 @@ def confidence(task: Task) -> Sequence[Step]:
     """
     check_masked(task)
     share = ((task.alphas - task.alphas[0]) / (1 - task.alphas[0])).to(task.pins.device)
-    shown = (task.free.sum(1, keepdim=True) * share + 0.5 + 1e-9).long()  # a half is a half, however it was rounded
+    shown = (
+        task.free.sum(1, keepdim=True) * share + 0.5 + 1e-9
+    ).long()  # a half is a half, however it was rounded
     return [_Confidence(task, k, count) for k, count in enumerate(shown.diff(dim=1).T)]
 
 
@@ -173,7 +177,9 @@ class Move:
     def reads(self, z: Tokens) -> Reads:
         fresh, stray = self._weights(z, torch.zeros_like(z, dtype=torch.float64))
         coin, noise = self._numbers()
-        return can_change(self.task, z, self.task.free & (coin < fresh + stray.where(noise != z, 0.0)))
+        return can_change(
+            self.task, z, self.task.free & (coin < fresh + stray.where(noise != z, 0.0))
+        )
 
     def __call__(self, z: Tokens, laws: Laws) -> Tokens:
         task, (coin, noise) = self.task, self._numbers()
@@ -183,9 +189,14 @@ class Move:
         before, coin, noise = z.flatten(), coin.flatten(), noise.flatten()
         for at, log_p in laws:
             z_t = before[at]
-            fresh, stray = (weight[0] for weight in self._weights(z_t[None], task.filters.chance(log_p, z_t)[None]))
+            fresh, stray = (
+                weight[0]
+                for weight in self._weights(z_t[None], task.filters.chance(log_p, z_t)[None])
+            )
             token = noise[at].where(coin[at] < fresh + stray, z_t)
-            drawn = (coin[at] < fresh).nonzero().squeeze(-1)  # an accelerator waits here: less than racing at all rows
+            drawn = (
+                (coin[at] < fresh).nonzero().squeeze(-1)
+            )  # an accelerator waits here: less than racing at all rows
             token[drawn] = task.token(log_p[drawn], at[drawn], self.k)
             z = put(z, at, token)
         return z
@@ -194,7 +205,9 @@ class Move:
         """Coins and tokens of noise [n, L]: the coin is used by no draw; noise and the draw exclude each other."""
         task = self.task
         at = torch.arange(task.pins.numel(), device=task.pins.device)
-        coin, noise = (uniform(task.latent.address(at, occasion)) for occasion in (-1 - self.k, self.k))
+        coin, noise = (
+            uniform(task.latent.address(at, occasion)) for occasion in (-1 - self.k, self.k)
+        )
         return coin.view_as(task.pins), task.process.noise(noise).view_as(task.pins)
 
     def _weights(self, z: Tokens, p_z: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +217,9 @@ class Move:
         _, fresh, stray = branches(z, p_z, alpha_t, alpha_s)
         if self.kappa == 1:
             return fresh, stray
-        _, guess, lost = branches(z, p_z, alpha_t, torch.ones_like(alpha_t))  # of x0, which then is noised anew
+        _, guess, lost = branches(
+            z, p_z, alpha_t, torch.ones_like(alpha_t)
+        )  # of x0, which then is noised anew
         fresh = self.kappa * fresh + (1 - self.kappa) * (alpha_s * guess)
         return fresh, self.kappa * stray + (1 - self.kappa) * (alpha_s * lost + 1 - alpha_s)
 
@@ -281,7 +296,9 @@ def can_change(task: Task, z: Tokens, candidates: Tensor) -> Reads:
 def check_masked(task: Task) -> None:
     if task.mask_id is None:
         process = type(task.process).__name__
-        raise ValueError(f"this sampler reveals MASKs, and the noise of {process} is none: use the sampler 'ancestral'")
+        raise ValueError(
+            f"this sampler reveals MASKs, and the noise of {process} is none: use the sampler 'ancestral'"
+        )
 
 
 def put(table: Tensor, at: Tensor, values: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from unmask.text.stored import COLUMN
 from unmask.text.tokenizers import Tokenizer
 
 COMPARED = 16  # rows
-BEGINNING, AROUND = 256, 2**14  # ids of a row that are compared, and ids of its text among which they are sought
+BEGINNING, AROUND = (
+    256,
+    2**14,
+)  # ids of a row that are compared, and ids of its text among which they are sought
 RUN = 8  # equal ids one after the other that are no accident
 ODD = 20  # one id, and one of so many, may be in no such run: the first word of a row, or cleaned text
 

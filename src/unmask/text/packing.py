@@ -89,7 +89,9 @@ def row_blocks(
     name in the error where it does not fill one row.
     """
     pieces = joints(token_lists, eos_id if between else None)
-    return crops(_enough(pieces, length - 2 if wrap else length, name), length, eos_id, wrap, bos_id, block)
+    return crops(
+        _enough(pieces, length - 2 if wrap else length, name), length, eos_id, wrap, bos_id, block
+    )
 
 
 def crops(
@@ -103,12 +105,16 @@ def crops(
     """The rows of `row_blocks` from the stream of tokens that the pieces are when they are joined; none of too few."""
     body = length - 2 if wrap else length
     if body < 1:
-        raise ValueError(f"length counts the tokens of a row (besides its two ends, with wrap): want > 0, got {body}")
+        raise ValueError(
+            f"length counts the tokens of a row (besides its two ends, with wrap): want > 0, got {body}"
+        )
     plain = _crops(pieces, body, max(block, body))
     if not wrap:
         return plain
     if eos_id is None:
-        raise ValueError("wrap ends each row with EOS, but eos_id is None: give an EOS token, or wrap=False")
+        raise ValueError(
+            "wrap ends each row with EOS, but eos_id is None: give an EOS token, or wrap=False"
+        )
     ends = (0, 0), (eos_id if bos_id is None else bos_id, eos_id)
     return (np.pad(rows, ((0, 0), (1, 1)), constant_values=ends) for rows in plain)
 
@@ -121,7 +127,9 @@ def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
         if some.numel():
             least, most = (int(end) for end in torch.aminmax(some))
             ends += [least, most]
-            if mask_id is not None and least <= mask_id <= most:  # it is beyond all others in most vocabularies
+            if (
+                mask_id is not None and least <= mask_id <= most
+            ):  # it is beyond all others in most vocabularies
                 masks += int((some == mask_id).sum())
     low, high = min(ends, default=0), max(ends, default=0)
     if low < 0 or high >= vocab_size:
@@ -130,7 +138,9 @@ def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
             "with another tokenizer?"
         )
     if masks:
-        raise ValueError(f"rows hold text, and MASK (id {mask_id}) is none: it stands there {masks} times; cut it out")
+        raise ValueError(
+            f"rows hold text, and MASK (id {mask_id}) is none: it stands there {masks} times; cut it out"
+        )
 
 
 def spread(n: int, k: int) -> Tensor:
@@ -142,12 +152,16 @@ def spread(n: int, k: int) -> Tensor:
     ([1, 4, 7], [0, 1])
     """
     if n < 1 or k < 1:
-        raise ValueError(f"n counts the rows and k those to take: want n >= 1 and k >= 1, got n = {n} and k = {k}")
+        raise ValueError(
+            f"n counts the rows and k those to take: want n >= 1 and k >= 1, got n = {n} and k = {k}"
+        )
     k = min(n, k)
     return (2 * torch.arange(k) + 1) * n // (2 * k)
 
 
-def batch_at(ids: Rows | Windows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
+def batch_at(
+    ids: Rows | Windows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+) -> Tensor:
     """The rows [B / world, L] that process `rank` of `world` sees at `step`; together they see B = `batch_size` rows.
 
     The rows of each window come in another order in each epoch, windows and epochs follow each other without a gap,
@@ -160,7 +174,9 @@ def batch_at(ids: Rows | Windows, step: int, batch_size: int, seed: int, rank: i
     place = step * batch_size + rank * share + torch.arange(share)
     known = ids.upto(int(place[-1]) + 1) if isinstance(ids, Windows) else ids
     if len(known.shape) != 2 or len(known) == 0:
-        raise ValueError(f"ids holds the rows of a text, [n, L] with n > 0: got shape {tuple(known.shape)}")
+        raise ValueError(
+            f"ids holds the rows of a text, [n, L] with n > 0: got shape {tuple(known.shape)}"
+        )
     n, size = len(known), ids.size if isinstance(ids, Windows) else len(ids)
     epoch, row = place // n, place % n
     start = row // size * size  # of the row's window
@@ -172,7 +188,12 @@ def batch_at(ids: Rows | Windows, step: int, batch_size: int, seed: int, rank: i
 
 
 def batches(
-    ids: Rows | Windows, batch_size: int, seed: int, first_step: int = 0, rank: int = 0, world: int = 1
+    ids: Rows | Windows,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Tensor]:
     """`batch_at` of `first_step`, `first_step` + 1 and so on, without end."""
     return (batch_at(ids, step, batch_size, seed, rank, world) for step in count(first_step))
@@ -194,7 +215,9 @@ def joints(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[n
         yield np.asarray(tokens, dtype=np.int64)
 
 
-def _crops(pieces: Iterable[NDArray[np.int64]], length: int, block: int) -> Iterator[NDArray[np.int64]]:
+def _crops(
+    pieces: Iterable[NDArray[np.int64]], length: int, block: int
+) -> Iterator[NDArray[np.int64]]:
     """Rows [k, length] of the stream of tokens, cut as soon as `block` tokens are there; the remainder is carried."""
     held: list[NDArray[np.int64]] = []
     size = 0
@@ -211,21 +234,27 @@ def _crops(pieces: Iterable[NDArray[np.int64]], length: int, block: int) -> Iter
         yield np.concatenate(held)[: size // length * length].reshape(-1, length)
 
 
-def _enough(pieces: Iterable[NDArray[np.int64]], length: int, name: str) -> Iterator[NDArray[np.int64]]:
+def _enough(
+    pieces: Iterable[NDArray[np.int64]], length: int, name: str
+) -> Iterator[NDArray[np.int64]]:
     """The pieces; ValueError at their end where they do not fill one row."""
     total = 0
     for piece in pieces:
         total += len(piece)
         yield piece
     if total < length:
-        raise ValueError(f"{name} has {total} tokens and a row takes {length}: give more text, or a smaller length")
+        raise ValueError(
+            f"{name} has {total} tokens and a row takes {length}: give more text, or a smaller length"
+        )
 
 
 def _check(step: int, batch_size: int, rank: int, world: int) -> None:
     if step < 0:
         raise ValueError(f"step counts batches: want step >= 0, got {step}")
     if not 0 <= rank < world:
-        raise ValueError(f"rank numbers the `world` processes: want 0 <= rank < {world}, got {rank}")
+        raise ValueError(
+            f"rank numbers the `world` processes: want 0 <= rank < {world}, got {rank}"
+        )
     if batch_size < 1 or batch_size % world:
         raise ValueError(
             f"batch_size counts the rows of all processes together: want a multiple of {world}, got {batch_size}"

@@ -14,13 +14,20 @@ PIECE = 2**18  # characters of a piece, and of the longest text that is encoded 
 CONTEXT = 2**10  # characters on both sides of a cut that are encoded to see that it changes nothing
 MOST = 2**24  # characters without a place to cut
 TRIES = 4  # places of each sort that are tried in a piece
-_PLACES = r"(?<=\S)(?=\s\S)", r"(?<=\w)(?=\W)|(?<=\W)(?=\w)"  # before a lone blank; at the border of a word
+_PLACES = (
+    r"(?<=\S)(?=\s\S)",
+    r"(?<=\w)(?=\W)|(?<=\W)(?=\w)",
+)  # before a lone blank; at the border of a word
 
 Codes = TypeVar("Codes", list[int], list[str])
 
 
 def in_pieces(
-    text: str, encode: Callable[[str], Codes], size: int = PIECE, context: int = CONTEXT, most: int = MOST
+    text: str,
+    encode: Callable[[str], Codes],
+    size: int = PIECE,
+    context: int = CONTEXT,
+    most: int = MOST,
 ) -> Iterator[tuple[str, Codes]]:
     """Pieces of a text and their codes; all codes together are those of the whole text.
 
@@ -40,7 +47,10 @@ def _first_piece(
     while len(text) - start > size + context:
         for cut in _places(text, start + size, min(size, 4 * context)):
             after = encode(text[cut : cut + context])
-            for before in (max(start, cut - context), start):  # the whole piece only where its end agrees
+            for before in (
+                max(start, cut - context),
+                start,
+            ):  # the whole piece only where its end agrees
                 codes = encode(text[before : cut + context])
                 if not after or codes[-len(after) :] != after:
                     break
@@ -59,6 +69,12 @@ def _places(text: str, end: int, width: int) -> Iterator[int]:
     """Where a text may be cut before its character `end` and not more than `width` before that: the last ones first."""
     first = end - width + 1
     return chain.from_iterable(
-        islice((first + match.start() for match in reversed([*re.finditer(place, text[first : end + 1])])), TRIES)
+        islice(
+            (
+                first + match.start()
+                for match in reversed([*re.finditer(place, text[first : end + 1])])
+            ),
+            TRIES,
+        )
         for place in _PLACES
     )

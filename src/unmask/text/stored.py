@@ -97,7 +97,10 @@ class TokenLists(Sequence[NDArray[np.int64]]):
         if self.mask is None:
             return
         _check_lists(self.mask, PADDING)
-        ids, marks = (compute.list_value_length(column).combine_chunks() for column in (self.column, self.mask))
+        ids, marks = (
+            compute.list_value_length(column).combine_chunks()
+            for column in (self.column, self.mask)
+        )
         if not ids.cast("int64").equals(marks.cast("int64")):
             raise ValueError(
                 f"{PADDING} has a mark for each id of {COLUMN}, and some lists have other lengths: encode it again"
@@ -142,7 +145,11 @@ class TokenLists(Sequence[NDArray[np.int64]]):
         """The lists as rows, where they have one length: nothing is copied."""
         if self.length is None:
             raise ValueError("lists of different lengths are no rows: pack them")
-        blocks = [chunk.flatten().to_numpy().reshape(-1, self.length) for chunk in self.column.chunks if len(chunk)]
+        blocks = [
+            chunk.flatten().to_numpy().reshape(-1, self.length)
+            for chunk in self.column.chunks
+            if len(chunk)
+        ]
         return StoredRows(blocks, self.chosen)
 
     @property
@@ -167,9 +174,13 @@ def _check_lists(column: Any, name: str) -> None:
     if not is_list or not (
         types.is_integer(kind.value_type) or (name == PADDING and types.is_boolean(kind.value_type))
     ):
-        raise ValueError(f"a column of tokens holds lists of integers, {name} holds {kind}: encode the text first")
+        raise ValueError(
+            f"a column of tokens holds lists of integers, {name} holds {kind}: encode the text first"
+        )
     if column.null_count or any(chunk.flatten().null_count for chunk in column.chunks):
-        raise ValueError(f"{name} holds a list for each document, and some lists or ids are missing (null): drop them")
+        raise ValueError(
+            f"{name} holds a list for each document, and some lists or ids are missing (null): drop them"
+        )
 
 
 def arrow_table(file: Path) -> Any:
@@ -189,7 +200,9 @@ def arrow_table(file: Path) -> Any:
                 ) from error
 
 
-def write_rows(file: Path, blocks: Iterable[NDArray[np.int64]], length: int, vocab_size: int) -> None:
+def write_rows(
+    file: Path, blocks: Iterable[NDArray[np.int64]], length: int, vocab_size: int
+) -> None:
     """Write rows of L = `length` block by block, whole or not at all: two bytes a token where V allows it, else four.
 
     ValueError for ids outside of the vocabulary, OSError where there is no room; what was there before is kept.
@@ -207,7 +220,9 @@ def write_rows(file: Path, blocks: Iterable[NDArray[np.int64]], length: int, voc
             for rows in blocks:
                 check_rows(torch.from_numpy(rows), vocab_size, None)
                 ids = pa.array(rows.astype(kind.to_pandas_dtype()).reshape(-1))
-                writer.write_batch(pa.record_batch([pa.FixedSizeListArray.from_arrays(ids, length)], schema=schema))
+                writer.write_batch(
+                    pa.record_batch([pa.FixedSizeListArray.from_arrays(ids, length)], schema=schema)
+                )
     except OSError as error:
         raise OSError(
             f"the rows were not written to {file}: {error}; make room there, or name another directory in UNMASK_CACHE"

@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 from unmask.files import writing
 from unmask.text.cache import Say, alone, cache, key, silent
 from unmask.text.stored import COLUMN, FORMAT, PADDING, TokenLists
-from unmask.text.tables import TEXT, DatasetDocuments, check_text, columns_of, documents_of, open_splits
+from unmask.text.tables import (
+    TEXT,
+    DatasetDocuments,
+    check_text,
+    columns_of,
+    documents_of,
+    open_splits,
+)
 
 AT_ONCE = 64  # documents that are read and tokenized together
-BEGINNING = 2**24  # characters, or ids, at the beginning of a text: held out, or what a tokenizer is trained on
+BEGINNING = (
+    2**24
+)  # characters, or ids, at the beginning of a text: held out, or what a tokenizer is trained on
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,9 @@ class Stream:
     identity: str
     padded: bool = False
 
-    def read(self, number: int = 0, state: Any = None) -> Iterator[tuple[int, Any, list[str] | TokenLists]]:
+    def read(
+        self, number: int = 0, state: Any = None
+    ) -> Iterator[tuple[int, Any, list[str] | TokenLists]]:
         """`AT_ONCE` documents at a time, of them those that count, each time with the number and the reader's state
         before them: with these it goes on from there. ValueError where they cannot be read.
         """
@@ -46,7 +57,11 @@ class Stream:
         some = table.iter(AT_ONCE)
         while (found := self._next(some, number)) is not None:
             chosen = beyond(self.chosen, number)
-            yield number, state, self._documents(found, number)[chosen.start - number :: chosen.step]
+            yield (
+                number,
+                state,
+                self._documents(found, number)[chosen.start - number :: chosen.step],
+            )
             number, state = number + len(found), table.state_dict()
 
     def beginning(self) -> Iterator[str | NDArray[np.int64]]:
@@ -63,7 +78,9 @@ class Stream:
         """The documents at the beginning, where they are text; ValueError where they are token ids."""
         for document in self.beginning():
             if not isinstance(document, str):
-                raise ValueError(f"{self.name!r} holds token ids, and text is wanted here: give the text itself")
+                raise ValueError(
+                    f"{self.name!r} holds token ids, and text is wanted here: give the text itself"
+                )
             yield document
 
     def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
@@ -74,13 +91,17 @@ class Stream:
         names = [name for name in (COLUMN, PADDING, TEXT) if name in columns]
         found = self._next(self.table.select_columns(names).with_format("arrow").iter(most), 0)
         mask = found.column(PADDING) if self.padded else None
-        return TokenLists(found.column(COLUMN), range(len(found)), mask, found.column(TEXT)).beside_text(most)
+        return TokenLists(
+            found.column(COLUMN), range(len(found)), mask, found.column(TEXT)
+        ).beside_text(most)
 
     def _documents(self, found: Any, number: int) -> list[str] | TokenLists:
         """The documents of some rows of the table, of which the first has this number."""
         column = found.column(self.column)
         if self.column == COLUMN:
-            return TokenLists(column, range(len(found)), found.column(PADDING) if self.padded else None)
+            return TokenLists(
+                column, range(len(found)), found.column(PADDING) if self.padded else None
+            )
         check_text(column.type, self.column, self.name)
         rows = f"rows {number} to {number + len(found) - 1}"
         if column.null_count:

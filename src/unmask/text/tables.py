@@ -17,7 +17,10 @@ from unmask.text.layout import Contents, contents, splits_of
 from unmask.text.stored import COLUMN, PADDING, TokenLists, arrow_table
 
 TEXT = "text"  # the column of documents
-HELD_OUT = ("test", "validation")  # which split of a data set is measured on: the first of these that there is
+HELD_OUT = (
+    "test",
+    "validation",
+)  # which split of a data set is measured on: the first of these that there is
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +131,21 @@ def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, An
     if str(name).startswith(DATA):
         repository, configuration, commit = data_set(str(name))
         identity, there = key("hub", repository, configuration, commit), {"revision": commit}
-        builder = _opened(name, partial(datasets.load_dataset_builder, repository, configuration, **there))
-        read = builder.config.data_files or {}  # none where only what an earlier download left is there
+        builder = _opened(
+            name, partial(datasets.load_dataset_builder, repository, configuration, **there)
+        )
+        read = (
+            builder.config.data_files or {}
+        )  # none where only what an earlier download left is there
         check_files(repository, commit, [file for files in read.values() for file in files])
-        load = partial(datasets.load_dataset, repository, configuration, **there, streaming=streaming)
+        load = partial(
+            datasets.load_dataset, repository, configuration, **there, streaming=streaming
+        )
     else:
         found = contents(Path(name))
-        splits = splits_of(Path(name), found.files) if Path(name).is_dir() else {"train": [*found.files]}
+        splits = (
+            splits_of(Path(name), found.files) if Path(name).is_dir() else {"train": [*found.files]}
+        )
         identity = _identity(Path(name), found)
         load = partial(_load, found.kind, splits, identity, streaming)
     opened = _opened(name, load)
@@ -142,7 +153,9 @@ def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, An
     if not streaming:
         return tables, identity
     in_order = {
-        split: table.with_format(None).to_iterable_dataset() if isinstance(table, datasets.Dataset) else table
+        split: table.with_format(None).to_iterable_dataset()
+        if isinstance(table, datasets.Dataset)
+        else table
         for split, table in tables.items()
     }
     return in_order, identity
@@ -154,7 +167,9 @@ def _opened(name: str | Path, load: Callable[[], Any]) -> Any:
 
     try:
         return load()
-    except Exception as error:  # `datasets` passes on whatever its readers raise, an IndexError where it is empty
+    except (
+        Exception
+    ) as error:  # `datasets` passes on whatever its readers raise, an IndexError where it is empty
         folder = Path(datasets.config.HF_DATASETS_CACHE)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -178,9 +193,14 @@ def _load(kind: str, splits: Mapping[str, Sequence[Path]], identity: str, stream
     if kind == "saved":
         return datasets.load_from_disk(str(first))
     if kind == "arrow":
-        table = datasets.table.InMemoryTable(arrow_table(first))  # of mapped memory: nothing is read
+        table = datasets.table.InMemoryTable(
+            arrow_table(first)
+        )  # of mapped memory: nothing is read
         return datasets.Dataset(table, fingerprint=identity)
-    files = {split: [glob.escape(str(file.absolute())) for file in some] for split, some in splits.items()}
+    files = {
+        split: [glob.escape(str(file.absolute())) for file in some]
+        for split, some in splits.items()
+    }
     return datasets.load_dataset("parquet", data_files=files, streaming=streaming)
 
 
@@ -188,10 +208,14 @@ def told_apart(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | 
     """The split to learn from, and the one that is held out, where there is one."""
     train = "train" if "train" in splits else next(iter(splits))
     if train != "train" and len(splits) > 1:
-        raise ValueError(f"{name} has the splits {', '.join(splits)}: want one that is called train, or only one")
+        raise ValueError(
+            f"{name} has the splits {', '.join(splits)}: want one that is called train, or only one"
+        )
     apart = next((split for split in HELD_OUT if split in splits and split != train), None)
     if apart is not None and column_of(splits[train], name) != column_of(splits[apart], name):
-        raise ValueError(f"the splits {train} and {apart} of {name} hold text and token ids: want the same in both")
+        raise ValueError(
+            f"the splits {train} and {apart} of {name} hold text and token ids: want the same in both"
+        )
     return train, apart
 
 
@@ -217,14 +241,18 @@ def check_text(kind: Any, column: str, name: str | Path) -> None:
 
     value = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
-        raise ValueError(f"column {column!r} of {name} holds {kind}, want a string a row: write the text into it")
+        raise ValueError(
+            f"column {column!r} of {name} holds {kind}, want a string a row: write the text into it"
+        )
 
 
 def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
     """The documents of a split on disk."""
     column, data = column_of(table, name), table.data
     if column == COLUMN:
-        mask, text = (data.column(each) if each in data.column_names else None for each in (PADDING, TEXT))
+        mask, text = (
+            data.column(each) if each in data.column_names else None for each in (PADDING, TEXT)
+        )
         return TokenLists(data.column(COLUMN), range(len(table)), mask, text)
     check_text(data.schema.field(TEXT).type, TEXT, name)
     return DatasetDocuments(table.with_format(None), TEXT, range(len(table)))
@@ -235,7 +263,16 @@ def _identity(path: Path, found: Contents) -> str:
     files = found.files
     if found.kind == "saved":
         inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        named = "".join(file.read_text("utf-8", "replace") for file in inside if file.name == "state.json")
-        files = [file for file in inside if not file.name.startswith((".", "cache-")) or f'"{file.name}"' in named]
+        named = "".join(
+            file.read_text("utf-8", "replace") for file in inside if file.name == "state.json"
+        )
+        files = [
+            file
+            for file in inside
+            if not file.name.startswith((".", "cache-")) or f'"{file.name}"' in named
+        ]
     told = [(os.fspath(file.relative_to(path)), file.stat()) for file in files]
-    return key(os.fspath(path.resolve()), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in told))
+    return key(
+        os.fspath(path.resolve()),
+        *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in told),
+    )

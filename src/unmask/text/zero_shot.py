@@ -24,7 +24,9 @@ from unmask.text.tables import DatasetDocuments, check_text
 from unmask.text.tokenizers import Tokenizer
 
 BATCH = 1000  # documents that are joined: of `datasets.map`
-Rules: TypeAlias = tuple[tuple[str | re.Pattern[str], str], ...]  # (what, by what), one after the other
+Rules: TypeAlias = tuple[
+    tuple[str | re.Pattern[str], str], ...
+]  # (what, by what), one after the other
 
 
 def detokenised(text: str, rules: Rules) -> str:
@@ -90,9 +92,7 @@ class ZeroShotSet:
         return plain if self.before is None else self.before + plain.strip()
 
 
-PARQUET = (
-    "refs/convert/parquet"  # CONFIG/SPLIT/*.parquet: the hub's copy of sets that were scripts, which no longer run
-)
+PARQUET = "refs/convert/parquet"  # CONFIG/SPLIT/*.parquet: the hub's copy of sets that were scripts, which no longer run
 ZERO_SHOT: Mapping[str, ZeroShotSet] = MappingProxyType(
     {
         "ptb": ZeroShotSet("ptb-text-only/ptb_text_only", "validation", "sentence", PTB, revision=PARQUET,
@@ -125,7 +125,11 @@ def load_zero_shot(name: str) -> Corpus:
     wanted = ZERO_SHOT[name]
     try:
         table = load_dataset(
-            wanted.path, wanted.name, split=wanted.split, revision=wanted.revision, data_files=wanted.files
+            wanted.path,
+            wanted.name,
+            split=wanted.split,
+            revision=wanted.revision,
+            data_files=wanted.files,
         )
     except Exception as error:  # `datasets` passes on whatever its readers and transports raise
         where = wanted.files if isinstance(wanted.files, str) else wanted.path
@@ -138,26 +142,38 @@ def load_zero_shot(name: str) -> Corpus:
             f"the zero-shot set {name!r} ({wanted.path}) has the columns {', '.join(table.column_names)}: want its "
             f"text in {wanted.column!r}; was it published again in another form?"
         )
-    check_text(table.data.schema.field(wanted.column).type, wanted.column, f"the zero-shot set {name!r}")
+    check_text(
+        table.data.schema.field(wanted.column).type, wanted.column, f"the zero-shot set {name!r}"
+    )
     documents = DatasetDocuments(table, wanted.column, range(len(table)))
     return Corpus(name, [wanted.text(document) for document in documents])
 
 
-def zero_shot_rows(corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int = BATCH, wrap: bool = True) -> Tensor:
+def zero_shot_rows(
+    corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int = BATCH, wrap: bool = True
+) -> Tensor:
     """Rows int64 [n, L] of a set, as the published tables are made. ValueError where it does not fill one.
 
     wrap  False: plain crops of L tokens, for models that never read rows with BOS and EOS at their ends
     """
     if wrap and tokenizer.eos_id is None:
-        raise ValueError("wrap ends a row of a zero-shot set with EOS, and this tokenizer has none: give wrap = False")
+        raise ValueError(
+            "wrap ends a row of a zero-shot set with EOS, and this tokenizer has none: give wrap = False"
+        )
     body = length - 2 if wrap else length
     rows = []
     for documents in _batches(corpus.texts, batch):
         ids = tokenizer.encode_batch(documents)
         if sum(map(len, ids)) >= body:
-            rows.append(pack(ids, length, tokenizer.eos_id, wrap=wrap, bos_id=tokenizer.bos_id, between=False))
+            rows.append(
+                pack(
+                    ids, length, tokenizer.eos_id, wrap=wrap, bos_id=tokenizer.bos_id, between=False
+                )
+            )
     if not rows:
-        raise ValueError(f"{corpus.name} has no {batch} documents in a row with {body} tokens: give a smaller length")
+        raise ValueError(
+            f"{corpus.name} has no {batch} documents in a row with {body} tokens: give a smaller length"
+        )
     return torch.cat(rows)
 
 

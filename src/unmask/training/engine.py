@@ -48,7 +48,9 @@ class Engine:
 
         for bucket in _buckets(tensors):
             flat = reduce(torch.cat([tensor.flatten() for tensor in bucket]), reduction="sum")
-            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            for tensor, part in zip(
+                bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True
+            ):
                 tensor.copy_(part.view_as(tensor))
 
     def agree(self, modules: Iterable[nn.Module]) -> None:
@@ -90,11 +92,19 @@ class Engine:
 
     def machine(self) -> dict[str, str | int]:
         """The causes of rounding besides the recipe: equal ones give the same weights to the bit (on a CPU)."""
-        facts: dict[str, str | int] = {"unmask": __version__, "torch": torch.__version__, "processes": self.world}
+        facts: dict[str, str | int] = {
+            "unmask": __version__,
+            "torch": torch.__version__,
+            "processes": self.world,
+        }
         if self.device.type == "cuda":
             return facts | {"device": torch.cuda.get_device_name(self.device)}
         threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-        return facts | {"device": self.device.type, "threads": threads, "instructions": instructions}
+        return facts | {
+            "device": self.device.type,
+            "threads": threads,
+            "instructions": instructions,
+        }
 
     def share(self, micro_batches: int) -> int:
         """How many of an update's micro-batches this process computes: their number over that of processes, or one.
@@ -140,7 +150,9 @@ def launch(device: str | None = None, sharded: bool = False) -> Engine:
     or by `accelerate launch --use_fsdp`, and there is more than one process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"  # by `accelerate launch --cpu`
+    told = (
+        os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    )  # by `accelerate launch --cpu`
     cpu = device == "cpu" or told or not torch.cuda.is_available()
     if world == 1:
         return Engine(torch.device(device or ("cpu" if cpu else "cuda")))
@@ -162,7 +174,10 @@ def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
     def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(1024, 256, dtype=dtype, device=device), torch.ones(256, 1024, dtype=dtype, device=device)
+        a, b = (
+            torch.ones(1024, 256, dtype=dtype, device=device),
+            torch.ones(256, 1024, dtype=dtype, device=device),
+        )
         times = []
         for _ in range(repeats):
             start = time.perf_counter()

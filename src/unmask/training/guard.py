@@ -27,9 +27,13 @@ class Guard:
 
     def __post_init__(self) -> None:
         if not self.factor > 1:
-            raise ValueError(f"factor says how far above the median is an explosion: want > 1, got {self.factor}")
+            raise ValueError(
+                f"factor says how far above the median is an explosion: want > 1, got {self.factor}"
+            )
         if self.window < 1 or self.patience < 0:
-            raise ValueError(f"want window >= 1 and patience >= 0 steps, got {self.window} and {self.patience}")
+            raise ValueError(
+                f"want window >= 1 and patience >= 0 steps, got {self.window} and {self.patience}"
+            )
 
 
 @dataclass
@@ -42,7 +46,12 @@ class Watch:
     _seen: dict[str, deque[float]] = field(default_factory=dict)
 
     def learns(
-        self, step: int, turn: str, weight: float, values: Mapping[str, float], metrics: Mapping[str, float]
+        self,
+        step: int,
+        turn: str,
+        weight: float,
+        values: Mapping[str, float],
+        metrics: Mapping[str, float],
     ) -> bool:
         """True where the loss of a step has a weight, so that the step is taken. TrainingError as in `check`.
 
@@ -54,17 +63,27 @@ class Watch:
             self.check(step, turn, values, metrics)
             return True
         if weight < 0 or math.isnan(weight):
-            raise TrainingError(self._message(step, turn, f"weights of the loss sum to {weight}, want >= 0", metrics))
+            raise TrainingError(
+                self._message(
+                    step, turn, f"weights of the loss sum to {weight}, want >= 0", metrics
+                )
+            )
         if any(value != 0 for value in values.values()):
             said = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise TrainingError(self._message(step, turn, f"the weights of the loss are 0, and it has {said}", metrics))
+            raise TrainingError(
+                self._message(
+                    step, turn, f"the weights of the loss are 0, and it has {said}", metrics
+                )
+            )
         self._empty += 1
         if self._empty >= self.guard.window:
             what = f"no token to learn from in {self._empty} steps in a row: the weights of the loss are 0"
             raise TrainingError(self._message(step, turn, what, metrics))
         return False
 
-    def check(self, step: int, turn: str, values: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+    def check(
+        self, step: int, turn: str, values: Mapping[str, float], metrics: Mapping[str, float]
+    ) -> None:
         """Raise TrainingError where one of `values` is not finite or explodes. `metrics` say more about the loss."""
         if (now := round(metrics.get("round", 0))) != self._round:
             self._round = now
@@ -81,7 +100,11 @@ class Watch:
             seen.append(value)
 
     def _message(self, step: int, turn: str, what: str, metrics: Mapping[str, float]) -> str:
-        where = f"step {step}" + (f", round {metrics['round']:g}" if "round" in metrics else "") + f", {turn}"
+        where = (
+            f"step {step}"
+            + (f", round {metrics['round']:g}" if "round" in metrics else "")
+            + f", {turn}"
+        )
         terms = {name: value for name, value in metrics.items() if name != "round"}
         bad = [f"{name} = {value:g}" for name, value in terms.items() if not math.isfinite(value)]
         rest = [f"{name} = {value:g}" for name, value in terms.items() if math.isfinite(value)]

@@ -11,7 +11,9 @@ from unmask.files import write_text
 
 def logged_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Step and text of each line; a line that a kill has torn is left out, and a missing file has none."""
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
+    for line in (
+        file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ()
+    ):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

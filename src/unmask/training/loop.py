@@ -41,9 +41,14 @@ if TYPE_CHECKING:
     from unmask.training.rundir import RunDir
 
 # What ends a training after its step; SIGHUP, which Windows does not have, comes when a terminal closes.
-STOPPING = tuple(number for number in signal.Signals if number.name in ("SIGTERM", "SIGINT", "SIGHUP"))
+STOPPING = tuple(
+    number for number in signal.Signals if number.name in ("SIGTERM", "SIGINT", "SIGHUP")
+)
 _CORRUPTION, _DROPOUT = 0, 1  # streams of one step
-_WEIGHTED, _PLAIN = "weighted ", "plain "  # sums of an objective's metrics, with the weights of the loss and without
+_WEIGHTED, _PLAIN = (
+    "weighted ",
+    "plain ",
+)  # sums of an objective's metrics, with the weights of the loss and without
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,13 @@ class Update:
         }  # fmt: skip
         taken = sorted(set(own) & set(self.metrics))
         if taken:
-            raise ValueError(f"metrics of an objective may not be called {taken}: an update has fields of that name")
+            raise ValueError(
+                f"metrics of an objective may not be called {taken}: an update has fields of that name"
+            )
         line = {**own, **self.metrics}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        return {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
+        }
 
 
 def fit(
@@ -140,7 +149,13 @@ def fit(
 
 
 def _backward(
-    objective: Objective, state: State, batch: Tokens, step: int, seed: int, engine: Engine, accumulation: int
+    objective: Objective,
+    state: State,
+    batch: Tokens,
+    step: int,
+    seed: int,
+    engine: Engine,
+    accumulation: int,
 ) -> dict[str, Tensor]:
     """Add the gradient of sum(per_token); returns float64 sums over micro-batches, for `_means` too.
 
@@ -165,7 +180,9 @@ def _backward(
             terms[_WEIGHTED + name] = (weight * mean).where(weight != 0, 0.0)
             terms[_PLAIN + name] = mean.where(mean.isfinite(), 0.0)
         if tally and tally.keys() != terms.keys():
-            raise ValueError(f"an objective returns the same metrics each time: got {[*terms]} after {[*tally]}")
+            raise ValueError(
+                f"an objective returns the same metrics each time: got {[*terms]} after {[*tally]}"
+            )
         tally = {name: tally[name] + value for name, value in terms.items()} if tally else terms
     return tally
 
@@ -173,17 +190,25 @@ def _backward(
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
     """The metrics of a step: means with the weights of the loss, or plain ones where all weights are 0."""
     kind, count = (_WEIGHTED, sums["weight"]) if sums["weight"] else (_PLAIN, sums["micro-batches"])
-    return {name.removeprefix(kind): value / count for name, value in sums.items() if name.startswith(kind)}
+    return {
+        name.removeprefix(kind): value / count
+        for name, value in sums.items()
+        if name.startswith(kind)
+    }
 
 
 @contextmanager
-def _randomness(device: torch.device, seed: int, step: int, number: int) -> Iterator[torch.Generator]:
+def _randomness(
+    device: torch.device, seed: int, step: int, number: int
+) -> Iterator[torch.Generator]:
     """The randomness of one micro-batch of a step; the global generators are given back as they were."""
     with global_generators(seed, step, number, _DROPOUT, device=device):
         yield generator(seed, step, number, _CORRUPTION, device=device)
 
 
-def recorded(updates: Iterator[Update], run: RunDir, state: State, *, every: int) -> Iterator[Update]:
+def recorded(
+    updates: Iterator[Update], run: RunDir, state: State, *, every: int
+) -> Iterator[Update]:
     """Log each update, save the state every `every` steps and after the last one, and hand the update on.
 
     A TrainingError says which good state the run directory keeps.
@@ -221,7 +246,9 @@ def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    heard = [number for number in signals or STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [
+        number for number in signals or STOPPING if signal.getsignal(number) is not signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked.is_set

@@ -27,11 +27,20 @@ def write_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) -> 
     """Write what this process holds; whole tensors are written by the first one. OSError where any process failed."""
     problem: Exception | None = None
     mine = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor) or engine.main}
-    held = {name: local(tensor).detach().to("cpu", copy=True).contiguous() for name, tensor in mine.items()}
-    rows = {name: [first_row(tensor), len(tensor)] for name, tensor in mine.items() if is_sharded(tensor)}
+    held = {
+        name: local(tensor).detach().to("cpu", copy=True).contiguous()
+        for name, tensor in mine.items()
+    }
+    rows = {
+        name: [first_row(tensor), len(tensor)]
+        for name, tensor in mine.items()
+        if is_sharded(tensor)
+    }
     try:
         if not folder.parent.is_dir():
-            raise FileNotFoundError(f"{folder.parent} is on another machine: all must see one run directory")
+            raise FileNotFoundError(
+                f"{folder.parent} is on another machine: all must see one run directory"
+            )
         folder.mkdir(exist_ok=True)
         save_file(held, folder / f"{engine.rank:05d}.safetensors", {ROWS: json.dumps(rows)})
     except (OSError, SafetensorError) as error:
@@ -52,7 +61,10 @@ def read_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) -> N
     problem: Exception | None = None
     try:
         with ExitStack() as stack:
-            _fill(tensors, [stack.enter_context(safe_open(file, "pt")) for file in sorted(folder.iterdir())])
+            _fill(
+                tensors,
+                [stack.enter_context(safe_open(file, "pt")) for file in sorted(folder.iterdir())],
+            )
     except (OSError, SafetensorError) as error:
         problem = error
     engine.all_well(problem, "could not read its parts")
@@ -62,7 +74,9 @@ def _rows(part: Any) -> Mapping[str, list[int]]:
     """Name -> first row here and rows of the whole, of the tensors of which a part has some rows only."""
     found = json.loads((part.metadata() or {}).get(ROWS, "{}"))
     if not isinstance(found, dict):
-        raise ValueError(f"{ROWS} of the saved state is no JSON object: got a {type(found).__name__}")
+        raise ValueError(
+            f"{ROWS} of the saved state is no JSON object: got a {type(found).__name__}"
+        )
     return found
 
 
@@ -70,13 +84,20 @@ def _fill(tensors: Mapping[str, Tensor], parts: Sequence[Any]) -> None:
     """Copy the rows that stand in any part into the tensors; ValueError where names, shapes or rows differ."""
     held = [set(part.keys()) for part in parts]
     if wrong := sorted(set().union(*held) ^ set(tensors)):
-        raise ValueError(f"the saved state has other weights than these: {len(wrong)} differ, first: {wrong[:10]}")
+        raise ValueError(
+            f"the saved state has other weights than these: {len(wrong)} differ, first: {wrong[:10]}"
+        )
     rows = [_rows(part) for part in parts]
     for name, tensor in tensors.items():
         having = [
-            (part, places.get(name)) for part, names, places in zip(parts, held, rows, strict=True) if name in names
+            (part, places.get(name))
+            for part, names, places in zip(parts, held, rows, strict=True)
+            if name in names
         ]
-        done, want = sum(_copy(name, tensor, *each) for each in having), len(local(tensor)) if tensor.dim() else 1
+        done, want = (
+            sum(_copy(name, tensor, *each) for each in having),
+            len(local(tensor)) if tensor.dim() else 1,
+        )
         if done != want:
             raise ValueError(f"{name} of the saved state lacks rows: found {done}, want {want}")
 

@@ -53,9 +53,19 @@ class Restored:
     unsealed: bool = False
 
     def __str__(self) -> str:
-        again = f"; {self.lost} steps after the last save were lost and are done again" if self.lost else ""
-        old = "; version 0.1 wrote this state, and its cursor.json has no checksum to check" if self.unsealed else ""
-        return (f"resuming at step {self.step}" if self.step else "starting at step 0") + again + old
+        again = (
+            f"; {self.lost} steps after the last save were lost and are done again"
+            if self.lost
+            else ""
+        )
+        old = (
+            "; version 0.1 wrote this state, and its cursor.json has no checksum to check"
+            if self.unsealed
+            else ""
+        )
+        return (
+            (f"resuming at step {self.step}" if self.step else "starting at step 0") + again + old
+        )
 
 
 @dataclass
@@ -69,10 +79,14 @@ class RunDir:
     engine: Engine = ALONE
     _lock: IO[str] | None = field(default=None, init=False, repr=False)
     _metrics: RawIOBase | None = field(default=None, init=False, repr=False)
-    _saved: int | None = field(default=None, init=False, repr=False)  # the step of the state that was written last
+    _saved: int | None = field(
+        default=None, init=False, repr=False
+    )  # the step of the state that was written last
 
     @staticmethod
-    def open(path: str | Path, recipe: Mapping[str, Any], *, resume: bool = True, engine: Engine = ALONE) -> RunDir:
+    def open(
+        path: str | Path, recipe: Mapping[str, Any], *, resume: bool = True, engine: Engine = ALONE
+    ) -> RunDir:
         """Make the directory, or open one of the same recipe to go on.
 
         RunError for another recipe (with the fields that differ), for an existing run where `resume` is False, for
@@ -117,12 +131,16 @@ class RunDir:
         if not self.engine.main:
             return
         if "step" not in record:
-            raise ValueError(f"a line of metrics.jsonl needs a step, where a resume cuts the file: got {dict(record)}")
+            raise ValueError(
+                f"a line of metrics.jsonl needs a step, where a resume cuts the file: got {dict(record)}"
+            )
         self._check_place()
         line = (json.dumps(record) + "\n").encode()
         with _saying("metrics.jsonl was not written", self.kept):
             if self._metrics is None:
-                self._metrics = (self.path / METRICS).open("ab", buffering=0)  # so `close` has nothing to write
+                self._metrics = (self.path / METRICS).open(
+                    "ab", buffering=0
+                )  # so `close` has nothing to write
             while line:
                 line = line[self._metrics.write(line) or 0 :]
 
@@ -142,7 +160,9 @@ class RunDir:
                 if main:
                     seal(folder, state.step, facts)
         except Exception as error:
-            raise RunError(f"the state of step {state.step} was not saved: {error}. {self.kept()}") from error
+            raise RunError(
+                f"the state of step {state.step} was not saved: {error}. {self.kept()}"
+            ) from error
         self._saved = state.step
         with _saying(f"an older state than the last {KEEP} was not removed", self.kept):
             for step in self.steps()[:-KEEP] if main else ():
@@ -166,7 +186,9 @@ class RunDir:
                 cursor = read_cursor(folder)
                 read_state(state, folder, cursor, engine)
             except (ValueError, LookupError, TypeError) as error:
-                raise RunError(f"the state in {folder} is one of other networks than these: {error}") from error
+                raise RunError(
+                    f"the state in {folder} is one of other networks than these: {error}"
+                ) from error
             except (OSError, SafetensorError) as error:
                 raise RunError(f"the state in {folder} could not be read: {error}") from error
             unsealed = cursor["format"] == UNSEALED
@@ -184,12 +206,16 @@ class RunDir:
             with replacing(self.model) as folder:
                 write(folder)
         except Exception as error:
-            raise RunError(f"{self.model} was not written: {error}. What was there is kept. {self.kept()}") from error
+            raise RunError(
+                f"{self.model} was not written: {error}. What was there is kept. {self.kept()}"
+            ) from error
 
     def drop_states(self) -> None:
         """Remove all states: once the model is published, no command reads them."""
         if self.engine.main and (self.path / "state").exists():
-            with _saying(f"{self.model} holds the model, but the states in {self.path / 'state'} were not removed"):
+            with _saying(
+                f"{self.model} holds the model, but the states in {self.path / 'state'} were not removed"
+            ):
                 remove(self.path / "state")
 
     def steps(self) -> list[int]:
@@ -214,12 +240,16 @@ class RunDir:
 
         lock = (self.path / LOCK).open("a+", encoding="utf-8")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
+            fcntl.flock(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # freed by the system however the process ends
         except OSError as error:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             lock.close()
-            raise RunError(f"{self.path} is in use by process {holder}: wait, or choose another directory") from error
+            raise RunError(
+                f"{self.path} is in use by process {holder}: wait, or choose another directory"
+            ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -255,7 +285,9 @@ class RunDir:
         try:
             found = read_json(file)
         except ValueError as error:
-            raise RunError(f"{file} is not JSON ({error}): put it right, or choose another directory") from error
+            raise RunError(
+                f"{file} is not JSON ({error}): put it right, or choose another directory"
+            ) from error
         if changed := differences(found, wanted):
             raise RunError(
                 f"{self.path} is a run of another recipe; fields that differ (there -> now):\n  "
@@ -264,7 +296,9 @@ class RunDir:
                 f"their new path into {file}."
             )
         if not resume and (self.steps() or (self.path / METRICS).exists()):
-            raise RunError(f"{self.path} already holds a run: resume it, or choose another directory. {self.kept()}")
+            raise RunError(
+                f"{self.path} already holds a run: resume it, or choose another directory. {self.kept()}"
+            )
 
     def _newest(self, every: int | None) -> int:
         """The step of the newest whole state, 0 where none was ever saved; damaged ones before it are set aside."""
@@ -275,7 +309,10 @@ class RunDir:
                 self._set_aside(problems)
                 return step
             problems[self._folder(step)] = problem
-        problems |= {folder: "set aside before" for folder in sorted((self.path / "state").glob(f"*{DAMAGED}"))}
+        problems |= {
+            folder: "set aside before"
+            for folder in sorted((self.path / "state").glob(f"*{DAMAGED}"))
+        }
         if problems:
             found = "; ".join(f"{folder.name}: {problem}" for folder, problem in problems.items())
             raise RunError(

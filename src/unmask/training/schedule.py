@@ -43,13 +43,19 @@ class AdamW:
                 f"clip_norm is out of range: got {self.clip_norm}, want a finite clip_norm > 0; give None for no clip"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is out of range: got {self.betas}, want 0 <= beta < 1 for both")
+            raise ValueError(
+                f"betas is out of range: got {self.betas}, want 0 <= beta < 1 for both"
+            )
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps is out of range: got {self.eps}, want a finite eps > 0")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is out of range: got {self.weight_decay}, want a finite weight_decay >= 0")
+            raise ValueError(
+                f"weight_decay is out of range: got {self.weight_decay}, want a finite weight_decay >= 0"
+            )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is a share of old weights kept: want [0, 1), or None, got {self.ema_decay}")
+            raise ValueError(
+                f"ema_decay is a share of old weights kept: want [0, 1), or None, got {self.ema_decay}"
+            )
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of update `step` (0 is the first): lr min(1, (step + 1) / warmup), then constant or cosine.

@@ -38,11 +38,15 @@ def read_cursor(folder: Path) -> dict[str, Any]:
         case {"format": 1, "step": int(), "files": dict()}:
             return dict(cursor)
         case {"format": 2, "step": int(), "files": dict(), "digest": str(digest)}:
-            if digest != _digest({name: value for name, value in cursor.items() if name != "digest"}):
+            if digest != _digest(
+                {name: value for name, value in cursor.items() if name != "digest"}
+            ):
                 raise ValueError(f"{CURSOR} does not have its checksum")
             return dict(cursor)
         case {"format": int(found)}:
-            raise ValueError(f"{CURSOR} has format {found} or lacks a field; this version reads formats 1 and 2")
+            raise ValueError(
+                f"{CURSOR} has format {found} or lacks a field; this version reads formats 1 and 2"
+            )
     raise ValueError(f"{CURSOR} is no cursor of a state")
 
 
@@ -67,7 +71,9 @@ def damage(folder: Path, step: int) -> str | None:
 
 def _files(folder: Path) -> set[str]:
     """Names of all that is no directory, pipes and devices too."""
-    return {entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if not entry.is_dir()}
+    return {
+        entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if not entry.is_dir()
+    }
 
 
 def _digest(record: Mapping[str, Any]) -> str:

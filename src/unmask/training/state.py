@@ -34,7 +34,9 @@ class Learner:
         """A network at the start of its training; its weights must be on their device already."""
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if not parameters:
-            raise ValueError("a trained network needs a parameter with requires_grad; this one has none")
+            raise ValueError(
+                "a trained network needs a parameter with requires_grad; this one has none"
+            )
         optimizer = torch.optim.AdamW(
             parameters,
             lr=settings.lr,
@@ -43,7 +45,9 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        for parameter in parameters:  # AdamW's own first values, here so that a state can be read before any step
+        for parameter in (
+            parameters
+        ):  # AdamW's own first values, here so that a state can be read before any step
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -54,7 +58,9 @@ class Learner:
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trained parameters with their names, in the optimizer's order."""
-        return ((name, value) for name, value in self.network.named_parameters() if value.requires_grad)
+        return (
+            (name, value) for name, value in self.network.named_parameters() if value.requires_grad
+        )
 
     def clear_gradients(self) -> list[Tensor]:
         """Zero and return the gradient of every trained parameter: zeros, not None, so that all ranks agree."""
@@ -69,7 +75,9 @@ class Learner:
     def clip(self) -> Tensor:
         """L2 norm of the gradient; beyond `clip_norm` the gradient is scaled down to it."""
         limit = float("inf") if self.settings.clip_norm is None else self.settings.clip_norm
-        return entire(torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.parameters()], limit))
+        return entire(
+            torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.parameters()], limit)
+        )
 
     def advance(self, learning_rate: float) -> None:
         """One AdamW step with this learning rate; the moving average follows."""
@@ -93,7 +101,12 @@ class State:
     step: int = 0
 
     @staticmethod
-    def begin(objective: Objective, student: nn.Module, settings: AdamW | Mapping[str, AdamW], engine: Engine) -> State:
+    def begin(
+        objective: Objective,
+        student: nn.Module,
+        settings: AdamW | Mapping[str, AdamW],
+        engine: Engine,
+    ) -> State:
         """The state before the first step: networks on the device, equal on all ranks or sharded, frozen ones in eval.
 
         `settings` is one for all networks, or one for each by name. Raises ValueError where a name has no settings,
@@ -102,16 +115,27 @@ class State:
         networks = {STUDENT: student, **objective.networks()}
         frozen = objective.frozen()
         if not isinstance(settings, AdamW) and set(settings) != set(networks):
-            raise ValueError(f"settings name the networks {sorted(settings)}, the objective trains {sorted(networks)}")
-        trained = {p.data_ptr(): name for name, network in networks.items() for p in network.parameters()}
+            raise ValueError(
+                f"settings name the networks {sorted(settings)}, the objective trains {sorted(networks)}"
+            )
+        trained = {
+            p.data_ptr(): name for name, network in networks.items() for p in network.parameters()
+        }
         for name, network in frozen.items():
-            shared = next((trained[p.data_ptr()] for p in network.parameters() if p.data_ptr() in trained), None)
+            shared = next(
+                (trained[p.data_ptr()] for p in network.parameters() if p.data_ptr() in trained),
+                None,
+            )
             if shared is not None:
-                raise ValueError(f"the frozen {name!r} shares weights with {shared!r}, which is trained: copy it")
+                raise ValueError(
+                    f"the frozen {name!r} shares weights with {shared!r}, which is trained: copy it"
+                )
             network.eval().requires_grad_(False)
         engine.agree([*networks.values(), *frozen.values()])
         learners = {
-            name: Learner.begin(network, settings if isinstance(settings, AdamW) else settings[name])
+            name: Learner.begin(
+                network, settings if isinstance(settings, AdamW) else settings[name]
+            )
             for name, network in networks.items()
         }
         return State(learners, frozen)
@@ -124,7 +148,9 @@ class State:
     def only(self, turn: str) -> Learner:
         """The learner whose turn it is, in train mode with zero gradients; the others in eval mode with none."""
         if turn not in self.learners:
-            raise ValueError(f"turn({self.step}) is {turn!r}, which is not a trained network: {sorted(self.learners)}")
+            raise ValueError(
+                f"turn({self.step}) is {turn!r}, which is not a trained network: {sorted(self.learners)}"
+            )
         for name, learner in self.learners.items():
             learner.network.train(name == turn)
             if name != turn:

@@ -34,10 +34,14 @@ def write_state(state: State, folder: Path, engine: Engine) -> dict[str, Any]:
         for name, tensors in files.items():
             file = folder / f"{name}.safetensors"
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(copies(tensors), file)  # tied weights share memory, and the format refuses that
+            save_file(
+                copies(tensors), file
+            )  # tied weights share memory, and the format refuses that
     return {
         "learners": {
-            name: {"ema": learner.ema and {"decay": learner.ema.decay, "updates": learner.ema.updates}}
+            name: {
+                "ema": learner.ema and {"decay": learner.ema.decay, "updates": learner.ema.updates}
+            }
             for name, learner in state.learners.items()
         },
         "frozen": sorted(state.frozen),
@@ -54,9 +58,14 @@ def read_state(state: State, folder: Path, facts: Mapping[str, Any], engine: Eng
     for name, learner in state.learners.items():
         average = facts["learners"][name]["ema"]
         if (average is None) != (learner.ema is None):
-            raise ValueError(f"a moving average of {name!r} is {'wanted' if learner.ema else 'saved'}, not both")
+            raise ValueError(
+                f"a moving average of {name!r} is {'wanted' if learner.ema else 'saved'}, not both"
+            )
         if learner.ema is not None:
-            learner.ema.decay, learner.ema.updates = float(average["decay"]), int(average["updates"])
+            learner.ema.decay, learner.ema.updates = (
+                float(average["decay"]),
+                int(average["updates"]),
+            )
     files = _tensors(state)
     if (folder / PARTS).is_dir():
         read_parts(_flat(files), folder / PARTS, engine)
@@ -80,8 +89,14 @@ def _tensors(state: State) -> Files:
         }
         if learner.ema is not None:
             files[f"{name}/ema"] = learner.ema.shadow
-    return files | {f"frozen/{name}": network.state_dict() for name, network in state.frozen.items()}
+    return files | {
+        f"frozen/{name}": network.state_dict() for name, network in state.frozen.items()
+    }
 
 
 def _flat(files: Files) -> dict[str, Tensor]:
-    return {f"{file}/{name}": tensor for file, tensors in files.items() for name, tensor in tensors.items()}
+    return {
+        f"{file}/{name}": tensor
+        for file, tensors in files.items()
+        for name, tensor in tensors.items()
+    }
