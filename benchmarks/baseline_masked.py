@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.diffusion.schedules import LogLinear
-from unmask.objectives.base import Alone, Distillation, Loss
+from unmask.objectives.base import Distillation, Loss, SingleNetwork
 from unmask.objectives.rounds import Rounds
 from unmask.rng import stratified
 
@@ -52,7 +52,7 @@ def sample(
     return z
 
 
-class FullBound(Alone):
+class FullBound(SingleNetwork):
     """MDLM's training step: -log p(x0) / t of a table [B, L, V], t >= 1e-3."""
 
     def __call__(

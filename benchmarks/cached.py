@@ -1,4 +1,4 @@
-"""What a cache costs and gains: windows beside kept keys and values (`unmask.samplers.calls`) against whole passes.
+"""What a cache costs and gains: windows beside kept keys and values (`unmask.samplers.cached_forward`) against whole passes.
 
     python benchmarks/cached.py               all parts, some ten minutes of one core
     python benchmarks/cached.py --parts error --n 8 --steps 32
@@ -31,20 +31,20 @@ from torch import Tensor
 import unmask
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
-from unmask.evaluation import exact
 from unmask.evaluation.judges import predictor_nats
 from unmask.evaluation.metrics import entropy
-from unmask.evaluation.oracle import masked_model
-from unmask.evaluation.side_by_side import random_network
-from unmask.evaluation.sources import random_chain
-from unmask.models.cache import Cache
+from unmask.experiments.bench.ar_speedup import random_network
+from unmask.experiments.exact import factorization_gap as exact
+from unmask.experiments.exact.oracle import masked_model
+from unmask.experiments.exact.synthetic_sources import random_chain
+from unmask.models.denoiser import FrozenDenoiser, NetworkDenoiser
 from unmask.models.dit import small
-from unmask.models.parameterization import FrozenDenoiser, NetworkDenoiser
-from unmask.models.pretrained import Model
+from unmask.models.kv_cache import Cache
+from unmask.models.model import Model
 from unmask.prediction import Prediction
-from unmask.recipes.book import recipe
-from unmask.recipes.texts import texts
-from unmask.samplers.loop import watch
+from unmask.recipes.catalog import recipe
+from unmask.recipes.data import texts
+from unmask.samplers.sample import watch
 
 LENGTH, V = 128, 50258
 SAMPLERS = "reveal", "blockwise:16", "blockwise:32"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unmask import prediction
-from unmask.diffusion.divergences import reverse_kl
+from unmask.diffusion.vocabulary_losses import reverse_kl
 from unmask.models.layers import Linear
 from unmask.prediction import Prediction
 

@@ -14,7 +14,7 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.evaluation.curves import estimate
+from unmask.evaluation.interpolation import estimate
 from unmask.evaluation.measure import mean, pooled_mean, resamples
 
 COUNTS = (2, 4, 8, 16, 32, 64, 256)

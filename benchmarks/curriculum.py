@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from unmask.diffusion.curriculum import dense_input, sparse_input
+from unmask.diffusion.gaussian_input import dense_input, sparse_input
 from unmask.diffusion.schedules import GaussianArgmax
 from unmask.models.layers import Embedding
 

@@ -24,37 +24,50 @@ from pathlib import Path
 import torch
 
 from unmask.diffusion.processes import MaskedProcess
-from unmask.evaluation.speed import peak_memory, reset_peak_memory
-from unmask.models.pretrained import Model
+from unmask.evaluation.timing import peak_memory, reset_peak_memory
+from unmask.models.model import Model
 from unmask.recipes.build import build, distillation
 from unmask.recipes.estimate import estimate
-from unmask.recipes.schema import Consistency, Distillation, Nelbo, Network, NextToken, Recipe, Sdtt
+from unmask.recipes.schema import (
+    AutoregressiveSettings,
+    ConsistencySettings,
+    DistillationSettings,
+    NelboSettings,
+    NetworkSettings,
+    Recipe,
+    SdttSettings,
+)
 from unmask.training import Engine, Guard, State, fit, launch
 
-WIDE = Network(length=256, width=512, blocks=6, heads=8, dropout=0.1)
-DEEP = Network(length=256, width=256, blocks=12, heads=4, dropout=0.0)
-BODY = Recipe("body", Nelbo(), WIDE, batch_size=8, steps=2, precision="float32")
+WIDE = NetworkSettings(length=256, width=512, blocks=6, heads=8, dropout=0.1)
+DEEP = NetworkSettings(length=256, width=256, blocks=12, heads=4, dropout=0.0)
+BODY = Recipe("body", NelboSettings(), WIDE, batch_size=8, steps=2, precision="float32")
 CASES = {  # recipe, V
     "body": (BODY, 1024),
     "body, recomputed": (replace(BODY, checkpointing=True, batch_size=32), 1024),
     "uniform": (
-        replace(BODY, objective=Nelbo(process="uniform"), network=replace(DEEP, sees_alpha=True)),
+        replace(
+            BODY, objective=NelboSettings(process="uniform"), network=replace(DEEP, sees_alpha=True)
+        ),
         4096,
     ),
     "head": (replace(BODY, network=replace(WIDE, blocks=2), batch_size=4), 50258),
-    "next token": (replace(BODY, objective=NextToken(), network=DEEP), 4096),
-    "MCD": (replace(BODY, objective=Consistency(teacher="-"), batch_size=4), 50258),
+    "next token": (replace(BODY, objective=AutoregressiveSettings(), network=DEEP), 4096),
+    "MCD": (replace(BODY, objective=ConsistencySettings(teacher="-"), batch_size=4), 50258),
     "MCD, wide": (
-        replace(BODY, objective=Consistency(teacher="-"), network=DEEP, batch_size=16),
+        replace(BODY, objective=ConsistencySettings(teacher="-"), network=DEEP, batch_size=16),
         1024,
     ),
     "SDTT": (
-        replace(BODY, objective=Sdtt(teacher="-", delta0=1 / 64, count=3), batch_size=4),
+        replace(BODY, objective=SdttSettings(teacher="-", delta0=1 / 64, count=3), batch_size=4),
         50258,
     ),
     "169M": (
         replace(
-            BODY, objective=Consistency(teacher="-"), network=Network(length=256), batch_size=4
+            BODY,
+            objective=ConsistencySettings(teacher="-"),
+            network=NetworkSettings(length=256),
+            batch_size=4,
         ),
         50258,
     ),
@@ -65,7 +78,9 @@ def taken(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
     """Bytes at the peak of two updates, beyond what the process holds after the same of a network of nothing."""
     small = replace(
         recipe,
-        network=Network(length=8, width=16, blocks=1, heads=2, dropout=recipe.network.dropout),
+        network=NetworkSettings(
+            length=8, width=16, blocks=1, heads=2, dropout=recipe.network.dropout
+        ),
     )
     train(small, 16, device)
     gc.collect()
@@ -82,11 +97,13 @@ def taken(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
 
 def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
     """Two updates, of a distillation from a teacher of random weights."""
-    told, distils = recipe.objective, isinstance(recipe.objective, Distillation)
-    parts = build(replace(recipe, objective=Nelbo()) if distils else recipe, None, vocab_size)
+    told, distils = recipe.objective, isinstance(recipe.objective, DistillationSettings)
+    parts = build(
+        replace(recipe, objective=NelboSettings()) if distils else recipe, None, vocab_size
+    )
     for weight in parts.student.parameters():
         torch.nn.init.normal_(weight, std=0.02)  # none may be zero, as at first gates and head are
-    if isinstance(told, Distillation):
+    if isinstance(told, DistillationSettings):
         teacher = Model(parts.student, MaskedProcess(vocab_size, vocab_size - 1), parts.schedule, None,
                         parts.student.network)  # fmt: skip
         parts = distillation(recipe, told, teacher)

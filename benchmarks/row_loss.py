@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from unmask.diffusion.divergences import reverse_kl
+from unmask.diffusion.vocabulary_losses import reverse_kl
 from unmask.models.layers import Linear
 from unmask.prediction import Prediction
 

@@ -34,14 +34,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-import unmask.text.windows
-from unmask.recipes.texts import encoded
-from unmask.text.corpora import Corpus, load_corpus
-from unmask.text.packing import Rows, batch_at, joined, pack, row_blocks
-from unmask.text.stored import kept_rows
-from unmask.text.streamed import Stream
-from unmask.text.tables import TEXT, open_splits
-from unmask.text.tokenizers import Tokenizer, train_bpe
+import unmask.data.prefetch
+from unmask.data.corpora import Corpus, load_corpus
+from unmask.data.hf_datasets import TEXT, open_splits
+from unmask.data.packing import Rows, batch_at, joined, pack, row_blocks
+from unmask.data.rows_on_disk import kept_rows
+from unmask.data.streaming import Stream
+from unmask.data.tokenizers import Tokenizer, train_bpe
+from unmask.recipes.data import encoded
 
 WAYS = "lists", "memory", "disk", "streamed"
 BATCH, STEPS, VOCABULARY = 512, 20, 4096
@@ -89,10 +89,10 @@ def rows_of(way: str, corpus: Corpus, tokenizer: Tokenizer, length: int, folder:
 
 def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
     """All rows, asked for as a training asks for them: a batch more each time."""
-    unmask.text.windows.WINDOW = 2**22
+    unmask.data.prefetch.WINDOW = 2**22
     table = open_splits(folder / "text", streaming=True)[0]["train"]
     stream = Stream("text", table, TEXT, range(sys.maxsize), "text")
-    found = unmask.text.windows.windows(
+    found = unmask.data.prefetch.windows(
         stream,
         tokenizer.encode_batch,
         folder / "windows",

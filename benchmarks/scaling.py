@@ -20,11 +20,11 @@ import torch
 import unmask
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
-from unmask.evaluation.side_by_side import random_network
-from unmask.evaluation.speed import timed
+from unmask.evaluation.timing import timed
+from unmask.experiments.bench.ar_speedup import random_network
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import Shape
-from unmask.models.parameterization import NetworkDenoiser
-from unmask.models.pretrained import Model
+from unmask.models.model import Model
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.rounds import Rounds
 from unmask.training import AdamW, Engine, Guard, State, fit

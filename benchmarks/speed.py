@@ -42,11 +42,11 @@ import torch
 import unmask
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, LogLinear
-from unmask.evaluation.side_by_side import random_network
-from unmask.evaluation.speed import peak_memory, reset_peak_memory, timed
+from unmask.evaluation.timing import peak_memory, reset_peak_memory, timed
+from unmask.experiments.bench.ar_speedup import random_network
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import Shape, small
-from unmask.models.parameterization import NetworkDenoiser
-from unmask.models.pretrained import Model
+from unmask.models.model import Model
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.nelbo import Nelbo

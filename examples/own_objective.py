@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.diffusion.divergences import spread
+from unmask.diffusion.vocabulary_losses import spread
 from unmask.objectives.base import Loss
 from unmask.training import AdamW, State, fit, launch
 

@@ -59,7 +59,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a masked model that was trained for two steps on `text`, with its tokenizer."""
     from toy_recipes import shrink
-    from unmask.recipes.book import recipe
+    from unmask.recipes.catalog import recipe
     from unmask.recipes.run import run
 
     folder = tmp_path_factory.mktemp("masked") / "run"
@@ -75,7 +75,7 @@ def masked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uniform(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of a uniform-state model, in the tokens of `masked`."""
     from toy_recipes import shrink
-    from unmask.recipes.book import recipe
+    from unmask.recipes.catalog import recipe
     from unmask.recipes.run import run
 
     folder = tmp_path_factory.mktemp("uniform") / "run"
@@ -88,7 +88,7 @@ def uniform(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) 
 def causal(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of an autoregressive model, in the tokens of `masked`."""
     from toy_recipes import shrink
-    from unmask.recipes.book import recipe
+    from unmask.recipes.catalog import recipe
     from unmask.recipes.run import run
 
     folder = tmp_path_factory.mktemp("causal") / "run"

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 import unmask
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, LogLinear
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import DiT, Shape
-from unmask.models.parameterization import NetworkDenoiser
-from unmask.models.pretrained import Model
+from unmask.models.model import Model
 from unmask.objectives.base import Loss, Objective
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.nelbo import Nelbo

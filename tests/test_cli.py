@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmask.cli import flags
-from unmask.cli.main import VERBS, main
-from unmask.models.pretrained import load
-from unmask.recipes.book import RECIPES
-from unmask.recipes.schema import Distillation
-from unmask.text import offline
+from unmask.cli import help_text as flags
+from unmask.cli.main import EXPERIMENTS, VERBS, main
+from unmask.experiments import package_corpora as offline
+from unmask.models.model import load
+from unmask.recipes.catalog import RECIPES
+from unmask.recipes.schema import DistillationSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = [
@@ -233,7 +233,7 @@ def dry(capsys, verb, name, *more):
 def test_every_recipe_has_its_dry_run(capsys, recipe):
     """Nothing is read but a tokenizer that is at hand: no teacher, no corpus, no hub."""
     plan = recipe()
-    verb = "distill" if isinstance(plan.objective, Distillation) else "train"
+    verb = "distill" if isinstance(plan.objective, DistillationSettings) else "train"
     said = dry(capsys, verb, plan.name)
     assert (
         said["recipe"]["name"] == plan.name
@@ -567,10 +567,10 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(
         raise AssertionError("the work began")
 
     for place in (
-        "evaluation.side_by_side.pairs",
-        "evaluation.duality_checks.observe",
-        "cli.verify._gaps",
-        "cli.demo.demo",
+        "experiments.bench.ar_speedup.pairs",
+        "experiments.exact.duality_checks.observe",
+        "experiments.commands.verify._gaps",
+        "experiments.commands.demo.demo",
         "cli.evaluate.measure_both",
     ):
         monkeypatch.setattr(f"unmask.{place}", work)
@@ -690,7 +690,8 @@ def test_one_process_of_many_speaks(capsys, monkeypatch):
 ])  # fmt: skip
 def test_every_flag_has_its_sentence(name):
     module, _, own = name.partition(".")
-    kind = vars(importlib.import_module(f"unmask.cli.{module}"))[own]
+    package = "unmask.experiments.commands" if module in EXPERIMENTS else "unmask.cli"
+    kind = vars(importlib.import_module(f"{package}.{module}"))[own]
     for each in flags.dataclasses_of(kind):
         flags.explain(each)
         told = inspect.getdoc(each)
@@ -701,7 +702,7 @@ def test_every_flag_has_its_sentence(name):
 
 @pytest.fixture
 def few_objectives(monkeypatch):
-    from unmask.evaluation import fixed_points
+    from unmask.experiments.exact import distillation_optima as fixed_points
 
     monkeypatch.setattr(fixed_points, "OBJECTIVES", fixed_points.OBJECTIVES[:2])
 
@@ -761,7 +762,7 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
 
 @pytest.mark.usefixtures("few_objectives")
 def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
-    from unmask.evaluation import exact
+    from unmask.experiments.exact import factorization_gap as exact
 
     monkeypatch.setattr(exact, "even", exact.confidence)
     asked = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from unmask.files import replacing, write_text, writing
+from unmask.atomic_files import replacing, write_text, writing
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077, 0o002])

@@ -13,9 +13,9 @@ import torch
 
 import unmask
 from toy_recipes import shrink
-from unmask.models.pretrained import load
-from unmask.plain import to_json
-from unmask.recipes.book import recipe
+from unmask.dataclass_json import to_json
+from unmask.models.model import load
+from unmask.recipes.catalog import recipe
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 from unmask.training import Engine
@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 import accelerate, torch
 import torch.distributed.checkpoint, torch.distributed.fsdp
-from unmask.plain import from_json
+from unmask.dataclass_json import from_json
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 

@@ -8,11 +8,11 @@ import pytest
 
 from unmask.cli import zero_shot
 from unmask.cli.main import main
-from unmask.cli.reproduce import publish
 from unmask.evaluation.likelihood import nelbo_batches
-from unmask.models.pretrained import CausalModel, Model, load
-from unmask.recipes.held_out import Reading, Text, held_out
-from unmask.text import offline
+from unmask.experiments import package_corpora as offline
+from unmask.experiments.commands.reproduce import publish
+from unmask.models.model import CausalModel, Model, load
+from unmask.recipes.held_out import ScoringRule, Text, held_out
 
 Capture = pytest.CaptureFixture[str]
 
@@ -105,11 +105,12 @@ def test_samples_and_frontier_name_their_real_rows(
 @pytest.fixture
 def sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two small sets, `code` and `kjv`, and no other file."""
-    from unmask.text.corpora import Corpus
+    from unmask.data.corpora import Corpus
+    from unmask.experiments import package_corpora
 
-    monkeypatch.setattr(zero_shot, "present", lambda folder: ["kjv", "code"])
+    monkeypatch.setattr(package_corpora, "present", lambda folder: ["kjv", "code"])
     monkeypatch.setattr(
-        zero_shot, "load_offline",
+        package_corpora, "load_offline",
         lambda name, folder: Corpus(name, [f"{name} {i} the state of the union" for i in range(200)]),
     )  # fmt: skip
 
@@ -196,4 +197,4 @@ def test_a_mask_in_the_text_is_no_number(masked: Path, causal: Path) -> None:
     with pytest.raises(ValueError, match=r"MASK \(id 261\) is none: it stands there 1 times"):
         next(nelbo_batches(model.denoiser, model.process, x0))
     with pytest.raises(ValueError, match=r"MASK \(id 261\) is none: it stands there 1 times"):
-        Reading(judge, start=0).scores(x0)
+        ScoringRule(judge, start=0).scores(x0)

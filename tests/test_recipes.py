@@ -10,27 +10,35 @@ import torch
 
 import unmask
 from toy_recipes import LENGTH, VOCABULARY, shrink
+from unmask.dataclass_json import from_json
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
-from unmask.models.pretrained import CausalModel, Model
-from unmask.plain import from_json
-from unmask.recipes.book import RECIPES, recipe
+from unmask.models.model import CausalModel, Model
 from unmask.recipes.build import starts_from
+from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.run import run
-from unmask.recipes.schema import Consistency, Curriculum, Nelbo, NextToken, Objective, Recipe, Sdtt
+from unmask.recipes.schema import (
+    AutoregressiveSettings,
+    ConsistencySettings,
+    CurriculumSettings,
+    NelboSettings,
+    ObjectiveSettings,
+    Recipe,
+    SdttSettings,
+)
 
 NAMES = [function().name for function in RECIPES]
 
 
-def kind(objective: Objective) -> str:
+def kind(objective: ObjectiveSettings) -> str:
     """What noise a recipe trains against."""
     match objective:
-        case NextToken():
+        case AutoregressiveSettings():
             return "next token"
-        case Curriculum():
+        case CurriculumSettings():
             return "uniform"
-        case Nelbo(process=noise) | Consistency(process=noise):
+        case NelboSettings(process=noise) | ConsistencySettings(process=noise):
             return noise
-        case Sdtt():
+        case SdttSettings():
             return "masked"
 
 
@@ -42,7 +50,10 @@ def test_it_takes_two_steps_and_its_model_speaks(
     models = {"masked": masked, "uniform": uniform, "next token": causal}
     start = models[kind(plan.objective)] if starts_from(plan) else None
     small = shrink(
-        plan, text, start, tokens=masked if isinstance(plan.objective, NextToken) else None
+        plan,
+        text,
+        start,
+        tokens=masked if isinstance(plan.objective, AutoregressiveSettings) else None,
     )
     updates = list(run(small, tmp_path / "run", device="cpu"))
     assert [update.step for update in updates] == [1, 2]
@@ -62,7 +73,7 @@ def test_it_takes_two_steps_and_its_model_speaks(
         unmask.load(tmp_path / "run" / "model", weights=weights) for weights in ("ema", "raw")
     ]
     assert [type(model) for model in models] == [
-        CausalModel if isinstance(small.objective, NextToken) else Model
+        CausalModel if isinstance(small.objective, AutoregressiveSettings) else Model
     ] * 2
     processes = {"masked": MaskedProcess, "uniform": UniformProcess}
     for model in models:

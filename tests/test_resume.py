@@ -19,8 +19,8 @@ import unmask
 from toy_training import CPU, RECIPE, ROUND, Chase, begin, contents, differing, run, updates
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, LogLinear
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import DiT, Shape
-from unmask.models.parameterization import NetworkDenoiser
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.curriculum import Curriculum

@@ -1,7 +1,7 @@
 """What `unmask bench` could have found, without a clock."""
 
 from unmask.evaluation.measure import Measure
-from unmask.evaluation.throughput import Bench, Contender, Machine, Plan, Row
+from unmask.experiments.bench.throughput import Bench, BenchRow, BenchSettings, Contender, Machine
 
 
 def bench(
@@ -10,7 +10,7 @@ def bench(
     repeats: int = 3,
     random: bool = True,
 ) -> Bench:
-    plan = Plan(steps, batches, length=32, repeats=repeats)
+    plan = BenchSettings(steps, batches, length=32, repeats=repeats)
     table = tuple(row(plan, batch, count) for batch in batches for count in (*steps, None))
     theirs = Contender("a twin", 90, "b" * 16, random)
     return Bench(
@@ -23,12 +23,12 @@ def bench(
     )
 
 
-def row(plan: Plan, batch: int, steps: int | None) -> Row:
+def row(plan: BenchSettings, batch: int, steps: int | None) -> BenchRow:
     nfe = float(plan.length) if steps is None else min(steps, plan.length) - 0.25
     seconds = 0.01 * nfe * (1 if steps is None else batch)
     rate = Measure(batch * plan.length / seconds, "tokens/s", plan.repeats, 2.5)
     ratio = None if steps is None else Measure(1.5, "x autoregressive", plan.repeats, 0.1)
-    return Row(
+    return BenchRow(
         steps,
         batch,
         nfe,

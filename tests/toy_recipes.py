@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unmask.recipes.build import starts_from
-from unmask.recipes.schema import Curriculum, Distillation, Recipe, Sdtt
+from unmask.recipes.schema import CurriculumSettings, DistillationSettings, Recipe, SdttSettings
 
 LENGTH, VOCABULARY = 16, 262
 WORDS = "the state of the union is that teachers tell and a student learns what noise has left of the text".split()
@@ -29,13 +29,13 @@ def shrink(
     tokens  where the tokenizer is: `start`, or else it is trained on the text
     """
     objective, tokens = recipe.objective, tokens or start
-    if isinstance(objective, Curriculum):
+    if isinstance(objective, CurriculumSettings):
         objective = replace(objective, soft_steps=1)
-    if isinstance(objective, Sdtt):
+    if isinstance(objective, SdttSettings):
         objective = replace(
             objective, delta0=1 / 8, count=2
         )  # in a small step of a short row no token is revealed
-    if isinstance(objective, Distillation):
+    if isinstance(objective, DistillationSettings):
         objective = replace(objective, teacher=str(start), round_steps=1)
     elif starts_from(recipe):
         objective = replace(objective, init=str(start))

@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 
 from unmask import __version__
-from unmask.evaluation.frontier import answer
-from unmask.evaluation.measure import Measure, Protocol, Row, Setting, Stamp, mean, perplexity
+from unmask.evaluation.answers import answer
+from unmask.evaluation.measure import (
+    EvaluationProtocol,
+    JudgeId,
+    Measure,
+    Row,
+    Setting,
+    mean,
+    perplexity,
+)
 from unmask.evaluation.verdict import verdict
 
 L = 128
@@ -24,9 +32,9 @@ TEACHER = {4: 210.0, 8: 128.0, 16: 98.0, 32: 84.0, 64: 77.0, 128: 74.0}  # gen P
 STUDENT = {4: 121.0, 8: 79.0, 16: 64.0, 32: 58.0}
 
 
-def protocol(samples: int) -> Protocol:
-    stamp = Stamp("demo-judge", "1f0c9a7be4d25a31", "float32", L, False, True, "all")
-    return Protocol(stamp, L, samples, "float64", "9d41c0ffee77aa02", __version__)
+def protocol(samples: int) -> EvaluationProtocol:
+    stamp = JudgeId("demo-judge", "1f0c9a7be4d25a31", "float32", L, False, True, "all")
+    return EvaluationProtocol(stamp, L, samples, "float64", "9d41c0ffee77aa02", __version__)
 
 
 def row(

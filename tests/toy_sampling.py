@@ -11,10 +11,10 @@ from torch import Tensor
 from reference import sampler_filtered
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
-from unmask.models.cache import Cache
+from unmask.models.kv_cache import Cache
 from unmask.prediction import Prediction
 from unmask.samplers.grids import GRIDS
-from unmask.samplers.loop import Samples, sample
+from unmask.samplers.sample import Samples, sample
 
 
 @dataclass

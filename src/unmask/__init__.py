@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from unmask.diffusion.trajectory import trajectory as trajectory
     from unmask.evaluation.judges import generative_perplexity as generative_perplexity
     from unmask.evaluation.metrics import entropy as entropy
-    from unmask.models.pretrained import Model as Model
-    from unmask.models.pretrained import load as load
+    from unmask.models.model import Model as Model
+    from unmask.models.model import load as load
     from unmask.objectives.consistency import distillation_loss as distillation_loss
     from unmask.prediction import Prediction as Prediction
-    from unmask.recipes.book import recipe as recipe
+    from unmask.recipes.catalog import recipe as recipe
     from unmask.recipes.run import distill as distill
-    from unmask.samplers.loop import sample as sample
+    from unmask.samplers.sample import sample as sample
 else:
     # Type checkers do not see it: to them a name that is not imported above is a mistake.
     def __getattr__(name: str) -> object:
@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LogLinear": "unmask.diffusion.schedules",
     "MaskedProcess": "unmask.diffusion.processes",
-    "Model": "unmask.models.pretrained",
+    "Model": "unmask.models.model",
     "Prediction": "unmask.prediction",
     "Trajectory": "unmask.diffusion.trajectory",
     "UniformProcess": "unmask.diffusion.processes",
@@ -53,9 +53,9 @@ _HOMES = {
     "duality": "unmask.diffusion",
     "entropy": "unmask.evaluation.metrics",
     "generative_perplexity": "unmask.evaluation.judges",
-    "load": "unmask.models.pretrained",
-    "recipe": "unmask.recipes.book",
-    "sample": "unmask.samplers.loop",
+    "load": "unmask.models.model",
+    "recipe": "unmask.recipes.catalog",
+    "sample": "unmask.samplers.sample",
     "trajectory": "unmask.diffusion.trajectory",
 }
 

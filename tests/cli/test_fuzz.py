@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from unmask.cli.main import main
-from unmask.recipes.book import recipe
-from unmask.text import offline
+from unmask.cli.main import EXPERIMENTS, main
+from unmask.experiments import package_corpora as offline
+from unmask.recipes.catalog import recipe
 
 HOSTILE = (
     *(
@@ -126,7 +126,8 @@ def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | i
     found: dict[str, tuple[list[str], list[str | int]]] = {}
     for name, line in lines.items():
         module, _, own = name.partition(".")
-        kind = vars(importlib.import_module(f"unmask.cli.{module}"))[own]
+        package = "unmask.experiments.commands" if module in EXPERIMENTS else "unmask.cli"
+        kind = vars(importlib.import_module(f"{package}.{module}"))[own]
         second = 2 if line[0] == "eval" else 1
         named = next((i for i, word in enumerate(line) if word.startswith("--")), len(line))
         found[name] = (line, [*(flag for flag, _ in flags_of(kind)), *range(second, named)])
@@ -217,10 +218,11 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     (tmp_path / "a file").write_text("words")
     some = offline.modules()[:5]  # of 12 MB
     monkeypatch.setattr(offline, "modules", lambda: some)
-    monkeypatch.setattr("unmask.cli.demo.demo", lambda *_: iter(()))
-    monkeypatch.setattr("unmask.report.figures.duality_figure", lambda *_: None)
+    monkeypatch.setattr("unmask.experiments.commands.demo.demo", lambda *_: iter(()))
+    monkeypatch.setattr("unmask.experiments.report.figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(
-        "unmask.report.throughput.write_figure", lambda *_: (Path("a.png"), Path("a.svg"))
+        "unmask.experiments.bench.figure.write_figure",
+        lambda *_: (Path("a.png"), Path("a.svg")),
     )
     return {"masked": masked, "causal": causal, "text": text}
 

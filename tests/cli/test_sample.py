@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unmask.cli.main import main
-from unmask.models.pretrained import load
+from unmask.models.model import load
 
 
 @pytest.mark.parametrize("kind", ["masked", "causal"])

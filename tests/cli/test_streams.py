@@ -14,8 +14,8 @@ import pytest
 
 import unmask
 from unmask.cli import console, main, sample
-from unmask.models.pretrained import load
-from unmask.samplers.loop import Samples
+from unmask.models.model import load
+from unmask.samplers.sample import Samples
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXT = (

@@ -18,7 +18,7 @@ from reference import (
 )
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import LogLinear
-from unmask.models.parameterization import NetworkDenoiser
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.prediction import Prediction, TableHead
 
 V = 4

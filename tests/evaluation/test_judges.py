@@ -11,11 +11,11 @@ import torch
 import unmask
 from unmask.evaluation import judges
 from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
+from unmask.evaluation.judge_by_name import judge_named
 from unmask.evaluation.judges import LanguageModelJudge, Scores, eos_weight, generative_perplexity
-from unmask.evaluation.measure import Protocol, Row, Setting, Stamp, protocol_words
-from unmask.evaluation.rows import Texts, measure_row
+from unmask.evaluation.measure import EvaluationProtocol, JudgeId, Row, Setting, protocol_words
+from unmask.evaluation.sample_metrics import DrawnTexts, measure_row
 from unmask.prediction import Prediction
-from unmask.recipes.judge import judge_named
 
 EOS = 0
 SETTING = Setting("model", "reveal", 1, 1.0)
@@ -24,7 +24,7 @@ SETTING = Setting("model", "reveal", 1, 1.0)
 def stub(context=100, prefixed=False, eos_rule="first", ids=True, batch_size=3):
     """A judge for which token v costs v nats, plus 100 a token of context that it was given."""
     return LanguageModelJudge(
-        Stamp("stub", "0", "float32", context, not ids, prefixed, eos_rule),
+        JudgeId("stub", "0", "float32", context, not ids, prefixed, eos_rule),
         vocab_size=50,
         next_nats=lambda rows: rows[:, 1:] + 100.0 * torch.arange(1, rows.shape[1]),
         encode=lambda text: [int(word) for word in text.split()],
@@ -333,10 +333,10 @@ def test_the_rule_of_sdtt_needs_bos(tiny_gpt2, tmp_path):
 
 def test_a_row_by_the_rule_of_sdtt_says_so_and_its_interval_is_over_texts(tiny_llama):
     judge = sdtt_judge(tiny_llama[0])
-    protocol = Protocol(judge.stamp, 4, 2, "float64", "data", "0")
+    protocol = EvaluationProtocol(judge.stamp, 4, 2, "float64", "data", "0")
     texts = ["the cat sat on the mat", "on"]
     found = measure_row(
-        "row", Texts(torch.ones(2, 4).long(), texts, torch.zeros(2)), judge, protocol, SETTING
+        "row", DrawnTexts(torch.ones(2, 4).long(), texts, torch.zeros(2)), judge, protocol, SETTING
     )
     assert found.samples["tokens"] == [1, 1]
     assert found.measures["gen_ppl"].value == pytest.approx(
@@ -384,7 +384,7 @@ def test_no_code_of_a_judges_directory_is_run(tiny_gpt2, tmp_path):
     (directory / "tokenizer_config.json").write_text(json.dumps(told))
     (directory / "tokenizer.json").rename(directory / "elsewhere.json")
     script = "import sys, unmask; unmask.generative_perplexity(['the cat'], judge_named(sys.argv[1], None, 8))"
-    script = "from unmask.recipes.judge import judge_named; " + script
+    script = "from unmask.evaluation.judge_by_name import judge_named; " + script
     command = [sys.executable, "-c", script, str(directory)]
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

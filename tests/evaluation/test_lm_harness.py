@@ -14,12 +14,12 @@ import unmask
 from unmask.cli.main import main
 from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import Cosine, LogLinear
+from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.lm_harness import harness
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import DiT
-from unmask.models.parameterization import NetworkDenoiser
-from unmask.models.pretrained import CausalModel, Model
+from unmask.models.model import CausalModel, Model
 from unmask.recipes.held_out import Text, held_out, reading
-from unmask.recipes.judge import judge_of
 
 pytest.importorskip("lm_eval", reason="pip install 'unmask[lm-eval]'")
 Harness = harness()

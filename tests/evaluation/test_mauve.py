@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import unmask
-from unmask.evaluation.judges import LanguageModelJudge, Stamp
+from unmask.evaluation.judge_by_name import judge_named
+from unmask.evaluation.judges import LanguageModelJudge
 from unmask.evaluation.mauve import mauve, mauve_against
-from unmask.recipes.judge import judge_named
+from unmask.evaluation.measure import JudgeId
 
 
 def cloud(seed: int, shift: float = 0.0, n: int = 300) -> torch.Tensor:
@@ -63,7 +64,7 @@ def test_features_are_the_last_hidden_state_of_each_text_by_itself() -> None:
 
 
 def test_texts_of_unequal_length_and_judges_without_states() -> None:
-    stamp = Stamp("stub", "0", "float32", 4, True, False, "all")
+    stamp = JudgeId("stub", "0", "float32", 4, True, False, "all")
     seen: list[torch.Tensor] = []
 
     def hidden(ids: torch.Tensor) -> torch.Tensor:

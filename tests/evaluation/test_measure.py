@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from unmask.dataclass_json import dumps
 from unmask.evaluation.measure import (
+    EvaluationProtocol,
+    JudgeId,
     Measure,
-    Protocol,
     Row,
     Setting,
-    Stamp,
     UnequalProtocols,
     mean,
     over_seeds,
@@ -22,10 +23,9 @@ from unmask.evaluation.measure import (
     require_same_protocol,
     resamples,
 )
-from unmask.plain import dumps
 
-STAMP = Stamp("judge", "abc", "float32", 1024, True, False, "first")
-PROTOCOL = Protocol(STAMP, 128, 3, "float64", "data0", "0.1.0")
+STAMP = JudgeId("judge", "abc", "float32", 1024, True, False, "first")
+PROTOCOL = EvaluationProtocol(STAMP, 128, 3, "float64", "data0", "0.1.0")
 ROW = Row(
     "teacher",
     PROTOCOL,
@@ -165,4 +165,7 @@ def test_the_protocol_names_the_precision_of_the_networks() -> None:
     single, half = PROTOCOL, replace(PROTOCOL, products="bfloat16")
     assert "draws in float64, products in bfloat16; " in protocol_words(half, [0])
     old = {name: value for name, value in asdict(single).items() if name != "products"}
-    assert Protocol.from_json(old) == single and Protocol.from_json(asdict(half)) == half
+    assert (
+        EvaluationProtocol.from_json(old) == single
+        and EvaluationProtocol.from_json(asdict(half)) == half
+    )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unmask.evaluation import smollm2
-from unmask.evaluation.smollm2 import Llama, Shape
+from unmask.evaluation.smollm2 import Llama, LlamaShape
 
 INSTALLED = importlib.util.find_spec("gguf") is not None and any(
     found.metadata["Name"] == smollm2.PACKAGE for found in metadata.distributions()
@@ -65,7 +65,7 @@ def test_the_forward_pass_is_that_of_a_llama():
         eos_token_id=0,
     )
     model = LlamaForCausalLM(config).eval()
-    llama = Llama(Shape(2, 6, 2, 8, 1e-5, 1e5, 2048), gguf_names(model, 6, 2))
+    llama = Llama(LlamaShape(2, 6, 2, 8, 1e-5, 1e5, 2048), gguf_names(model, 6, 2))
     ids = torch.randint(40, (3, 11))
     with torch.no_grad():
         expected = model(ids).logits.log_softmax(-1)

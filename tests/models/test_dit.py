@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from reference import network_golden, network_random
-from unmask.models.cache import Cache
 from unmask.models.dit import DiT, Shape, large, medium, small, tiny
+from unmask.models.kv_cache import Cache
 from unmask.models.layers import Rotary
 from unmask.types import Encoder
 

@@ -13,12 +13,12 @@ import torch
 from unmask.cli.main import main
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
+from unmask.models.checkpoints.export import save_lightning
+from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
 from unmask.models.dit import DiT, Shape
-from unmask.models.export import save_lightning
-from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
-from unmask.models.pretrained import CausalModel, Model, load
+from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.build import trained_on
-from unmask.recipes.schema import Data
+from unmask.recipes.schema import DataSettings
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CKPT = GOLDEN / "lightning_mdlm" / "mdlm.ckpt"
@@ -249,7 +249,7 @@ def test_the_card_goes_through_every_layout(tmp_path: Path) -> None:
         "weights": "ema",
     }
     for name in ("b", "d"):
-        assert trained_on(str(tmp_path / name)) == Data("austen", "first half")
+        assert trained_on(str(tmp_path / name)) == DataSettings("austen", "first half")
     load(tmp_path / "d").save(tmp_path / "e", steps=4)
     said = json.loads((tmp_path / "e" / "config.json").read_text("utf-8"))["card"]
     assert (said["steps"], said["recipe"]) == (4, CARD["recipe"])

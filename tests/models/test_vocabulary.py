@@ -12,10 +12,10 @@ from torch import Tensor
 
 import unmask
 from unmask.cli.main import main
+from unmask.data.tokenizers import Tokenizer
+from unmask.models.checkpoints.safe_unpickle import CheckpointError
 from unmask.models.dit import DiT, Shape
-from unmask.models.pickles import CheckpointError
-from unmask.models.pretrained import CausalModel, Model, load
-from unmask.text.tokenizers import Tokenizer
+from unmask.models.model import CausalModel, Model, load
 
 
 def tokenizer(words: int, mask: bool = False) -> Tokenizer:

@@ -16,11 +16,11 @@ from torch.testing import assert_close
 
 from reference import loss_cross_entropy, loss_eq14, loss_kl
 from toy_denoiser import Toy
-from unmask.diffusion.divergences import cross_entropy, forward_kl, reverse_kl, spread
+from unmask.diffusion.correlated_masking import BlockOrder, Structure
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, gamma_at
-from unmask.diffusion.structure import Block, Structure
 from unmask.diffusion.trajectory import Trajectory, trajectory
+from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, spread
 from unmask.objectives import consistency
 from unmask.objectives.base import Loss
 from unmask.objectives.consistency import Consistency, distillation_loss
@@ -387,7 +387,7 @@ def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction:
 
 
 @pytest.mark.parametrize("coupling", ["locked", "independent"])
-@pytest.mark.parametrize("structure", [None, Block(7, 1.0)], ids=["alone", "block"])
+@pytest.mark.parametrize("structure", [None, BlockOrder(7, 1.0)], ids=["alone", "block"])
 def test_the_structure_is_that_of_both_views(
     structure: Structure | None, coupling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from toy_denoiser import Toy
-from unmask.diffusion.curriculum import dense_input
+from unmask.diffusion.gaussian_input import dense_input
 from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, gamma_at
 from unmask.objectives.base import Loss

@@ -10,11 +10,12 @@ from torch import nn
 
 import unmask.recipes.build
 from toy_recipes import LENGTH, VOCABULARY, shrink
+from unmask.data.tokenizers import Tokenizer, train_bpe
+from unmask.diffusion.correlated_masking import BlockOrder
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, Polynomial
-from unmask.diffusion.structure import Block
-from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
-from unmask.models.pretrained import CausalModel, Model, load
+from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
+from unmask.models.model import CausalModel, Model, load
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.curriculum import Curriculum
@@ -22,12 +23,11 @@ from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 from unmask.recipes import schema
-from unmask.recipes.book import recipe
 from unmask.recipes.build import Parts, build, distillation, schedule, starts_from
+from unmask.recipes.catalog import recipe
+from unmask.recipes.data import documents, texts, tokenizer_of
 from unmask.recipes.schema import Recipe
-from unmask.recipes.texts import documents, texts, tokenizer_of
-from unmask.recipes.unused import not_used
-from unmask.text.tokenizers import Tokenizer, train_bpe
+from unmask.recipes.unused_settings import not_used
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -78,7 +78,9 @@ def test_schedules_by_name() -> None:
 
 @pytest.mark.processor
 def test_a_masked_teacher(small: Recipe) -> None:
-    plan = replace(small, schedule=schema.Schedule("cosine"), objective=schema.Nelbo(t_min=0.01))
+    plan = replace(
+        small, schedule=schema.Schedule("cosine"), objective=schema.NelboSettings(t_min=0.01)
+    )
     tokenizer = texts(plan).tokenizer
     parts = build(plan, tokenizer)
     process = MaskedProcess(VOCABULARY, mask_id=VOCABULARY - 1)
@@ -129,7 +131,7 @@ def test_mask_is_a_token_of_its_own(small: Recipe) -> None:
 
 
 def test_an_autoregressive_judge(small: Recipe) -> None:
-    plan = replace(small, objective=schema.NextToken())
+    plan = replace(small, objective=schema.AutoregressiveSettings())
     parts = build(plan, wordlevel("a", "b"))
     assert parts.objective == NextToken(start_id=2), "a text begins after <|endoftext|>"
     assert isinstance(parts.student, CausalPredictor) and parts.student.network.shape.causal
@@ -166,11 +168,13 @@ def test_a_model_of_a_student_is_a_copy_at_rest(small: Recipe) -> None:
 # --- distillation
 
 
-def settings(**changes: object) -> schema.Consistency:
-    return schema.Consistency(round_steps=7, delta0=1 / 8, temperatures=(0.9, 0.7), **changes)
+def settings(**changes: object) -> schema.ConsistencySettings:
+    return schema.ConsistencySettings(
+        round_steps=7, delta0=1 / 8, temperatures=(0.9, 0.7), **changes
+    )
 
 
-def distilled(small: Recipe, teacher: Model, told: schema.Distillation) -> Parts:
+def distilled(small: Recipe, teacher: Model, told: schema.DistillationSettings) -> Parts:
     return distillation(replace(small, objective=told), told, teacher)
 
 
@@ -302,7 +306,7 @@ def uniform_teacher(small: Recipe, teacher: Model) -> Model:
     """A uniform-state model in the same tokens."""
     plan = replace(
         small,
-        objective=schema.Nelbo(process="uniform"),
+        objective=schema.NelboSettings(process="uniform"),
         network=replace(small.network, sees_alpha=True),
     )
     parts = build(plan, teacher.tokenizer)
@@ -317,7 +321,7 @@ def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
     """V is the tokenizer's: nothing stands for noise. A MASK that the tokenizer has is a word as any other."""
     plan = replace(
         small,
-        objective=schema.Nelbo(process="uniform", t_min=0.02),
+        objective=schema.NelboSettings(process="uniform", t_min=0.02),
         schedule=schema.Schedule("cosine"),
     )
     words = wordlevel("a", "b")
@@ -339,7 +343,7 @@ def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
 
 
 def test_a_curriculum(small: Recipe) -> None:
-    told = schema.Curriculum(
+    told = schema.CurriculumSettings(
         soft_steps=5, gamma=(-3.0, -1.0), temperature=0.02, top_k=4, t_min=0.01
     )
     plan = replace(small, objective=told, network=replace(small.network, sees_alpha=True))
@@ -362,7 +366,7 @@ def test_a_curriculum(small: Recipe) -> None:
 
 
 def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Model) -> None:
-    told = schema.Sdtt(
+    told = schema.SdttSettings(
         round_steps=7, delta0=1 / 64, count=3, teacher_steps=4, divergence="forward", faithful="released"
     )  # fmt: skip
     parts = distilled(small, teacher, told)
@@ -391,7 +395,7 @@ def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teache
     objective = distilled(small, uniform_teacher, told).objective
     assert isinstance(objective, Consistency) and objective.process == UniformProcess(VOCABULARY)
     assert objective.schedule == GaussianArgmax(VOCABULARY, -3.9, 1.0)
-    assert (objective.structure, objective.coupling) == (Block(4, 0.5), "independent")
+    assert (objective.structure, objective.coupling) == (BlockOrder(4, 0.5), "independent")
     parts = distilled(small, uniform_teacher, replace(told, gamma=None, structure=""))
     assert (
         parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None
@@ -407,7 +411,7 @@ def test_noise_of_another_kind_is_refused_and_both_are_named(
 ) -> None:
     for model, told, want, got in (
         (uniform_teacher, settings(), "masked", "uniform"),
-        (uniform_teacher, schema.Sdtt(), "masked", "uniform"),
+        (uniform_teacher, schema.SdttSettings(), "masked", "uniform"),
         (teacher, settings(process="uniform"), "uniform", "masked"),
     ):
         with pytest.raises(
@@ -415,14 +419,14 @@ def test_noise_of_another_kind_is_refused_and_both_are_named(
         ):
             distilled(small, model, told)
     for objective, want, got in (
-        (schema.Nelbo(init=str(uniform)), "masked", "uniform"),
-        (schema.Nelbo(init=str(masked), process="uniform"), "uniform", "masked"),
-        (schema.Curriculum(init=str(masked)), "uniform", "masked"),
+        (schema.NelboSettings(init=str(uniform)), "masked", "uniform"),
+        (schema.NelboSettings(init=str(masked), process="uniform"), "uniform", "masked"),
+        (schema.CurriculumSettings(init=str(masked)), "uniform", "masked"),
     ):
         message = rf"recipe 'demo-teacher' \({objective.kind}\) starts from a model of {want} .* this one is {got}"
         with pytest.raises(ValueError, match=message):
             build(replace(small, objective=objective), None)
-    init = schema.Curriculum(init=str(uniform), soft_steps=0)
+    init = schema.CurriculumSettings(init=str(uniform), soft_steps=0)
     assert same_weights(
         build(replace(small, objective=init), None).student.network, load(uniform).network
     )
@@ -433,13 +437,17 @@ def test_a_deeper_network_begins_as_the_one_it_grows_from(
     small: Recipe, tmp_path: Path, process: str
 ) -> None:
     """New blocks are the identity at first, and learn from the first update on."""
-    parts = build(replace(small, objective=schema.Nelbo(process=process)), None, vocab_size=9)
+    parts = build(
+        replace(small, objective=schema.NelboSettings(process=process)), None, vocab_size=9
+    )
     for tensor in parts.student.network.parameters():
         nn.init.normal_(tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel()))
     parts.model(parts.student).save(tmp_path)
     sizes = replace(small.network, blocks=3 * small.network.blocks)
     told = replace(
-        small, objective=schema.Nelbo(process=process, init=str(tmp_path), deeper=3), network=sizes
+        small,
+        objective=schema.NelboSettings(process=process, init=str(tmp_path), deeper=3),
+        network=sizes,
     )
     parts = build(replace(told, precision="float32"), None)
     grown = parts.student.eval()
@@ -454,13 +462,13 @@ def test_a_deeper_network_begins_as_the_one_it_grows_from(
     assert same_weights(build(told, None).student.network, grown.network), "by the seed"
     for wrong in ({"deeper": 0, "init": "x"}, {"deeper": 2}):
         with pytest.raises(ValueError, match="want deeper >= 1, and 1 where init is empty"):
-            schema.Nelbo(**wrong)
+            schema.NelboSettings(**wrong)
 
 
 def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> None:
     with pytest.raises(ValueError, match=r"product below 1, got 1 in the last round"):
-        distilled(small, teacher, schema.Sdtt(delta0=1 / 8, count=3))
-    distilled(small, teacher, schema.Sdtt(delta0=1 / 8, count=2))
+        distilled(small, teacher, schema.SdttSettings(delta0=1 / 8, count=3))
+    distilled(small, teacher, schema.SdttSettings(delta0=1 / 8, count=2))
     with pytest.raises(
         ValueError,
         match=r"temperatures is out of range: got 3 rounds, want 1 .. 2, .* delta0 = 0.25",
@@ -479,11 +487,16 @@ def test_a_tokenizer_of_the_hub_is_fetched_by_its_name(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    found = tokenizer_of(schema.Data(tokenizer="someone/tokens"), documents(schema.Data()).train)
+    found = tokenizer_of(
+        schema.DataSettings(tokenizer="someone/tokens"), documents(schema.DataSettings()).train
+    )
     assert asked == [("someone/tokens", True)]
     assert found.digest == Tokenizer.load(tmp_path).digest
 
 
 def test_without_a_network_the_tokenizer_of_the_hub_is_named():
     with pytest.raises(ValueError, match=r"bert-base-uncased.*hub"):
-        tokenizer_of(schema.Data(tokenizer="bert-base-uncased"), documents(schema.Data()).train)
+        tokenizer_of(
+            schema.DataSettings(tokenizer="bert-base-uncased"),
+            documents(schema.DataSettings()).train,
+        )

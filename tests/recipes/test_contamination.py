@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset
 
 from toy_recipes import corpus
+from unmask.data.rows_on_disk import COLUMN
 from unmask.recipes.contamination import share_read
-from unmask.recipes.schema import Data
-from unmask.recipes.texts import documents
-from unmask.text.stored import COLUMN
+from unmask.recipes.data import documents
+from unmask.recipes.schema import DataSettings
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def model(folder: Path, name: str, text: object, part: str, streaming: bool = Fa
 def test_the_share_is_that_of_the_documents_themselves(
     text: Path, tmp_path: Path, read: str, measured: str
 ) -> None:
-    share = share_read(model(tmp_path, "judge", text, read), Data(str(text), measured))
-    learnt = set(documents(Data(str(text), read)).train.texts)
-    held_out = documents(Data(str(text), measured)).held_out.texts
+    share = share_read(model(tmp_path, "judge", text, read), DataSettings(str(text), measured))
+    learnt = set(documents(DataSettings(str(text), read)).train.texts)
+    held_out = documents(DataSettings(str(text), measured)).held_out.texts
     assert share == sum(document in learnt for document in held_out) / len(held_out)
     if (read, measured) == ("all", "first half"):
         assert share == 1, (
@@ -53,11 +53,11 @@ def test_of_token_ids_the_last_tenth_is_held_out(
     Dataset.from_dict({COLUMN: [[i] * 4 for i in range(40)]}).save_to_disk(tmp_path / "ids")
     share = share_read(
         model(tmp_path, "judge", tmp_path / "ids", read),
-        Data(str(tmp_path / "ids"), measured),
+        DataSettings(str(tmp_path / "ids"), measured),
         whole,
     )
-    learnt = documents(Data(str(tmp_path / "ids"), read)).train.documents[:]
-    parts = documents(Data(str(tmp_path / "ids"), measured))
+    learnt = documents(DataSettings(str(tmp_path / "ids"), read)).train.documents[:]
+    parts = documents(DataSettings(str(tmp_path / "ids"), measured))
     texts = [*(parts.train.documents if whole else ()), *parts.held_out.documents]
     first = {int(ids[0]) for ids in learnt}
     assert share == sum(int(ids[0]) in first for ids in texts) / len(texts)
@@ -68,19 +68,21 @@ def test_what_cards_do_not_say_is_not_known(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = model(tmp_path, "judge", text, "second half")
-    assert share_read(judge, Data("pydocs", "first half")) is None
-    assert share_read(judge, Data(str(text), "first half", streaming=True)) is None
+    assert share_read(judge, DataSettings("pydocs", "first half")) is None
+    assert share_read(judge, DataSettings(str(text), "first half", streaming=True)) is None
     assert (
-        share_read("gpt2-large", Data(str(text))) is None
-        and share_read("smollm2", Data(str(text))) is None
+        share_read("gpt2-large", DataSettings(str(text))) is None
+        and share_read("smollm2", DataSettings(str(text))) is None
     )
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
-    assert share_read(str(tmp_path / "foreign"), Data(str(text))) is None
+    assert share_read(str(tmp_path / "foreign"), DataSettings(str(text))) is None
     monkeypatch.chdir(tmp_path)
-    assert share_read(judge, Data("text", "first half")) == 0, "one folder, however it is written"
-    assert share_read("unmask:judge", Data("sotu", "first half")) == 0
+    assert share_read(judge, DataSettings("text", "first half")) == 0, (
+        "one folder, however it is written"
+    )
+    assert share_read("unmask:judge", DataSettings("sotu", "first half")) == 0
     moved = model(tmp_path, "moved", tmp_path / "elsewhere" / "text", "all")
-    assert share_read(moved, Data(str(text), "first half")) == 1, (
+    assert share_read(moved, DataSettings(str(text), "first half")) == 1, (
         "a text that was moved is known by its file name"
     )

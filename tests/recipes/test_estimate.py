@@ -12,8 +12,8 @@ import torch
 
 import unmask
 from unmask.models.dit import DiT, Shape
-from unmask.recipes.book import RECIPES, recipe
 from unmask.recipes.build import starts_from
+from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.estimate import _parameters, check_memory, estimate
 from unmask.recipes.run import run
 

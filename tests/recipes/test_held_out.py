@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from unmask.cli.main import main
-from unmask.models.pretrained import CausalModel, Model, load
-from unmask.recipes.held_out import HeldOut, Reading, Text, ends, held_out, reading, wraps
-from unmask.recipes.schema import Data
-from unmask.recipes.texts import documents, rows
-from unmask.text.corpora import load_corpus
-from unmask.text.stored import COLUMN
-from unmask.text.tokenizers import start_token
+from unmask.data.corpora import load_corpus
+from unmask.data.rows_on_disk import COLUMN
+from unmask.data.tokenizers import start_token
+from unmask.models.model import CausalModel, Model, load
+from unmask.recipes.data import documents, rows
+from unmask.recipes.held_out import HeldOut, ScoringRule, Text, ends, held_out, reading, wraps
+from unmask.recipes.schema import DataSettings
 
 
 def carded(model: Path, folder: Path, **data: Any) -> str:
@@ -31,7 +31,9 @@ def carded(model: Path, folder: Path, **data: Any) -> str:
 
 
 def test_some_rows_are_spread_over_all_of_them() -> None:
-    known = HeldOut(torch.arange(100)[:, None], Data("sotu", "first half"), whole=False, digest="")
+    known = HeldOut(
+        torch.arange(100)[:, None], DataSettings("sotu", "first half"), whole=False, digest=""
+    )
     assert known.some(4).flatten().tolist() == [12, 37, 62, 87]
     assert (
         known.some("all").flatten().tolist()
@@ -50,7 +52,7 @@ def test_rows_have_the_ends_that_the_card_names(masked: Path, tmp_path: Path) ->
                                (str(masked), True, True)):  # fmt: skip
         model = load(name)
         found = held_out(Text(wrap=chosen), name, model)
-        data = Data(
+        data = DataSettings(
             **json.loads((Path(name) / "config.json").read_text("utf-8"))["card"]["recipe"]["data"]
         )
         assert model.tokenizer is not None
@@ -120,7 +122,7 @@ def test_the_part_of_the_card_goes_with_its_text(masked: Path, text: Path, tmp_p
     name = carded(masked, tmp_path / "model", part="second half")
     found, model = held_out(Text(str(text)), name, load(name)), load(name)
     assert model.tokenizer is not None and found.data.part == "second half"
-    want = documents(Data(str(text), "second half")).held_out
+    want = documents(DataSettings(str(text), "second half")).held_out
     assert torch.equal(found.rows[:], rows(want, model.tokenizer, 16)[:])
 
 
@@ -178,7 +180,7 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
         "rows of MDLM's baselines begin with BOS, and nothing stands before it"
     )
     x0 = torch.randint(0, 200, (5, 16), generator=torch.Generator().manual_seed(0))
-    scores = Reading(model, start, batch_size=2).scores(x0)
+    scores = ScoringRule(model, start, batch_size=2).scores(x0)
     table = model.predictor(
         torch.cat([torch.full_like(x0[:, :1], start), x0[:, :-1]], dim=1)
     ).log_p()
@@ -186,14 +188,14 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
     torch.testing.assert_close(scores.nats, want.double(), rtol=1e-5, atol=0)
     assert (
         scores.tokens.tolist() == [16] * 5
-        and Reading(model, None).scores(x0).tokens.tolist() == [15] * 5
+        and ScoringRule(model, None).scores(x0).tokens.tolist() == [15] * 5
     )
 
 
 def test_a_reading_knows_its_calls(masked: Path) -> None:
     model = load(masked)
     x0 = held_out(Text(), str(masked), model).some(5)
-    read = Reading(model, passes=3, batch_size=2)
+    read = ScoringRule(model, passes=3, batch_size=2)
     parts = list(read.batches(x0))
     assert len(parts) == read.calls(len(x0)) == 9
     torch.testing.assert_close(torch.stack(parts).sum(0), read.scores(x0).nats)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 import unmask.recipes.run
 from toy_recipes import shrink
-from unmask.models.pretrained import Model, load
-from unmask.plain import to_json
-from unmask.recipes.book import recipe
+from unmask.data.packing import batch_at
+from unmask.dataclass_json import to_json
+from unmask.models.model import Model, load
 from unmask.recipes.build import HELD_OUT
+from unmask.recipes.catalog import recipe
+from unmask.recipes.data import TrainingData, documents, texts
 from unmask.recipes.run import distill, run
-from unmask.recipes.schema import Consistency, Recipe
-from unmask.recipes.texts import Texts, documents, texts
-from unmask.text.packing import batch_at
+from unmask.recipes.schema import ConsistencySettings, Recipe
 from unmask.training import Engine, RunError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -125,7 +125,7 @@ def test_distill_needs_neither_corpus_nor_directory() -> None:
     ids = torch.randint(37, (12, 16), generator=torch.Generator().manual_seed(0))
     small = Recipe(
         "x",
-        Consistency(teacher="nowhere", round_steps=1),
+        ConsistencySettings(teacher="nowhere", round_steps=1),
         batch_size=4,
         steps=2,
         precision="float32",
@@ -160,7 +160,7 @@ def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
     """Rows that are already there; the corpus of the recipe is not read."""
     rows = texts(plan)
     elsewhere = replace(plan, data=replace(plan.data, corpus="/nowhere"), steps=1)
-    data = Texts(rows.train, rows.held_out, rows.tokenizer, rows.digest, rows.text_digest)
+    data = TrainingData(rows.train, rows.held_out, rows.tokenizer, rows.digest, rows.text_digest)
     assert len(list(run(elsewhere, tmp_path / "run", data=data, device="cpu"))) == 1
 
 

@@ -7,35 +7,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.plain import from_json, to_json
-from unmask.recipes.book import RECIPES
+from unmask.dataclass_json import from_json, to_json
+from unmask.recipes.catalog import RECIPES
 from unmask.recipes.schema import (
-    Consistency,
-    Curriculum,
-    Data,
-    Nelbo,
-    Network,
-    NextToken,
+    AutoregressiveSettings,
+    ConsistencySettings,
+    CurriculumSettings,
+    DataSettings,
+    NelboSettings,
+    NetworkSettings,
     Recipe,
     Schedule,
-    Sdtt,
+    SdttSettings,
 )
-from unmask.training.schedule import AdamW
+from unmask.training.optim import AdamW
 
 positive = st.floats(1e-9, 1e3, allow_subnormal=False)
 gammas = st.tuples(st.floats(-5, -2), st.floats(-1, 9))
 objectives = st.one_of(
-    st.builds(Nelbo, t_min=st.floats(0, 0.5), process=st.sampled_from(["masked", "uniform"])),
-    st.builds(NextToken),
     st.builds(
-        Curriculum,
+        NelboSettings, t_min=st.floats(0, 0.5), process=st.sampled_from(["masked", "uniform"])
+    ),
+    st.builds(AutoregressiveSettings),
+    st.builds(
+        CurriculumSettings,
         soft_steps=st.integers(0, 10**9),
         gamma=gammas,
         temperature=positive,
         top_k=st.integers(1, 99),
     ),
     st.builds(
-        Sdtt,
+        SdttSettings,
         teacher=st.text(),
         count=st.integers(1, 9),
         teacher_steps=st.integers(1, 9),
@@ -43,7 +45,7 @@ objectives = st.one_of(
         faithful=st.sampled_from(["paper", "released"]),
     ),
     st.builds(
-        Consistency,
+        ConsistencySettings,
         teacher=st.text(),
         round_steps=st.integers(1, 10**6),
         temperatures=st.lists(positive, min_size=1, max_size=9).map(tuple),
@@ -53,12 +55,12 @@ objectives = st.one_of(
         gamma=st.none() | gammas,
     ),
     st.builds(
-        Consistency,
+        ConsistencySettings,
         revealed=st.sampled_from(["cross_entropy", "divergence", "none"]),
         revealed_weight=positive,
         reduction=st.sampled_from(["tokens", "masked"]),
     ),
-    st.builds(Consistency, process=st.just("uniform")),
+    st.builds(ConsistencySettings, process=st.just("uniform")),
 )
 recipes = st.builds(
     Recipe,
@@ -66,9 +68,9 @@ recipes = st.builds(
         lambda name: name not in (".", "..") and not {"/", "\0"} & {*name}
     ),
     objective=objectives,
-    network=st.builds(Network, dropout=st.floats(0, 0.5), sees_alpha=st.booleans()),
+    network=st.builds(NetworkSettings, dropout=st.floats(0, 0.5), sees_alpha=st.booleans()),
     data=st.builds(
-        Data, corpus=st.text(), part=st.sampled_from(["all", "first half", "second half"])
+        DataSettings, corpus=st.text(), part=st.sampled_from(["all", "first half", "second half"])
     ),
     schedule=st.builds(
         Schedule,
@@ -111,9 +113,9 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
         "optim": {"lr": 1},
     }
     recipe = from_json(Recipe, told, "recipe")
-    assert recipe.objective == Consistency(temperatures=(1.0, 0.5)) and recipe.optim == AdamW(
-        lr=1.0
-    )
+    assert recipe.objective == ConsistencySettings(
+        temperatures=(1.0, 0.5)
+    ) and recipe.optim == AdamW(lr=1.0)
     assert [type(tau) for tau in recipe.objective.temperatures] == [float, float], (
         "whole numbers are numbers"
     )
@@ -161,13 +163,13 @@ def test_what_would_have_no_effect_is_refused() -> None:
             ValueError,
             match=f"{next(iter(change))}: uniform noise shows no token.*process = 'masked'",
         ):
-            Consistency(process="uniform", **change)
-        Consistency(**change)
+            ConsistencySettings(process="uniform", **change)
+        ConsistencySettings(**change)
     for name in ("count", "teacher_steps"):
         with pytest.raises(
             ValueError, match=f"{name} is a count of the distillation: want >= 1, got 0"
         ):
-            Sdtt(**{name: 0})
+            SdttSettings(**{name: 0})
 
 
 WRONG = {
@@ -203,7 +205,10 @@ def fields_of(kind: type, path: str = "") -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("kind", [Nelbo, Curriculum, NextToken, Consistency, Sdtt])
+@pytest.mark.parametrize(
+    "kind",
+    [NelboSettings, CurriculumSettings, AutoregressiveSettings, ConsistencySettings, SdttSettings],
+)
 def test_every_number_and_text_of_a_recipe_is_one_that_files_keep(kind: type) -> None:
     """A number that is not finite, an integer beyond 64 bits or a text without UTF-8 ends a run at its last save."""
     told, numbers = to_json(Recipe("x", kind())), 0
@@ -231,7 +236,13 @@ def test_every_number_and_text_of_a_recipe_is_one_that_files_keep(kind: type) ->
 def test_a_value_out_of_its_range_is_refused_at_the_start(path: str) -> None:
     kinds = [
         kind
-        for kind in (Nelbo, Curriculum, NextToken, Consistency, Sdtt)
+        for kind in (
+            NelboSettings,
+            CurriculumSettings,
+            AutoregressiveSettings,
+            ConsistencySettings,
+            SdttSettings,
+        )
         if path in fields_of(kind)
     ]
     assert kinds
@@ -245,7 +256,13 @@ def test_a_value_out_of_its_range_is_refused_at_the_start(path: str) -> None:
 def test_numbers_of_a_recipe_have_a_range_or_a_reason() -> None:
     """A new field of a number joins `WRONG`, or this list says why any finite value of it is right."""
     free = {"optim.decay_steps"}  # None, or more than warmup_steps
-    for kind in (Nelbo, Curriculum, NextToken, Consistency, Sdtt):
+    for kind in (
+        NelboSettings,
+        CurriculumSettings,
+        AutoregressiveSettings,
+        ConsistencySettings,
+        SdttSettings,
+    ):
         for path, value in fields_of(kind).items():
             if isinstance(value, int | float | list) and not isinstance(value, bool):
                 assert path in WRONG or path in free, path

@@ -12,19 +12,19 @@ import huggingface_hub
 import pytest
 import torch
 
-import unmask.text.streamed
-import unmask.text.windows
+import unmask.data.prefetch
+import unmask.data.streaming
 from toy_recipes import LENGTH, corpus, shrink
-from unmask.models.pretrained import load
-from unmask.recipes.book import recipe
+from unmask.data import load_corpus, pack
+from unmask.data.packing import Windows
+from unmask.data.rows_on_disk import COLUMN
+from unmask.models.model import load
+from unmask.recipes.catalog import recipe
+from unmask.recipes.data import PARTS, documents, texts
 from unmask.recipes.held_out import Text, held_out
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
-from unmask.recipes.texts import PARTS, documents, texts
-from unmask.text import load_corpus, pack
-from unmask.text.packing import Windows
-from unmask.text.stored import COLUMN
-from unmask.training.rundir import RunError
+from unmask.training.run_directory import RunError
 
 DOCUMENTS, HELD_OUT, W = 120, 8, 16
 
@@ -34,9 +34,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, documents four at a time, two such steps held out, windows of W rows; no thread is left."""
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setattr(unmask.text.streamed, "AT_ONCE", 4)
-    monkeypatch.setattr(unmask.text.streamed, "BEGINNING", 1200)
-    monkeypatch.setattr(unmask.text.windows, "WINDOW", W * LENGTH)
+    monkeypatch.setattr(unmask.data.streaming, "AT_ONCE", 4)
+    monkeypatch.setattr(unmask.data.streaming, "BEGINNING", 1200)
+    monkeypatch.setattr(unmask.data.prefetch, "WINDOW", W * LENGTH)
     yield tmp_path / "cache"
     assert not [thread for thread in threading.enumerate() if "_make_ahead" in thread.name]
 

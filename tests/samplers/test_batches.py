@@ -16,14 +16,14 @@ from torch import Tensor
 from reference import in_float64, network_random
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear
+from unmask.models.denoiser import CausalPredictor, FrozenDenoiser, NetworkDenoiser
 from unmask.models.dit import Shape
-from unmask.models.parameterization import CausalPredictor, FrozenDenoiser, NetworkDenoiser
 from unmask.prediction import Head, Prediction
 from unmask.rng import address, gumbel
-from unmask.samplers.draws import race
+from unmask.samplers.categorical import race
 from unmask.samplers.grids import uniform_grid
 from unmask.samplers.latent import draw_latent
-from unmask.samplers.loop import sample
+from unmask.samplers.sample import sample
 from unmask.samplers.steps import Task, confidence
 
 V, L, N = 9, 10, 6

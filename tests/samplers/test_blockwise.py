@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from toy_sampling import L, V, draw, masked, uniform
-from unmask.evaluation import exact
-from unmask.evaluation.oracle import masked_model
-from unmask.evaluation.sources import random_chain
+from unmask.experiments.exact import factorization_gap as exact
+from unmask.experiments.exact.oracle import masked_model
+from unmask.experiments.exact.synthetic_sources import random_chain
 from unmask.samplers.blockwise import blockwise
-from unmask.samplers.loop import sample, watch
+from unmask.samplers.sample import sample, watch
 
 LONG = 11
 

@@ -13,11 +13,11 @@ from reference import in_float64, network_random, sampler_entropy_bounded, sampl
 from toy_sampling import MASK, L, N, Table, V, draw, filtered, masked, start
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import Shape
-from unmask.models.parameterization import NetworkDenoiser
 from unmask.prediction import Prediction
 from unmask.samplers.entropy_bounded import entropy_bounded
-from unmask.samplers.loop import sample, watch
+from unmask.samplers.sample import sample, watch
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.5, 0.9, 1.5, math.inf])

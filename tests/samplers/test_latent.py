@@ -13,15 +13,15 @@ from scipy.stats import kstest, multivariate_normal, norm
 from reference import sampler_p_value
 from toy_sampling import causal, masked
 from toy_sampling import uniform as uniform_model
+from unmask.diffusion.correlated_masking import BlockOrder, Hierarchy, Span, Structure
 from unmask.diffusion.schedules import LogLinear
-from unmask.diffusion.structure import Block, Hierarchy, Span, Structure
 from unmask.rng import address, gumbel, uniform
 from unmask.samplers.grids import uniform_grid
 from unmask.samplers.latent import draw_latent
-from unmask.samplers.loop import sample
-from unmask.samplers.reads import plan
-from unmask.samplers.renoising import psi
+from unmask.samplers.remasking import psi
+from unmask.samplers.sample import sample
 from unmask.samplers.steps import ancestral, confidence
+from unmask.samplers.unmasking_schedule import plan
 
 
 @given(
@@ -70,7 +70,7 @@ PINNED_U = [
     [0.9883135075181885, 0.23088011188763102, 0.13803794365940047],
     [0.24457064778702609, 0.025421263063631794, 0.2109635695640394],
 ]
-STRUCTURES = [Block(4, 0.8), Block(8, 1.0), Span(5.0), Hierarchy((8, 2), (0.4, 0.5))]
+STRUCTURES = [BlockOrder(4, 0.8), BlockOrder(8, 1.0), Span(5.0), Hierarchy((8, 2), (0.4, 0.5))]
 
 
 @given(
@@ -113,7 +113,7 @@ def test_structured_numbers_have_addresses_that_never_change() -> None:
 def test_without_correlation_a_structure_is_the_independent_latent() -> None:
     """Phi(Phi^-1(u)) = u to 16 roundings: Phi^-1 errs by some 8 relatively, and phi(x) x <= 1/4."""
     own = draw_latent(20, 50, seed=4).u
-    for structure in (Block(4, 0.0), Hierarchy((8, 2), (0.0, 0.0)), Span(1e-3)):
+    for structure in (BlockOrder(4, 0.0), Hierarchy((8, 2), (0.0, 0.0)), Span(1e-3)):
         assert (
             float((draw_latent(20, 50, seed=4, structure=structure).u - own).abs().max())
             < 16 * 2**-53
@@ -135,7 +135,7 @@ def test_structured_levels_are_uniform_and_correlated(structure: Structure) -> N
         .transpose(0, 1)
     )
     a = structure(basis).T
-    due = a @ a.T  # the stated one: tests/diffusion/test_structure.py
+    due = a @ a.T  # the stated one: tests/diffusion/test_correlated_masking.py
     seen = torch.special.ndtri(latent.u).T.corrcoef()
     assert bool(((seen - due).abs() <= 4.5 * (1 - due**2).clamp(min=0) / math.sqrt(n) + 1e-9).all())
     noise = torch.exp(-torch.exp(-gumbel(latent.address(torch.arange(0, n * length, length)))))
@@ -193,7 +193,7 @@ def test_tokens_revealed_together_cost_fewer_calls(structure: Structure) -> None
 @pytest.mark.parametrize(("length", "steps"), [(64, 64), (60, 16)])
 def test_expected_nfe_of_whole_blocks(length: int, steps: int) -> None:
     """ceil(L / size) blocks that move as one cost what as many tokens cost: sum_k 1 - (1 - 1/N)^blocks."""
-    mean, error = mean_nfe(Block(8, 1.0), 4000, length, steps)
+    mean, error = mean_nfe(BlockOrder(8, 1.0), 4000, length, steps)
     due = steps * (1 - (1 - 1 / steps) ** math.ceil(length / 8))
     assert abs(mean - due) < 4.5 * error
     assert mean_nfe(Span(math.inf), 100, length, steps)[0] == 1
@@ -209,7 +209,7 @@ def test_two_tokens_meet_in_a_step_as_the_copula_says(rho: float) -> None:
         law.cdf([b, b]) - law.cdf([a, b]) - law.cdf([b, a]) + law.cdf([a, a])
         for a, b in pairwise(edge)
     )
-    mean, error = mean_nfe(Block(2, rho), 20_000, 2, steps)
+    mean, error = mean_nfe(BlockOrder(2, rho), 20_000, 2, steps)
     assert abs(mean - (2 - met)) < 4.5 * error
 
 
@@ -222,7 +222,7 @@ def test_tokens_revealed_together_do_not_see_one_another() -> None:
             copy[text, i, slice(0, 2) if other == 2 else other] = 0.0
     model.denoiser.logits[:] = copy
     n, steps = 4000, 8
-    for structure, met in ((None, 1 / steps), (Block(2, 1.0), 1.0)):
+    for structure, met in ((None, 1 / steps), (BlockOrder(2, 1.0), 1.0)):
         tokens = sample(model, n=n, length=2, steps=steps, structure=structure).tokens
         unequal = float((tokens[:, 0] != tokens[:, 1]).double().mean())
         assert abs(unequal - met / 2) < 4.5 * math.sqrt(met / 2 * (1 - met / 2) / n)
@@ -232,7 +232,7 @@ def test_sample_takes_text_forms_and_refuses_what_nobody_reads() -> None:
     model = masked(4, 5)
     by_text, by_value, plain = (
         sample(model, n=3, length=5, steps=3, structure=how).nfe.tolist()
-        for how in ("block:5:1", Block(5, 1.0), "none")
+        for how in ("block:5:1", BlockOrder(5, 1.0), "none")
     )
     assert (
         by_text == by_value == [1, 1, 1]

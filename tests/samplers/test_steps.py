@@ -25,9 +25,9 @@ from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.samplers.grids import GRIDS, uniform_grid
 from unmask.samplers.latent import Latent, draw_latent
-from unmask.samplers.loop import sample, watch
-from unmask.samplers.reads import plan
-from unmask.samplers.steps import Move, Task, ancestral, reveal
+from unmask.samplers.sample import sample, watch
+from unmask.samplers.steps import MixturePosteriorStep, Task, ancestral, reveal
+from unmask.samplers.unmasking_schedule import plan
 
 
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
@@ -378,6 +378,6 @@ def test_a_canvas_is_independent_of_the_noise_of_the_steps() -> None:
     latent = draw_latent(500, 40, 3)
     task = uniform_task(latent, 6)
     for k in range(3):
-        noise = Move(task, k)._numbers()[1]
+        noise = MixturePosteriorStep(task, k)._numbers()[1]
         cells = (task.canvas() * 6 + noise).flatten().bincount(minlength=36)
         assert chisquare(cells.numpy()).pvalue > 1e-3

@@ -17,7 +17,7 @@ from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import DIVERGENCES, Sdtt
 from unmask.training import AdamW, Guard, State, TrainingError, fit
-from unmask.training.guard import Watch
+from unmask.training.loss_guard import Watch
 
 V, MASK = 6, 5
 PROCESS, LEVELS, ROUNDS = MaskedProcess(V, MASK), LogLinear(), Rounds(20, 1 / 32, (1.0, 1.0))

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,16 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from unmask.cli import streams
-from unmask.cli.flags import empty_flag, explain
+from unmask.cli.help_text import empty_flag, explain
 from unmask.cli.streams import one_line, visible, written
-from unmask.plain import dumps, not_finite
+from unmask.dataclass_json import dumps, not_finite
 
 if TYPE_CHECKING:
     from rich.console import (
         Console,
     )  # rich draws from the global random numbers when it is imported: not at the top
-
-    from unmask.recipes.experiment import Progress
 
 T = TypeVar("T")
 LOG_WIDTH = 160  # columns of a table in a file or a pipe
@@ -202,6 +201,17 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
             remark(f"{stage}: {done}/{total}")
 
     yield plain, remark
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where it is: `done` of `total` of a stage, a line worth keeping, and at the very end the report."""
+
+    stage: str
+    done: int
+    total: int
+    line: str | None = None
+    report: Mapping[str, Any] | None = None
 
 
 def follow(events: Iterable[Progress]) -> Mapping[str, Any] | None:

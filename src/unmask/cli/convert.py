@@ -11,11 +11,11 @@ import torch
 import tyro
 
 from unmask.cli.console import parse, say
-from unmask.models.export import save_lightning
-from unmask.models.pretrained import load
+from unmask.data.tokenizers import tokenizer_named
+from unmask.models.checkpoints.export import save_lightning
+from unmask.models.checkpoints.model_files import locate
+from unmask.models.model import load
 from unmask.models.saving import check_checkpoint, check_directory
-from unmask.models.sources import locate
-from unmask.text.tokenizers import tokenizer_named
 
 
 @dataclass(frozen=True)

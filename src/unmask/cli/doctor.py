@@ -33,8 +33,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     import torch
 
     from unmask import __version__
-    from unmask.text.cache import cache
-    from unmask.training.engine import faster_in_bfloat16
+    from unmask.data.cache import cache
+    from unmask.training.distributed import faster_in_bfloat16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = {

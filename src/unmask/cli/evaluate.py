@@ -11,23 +11,22 @@ from typing import Annotated
 import tyro
 
 from unmask import __version__
+from unmask.atomic_files import write_text
 from unmask.cli.console import emit, parse, progress, result_folder, say, show_usage, table
 from unmask.cli.likelihood import check_length, likelihood
 from unmask.cli.lm_harness import lm_harness
 from unmask.cli.zero_shot import zero_shot
+from unmask.dataclass_json import dumps
+from unmask.evaluation import sweep as studies
+from unmask.evaluation.example_texts import shown
+from unmask.evaluation.frontier import conclude
+from unmask.evaluation.frontier import frontier as measure_both
+from unmask.evaluation.judge_by_name import judge_named
 from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
-from unmask.files import write_text
-from unmask.models.pretrained import CausalModel, Model, load
-from unmask.plain import dumps
-from unmask.recipes import study as studies
+from unmask.evaluation.sweep import REPORT, EvalContext, EvalSettings, completes, device_of
+from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.contamination import share_read
-from unmask.recipes.experiment import REPORT
-from unmask.recipes.frontier import conclude
-from unmask.recipes.frontier import frontier as measure_both
 from unmask.recipes.held_out import HeldOut, Text, held_out
-from unmask.recipes.judge import judge_named
-from unmask.recipes.shown import shown
-from unmask.recipes.study import Scene, Study, completes, device_of
 
 USAGE = """usage: unmask eval likelihood MODEL [...]   perplexity of held-out text (a bound for diffusion models)
        unmask eval zero-shot MODEL [...]   of the papers' seven sets, or of texts from packages
@@ -64,16 +63,16 @@ class Samples:
     text: Text = field(default_factory=Text)
     steps: tuple[int, ...] | None = None
     sampler: str | None = None
-    draw: str = Study().draw
+    draw: str = EvalSettings().draw
     temperatures: tuple[float, ...] = (1.0,)
-    samples: int = Study().samples
-    seeds: tuple[int, ...] = (Study().seed,)
+    samples: int = EvalSettings().samples
+    seeds: tuple[int, ...] = (EvalSettings().seed,)
     texts: int | None = None
     completions: int | None = None
-    mauve_seeds: int = Study().mauve_seeds
-    reverse_seeds: int = Study().reverse_seeds
+    mauve_seeds: int = EvalSettings().mauve_seeds
+    reverse_seeds: int = EvalSettings().reverse_seeds
     naive: bool = True
-    batch_size: int = Study().batch_size
+    batch_size: int = EvalSettings().batch_size
     device: str = "cpu"
     json: bool = False
 
@@ -96,7 +95,7 @@ class Frontier:
     judge: str
     out: Path = Path("runs/frontier")
     text: Text = field(default_factory=Text)
-    study: Study = field(default_factory=Study)
+    study: EvalSettings = field(default_factory=EvalSettings)
     device: str = "cpu"
     json: bool = False
 
@@ -128,7 +127,7 @@ def samples(arguments: Sequence[str]) -> int:
     check_length(asked.model, model, length)
     steps = (asked.steps or study.student_steps) if isinstance(model, Model) else (length,)
     scenes = [replace(shared, study=replace(study, seed=seed)) for seed in asked.seeds]
-    each: list[list[studies.Measured]] = []
+    each: list[list[studies.MeasuredRow]] = []
     with progress() as (advance, _):
         total = len(scenes) * len(steps) * len(asked.temperatures)
         for one in scenes:
@@ -148,16 +147,16 @@ def samples(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _study(asked: Samples, model: Model | CausalModel) -> Study:
+def _study(asked: Samples, model: Model | CausalModel) -> EvalSettings:
     """What is measured; ValueError for a flag that this kind of model has no use for."""
-    fills, usual = completes(model), Study()
+    fills, usual = completes(model), EvalSettings()
     unused: dict[str, object] = (
         {} if fills else {"texts": asked.texts, "completions": asked.completions}
     )
     if isinstance(model, CausalModel):
         unused |= {"steps": asked.steps, "sampler": asked.sampler}
     _refuse(unused, asked.model, model)
-    study = Study(
+    study = EvalSettings(
         samples=asked.samples, seed=asked.seeds[0], texts=usual.texts if asked.texts is None else asked.texts,
         completions=usual.completions if asked.completions is None else asked.completions,
         sampler=asked.sampler or (usual.sampler if fills else "ancestral"), draw=asked.draw,
@@ -186,7 +185,7 @@ def frontier(arguments: Sequence[str]) -> int:
         _masked(load(name, device=asked.device), name) for name in (asked.student, asked.teacher)
     )
     if not completes(teacher):
-        chosen, usual = vars(asked.study), vars(Study())
+        chosen, usual = vars(asked.study), vars(EvalSettings())
         counts = {
             f"study.{name}": chosen[name]
             for name in ("texts", "completions")
@@ -198,7 +197,7 @@ def frontier(arguments: Sequence[str]) -> int:
     shared = scene(asked.judge, real, teacher, study)
     check_length(asked.teacher, teacher, shared.real.shape[1])
     result_folder(asked.out)
-    found: Mapping[str, list[studies.Measured]] = {}
+    found: Mapping[str, list[studies.MeasuredRow]] = {}
     with progress() as (advance, _):
         for event in measure_both(teacher, student, shared):
             advance("measuring", event.done, event.total)
@@ -229,11 +228,15 @@ def frontier(arguments: Sequence[str]) -> int:
     return 0
 
 
-def scene(judge: str, real: HeldOut, model: Model | CausalModel, study: Study) -> Scene:
+def scene(
+    judge: str, real: HeldOut, model: Model | CausalModel, study: EvalSettings
+) -> EvalContext:
     """What all rows share: judge, real rows in a fixed order, protocol."""
     reads = judge_named(judge, model.tokenizer, real.rows.shape[1], device_of(model))
     share = share_read(judge, real.data, real.whole)
-    return Scene(study, reads, real.rows, real.digest, wrap=real.data.wrap, read_by_judge=share)
+    return EvalContext(
+        study, reads, real.rows, real.digest, wrap=real.data.wrap, read_by_judge=share
+    )
 
 
 def real_words(real: HeldOut) -> str:
@@ -241,7 +244,7 @@ def real_words(real: HeldOut) -> str:
     return f"Real text: {real.source}."
 
 
-def show(title: str, measured: Sequence[studies.Measured]) -> None:
+def show(title: str, measured: Sequence[studies.MeasuredRow]) -> None:
     """Rows as a table."""
     names = {
         "pooled_entropy": "pooled",

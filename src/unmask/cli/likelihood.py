@@ -14,8 +14,8 @@ from unmask.cli.console import emit, parse, progress, remark, say
 from unmask.evaluation.judges import Scores, perplexity
 from unmask.evaluation.likelihood import Convention, summed
 from unmask.limits import INT64, MOST_STEPS, whole
-from unmask.models.pretrained import CausalModel, Model, load
-from unmask.recipes.held_out import Limit, Reading, Text, held_out, reading
+from unmask.models.model import CausalModel, Model, load
+from unmask.recipes.held_out import Limit, ScoringRule, Text, held_out, reading
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Effort:
         if self.limit != "all":
             whole("limit", self.limit, 'the rows at most, or "all"', 1, INT64 - 1)
 
-    def reading(self, model: Model | CausalModel, wrap: bool) -> Reading:
+    def reading(self, model: Model | CausalModel, wrap: bool) -> ScoringRule:
         """How rows, with `wrap` or without, are read under a model."""
         return replace(
             reading(model, wrap), convention=self.convention, passes=self.passes, batch_size=self.batch_size,
@@ -101,7 +101,7 @@ def check_length(name: str, model: Model | CausalModel, length: int) -> None:
         )
 
 
-def scored(read: Reading, x0: Tensor, stage: str) -> Scores:
+def scored(read: ScoringRule, x0: Tensor, stage: str) -> Scores:
     """The scores of rows x0 [n, L], with progress by rows."""
     nats, calls = [], read.calls(len(x0))
     with progress() as (advance, _):

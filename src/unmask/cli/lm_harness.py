@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from unmask.atomic_files import write_text
 from unmask.cli.console import emit, parse, result_folder, say, table
+from unmask.data.packing import spread
+from unmask.dataclass_json import dumps
 from unmask.evaluation.lm_harness import harness
-from unmask.files import write_text
 from unmask.limits import whole
-from unmask.plain import dumps
-from unmask.text.packing import spread
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 from unmask.cli.streams import OUTPUT, open_streams, put, remark, written
 
 ON = "the same command goes on from what is saved"
+EXPERIMENTS = ("demo", "bench", "reproduce", "report", "verify")  # a higher floor: loaded by name
 VERBS = {  # verb -> module, what it does, what an interrupt leaves
     "demo": (
         "demo",
@@ -109,7 +110,8 @@ def _verb(words: list[str]) -> int:
     if fault := _unreadable(rest):
         remark(f"unmask {verb}: {fault}")
         return 2
-    return int(import_module(f"unmask.cli.{VERBS[verb][0]}").main(verb, rest))
+    package = "unmask.experiments.commands" if verb in EXPERIMENTS else "unmask.cli"
+    return int(import_module(f"{package}.{VERBS[verb][0]}").main(verb, rest))
 
 
 def _unreadable(words: Sequence[str]) -> str:

@@ -13,10 +13,10 @@ import tyro
 from unmask.cli.console import emit, parse, say
 from unmask.cli.likelihood import check_length
 from unmask.limits import whole
-from unmask.models.pretrained import CausalModel, Model, load
+from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.held_out import wraps
-from unmask.samplers.canvas import Prompt
-from unmask.samplers.loop import Samples, sample
+from unmask.samplers.inputs import Prompt
+from unmask.samplers.sample import Samples, sample
 
 STEPS = 16  # unless others are given
 

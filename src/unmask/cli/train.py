@@ -14,12 +14,12 @@ from typing import Annotated
 import tyro
 
 from unmask.cli.console import emit, emit_line, parse, progress, remark, show_usage, speaks
-from unmask.plain import to_json
-from unmask.recipes.book import RECIPES, recipe
+from unmask.dataclass_json import to_json
+from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.run import run
-from unmask.recipes.schema import Distillation, Recipe, recipe_of
-from unmask.recipes.unused import check_flags
+from unmask.recipes.schema import DistillationSettings, Recipe, recipe_of
+from unmask.recipes.unused_settings import check_flags
 from unmask.training import Update
 
 
@@ -126,4 +126,4 @@ def _chosen(name: str) -> Recipe:
 
 
 def _fits(verb: str, chosen: Recipe) -> bool:
-    return (verb == "distill") == isinstance(chosen.objective, Distillation)
+    return (verb == "distill") == isinstance(chosen.objective, DistillationSettings)

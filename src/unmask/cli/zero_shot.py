@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +15,19 @@ from torch import Tensor
 
 from unmask.cli.console import emit, parse, progress, remark, say
 from unmask.cli.likelihood import Effort, check_length, scored
+from unmask.data.corpora import Corpus
+from unmask.data.packing import spread
+from unmask.data.tokenizers import Tokenizer
+from unmask.data.zero_shot_sets import ZERO_SHOT, load_zero_shot, zero_shot_rows
 from unmask.evaluation.judges import bits_per_byte, perplexity
 from unmask.evaluation.measure import Measure
-from unmask.models.pretrained import load
-from unmask.recipes.held_out import Limit, Reading, ends, spoken, wraps
-from unmask.text.corpora import Corpus
-from unmask.text.offline import CODE, load_offline, present
-from unmask.text.offline import OFFLINE as PACKAGES
-from unmask.text.packing import spread
-from unmask.text.tokenizers import Tokenizer
-from unmask.text.zero_shot import ZERO_SHOT, load_zero_shot, zero_shot_rows
+from unmask.models.model import load
+from unmask.recipes.held_out import Limit, ScoringRule, ends, spoken, wraps
 
+_PACKAGE_CORPORA = "unmask.experiments.package_corpora"  # a higher floor: loaded by name
+_packages = import_module(_PACKAGE_CORPORA)
 OFFLINE = "offline"  # all sets whose files are there
-OFFLINE_SETS = (*PACKAGES, CODE)
+OFFLINE_SETS: tuple[str, ...] = (*_packages.OFFLINE, _packages.CODE)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def named(sets: Sequence[str], folder: Path) -> tuple[list[str], list[str]]:
     if unknown := sorted({*sets} - {*ZERO_SHOT, *OFFLINE_SETS, OFFLINE}):
         known = ", ".join([*ZERO_SHOT, *OFFLINE_SETS, OFFLINE])
         raise ValueError(f"no zero-shot set is called {', '.join(unknown)}: want some of {known}")
-    there = present(folder) if OFFLINE in sets else []
+    there = _packages.present(folder) if OFFLINE in sets else []
     names = dict.fromkeys(name for each in sets for name in (there if each == OFFLINE else [each]))
     return list(names), [name for name in OFFLINE_SETS if OFFLINE in sets and name not in names]
 
@@ -120,14 +121,16 @@ def corpora(names: Sequence[str], folder: Path) -> list[Corpus]:
     with progress() as (advance, _):
         for name in names:
             advance("reading", len(found), len(names))
-            found.append(load_zero_shot(name) if name in ZERO_SHOT else load_offline(name, folder))
+            found.append(
+                load_zero_shot(name) if name in ZERO_SHOT else _packages.load_offline(name, folder)
+            )
         advance("reading", len(names), len(names))
     return found
 
 
 def measured(
     sets: Sequence[Corpus],
-    read: Reading,
+    read: ScoringRule,
     tokenizer: Tokenizer,
     length: int,
     wrap: bool,

@@ -14,8 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.diffusion.divergences import Rows, cross_entropy, row_loss, spread, through_softmax
 from unmask.diffusion.schedules import check_unit
+from unmask.diffusion.vocabulary_losses import (
+    Rows,
+    cross_entropy,
+    row_loss,
+    spread,
+    through_softmax,
+)
 from unmask.prediction import Prediction
 from unmask.types import PerSequence, PerToken, Probs, Tokens
 

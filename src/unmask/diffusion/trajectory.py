@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unmask.diffusion.correlated_masking import Structure, gaussian_copula
 from unmask.diffusion.schedules import check_unit
-from unmask.diffusion.structure import Structure, gaussian_copula
 from unmask.types import PerSequence, PerToken, Tokens
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from unmask.evaluation.judges import (
     weights_digest,
     weights_dtype,
 )
-from unmask.evaluation.measure import Stamp
+from unmask.evaluation.measure import JudgeId
 from unmask.types import PerToken, Tokens
 
 
@@ -46,7 +46,7 @@ def huggingface_judge(
     check_context(context, longest, name)
     weights, ends = network.state_dict(), network.config.get_text_config().eos_token_id
     end = ends[0] if isinstance(ends, list) else ends
-    stamp = Stamp(
+    stamp = JudgeId(
         name, weights_digest(weights), weights_dtype(weights), context, retokenised=not ids, prefixed=False,
         eos_rule=eos_rule,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def sdtt_judge(
         )
     weights, context = network.state_dict(), _positions(network)
     check_context(context, context, name)
-    stamp = Stamp(
+    stamp = JudgeId(
         name, weights_digest(weights), weights_dtype(weights), context, retokenised=True, prefixed=True,
         eos_rule="removed", average="texts",
     )  # fmt: skip
@@ -114,7 +114,12 @@ def _positions(network: Any) -> int:
 
 
 def _judge(
-    network: Any, tokenizer: Any, stamp: Stamp, end: int | None, start: int | None, batch_size: int
+    network: Any,
+    tokenizer: Any,
+    stamp: JudgeId,
+    end: int | None,
+    start: int | None,
+    batch_size: int,
 ) -> LanguageModelJudge:
     def next_nats(rows: Tokens) -> PerToken:
         with torch.no_grad():

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from unmask.diffusion.divergences import cross_entropy
+from unmask.diffusion.vocabulary_losses import cross_entropy
 from unmask.evaluation import measure
-from unmask.evaluation.measure import Measure, Stamp
+from unmask.evaluation.measure import JudgeId, Measure
 from unmask.prediction import Prediction
 from unmask.types import PerToken, Tokens
 
 CONTEXT = 1024
 END_OF_TEXT = "<|endoftext|>"  # how texts spell EOS
 EosRule: TypeAlias = Literal["first", "all", "removed"]
-Texts: TypeAlias = Tokens | Sequence[str]
+TextSet: TypeAlias = Tokens | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Judge(Protocol):
     """Texts, or ids [n, L] where `stamp.retokenised` is False, -> `Scores`, and features [n, D] to compare them by."""
 
     @property
-    def stamp(self) -> Stamp: ...
+    def stamp(self) -> JudgeId: ...
 
-    def __call__(self, texts: Texts) -> Scores: ...
+    def __call__(self, texts: TextSet) -> Scores: ...
 
-    def features(self, texts: Texts) -> Tensor: ...
+    def features(self, texts: TextSet) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LanguageModelJudge:
     start_id   put before each text where `stamp.prefixed`
     """
 
-    stamp: Stamp
+    stamp: JudgeId
     vocab_size: int
     next_nats: Callable[[Tokens], PerToken]
     encode: Callable[[str], Sequence[int]] | None
@@ -81,7 +81,7 @@ class LanguageModelJudge:
     device: torch.device | str = "cpu"
     hidden: Callable[[Tokens], Tensor] | None = None
 
-    def features(self, texts: Texts) -> Tensor:
+    def features(self, texts: TextSet) -> Tensor:
         """The last hidden state at the last token of each text, float32 [n, D]: of its first `context` tokens."""
         if self.hidden is None:
             raise ValueError(
@@ -102,7 +102,7 @@ class LanguageModelJudge:
             found.append(states[torch.arange(len(part)), ends].float())
         return torch.cat(found)
 
-    def __call__(self, texts: Texts) -> Scores:
+    def __call__(self, texts: TextSet) -> Scores:
         """Every text, whole. A text of one token counts none, unless a start token stands before it."""
         rows, size = self._rows(texts)
         nats = torch.zeros(len(rows), dtype=torch.float64)
@@ -118,7 +118,7 @@ class LanguageModelJudge:
             count.index_add_(0, owner, counted.sum(dim=1))
         return Scores(nats, count, size, self.stamp.average == "texts")
 
-    def _rows(self, texts: Texts) -> tuple[list[Tensor], Tensor | None]:
+    def _rows(self, texts: TextSet) -> tuple[list[Tensor], Tensor | None]:
         if isinstance(texts, Tensor) == self.stamp.retokenised:
             reads, remedy = (
                 ("texts", "decode the samples first")
@@ -172,7 +172,7 @@ def eos_weight(row: Tokens, eos_id: int | None) -> Tensor:
     return ~eos | (eos.cumsum(dim=-1) == 1)
 
 
-class NextToken(Protocol):
+class NextTokenModel(Protocol):
     """ids [B, T] -> at each position, the law of the token after it."""
 
     def __call__(self, ids: Tokens) -> Prediction: ...
@@ -190,13 +190,13 @@ class TextCodec(Protocol):
     def encode(self, text: str, specials: bool = False) -> list[int]: ...
 
 
-def hidden_states(predictor: NextToken, ids: Tokens) -> Tensor:
+def hidden_states(predictor: NextTokenModel, ids: Tokens) -> Tensor:
     """The last hidden states of a next-token model, [B, T, D]."""
     with torch.no_grad():
         return predictor(ids).hidden
 
 
-def predictor_nats(predictor: NextToken, ids: Tokens) -> PerToken:
+def predictor_nats(predictor: NextTokenModel, ids: Tokens) -> PerToken:
     """-log p(ids[:, 1:]), [B, T - 1] nats, a chunk of vocabulary rows at a time."""
     with torch.no_grad():
         prediction = predictor(ids[:, :-1])
@@ -204,7 +204,7 @@ def predictor_nats(predictor: NextToken, ids: Tokens) -> PerToken:
 
 
 def causal_judge(
-    predictor: NextToken,
+    predictor: NextTokenModel,
     vocab_size: int,
     tokenizer: TextCodec | None,
     weights: Mapping[str, Tensor],
@@ -236,7 +236,7 @@ def causal_judge(
             f"judge {name} has neither BOS nor EOS to put before a text: build it with prefixed=False"
         )
     return LanguageModelJudge(
-        Stamp(
+        JudgeId(
             name,
             weights_digest(weights),
             weights_dtype(weights),
@@ -302,6 +302,6 @@ def bits_per_byte(scores: Scores) -> Measure:
     return measure.pooled(bits.numpy(), scores.bytes.numpy(), "bits per byte")
 
 
-def generative_perplexity(tokens_or_texts: Texts, judge: Judge) -> Measure:
+def generative_perplexity(tokens_or_texts: TextSet, judge: Judge) -> Measure:
     """Perplexity of samples under a judge. Never print it alone: repetition scores better than good text."""
     return perplexity(judge(tokens_or_texts), f"perplexity under {judge.stamp.name}")

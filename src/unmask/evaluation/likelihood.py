@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.data.packing import check_rows
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.trajectory import trajectory
-from unmask.evaluation.judges import NextToken, Scores, predictor_nats
+from unmask.evaluation.judges import NextTokenModel, Scores, predictor_nats
 from unmask.rng import stratified
-from unmask.text.packing import check_rows
 from unmask.types import Denoiser, PerSequence, Tokens
 
 Convention: TypeAlias = Literal["bound", "mdlm"]
@@ -88,7 +88,7 @@ def unit_of(convention: Convention) -> str:
 
 @torch.no_grad()
 def next_token_batches(
-    predictor: NextToken, x0: Tokens, *, start: int | None = None, batch_size: int = 8
+    predictor: NextTokenModel, x0: Tokens, *, start: int | None = None, batch_size: int = 8
 ) -> Iterator[Tensor]:
     """The exact nats of each row of x0 [n, L] under an autoregressive model, one network call at a time, as above.
 

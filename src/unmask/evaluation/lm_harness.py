@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from unmask.evaluation.conditional import conditional_nats, conditional_nelbo
-from unmask.models.pretrained import CausalModel, Model, load, mask_id_of
+from unmask.data.tokenizers import Tokenizer, start_token
+from unmask.evaluation.conditional_likelihood import conditional_nats, conditional_nelbo
+from unmask.models.model import CausalModel, Model, load, mask_id_of
 from unmask.rng import generator
-from unmask.samplers.canvas import FREE
-from unmask.samplers.loop import sample
-from unmask.text.tokenizers import Tokenizer, start_token
+from unmask.samplers.inputs import FREE
+from unmask.samplers.sample import sample
 
 
 @cache

@@ -8,10 +8,12 @@ from typing import TypeAlias
 import numpy as np
 from torch import Tensor
 
-from unmask.evaluation.judges import Texts
+from unmask.evaluation.judges import TextSet
 from unmask.evaluation.measure import Measure, over_seeds
 
-Features: TypeAlias = Callable[[Texts], Tensor]  # texts -> [n, D], as `LanguageModelJudge.features`
+Features: TypeAlias = Callable[
+    [TextSet], Tensor
+]  # texts -> [n, D], as `LanguageModelJudge.features`
 
 LEAST = 20  # texts: two clusters, the fewest that the package makes
 
@@ -54,7 +56,9 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
     return over_seeds([Measure(value, f"MAUVE of {len(drawn)} texts", 1) for value in values])
 
 
-def mauve_against(features: Features, real: Texts, seeds: int = 5) -> Callable[[Texts], Measure]:
+def mauve_against(
+    features: Features, real: TextSet, seeds: int = 5
+) -> Callable[[TextSet], Measure]:
     """`mauve` against the same real texts each time: texts -> Measure."""
     known = features(real)
     return lambda texts: mauve(known, features(texts), seeds)

@@ -1,4 +1,4 @@
-"""A number with its spread, and the two labels without which it means nothing: `Protocol` and `Setting`.
+"""A number with its spread, and the two labels without which it means nothing: `EvaluationProtocol` and `Setting`.
 
 No torch here: whoever reads results (the report, the command line) reads them through this file.
 """
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from unmask.plain import from_json
+from unmask.dataclass_json import from_json
 
 Floats: TypeAlias = NDArray[np.float64]
 Index: TypeAlias = NDArray[np.int64]
@@ -55,7 +55,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class JudgeId:
     """What of a judge decides the number it gives.
 
     revision     digest of its weights
@@ -78,7 +78,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """What must be equal before two rows may share a table or a figure.
 
     length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
@@ -89,7 +89,7 @@ class Protocol:
     read_by_judge  share of the held-out documents that the judge was trained on; None where its card does not say
     """
 
-    judge: Stamp
+    judge: JudgeId
     length: int
     samples: int
     precision: str
@@ -103,9 +103,9 @@ class Protocol:
     read_by_judge: float | None = None
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Protocol:
+    def from_json(data: Mapping[str, Any]) -> EvaluationProtocol:
         """The protocol that `asdict` gave; ValueError names a field that is missing, foreign or of another type."""
-        return from_json(Protocol, data, "protocol")
+        return from_json(EvaluationProtocol, data, "protocol")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Row:
     """
 
     name: str
-    protocol: Protocol
+    protocol: EvaluationProtocol
     setting: Setting
     measures: Mapping[str, Measure]
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -195,7 +195,7 @@ def _number(value: Any) -> Any:
     return np.nan if value is None else value
 
 
-def require_same_protocol(rows: Iterable[Row]) -> Protocol:
+def require_same_protocol(rows: Iterable[Row]) -> EvaluationProtocol:
     """The protocol that all rows share; `UnequalProtocols` names each field that differs, with its values."""
     rows = list(rows)
     if not rows:
@@ -217,7 +217,7 @@ def require_same_protocol(rows: Iterable[Row]) -> Protocol:
     return rows[0].protocol
 
 
-def protocol_words(protocol: Protocol, seeds: Iterable[int]) -> str:
+def protocol_words(protocol: EvaluationProtocol, seeds: Iterable[int]) -> str:
     """How numbers were measured, in a sentence."""
     judge = protocol.judge
     how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from unmask.atomic_files import sha256
 from unmask.evaluation.judges import (
     CONTEXT,
     END_OF_TEXT,
@@ -29,8 +30,7 @@ from unmask.evaluation.judges import (
     weights_digest,
     weights_dtype,
 )
-from unmask.evaluation.measure import Stamp
-from unmask.files import sha256
+from unmask.evaluation.measure import JudgeId
 from unmask.prediction import Prediction
 from unmask.types import Tokens
 
@@ -43,7 +43,7 @@ CONTROL = 3  # GGUF's type of a special token
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """Sizes of a Llama: blocks, heads of queries and of keys, the width of a head, two constants, trained length."""
 
     blocks: int
@@ -75,7 +75,7 @@ class Llama:
     GGUF stores the rows of q and k so that the halves of a rotated pair are neighbours (x_2i, x_2i+1).
     """
 
-    shape: Shape
+    shape: LlamaShape
     weights: Mapping[str, Tensor]
 
     @torch.no_grad()
@@ -164,7 +164,7 @@ def read_gguf(path: Path) -> tuple[Llama, Tokenizer]:
             f"this reads Llama networks: {path.name} holds {fields['general.architecture']!r}"
         )
     heads = fields["llama.attention.head_count"]
-    shape = Shape(
+    shape = LlamaShape(
         fields["llama.block_count"],
         heads,
         fields["llama.attention.head_count_kv"],
@@ -222,7 +222,7 @@ def smollm2_judge(
     llama, tokenizer = read_gguf(find_smollm2() if path is None else Path(path))
     end, name = tokenizer.token_to_id(END_OF_TEXT), "SmolLM2-135M-Instruct"
     check_context(context, llama.shape.positions, name)
-    stamp = Stamp(
+    stamp = JudgeId(
         name,
         weights_digest(llama.weights),
         weights_dtype(llama.weights),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from unmask.evaluation.curves import Estimate
-from unmask.evaluation.frontier import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
+from unmask.evaluation.answers import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
+from unmask.evaluation.interpolation import Estimate
 from unmask.evaluation.measure import ENTROPIES
 
 BETTER, WORSE, EQUAL, OPEN, NOT_REACHED = (

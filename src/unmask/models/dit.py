@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unmask.models.cache import Cache
+from unmask.models.kv_cache import Cache
 from unmask.models.layers import (
     Block,
     Branch,

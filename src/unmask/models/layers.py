@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.models.cache import Keep, at_places
+from unmask.models.kv_cache import Keep, at_places
 from unmask.types import Mixture
 
 SINUSOID_SIZE = 256

@@ -14,21 +14,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask import __version__
-from unmask.files import replacing
+from unmask.atomic_files import replacing
+from unmask.data.tokenizers import Tokenizer
+from unmask.dataclass_json import read_json
+from unmask.models.checkpoints.config import OURS, CheckpointConfig
+from unmask.models.checkpoints.lightning import open_checkpoint
+from unmask.models.checkpoints.model_files import CONFIG, MODEL, RAW, safetensors
+from unmask.models.checkpoints.safe_unpickle import CheckpointError
 from unmask.models.dit import DiT
-from unmask.models.facts import OURS, Facts
-from unmask.models.lightning import open_checkpoint
-from unmask.models.pickles import CheckpointError
-from unmask.models.sources import CONFIG, MODEL, RAW, safetensors
-from unmask.plain import read_json
-from unmask.text.tokenizers import Tokenizer
 
 FILES = (MODEL, RAW, "tokenizer.json", "tokenizer_config.json", CONFIG)
 
 
 def save(
     directory: Path,
-    facts: Facts,
+    facts: CheckpointConfig,
     network: DiT,
     raw: DiT | None,
     tokenizer: Tokenizer | None,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from unmask.data.tokenizers import Tokenizer, check_vocabulary
+from unmask.models.checkpoints.config import MASKED, CheckpointConfig
+from unmask.models.checkpoints.safe_unpickle import CheckpointError
 from unmask.models.dit import DiT
-from unmask.models.facts import MASKED, Facts
-from unmask.models.pickles import CheckpointError
-from unmask.text.tokenizers import Tokenizer, check_vocabulary
 
 PADDINGS = (
     8,
@@ -38,8 +38,8 @@ class Named:
 
 
 def beside(
-    network: DiT, facts: Facts, tokenizer: Tokenizer, named: Named, where: str
-) -> tuple[DiT, Facts]:
+    network: DiT, facts: CheckpointConfig, tokenizer: Tokenizer, named: Named, where: str
+) -> tuple[DiT, CheckpointConfig]:
     """Fit a network and its facts to the vocabulary of `tokenizer`: a row for each token, and one for MASK.
 
     MASK is what the config names, else the tokenizer's, else the last row. Rows behind the tokenizer's tokens other

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.diffusion.divergences import cross_entropy, spread
-from unmask.objectives.base import Alone, Loss
+from unmask.diffusion.vocabulary_losses import cross_entropy, spread
+from unmask.objectives.base import Loss, SingleNetwork
 from unmask.prediction import Prediction
 from unmask.types import Tokens
 
 
 @dataclass(frozen=True)
-class NextToken(Alone):
+class NextToken(SingleNetwork):
     """-log p(x_i | x_<i), mean over all L tokens; `start_id` is fed before the first and is no part of the text."""
 
     start_id: int

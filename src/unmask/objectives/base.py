@@ -52,7 +52,7 @@ class Objective(Protocol):
         ...
 
 
-class Alone:
+class SingleNetwork:
     """The part of an `Objective` that trains one network, the student."""
 
     def networks(self) -> dict[str, nn.Module]:
@@ -68,7 +68,7 @@ class Alone:
         """Nothing: there is no other network."""
 
 
-class Distillation(Alone):
+class Distillation(SingleNetwork):
     """The part of an `Objective` that distils in rounds. Who inherits it has these fields:
 
     teacher  a denoiser that is a module; overwritten by the student's raw weights at the start of every round

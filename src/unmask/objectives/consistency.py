@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unmask.diffusion.divergences import cross_entropy, forward_kl, reverse_kl, spread
+from unmask.diffusion.correlated_masking import Structure
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
-from unmask.diffusion.structure import Structure
 from unmask.diffusion.trajectory import Trajectory, trajectory
+from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, spread
 from unmask.objectives.base import Distillation, Loss
 from unmask.objectives.rounds import Rounds
 from unmask.prediction import Prediction

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.diffusion.curriculum import check_soft, sparse_input
+from unmask.diffusion.gaussian_input import check_soft, sparse_input
 from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
-from unmask.models.parameterization import NetworkDenoiser
-from unmask.objectives.base import Alone, Loss
+from unmask.models.denoiser import NetworkDenoiser
+from unmask.objectives.base import Loss, SingleNetwork
 from unmask.objectives.nelbo import Nelbo
 from unmask.rng import stratified
 from unmask.types import Tokens
 
 
 @dataclass(frozen=True)
-class Curriculum(Alone):
+class Curriculum(SingleNetwork):
     """The bound of uniform-state diffusion, on softened input before step `soft_steps` (Duo, arXiv 2506.10892, Eq. 18).
 
     While it is soft: t ~ U[t_min, 1), w_t = alpha~ x0 + sigma~ eps at `path`'s snr_root(t); the network reads

@@ -9,13 +9,13 @@ import torch
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.trajectory import trajectory
-from unmask.objectives.base import Alone, Loss
+from unmask.objectives.base import Loss, SingleNetwork
 from unmask.rng import stratified
 from unmask.types import Denoiser, Tokens
 
 
 @dataclass(frozen=True)
-class Nelbo(Alone):
+class Nelbo(SingleNetwork):
     """E over t ~ U[t_min, 1) of the process's bound, mean over all tokens (MDLM, arXiv 2406.07524, Eq. 10).
 
     t is stratified over the batch (one time a sequence); t_min = 1e-3 is MDLM's `sampling_eps`, which bounds the

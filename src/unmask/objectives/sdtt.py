@@ -13,7 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unmask.diffusion.divergences import (
+from unmask.diffusion.processes import MaskedProcess
+from unmask.diffusion.schedules import NoiseSchedule
+from unmask.diffusion.trajectory import trajectory
+from unmask.diffusion.vocabulary_losses import (
     Divergence,
     forward_kl,
     reverse_kl,
@@ -21,9 +24,6 @@ from unmask.diffusion.divergences import (
     squared_error,
     total_variation,
 )
-from unmask.diffusion.processes import MaskedProcess
-from unmask.diffusion.schedules import NoiseSchedule
-from unmask.diffusion.trajectory import trajectory
 from unmask.objectives.base import Distillation, Loss
 from unmask.objectives.rounds import Rounds
 from unmask.prediction import Prediction

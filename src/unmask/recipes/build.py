@@ -11,26 +11,26 @@ from typing import assert_never
 import torch
 from torch import nn
 
+from unmask.data.hub import local_or_hub
+from unmask.data.tokenizers import Tokenizer, check_vocabulary, start_token
+from unmask.dataclass_json import from_json, read_json
+from unmask.diffusion.correlated_masking import structure_of
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, Polynomial
-from unmask.diffusion.structure import structure_of
+from unmask.models.checkpoints.weights import spread_blocks
+from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
 from unmask.models.dit import DiT, Shape
-from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
-from unmask.models.pretrained import CausalModel, Model, load
-from unmask.models.weights import spread_blocks
+from unmask.models.model import CausalModel, Model, load
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.sdtt import Sdtt
-from unmask.plain import from_json, read_json
 from unmask.recipes import schema
-from unmask.recipes.schema import Data, Noise, Recipe
+from unmask.recipes.schema import DataSettings, Noise, Recipe
 from unmask.rng import global_generators
-from unmask.text.hub import local_or_hub
-from unmask.text.tokenizers import Tokenizer, check_vocabulary, start_token
-from unmask.training.engine import faster_in_bfloat16
+from unmask.training.distributed import faster_in_bfloat16
 
 HELD_OUT = "held_out_digest"  # in the card of a model: of the documents that its training held out
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -91,12 +91,12 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
     """
     recipe, levels = decided(recipe), schedule(recipe.schedule)
     match recipe.objective:
-        case schema.Nelbo(process=noise, t_min=t_min, init=init):
+        case schema.NelboSettings(process=noise, t_min=t_min, init=init):
             student, tokenizer = _teacher(recipe, noise, init, tokenizer, vocab_size)
             return Parts(
                 Nelbo(_process(student), levels, t_min), student, levels, tokenizer, recipe
             )
-        case schema.Curriculum() as told:
+        case schema.CurriculumSettings() as told:
             student, tokenizer = _teacher(recipe, "uniform", told.init, tokenizer, vocab_size)
             uniform = UniformProcess(student.vocab_size)
             path = GaussianArgmax(student.vocab_size, *told.gamma)
@@ -104,7 +104,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
                 uniform, levels, path, told.soft_steps, told.temperature, told.top_k, told.t_min
             )
             return Parts(curriculum, student, levels, tokenizer, recipe)
-        case schema.NextToken(init=init):
+        case schema.AutoregressiveSettings(init=init):
             if init:
                 baseline = _causal(load(init))
                 tokenizer = _shared_tokenizer(recipe, baseline, tokenizer)
@@ -114,7 +114,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None = 
                 network = _network(recipe, vocab, causal=True)
             start = start_token(tokenizer, network.shape.vocab_size, None)
             return Parts(NextToken(start), CausalPredictor(network), levels, tokenizer, recipe)
-        case schema.Consistency() | schema.Sdtt() as settings:
+        case schema.ConsistencySettings() | schema.SdttSettings() as settings:
             if not settings.teacher:
                 raise ValueError(
                     "a distillation needs its teacher: give objective.teacher, a directory or hub id"
@@ -145,14 +145,16 @@ def _teacher(
 
 def distillation(
     recipe: Recipe,
-    settings: schema.Distillation,
+    settings: schema.DistillationSettings,
     teacher: Model | CausalModel,
     tokenizer: Tokenizer | None = None,
 ) -> Parts:
     """The parts of a distillation of `teacher`, which is copied: the student starts as its equal."""
     recipe = decided(recipe)
     teacher = _diffusion(
-        teacher, settings.process if isinstance(settings, schema.Consistency) else "masked", recipe
+        teacher,
+        settings.process if isinstance(settings, schema.ConsistencySettings) else "masked",
+        recipe,
     )
     tokenizer = _shared_tokenizer(recipe, teacher, tokenizer)
     student, old = (
@@ -170,11 +172,13 @@ def distillation(
     return Parts(_distilled(settings, teacher, old), student, teacher.schedule, tokenizer, recipe)
 
 
-def _distilled(settings: schema.Distillation, teacher: Model, old: NetworkDenoiser) -> Objective:
+def _distilled(
+    settings: schema.DistillationSettings, teacher: Model, old: NetworkDenoiser
+) -> Objective:
     """The objective that a recipe of distillation names; `old` is the copy of `teacher` that it reads."""
     process = _process(old)
     match settings:
-        case schema.Sdtt() as told:
+        case schema.SdttSettings() as told:
             if not isinstance(process, MaskedProcess):
                 raise TypeError("SDTT walks through MASKs, and this process has none")
             return Sdtt(
@@ -186,7 +190,7 @@ def _distilled(settings: schema.Distillation, teacher: Model, old: NetworkDenois
                 told.divergence,
                 told.faithful,
             )
-        case schema.Consistency() as told:
+        case schema.ConsistencySettings() as told:
             return Consistency(
                 process,
                 teacher.schedule
@@ -206,9 +210,13 @@ def _distilled(settings: schema.Distillation, teacher: Model, old: NetworkDenois
 def starts_from(recipe: Recipe) -> str:
     """The model whose weights a run starts from, a directory or hub id; empty where they are random."""
     match recipe.objective:
-        case schema.Consistency(teacher=name) | schema.Sdtt(teacher=name):
+        case schema.ConsistencySettings(teacher=name) | schema.SdttSettings(teacher=name):
             return name
-        case schema.Nelbo(init=name) | schema.Curriculum(init=name) | schema.NextToken(init=name):
+        case (
+            schema.NelboSettings(init=name)
+            | schema.CurriculumSettings(init=name)
+            | schema.AutoregressiveSettings(init=name)
+        ):
             return name
         case other:
             assert_never(other)
@@ -216,10 +224,10 @@ def starts_from(recipe: Recipe) -> str:
 
 def deeper_by(recipe: Recipe) -> int:
     """How many blocks the network has for each block of the model that it starts from."""
-    return recipe.objective.deeper if isinstance(recipe.objective, schema.Nelbo) else 1
+    return recipe.objective.deeper if isinstance(recipe.objective, schema.NelboSettings) else 1
 
 
-def trained_on(name: str) -> Data | None:
+def trained_on(name: str) -> DataSettings | None:
     """The text that the card of a model names, by directory, hub id or unmask:NAME; None where it names none."""
     file = local_or_hub(name, ("config.json",)) / "config.json"
     match read_json(file) if file.exists() else None:
@@ -228,11 +236,11 @@ def trained_on(name: str) -> Data | None:
     return None
 
 
-def text_of(card: Mapping[str, object], name: str) -> Data | None:
+def text_of(card: Mapping[str, object], name: str) -> DataSettings | None:
     """The text that a card names, `name` being that of its model; None where it names none."""
     match card:
         case {"recipe": {"data": told}}:
-            return from_json(Data, told, f"data in the card of {name}")
+            return from_json(DataSettings, told, f"data in the card of {name}")
     return None
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unmask.data.corpora import Corpus, halves, load_corpus, split
+from unmask.data.evaluation_text import same_text
+from unmask.data.hub import OWN
+from unmask.data.rows_on_disk import TokenLists
+from unmask.data.streaming import Stream
 from unmask.recipes.build import trained_on
-from unmask.recipes.schema import Data
-from unmask.recipes.texts import PARTS
-from unmask.text.corpora import Corpus, halves, load_corpus, split
-from unmask.text.evaluated import same_text
-from unmask.text.hub import OWN
-from unmask.text.stored import TokenLists
-from unmask.text.streamed import Stream
+from unmask.recipes.data import PARTS
+from unmask.recipes.schema import DataSettings
 
 
-def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
+def share_read(model: str, measured: DataSettings, whole: bool = False) -> float | None:
     """The share of the held-out documents of `measured` that a model was trained on, by the text that its card names.
 
     model  a directory, or unmask:NAME
@@ -39,7 +39,7 @@ def share_read(model: str, measured: Data, whole: bool = False) -> float | None:
     return sum(number in learnt for number in read) / len(read)
 
 
-def _part(corpus: Corpus, data: Data) -> tuple[list[object], list[object]]:
+def _part(corpus: Corpus, data: DataSettings) -> tuple[list[object], list[object]]:
     """The numbers of the documents that a recipe trains on, and of those that it holds out."""
     parts = split(corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start])
     return _numbers(parts.train), _numbers(parts.held_out)

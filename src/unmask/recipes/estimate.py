@@ -10,13 +10,20 @@ from typing import Any
 
 import torch
 
+from unmask.data.hub import OWN, TOKENIZER_FILES, local_or_hub
+from unmask.data.tokenizers import bpe_size, find_tokenizer
 from unmask.limits import memory_bytes
 from unmask.models.dit import DiT, Shape
 from unmask.prediction import block_rows, chunk_rows
 from unmask.recipes.build import deeper_by, starts_from
-from unmask.recipes.schema import Consistency, Distillation, Nelbo, NextToken, Recipe, Sdtt
-from unmask.text.hub import OWN, TOKENIZER_FILES, local_or_hub
-from unmask.text.tokenizers import bpe_size, find_tokenizer
+from unmask.recipes.schema import (
+    AutoregressiveSettings,
+    ConsistencySettings,
+    DistillationSettings,
+    NelboSettings,
+    Recipe,
+    SdttSettings,
+)
 
 KNOWN = {
     "gpt2": (50257, False),
@@ -51,7 +58,9 @@ def vocabulary(recipe: Recipe) -> int:
             )
         size, has_mask = found.vocab_size, found.mask_id is not None
     match recipe.objective:
-        case Sdtt() | Nelbo(process="masked") | Consistency(process="masked"):
+        case (
+            SdttSettings() | NelboSettings(process="masked") | ConsistencySettings(process="masked")
+        ):
             return size + (not has_mask)
         case _:
             return size
@@ -74,9 +83,9 @@ def estimate(
                        4 L D a block for attention; the student's pass counts three times, four with checkpointing
     hours              on one GPU, at 0.4 of its data sheet's rate in the recipe's precision: an assumption
     """
-    sizes, distils = recipe.network, isinstance(recipe.objective, Distillation)
+    sizes, distils = recipe.network, isinstance(recipe.objective, DistillationSettings)
     vocab = vocabulary(recipe) if vocab_size is None else vocab_size
-    causal = isinstance(recipe.objective, NextToken)
+    causal = isinstance(recipe.objective, AutoregressiveSettings)
     parameters = _parameters(
         Shape(
             vocab,
@@ -92,7 +101,11 @@ def estimate(
     tokens = recipe.batch_size * recipe.steps * sizes.length
     attention = 4 * sizes.length * sizes.width * sizes.blocks // (2 if causal else 1)
     forward = 2 * (parameters - vocab * sizes.width) + attention
-    teacher = recipe.objective.teacher_steps if isinstance(recipe.objective, Sdtt) else int(distils)
+    teacher = (
+        recipe.objective.teacher_steps
+        if isinstance(recipe.objective, SdttSettings)
+        else int(distils)
+    )
     again = forward - 2 * vocab * sizes.width if recipe.checkpointing else 0
     flops = tokens * (forward * (3 + teacher) + again)
     weights = parameters * (24 if distils else 20)
@@ -175,14 +188,14 @@ def _activations(recipe: Recipe, body: int) -> int:
     """Bytes of a micro-batch that the student's body, `body` weights, and its losses keep for the way back."""
     sizes = recipe.network
     width = 2 if recipe.precision == "bfloat16" else 4
-    sees = sizes.sees_alpha and not isinstance(recipe.objective, NextToken)
+    sees = sizes.sees_alpha and not isinstance(recipe.objective, AutoregressiveSettings)
     channels = recipe.batch_size // recipe.accumulation * sizes.length * sizes.width
     block = channels * (width * (SAVED + 2 * (sizes.dropout > 0)) + 8 * sees)
     block += (
         2 * body // sizes.blocks if recipe.precision == "bfloat16" else 0
     )  # weights in the products' precision
     rows = (
-        channels * 4 * (1 + isinstance(recipe.objective, Distillation) + _losses(recipe))
+        channels * 4 * (1 + isinstance(recipe.objective, DistillationSettings) + _losses(recipe))
     )  # that the head reads
     if not recipe.checkpointing:
         return sizes.blocks * block + rows
@@ -192,9 +205,9 @@ def _activations(recipe: Recipe, body: int) -> int:
 def _losses(recipe: Recipe) -> int:
     """How many losses over the vocabulary an update computes before the first of them goes back."""
     match recipe.objective:
-        case Sdtt(teacher_steps=steps):
+        case SdttSettings(teacher_steps=steps):
             return steps
-        case Consistency(process="masked", revealed="cross_entropy"):
+        case ConsistencySettings(process="masked", revealed="cross_entropy"):
             return 2
         case _:
             return 1

@@ -9,6 +9,9 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from unmask.data.evaluation_text import is_there, measured, same_text
+from unmask.data.packing import Rows, check_rows, spread
+from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.evaluation.judges import Scores
 from unmask.evaluation.likelihood import (
     Convention,
@@ -17,14 +20,11 @@ from unmask.evaluation.likelihood import (
     summed,
     unit_of,
 )
-from unmask.models.pretrained import CausalModel, Model, mask_id_of
+from unmask.models.model import CausalModel, Model, mask_id_of
 from unmask.recipes.build import HELD_OUT, text_of
-from unmask.recipes.schema import Data, Part
-from unmask.recipes.texts import corpus_of, digest_of, documents, rows
+from unmask.recipes.data import corpus_of, digest_of, documents, rows
+from unmask.recipes.schema import DataSettings, Part
 from unmask.rng import generator
-from unmask.text.evaluated import is_there, measured, same_text
-from unmask.text.packing import Rows, check_rows, spread
-from unmask.text.tokenizers import Tokenizer, start_token
 
 Limit: TypeAlias = int | Literal["all"]
 
@@ -61,7 +61,7 @@ class HeldOut:
     """
 
     rows: Rows
-    data: Data
+    data: DataSettings
     whole: bool
     digest: str
     changed: bool = False
@@ -92,7 +92,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScoringRule:
     """How rows are read under a model.
 
     start  the token before each row of an autoregressive model; None: the first token of a row is its start token
@@ -192,17 +192,17 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
     )
 
 
-def reading(model: Model | CausalModel, wrap: bool) -> Reading:
+def reading(model: Model | CausalModel, wrap: bool) -> ScoringRule:
     """How rows, with `wrap` or without, are read under a model.
 
     A start token stands before each row of an autoregressive model, as in our training and in the harness. Only a model
     without a card reads rows with BOS without it: the released baselines of MDLM were trained so.
     """
     if isinstance(model, CausalModel) and not (wrap and _text_of(model) is None):
-        return Reading(
+        return ScoringRule(
             model, start_token(model.tokenizer, model.network.shape.vocab_size, mask_id_of(model))
         )
-    return Reading(model)
+    return ScoringRule(model)
 
 
 def wraps(model: Model | CausalModel, chosen: bool | None, otherwise: bool) -> bool:
@@ -226,18 +226,22 @@ def spoken(model: Model | CausalModel) -> Tokenizer:
     return model.tokenizer
 
 
-def _text_of(model: Model | CausalModel, name: str = "the model") -> Data | None:
+def _text_of(model: Model | CausalModel, name: str = "the model") -> DataSettings | None:
     return text_of(model.card, name)
 
 
-def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[Data, bool]:
+def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[DataSettings, bool]:
     """The text to measure on, and whether it is that of the card."""
     card, wrap = _text_of(model, name), wraps(model, text.wrap, False)
     if text.corpus is not None:
         if card is not None and same_text(text.corpus, card.corpus):
             streaming = text.streaming or card.streaming
-            return Data(text.corpus, text.part or card.part, wrap=wrap, streaming=streaming), True
-        return Data(text.corpus, text.part or "all", wrap=wrap, streaming=text.streaming), False
+            return DataSettings(
+                text.corpus, text.part or card.part, wrap=wrap, streaming=streaming
+            ), True
+        return DataSettings(
+            text.corpus, text.part or "all", wrap=wrap, streaming=text.streaming
+        ), False
     if text.streaming:
         raise ValueError(
             "text.streaming says how --text.corpus is read: give it too, or leave both to the model's card"

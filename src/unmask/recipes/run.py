@@ -11,13 +11,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unmask.data.packing import Rows, Windows, batch_at, check_rows
+from unmask.data.tokenizers import Tokenizer
+from unmask.dataclass_json import to_json
 from unmask.evaluation.judges import weights_digest
+from unmask.models.checkpoints.weights import gather_blocks
+from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
 from unmask.models.dit import DiT
-from unmask.models.parameterization import CausalPredictor, NetworkDenoiser
-from unmask.models.pretrained import Model, load
-from unmask.models.weights import gather_blocks
-from unmask.plain import to_json
-from unmask.recipes.begun import (
+from unmask.models.model import Model, load
+from unmask.recipes.build import (
+    HELD_OUT,
+    Parts,
+    build,
+    decided,
+    deeper_by,
+    distillation,
+    starts_from,
+)
+from unmask.recipes.data import TrainingData, texts
+from unmask.recipes.estimate import check_memory
+from unmask.recipes.schema import DistillationSettings, Recipe, recipe_of
+from unmask.recipes.start import (
     as_saved,
     changes,
     checked_start,
@@ -29,23 +43,9 @@ from unmask.recipes.begun import (
     text_digest,
     with_own_tokenizer,
 )
-from unmask.recipes.build import (
-    HELD_OUT,
-    Parts,
-    build,
-    decided,
-    deeper_by,
-    distillation,
-    starts_from,
-)
-from unmask.recipes.estimate import check_memory
-from unmask.recipes.schema import Distillation, Recipe, recipe_of
-from unmask.recipes.texts import Texts, texts
-from unmask.recipes.unused import not_used
-from unmask.text.packing import Rows, Windows, batch_at, check_rows
-from unmask.text.tokenizers import Tokenizer
+from unmask.recipes.unused_settings import not_used
 from unmask.training import STUDENT, RunDir, State, Update, fit, launch, recorded, stop_signals
-from unmask.training.engine import Engine, faster_in_bfloat16
+from unmask.training.distributed import Engine, faster_in_bfloat16
 from unmask.training.sharding import copies
 
 
@@ -54,7 +54,7 @@ def run(
     directory: str | Path,
     *,
     say: Callable[[str], None] = lambda line: None,
-    data: Texts | None = None,
+    data: TrainingData | None = None,
     resume: bool = True,
     device: str | None = None,
     sharded: bool = False,
@@ -204,7 +204,7 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
     """
     objective = recipe.objective
-    if not isinstance(objective, Distillation):
+    if not isinstance(objective, DistillationSettings):
         raise ValueError(
             f"distill wants a recipe of distillation, {recipe.name!r} is {recipe.objective.kind}"
         )
@@ -242,7 +242,7 @@ def with_student(update: Update, parts: Parts, state: State, keep: bool = True) 
     """The update, with the student as it stands if a round or the run ends here and this process is to `keep` it."""
     recipe = parts.recipe
     round_ends = (
-        isinstance(recipe.objective, Distillation)
+        isinstance(recipe.objective, DistillationSettings)
         and update.step % recipe.objective.round_steps == 0
     )
     if not (round_ends or update.step == recipe.steps):

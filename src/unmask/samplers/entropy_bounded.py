@@ -9,9 +9,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from unmask.samplers.draws import blocks, is_number
-from unmask.samplers.reads import Laws, Reads
+from unmask.samplers.categorical import blocks, is_number
 from unmask.samplers.steps import Sampler, Step, Task, can_change, check_masked, in_steps, put
+from unmask.samplers.unmasking_schedule import Laws, Reads
 from unmask.types import Tokens
 
 

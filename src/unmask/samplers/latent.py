@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.diffusion.structure import Structure, gaussian_copula
+from unmask.diffusion.correlated_masking import Structure, gaussian_copula
 from unmask.limits import INT64, seed_number, whole
 from unmask.rng import address, uniform
 

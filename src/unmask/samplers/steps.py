@@ -21,11 +21,11 @@ from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.rng import uniform
-from unmask.samplers.canvas import FREE
-from unmask.samplers.draws import EXACT, UNFILTERED, Draw, Filters, blocks, draw_rows, race
+from unmask.samplers.categorical import EXACT, UNFILTERED, Draw, Filters, blocks, draw_rows, race
 from unmask.samplers.grids import check_levels
+from unmask.samplers.inputs import FREE
 from unmask.samplers.latent import BEFORE, Latent
-from unmask.samplers.reads import Laws, Reads, plan
+from unmask.samplers.unmasking_schedule import Laws, Reads, plan
 from unmask.types import Tokens
 
 
@@ -105,16 +105,18 @@ def reveal(task: Task) -> Sequence[Step]:
     The same latent gives coupled texts at different numbers of steps.
     """
     check_masked(task)
-    return [Show(task, reads) for reads in plan(task.latent, task.alphas, task.free).reads]
+    return [RevealStep(task, reads) for reads in plan(task.latent, task.alphas, task.free).reads]
 
 
 def ancestral(task: Task) -> Sequence[Step]:
     """z_s ~ q(z_s | z_t, x0 ~ p) at every position (MDLM, Eq. 6; Duo, arXiv 2506.10892, Eq. 3), for any process.
 
     A call a step at most, until nothing is left to change. In masked diffusion one draw over all tokens and MASK, the
-    textbook's way; elsewhere branch by branch (`Move`), but by a table for draws that are not exact.
+    textbook's way; elsewhere branch by branch (`MixturePosteriorStep`), but by a table for draws that are not exact.
     """
-    move = Move if task.mask_id is None and task.draw in EXACT else Table
+    move = (
+        MixturePosteriorStep if task.mask_id is None and task.draw in EXACT else TablePosteriorStep
+    )
     return [move(task, k) for k in range(len(task.alphas) - 1)]
 
 
@@ -146,7 +148,7 @@ def confidence(task: Task) -> Sequence[Step]:
 
 
 @dataclass(frozen=True)
-class Show:
+class RevealStep:
     """Draw the tokens of the positions that are due, whatever the text says."""
 
     task: Task
@@ -162,7 +164,7 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Move:
+class MixturePosteriorStep:
     """Renoising with weight kappa (see `renoising`; 1: the ancestral step), drawn branch by branch: see `Branches`.
 
     A coin < fresh sends a position to a draw from p, a coin < fresh + stray to a token of noise; else it stays. The
@@ -225,8 +227,8 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Table:
-    """The law of `Move` as a table, for one draw over all tokens: for draws that are not exact, and what they drew."""
+class TablePosteriorStep:
+    """The law of `MixturePosteriorStep` as a table, for one draw over all tokens: for draws that are not exact, and what they drew."""
 
     task: Task
     k: int

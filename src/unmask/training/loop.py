@@ -30,15 +30,15 @@ from torch import Tensor
 
 from unmask.limits import seed_number
 from unmask.rng import generator, global_generators
-from unmask.training.engine import Engine, launch
-from unmask.training.guard import Guard, TrainingError, Watch
+from unmask.training.distributed import Engine, launch
+from unmask.training.loss_guard import Guard, TrainingError, Watch
 from unmask.training.state import State
 from unmask.types import Tokens
 
 if TYPE_CHECKING:
-    from unmask.models.pretrained import CausalModel, Model
+    from unmask.models.model import CausalModel, Model
     from unmask.objectives.base import Objective
-    from unmask.training.rundir import RunDir
+    from unmask.training.run_directory import RunDir
 
 # What ends a training after its step; SIGHUP, which Windows does not have, comes when a terminal closes.
 STOPPING = tuple(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.training.engine import Engine
+from unmask.training.distributed import Engine
 from unmask.training.sharding import fill, first_row, is_sharded, local
 
 PICKLED = ".metadata"  # of the parts that version 0.1 wrote

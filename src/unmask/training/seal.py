@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unmask.files import sha256
-from unmask.plain import read_json
+from unmask.atomic_files import sha256
+from unmask.dataclass_json import read_json
 
 CURSOR = "cursor.json"
 FORMAT = 2

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.ema import Ema
-from unmask.training.engine import Engine
-from unmask.training.schedule import AdamW
+from unmask.training.distributed import Engine
+from unmask.training.optim import AdamW
 from unmask.training.sharding import entire
 
 if TYPE_CHECKING:

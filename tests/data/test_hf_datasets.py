@@ -1,0 +1,365 @@
+"""Data sets on disk as corpora: text or token ids, what is held out, a name that changes with the files."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.data import halves, load_corpus, split
+from unmask.data.corpora import load_stream
+from unmask.data.hf_datasets import DatasetDocuments, Others
+from unmask.data.rows_on_disk import COLUMN, PADDING, TokenLists
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `datasets`, which turns parquet into Arrow files."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def texts(n: int, first: int = 0) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"id": list(range(n)), "text": [f" {i}" for i in range(first, first + n)]}
+    )
+
+
+def arrow(table: datasets.Dataset, file: Path) -> Path:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.data.schema) as sheet:
+        sheet.write_table(table.data.table)
+    return file
+
+
+def saved(form: str, folder: Path) -> Path:
+    """Twelve texts, in each form that a data set has on disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    match form:
+        case "save_to_disk":
+            texts(12).save_to_disk(folder / "set", num_shards=2)
+        case "parquet":
+            texts(12).to_parquet(folder / "set.parquet")
+            return folder / "set.parquet"
+        case "folder of parquet":
+            for shard in range(2):
+                texts(6, 6 * shard).to_parquet(folder / f"part-{shard}.parquet")
+            return folder
+        case "arrow":
+            return arrow(texts(12), folder / "set.arrow")
+    return folder / "set"
+
+
+FORMS = ["save_to_disk", "parquet", "folder of parquet", "arrow"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_data_set_is_a_corpus_left_on_disk(form: str, tmp_path: Path) -> None:
+    corpus = load_corpus(saved(form, tmp_path / "data"))
+    assert isinstance(corpus.documents, DatasetDocuments) and list(corpus.documents) == [
+        f" {i}" for i in range(12)
+    ]
+    assert corpus.held_out is None and corpus.identity is not None
+    parts = split(corpus)
+    assert isinstance(parts.train.documents, DatasetDocuments), "no list of a large text"
+    assert list(parts.held_out.documents) == [" 9"]
+    assert list(parts.train.documents) == [f" {i}" for i in (*range(9), 10, 11)]
+    assert [list(half.documents)[:2] for half in halves(corpus)] == [[" 0", " 2"], [" 1", " 3"]]
+
+
+@given(st.integers(0, 40), st.integers(2, 9), st.tuples(*[st.none() | st.integers(-40, 40)] * 2))
+def test_all_but_every_kth(n: int, every: int, ends: tuple[int | None, int | None]) -> None:
+    kept = [number for place, number in enumerate(range(0, 2 * n, 2), start=1) if place % every]
+    others = Others(range(0, 2 * n, 2), every)
+    assert (
+        list(others) == kept
+        and others[slice(*ends)] == kept[slice(*ends)]
+        and len(others) == len(kept)
+    )
+    assert [others[-i] for i in range(1, len(kept) + 1)] == kept[::-1]
+
+
+def test_a_split_on_disk_is_the_split_in_memory(tmp_path: Path) -> None:
+    """Also of a half, whose documents are not neighbours."""
+    texts(2345).save_to_disk(tmp_path / "set")
+    (tmp_path / "set.jsonl").write_text(
+        "".join(f'{{"text": "{i}"}}\n' for i in range(2345)), "utf-8"
+    )
+    on_disk, in_memory = load_corpus(tmp_path / "set"), load_corpus(tmp_path / "set.jsonl")
+    for one, two in zip((on_disk, *halves(on_disk)), (in_memory, *halves(in_memory)), strict=True):
+        for name in ("train", "held_out"):
+            found, expected = (getattr(split(each), name).documents for each in (one, two))
+            assert [text.strip() for text in found] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "held_out"),
+    [(["train", "test", "validation"], "test"), (["train", "validation"], "validation")],
+)
+@pytest.mark.parametrize("parquet", [True, False])
+def test_a_split_of_the_data_set_is_held_out(
+    names: list[str], held_out: str, parquet: bool, tmp_path: Path
+) -> None:
+    splits = datasets.DatasetDict({name: texts(4, 10 * i) for i, name in enumerate(names)})
+    if parquet:
+        (tmp_path / "set").mkdir()
+        for name, table in splits.items():
+            table.to_parquet(tmp_path / "set" / f"{name}-00000-of-00001.parquet")
+    else:
+        splits.save_to_disk(tmp_path / "set")
+    corpus = load_corpus(tmp_path / "set")
+    assert list(corpus.documents) == [" 0", " 1", " 2", " 3"]
+    assert list(corpus.held_out) == splits[held_out]["text"]
+    assert split(corpus).train.documents is corpus.documents
+
+
+def test_lists_of_ids_win_over_text_and_their_end_is_held_out(tmp_path: Path) -> None:
+    """Rows that were cut from a stream are neighbours: every tenth of them would not be held-out text."""
+    table = texts(25).add_column(COLUMN, [[i, i + 1] for i in range(25)])
+    table.with_format("torch").save_to_disk(tmp_path / "set")
+    parts = split(load_corpus(tmp_path / "set"))
+    assert isinstance(parts.train.documents, TokenLists) and len(parts.train.documents) == 23
+    assert [list(ids) for ids in parts.held_out.documents] == [[23, 24], [24, 25]]
+    with pytest.raises(ValueError, match="holds token ids, and text is wanted"):
+        _ = parts.train.texts
+    assert parts.held_out.digest != parts.train.digest
+
+
+def test_the_digest_of_ids_is_the_one_that_is_documented(tmp_path: Path) -> None:
+    import hashlib
+
+    datasets.Dataset.from_dict({COLUMN: [[1, 2], [3, 4]]}).save_to_disk(tmp_path / "set")
+    told = b"".join((n).to_bytes(8, "little") for n in (16, 3, 4))
+    assert load_corpus(tmp_path / "set").held_out is None, (
+        "no split is published: `split` holds the last tenth out"
+    )
+    assert split(load_corpus(tmp_path / "set")).held_out.digest == hashlib.sha256(told).hexdigest()
+
+
+def test_the_name_of_a_text_changes_with_it(tmp_path: Path) -> None:
+    """And with the part of it; not with what `datasets` keeps beside it."""
+    texts(12).save_to_disk(tmp_path / "set")
+    corpus = load_corpus(tmp_path / "set")
+    parts = [
+        corpus,
+        *halves(corpus),
+        *(
+            getattr(split(each), name)
+            for each in (corpus, *halves(corpus))
+            for name in ("train", "held_out")
+        ),
+    ]
+    parts += [split(corpus, 3).train]
+    assert len({part.identity for part in parts}) == len(parts)
+    (tmp_path / "set" / "cache-1234.arrow").write_bytes(b"what map leaves")
+    assert load_corpus(tmp_path / "set").identity == corpus.identity
+    file = next((tmp_path / "set").glob("data-*.arrow"))
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert load_corpus(tmp_path / "set").identity != corpus.identity
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "arrow"])
+def test_the_form_in_which_a_data_set_was_last_looked_at_does_not_matter(
+    form: str, tmp_path: Path
+) -> None:
+    table = texts(3).add_column(COLUMN, [[1], [2, 3], [4]])
+    table.with_format(form).save_to_disk(tmp_path / "ids")
+    table.remove_columns(COLUMN).with_format(form).save_to_disk(tmp_path / "texts")
+    found = list(load_corpus(tmp_path / "texts").documents)
+    assert found == [" 0", " 1", " 2"] and {type(text) for text in found} == {str}
+    assert [ids.tolist() for ids in load_corpus(tmp_path / "ids").documents] == [[1], [2, 3], [4]]
+
+
+def test_every_file_that_is_read_is_in_the_name_of_a_text(tmp_path: Path) -> None:
+    """Whatever it is called: `cache-` is what `map` leaves in a folder of `save_to_disk`, unless that names it."""
+    (tmp_path / "set").mkdir()
+    for name in ("cache-1.parquet", "a.parquet"):
+        texts(4).to_parquet(tmp_path / "set" / name)
+    saved = tmp_path / "saved"
+    texts(4).save_to_disk(saved)
+    state = json.loads((saved / "state.json").read_text())
+    (saved / state["_data_files"][0]["filename"]).rename(saved / "cache-2.arrow")
+    state["_data_files"][0]["filename"] = "cache-2.arrow"
+    (saved / "state.json").write_text(json.dumps(state))
+    for folder, name in ((tmp_path / "set", "cache-1.parquet"), (saved, "cache-2.arrow")):
+        before = load_corpus(folder)
+        assert " 0" in list(before.documents)
+        os.utime(folder / name, ns=(0, (folder / name).stat().st_mtime_ns + 1))
+        assert load_corpus(folder).identity != before.identity
+
+
+# --- ids that are padding
+
+
+def padded(lists: list[list[int]], length: int, pad: int = 0) -> dict[str, list[list[int]]]:
+    """As tokenizers of transformers write them."""
+    return {
+        COLUMN: [ids + [pad] * (length - len(ids)) for ids in lists],
+        PADDING: [[1] * len(ids) + [0] * (length - len(ids)) for ids in lists],
+    }
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=2, max_size=8),
+    st.sampled_from(["int8", "bool", "int64"]),
+    st.booleans(),
+)
+@settings(max_examples=40)
+def test_padding_is_left_out(lists: list[list[int]], kind: str, fixed: bool) -> None:
+    """On either side of a list and inside it; a list without padding is whole."""
+    columns = padded(lists, 6)
+    for ids, marks in zip(columns[COLUMN][::2], columns[PADDING][::2], strict=True):
+        ids.reverse(), marks.reverse()
+    expected = [ids[:: -1 if i % 2 == 0 else 1] for i, ids in enumerate(lists)]
+    if kind == "bool":
+        columns[PADDING] = [[*map(bool, marks)] for marks in columns[PADDING]]
+
+    def column(values: list[list[int]], each: pa.DataType) -> pa.ChunkedArray:
+        form = pa.list_(each, 6 if fixed else -1)
+        return pa.chunked_array([pa.array(some, form) for some in (values[:1], values[1:])])
+
+    ids, marks = (
+        column(columns[COLUMN], pa.int32()),
+        column(columns[PADDING], pa.type_for_alias(kind)),
+    )
+    found = TokenLists(ids, range(len(lists)), marks)
+    assert [one.tolist() for one in found] == expected
+    assert [one.tolist() for one in found[1:]] == expected[1:]
+    whole = all(len(one) == 6 for one in lists)
+    assert found.length == (6 if whole else None), "padded lists are no rows"
+
+
+def test_a_data_set_with_padding_is_the_one_without(tmp_path: Path) -> None:
+    lists = [[i] * (1 + i % 5) for i in range(20)]
+    datasets.Dataset.from_dict(padded(lists, 7)).save_to_disk(tmp_path / "padded")
+    datasets.Dataset.from_dict({COLUMN: lists}).save_to_disk(tmp_path / "plain")
+    one, two = (split(load_corpus(tmp_path / name)) for name in ("padded", "plain"))
+    assert one.train.digest == two.train.digest and one.held_out.digest == two.held_out.digest
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        ([[1, 1], [1]], "attention_mask has a mark for each id of input_ids"),
+        ([[1, 1], None], "attention_mask holds a list for each document, and some .* missing"),
+        ([1, 1], "attention_mask holds int"),
+        ([[[1], [1]], [[1], [1]]], "attention_mask holds list"),
+        ([[0.5, 1.0], [1.0, 1.0]], "attention_mask holds list"),
+    ],
+)
+def test_marks_of_padding_that_cannot_be_such_are_named(
+    marks: list[object], message: str, tmp_path: Path
+) -> None:
+    datasets.Dataset.from_dict({COLUMN: [[1, 2], [3, 4]], PADDING: marks}).save_to_disk(
+        tmp_path / "set"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_corpus(tmp_path / "set")
+
+
+# --- what is no text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1, 2], [0.5, 1.5], [True, False], [{"a": "b"}] * 2, [b"bytes"] * 2, [datetime(2026, 1, 1)] * 2,
+     [["two", "strings"]] * 2,
+     [None, None]], ids=lambda values: type(values[0]).__name__,
+)  # fmt: skip
+def test_a_column_that_holds_no_strings_is_refused(values: list[object], tmp_path: Path) -> None:
+    """Two strings would be read as a pair by a tokenizer."""
+    datasets.Dataset.from_dict({"text": values}).to_parquet(tmp_path / "set.parquet")
+    with pytest.raises(
+        ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"
+    ):
+        load_corpus(tmp_path / "set.parquet")
+    with pytest.raises(
+        ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"
+    ):
+        load_stream(str(tmp_path / "set.parquet"))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_each_kind_of_strings_is_text(kind: pa.DataType, tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array(["one", "two"]).cast(kind)})
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as sheet,
+    ):
+        sheet.write_table(table)
+    assert list(load_corpus(tmp_path / "a.arrow").documents) == ["one", "two"]
+
+
+def test_strings_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"caf\xe9", "\ud800".encode("utf-8", "surrogatepass")])
+    table = pa.table({"text": pa.Array.from_buffers(pa.string(), 3, raw.buffers())})
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as sheet,
+    ):
+        sheet.write_table(table)
+    with pytest.raises(
+        ValueError, match=r"^rows 0 to 2 of .* bytes in the column 'text' that are no UTF-8"
+    ):
+        list(load_corpus(tmp_path / "a.arrow").documents)
+    with pytest.raises(
+        ValueError, match=r"a\.arrow has bytes in the column 'text' of some of its rows 0 to 2"
+    ):
+        load_stream(str(tmp_path / "a.arrow"))
+
+
+# --- caches that cannot be written
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the data set that it was for."""
+    texts(4).to_parquet(tmp_path / "set.parquet")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file" / "unmask"))
+    with pytest.raises(
+        OSError, match=r"^UNMASK_CACHE cannot be written: .*file.*; name a directory"
+    ):
+        load_stream(str(tmp_path / "set.parquet"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "hf")
+    with pytest.raises(ValueError, match=r"^HF_HOME cannot be written: .*file/hf.*; set HF_HOME"):
+        load_corpus(tmp_path / "set.parquet")
+
+
+def refused(tmp_path: Path, message: str, **columns: list[object]) -> None:
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=message):
+        list(load_corpus(tmp_path / "set").documents)
+
+
+def test_what_is_no_corpus_says_why(tmp_path: Path) -> None:
+    refused(
+        tmp_path / "1",
+        "has the columns body, n: want 'input_ids', lists of token ids, or 'text'; rename",
+        body=["a"],
+        n=[1],
+    )
+    refused(
+        tmp_path / "2", "row 1 of the data set has nothing in its column 'text'", text=["a", None]
+    )
+    refused(tmp_path / "3", "lists of integers, input_ids holds string", input_ids=["a", "b"])
+    refused(tmp_path / "4", "could not be opened: IndexError.* Is it whole, and not empty", text=[])
+
+
+def test_splits_that_do_not_fit_say_why(tmp_path: Path) -> None:
+    one, two = texts(3), datasets.Dataset.from_dict({COLUMN: [[1], [2]]})
+    datasets.DatasetDict(a=one, b=one).save_to_disk(tmp_path / "named")
+    with pytest.raises(ValueError, match="has the splits a, b: want one that is called train"):
+        load_corpus(tmp_path / "named")
+    datasets.DatasetDict(train=one, test=two).save_to_disk(tmp_path / "mixed")
+    with pytest.raises(ValueError, match=r"train and test of .* hold text and token ids"):
+        load_corpus(tmp_path / "mixed")
+    (tmp_path / "broken.arrow").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"broken\.arrow is no whole Arrow file"):
+        load_corpus(tmp_path / "broken.arrow")

@@ -1,0 +1,313 @@
+"""Text that is read while it is trained on: the rows are those of the whole text, whoever writes them and when."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unmask
+import unmask.data.prefetch
+from unmask.data.packing import Windows, batch_at, pack
+from unmask.data.prefetch import windows
+from unmask.data.streaming import Stream
+from unmask.rng import address
+
+EOS, VOCABULARY, W = 0, 30, 16
+
+
+def lengths(n: int) -> list[int]:
+    """Of documents, some of them empty, some longer than a window."""
+    return [(i * 7) % 23 if i % 50 != 49 else 400 for i in range(n)]
+
+
+def documents(n: int = 400) -> list[str]:
+    return [
+        "".join(chr(97 + (i + place) % 26) for place in range(length))
+        for i, length in enumerate(lengths(n))
+    ]
+
+
+def encode(some: Sequence[str]) -> list[list[int]]:
+    return [[ord(letter) - 96 for letter in document] for document in some]
+
+
+def stream(texts: Sequence[str], chosen: range = range(sys.maxsize)) -> Stream:
+    table = datasets.Dataset.from_dict({"text": list(texts)}).to_iterable_dataset(
+        num_shards=min(3, len(texts))
+    )
+    return Stream("toy", table, "text", chosen, "toy")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of W rows of 5 tokens, packed in blocks of which a window holds some, and parts."""
+    monkeypatch.setattr(unmask.data.prefetch, "WINDOW", 5 * W)
+    monkeypatch.setattr(
+        unmask.data.prefetch, "crops", partial(unmask.data.prefetch.crops, block=33)
+    )
+
+
+def opened(
+    folder: Path,
+    source: Stream,
+    code: Callable[[Sequence[str]], list[list[int]]] = encode,
+    **form: object,
+):
+    return windows(source, code, folder, VOCABULARY, 5, EOS, **form)
+
+
+# --- batches
+
+
+def in_windows(rows: torch.Tensor, size: int, ahead: int = 0) -> Windows:
+    """Rows of which no more are known than was asked for, and `ahead` windows."""
+    return Windows(size, lambda n: rows[: (-(-n // size) + ahead) * size], lambda: None)
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 12),
+    st.integers(0, 3),
+    st.integers(0, 9),
+)
+def test_a_batch_does_not_depend_on_how_much_is_known(
+    n: int, size: int, batch_size: int, step: int, seed: int, ahead: int
+) -> None:
+    """Nor on the number of processes; and what is in a window is seen before what is in the next one."""
+    rows = torch.arange(n)[:, None].expand(-1, 2)
+    found = batch_at(in_windows(rows, size), step, 2 * batch_size, seed)
+    assert torch.equal(found, batch_at(in_windows(rows, size, ahead), step, 2 * batch_size, seed))
+    parts = [
+        batch_at(in_windows(rows, size), step, 2 * batch_size, seed, rank, 2) for rank in range(2)
+    ]
+    assert torch.equal(torch.cat(parts), found)
+    place = torch.arange(step * 2 * batch_size, (step + 1) * 2 * batch_size)
+    assert torch.equal(found[:, 0] // size, place % n // size)
+    epoch = torch.cat([batch_at(in_windows(rows, size), k, n, seed)[:, 0] for k in (0, 1)])
+    assert torch.equal(epoch.view(2, n).sort(dim=1).values, torch.arange(n).expand(2, -1))
+
+
+def test_rows_that_are_all_there_are_one_window() -> None:
+    """In the order that they had before there were windows."""
+    rows = torch.arange(13)[:, None]
+    for step in range(9):
+        place = step * 5 + torch.arange(5)
+        order = {e: address(0x5F1E, 3, e, torch.arange(13)).argsort() for e in range(4)}
+        expected = [int(order[int(p) // 13][int(p) % 13]) for p in place]
+        assert batch_at(rows, step, 5, seed=3)[:, 0].tolist() == expected
+        assert batch_at(in_windows(rows, 13), step, 5, seed=3)[:, 0].tolist() == expected
+
+
+# --- rows
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=150), st.booleans(), st.integers(0, 3), st.integers(1, 3)
+)
+@settings(max_examples=15)
+def test_windows_together_are_the_rows_of_the_whole_text(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], wrap: bool, first: int, every: int
+) -> None:
+    """For any documents of which any are chosen, written at once or a window at a time by others."""
+    folder, texts = tmp_path_factory.mktemp("windows"), ["ab" * size for size in sizes]
+    source = stream(texts or [""], range(first, sys.maxsize, every))
+    lists = encode(texts[first::every])
+    if sum(map(len, lists)) + max(0, len(lists) - 1) < (3 if wrap else 5):
+        with pytest.raises(ValueError, match="does not fill one row"):
+            opened(folder, source, wrap=wrap).upto(1)
+        return
+    expected = pack(lists, 5, EOS, wrap=wrap)
+    found = opened(folder / "1", source, wrap=wrap)
+    assert torch.equal(found.upto(10**6)[:], expected)
+    for n in range(
+        1, len(expected) + W, W
+    ):  # each by an object that knows nothing but what is on disk
+        once = opened(folder / "2", source, wrap=wrap)
+        some = once.upto(n)  # asked for again it may be more: windows are written ahead
+        assert torch.equal(some[:], expected[: len(some)])
+        assert len(some) >= min(n, len(expected))
+        once.close()
+
+
+def test_a_text_is_read_no_further_than_it_is_asked_for_and_not_from_its_beginning(
+    tmp_path: Path,
+) -> None:
+    """Two windows ahead; who goes on begins near the end of what is there."""
+    texts, seen = [f"{'abc' * 7}{chr(97 + i % 26)}" for i in range(5000)], []
+
+    def watched(some: Sequence[str]) -> list[list[int]]:
+        seen.append(len(some))
+        return encode(some)
+
+    whole = pack(encode(texts), 5, EOS)
+    for n, most in ((1, 384), (W, 128), (40 * W, 2048), (41 * W, 384), (60 * W, 1024)):
+        seen.clear()
+        found = opened(tmp_path, stream(texts), watched)
+        assert torch.equal(found.upto(n)[:n], whole[:n])
+        wait_for(lambda: not writers())
+        assert sum(seen) <= most
+        found.close()
+
+
+def writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "_make_ahead" in thread.name]
+
+
+def wait_for(done: Callable[[], bool], seconds: float = 20) -> None:
+    started = time.monotonic()
+    while not done():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.01)
+
+
+def test_windows_are_written_ahead_and_found_by_others(tmp_path: Path) -> None:
+    found = opened(tmp_path, stream(documents()))
+    assert len(found.upto(1)) == W
+    wait_for(lambda: not writers())
+    assert sorted(path.name for path in tmp_path.glob("0*.json")) == [
+        f"00000{i}.json" for i in range(3)
+    ]
+
+    def refuse(some: Sequence[str]) -> list[list[int]]:
+        raise AssertionError("they are there")
+
+    other = opened(tmp_path, stream(documents()), refuse)
+    assert len(other.upto(2 * W + 1)) == 3 * W and torch.equal(other.upto(1)[:W], found.upto(1)[:W])
+    assert not writers(), "only who has the text open reads ahead"
+
+
+def test_a_window_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
+    whole = pack(encode(documents()), 5, EOS)
+    opened(tmp_path, stream(documents())).upto(1)
+    wait_for(lambda: not writers())
+    (tmp_path / "000002.json").unlink()  # what says that the window is there
+    (tmp_path / "000002.arrow").write_bytes(b"half")
+    assert torch.equal(opened(tmp_path, stream(documents())).upto(3 * W)[:], whole[: 3 * W])
+
+
+def test_a_failure_is_told_where_its_rows_are_needed_and_can_be_mended(tmp_path: Path) -> None:
+    """Windows before it are read; what failed ahead fails again in front, with its own words."""
+    bad, broken = documents(), [True]
+
+    def code(some: Sequence[str]) -> list[list[int]]:
+        if bad[150] in some and broken[0]:
+            raise ValueError("a letter that nobody knows")
+        return encode(some)
+
+    whole, said = pack(encode(bad), 5, EOS), []
+    found = windows(stream(bad), code, tmp_path, VOCABULARY, 5, EOS, say=said.append)
+    read = W
+    with pytest.raises(ValueError, match="a letter that nobody knows"):
+        while True:
+            assert torch.equal(found.upto(read)[:read], whole[:read])
+            wait_for(lambda: not writers())
+            read += W
+    assert W < read < len(whole) and not list(tmp_path.glob(".tmp-*"))
+    assert any("not read ahead" in line and "nobody knows" in line for line in said)
+    broken[0] = False
+    assert torch.equal(found.upto(10**6)[:], whole)
+
+
+def test_a_reader_that_fails_says_how_far_it_came(tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        for i in range(100):
+            yield {"text": "abcde" * 5}
+            if i == 80:
+                raise ConnectionError("the hub is gone")
+
+    table = datasets.IterableDataset.from_generator(
+        rows, features=datasets.Features(text=datasets.Value("string"))
+    )
+    with pytest.raises(
+        ValueError, match=r"toy could not be read beyond document \d+: .*the hub is gone"
+    ):
+        opened(tmp_path, Stream("toy", table, "text", range(sys.maxsize), "toy")).upto(10**6)
+
+
+def test_what_is_written_ahead_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """And is gone on with when rows are asked for again."""
+
+    def slow(some: Sequence[str]) -> list[list[int]]:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.05)
+        return encode(some)
+
+    texts = ["abc" * 90] * 500  # a window is less than 64 of them
+    found = opened(tmp_path, stream(texts), slow)
+    for n in (1, 250 * W):
+        found.upto(n)
+        found.close()
+        assert not writers()
+    some = found.upto(250 * W)
+    assert torch.equal(some[:], pack(encode(texts), 5, EOS)[: len(some)])
+    found.close()
+
+
+# --- processes
+
+PROCESSES = """
+import os, signal, sys, time
+from pathlib import Path
+import torch, datasets
+from functools import partial
+import unmask.data.streaming, unmask.data.prefetch
+from unmask.data.packing import crops, pack
+from test_windows import EOS, VOCABULARY, W, documents, encode, stream
+unmask.data.prefetch.WINDOW = 5 * W
+unmask.data.prefetch.crops = partial(crops, block=33)
+unmask.data.streaming.AT_ONCE = 4  # so that each window takes time
+folder, texts = Path(sys.argv[1]), documents(150)
+whole, source = pack(encode(texts), 5, EOS), stream(texts)
+
+def begin(last, seconds):
+    child = os.fork()
+    if child:
+        return child
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    def slow(some):
+        time.sleep(seconds)
+        return encode(some)
+    found = unmask.data.prefetch.windows(source, slow, folder, VOCABULARY, 5, EOS)
+    for n in range(W, last, W):
+        rows = found.upto(n)
+    assert torch.equal(rows[:], whole[:len(rows)])
+    sys.exit()  # as a script ends: threads and all
+
+killed, interrupted, short = begin(10**4, 0.1), begin(10**4, 0.1), begin(2 * W + 1, 0.1)
+while len(list(folder.glob("0*.json"))) < 3:
+    time.sleep(0.01)
+os.kill(killed, signal.SIGKILL)
+os.kill(interrupted, signal.SIGINT)
+ended = [os.waitpid(child, 0)[1] for child in (killed, interrupted, short)]
+print(ended, len(list(folder.glob("0*.json"))), flush=True)
+print([os.waitpid(child, 0)[1] for child in [begin(10**4, 0.0), begin(10**4, 0.001)]], flush=True)
+print(len(list(folder.glob("0*.json"))), -(-len(whole) // W))
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_windows_and_survive_each_other(tmp_path: Path) -> None:
+    """One is killed while it writes, one is interrupted, one ends while it still reads ahead; others go on."""
+    paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROCESSES, str(tmp_path)]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    first, second, third = ran.stdout.splitlines()
+    assert first.startswith(f"[{int(signal.SIGKILL)}, {int(signal.SIGINT)}, 0] "), ran.stderr
+    assert 3 <= int(first.split()[-1]) < 20
+    assert second == "[0, 0]" and len(set(third.split())) == 1, ran.stderr
+    assert "KeyboardInterrupt" in ran.stderr

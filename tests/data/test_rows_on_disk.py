@@ -1,0 +1,358 @@
+"""Rows on disk: they are the rows in memory, read as a tensor is, whole or not there, made once by one process."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import unmask
+from unmask.atomic_files import TEMPORARY
+from unmask.data.cache import alone, cache, key
+from unmask.data.packing import batch_at, check_rows, pack, row_blocks
+from unmask.data.rows_on_disk import (
+    COLUMN,
+    StoredRows,
+    TokenLists,
+    arrow_table,
+    kept_rows,
+    open_rows,
+    write_rows,
+)
+
+EOS = 50
+documents = st.lists(st.lists(st.integers(0, 49), max_size=30), min_size=1, max_size=12).filter(
+    lambda d: sum(map(len, d)) > 9
+)
+
+
+def numbered(n: int, length: int = 3) -> torch.Tensor:
+    return torch.arange(n)[:, None] * 10 + torch.arange(length)
+
+
+def stored(rows: torch.Tensor, folder: Path, block: int = 4) -> StoredRows:
+    write_rows(
+        folder / "rows.arrow", (part.numpy() for part in rows.split(block)), rows.shape[1], 50_000
+    )
+    return open_rows(folder / "rows.arrow")
+
+
+@given(
+    documents,
+    st.integers(3, 7),
+    st.integers(1, 50),
+    st.booleans(),
+    st.sampled_from([51, 2**16, 2**16 + 1]),
+)
+@settings(max_examples=60)
+def test_rows_on_disk_are_the_rows_in_memory(
+    tmp_path_factory: pytest.TempPathFactory,
+    lists: list[list[int]],
+    length: int,
+    block: int,
+    wrap: bool,
+    size: int,
+) -> None:
+    """For any documents, length, size of blocks and width of a token."""
+    file = tmp_path_factory.mktemp("rows") / "rows.arrow"
+    write_rows(file, row_blocks(lists, length, EOS, wrap=wrap, block=block), length, size)
+    found, expected = open_rows(file), pack(lists, length, EOS, wrap=wrap)
+    assert found.shape == tuple(expected.shape) and len(found) == len(expected)
+    assert found.blocks[0].dtype == (np.uint16 if size <= 2**16 else np.int32)
+    assert torch.equal(found[:], expected) and found[:].dtype == torch.int64
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, StoredRows]:
+    rows = numbered(30)
+    return rows, stored(rows, tmp_path_factory.mktemp("pair"))
+
+
+@given(
+    st.lists(st.integers(0, 29), max_size=40),
+    st.tuples(*[st.none() | st.integers(-40, 40)] * 2),
+    st.sampled_from([None, 1, 3]),
+)
+def test_rows_are_read_as_a_tensor_is(
+    pair: tuple[torch.Tensor, StoredRows],
+    numbers: list[int],
+    ends: tuple[int | None, int | None],
+    step: int | None,
+) -> None:
+    """By numbers in any order, repeated ones too, and by slices."""
+    rows, on_disk = pair
+    index = torch.tensor(numbers, dtype=torch.int64)
+    assert torch.equal(on_disk[index], rows[index])
+    assert torch.equal(on_disk[slice(*ends, step)], rows[slice(*ends, step)])
+
+
+@given(st.integers(0, 40), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.integers(0, 3))
+def test_batches_do_not_know_where_rows_are(
+    pair: tuple[torch.Tensor, StoredRows], step: int, world: int, share: int, seed: int
+) -> None:
+    """And the processes together see what one sees."""
+    rows, on_disk = pair
+    whole = batch_at(rows, step, world * share, seed)
+    parts = [batch_at(on_disk, step, world * share, seed, rank, world) for rank in range(world)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_number_that_is_no_row_is_refused(pair: tuple[torch.Tensor, StoredRows]) -> None:
+    for wrong in (-1, 30):
+        with pytest.raises(IndexError, match=r"0 to 29: got 0 to 30|got -1 to 0"):
+            pair[1][torch.tensor([0, wrong])]
+
+
+def test_stored_rows_are_checked_like_others(pair: tuple[torch.Tensor, StoredRows]) -> None:
+    check_rows(pair[1], 293, None)
+    with pytest.raises(ValueError, match="vocab_size = 292, got 0 to 292"):
+        check_rows(pair[1], 292, None)
+
+
+def test_what_has_no_place_in_the_vocabulary_is_not_written(tmp_path: Path) -> None:
+    """Two bytes would hold the remainder of a greater id, and nobody would see it."""
+    for wrong in (-1, 70_000):
+        with pytest.raises(ValueError, match="0 <= id < vocab_size = 60000"):
+            write_rows(tmp_path / "rows.arrow", [np.full((2, 3), wrong)], 3, 60_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_opening_rows_reads_none_of_them(tmp_path: Path) -> None:
+    """64 MiB on disk are a few pages in memory: what is not mapped from a file does not grow with the rows."""
+    code = """
+import sys, torch
+from pathlib import Path
+from unmask.data.packing import batch_at, check_rows
+from unmask.data.rows_on_disk import open_rows
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+open_rows(Path(sys.argv[2]))
+before = anonymous()
+rows = open_rows(Path(sys.argv[1]))
+check_rows(rows, 2**16, None)
+batch_at(rows, 3, 64, seed=1)
+print(anonymous() - before)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("resident memory is read from Linux's /proc")
+    write_rows(tmp_path / "large.arrow", (np.full((1024, 1024), i) for i in range(32)), 1024, 2**16)
+    write_rows(tmp_path / "small.arrow", [np.zeros((1, 1024), dtype=np.int64)], 1024, 2**16)
+    env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path / "large.arrow"),
+        str(tmp_path / "small.arrow"),
+    ]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) < 40_000, "kB; the rows are 65,536 kB on disk and 262,144 kB as int64"
+
+
+# --- made once
+
+
+def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:
+    def refuse() -> Iterator[NDArray[np.int64]]:
+        raise AssertionError("they are there")
+        yield
+
+    rows = numbered(5)
+    first = kept_rows(tmp_path / "new" / "rows.arrow", lambda: [rows.numpy()], 3, 100)
+    assert torch.equal(first[:], rows)
+    assert torch.equal(kept_rows(tmp_path / "new" / "rows.arrow", refuse, 3, 100)[:], rows)
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from unmask.data.rows_on_disk import kept_rows
+file, number, log = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+
+def blocks():
+    with log.open("a") as told:
+        told.write(f"{number}\\n")
+    for place in range(40):
+        yield np.full((2, 3), place)
+        time.sleep(0.01)
+    if number < 0:
+        time.sleep(60)  # until it is killed
+
+rows = kept_rows(file, blocks, 3, 100, lambda line: print(line, flush=True))
+assert rows[:][::2, 0].tolist() == list(range(40))
+"""
+
+
+def writer(file: Path, number: int) -> "subprocess.Popen[str]":
+    env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
+    command = [sys.executable, "-c", WRITER, str(file), str(number), str(file.with_name("log"))]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_of_many_processes_one_writes(tmp_path: Path) -> None:
+    """The others wait for it, say so, and read what it wrote."""
+    writers = [writer(tmp_path / "rows.arrow", number) for number in range(3)]
+    told = [process.communicate(timeout=60) for process in writers]
+    assert [process.returncode for process in writers] == [0, 0, 0], told
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    assert not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+@pytest.mark.slow
+def test_who_is_killed_leaves_nothing_that_is_taken_for_rows(tmp_path: Path) -> None:
+    """The one who waits for it begins anew."""
+    file = tmp_path / "rows.arrow"
+    killed = writer(file, -1)
+    started = time.monotonic()
+    while not (tmp_path / "log").exists():
+        assert time.monotonic() - started < 60
+        time.sleep(0.01)
+    waiting = writer(file, 1)
+    assert waiting.stdout.readline() == f"waiting for the process that writes {file}\n"
+    assert not file.exists() and list(tmp_path.glob(f"{TEMPORARY}*")), "half-written"
+    killed.kill()
+    killed.wait()
+    assert waiting.communicate(timeout=60) is not None and waiting.returncode == 0
+    assert (tmp_path / "log").read_text().splitlines() == ["-1", "1"]
+    assert not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+def test_what_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[NDArray[np.int64]]:
+        yield np.zeros((2, 3), dtype=np.int64)
+        raise RuntimeError("text that cannot be read")
+
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        kept_rows(tmp_path / "rows.arrow", failing, 3, 100)
+    assert [file.name for file in tmp_path.iterdir()] == [".lock-rows.arrow"]
+
+
+def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path) -> None:
+    def full() -> Iterator[NDArray[np.int64]]:
+        yield np.zeros((2, 3), dtype=np.int64)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        OSError, match=r"rows\.arrow: .*No space left.* name another directory in UNMASK_CACHE"
+    ):
+        kept_rows(tmp_path / "rows.arrow", full, 3, 100)
+
+
+def test_half_a_file_is_no_file(tmp_path: Path) -> None:
+    stored(numbered(30), tmp_path)
+    whole = (tmp_path / "rows.arrow").read_bytes()
+    (tmp_path / "rows.arrow").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"no whole Arrow file .* remove it"):
+        open_rows(tmp_path / "rows.arrow")
+
+
+def test_the_cache_is_where_it_is_told_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", "~/here")
+    assert cache() == Path.home() / "here"
+    monkeypatch.delenv("UNMASK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache() == tmp_path / "unmask"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache() == Path.home() / ".cache" / "unmask"
+
+
+def test_a_key_sees_every_fact() -> None:
+    assert len({key(), key(1), key("1"), key(None), key([1]), key(1, 2), key("1 2"), key(12)}) == 8
+    assert key("a", 1, None, [2]) == key("a", 1, None, [2])
+
+
+def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        with alone(tmp_path / "a" / "thing", said.append):
+            pass
+    assert said == []
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with (
+        pytest.raises(OSError, match=r"cannot be locked .*No locks.* in UNMASK_CACHE"),
+        alone(tmp_path / "a"),
+    ):
+        pass
+
+
+# --- lists of ids
+
+
+def column(lists: object, kind: pa.DataType) -> pa.ChunkedArray:
+    """Three chunks, cut from longer arrays: their offsets do not begin at 0."""
+    whole = pa.array(lists, kind)
+    return pa.chunked_array([whole[:2], whole[2:2], whole[2:]], kind)
+
+
+KINDS = [
+    pa.list_(pa.int32()),
+    pa.large_list(pa.int64()),
+    pa.list_(pa.uint16()),
+    pa.list_(pa.uint8(), 3),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_lists_of_one_length_are_rows(kind: pa.DataType) -> None:
+    ids = numbered(7)
+    lists = TokenLists(column(ids.tolist(), kind), range(7))
+    assert lists.length == 3 and torch.equal(lists.rows()[:], ids)
+    assert [list(one) for one in lists] == ids.tolist() and lists[-1].dtype == np.int64
+    assert torch.equal(lists[1:6:2].rows()[torch.tensor([2, 0])], ids[[5, 1]])
+
+
+def test_lists_of_other_lengths_are_no_rows() -> None:
+    lists = TokenLists(column([[1], [2, 3], [], [4]], KINDS[0]), range(4))
+    assert lists.length is None and [list(one) for one in lists[1:]] == [[2, 3], [], [4]]
+    with pytest.raises(ValueError, match="different lengths are no rows"):
+        lists.rows()
+
+
+@pytest.mark.parametrize(
+    ("lists", "kind", "message"),
+    [
+        ([1, 2, 3], pa.int64(), "lists of integers, input_ids holds int64"),
+        ([["a"], ["b"]], pa.list_(pa.string()), "holds list<item: string>"),
+        ([[1], None], KINDS[0], "missing"),
+        ([[1], [None]], KINDS[0], "missing"),
+    ],
+)
+def test_a_column_of_something_else_is_named(
+    lists: object, kind: pa.DataType, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TokenLists(pa.chunked_array([pa.array(lists, kind)]), range(2))
+
+
+def test_both_forms_of_an_arrow_file_are_read(tmp_path: Path) -> None:
+    table = pa.table({COLUMN: [[1, 2], [3, 4]]})
+    for form in (pa.ipc.new_file, pa.ipc.new_stream):
+        with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, form(sink, table.schema) as sheet:
+            sheet.write_table(table)
+        assert arrow_table(tmp_path / "a.arrow").equals(table)

@@ -1,0 +1,279 @@
+"""The checks of `unmask verify`: they pass on the library as it is, and each fails when its claim is made false."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, asdict, replace
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from unmask.diffusion import duality
+from unmask.diffusion.schedules import Cosine
+from unmask.diffusion.trajectory import Trajectory
+from unmask.experiments.exact import duality_checks
+from unmask.experiments.exact.duality_checks import (
+    PAIR,
+    TRIPLE,
+    Check,
+    examine,
+    figure_data,
+    kolmogorov_smirnov,
+    observe,
+    run_checks,
+)
+
+N = 4000
+MANY = 20_000  # an error of a few percent, as K + 1 for K = 6, is then many standard errors
+NAMES = [
+    "no signal keeps 1/K",
+    "calibrated marginals",
+    "F_Y(Y) is uniform",
+    "joint law at 2 times",
+    "joint law at 3 times",
+    "one scalar locks the path",
+    "once masked, stays masked",
+    "shown sets are nested",
+]
+
+
+def failed(checks: list[Check]) -> set[str]:
+    return {check.name for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize(("size", "n"), [(2, 100), (2, N), (7, N), (100, N), (5000, 1000)])
+def test_the_duality_holds(size: int, n: int) -> None:
+    checks = run_checks(size, n, seed=1)
+    assert [check.name for check in checks] == NAMES
+    assert failed(checks) == set()
+    assert all(
+        math.isfinite(check.error) and check.error <= 6 * check.expected_error for check in checks
+    )
+
+
+def test_it_holds_for_any_schedule_also_below_the_edge() -> None:
+    observation = observe(3, N, seed=2, schedule=Cosine())
+    assert (
+        float(observation.alpha.min()) < 1 / 3
+    )  # negative snr_root: no SNR, the identity holds all the same
+    assert failed(examine(observation)) == set()
+
+
+def test_equal_seeds_give_equal_checks() -> None:
+    assert run_checks(9, 200, seed=3) == run_checks(9, 200, seed=3) != run_checks(9, 200, seed=4)
+
+
+def test_p_values_are_uniform_over_seeds() -> None:
+    """Else `passed` would be too easy or too hard. Bonferroni's p may be too large (conservative), never too small."""
+    values: dict[str, list[float]] = {}
+    for seed in range(40):
+        for check in run_checks(4, 400, seed):
+            if check.p_value is not None:
+                values.setdefault(check.name, []).append(check.p_value)
+    for name in ("F_Y(Y) is uniform", "joint law at 2 times", "joint law at 3 times"):
+        assert stats.kstest(values[name], "uniform").pvalue > 1e-3, name
+    assert (
+        stats.kstest(values["calibrated marginals"], "uniform", alternative="greater").pvalue > 1e-3
+    )
+
+
+# Mutations: each breaks one thing, and the named checks must see it.
+
+
+def deaf_project(w: Tensor, x0: Tensor, mask_id: int) -> Tensor:
+    """Hears all coordinates but one."""
+    quieter = w.scatter(-1, ((x0 + 1) % w.shape[-1])[:, None], -math.inf)
+    return duality.project(quieter, x0, mask_id)
+
+
+def positive_project(w: Tensor, x0: Tensor, mask_id: int) -> Tensor:
+    """Looks at the sign of x0's coordinate instead of its rank."""
+    return torch.where(w.gather(-1, x0[:, None]).squeeze(-1) > 0, x0, mask_id)
+
+
+def smallest_project(w: Tensor, x0: Tensor, mask_id: int) -> Tensor:
+    """Keeps the token while it is the least."""
+    return duality.project(-w, x0, mask_id)
+
+
+def argmax_project(w: Tensor, x0: Tensor, mask_id: int) -> Tensor:
+    """Duo's projection: the greatest coordinate's own token, no MASK."""
+    return w.argmax(-1)
+
+
+def forgetful_path(x0: Tensor, eps: Tensor, root: Tensor) -> Tensor:
+    """Fresh noise at every time: right marginals, no path."""
+    return duality.ddim_path(x0, torch.randn_like(eps), root)
+
+
+def unscaled_path(x0: Tensor, eps: Tensor, root: Tensor) -> Tensor:
+    """Forgets sigma~."""
+    alpha, _ = duality.coefficients(root)
+    return eps.scatter_add(-1, x0[:, None], alpha.expand(len(x0), 1))
+
+
+def off_by_one_root(keep: Tensor, size: int) -> Tensor:
+    return duality.snr_root(keep, size + 1)
+
+
+def off_by_one_keep(root: Tensor | float, size: int) -> Tensor:
+    return duality.keep_probability(root, size + 1)
+
+
+def absolute_margin(eps: Tensor, x0: Tensor) -> Tensor:
+    return duality.margin(eps, x0).abs()
+
+
+LAWS = {"joint law at 2 times", "joint law at 3 times"}
+PATHS = {"one scalar locks the path", "once masked, stays masked"}
+MUTATIONS: list[tuple[str, Callable[..., Tensor], set[str]]] = [
+    ("project", deaf_project, {"calibrated marginals", "one scalar locks the path"} | LAWS),
+    ("project", positive_project, {"calibrated marginals", "one scalar locks the path"} | LAWS),
+    ("project", smallest_project, {"calibrated marginals", *PATHS} | LAWS),
+    ("project", argmax_project, {"one scalar locks the path"}),
+    ("ddim_path", forgetful_path, PATHS | LAWS),
+    ("ddim_path", unscaled_path, {"calibrated marginals", "one scalar locks the path"} | LAWS),
+    ("snr_root", off_by_one_root, {"calibrated marginals", "one scalar locks the path"}),
+    (
+        "keep_probability",
+        off_by_one_keep,
+        {"no signal keeps 1/K", "F_Y(Y) is uniform", "one scalar locks the path"},
+    ),
+    ("margin", absolute_margin, {"F_Y(Y) is uniform", "one scalar locks the path"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant", "seen"), MUTATIONS, ids=[mutant.__name__ for _, mutant, _ in MUTATIONS]
+)
+def test_a_wrong_gaussian_side_is_seen(
+    monkeypatch: pytest.MonkeyPatch, name: str, mutant: Callable[..., Tensor], seen: set[str]
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(duality_checks, name, mutant)
+    missed = seen - failed(run_checks(6, MANY, seed=5))
+    assert missed == set()
+
+
+def test_a_wrong_scalar_side_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    class Independent(Trajectory):
+        """A new u at every read: independent masks."""
+
+        def at(self, alpha: Tensor) -> Tensor:
+            u = torch.rand(self.u.shape, generator=generator, dtype=torch.float64)
+            return torch.where(u < alpha[:, None], self.x0, self.noise)
+
+    class Inverted(Trajectory):
+        def at(self, alpha: Tensor) -> Tensor:
+            return torch.where(self.u >= alpha[:, None], self.x0, self.noise)
+
+    monkeypatch.setattr(duality_checks, "Trajectory", Independent)
+    assert failed(run_checks(6, N, seed=6)) == LAWS | {
+        "one scalar locks the path",
+        "shown sets are nested",
+    }
+    monkeypatch.setattr(duality_checks, "Trajectory", Inverted)
+    assert failed(run_checks(6, N, seed=6)) == LAWS | {
+        "one scalar locks the path",
+        "shown sets are nested",
+    }
+
+
+def test_one_exception_is_enough_where_none_is_allowed() -> None:
+    observation = observe(5, 500, seed=7)
+    row = int((observation.z[0] == 4).nonzero()[0])  # masked at the first time
+    z, free = observation.z.clone(), observation.free.clone()
+    z[3, row] = observation.x0[row]
+    assert failed(examine(replace(observation, z=z))) == PATHS
+    shown = int((free[0] != 4).nonzero()[0])
+    free[0, shown] = (observation.x0[shown] + 1) % 4  # shown, but not x0
+    checks = examine(replace(observation, free=free))
+    assert failed(checks) == {"shown sets are nested"}
+    assert checks[-1].statistic == 1 and checks[-1].error == 1 / 500
+
+
+# The statistics, against an independent implementation.
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+@pytest.mark.parametrize("power", [0.9, 1.0, 1.15])
+def test_kolmogorov_smirnov(n: int, power: float) -> None:
+    u = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) ** power
+    distance, p_value = kolmogorov_smirnov(u)
+    truth = stats.kstest(u.numpy(), "uniform")
+    assert distance == pytest.approx(truth.statistic, rel=1e-12)
+    assert p_value == pytest.approx(truth.pvalue, abs=2e-4)
+
+
+@pytest.mark.parametrize("x", [0.05, 0.3, 0.8, 0.999, 1.0, 1.5, 3.0])
+def test_kolmogorov_tail(x: float) -> None:
+    assert duality_checks._kolmogorov_tail(x) == pytest.approx(stats.kstwobign.sf(x), rel=1e-9)
+
+
+def test_chi_square_tail() -> None:
+    assert duality_checks._chi_square_tail(11.3, 4) == pytest.approx(
+        stats.chi2.sf(11.3, 4), rel=1e-12
+    )
+    assert duality_checks._chi_square_tail(0.0, 0) == 1
+
+
+def test_joint_law_is_the_two_sample_chi_square() -> None:
+    observation = observe(4, 600, seed=8)
+    counts = [
+        duality_checks._patterns(observation, z, PAIR)[[0, 2, 3]]
+        for z in (observation.z, observation.free)
+    ]
+    truth = stats.chi2_contingency(torch.stack(counts).numpy())
+    check = duality_checks.joint_law(observation, PAIR)
+    assert (check.statistic, check.p_value) == pytest.approx(
+        (truth.statistic, truth.pvalue), rel=1e-9
+    )
+
+
+# The figure's data, the record, and bad input.
+
+
+def test_figure_data_are_plain_lists_that_tell_the_same_story() -> None:
+    observation = observe(50, N, seed=9)
+    data = figure_data(observation)
+    assert json.loads(json.dumps(asdict(data))) == asdict(data)
+    assert (
+        len(data.time)
+        == len(data.alpha)
+        == len(data.snr_root)
+        == len(data.kept)
+        == len(data.kept_error)
+    )
+    assert all(
+        abs(k - a) < 5 * e for k, a, e in zip(data.kept, data.alpha, data.kept_error, strict=True)
+    )
+    assert len(data.uniform) == len(data.pit) <= 200
+    assert max(abs(u - p) for u, p in zip(data.uniform, data.pit, strict=True)) < 0.04
+    assert (
+        data.curve_keep == sorted(data.curve_keep)
+        and data.curve_keep[0] < data.edge < data.curve_keep[-1]
+    )
+    for law, times in zip(data.joint, (PAIR, TRIPLE), strict=True):
+        assert len(law.pattern) == 2 ** len(times) == len(law.exact)
+        for share in (law.exact, law.projected, law.thresholded):
+            assert sum(share) == pytest.approx(1)
+        assert max(abs(p - q) for p, q in zip(law.exact, law.projected, strict=True)) < 0.05
+        assert all(
+            e == 0 for e, pattern in zip(law.exact, law.pattern, strict=True) if "01" in pattern
+        )
+
+
+def test_a_check_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        run_checks(3, 100, seed=0)[0].passed = False  # type: ignore[misc]
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"n >= 100 .*got 99"):
+        run_checks(10, 99, seed=0)
+    with pytest.raises(ValueError, match=r"K >= 2, got 1"):
+        run_checks(1, 100, seed=0)

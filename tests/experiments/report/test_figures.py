@@ -1,0 +1,203 @@
+"""Pictures show the numbers of the record, and are the same files each time."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from unmask.evaluation.measure import ENTROPIES
+from unmask.experiments.exact.duality_checks import figure_data, observe
+from unmask.experiments.report.axes import describe, pills
+from unmask.experiments.report.figures import (
+    drawings,
+    duality_figure,
+    frontier,
+    gen_ppl_by_steps,
+    study,
+    training,
+)
+from unmask.experiments.report.record import read_report
+from unmask.experiments.report.style import NARROW, WIDE, drawing
+from unmask.experiments.report.svg import picture
+
+HOSTILE = (
+    '</title></svg></script><img src=x onerror="alert(1)"> & $x_1$ $\\frac{ [v2] 日本 \x00\x0b'
+)
+
+
+def drawn(figure: Figure) -> list[tuple[float, float]]:
+    """All points of all lines."""
+    lines = [line for axes in figure.axes for line in axes.lines]
+    return [
+        (float(x), float(y))
+        for line in lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_gen_ppl_by_steps(report: dict) -> None:
+    figure = gen_ppl_by_steps(read_report(report), WIDE)
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert {
+        (row["steps"], row["gen_ppl"]) for row in [*report["teacher"], *report["student"]]
+    } <= set(drawn(figure))
+    for row in (report["data"], report["autoregressive"][0]):
+        assert any(y == row["gen_ppl"] for _, y in drawn(figure))
+    labels = words(figure)
+    assert all(
+        f"{row['entropy']:.2f}" in labels for row in [*report["teacher"], *report["student"]]
+    )
+
+
+def test_study(report: dict) -> None:
+    figure = study({"mcd": read_report(report), "other": read_report(report)}, 8)
+    students = [
+        row
+        for name in ("student", "temperature_student")
+        for row in report[name]
+        if row["steps"] == 8
+    ]
+    most = max(row["steps"] for row in report["teacher"])
+    teachers = [
+        row
+        for name in ("teacher", "temperature_teacher")
+        for row in report[name]
+        if row["steps"] in (8, most)
+    ]
+    rows = {(row["entropy"], row["gen_ppl"]) for row in [*students, *teachers]}
+    target = next(row["entropy"] for row in report["teacher"] if row["steps"] == most)
+    assert rows == {
+        (x, y) for x, y in drawn(figure) if (x, y) not in {(target, 0.0), (target, 1.0)}
+    }
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == [
+        f"teacher, {most} steps",
+        "teacher, 8 steps",
+        "mcd, 8 steps",
+        "other, 8 steps",
+    ]
+
+
+@pytest.mark.parametrize("column", ENTROPIES)
+def test_frontier(report: dict, column: str) -> None:
+    figure = frontier(read_report(report), column, NARROW)
+    rows = [
+        row
+        for name in ("teacher", "student")
+        for row in [*report[name], *report["temperature_" + name]]
+    ]
+    assert {(row[column], row["gen_ppl"]) for row in rows} <= set(drawn(figure))
+    assert ((report["data"].get(column), report["data"]["gen_ppl"]) in drawn(figure)) == (
+        column in report["data"]
+    )
+    steps = sorted(label for label in words(figure) if label.isdigit())
+    assert steps == sorted(str(row["steps"]) for row in [*report["teacher"], *report["student"]])
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
+    assert len(curves) == len(report["teacher"]) + len(report["student"])  # one a step count
+    assert {point for line in curves for point in zip(*line.get_data(), strict=True)} == {
+        (row[column], row["gen_ppl"]) for row in rows
+    }
+
+
+def test_training(report: dict) -> None:
+    figure = training(read_report(report), WIDE)
+    above, gen_ppl, entropy = figure.axes
+    for name in ("loss", "distillation", "reconstruction"):
+        assert any(list(line.get_ydata()) == report["training"][name] for line in above.lines)
+    smooth = next(line.get_ydata() for line in above.lines if line.get_label() == "loss")
+    assert np.std(np.diff(smooth)) < np.std(np.diff(report["training"]["loss"]))
+    start = next(row for row in report["teacher"] if row["steps"] == 8)
+    for axes, name in ((gen_ppl, "gen_ppl"), (entropy, "entropy")):
+        points = {
+            (x, y)
+            for line in axes.lines
+            for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+        }
+        assert {(entry["round"], entry[name]) for entry in report["rounds"]} | {
+            (0, start[name])
+        } == points
+
+
+@pytest.mark.parametrize(("missing", "panels"), [("rounds", 1), ("training", 2)])
+def test_half_a_training_figure(report: dict, missing: str, panels: int) -> None:
+    del report[missing]
+    assert len(training(read_report(report), WIDE).axes) == panels
+
+
+def test_only_what_was_measured_is_drawn(report: dict) -> None:
+    names = [plan.name for plan in drawings(read_report(report))]
+    assert names == [
+        "gen-ppl-by-steps",
+        "frontier",
+        "frontier-pooled-entropy",
+        "frontier-completion-disagreement",
+        "training",
+    ]
+    for row in [*report["teacher"], *report["temperature_teacher"]]:
+        del row["measures"]["completion_disagreement"]
+    for name in ("rounds", "training", "data", "autoregressive"):
+        del report[name]
+    record = read_report(report)
+    assert [plan.name for plan in drawings(record)] == names[:3]
+    gen_ppl_by_steps(record, NARROW)
+    frontier(record, "entropy", NARROW)
+
+
+def test_a_picture_is_the_same_twice_and_says_what_it_shows(report: dict) -> None:
+    record = read_report(report)
+    with drawing():
+        first, second = (picture(gen_ppl_by_steps(record, NARROW), "a", "words") for _ in range(2))
+    assert first == second
+    page = ET.fromstring(first.standalone())
+    tips = [element.text for element in page.iter("{http://www.w3.org/2000/svg}title")]
+    assert tips[0] == "words" and {describe(line) for line in record.teacher} <= set(tips)
+    assert all(element.get("id", "a-").startswith("a-") for element in page.iter())
+
+
+@pytest.mark.filterwarnings("error")
+def test_hostile_words_stay_words(report: dict) -> None:
+    for name in ("teacher", "student"):
+        for row in report[name]:
+            row["name"] = HOSTILE
+    with drawing():
+        found = picture(gen_ppl_by_steps(read_report(report), NARROW), "a", HOSTILE)
+    page = ET.fromstring(found.standalone())  # not well-formed if anything had got out
+    assert not [element for element in page.iter() if element.tag.endswith("img")]
+    assert "<img" not in str(found.inline("wide"))
+    assert "$x_1$ $\\frac{ [v2] 日本 \ufffd\ufffd" in "".join(page.itertext())
+
+
+def test_pills_never_cover_each_other(report: dict) -> None:
+    lines = read_report(report).teacher
+    with drawing():
+        figure = Figure(figsize=(WIDE, 4))
+        axes = figure.add_subplot()
+        axes.set(xlim=(0, 2), ylim=(0, 300))
+        pills(axes, [(line, 1.0) for line in [*lines, lines[0], lines[0]]])
+        figure.canvas.draw()
+    boxes = []
+    for text in axes.texts:
+        size = (
+            Text.get_window_extent(text).padded(0.28 * text.get_fontsize() * figure.dpi / 72).size
+        )
+        middle = axes.transData.transform(text.xy) + np.array(text.xyann) * figure.dpi / 72
+        boxes.append(Bbox([middle - size / 2, middle + size / 2]))
+    assert len(boxes) == 8
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_duality_figure(tmp_path: Path, ending: str) -> None:
+    data = figure_data(observe(5, 200, seed=0))
+    file = duality_figure(data, tmp_path / f"duality.{ending}")
+    assert file.name == f"duality.{ending}"
+    assert file.read_bytes().startswith(b"\x89PNG" if ending == "png" else b"<?xml")

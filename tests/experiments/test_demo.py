@@ -1,0 +1,162 @@
+"""The demo, shrunk: trained from scratch on a small corpus, distilled, measured, reported; and stopped on the way."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unmask.data.tokenizers import train_bpe
+from unmask.dataclass_json import to_json
+from unmask.evaluation.frontier import frontier
+from unmask.evaluation.judge_by_name import judge_of
+from unmask.evaluation.measure import Row
+from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow, measure
+from unmask.experiments.demo import Demo, demo, train
+from unmask.models.model import load
+from unmask.recipes.data import texts
+from unmask.recipes.schema import NetworkSettings, recipe_of
+from unmask.training import RunDir, RunError
+
+ROWS = ("teacher", "student", "temperature_teacher", "temperature_student", "naive")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    corpus = tmp_path_factory.mktemp("corpus")
+    for i in range(24):
+        (corpus / f"{i:02}.txt").write_text(
+            f"Message {i}. " + "Fellow citizens of the Senate and of the House. " * 12
+        )
+    full = Demo(corpus=str(corpus))
+    small = NetworkSettings(length=16, width=16, blocks=1, heads=2, cond_dim=4, dropout=0.0)
+    tiny = {"network": small, "batch_size": 4, "save_every": 2, "precision": "float32"}
+    rounds = replace(full.student.objective, round_steps=2, temperatures=(0.9, 0.8))
+    return replace(
+        full,
+        teacher=replace(full.teacher, steps=4, data=replace(full.teacher.data, tokenizer="bpe:270"), **tiny),
+        judge=replace(full.judge, steps=4, **tiny),
+        student=replace(full.student, steps=4, objective=rounds, **tiny),
+        study=EvalSettings(
+            samples=3, teacher_steps=(2, 4, 16), student_steps=(2, 4), teacher_temperatures=(0.8,),
+            student_temperatures=(1.2,), texts=2, completions=3, shown=2, round_steps=4, player_steps=4,
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def finished(settings: Demo, home: Path) -> dict:
+    *_, last = demo(settings, home)
+    assert last.report is not None
+    return dict(last.report)
+
+
+def test_report_holds_what_the_page_and_the_user_look_for(finished):
+    assert set(ROWS) | {
+        "data",
+        "answers",
+        "verdict",
+        "protocol",
+        "rounds",
+        "samples",
+        "player",
+    } <= set(finished)
+    for name in ("teacher", "student", "temperature_teacher"):
+        for row in finished[name]:
+            assert {"steps", "nfe", "temperature", "gen_ppl", "entropy", "sem"} <= set(row)
+    assert set(finished["answers"]) >= {"same_steps", "equal_entropy", "speed"}
+    assert json.loads(json.dumps(finished)) == finished
+
+
+def test_every_row_shares_one_protocol_and_counts_calls(finished):
+    rows = [row for name in ROWS for row in finished[name]]
+    assert all(row["protocol"] == finished["protocol"] for row in rows)
+    assert all(row["nfe"] <= min(row["steps"], 16) for row in rows)
+    assert not any(row.get("shipped") for row in rows)
+
+
+def test_rounds_and_curves_cover_the_distillation(finished):
+    assert [line["round"] for line in finished["rounds"]] == [1, 2]
+    assert finished["rounds"][1]["delta"] == 2 * finished["rounds"][0]["delta"]
+    assert finished["training"]["step"] == [1, 2, 3, 4]
+
+
+def test_films_reveal_every_position_once(finished):
+    for film in finished["player"]:
+        assert sorted(i for frame in film["frames"] for i in frame) == list(range(16))
+        assert len(film["pieces"]) == 16
+
+
+def test_a_demo_that_was_stopped_goes_on_and_ends_alike(settings, finished, tmp_path):
+    stages = demo(settings, tmp_path)
+    for event in stages:
+        if event.stage == "distilling" and event.done == 3:
+            break
+    stages.close()
+    *_, last = demo(settings, tmp_path)
+    assert last.report is not None
+    for name in ("teacher", "student"):
+        assert [row["gen_ppl"] for row in last.report[name]] == [
+            row["gen_ppl"] for row in finished[name]
+        ]
+    assert last.report["rounds"] == finished["rounds"]
+    assert last.report["training"] == finished["training"]
+
+
+def test_a_finished_training_is_read_while_another_process_reads_it(settings, finished, home):
+    """Cells of a table share models that were trained first; another recipe is still refused."""
+    plans = {
+        "teacher": replace(
+            settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)
+        )
+    }
+    saved = to_json(recipe_of(home / "teacher"))
+    with RunDir.open(home / "teacher", saved):
+        assert not list(train(plans, home))
+        assert not list(train({"teacher": replace(plans["teacher"], precision="fastest")}, home))
+        with pytest.raises(RunError, match="in use by process"):
+            list(train({"teacher": replace(plans["teacher"], steps=3)}, home))
+    with pytest.raises(RunError, match="steps"):
+        list(train({"teacher": replace(plans["teacher"], steps=5)}, home))
+
+
+def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finished, home):
+    teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
+    known = [MeasuredRow(Row.from_json(row), shipped=True) for row in finished["teacher"]]
+    data = texts(
+        replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))
+    )
+    scene = EvalContext(
+        settings.study, judge_of(judge, 16), data.held_out, data.digest, known, read_by_judge=0.0
+    )
+    found = list(measure("teacher", teacher, scene, settings.study.teacher_steps, (1.0,)))
+    assert [m.shipped for m in found] == [True] * 3
+    assert [m.row.measures["gen_ppl"].value for m in found] == [
+        row["gen_ppl"] for row in finished["teacher"]
+    ]
+    text, judged = replace(scene, data="another text"), replace(scene, read_by_judge=0.5)
+    drawn = replace(
+        scene, study=replace(settings.study, draw="legacy_gumbel32", sampler="ancestral")
+    )
+    for other in (text, judged, drawn):
+        assert not any(m.shipped for m in measure("teacher", teacher, other, (2,), (1.0,)))
+
+
+def test_models_that_speak_in_other_tokens_are_not_compared(settings, finished, home):
+    teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
+    data = texts(
+        replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))
+    )
+    scene = EvalContext(settings.study, judge_of(judge, 16), data.held_out, data.digest)
+    other = replace(teacher, tokenizer=train_bpe(["zebras graze lazily, zebras doze"] * 9, 265))
+    with pytest.raises(ValueError, match="want one tokenizer and one noise process"):
+        next(frontier(teacher, other, scene))
+    with pytest.raises(ValueError, match="a row measures 999 texts and only"):
+        EvalContext(
+            replace(settings.study, samples=999), judge_of(judge, 16), data.held_out, data.digest
+        )

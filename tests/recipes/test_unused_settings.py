@@ -1,0 +1,218 @@
+"""Every field of every recipe acts, or the recipe says why it does not, and a flag for it is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from toy_recipes import shrink
+from unmask.dataclass_json import from_json, leaves, to_json
+from unmask.evaluation.judges import weights_digest
+from unmask.models.denoiser import NetworkDenoiser
+from unmask.models.model import load
+from unmask.recipes.build import build
+from unmask.recipes.catalog import recipe
+from unmask.recipes.data import texts
+from unmask.recipes.schema import (
+    AutoregressiveSettings,
+    ConsistencySettings,
+    CurriculumSettings,
+    DataSettings,
+    NelboSettings,
+    Recipe,
+    Schedule,
+    SdttSettings,
+)
+from unmask.recipes.unused_settings import check_flags, idle, not_used
+
+# Read by `run`, `fit` and the optimizer, whatever is learnt: laws of their own are in test_run.py and tests/training.
+OF_EVERY_RUN = {"name", "batch_size", "accumulation", "steps", "save_every", "seed"}
+OTHERS: dict[str, Any] = {
+    "network.heads": 1, "network.width": 16, "network.blocks": 2, "network.cond_dim": 8, "network.dropout": 0.25,
+    "network.length": 8, "data.tokenizer": "bpe:263", "data.part": "all", "schedule.name": "cosine",
+    "schedule.eps": 0.25, "schedule.power": 3.0, "precision": "bfloat16", "objective.deeper": 2,
+    "objective.process": "uniform", "objective.direction": "forward", "objective.revealed": "divergence",
+    "objective.coupling": "independent", "objective.structure": "span:3", "objective.reduction": "masked",
+    "objective.gamma": (-3.0, -1.5), "objective.temperatures": (0.5, 0.5), "objective.divergence": "tvd",
+    "objective.faithful": "released", "objective.delta0": 1 / 16, "objective.t_min": 0.125,
+    "objective.revealed_weight": 2.0, "objective.temperature": 9.0, "optim.betas": (0.5, 0.75),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plans(text: Path, masked: Path, causal: Path) -> dict[str, Recipe]:
+    """A small recipe of each kind, and of those that start from a model."""
+    small = replace(shrink(recipe("demo-teacher"), text), precision="float32")
+    start, judge = str(masked), str(causal)
+    kinds = {
+        "teacher": small.objective,
+        "teacher from a model": NelboSettings(init=start),
+        "polynomial": small.objective,
+        "curriculum": CurriculumSettings(soft_steps=1),
+        "hard curriculum": CurriculumSettings(soft_steps=0),
+        "judge": AutoregressiveSettings(),
+        "judge from a model": AutoregressiveSettings(init=judge),
+        "mcd": ConsistencySettings(
+            teacher=start, round_steps=1, delta0=1 / 8, temperatures=(0.9, 0.8)
+        ),
+        "mcd without the revealed": ConsistencySettings(
+            teacher=start, round_steps=1, delta0=1 / 8, temperatures=(0.9, 0.8), revealed="none"
+        ),
+        "sdtt": SdttSettings(teacher=start, round_steps=1, delta0=1 / 8, count=2),
+        "sdtt of one step": SdttSettings(
+            teacher=start, round_steps=1, delta0=1 / 8, count=2, teacher_steps=1
+        ),
+    }
+    schedules = {"polynomial": Schedule("polynomial", power=2.0)}
+    return {
+        name: replace(small, objective=objective, schedule=schedules.get(name, small.schedule))
+        for name, objective in kinds.items()
+    }
+
+
+def resolved(plan: Recipe) -> dict[str, Any]:
+    """What a run takes from its recipe: rows, first weights, precision, optimizer, and the first losses."""
+    data = texts(plan)
+    parts = build(plan, data.tokenizer)
+    network = parts.student.network
+    shape = replace(network.shape, cond_dim=1) if network.shape.causal else network.shape
+    weights = weights_digest(network.state_dict())
+    for tensor in network.parameters():  # no longer the teacher's equal, nor a head of zeros
+        torch.nn.init.normal_(
+            tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel())
+        )
+    losses = []
+    for step in range(4):
+        generator = torch.Generator().manual_seed(5)
+        loss = parts.objective(parts.student.eval(), data.train[:2], step=step, generator=generator)
+        losses += [
+            loss.per_token.sum().item(),
+            loss.weight.sum().item(),
+            float(loss.metrics.get("round", 0)),
+        ]
+    return {
+        "rows": (tuple(data.train.shape), data.train[:].sum().item(), data.tokenizer.digest),
+        "weights": weights,
+        "network": (shape, network.compute_dtype, network.checkpointing),
+        "sees_alpha": isinstance(parts.student, NetworkDenoiser) and parts.student.sees_alpha,
+        "losses": losses,
+        "optim": plan.optim,
+    }
+
+
+def other(path: str, value: Any) -> Any:
+    if path in OTHERS:
+        return OTHERS[path]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return 0.5 if value is None else value / 2
+
+
+def changed(plan: Recipe, path: str, value: Any) -> Recipe:
+    first, _, rest = path.partition(".")
+    return replace(plan, **{first: changed(getattr(plan, first), rest, value) if rest else value})
+
+
+KINDS = [
+    "teacher", "teacher from a model", "polynomial", "curriculum", "hard curriculum", "judge", "judge from a model",
+    "mcd", "mcd without the revealed", "sdtt", "sdtt of one step",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_acts_or_is_idle(kind: str, plans: dict[str, Recipe]) -> None:
+    plan = plans[kind]
+    before, said = resolved(plan), idle(plan)
+    given = {
+        "objective.kind",
+        "objective.init",
+        "objective.teacher",
+        "data.corpus",
+        "data.streaming",
+        "data.wrap",
+    }
+    for path, value in leaves(plan):
+        if path in OF_EVERY_RUN | given:
+            assert path not in said
+            continue
+        try:
+            now = resolved(changed(plan, path, other(path, value)))
+        except ValueError:
+            continue  # refused
+        assert (now == before) == (path in said), f"{path} of {kind}: idle is {path in said}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flag_that_does_not_act_is_refused(kind: str, plans: dict[str, Recipe]) -> None:
+    """But for sizes of the network, where one line of flags serves teacher, judge and student."""
+    plan = plans[kind]
+    for path in idle(plan):
+        flagged = changed(plan, path, other(path, dict(leaves(plan))[path]))
+        if path not in idle(flagged):
+            continue
+        if path.startswith("network.") and path != "network.sees_alpha":
+            check_flags(flagged, plan)
+            continue
+        with pytest.raises(ValueError, match=f"^--{path.replace('_', '-')} does not act"):
+            check_flags(flagged, plan)
+    check_flags(replace(plan, seed=9, optim=replace(plan.optim, lr=0.5)), plan)
+
+
+def test_an_estimate_reads_sizes_and_vocabulary() -> None:
+    """docs/scaling.md estimates distillations of networks that are not there."""
+    plan = recipe("owt-small-mcd")
+    wide = replace(
+        plan,
+        network=replace(plan.network, width=4096, heads=32),
+        data=DataSettings(tokenizer="bpe:128000"),
+    )
+    check_flags(wide, plan, estimated=True)
+    with pytest.raises(ValueError, match=r"^--data.tokenizer does not act"):
+        check_flags(wide, plan)
+    with pytest.raises(ValueError, match=r"^--schedule.name does not act"):
+        check_flags(replace(plan, schedule=Schedule("cosine")), plan, estimated=True)
+
+
+def test_a_run_says_what_its_recipe_says_in_vain(plans: dict[str, Recipe], masked: Path) -> None:
+    plan = replace(
+        plans["mcd"],
+        schedule=Schedule("cosine"),
+        network=replace(plans["mcd"].network, sees_alpha=True),
+    )
+    plan = replace(plan, network=replace(plan.network, length=8))
+    lines = not_used(plan, build(plan, None))
+    assert f"network.sees_alpha = False of {masked}, not True" in lines
+    assert f"schedule = LogLinear(eps=0.001) of {masked}, not Cosine(eps=0.001)" in lines
+    assert f"rows have network.length = 8 tokens, those of {masked} 16" in lines
+    judge = replace(plans["judge"], network=replace(plans["judge"].network, sees_alpha=True))
+    assert "network.sees_alpha = True does not act: next-token training has no noise" in not_used(
+        judge, build(judge, None, vocab_size=20)
+    )
+
+
+def test_a_text_by_its_relative_path_is_the_same_text(
+    plans: dict[str, Recipe], masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the cards of version 0.1 name it."""
+    plan = plans["mcd"]
+    text = Path(plan.data.corpus)
+    monkeypatch.chdir(text.parent)
+    for name, said in {text.name: 0, "another": 1}.items():
+        card = to_json(replace(plan, data=replace(plan.data, corpus=name)))
+        load(masked).save(tmp_path / "model", recipe=card)
+        now = replace(plan, objective=ConsistencySettings(teacher=str(tmp_path / "model")))
+        assert sum("was trained on" in line for line in not_used(now, build(now, None))) == said
+
+
+@pytest.mark.parametrize(
+    "name", ["demo-teacher", "demo-judge", "demo-duo", "owt-small-teacher", "lm1b-duo"]
+)
+def test_a_named_recipe_says_nothing_in_vain(name: str) -> None:
+    plan = recipe(name)
+    assert from_json(Recipe, to_json(plan), "recipe") == plan
+    usual = dict(leaves(Recipe(plan.name, type(plan.objective)())))
+    assert all(value == usual[path] for path, value in leaves(plan) if path in idle(plan))

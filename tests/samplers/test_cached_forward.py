@@ -1,0 +1,326 @@
+"""What calls compute: no more than is read; and windows beside kept keys and values, where they are exact, what they
+cost, who is refused."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from reference import in_float64, network_random
+from toy_sampling import masked, uniform
+from unmask.diffusion.processes import MaskedProcess
+from unmask.diffusion.schedules import LogLinear
+from unmask.models.denoiser import NetworkDenoiser
+from unmask.models.dit import Shape
+from unmask.models.kv_cache import Cache
+from unmask.samplers.cached_forward import window
+from unmask.samplers.sample import sample, watch
+from unmask.samplers.steps import Task, put
+from unmask.samplers.unmasking_schedule import Laws, Reads
+
+V, L = 9, 14
+MASK = V - 1
+SAMPLERS = [
+    "reveal",
+    "blockwise:4",
+    "greedy_tail",
+    "ancestral",
+    "psi:1",
+    "confidence",
+    "entropy_bounded:2",
+]
+
+
+def model(
+    blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype | None = None
+) -> SimpleNamespace:
+    """A masked model with a network; in float64, since products of other shapes are compared, or with products in
+    `dtype`.
+    """
+    network = network_random(Shape(V, L, width=16, blocks=blocks, heads=2, cond_dim=4))
+    if dtype is None:
+        in_float64(network)
+    else:
+        network.compute_dtype = dtype
+    denoiser = NetworkDenoiser(network, MASK, sees_alpha)
+    return SimpleNamespace(
+        denoiser=denoiser, process=MaskedProcess(V, MASK), schedule=LogLinear(), tokenizer=None
+    )
+
+
+def pins() -> Tensor:
+    """Prompts of different lengths, and one infilling; the last is given whole."""
+    pinned = torch.full((6, L), -1)
+    for row, given in enumerate((0, 3, 7, 1)):
+        pinned[row, :given] = row
+    pinned[4, ::3] = 1
+    pinned[5] = 2
+    return pinned
+
+
+def draw(model: SimpleNamespace, **how: object) -> SimpleNamespace:
+    return sample(model, **({"n": 6, "length": L, "steps": 8, "seed": 3, "pinned": pins()} | how))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_period_of_one_is_no_cache(sampler: str) -> None:
+    exact, one = (draw(model(), sampler=sampler, cache=cache) for cache in (None, 1))
+    assert (
+        torch.equal(exact.tokens, one.tokens)
+        and torch.equal(exact.nfe, one.nfe)
+        and exact.calls == one.calls
+    )
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("cache", [2, 3, 100])
+def test_a_network_of_one_block_has_nothing_to_lose(sampler: str, cache: int) -> None:
+    """Its keys and values are those of the tokens alone: the texts are the exact ones."""
+    assert torch.equal(
+        draw(model(1), sampler=sampler).tokens, draw(model(1), sampler=sampler, cache=cache).tokens
+    )
+
+
+def test_a_deeper_network_does_lose() -> None:
+    """Else the tests above would see nothing."""
+    exact, cached = (
+        draw(model(4), steps=L, sampler="blockwise:4", cache=cache).tokens for cache in (1, 100)
+    )
+    assert not torch.equal(exact, cached)
+
+
+@pytest.mark.processor
+def test_a_window_of_the_whole_text_is_exact() -> None:
+    """Without given tokens, and one period, everything is read: whole passes by another way."""
+    exact, once = (draw(model(), pinned=None, cache=cache) for cache in (None, 100))
+    assert torch.equal(exact.tokens, once.tokens)
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("sees_alpha", [False, True])
+def test_batches_make_no_difference(sampler: str, batch_size: int, sees_alpha: bool) -> None:
+    """A sample's window is its own."""
+    whole, parts = (
+        draw(model(sees_alpha=sees_alpha), sampler=sampler, cache=3, batch_size=size)
+        for size in (None, batch_size)
+    )
+    assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.nfe, parts.nfe)
+    tail = draw(
+        model(sees_alpha=sees_alpha), sampler=sampler, cache=3, n=4, first=2, pinned=pins()[2:]
+    )
+    assert torch.equal(tail.tokens, whole.tokens[2:]) and torch.equal(tail.nfe, whole.nfe[2:])
+    assert whole.nfe[5] == 0
+
+
+def test_given_tokens_stay_and_all_are_drawn_in_any_precision() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        drawn = draw(model(dtype=dtype), cache=4).tokens
+        assert torch.equal(drawn[pins() >= 0], pins()[pins() >= 0]) and bool((drawn < MASK).all())
+
+
+def test_a_window_is_the_smallest_span_of_each_sample() -> None:
+    def step(*positions: tuple[int, int]) -> SimpleNamespace:
+        at = torch.tensor([row * L + place for row, place in positions], dtype=torch.int64)
+        return SimpleNamespace(reads=lambda z: Reads.of(at, L))
+
+    z = torch.zeros(4, L, dtype=torch.int64)
+    found = window([step((0, 9), (3, 2)), step(), step((0, 7), (3, 3))], z)
+    assert found.rows.tolist() == [0, 3] and found.places.tolist() == [[7, 8, 9], [2, 3, 3]]
+    assert window([step()], z).places.shape == (0, 0)
+
+
+def test_every_call_is_counted_and_a_whole_pass_has_all_of_its_period() -> None:
+    """nfe counts what a sample takes part in: whole passes of periods in which it is read, and windows that read it."""
+    exact, cached = (
+        list(watch(model(), 6, L, 12, 3, pinned=pins(), cache=cache)) for cache in (None, 4)
+    )
+    for k, (plain, other) in enumerate(zip(exact[1:], cached[1:], strict=True)):
+        period = [
+            row for frame in exact[1 + k - k % 4 : 1 + k - k % 4 + 4] for row in frame.rows.tolist()
+        ]
+        assert other.rows.tolist() == (sorted({*period}) if k % 4 == 0 else plain.rows.tolist())
+
+
+class Picking:
+    """A denoiser that notes how many samples a call had, and the places of each that it was asked for."""
+
+    vocab_size, sees_alpha = V, False
+
+    def __init__(self) -> None:
+        self.denoiser, self.calls = model().denoiser.frozen(), []
+
+    def __call__(self, z: Tensor, alpha: Tensor) -> object:
+        self.calls.append((len(z), None))
+        return self.denoiser(z, alpha)
+
+    def part(
+        self, z: Tensor, alpha: Tensor, asked: Tensor, cache: object, window: object
+    ) -> object:
+        self.calls.append((len(z), [sorted({*row}) for row in asked.tolist()]))
+        return self.denoiser.part(z, alpha, asked, cache, window)
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("sampler", ["reveal", "blockwise:4"])
+def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
+    """Samples that start from different texts: of each call, the places that change in it."""
+    whole, part = model(), model()
+    whole.denoiser, part.denoiser = Foreign(), Picking()
+    frames = list(watch(part, 6, L, 8, 3, pinned=pins(), sampler=sampler))
+    assert torch.equal(frames[-1].z, draw(whole, sampler=sampler).tokens)
+    changed = [
+        [row.nonzero().squeeze(-1).tolist() for row in frame.changed if row.any()]
+        for frame in frames
+    ]
+    assert part.denoiser.calls == [(len(places), places) for places in changed if places]
+
+
+@pytest.mark.processor
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_that_are_still_alike_are_one_to_the_network(sampler: str) -> None:
+    """With one prompt for all, too: the texts are those of samples drawn one by one."""
+    picking = model()
+    picking.denoiser = Picking()
+    how = {"sampler": sampler, "pinned": None, "prompt": torch.tensor([1, 2])}
+    together = draw(picking, **how)
+    assert picking.denoiser.calls[0] == (1, None) and together.nfe[0] >= 1
+    assert torch.equal(together.tokens, draw(model(), batch_size=1, **how).tokens)
+
+
+def test_samples_of_different_prompts_are_not_alike() -> None:
+    picking = model()
+    picking.denoiser = Picking()
+    draw(picking, sampler="confidence")
+    assert picking.denoiser.calls[0] == (5, None), "one of six is given whole"
+
+
+@pytest.mark.parametrize(("levels", "asked"), [([0.5, 0.5], 1), ([0.2, 0.5], 2)])
+def test_samples_that_are_told_different_levels_are_not_alike(
+    levels: list[float], asked: int
+) -> None:
+    picking = model()
+    picking.denoiser = Picking()
+
+    def sampler(task: Task) -> list[Moving]:
+        first = Reads(
+            torch.tensor([0, 1]), torch.tensor([0, L]), torch.tensor(levels, dtype=torch.float64)
+        )
+        return [Moving(lambda z: first), Moving(lambda z: Reads.of(torch.arange(0), L))]
+
+    draw(picking, n=2, steps=2, pinned=None, sampler=sampler)
+    assert picking.denoiser.calls == [(asked, None)]
+
+
+class Moving:
+    """A step that reads what it is told to and moves nothing."""
+
+    def __init__(self, reads: Callable[[Tensor], Reads]) -> None:
+        self.reads = reads
+
+    def __call__(self, z: Tensor, laws: Laws) -> Tensor:
+        for _ in laws:
+            pass
+        return z
+
+
+class Foreign:
+    """A denoiser of somebody else's."""
+
+    vocab_size, sees_alpha = V, False
+
+    def __init__(self) -> None:
+        self.denoiser = model().denoiser
+
+    def __call__(self, z: Tensor, alpha: Tensor) -> object:
+        return self.denoiser(z, alpha)
+
+
+class Keeping(Foreign):
+    """One that keeps; notes the size of each window, None for a whole pass."""
+
+    def __init__(self) -> None:
+        self.denoiser, self.windows = model().denoiser.frozen(), []
+
+    def part(
+        self,
+        z: Tensor,
+        alpha: Tensor,
+        asked: Tensor | None,
+        cache: Cache | None,
+        window: Tensor | None,
+    ) -> object:
+        if cache is not None:
+            self.windows.append(None if window is None else window.shape[1])
+        return self.denoiser.part(z, alpha, asked, cache, window)
+
+
+def test_a_foreign_denoiser_may_keep_or_is_named() -> None:
+    ours, theirs = model(), model()
+    theirs.denoiser = Keeping()
+    how = {"sampler": "blockwise:4", "pinned": None, "steps": 12, "cache": 3}
+    assert torch.equal(draw(ours, **how).tokens, draw(theirs, **how).tokens)
+    assert (
+        theirs.denoiser.windows.count(None) == 4
+        and max(size or 0 for size in theirs.denoiser.windows) <= 8
+    )
+    theirs.denoiser = Foreign()
+    draw(theirs)
+    with pytest.raises(
+        ValueError, match="cache asks the model to keep keys and values, and Foreign has no method"
+    ):
+        draw(theirs, cache=2)
+
+
+@pytest.mark.parametrize("sampler", ["psi:0.5", "remdm_cap:0.1", "remdm_loop:0.1"])
+def test_who_writes_noise_is_refused(sampler: str) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"cache keeps .* want cache = None or 1, got 2; leave it out, or use a sampler",
+    ):
+        draw(model(), sampler=sampler, grid="loop", cache=2)
+
+
+def test_uniform_noise_is_refused() -> None:
+    other = uniform(3, 4)
+    other.denoiser = NetworkDenoiser(
+        network_random(Shape(3, 4, width=8, blocks=1, heads=2)), None, sees_alpha=True
+    )
+    with pytest.raises(ValueError, match=r"with uniform noise.* any token can change"):
+        sample(other, n=1, length=4, cache=2)
+
+
+@pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2"])
+def test_periods_that_are_none(wrong: object) -> None:
+    with pytest.raises(ValueError, match=f"cache is .*: got {wrong!r}, want a whole number 1 .. "):
+        sample(masked(4, 3), n=1, length=3, cache=wrong)
+
+
+class Reader:
+    """A step that shows the likeliest tokens at positions `at`, flat; a late one names them only once text shows."""
+
+    def __init__(self, at: int, late: bool) -> None:
+        self.at, self.late = torch.tensor([at]), late
+
+    def reads(self, z: Tensor) -> Reads:
+        return Reads.of(self.at[:0] if self.late and bool((z == MASK).all()) else self.at, L)
+
+    def __call__(self, z: Tensor, laws: Laws) -> Tensor:
+        for at, log_p in laws:
+            z = put(z, at, log_p.argmax(-1))
+        return z
+
+
+@pytest.mark.parametrize(
+    ("late", "match"), [(3, "not a number"), (L + 3, r"later read others, \[1\] of \[0\]")]
+)
+def test_a_sampler_that_reads_more_than_it_said_is_stopped(late: int, match: str) -> None:
+    def sampler(task: Task) -> list[Reader]:
+        return [Reader(0, False), Reader(late, True)]
+
+    with pytest.raises(ValueError, match=match):
+        draw(model(), n=2, steps=2, pinned=None, sampler=sampler, cache=2)
