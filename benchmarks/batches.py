@@ -23,7 +23,7 @@ parser.add_argument("--samplers", nargs="+", default=SAMPLERS)
 asked = parser.parse_args()
 
 model = unmask.load("unmask:teacher")
-length = model.network.shape.length
+length = model.length
 print(
     f"unmask:teacher, {asked.n} texts of {length} tokens, {asked.steps} steps, seed 0, torch {torch.__version__}, "
     f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads; against batch_size = 1"

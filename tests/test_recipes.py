@@ -81,7 +81,7 @@ def test_it_takes_two_steps_and_its_model_speaks(
             assert type(model.process) is processes[kind(small.objective)]
             assert model.denoiser.sees_alpha == (kind(small.objective) == "uniform")
         assert not model.network.training and model.tokenizer is not None
-        assert model.network.shape.vocab_size == model.tokenizer.vocab_size == VOCABULARY
+        assert model.vocab_size == model.tokenizer.vocab_size == VOCABULARY
     drawn = [unmask.sample(models[0], n=2, length=8, steps=3, seed=1) for _ in range(2)]
     assert drawn[0].tokens.shape == (2, 8) and len(drawn[0].texts) == 2
     assert torch.equal(drawn[0].tokens, drawn[1].tokens)

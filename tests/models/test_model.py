@@ -243,7 +243,7 @@ def test_loading_draws_no_random_numbers() -> None:
 def test_texts_are_drawn_from_a_network_of_half_precision(folder: str) -> None:
     """A masked one used to raise: its folded conditioning met a residual stream of another precision."""
     model = load(GOLDEN / folder)
-    size = model.network.shape.vocab_size
+    size = model.vocab_size
     model.network.to(torch.bfloat16)
     drawn = unmask.sample(model, n=3, length=8, steps=4, seed=0)
     assert drawn.tokens.shape == (3, 8) and bool(

@@ -70,7 +70,7 @@ def test_the_law_is_the_networks_given_that_no_padding_is_drawn(
     net = network(size)
     model = load(write(tmp_path / "m", net, tokenizer(20), mask_id=mask_id))
     assert isinstance(model, Model)
-    assert model.network.shape.vocab_size == 21 and model.denoiser.mask_id == 20
+    assert model.vocab_size == 21 and model.denoiser.mask_id == 20
     rows = [*range(20), mask_id]
     z = torch.tensor([[20, 3, 20, 0, 19, 20]])
     prediction = model.denoiser(z, torch.tensor([0.5]))
@@ -87,7 +87,7 @@ def test_padding_would_have_been_drawn(tmp_path: Path) -> None:
     """The test above can fail: the network gives padding 1/6 of its law or more."""
     net = network(24)
     model = load(write(tmp_path / "m", net, None, mask_id=20))
-    assert model.network.shape.vocab_size == 24
+    assert model.vocab_size == 24
     assert bool((unmask.sample(model, n=200, length=6, steps=3, seed=1).tokens > 20).any())
 
 
@@ -119,11 +119,7 @@ def test_a_tokenizer_that_is_given_cuts_as_one_that_is_there(tmp_path: Path) -> 
 
 def test_a_mask_of_the_tokenizers_own(tmp_path: Path) -> None:
     model = load(write(tmp_path / "m", network(24), tokenizer(20, mask=True)))
-    assert (
-        isinstance(model, Model)
-        and model.denoiser.mask_id == 3
-        and model.network.shape.vocab_size == 20
-    )
+    assert isinstance(model, Model) and model.denoiser.mask_id == 3 and model.vocab_size == 20
     with pytest.raises(
         CheckpointError, match="MASK is token 5 by the config and 3 by the tokenizer"
     ):
@@ -141,11 +137,7 @@ def test_nobody_guesses_which_padded_row_is_mask(tmp_path: Path) -> None:
 def test_one_row_more_is_mask_as_in_the_public_checkpoints(tmp_path: Path) -> None:
     """GPT-2 has 50,257 tokens, the models of MDLM and SDTT 50,258 rows: nothing is padding there."""
     model = load(write(tmp_path / "m", network(21), tokenizer(20)))
-    assert (
-        isinstance(model, Model)
-        and model.denoiser.mask_id == 20
-        and model.network.shape.vocab_size == 21
-    )
+    assert isinstance(model, Model) and model.denoiser.mask_id == 20 and model.vocab_size == 21
 
 
 @pytest.mark.parametrize(("said", "size"), [({"model_type": "duo"}, 20), ({}, None)])
@@ -155,7 +147,7 @@ def test_uniform_and_autoregressive_models(
     """No MASK: only the tokenizer's rows stay."""
     net = network(24, causal=size is None)
     model = load(write(tmp_path / "m", net, tokenizer(20), **said))
-    assert model.network.shape.vocab_size == 20
+    assert model.vocab_size == 20
     ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
     assert torch.allclose(model.network(ids), net(ids)[..., :20], atol=1e-6)
     if isinstance(model, CausalModel):

@@ -23,7 +23,7 @@ from unmask.evaluation.frontier import conclude
 from unmask.evaluation.frontier import frontier as measure_both
 from unmask.evaluation.judge_by_name import judge_named
 from unmask.evaluation.measure import MAUVE, REVERSE, protocol_words
-from unmask.evaluation.sweep import REPORT, EvalContext, EvalSettings, completes, device_of
+from unmask.evaluation.sweep import REPORT, EvalContext, EvalSettings, completes
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.contamination import share_read
 from unmask.recipes.held_out import HeldOut, Text, held_out
@@ -232,7 +232,7 @@ def scene(
     judge: str, real: HeldOut, model: Model | CausalModel, study: EvalSettings
 ) -> EvalContext:
     """What all rows share: judge, real rows in a fixed order, protocol."""
-    reads = judge_named(judge, model.tokenizer, real.rows.shape[1], device_of(model))
+    reads = judge_named(judge, model.tokenizer, real.rows.shape[1], model.device)
     share = share_read(judge, real.data, real.whole)
     return EvalContext(
         study, reads, real.rows, real.digest, wrap=real.data.wrap, read_by_judge=share

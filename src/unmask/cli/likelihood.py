@@ -94,7 +94,7 @@ def likelihood(arguments: Sequence[str]) -> int:
 
 def check_length(name: str, model: Model | CausalModel, length: int) -> None:
     """Say where rows are longer than those of a model's training, whose numbers then are worse."""
-    trained = model.network.shape.length
+    trained = model.length
     if length > trained:
         remark(
             f"rows of {length} tokens are longer than the {trained} tokens of the rows that {name} was trained on"

@@ -75,7 +75,7 @@ class Arguments:
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     model = load(asked.model, asked.revision, asked.weights, asked.device)
-    length = model.network.shape.length if asked.length is None else asked.length
+    length = model.length if asked.length is None else asked.length
     check_length(asked.model, model, length)
     options = {
         field.name: getattr(asked, field.name)

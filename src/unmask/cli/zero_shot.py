@@ -79,7 +79,7 @@ def zero_shot(arguments: Sequence[str]) -> int:
     names, missing = named(asked.sets, asked.texts)
     model = load(asked.model, device=asked.device)
     tokenizer, wrap = spoken(model), wraps(model, asked.wrap, True)
-    length = model.network.shape.length if asked.length is None else asked.length
+    length = model.length if asked.length is None else asked.length
     check_length(asked.model, model, length)
     read, limit = asked.effort.reading(model, wrap), asked.effort.limit
     many = "all rows" if limit == "all" else f"at most {limit} rows, spread evenly,"

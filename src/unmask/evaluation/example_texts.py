@@ -8,7 +8,7 @@ from typing import Any
 
 from unmask.data.packing import Rows, spread
 from unmask.diffusion.processes import MaskedProcess
-from unmask.evaluation.sweep import EvalSettings, device_of
+from unmask.evaluation.sweep import EvalSettings
 from unmask.models.model import Model
 from unmask.samplers.sample import sample, watch
 
@@ -46,7 +46,7 @@ def side_by_side(
         texts = [
             sample(
                 model, study.shown, length, steps, study.seed, sampler=study.sampler, draw=study.draw,
-                batch_size=study.batch_size, device=device_of(model),
+                batch_size=study.batch_size, device=model.device,
             ).texts
             for model in (teacher, student)
         ]  # fmt: skip
@@ -78,7 +78,7 @@ def film(model: Model, title: str, steps: int, length: int, study: EvalSettings)
         study.seed,
         sampler=study.sampler,
         draw=study.draw,
-        device=device_of(model),
+        device=model.device,
     )
     frames = list(drawn)
     calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]

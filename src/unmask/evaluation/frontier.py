@@ -50,7 +50,7 @@ def frontier(
         ("teacher", teacher, study.teacher_steps, (1.0, *study.teacher_temperatures)),
         ("student", student, study.student_steps, (1.0, *study.student_temperatures)),
     ]
-    if autoregressive is not None and length <= autoregressive.network.shape.length:
+    if autoregressive is not None and length <= autoregressive.length:
         plans.append(("autoregressive", autoregressive, (length,), (1.0,)))
     total, done = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans), 0
     rows: dict[str, list[MeasuredRow]] = {"naive": fakes, "data": [real]}

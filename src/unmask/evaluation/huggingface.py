@@ -19,10 +19,10 @@ from unmask.evaluation.judges import (
     EosRule,
     LanguageModelJudge,
     check_context,
-    weights_digest,
     weights_dtype,
 )
 from unmask.evaluation.measure import JudgeId
+from unmask.models.digest import weights_digest
 from unmask.types import PerToken, Tokens
 
 

@@ -24,16 +24,16 @@ def judge_of(model: CausalModel, length: int, name: str = "demo-judge") -> Judge
     """
     return causal_judge(
         model.predictor,
-        model.network.shape.vocab_size,
+        model.vocab_size,
         model.tokenizer,
         model.network.state_dict(),
         name=name,
-        context=min(length, model.network.shape.length),
+        context=min(length, model.length),
         ids=True,
         prefixed=True,
         eos_rule="all",
         batch_size=32,
-        device=model.network.head.weight.device,
+        device=model.device,
     )
 
 

@@ -8,7 +8,6 @@ does not depend on its neighbours. A text longer than the context is read in win
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -20,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unmask.diffusion.vocabulary_losses import cross_entropy
 from unmask.evaluation import measure
 from unmask.evaluation.measure import JudgeId, Measure
+from unmask.models.digest import weights_digest
 from unmask.prediction import Prediction
 from unmask.types import PerToken, Tokens
 
@@ -263,16 +263,6 @@ def check_context(context: int, longest: int, name: str) -> None:
             f"context is out of range: got {context}, want 2 .. {longest} (the tokens that judge {name} reads at a "
             "time); a longer text is read in windows"
         )
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """Names, shapes and bits of the weights -> 16 hex digits: the same model anywhere has the same one."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def weights_dtype(weights: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ import torch
 
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.evaluation.conditional_likelihood import conditional_nats, conditional_nelbo
-from unmask.models.model import CausalModel, Model, load, mask_id_of
+from unmask.models.model import CausalModel, Model, load
 from unmask.rng import generator
 from unmask.samplers.inputs import FREE
 from unmask.samplers.sample import sample
@@ -180,18 +180,16 @@ class Answers:
 
     @property
     def _length(self) -> int:
-        return self.model.network.shape.length
+        return self.model.length
 
     @property
     def _home(self) -> torch.device:
-        return self.model.network.head.weight.device
+        return self.model.device
 
     @property
     def _start(self) -> int:
         """What stands before every text, as in training."""
-        return start_token(
-            self._tokenizer, self.model.network.shape.vocab_size, mask_id_of(self.model)
-        )
+        return start_token(self._tokenizer, self.model.vocab_size, self.model.mask_id)
 
     @property
     def _before(self) -> list[int]:

@@ -27,10 +27,10 @@ from unmask.evaluation.judges import (
     check_context,
     hidden_states,
     predictor_nats,
-    weights_digest,
     weights_dtype,
 )
 from unmask.evaluation.measure import JudgeId
+from unmask.models.digest import weights_digest
 from unmask.prediction import Prediction
 from unmask.types import Tokens
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask import __version__
 from unmask.data.packing import Rows, spread
 from unmask.diffusion.processes import MaskedProcess
-from unmask.evaluation.judges import Judge, weights_digest
+from unmask.evaluation.judges import Judge
 from unmask.evaluation.mauve import LEAST, mauve_against
 from unmask.evaluation.measure import (
     MAUVE,
@@ -36,7 +36,7 @@ from unmask.evaluation.sample_metrics import (
 )
 from unmask.evaluation.timing import timed
 from unmask.limits import MOST_STEPS, seed_number, whole
-from unmask.models.model import CausalModel, Model, mask_id_of
+from unmask.models.model import CausalModel, Model
 from unmask.samplers.categorical import PRECISION
 from unmask.samplers.parse import named
 from unmask.samplers.sample import Samples, sample
@@ -208,9 +208,7 @@ def measure(
 def _setting(model: Model | CausalModel, study: EvalSettings) -> Setting:
     """What labels the rows of a model, but for steps and temperature."""
     sampler = study.sampler if study.draw == "race" else f"{study.sampler}, {study.draw}"
-    return Setting(
-        weights_digest(model.network.state_dict()), sampler, steps=0, nfe=0.0, seeds=(study.seed,)
-    )
+    return Setting(model.digest, sampler, steps=0, nfe=0.0, seeds=(study.seed,))
 
 
 def _answers(row: Row, name: str, wanted: Setting, scene: EvalContext) -> bool:
@@ -255,7 +253,7 @@ def _gauges(scene: EvalContext, model: Model | CausalModel) -> dict[str, SetMetr
         )
         gauges[MAUVE] = lambda drawn: likeness(as_read(drawn, judge))
     if study.reverse_seeds:
-        size, device = model.network.shape.vocab_size, device_of(model)
+        size, device = model.vocab_size, model.device
         gauges[REVERSE] = lambda drawn: reverse_perplexity(
             drawn.tokens.to(device), other.to(device), size, study.reverse_seeds
         )
@@ -275,11 +273,6 @@ def fitting(study: EvalSettings, model: Model | CausalModel) -> EvalSettings:
     return study if completes(model) else replace(study, texts=0, completions=0)
 
 
-def device_of(model: Model | CausalModel) -> torch.device:
-    """Where a model is."""
-    return model.network.head.weight.device
-
-
 def draw_row(
     model: Model | CausalModel,
     study: EvalSettings,
@@ -291,7 +284,7 @@ def draw_row(
     """The texts of a row."""
     return sample(
         model, study.samples, length, steps, study.seed, temperature, top_p, batch_size=study.batch_size,
-        sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw, device=device_of(model),
+        sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw, device=model.device,
     )  # fmt: skip
 
 
@@ -301,7 +294,7 @@ def _complete(
     # A seed of its own: completions are independent of the samples.
     drawn = sample(
         model, len(pinned), pinned.shape[1], steps, study.seed + 1, temperature, pinned=pinned, sampler=study.sampler,
-        draw=study.draw, batch_size=study.batch_size, device=device_of(model),
+        draw=study.draw, batch_size=study.batch_size, device=model.device,
     )  # fmt: skip
     return drawn.tokens.cpu()
 
@@ -309,12 +302,12 @@ def _complete(
 def naive(scene: EvalContext, model: Model | CausalModel) -> list[MeasuredRow]:
     """Uniform tokens, unigram draws, one text repeated, and real text (last), in the tokens of `model`."""
     masks = {
-        mask_id_of(model),
+        model.mask_id,
         None if model.tokenizer is None else model.tokenizer.mask_id,
     }  # a judge's, for Duo
     rows = naive_rows(
         _real(scene)[0],
-        model.network.shape.vocab_size,
+        model.vocab_size,
         scene.judge,
         scene.protocol,
         decode=None if model.tokenizer is None else model.tokenizer.decode,
@@ -346,7 +339,3 @@ def perplexity_after_round(model: Model, scene: EvalContext) -> MeasuredRow:
         name="round", steps=[study.round_steps], temperatures=[1.0], warmup=0,
     )  # fmt: skip
     return MeasuredRow(next(iter(rows)), shipped=False)
-
-
-def parameters(model: Model | CausalModel) -> int:
-    return sum(tensor.numel() for tensor in model.network.parameters())

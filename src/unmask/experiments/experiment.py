@@ -112,12 +112,12 @@ def experiment(plan: Experiment, directory: Path) -> Iterator[Progress]:
         "seed": plan.study.seed,
         "corpus": _corpus(corpus, data),
         "models": {
-            "teacher": {"parameters": studies.parameters(teacher), "source": plan.source},
+            "teacher": {"parameters": teacher.parameters, "source": plan.source},
             "student": {
-                "parameters": studies.parameters(student),
+                "parameters": student.parameters,
                 "source": f"{recipe.steps} steps of {recipe.objective.kind}",
             },
-            "judge": {"parameters": studies.parameters(judge), "source": plan.source},
+            "judge": {"parameters": judge.parameters, "source": plan.source},
         },
         "rounds": _rounds(directory / ROUNDS, scene),
         "training": _curves(directory / "student" / "metrics.jsonl"),

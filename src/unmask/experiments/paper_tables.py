@@ -20,7 +20,6 @@ from unmask.cli.console import Progress
 from unmask.dataclass_json import to_json
 from unmask.evaluation import sweep as studies
 from unmask.evaluation.judge_by_name import judge_named
-from unmask.evaluation.judges import weights_digest
 from unmask.evaluation.measure import Measure, Row, Setting, over_seeds
 from unmask.evaluation.sample_metrics import measure_frontier
 from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow
@@ -250,7 +249,7 @@ def _doubts(
     name: str, model: Model, scene: EvalContext, steps: Sequence[int]
 ) -> Iterator[MeasuredRow]:
     """The teacher in each precision of the draw with and without top-p: how far a published value may lie for that."""
-    length, digest = scene.real.shape[1], weights_digest(model.network.state_dict())
+    length, digest = scene.real.shape[1], model.digest
     for (sampler, draw), top_p, count in product(DRAWN, TOP_P, steps):
         study = replace(scene.study, sampler=sampler, draw=draw)
         protocol = replace(scene, study=study).protocol
@@ -327,7 +326,7 @@ def shown(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list
             models[f"{name} R{len(kept)}"] = (str(kept[-1]), plan.teachers[method.teacher].sampler)
     for name, (path, sampler) in models.items():
         model = diffusion(load(path, device=plan.device))
-        length = model.network.shape.length
+        length = model.length
         if model.tokenizer is None:
             model = replace(model, tokenizer=_texts(plan, name, seen).tokenizer)
         drawn = sample(

@@ -28,6 +28,7 @@ from unmask.models.checkpoints.model_files import ModelFiles, locate, opened
 from unmask.models.checkpoints.safe_unpickle import CheckpointError
 from unmask.models.checkpoints.weights import fill, shape_of
 from unmask.models.denoiser import CausalPredictor, NetworkDenoiser, check_mask_id
+from unmask.models.digest import weights_digest
 from unmask.models.dit import DiT
 from unmask.models.saving import save
 from unmask.models.vocabulary import Named, beside
@@ -47,6 +48,36 @@ class Model:
     tokenizer: Tokenizer | None
     network: DiT
     card: Mapping[str, object] = field(default_factory=dict, compare=False)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row in training: the length of a text unless another one is given."""
+        return self.network.shape.length
+
+    @property
+    def vocab_size(self) -> int:
+        """V, MASK included."""
+        return self.network.shape.vocab_size
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of MASK; None where the vocabulary has none."""
+        return self.denoiser.mask_id
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.network.head.weight.device
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(weight.numel() for weight in self.network.parameters())
+
+    @property
+    def digest(self) -> str:
+        """A digest of all weights, computed anew at each access."""
+        return weights_digest(self.network.state_dict())
 
     def save(
         self,
@@ -94,6 +125,36 @@ class CausalModel:
     tokenizer: Tokenizer | None
     predictor: CausalPredictor
     card: Mapping[str, object] = field(default_factory=dict, compare=False)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row in training: the length of a text unless another one is given."""
+        return self.network.shape.length
+
+    @property
+    def vocab_size(self) -> int:
+        """V, MASK included."""
+        return self.network.shape.vocab_size
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of MASK; None where the vocabulary has none."""
+        return self.predictor.mask_id
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.network.head.weight.device
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(weight.numel() for weight in self.network.parameters())
+
+    @property
+    def digest(self) -> str:
+        """A digest of all weights, computed anew at each access."""
+        return weights_digest(self.network.state_dict())
 
     @staticmethod
     def of(
@@ -173,11 +234,6 @@ def load(
     process = UniformProcess(size) if facts.mask_id is None else MaskedProcess(size, facts.mask_id)
     denoiser = NetworkDenoiser(network, facts.mask_id, facts.sees_alpha).eval()
     return Model(denoiser, process, facts.schedule, spoken, network, card)
-
-
-def mask_id_of(model: Model | CausalModel) -> int | None:
-    """The MASK of a model, None where it has none."""
-    return model.predictor.mask_id if isinstance(model, CausalModel) else model.denoiser.mask_id
 
 
 def _network(source: ModelFiles) -> tuple[DiT, CheckpointConfig]:

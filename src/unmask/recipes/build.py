@@ -291,7 +291,7 @@ def _shared_tokenizer(
         )
     tokenizer = model.tokenizer or tokenizer
     if tokenizer is not None:
-        check_vocabulary(tokenizer, model.network.shape.vocab_size)
+        check_vocabulary(tokenizer, model.vocab_size)
     return tokenizer
 
 

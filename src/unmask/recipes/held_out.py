@@ -20,7 +20,7 @@ from unmask.evaluation.likelihood import (
     summed,
     unit_of,
 )
-from unmask.models.model import CausalModel, Model, mask_id_of
+from unmask.models.model import CausalModel, Model
 from unmask.recipes.build import HELD_OUT, text_of
 from unmask.recipes.data import corpus_of, digest_of, documents, rows
 from unmask.recipes.schema import DataSettings, Part
@@ -116,9 +116,9 @@ class ScoringRule:
 
         ValueError for ids outside the vocabulary, and for a MASK among them.
         """
-        x0 = x0.to(self.model.network.head.weight.device)
+        x0 = x0.to(self.model.device)
         if isinstance(self.model, CausalModel):
-            check_rows(x0, self.model.network.shape.vocab_size, mask_id_of(self.model))
+            check_rows(x0, self.model.vocab_size, self.model.mask_id)
             return next_token_batches(
                 self.model.predictor, x0, start=self.start, batch_size=self.batch_size
             )
@@ -177,9 +177,9 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
         all_of_it = corpus_of(data)
         corpus = measured(all_of_it)
         whole = corpus is all_of_it
-    length = model.network.shape.length if text.length is None else text.length
+    length = model.length if text.length is None else text.length
     found = rows(corpus, spoken(model), length, data.wrap)
-    check_rows(found, model.network.shape.vocab_size, mask_id_of(model))
+    check_rows(found, model.vocab_size, model.mask_id)
     digest, card = digest_of(corpus), _text_of(model, name)
     same = (
         own
@@ -199,9 +199,7 @@ def reading(model: Model | CausalModel, wrap: bool) -> ScoringRule:
     without a card reads rows with BOS without it: the released baselines of MDLM were trained so.
     """
     if isinstance(model, CausalModel) and not (wrap and _text_of(model) is None):
-        return ScoringRule(
-            model, start_token(model.tokenizer, model.network.shape.vocab_size, mask_id_of(model))
-        )
+        return ScoringRule(model, start_token(model.tokenizer, model.vocab_size, model.mask_id))
     return ScoringRule(model)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from unmask.data.packing import Rows, Windows, batch_at, check_rows
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import to_json
-from unmask.evaluation.judges import weights_digest
 from unmask.models.checkpoints.weights import gather_blocks
 from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
+from unmask.models.digest import weights_digest
 from unmask.models.dit import DiT
 from unmask.models.model import Model, load
 from unmask.recipes.build import (
@@ -175,7 +175,7 @@ def finished(recipe: Recipe, directory: Path) -> bool:
         return False
     if not starts_from(recipe) or "weights" not in start:
         return True
-    return bool(start["weights"] == weights_digest(load(starts_from(recipe)).network.state_dict()))
+    return bool(start["weights"] == load(starts_from(recipe)).digest)
 
 
 def as_begun(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:

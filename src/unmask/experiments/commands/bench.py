@@ -12,8 +12,6 @@ import tyro
 from unmask import __version__
 from unmask.cli.console import emit, parse, progress, result_folder, say, table
 from unmask.dataclass_json import to_json
-from unmask.evaluation.judges import weights_digest
-from unmask.evaluation.sweep import parameters
 from unmask.experiments.bench import ar_speedup as side_by_side
 from unmask.experiments.bench.throughput import Bench, BenchSettings, Contender, words
 from unmask.models.model import CausalModel, Model, load
@@ -57,7 +55,7 @@ class Arguments:
 def main(verb: str, arguments: Sequence[str]) -> int:
     asked = parse(Arguments, verb, arguments)
     model, baseline = _models(asked)
-    length = model.network.shape.length if asked.length is None else asked.length
+    length = model.length if asked.length is None else asked.length
     plan = BenchSettings(asked.steps, asked.batches, length, asked.repeats, asked.seed)
     out = result_folder(asked.out)
     found, total = [], len(plan.batches) * len(plan.steps) * plan.repeats
@@ -109,7 +107,7 @@ def _models(asked: Arguments) -> tuple[Model, CausalModel]:
 
 
 def _contender(name: str, model: Model | CausalModel, random: bool = False) -> Contender:
-    return Contender(name, parameters(model), weights_digest(model.network.state_dict()), random)
+    return Contender(name, model.parameters, model.digest, random)
 
 
 def _show(bench: Bench) -> None:

@@ -16,7 +16,6 @@ from unmask.cli.console import follow, parse, progress, say, table
 from unmask.data.hub import OWN, shipped
 from unmask.dataclass_json import dumps, from_json, to_json
 from unmask.diffusion.processes import MaskedProcess
-from unmask.evaluation import sweep as studies
 from unmask.evaluation.judges import perplexity
 from unmask.evaluation.measure import require_same_protocol
 from unmask.experiments.ablation import cells as ablation_cells
@@ -294,10 +293,10 @@ def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -
             else "A uniform-state diffusion teacher (Duo)"
         )
     tokens = plan.steps * plan.batch_size * plan.network.length / 1e6
-    vocab_size, length = model.network.shape.vocab_size, plan.network.length
+    vocab_size, length = model.vocab_size, plan.network.length
     return f"""# The demo's {name}
 
-{kind} of {studies.parameters(model):,} weights for `unmask demo` and `unmask reproduce`:
+{kind} of {model.parameters:,} weights for `unmask demo` and `unmask reproduce`:
 small enough for two CPU cores, and good for nothing else.
 `make assets` makes it from the recipe `{plan.name}`, which stands whole in `config.json`.
 
