@@ -1,7 +1,7 @@
 """The named recipes: functions that return a complete run. Each number carries the sentence of its source.
 
 Sources: [MDLM] arXiv 2406.07524 and its released configs; [MCD] arXiv 2602.00792; [Duo] arXiv 2506.10892 and its
-scripts; [SDTT] arXiv 2410.21035; [ours] measured here, see docs/lab-log.md.
+scripts; [SDTT] arXiv 2410.21035; [ours] measured here, see docs/lab-log/README.md.
 """
 
 from __future__ import annotations
