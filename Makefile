@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test processors check format assets study ablation methods table1 judge texts clean
+.PHONY: help demo test processors check docs format assets study ablation methods table1 judge texts clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,11 +30,16 @@ processors: $(INSTALLED) ## the tests that depend on the processor, again as if 
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 		$(BIN)/python -m pytest -m processor
 
-check: $(INSTALLED) ## what a change must pass: format, lint, types, all tests and documents
+check: $(INSTALLED) ## what a change must pass: format, lint, types, the site, all tests and documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(TESTS) --hypothesis-profile all $(PYTEST_ARGS)
+
+docs: $(INSTALLED) ## write the site of the documents and the API reference to runs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "runs/site/index.html"
 
 format: $(INSTALLED) ## write the format that `make check` asks for
 	$(BIN)/ruff format .
