@@ -81,18 +81,18 @@ def test_the_posterior_is_bayes_rule(process: Process, levels: list[float], seed
     p_z=st.lists(st.floats(0, 1), min_size=V, max_size=V).map(sorted),
     token=st.integers(0, 3),
 )
-def test_branches_are_weights_that_fall_with_p_z(
+def test_the_posterior_mixture_is_monotone_in_p_z(
     process: Process, levels: list[float], p_z: list[float], token: int
 ) -> None:
-    """Stay never falls, fresh and stray never grow: what does not move at p_z = 0 does not move at all."""
+    """`keep` never falls, `predict` and `noise` never grow, as p(x0 = z_t) grows."""
     z = torch.full((1, V), token)
     weights = torch.stack(
-        process.branches(z, double(*p_z)[None], double(levels[0]), double(levels[1]))
+        process.posterior_mixture(z, double(*p_z)[None], double(levels[0]), double(levels[1]))
     )[:, 0]
     assert_close(weights.sum(0), torch.ones(V).double())
     assert bool((weights >= 0).all())
-    stay, fresh, stray = weights.diff(dim=1)
-    assert bool((stay >= 0).all()) and bool((fresh <= 0).all()) and bool((stray <= 0).all())
+    keep, predict, noise = weights.diff(dim=1)
+    assert bool((keep >= 0).all()) and bool((predict <= 0).all()) and bool((noise <= 0).all())
 
 
 @BOTH

@@ -1,6 +1,6 @@
 """The two ways to ruin a text: cover its tokens, or replace them by random ones.
 
-A process is three things: what noise is (`prior`), one exact step back (`posterior`, a mixture of `branches`), and the
+A process is three things: what noise is (`prior`), one exact step back (`posterior`, a mixture of `posterior_mixture`), and the
 price of a model's guess (`nelbo`). Both forward processes are `Trajectory`: a token is itself with probability alpha,
 else noise.
 """
@@ -26,15 +26,15 @@ from unmask.prediction import Prediction
 from unmask.types import PerSequence, PerToken, Probs, Tokens
 
 
-class Branches(NamedTuple):
-    """q(z_s | z_t, x0 ~ p) = stay [z_s = z_t] + fresh p + stray noise: weights [B, L] float64 of sum 1.
+class PosteriorMixture(NamedTuple):
+    """q(z_s | z_t, x0 ~ p) = keep [z_s = z_t] + predict p + noise noise: weights [B, L] float64 of sum 1.
 
-    Where p_z is part of them, fresh and stray fall as it grows.
+    Where p_z is part of them, predict and noise fall as it grows.
     """
 
-    stay: Tensor
-    fresh: Tensor
-    stray: Tensor
+    keep: Tensor
+    predict: Tensor
+    noise: Tensor
 
 
 class Process(Protocol):
@@ -47,7 +47,7 @@ class Process(Protocol):
         """Pure noise in the shape of `like` [B, L]."""
         ...
 
-    def open(self, z: Tokens) -> Tensor:
+    def is_noised(self, z: Tokens) -> Tensor:
         """Where z [B, L] leaves open what the text is, bool [B, L]: elsewhere a token of z is the text's own."""
         ...
 
@@ -59,10 +59,10 @@ class Process(Protocol):
         """The token of pure noise that a number u of (0, 1) names, in the shape of u."""
         ...
 
-    def branches(
+    def posterior_mixture(
         self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
-    ) -> Branches:
-        """The posterior as a mixture: it depends on the law of x0 by p_z = p(x0 = z_t) [B, L] and `Branches` alone."""
+    ) -> PosteriorMixture:
+        """The posterior as a mixture: it depends on the law of x0 by p_z = p(x0 = z_t) [B, L] and `PosteriorMixture` alone."""
         ...
 
     def posterior(
@@ -105,7 +105,7 @@ class MaskedProcess:
         """All MASK."""
         return torch.full_like(like, self.mask_id)
 
-    def open(self, z: Tokens) -> Tensor:
+    def is_noised(self, z: Tokens) -> Tensor:
         """The MASKs."""
         return z == self.mask_id
 
@@ -118,24 +118,24 @@ class MaskedProcess:
         """MASK."""
         return torch.full_like(u, self.mask_id, dtype=torch.int64)
 
-    def branches(
+    def posterior_mixture(
         self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
-    ) -> Branches:
+    ) -> PosteriorMixture:
         """A shown token stays; a MASK is revealed at rate (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, Eq. 6)."""
         alpha_t, alpha_s = _levels(alpha_t, alpha_s)
         rate = ((alpha_s - alpha_t) / (1 - alpha_t)).where(alpha_t < 1, 1.0)[:, None]
-        fresh = rate.where(self.open(z_t), 0.0)
-        return Branches(1 - fresh, fresh, torch.zeros_like(fresh))
+        predict = rate.where(self.is_noised(z_t), 0.0)
+        return PosteriorMixture(1 - predict, predict, torch.zeros_like(predict))
 
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """The mixture of `branches`."""
+        """The mixture of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
-        stay, fresh, _ = (
-            w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+        keep, predict, _ = (
+            w.to(p_x0)[..., None] for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
         )
-        return (fresh * p_x0).scatter_add(-1, z_t[..., None], stay)
+        return (predict * p_x0).scatter_add(-1, z_t[..., None], keep)
 
     def nelbo(
         self,
@@ -170,7 +170,7 @@ class UniformProcess:
             self.vocab_size, like.shape, generator=generator, dtype=like.dtype, device=like.device
         )
 
-    def open(self, z: Tokens) -> Tensor:
+    def is_noised(self, z: Tokens) -> Tensor:
         """Everywhere: any token may be noise."""
         return torch.ones_like(z, dtype=torch.bool)
 
@@ -182,33 +182,33 @@ class UniformProcess:
         """Each token for an equal part of (0, 1)."""
         return (u * self.vocab_size).long()
 
-    def branches(
+    def posterior_mixture(
         self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
-    ) -> Branches:
+    ) -> PosteriorMixture:
         """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3), all over a_t K p_z + 1 - a_t:
 
-        stay a_t K p_z + r - a_t, fresh a_s - a_t, stray (1 - r) (1 - a_s)
+        keep a_t K p_z + r - a_t, predict a_s - a_t, noise (1 - r) (1 - a_s)
         """
         alpha_t, alpha_s = (alpha[:, None] for alpha in _levels(alpha_t, alpha_s))
         r = (alpha_t / alpha_s).where(alpha_s > 0, 1.0)
         own = self.vocab_size * alpha_t * p_z.double()
         total = own + (1 - alpha_t)
         moves = total > 0  # else no noise is left, and p excludes what is seen
-        return Branches(
-            stay=((own + (r - alpha_t)) / total).where(moves, 1.0),
-            fresh=((alpha_s - alpha_t) / total).where(moves, 0.0),
-            stray=((1 - r) * (1 - alpha_s) / total).where(moves, 0.0),
+        return PosteriorMixture(
+            keep=((own + (r - alpha_t)) / total).where(moves, 1.0),
+            predict=((alpha_s - alpha_t) / total).where(moves, 0.0),
+            noise=((1 - r) * (1 - alpha_s) / total).where(moves, 0.0),
         )
 
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """The mixture of `branches`."""
+        """The mixture of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
-        stay, fresh, stray = (
-            w.to(p_x0)[..., None] for w in self.branches(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+        keep, predict, noise = (
+            w.to(p_x0)[..., None] for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
         )
-        return (fresh * p_x0 + stray / self.vocab_size).scatter_add(-1, z_t[..., None], stay)
+        return (predict * p_x0 + noise / self.vocab_size).scatter_add(-1, z_t[..., None], keep)
 
     def nelbo(
         self,
@@ -226,12 +226,12 @@ class UniformProcess:
         )  # at 1 the bound has a limit, its formula has 0 / 0
         alpha = inside[:, None].expand(x0.shape).flatten()
         slope = -dalpha_t.double()[:, None].expand(x0.shape).flatten()
-        rule = UniformRate(x0.flatten(), z_t.flatten(), alpha, slope, self.vocab_size)
+        rule = UniformNelbo(x0.flatten(), z_t.flatten(), alpha, slope, self.vocab_size)
         return spread(row_loss(prediction, rule, prediction.rows(None)), everywhere)
 
 
 @dataclass(frozen=True)
-class UniformRate:
+class UniformNelbo:
     """The row rule of Duo's bound. With y_j = K a p_j + 1 - a and c = -a' / (K a):
 
     value = c (K/y_z - K/y_z(x0) + A (K log y_z - S) + B [x0 != z] (log y_z - log y_x0) + const), S = sum_j log y_j,
@@ -246,7 +246,7 @@ class UniformRate:
     slope: Tensor  # [N] float64, -alpha'
     size: int  # K
 
-    def at(self, chunk: Rows) -> UniformRate:
+    def at(self, chunk: Rows) -> UniformNelbo:
         return self
 
     def _terms(self, log_p: Tensor, rows: Rows) -> _RateTerms:
@@ -304,7 +304,7 @@ class UniformRate:
 
 
 class _RateTerms(NamedTuple):
-    """What `UniformRate` needs of z and x0, [n]; `short` is y_z(x0) - y_z, how far z falls short of the truth."""
+    """What `UniformNelbo` needs of z and x0, [n]; `short` is y_z(x0) - y_z, how far z falls short of the truth."""
 
     same: Tensor
     p_z: Tensor

@@ -119,7 +119,7 @@ class Consistency(Distillation):
         path = self._path(x0, generator)
         z_t = path.at(alpha_t)
         z_s = (path if self.coupling == "locked" else self._path(x0, generator)).at(alpha_s)
-        open_t, open_s = self.process.open(z_t), self.process.open(z_s)
+        open_t, open_s = self.process.is_noised(z_t), self.process.is_noised(z_s)
         with torch.no_grad():
             target = self.teacher(z_s, alpha_s)
         per_token = distillation_loss(

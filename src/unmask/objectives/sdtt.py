@@ -98,7 +98,7 @@ class Sdtt(Distillation):
         alpha_t = self.schedule.alpha(t)
         path = trajectory(self.process, x0, generator)
         z_t = path.at(alpha_t)
-        masked = self.process.open(z_t)
+        masked = self.process.is_noised(z_t)
         student = network(z_t, alpha_t)
         distance = DIVERGENCES[self.divergence]
         level = (path.u - alpha_t[:, None]) / (1 - alpha_t)[:, None]  # of a MASK: U[0, 1) again

@@ -78,7 +78,7 @@ class Task:
 
         alpha_0 + (1 - alpha_0) x (share of the free tokens that are shown); 1 where none is free.
         """
-        hidden = (self.free & self.process.open(z)).sum(1)
+        hidden = (self.free & self.process.is_noised(z)).sum(1)
         return 1 - (1 - self.alphas[0].to(z.device)) * hidden / self.free.sum(1).clamp(min=1)
 
     def token(self, log_p: Tensor, at: Tensor, occasion: int = 0) -> Tensor:
@@ -165,7 +165,7 @@ class RevealStep:
 
 @dataclass(frozen=True)
 class MixturePosteriorStep:
-    """Renoising with weight kappa (see `renoising`; 1: the ancestral step), drawn branch by branch: see `Branches`.
+    """Renoising with weight kappa (see `renoising`; 1: the ancestral step), drawn branch by branch.
 
     A coin < fresh sends a position to a draw from p, a coin < fresh + stray to a token of noise; else it stays. The
     coin is known before the text, and both weights fall with p(x0 = z_t): so the network and its head are asked only
@@ -186,7 +186,7 @@ class MixturePosteriorStep:
     def __call__(self, z: Tokens, laws: Laws) -> Tokens:
         task, (coin, noise) = self.task, self._numbers()
         _, stray = self._weights(z, torch.ones_like(z, dtype=torch.float64))
-        known = task.free & ~task.process.open(z)  # p(x0 = z_t) = 1
+        known = task.free & ~task.process.is_noised(z)  # p(x0 = z_t) = 1
         z = noise.where(known & (coin < stray), z)
         before, coin, noise = z.flatten(), coin.flatten(), noise.flatten()
         for at, log_p in laws:
@@ -214,7 +214,7 @@ class MixturePosteriorStep:
 
     def _weights(self, z: Tokens, p_z: Tensor) -> tuple[Tensor, Tensor]:
         """Of fresh and stray, at tokens [b, l] with p(x0 = z) [b, l]."""
-        branches = self.task.process.branches
+        branches = self.task.process.posterior_mixture
         alpha_t, alpha_s = self.task.alphas[self.k : self.k + 2].to(z.device).split(1)
         _, fresh, stray = branches(z, p_z, alpha_t, alpha_s)
         if self.kappa == 1:
@@ -292,7 +292,7 @@ def in_steps(nats: Tensor) -> Tensor:
 
 def can_change(task: Task, z: Tokens, candidates: Tensor) -> Reads:
     """The candidates that can still change: in masked diffusion, those under a MASK."""
-    return Reads.of((candidates & task.process.open(z)).flatten().nonzero().squeeze(-1), z.shape[1])
+    return Reads.of((candidates & task.process.is_noised(z)).flatten().nonzero().squeeze(-1), z.shape[1])
 
 
 def check_masked(task: Task) -> None:
