@@ -52,7 +52,7 @@ def test_the_table_is_that_of_the_plain_formula(
     seed: int, tau: float, masked: bool, carried: bool
 ) -> None:
     full = draw(seed, torch.float64)
-    mask_id, shown = MASK if masked else None, full.shown if carried else None
+    mask_id, shown = MASK if masked else None, full.z if carried else None
     prediction = Prediction(full.hidden, full.head, V, mask_id, shown)
     log_p, want = (
         prediction.log_p(temperature=tau),
@@ -67,7 +67,7 @@ def test_never_is_a_million_nats_and_finite() -> None:
     """Reverse KL multiplies it by zero."""
     prediction = draw()
     log_p = prediction.log_p()
-    free = prediction.shown == MASK
+    free = prediction.z == MASK
     assert (
         bool(torch.isfinite(log_p).all())
         and bool((log_p[..., MASK] == LOG_ZERO).all())
@@ -89,7 +89,7 @@ def test_rows_are_those_of_the_table_in_row_major_order(seed: int, bits: int) ->
     assert_close(prediction.log_p(index), table[where], atol=1e-6, rtol=1e-6)
     assert torch.equal(prediction.rows(where), index)
     assert torch.equal(prediction.hidden_rows(index), prediction.hidden[where])
-    assert torch.equal(prediction.free_rows(index), (prediction.shown == MASK)[where])
+    assert torch.equal(prediction.is_unknown(index), (prediction.z == MASK)[where])
 
 
 def test_flat_rows_may_come_in_any_order_and_twice() -> None:
@@ -126,7 +126,7 @@ def test_float32_out_unless_float64_came_in(dtype: torch.dtype, out: torch.dtype
 @given(st.floats(0.2, 5.0))
 def test_temperature_divides_log_p_and_renormalises(tau: float) -> None:
     prediction = draw(3, torch.float64)
-    free = prediction.shown == MASK
+    free = prediction.z == MASK
     scaled = torch.softmax(prediction.log_p(free)[:, :MASK] / tau, dim=-1)
     assert_close(prediction.log_p(free, temperature=tau)[:, :MASK].exp(), scaled)
     assert torch.equal(prediction.log_p(~free, temperature=tau), prediction.log_p(~free)), (
@@ -150,7 +150,7 @@ def test_a_table_is_wrapped_with_its_gradient_and_normalised_once_more() -> None
 def test_chunks_are_the_table_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", 4 * V + 1)
     prediction = draw()
-    where = prediction.shown == MASK
+    where = prediction.z == MASK
     parts = list(prediction.chunks(where, temperature=0.5))
     assert [len(index) for index, _ in parts] == [4] * (int(where.sum()) // 4) + [
         int(where.sum()) % 4
@@ -167,7 +167,7 @@ def test_chunks_are_the_table_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch)
 def test_samples_follow_the_law_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction_module, "CPU_CHUNK_ELEMENTS", 3 * V)
     prediction = draw(1)
-    free = prediction.shown == MASK
+    free = prediction.z == MASK
     n = 4000
     drawn = prediction.sample(free, n, torch.Generator().manual_seed(0))
     assert drawn.shape == (n, int(free.sum())) and drawn.dtype == torch.int64
@@ -189,8 +189,8 @@ def test_samples_are_a_function_of_the_generator_and_shown_tokens_stay() -> None
     prediction = draw()
     draws = [prediction.sample(None, 3, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    shown = (prediction.shown != MASK).flatten()
-    assert bool((draws[0][:, shown] == prediction.shown.flatten()[shown]).all())
+    shown = (prediction.z != MASK).flatten()
+    assert bool((draws[0][:, shown] == prediction.z.flatten()[shown]).all())
     assert prediction.sample(torch.zeros(B, L, dtype=torch.bool), 3).shape == (3, 0)
 
 

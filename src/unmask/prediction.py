@@ -32,10 +32,10 @@ class Head(Protocol):
 
 
 @runtime_checkable
-class DirectHead(Head, Protocol):
+class HeadWithBackward(Head, Protocol):
     """A head that knows its derivative by itself; its logits are fresh memory that nobody else reads."""
 
-    def pull(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
+    def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
         """d rows [n, D] from slope = d logits [n, V]; adds d parameters to `totals`, where there is a tensor."""
         ...
 
@@ -76,7 +76,7 @@ class Prediction:
     head: Head
     vocab_size: int
     mask_id: int | None = None
-    shown: Tensor | None = None
+    z: Tensor | None = None
 
     @staticmethod
     def from_log_p(log_p: Tensor) -> Prediction:
@@ -114,11 +114,11 @@ class Prediction:
         """The hidden states [N, D] of flat rows."""
         return self.hidden.flatten(0, 1).index_select(0, index)
 
-    def free_rows(self, index: Tensor) -> Tensor:
+    def is_unknown(self, index: Tensor) -> Tensor:
         """bool [N]: False where the token of a flat row is shown, so that its law is a point mass."""
-        if self.mask_id is None or self.shown is None:
+        if self.mask_id is None or self.z is None:
             return torch.ones_like(index, dtype=torch.bool)
-        return self.shown.flatten()[index] == self.mask_id
+        return self.z.flatten()[index] == self.mask_id
 
     def log_p(self, where: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Normalised log-probabilities, nats: [N, V] for the N rows of `where`, [B, L, V] without it.
@@ -129,7 +129,7 @@ class Prediction:
         if torch.is_grad_enabled():
             table = self.normalise(self.head(self.hidden_rows(index)), index, temperature)
         else:
-            table = self.fresh(index, temperature)
+            table = self.normalise_(self.logits(index), index, temperature)
         return table if where is not None else table.unflatten(0, self.shape)
 
     def normalise(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
@@ -143,23 +143,18 @@ class Prediction:
         if temperature != 1:
             logits = logits / temperature
         log_p = torch.log_softmax(logits, dim=-1).clamp(min=LOG_ZERO)
-        if self.mask_id is None or self.shown is None:
+        if self.mask_id is None or self.z is None:
             return log_p
         point = torch.full_like(log_p, LOG_ZERO).scatter_(
-            -1, self.shown.flatten()[index][:, None], 0.0
+            -1, self.z.flatten()[index][:, None], 0.0
         )
-        return torch.where(self.free_rows(index)[:, None], log_p, point)
-
-    @torch.no_grad()
-    def fresh(self, index: Tensor, temperature: float = 1.0) -> Tensor:
-        """log p [N, V] of flat rows without a graph, in memory that the caller may overwrite."""
-        return self.normalise_(self.logits(index), index, temperature)
+        return torch.where(self.is_unknown(index)[:, None], log_p, point)
 
     @torch.no_grad()
     def logits(self, index: Tensor) -> Tensor:
         """What the head gives for flat rows [N, V], for `normalise_`: in memory that may be overwritten."""
         logits = self.head(self.hidden_rows(index))
-        return logits if isinstance(self.head, DirectHead) else logits.clone()
+        return logits if isinstance(self.head, HeadWithBackward) else logits.clone()
 
     def normalise_(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
         """As `normalise`, without a graph; the logits are overwritten."""
@@ -170,13 +165,13 @@ class Prediction:
         if temperature != 1:
             logits.div_(temperature)
         log_p = torch.log_softmax(logits, dim=-1).clamp_(min=LOG_ZERO)
-        if self.mask_id is not None and self.shown is not None:
-            free = self.free_rows(index)
+        if self.mask_id is not None and self.z is not None:
+            free = self.is_unknown(index)
             if index.device.type != "cpu" or not bool(
                 free.all()
             ):  # elsewhere a look would stall the device
                 log_p.masked_fill_(~free[:, None], LOG_ZERO)
-                token = self.shown.flatten()[index][:, None]
+                token = self.z.flatten()[index][:, None]
                 log_p.scatter_(-1, token, log_p.gather(-1, token).where(free[:, None], 0.0))
         return log_p
 

@@ -76,7 +76,7 @@ class Given:
 
 def table(prediction: Prediction, tau: float = 1.0) -> Tensor:
     """The plain log p [B, L, V], differentiable."""
-    return loss_table(prediction.head(prediction.hidden), prediction.mask_id, prediction.shown, tau)
+    return loss_table(prediction.head(prediction.hidden), prediction.mask_id, prediction.z, tau)
 
 
 def leaves(prediction: Prediction) -> list[Tensor]:
@@ -170,7 +170,7 @@ def test_shown_rows_and_the_mask_column_learn_nothing(name: str, head: str) -> N
     student, teacher, x0, _ = scene(head, torch.float64)
     everywhere = torch.ones(B, L, dtype=torch.bool)
     LOSSES[name][0](student, teacher, x0, everywhere).sum().backward()
-    shown = student.shown != MASK
+    shown = student.z != MASK
     assert shown.any() and not student.hidden.grad[shown].any()
     assert bool(student.hidden.grad[~shown].any(-1).all()), "while every other row does"
     if head == "table":
@@ -236,7 +236,7 @@ def test_the_temperature_is_the_teachers(divergence: Callable[..., Tensor]) -> N
 @given(st.integers(0, 10**6))
 def test_divergences_are_zero_between_equals_only(seed: int) -> None:
     student, teacher, _, where = scene("table", torch.float64, seed)
-    free = where & (student.shown == MASK)
+    free = where & (student.z == MASK)
     for divergence in DISTANCES:
         assert bool((divergence(student, teacher, free) > 0).all())
         same = divergence(student, student, free)
@@ -252,7 +252,7 @@ def test_divergences_are_zero_between_equals_only(seed: int) -> None:
 def test_how_the_distances_bound_each_other(seed: int) -> None:
     """Pinsker, TV^2 <= KL / 2; TV <= 1; the squared distance is at most 2 TV^2."""
     student, teacher, _, where = scene("table", torch.float64, seed)
-    free = where & (student.shown == MASK)
+    free = where & (student.z == MASK)
     far, square = total_variation(student, teacher, free), squared_error(student, teacher, free)
     for kl in (forward_kl, reverse_kl):
         assert bool((far**2 <= kl(student, teacher, free) / 2 + 1e-12).all())
@@ -374,7 +374,7 @@ def test_the_weights_of_the_masked_bound_cost_no_second_pass(
 ) -> None:
     """Each sequence has its own; they are known before the head runs."""
     student, _, x0, _ = scene("direct", torch.float64)
-    z = torch.where(student.shown == MASK, MASK, x0)
+    z = torch.where(student.z == MASK, MASK, x0)
     alpha = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
     values = MaskedProcess(V, MASK).nelbo(student, x0, z, alpha, -torch.ones_like(alpha))
     want = torch.where(

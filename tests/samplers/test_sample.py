@@ -213,7 +213,7 @@ class Wide:
 
     def __call__(self, z: Tensor, alpha: Tensor) -> Prediction:
         hidden = torch.stack([torch.sin(z.float() * k + k) for k in range(4)], dim=-1)
-        return Prediction(hidden, self.head, self.vocab_size, mask_id=self.vocab_size - 1, shown=z)
+        return Prediction(hidden, self.head, self.vocab_size, mask_id=self.vocab_size - 1, z=z)
 
 
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.8, "top_p": 0.9, "top_k": 50}])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unmask.prediction import DirectHead, Head, Prediction, block_rows, chunk_rows
+from unmask.prediction import HeadWithBackward, Head, Prediction, block_rows, chunk_rows
 from unmask.types import PerToken, Tokens
 
 Rows = slice
@@ -307,7 +307,7 @@ def _sweep(
     d_head = [
         torch.zeros_like(p) if want else None for p, want in zip(parameters, wanted, strict=True)
     ]
-    free, values = prediction.free_rows(index), []
+    free, values = prediction.is_unknown(index), []
     some_shown = hidden.device.type != "cpu" or not bool(
         free.all()
     )  # elsewhere a look would stall the device
@@ -334,8 +334,8 @@ def _head(
     head: Head, hidden: Tensor, totals: Sequence[Tensor | None]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Logits [n, V] that may be overwritten, and the way back: d logits -> d hidden; the head's own go to `totals`."""
-    if isinstance(head, DirectHead):
-        return head(hidden), partial(head.pull, hidden, totals=totals)
+    if isinstance(head, HeadWithBackward):
+        return head(hidden), partial(head.backward_rows, hidden, totals=totals)
     parameters = [
         p for p, total in zip(head.parameters(), totals, strict=True) if total is not None
     ]

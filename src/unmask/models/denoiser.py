@@ -134,7 +134,7 @@ class CausalPredictor(nn.Module):
     def forward(self, ids: Tokens, cache: Cache | None = None) -> Prediction:
         """With a `Cache`, ids are the continuation of what it holds, and it is extended."""
         return prediction(
-            self.network, self.network.hidden(ids, cache=cache), self.mask_id, shown=None
+            self.network, self.network.hidden(ids, cache=cache), self.mask_id, z=None
         )
 
 
@@ -148,10 +148,10 @@ def noise(alpha: PerSequence) -> Tensor:
 
 
 def prediction(
-    network: DiT, hidden: Tensor, mask_id: int | None, shown: Tokens | None
+    network: DiT, hidden: Tensor, mask_id: int | None, z: Tokens | None
 ) -> Prediction:
     """Hidden states of a network with its head, to be applied where asked."""
-    return Prediction(hidden, network.head, network.shape.vocab_size, mask_id, shown)
+    return Prediction(hidden, network.head, network.shape.vocab_size, mask_id, z)
 
 
 def check_mask_id(mask_id: int | None, vocab_size: int) -> None:

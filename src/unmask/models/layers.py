@@ -33,8 +33,8 @@ class Linear(nn.Linear):
         """Only these outputs, of a map without bias."""
         return F.linear(x, self.weight[outputs].to(x.dtype))
 
-    def pull(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
-        """The way back, as `prediction.DirectHead` has it: of (weight, bias) or (weight,), what is None is left out."""
+    def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
+        """The backward pass of `prediction.HeadWithBackward`: of (weight, bias) or (weight,), what is None is left out."""
         weight, *bias = totals
         for total in bias:
             if total is not None:
