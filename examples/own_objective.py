@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.diffusion.vocabulary_losses import spread
+from unmask.diffusion.vocabulary_losses import scatter_rows
 from unmask.objectives.base import Loss
 from unmask.training import AdamW, State, fit, launch
 
@@ -30,7 +30,7 @@ class TotalVariation:
         with torch.no_grad():
             target = self.teacher(z_s, alpha_s).log_p(where)
         distance = (network(z_t, alpha_t).log_p(where).exp() - target.exp()).abs().sum(-1) / 2
-        return Loss(spread(distance, where), torch.ones_like(x0, dtype=torch.float32))
+        return Loss(scatter_rows(distance, where), torch.ones_like(x0, dtype=torch.float32))
 
     def networks(self):
         return {}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.limits import INT64, check_room, memory_bytes, seed_number, whole
+from unmask.limits import INT64, check_memory, memory_bytes, seed_number, whole
 
 
 @given(st.integers(-(2**70), 2**70), st.integers(-(2**66), 2**66), st.integers(0, 2**67))
@@ -56,12 +56,12 @@ def test_a_seed_fits_into_64_bits():
 
 
 def test_what_passes_the_memory_is_refused():
-    check_room("n", "5", memory_bytes(), "give less")
+    check_memory("n", "5", memory_bytes(), "give less")
     with pytest.raises(
         ValueError, match=r"^n is too large: got 5, which takes at least .* GiB, .*; give less$"
     ):
-        check_room("n", "5", memory_bytes() + 1, "give less")
+        check_memory("n", "5", memory_bytes() + 1, "give less")
     with pytest.raises(
         ValueError, match=r"takes at least 4\.0 GiB, want at most the memory, 2\.0 GiB"
     ):
-        check_room("n", "5", 2**32, "give less", room_bytes=2**31)
+        check_memory("n", "5", 2**32, "give less", room_bytes=2**31)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.prediction import Prediction
-from unmask.types import Mixture
+from unmask.types import SoftTokens
 
 
 class Toy(nn.Module):
@@ -27,11 +27,11 @@ class Toy(nn.Module):
         )  # leaves global dice alone
         nn.init.normal_(self.head.weight, generator=generator)
         nn.init.normal_(self.head.bias, generator=generator)
-        self.calls: list[tuple[Tensor | Mixture, Tensor]] = []
+        self.calls: list[tuple[Tensor | SoftTokens, Tensor]] = []
 
-    def forward(self, z: Tensor | Mixture, alpha: Tensor) -> Prediction:
+    def forward(self, z: Tensor | SoftTokens, alpha: Tensor) -> Prediction:
         self.calls.append((z, alpha))
-        soft = isinstance(z, Mixture)
+        soft = isinstance(z, SoftTokens)
         hidden = (
             (self.embedding[z.tokens] * z.weights[..., None]).sum(2) if soft else self.embedding[z]
         )

@@ -111,7 +111,7 @@ class Head:
 
 def masked(
     vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object
-) -> SimpleNamespace:  # noqa: B008
+) -> SimpleNamespace:
     """A masked model over `vocab_size` tokens, the last of them MASK."""
     process = MaskedProcess(vocab_size, vocab_size - 1)
     denoiser = Table(vocab_size, length, mask_id=vocab_size - 1, **table)
@@ -120,7 +120,7 @@ def masked(
 
 def uniform(
     vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object
-) -> SimpleNamespace:  # noqa: B008
+) -> SimpleNamespace:
     """A uniform-state model."""
     process = UniformProcess(vocab_size)
     return SimpleNamespace(

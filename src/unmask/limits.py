@@ -37,7 +37,7 @@ def seed_number(name: str, value: object) -> int:
     return whole(name, value, "the 64-bit number of the randomness", -INT64, INT64 - 1)
 
 
-def check_room(
+def check_memory(
     name: str, got: str, need_bytes: int, advice: str, room_bytes: int | None = None
 ) -> None:
     """ValueError where `need_bytes`, a lower bound, pass the memory: of this process, or `room_bytes` of a device."""

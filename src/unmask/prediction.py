@@ -145,9 +145,7 @@ class Prediction:
         log_p = torch.log_softmax(logits, dim=-1).clamp(min=LOG_ZERO)
         if self.mask_id is None or self.z is None:
             return log_p
-        point = torch.full_like(log_p, LOG_ZERO).scatter_(
-            -1, self.z.flatten()[index][:, None], 0.0
-        )
+        point = torch.full_like(log_p, LOG_ZERO).scatter_(-1, self.z.flatten()[index][:, None], 0.0)
         return torch.where(self.is_unknown(index)[:, None], log_p, point)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ Probs: TypeAlias = Tensor  # [B, L, V]
 
 
 @dataclass(frozen=True)
-class Mixture:
+class SoftTokens:
     """Soft tokens: at each position k tokens at once, by weight. A network reads the mean of their embeddings.
 
     tokens   int64 [B, L, k]

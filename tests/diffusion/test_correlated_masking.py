@@ -11,12 +11,12 @@ from scipy.stats import kstest, multivariate_normal
 from torch import Tensor
 
 from unmask.diffusion.correlated_masking import (
-    BlockOrder,
-    Hierarchy,
-    Span,
+    CorrelatedBlocks,
+    CorrelatedSpan,
+    NestedBlocks,
     Structure,
     gaussian_copula,
-    structure_of,
+    parse_structure,
 )
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.trajectory import Trajectory, trajectory
@@ -25,12 +25,12 @@ from unmask.prediction import Prediction
 L, MASK = 11, 3
 PROCESS = MaskedProcess(MASK + 1, MASK)
 STRUCTURES = [
-    BlockOrder(4, 0.7),
-    BlockOrder(4, 1.0),
-    Span(3.0),
-    Span(0.4),
-    Hierarchy((6, 3), (0.5, 0.3)),
-    Hierarchy((8,), (1.0,)),
+    CorrelatedBlocks(4, 0.7),
+    CorrelatedBlocks(4, 1.0),
+    CorrelatedSpan(3.0),
+    CorrelatedSpan(0.4),
+    NestedBlocks((6, 3), (0.5, 0.3)),
+    NestedBlocks((8,), (1.0,)),
 ]
 NAMES = [str(structure) for structure in STRUCTURES]
 
@@ -40,11 +40,11 @@ def correlation(structure: Structure, i: int, j: int) -> float:
     if i == j:
         return 1.0
     match structure:
-        case BlockOrder(size, rho):
+        case CorrelatedBlocks(size, rho):
             return rho if i // size == j // size else 0.0
-        case Span(length):
+        case CorrelatedSpan(length):
             return math.exp(-abs(i - j) / length)
-        case Hierarchy(sizes, shares):
+        case NestedBlocks(sizes, shares):
             return sum(
                 share for size, share in zip(sizes, shares, strict=True) if i // size == j // size
             )
@@ -75,10 +75,10 @@ def draw(structure: Structure | None, rows: int, seed: int = 0, length: int = L)
 sizes_of_blocks = st.integers(1, 9)
 shares_of_variance = st.floats(0, 1)
 structures = st.one_of(
-    st.builds(BlockOrder, sizes_of_blocks, shares_of_variance),
-    st.builds(Span, st.floats(1e-3, 1e6)),
+    st.builds(CorrelatedBlocks, sizes_of_blocks, shares_of_variance),
+    st.builds(CorrelatedSpan, st.floats(1e-3, 1e6)),
     st.builds(
-        lambda inner, factor, one, two: Hierarchy((inner * factor, inner), (one, (1 - one) * two)),
+        lambda inner, factor, one, two: NestedBlocks((inner * factor, inner), (one, (1 - one) * two)),
         st.integers(1, 4), st.integers(2, 3), shares_of_variance, shares_of_variance,
     ),
 )  # fmt: skip
@@ -93,10 +93,10 @@ def test_the_correlation_is_the_stated_one(structure: Structure, length: int) ->
 
 def test_long_texts_are_exact_too() -> None:
     for structure in (
-        BlockOrder(64, 0.9),
-        Span(16.0),
-        Span(1e5),
-        Hierarchy((64, 16, 4), (0.3, 0.3, 0.3)),
+        CorrelatedBlocks(64, 0.9),
+        CorrelatedSpan(16.0),
+        CorrelatedSpan(1e5),
+        NestedBlocks((64, 16, 4), (0.3, 0.3, 0.3)),
     ):
         a = linear_map(structure, 500)
         assert torch.allclose(a @ a.T, matrix(structure, 500), rtol=0, atol=1e-12)
@@ -123,7 +123,7 @@ def test_each_level_is_uniform(structure: Structure) -> None:
 
 
 @pytest.mark.parametrize(
-    "structure", [*STRUCTURES, BlockOrder(4, 0.0), Hierarchy((4, 2), (0.0, 0.0))], ids=str
+    "structure", [*STRUCTURES, CorrelatedBlocks(4, 0.0), NestedBlocks((4, 2), (0.0, 0.0))], ids=str
 )
 def test_drawn_levels_have_the_correlation(structure: Structure) -> None:
     """Every pair within 4.5 standard errors, (1 - rho^2) / sqrt n."""
@@ -135,33 +135,39 @@ def test_drawn_levels_have_the_correlation(structure: Structure) -> None:
 
 def test_the_measure_of_correlation_can_fail() -> None:
     n = 20_000
-    seen = torch.special.ndtri(draw(BlockOrder(4, 0.7), n, seed=1).u).T.corrcoef()
-    for other in (BlockOrder(4, 0.67), BlockOrder(5, 0.7), Span(3.0)):
+    seen = torch.special.ndtri(draw(CorrelatedBlocks(4, 0.7), n, seed=1).u).T.corrcoef()
+    for other in (CorrelatedBlocks(4, 0.67), CorrelatedBlocks(5, 0.7), CorrelatedSpan(3.0)):
         due = matrix(other, L)
         assert bool(((seen - due).abs() > 4.5 * (1 - due**2) / math.sqrt(n) + 1e-9).any())
 
 
 @pytest.mark.parametrize(
-    ("structure", "size"), [(BlockOrder(4, 1.0), 4), (Hierarchy((8, 4, 2), (0.7, 0.2, 0.1)), 2)]
+    ("structure", "size"),
+    [(CorrelatedBlocks(4, 1.0), 4), (NestedBlocks((8, 4, 2), (0.7, 0.2, 0.1)), 2)],
 )
 def test_with_nothing_of_its_own_a_block_moves_as_one(structure: Structure, size: int) -> None:
     u = draw(structure, 200).u
     blocks = u.split(size, dim=1)
     assert all(torch.equal(block, block[:, :1].expand_as(block)) for block in blocks)
     assert all(len(row.unique()) == len(blocks) for row in u)
-    whole = draw(Span(math.inf), 200).u
+    whole = draw(CorrelatedSpan(math.inf), 200).u
     assert torch.equal(whole, whole[:, :1].expand_as(whole)) and len(whole.unique()) == 200
 
 
 def test_without_correlation_each_token_has_its_own_level() -> None:
     normals = torch.randn(3, 5, L, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for structure in (BlockOrder(4, 0.0), Hierarchy((4, 2), (0.0, 0.0)), Span(1e-3)):
+    for structure in (
+        CorrelatedBlocks(4, 0.0),
+        NestedBlocks((4, 2), (0.0, 0.0)),
+        CorrelatedSpan(1e-3),
+    ):
         assert torch.equal(structure(normals[: structure.sources]), normals[0])
 
 
 def test_texts_of_a_batch_are_independent() -> None:
     one, two = (
-        torch.special.ndtri(draw(BlockOrder(L, 1.0), 20_000, seed=3).u[k::2, 0]) for k in (0, 1)
+        torch.special.ndtri(draw(CorrelatedBlocks(L, 1.0), 20_000, seed=3).u[k::2, 0])
+        for k in (0, 1)
     )
     assert abs(float(torch.stack([one, two]).corrcoef()[0, 1])) < 4.5 / math.sqrt(10_000)
 
@@ -190,7 +196,7 @@ def test_a_token_is_masked_with_probability_one_minus_alpha(structure: Structure
 def test_two_tokens_are_masked_together_as_the_copula_says() -> None:
     """P(both masked) = P(g_1, g_2 >= Phi^-1(alpha)), the bivariate normal by quadrature."""
     n, alpha, rho = 40_000, 0.6, 0.8
-    z = draw(BlockOrder(2, rho), n, seed=5, length=2).at(
+    z = draw(CorrelatedBlocks(2, rho), n, seed=5, length=2).at(
         torch.full((n,), alpha, dtype=torch.float64)
     )
     edge = float(torch.special.ndtri(torch.tensor(alpha, dtype=torch.float64)))
@@ -205,7 +211,7 @@ def test_levels_stay_inside_the_interval() -> None:
     """Phi(9) is 1 and Phi(-40) is 0 in float64; u is neither."""
     far = torch.tensor([9.0, -40.0, 0.0], dtype=torch.float64).expand(1, 1, 3)
     assert torch.special.ndtr(far[..., :2]).flatten().tolist() == [1.0, 0.0]
-    assert gaussian_copula(Span(1e-3), far).tolist() == [[1 - 2.0**-53, 2.0**-53, 0.5]]
+    assert gaussian_copula(CorrelatedSpan(1e-3), far).tolist() == [[1 - 2.0**-53, 2.0**-53, 0.5]]
 
 
 @pytest.mark.parametrize("process", [PROCESS, UniformProcess(4)], ids=["masked", "uniform"])
@@ -221,7 +227,7 @@ def test_no_structure_is_what_it_always_was(process: MaskedProcess | UniformProc
         assert torch.equal(path.u, torch.rand(4, 6, generator=generator, dtype=torch.float64))
         assert torch.equal(path.noise, process.prior(x0, generator))
     one, same, other = (
-        trajectory(process, x0, torch.Generator().manual_seed(seed), structure=Span(2.0))
+        trajectory(process, x0, torch.Generator().manual_seed(seed), structure=CorrelatedSpan(2.0))
         for seed in (8, 8, 9)
     )
     assert (
@@ -242,25 +248,29 @@ def test_the_bound_is_tight_for_independent_levels_only(rho: float) -> None:
     """
     n = 200_000
     generator = torch.Generator().manual_seed(6)
-    path = trajectory(PROCESS, torch.zeros(n, 2, dtype=torch.int64), generator, BlockOrder(2, rho))
+    path = trajectory(
+        PROCESS, torch.zeros(n, 2, dtype=torch.int64), generator, CorrelatedBlocks(2, rho)
+    )
     alpha = torch.rand(n, generator=generator, dtype=torch.float64)
     z = path.at(alpha)
     known = (z.flip(1) != MASK)[..., None]
     law = torch.where(known, torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.5, 0.5, 0, 0])).double()
     prediction = Prediction.from_log_p(law.clamp(min=1e-300).log())
     integrand = PROCESS.nelbo(prediction, path.x0, z, alpha, -torch.ones_like(alpha)).sum(1)
-    e = -torch.log1p(-draw(BlockOrder(2, rho), n, seed=7, length=2).u)
+    e = -torch.log1p(-draw(CorrelatedBlocks(2, rho), n, seed=7, length=2).u)
     due = 2 * math.log(2) * (1 - float((e[:, 0] - e[:, 1]).abs().mean()) / 2)
     assert abs(float(integrand.clamp(max=1e3).mean()) - due) < 0.03
     assert (abs(due - math.log(2)) < 0.01) == (rho == 0)
 
 
 def test_text_forms() -> None:
-    assert structure_of("") is None and structure_of("none") is None
-    assert structure_of("block:8:0.9") == BlockOrder(8, 0.9)
-    assert structure_of("span:16") == Span(16.0)
-    assert structure_of("hierarchy:64,16,4:0.3,0.3,0.3") == Hierarchy((64, 16, 4), (0.3, 0.3, 0.3))
-    assert structure_of("hierarchy:2:1") == Hierarchy((2,), (1.0,))
+    assert parse_structure("") is None and parse_structure("none") is None
+    assert parse_structure("block:8:0.9") == CorrelatedBlocks(8, 0.9)
+    assert parse_structure("span:16") == CorrelatedSpan(16.0)
+    assert parse_structure("hierarchy:64,16,4:0.3,0.3,0.3") == NestedBlocks(
+        (64, 16, 4), (0.3, 0.3, 0.3)
+    )
+    assert parse_structure("hierarchy:2:1") == NestedBlocks((2,), (1.0,))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +280,7 @@ def test_text_forms() -> None:
 def test_other_forms_are_refused(text: str) -> None:
     says = f"'block:SIZE:CORRELATION', 'span:LENGTH' or 'hierarchy:.* got {re.escape(repr(text))}$"
     with pytest.raises(ValueError, match=says):
-        structure_of(text)
+        parse_structure(text)
 
 
 @pytest.mark.parametrize(
@@ -305,12 +315,12 @@ def test_other_forms_are_refused(text: str) -> None:
 )
 def test_numbers_outside_their_range_are_refused(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        structure_of(text)
+        parse_structure(text)
 
 
 def test_values_are_checked_wherever_they_are_made() -> None:
     for size in (True, 2.5):
         with pytest.raises(ValueError, match=f"size of a structure is no whole number: got {size}"):
-            BlockOrder(size, 0.5)
+            CorrelatedBlocks(size, 0.5)
     with pytest.raises(ValueError, match="at least one, got sizes"):
-        Hierarchy((), ())
+        NestedBlocks((), ())

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from reference import duality_keep
 from unmask.diffusion.gaussian_input import dense_input, distinct, largest_normals, sparse_input
-from unmask.types import Mixture
+from unmask.types import SoftTokens
 
 K, N = 6, 60_000
 ROOTS = pytest.mark.parametrize("root", [0.0, 1.2, 3.0])
@@ -31,7 +31,7 @@ def doubles(*values: float) -> Tensor:
 
 def sparse(
     token: int, root: float, size: int, temperature: float, k: int, n: int = N, seed: int = 0
-) -> tuple[Tensor, Mixture]:
+) -> tuple[Tensor, SoftTokens]:
     """(z [n], input of n positions) of one token."""
     z, soft = sparse_input(
         torch.full((1, n), token), doubles(root), size, temperature, k, seeded(seed)
@@ -48,7 +48,7 @@ def dense(
     return z[0], logits[0]
 
 
-def whole(soft: Mixture, size: int) -> Tensor:
+def whole(soft: SoftTokens, size: int) -> Tensor:
     """A mixture as weights of all tokens [n, K]."""
     tokens, weights = soft.tokens.flatten(0, 1), soft.weights.flatten(0, 1).double()
     return torch.zeros(len(tokens), size, dtype=torch.float64).scatter_add(1, tokens, weights)

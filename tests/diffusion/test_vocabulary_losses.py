@@ -20,7 +20,7 @@ from unmask.diffusion.vocabulary_losses import (
     cross_entropy,
     forward_kl,
     reverse_kl,
-    spread,
+    scatter_rows,
     squared_error,
     total_variation,
 )
@@ -296,7 +296,7 @@ def test_reverse_kl_to_a_point_mass_is_a_million_and_finite() -> None:
 def test_spread_puts_rows_back() -> None:
     where = torch.tensor([[True, False, True], [False, False, True]])
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    placed = spread(values, where)
+    placed = scatter_rows(values, where)
     assert placed.tolist() == [[1, 0, 2], [0, 0, 3]]
     (placed * torch.arange(6.0).view(2, 3)).sum().backward()
     assert values.grad.tolist() == [0, 2, 5]

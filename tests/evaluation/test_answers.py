@@ -134,7 +134,7 @@ def test_the_pairing_is_what_makes_the_interval_narrow():
     other = NOISE[:, np.random.default_rng(9).permutation(N)]
     width = lambda rows: (lambda gain: gain.high - gain.low)(
         answer(TEACHER, rows, COLD).same_steps[0].gain
-    )  # noqa: E731
+    )
     assert width(student({4: 0.6})) < 0.1 * width(student({4: 0.6}, noise=other))
 
 

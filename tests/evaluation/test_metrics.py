@@ -36,7 +36,7 @@ def test_every_count_equals_the_obvious_one(table, n):
     everything = [gram for row in own for gram in row]
     close = lambda tensor, expected: torch.testing.assert_close(
         tensor, torch.tensor(expected, dtype=torch.float64)
-    )  # noqa: E731
+    )
     close(metrics.entropy(tokens), [entropy_of(row) for row in table])
     close(metrics.pooled_entropy(tokens, n).mean(), entropy_of(everything))
     close(metrics.repetition(tokens, n), [1 - len(set(row)) / len(row) for row in own])

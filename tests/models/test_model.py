@@ -28,7 +28,7 @@ from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
 from unmask.models.dit import DiT, Shape
 from unmask.models.model import CausalModel, Model, load
 from unmask.prediction import Prediction
-from unmask.types import Mixture
+from unmask.types import SoftTokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CKPT = GOLDEN / "lightning_mdlm" / "mdlm.ckpt"
@@ -155,7 +155,7 @@ def test_a_mixture_of_all_tokens_is_duos_soft_input() -> None:
     soft, sigma = want["soft_input"], want["sigma"]
     order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
     tokens = order.expand(soft.shape)
-    mixture = Mixture(tokens, torch.softmax(soft, dim=-1).gather(-1, tokens))
+    mixture = SoftTokens(tokens, torch.softmax(soft, dim=-1).gather(-1, tokens))
     close(network(mixture, sigma), want["soft_logits"])
     factor = torch.randn(want["soft_logits"].shape, generator=torch.Generator().manual_seed(1))
     results = []
@@ -181,19 +181,19 @@ def test_a_mixture_of_one_token_is_that_token() -> None:
     z, alpha = want["zt"], want["alpha_t"]
     pair = torch.stack([(z + 5) % 37, z], dim=-1)
     weights = torch.tensor([0.0, 1.0]).expand(pair.shape)
-    one, two = (model.denoiser(given, alpha).log_p() for given in (Mixture(pair, weights), z))
+    one, two = (model.denoiser(given, alpha).log_p() for given in (SoftTokens(pair, weights), z))
     assert (one - two).abs().max() < 1e-6
-    frozen = model.denoiser.frozen()(Mixture(pair, weights), alpha).log_p()
+    frozen = model.denoiser.frozen()(SoftTokens(pair, weights), alpha).log_p()
     assert (frozen - two).abs().max() < 1e-6
     masked_denoiser = denoiser(GOLDEN / "hub_mdlm").denoiser
     with pytest.raises(ValueError, match="soft tokens are for uniform diffusion"):
-        masked_denoiser(Mixture(pair, weights), alpha)
+        masked_denoiser(SoftTokens(pair, weights), alpha)
     with pytest.raises(
         ValueError, match=r"tokens and weights of one shape \[B, L, k\], got .*24, 2\) and .*24\)"
     ):
-        model.denoiser(Mixture(pair, weights[..., 0]), alpha)
+        model.denoiser(SoftTokens(pair, weights[..., 0]), alpha)
     with pytest.raises(ValueError, match=r"lie in 0, \.\.\., 36, got .* to 37"):
-        model.denoiser(Mixture(pair.index_fill(2, torch.tensor(0), 37), weights), alpha)
+        model.denoiser(SoftTokens(pair.index_fill(2, torch.tensor(0), 37), weights), alpha)
 
 
 def test_autoregressive_directory() -> None:
@@ -281,7 +281,7 @@ def network(causal: bool = False, vocab_size: int = 260, seed: int = 0) -> DiT:
 
 def masked(
     schedule: NoiseSchedule = LogLinear(), tokenizer: Tokenizer | None = None, mask_id: int = 259
-) -> Model:  # noqa: B008
+) -> Model:
     net = network()
     return Model(
         NetworkDenoiser(net, mask_id, False).eval(),

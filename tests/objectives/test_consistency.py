@@ -16,11 +16,11 @@ from torch.testing import assert_close
 
 from reference import loss_cross_entropy, loss_eq14, loss_kl
 from toy_denoiser import Toy
-from unmask.diffusion.correlated_masking import BlockOrder, Structure
+from unmask.diffusion.correlated_masking import CorrelatedBlocks, Structure
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, gamma_at
 from unmask.diffusion.trajectory import Trajectory, trajectory
-from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, spread
+from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, scatter_rows
 from unmask.objectives import consistency
 from unmask.objectives.base import Loss
 from unmask.objectives.consistency import Consistency, distillation_loss
@@ -104,11 +104,11 @@ def test_forward_divergence_everywhere_is_divergence_and_cross_entropy(seed: int
         direction="forward",
         revealed="divergence",
     )
-    subs = spread(forward_kl(student, teacher, mask_t, 0.8), mask_t)
+    subs = scatter_rows(forward_kl(student, teacher, mask_t, 0.8), mask_t)
     hybrid = distillation_loss(
         student, teacher, x0, mask_t, mask_s, temperature=0.8, direction="forward"
     )
-    apart = spread(forward_kl(student, teacher, mask_s, 0.8), mask_s) + spread(
+    apart = scatter_rows(forward_kl(student, teacher, mask_s, 0.8), mask_s) + scatter_rows(
         cross_entropy(student, x0, mask_t & ~mask_s), mask_t & ~mask_s
     )
     for same in (subs, hybrid, apart):
@@ -123,7 +123,7 @@ def test_reverse_divergence_everywhere_explodes(seed: int) -> None:
     only_teacher = mask_t & ~mask_s
     p = student.log_p().exp().gather(-1, x0[..., None]).squeeze(-1)
     assert_close(got[only_teacher], (1e6 * (1 - p))[only_teacher], rtol=1e-4, atol=5)
-    assert_close(got[mask_s], spread(reverse_kl(student, teacher, mask_s), mask_s)[mask_s])
+    assert_close(got[mask_s], scatter_rows(reverse_kl(student, teacher, mask_s), mask_s)[mask_s])
 
 
 def test_gradients_are_the_plain_ones_and_the_teachers_are_none() -> None:
@@ -387,7 +387,7 @@ def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction:
 
 
 @pytest.mark.parametrize("coupling", ["locked", "independent"])
-@pytest.mark.parametrize("structure", [None, BlockOrder(7, 1.0)], ids=["alone", "block"])
+@pytest.mark.parametrize("structure", [None, CorrelatedBlocks(7, 1.0)], ids=["alone", "block"])
 def test_the_structure_is_that_of_both_views(
     structure: Structure | None, coupling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

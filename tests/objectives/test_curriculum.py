@@ -17,7 +17,7 @@ from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, gamma_
 from unmask.objectives.base import Loss
 from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.nelbo import Nelbo
-from unmask.types import Mixture
+from unmask.types import SoftTokens
 
 K, B, L = 6, 8, 5
 PROCESS = UniformProcess(K)
@@ -41,7 +41,7 @@ def step_of(
     return method(student, x0, step=step, generator=seeded(seed)), student
 
 
-def heaviest(soft: Mixture) -> Tensor:
+def heaviest(soft: SoftTokens) -> Tensor:
     """The token with the greatest weight at each position."""
     return soft.tokens.gather(-1, soft.weights.argmax(-1, keepdim=True)).squeeze(-1)
 
@@ -56,7 +56,9 @@ def test_the_network_reads_a_mixture_and_is_priced_at_its_arg_max(
     """The bound's own alpha and slope are those of the Gaussian path at t, not those of the schedule."""
     loss, student = step_of(objective(top_k=top_k), step, seed)
     [(soft, alpha)] = student.calls
-    assert isinstance(soft, Mixture) and soft.shape == (B, L) and soft.tokens.shape[-1] == top_k + 1
+    assert (
+        isinstance(soft, SoftTokens) and soft.shape == (B, L) and soft.tokens.shape[-1] == top_k + 1
+    )
     t = PATH.time(alpha)
     want = PROCESS.nelbo(student(soft, alpha), X0, heaviest(soft), alpha, PATH.dalpha(t))
     assert_close(loss.per_token.detach(), want.detach(), rtol=1e-7, atol=1e-9)
@@ -98,7 +100,7 @@ def test_on_average_it_is_duos_code() -> None:
     eps = torch.randn(n, L, K, generator=seeded(4), dtype=torch.float64)
     t = 1e-3 + (1 - 1e-3) * torch.rand(n, generator=seeded(5), dtype=torch.float64)
     z, logits = dense_input(x0, eps, PATH.snr_root(t), tau)
-    everything = Mixture(torch.arange(K).expand(n, L, K), torch.softmax(logits, dim=-1))
+    everything = SoftTokens(torch.arange(K).expand(n, L, K), torch.softmax(logits, dim=-1))
     alpha = PATH.alpha(t)
     dense = PROCESS.nelbo(student(everything, alpha), x0, z, alpha, PATH.dalpha(t))
     one, two = (rows.detach().double().mean(1) for rows in (loss.per_token, dense))

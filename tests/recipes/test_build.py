@@ -11,7 +11,7 @@ from torch import nn
 import unmask.recipes.build
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.data.tokenizers import Tokenizer, train_bpe
-from unmask.diffusion.correlated_masking import BlockOrder
+from unmask.diffusion.correlated_masking import CorrelatedBlocks
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, Polynomial
 from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
@@ -395,7 +395,7 @@ def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teache
     objective = distilled(small, uniform_teacher, told).objective
     assert isinstance(objective, Consistency) and objective.process == UniformProcess(VOCABULARY)
     assert objective.schedule == GaussianArgmax(VOCABULARY, -3.9, 1.0)
-    assert (objective.structure, objective.coupling) == (BlockOrder(4, 0.5), "independent")
+    assert (objective.structure, objective.coupling) == (CorrelatedBlocks(4, 0.5), "independent")
     parts = distilled(small, uniform_teacher, replace(told, gamma=None, structure=""))
     assert (
         parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None

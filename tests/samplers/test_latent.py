@@ -13,7 +13,12 @@ from scipy.stats import kstest, multivariate_normal, norm
 from reference import sampler_p_value
 from toy_sampling import causal, masked
 from toy_sampling import uniform as uniform_model
-from unmask.diffusion.correlated_masking import BlockOrder, Hierarchy, Span, Structure
+from unmask.diffusion.correlated_masking import (
+    CorrelatedBlocks,
+    CorrelatedSpan,
+    NestedBlocks,
+    Structure,
+)
 from unmask.diffusion.schedules import LogLinear
 from unmask.rng import address, gumbel, uniform
 from unmask.samplers.grids import uniform_grid
@@ -70,7 +75,12 @@ PINNED_U = [
     [0.9883135075181885, 0.23088011188763102, 0.13803794365940047],
     [0.24457064778702609, 0.025421263063631794, 0.2109635695640394],
 ]
-STRUCTURES = [BlockOrder(4, 0.8), BlockOrder(8, 1.0), Span(5.0), Hierarchy((8, 2), (0.4, 0.5))]
+STRUCTURES = [
+    CorrelatedBlocks(4, 0.8),
+    CorrelatedBlocks(8, 1.0),
+    CorrelatedSpan(5.0),
+    NestedBlocks((8, 2), (0.4, 0.5)),
+]
 
 
 @given(
@@ -102,7 +112,7 @@ def test_no_structure_is_the_latent_that_always_was() -> None:
 
 def test_structured_numbers_have_addresses_that_never_change() -> None:
     """Stream 0 is each token's own, stream 2 is shared, by level from 1 on and by the first position of a block."""
-    latent = draw_latent(1, 5, 7, 3, structure=Hierarchy((4, 2), (0.5, 0.2)))
+    latent = draw_latent(1, 5, 7, 3, structure=NestedBlocks((4, 2), (0.5, 0.2)))
     for i in range(5):
         keys = [(7, 3, 0, i), (7, 3, 2, 1, i - i % 4), (7, 3, 2, 2, i - i % 2)]
         own, outer, inner = (norm.ppf(uniform(address(*key)).item()) for key in keys)
@@ -113,7 +123,11 @@ def test_structured_numbers_have_addresses_that_never_change() -> None:
 def test_without_correlation_a_structure_is_the_independent_latent() -> None:
     """Phi(Phi^-1(u)) = u to 16 roundings: Phi^-1 errs by some 8 relatively, and phi(x) x <= 1/4."""
     own = draw_latent(20, 50, seed=4).u
-    for structure in (BlockOrder(4, 0.0), Hierarchy((8, 2), (0.0, 0.0)), Span(1e-3)):
+    for structure in (
+        CorrelatedBlocks(4, 0.0),
+        NestedBlocks((8, 2), (0.0, 0.0)),
+        CorrelatedSpan(1e-3),
+    ):
         assert (
             float((draw_latent(20, 50, seed=4, structure=structure).u - own).abs().max())
             < 16 * 2**-53
@@ -193,10 +207,10 @@ def test_tokens_revealed_together_cost_fewer_calls(structure: Structure) -> None
 @pytest.mark.parametrize(("length", "steps"), [(64, 64), (60, 16)])
 def test_expected_nfe_of_whole_blocks(length: int, steps: int) -> None:
     """ceil(L / size) blocks that move as one cost what as many tokens cost: sum_k 1 - (1 - 1/N)^blocks."""
-    mean, error = mean_nfe(BlockOrder(8, 1.0), 4000, length, steps)
+    mean, error = mean_nfe(CorrelatedBlocks(8, 1.0), 4000, length, steps)
     due = steps * (1 - (1 - 1 / steps) ** math.ceil(length / 8))
     assert abs(mean - due) < 4.5 * error
-    assert mean_nfe(Span(math.inf), 100, length, steps)[0] == 1
+    assert mean_nfe(CorrelatedSpan(math.inf), 100, length, steps)[0] == 1
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
@@ -209,7 +223,7 @@ def test_two_tokens_meet_in_a_step_as_the_copula_says(rho: float) -> None:
         law.cdf([b, b]) - law.cdf([a, b]) - law.cdf([b, a]) + law.cdf([a, a])
         for a, b in pairwise(edge)
     )
-    mean, error = mean_nfe(BlockOrder(2, rho), 20_000, 2, steps)
+    mean, error = mean_nfe(CorrelatedBlocks(2, rho), 20_000, 2, steps)
     assert abs(mean - (2 - met)) < 4.5 * error
 
 
@@ -222,7 +236,7 @@ def test_tokens_revealed_together_do_not_see_one_another() -> None:
             copy[text, i, slice(0, 2) if other == 2 else other] = 0.0
     model.denoiser.logits[:] = copy
     n, steps = 4000, 8
-    for structure, met in ((None, 1 / steps), (BlockOrder(2, 1.0), 1.0)):
+    for structure, met in ((None, 1 / steps), (CorrelatedBlocks(2, 1.0), 1.0)):
         tokens = sample(model, n=n, length=2, steps=steps, structure=structure).tokens
         unequal = float((tokens[:, 0] != tokens[:, 1]).double().mean())
         assert abs(unequal - met / 2) < 4.5 * math.sqrt(met / 2 * (1 - met / 2) / n)
@@ -232,7 +246,7 @@ def test_sample_takes_text_forms_and_refuses_what_nobody_reads() -> None:
     model = masked(4, 5)
     by_text, by_value, plain = (
         sample(model, n=3, length=5, steps=3, structure=how).nfe.tolist()
-        for how in ("block:5:1", BlockOrder(5, 1.0), "none")
+        for how in ("block:5:1", CorrelatedBlocks(5, 1.0), "none")
     )
     assert (
         by_text == by_value == [1, 1, 1]

@@ -45,7 +45,7 @@ class Structure(Protocol):
 
 
 @dataclass(frozen=True)
-class BlockOrder:
+class CorrelatedBlocks:
     """Blocks of `size` neighbours: C_ij = correlation within a block, 0 between blocks.
 
     g_i = sqrt(correlation) b_{i // size} + sqrt(1 - correlation) e_i; at 1 a block turns to noise as one token. The
@@ -72,7 +72,7 @@ class BlockOrder:
 
 
 @dataclass(frozen=True)
-class Span:
+class CorrelatedSpan:
     """Tokens near one another, without borders: C_ij = exp(-|i - j| / length), a stationary Ornstein-Uhlenbeck path.
 
     g_0 = e_0 and g_i = a g_{i-1} + sqrt(1 - a^2) e_i with a = exp(-1 / length). `length`, in tokens, may be infinite:
@@ -109,7 +109,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Hierarchy:
+class NestedBlocks:
     """Blocks within blocks: C_ij = the sum of the shares of all levels at which i and j are in one block.
 
     g_i = sum_k sqrt(shares_k) b_{k, i // sizes_k} + sqrt(1 - sum_k shares_k) e_i, from the largest blocks to the
@@ -159,15 +159,15 @@ def gaussian_copula(structure: Structure, normals: Tensor) -> PerToken:
     return u.clamp(_EDGE, 1 - _EDGE)
 
 
-def structure_of(text: str) -> Structure | None:
+def parse_structure(text: str) -> Structure | None:
     """Read a structure from its text form; None, independent levels, for "" and "none".
 
     >>> structure_of("block:8:0.9")
-    BlockOrder(size=8, correlation=0.9)
+    CorrelatedBlocks(size=8, correlation=0.9)
     >>> structure_of("span:16")
-    Span(length=16.0)
+    CorrelatedSpan(length=16.0)
     >>> structure_of("hierarchy:64,16,4:0.3,0.3,0.3")
-    Hierarchy(sizes=(64, 16, 4), shares=(0.3, 0.3, 0.3))
+    NestedBlocks(sizes=(64, 16, 4), shares=(0.3, 0.3, 0.3))
 
     ValueError for any other form, and for numbers outside their range.
     """
@@ -175,12 +175,12 @@ def structure_of(text: str) -> Structure | None:
         case [""] | ["none"]:
             return None
         case ["block", size, correlation]:
-            return BlockOrder(_read(int, size, text), _read(float, correlation, text))
+            return CorrelatedBlocks(_read(int, size, text), _read(float, correlation, text))
         case ["span", length]:
-            return Span(_read(float, length, text))
+            return CorrelatedSpan(_read(float, length, text))
         case ["hierarchy", sizes, shares]:
             levels = tuple(_read(int, size, text) for size in sizes.split(","))
-            return Hierarchy(
+            return NestedBlocks(
                 levels, tuple(_read(float, share, text) for share in shares.split(","))
             )
     raise ValueError(_forms(text))

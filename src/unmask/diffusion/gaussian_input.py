@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.duality import coefficients, ddim_path
-from unmask.types import Mixture, PerSequence, Tokens
+from unmask.types import PerSequence, SoftTokens, Tokens
 
 
 def dense_input(
@@ -38,14 +38,14 @@ def sparse_input(
     temperature: float,
     top_k: int,
     generator: torch.Generator | None = None,
-) -> tuple[Tokens, Mixture]:
+) -> tuple[Tokens, SoftTokens]:
     """(z, input) in the law of `dense_input`, up to the weight of all but x0 and its `top_k` greatest rivals.
 
     x0 [B, L]; snr_root [B]; 1 <= top_k < vocab_size = K. The input is a mixture of top_k + 1 tokens, x0 first, then
     its rivals as they fall: weights softmax(w / tau), normalised over these. With top_k = K - 1 nothing is left out.
     z is exact at any top_k.
     """
-    check_soft(temperature, top_k, vocab_size)
+    check_sparse_input(temperature, top_k, vocab_size)
     n, device = x0.numel(), x0.device
     own = torch.randn(n, 1, generator=generator, dtype=torch.float64, device=device)
     rivals = largest_normals(n, top_k, vocab_size - 1, generator, device)
@@ -58,7 +58,7 @@ def sparse_input(
     tokens = torch.cat([x0.flatten()[:, None], others], dim=1)
     z = torch.where(w[:, 0] > w[:, 1], tokens[:, 0], tokens[:, 1])
     weights = torch.softmax(w / temperature, dim=1).float()
-    return z.view(x0.shape), Mixture(tokens.view(*x0.shape, -1), weights.view(*x0.shape, -1))
+    return z.view(x0.shape), SoftTokens(tokens.view(*x0.shape, -1), weights.view(*x0.shape, -1))
 
 
 def largest_normals(
@@ -106,7 +106,7 @@ def distinct(
     return found
 
 
-def check_soft(temperature: float, top_k: int, vocab_size: int) -> None:
+def check_sparse_input(temperature: float, top_k: int, vocab_size: int) -> None:
     """ValueError where `sparse_input` has no such law."""
     _check(temperature)
     if not 1 <= top_k < vocab_size:

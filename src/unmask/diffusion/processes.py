@@ -19,8 +19,8 @@ from unmask.diffusion.vocabulary_losses import (
     Rows,
     cross_entropy,
     row_loss,
-    spread,
-    through_softmax,
+    scatter_rows,
+    softmax_backward,
 )
 from unmask.prediction import Prediction
 from unmask.types import PerSequence, PerToken, Probs, Tokens
@@ -133,7 +133,8 @@ class MaskedProcess:
         """The mixture of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
         keep, predict, _ = (
-            w.to(p_x0)[..., None] for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+            w.to(p_x0)[..., None]
+            for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
         )
         return (predict * p_x0).scatter_add(-1, z_t[..., None], keep)
 
@@ -149,7 +150,7 @@ class MaskedProcess:
         check_unit(alpha_t, "alpha")
         masked = z_t == self.mask_id
         weight = -dalpha_t.double() / (1 - alpha_t.double())
-        return spread(cross_entropy(prediction, x0, masked, weight), masked)
+        return scatter_rows(cross_entropy(prediction, x0, masked, weight), masked)
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ class UniformProcess:
         """The mixture of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
         keep, predict, noise = (
-            w.to(p_x0)[..., None] for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+            w.to(p_x0)[..., None]
+            for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
         )
         return (predict * p_x0 + noise / self.vocab_size).scatter_add(-1, z_t[..., None], keep)
 
@@ -227,7 +229,7 @@ class UniformProcess:
         alpha = inside[:, None].expand(x0.shape).flatten()
         slope = -dalpha_t.double()[:, None].expand(x0.shape).flatten()
         rule = UniformNelbo(x0.flatten(), z_t.flatten(), alpha, slope, self.vocab_size)
-        return spread(row_loss(prediction, rule, prediction.rows(None)), everywhere)
+        return scatter_rows(row_loss(prediction, rule, prediction.rows(None)), everywhere)
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ class UniformNelbo:
         at_z = (of.own * size + of.other) / of.y_z - size / of.y_z**2
         slope.scatter_add_(-1, self.z[rows, None], (at_z[:, None] * unit).to(p))
         slope.scatter_add_(-1, self.x0[rows, None], (-(of.other / of.y_x)[:, None] * unit).to(p))
-        return value, through_softmax(p, slope)
+        return value, softmax_backward(p, slope)
 
 
 class _RateTerms(NamedTuple):

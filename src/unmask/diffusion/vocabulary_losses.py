@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unmask.prediction import HeadWithBackward, Head, Prediction, block_rows, chunk_rows
+from unmask.prediction import Head, HeadWithBackward, Prediction, block_rows, chunk_rows
 from unmask.types import PerToken, Tokens
 
 Rows = slice
 
 
-class RowRule(Protocol):
+class RowLoss(Protocol):
     """A loss of single rows. `rows` says which of the N rows the table `log_p` [n, V] holds."""
 
-    def at(self, chunk: Rows) -> RowRule:
+    def at(self, chunk: Rows) -> RowLoss:
         """The same loss, ready for rows of this chunk: what they need together, a teacher's logits, is made now."""
         ...
 
@@ -41,7 +41,7 @@ class RowRule(Protocol):
 
 
 def row_loss(
-    prediction: Prediction, rule: RowRule, index: Tensor, weight: Tensor | None = None
+    prediction: Prediction, rule: RowLoss, index: Tensor, weight: Tensor | None = None
 ) -> Tensor:
     """The rule's value at flat rows `index` [N] of a prediction -> [N], differentiable in hidden states and head.
 
@@ -59,13 +59,13 @@ def row_loss(
             for few, log_p in _blocks(prediction, prediction.logits(index[rows]), index, rows)
         ])  # fmt: skip
         return values if weight is None else values * weight.to(values)
-    weighted: Tensor = _RowLoss.apply(  # type: ignore[no-untyped-call]
+    weighted: Tensor = _RowLossFunction.apply(  # type: ignore[no-untyped-call]
         rule, prediction, index, weight, hidden, *parameters
     )
     return weighted
 
 
-def spread(values: Tensor, where: Tensor) -> PerToken:
+def scatter_rows(values: Tensor, where: Tensor) -> PerToken:
     """Put the N row values of `where` (bool [B, L], row-major) back in their places: [B, L], zero elsewhere."""
     return values.new_zeros(where.shape).masked_scatter(where, values)
 
@@ -161,7 +161,7 @@ class TotalVariation(_Taught):
     def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         p = log_p.exp_()
         apart = self.teacher(rows).exp_().neg_().add_(p)
-        return apart.abs().sum(-1) / 2, through_softmax(p, apart.sign_().div_(2))
+        return apart.abs().sum(-1) / 2, softmax_backward(p, apart.sign_().div_(2))
 
 
 class SquaredError(_Taught):
@@ -173,10 +173,10 @@ class SquaredError(_Taught):
     def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         p = log_p.exp_()
         apart = self.teacher(rows).exp_().neg_().add_(p)
-        return apart.square().sum(-1), through_softmax(p, apart.mul_(2))
+        return apart.square().sum(-1), softmax_backward(p, apart.mul_(2))
 
 
-def through_softmax(p: Tensor, slope: Tensor) -> Tensor:
+def softmax_backward(p: Tensor, slope: Tensor) -> Tensor:
     """d f / d logits of p = softmax(logits), slope = d f / d p: p (slope - <p, slope>), in the place of p."""
     return p.mul_(slope.sub_(_dot(p, slope)[:, None]))
 
@@ -249,11 +249,11 @@ def _teacher(
     return TeacherRows(teacher, index, temperature)
 
 
-class _RowLoss(torch.autograd.Function):
+class _RowLossFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        rule: RowRule,
+        rule: RowLoss,
         prediction: Prediction,
         index: Tensor,
         weight: Tensor | None,
@@ -291,7 +291,7 @@ class _RowLoss(torch.autograd.Function):
 
 
 def _sweep(
-    rule: RowRule,
+    rule: RowLoss,
     prediction: Prediction,
     index: Tensor,
     hidden: Tensor,

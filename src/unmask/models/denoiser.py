@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unmask.models.dit import Conditioning, DiT
 from unmask.models.kv_cache import Cache, put_at_places
 from unmask.prediction import Prediction
-from unmask.types import Mixture, PerSequence, Tokens
+from unmask.types import PerSequence, SoftTokens, Tokens
 
 
 class NetworkDenoiser(nn.Module):
@@ -38,17 +38,19 @@ class NetworkDenoiser(nn.Module):
         """V, MASK included."""
         return self.network.shape.vocab_size
 
-    def forward(self, z: Tokens | Mixture, alpha: PerSequence) -> Prediction:
+    def forward(self, z: Tokens | SoftTokens, alpha: PerSequence) -> Prediction:
         """Gradients flow from the prediction to the weights; dropout acts in training mode.
 
         Uniform diffusion also reads soft tokens (Duo's curriculum); SUBS has to know which tokens are shown.
         """
-        if isinstance(z, Mixture) and self.mask_id is not None:
+        if isinstance(z, SoftTokens) and self.mask_id is not None:
             raise ValueError(
                 "soft tokens are for uniform diffusion: a masked denoiser carries shown tokens over"
             )
         hidden = self.network.hidden(z, noise(alpha) if self.sees_alpha else None)
-        return prediction(self.network, hidden, self.mask_id, None if isinstance(z, Mixture) else z)
+        return prediction(
+            self.network, hidden, self.mask_id, None if isinstance(z, SoftTokens) else z
+        )
 
     def frozen(self) -> FrozenDenoiser:
         """The same weights without gradient and dropout; what does not depend on z and alpha is computed now.
@@ -133,9 +135,7 @@ class CausalPredictor(nn.Module):
 
     def forward(self, ids: Tokens, cache: Cache | None = None) -> Prediction:
         """With a `Cache`, ids are the continuation of what it holds, and it is extended."""
-        return prediction(
-            self.network, self.network.hidden(ids, cache=cache), self.mask_id, z=None
-        )
+        return prediction(self.network, self.network.hidden(ids, cache=cache), self.mask_id, z=None)
 
 
 def noise(alpha: PerSequence) -> Tensor:
@@ -147,9 +147,7 @@ def noise(alpha: PerSequence) -> Tensor:
     return -torch.log(alpha)
 
 
-def prediction(
-    network: DiT, hidden: Tensor, mask_id: int | None, z: Tokens | None
-) -> Prediction:
+def prediction(network: DiT, hidden: Tensor, mask_id: int | None, z: Tokens | None) -> Prediction:
     """Hidden states of a network with its head, to be applied where asked."""
     return Prediction(hidden, network.head, network.shape.vocab_size, mask_id, z)
 

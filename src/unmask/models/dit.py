@@ -26,7 +26,7 @@ from unmask.models.layers import (
     Rotary,
     SigmaEmbedding,
 )
-from unmask.types import Mixture, Tokens
+from unmask.types import SoftTokens, Tokens
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Conditioning:
 
 
 class DiT(nn.Module):
-    """Tokens [B, L] (or soft input: a `Mixture`, or logits [B, L, V]) and noise sigma [B] -> raw logits [B, L, V].
+    """Tokens [B, L] (or soft input: a `SoftTokens`, or logits [B, L, V]) and noise sigma [B] -> raw logits [B, L, V].
 
     `sigma = -log alpha` in nats; None stands for the constant conditioning of sigma = 0 that time-agnostic models
     were trained with, computed once for all rows. A causal network takes no sigma, and its logits at position i
@@ -139,14 +139,14 @@ class DiT(nn.Module):
         """The map from hidden rows [N, D] to logits [N, V]."""
         return self.output_layer.linear
 
-    def forward(self, tokens: Tensor | Mixture, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor | SoftTokens, sigma: Tensor | None = None) -> Tensor:
         """Raw logits [B, L, V] at every position: for small vocabularies, tests and foreign callers."""
         logits: Tensor = self.head(self.hidden(tokens, sigma))
         return logits
 
     def hidden(
         self,
-        tokens: Tensor | Mixture,
+        tokens: Tensor | SoftTokens,
         sigma: Tensor | None = None,
         *,
         cache: Cache | None = None,
@@ -181,7 +181,7 @@ class DiT(nn.Module):
 
     def _stream(
         self,
-        tokens: Tensor | Mixture,
+        tokens: Tensor | SoftTokens,
         conditioning: Conditioning,
         layer: int,
         cache: Cache | None = None,
@@ -244,7 +244,7 @@ class DiT(nn.Module):
         )
         return vector
 
-    def _check_places(self, tokens: Tensor | Mixture, length: int, places: Tensor) -> None:
+    def _check_places(self, tokens: Tensor | SoftTokens, length: int, places: Tensor) -> None:
         if self.shape.causal:
             raise ValueError(
                 "places are those of a window, which a bidirectional network reads; this one appends"
@@ -261,9 +261,9 @@ class DiT(nn.Module):
                     "read the whole row first"
                 )
 
-    def _check(self, tokens: Tensor | Mixture) -> None:
+    def _check(self, tokens: Tensor | SoftTokens) -> None:
         vocab_size = self.shape.vocab_size
-        if isinstance(tokens, Mixture):
+        if isinstance(tokens, SoftTokens):
             if tokens.tokens.dim() != 3 or tokens.tokens.shape != tokens.weights.shape:
                 shapes = f"{tuple(tokens.tokens.shape)} and {tuple(tokens.weights.shape)}"
                 raise ValueError(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.kv_cache import Keep, at_places
-from unmask.types import Mixture
+from unmask.types import SoftTokens
 
 SINUSOID_SIZE = 256
 ROTARY_BASE = 10000.0
@@ -61,8 +61,8 @@ class Embedding(nn.Module):
         self.embedding = nn.Parameter(torch.empty(vocab_size, width))
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
-    def forward(self, tokens: Tensor | Mixture) -> Tensor:
-        if isinstance(tokens, Mixture):
+    def forward(self, tokens: Tensor | SoftTokens) -> Tensor:
+        if isinstance(tokens, SoftTokens):
             weights = tokens.weights.flatten(0, 1).to(self.embedding.dtype)
             ids = tokens.tokens.flatten(0, 1)
             mean: Tensor = F.embedding_bag(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.diffusion.vocabulary_losses import cross_entropy, spread
+from unmask.diffusion.vocabulary_losses import cross_entropy, scatter_rows
 from unmask.objectives.base import Loss, SingleNetwork
 from unmask.prediction import Prediction
 from unmask.types import Tokens
@@ -30,5 +30,5 @@ class NextToken(SingleNetwork):
         start = torch.full_like(x0[:, :1], self.start_id)
         prediction = network(torch.cat([start, x0[:, :-1]], dim=1))
         everywhere = torch.ones_like(x0, dtype=torch.bool)
-        surprise = spread(cross_entropy(prediction, x0, everywhere), everywhere)
+        surprise = scatter_rows(cross_entropy(prediction, x0, everywhere), everywhere)
         return Loss(surprise, torch.ones_like(surprise))

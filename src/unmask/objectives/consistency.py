@@ -17,7 +17,7 @@ from unmask.diffusion.correlated_masking import Structure
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
 from unmask.diffusion.trajectory import Trajectory, trajectory
-from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, spread
+from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, scatter_rows
 from unmask.objectives.base import Distillation, Loss
 from unmask.objectives.rounds import Rounds
 from unmask.prediction import Prediction
@@ -70,9 +70,9 @@ def distillation_loss(
     divergence = reverse_kl if direction == "reverse" else forward_kl
     both, only_teacher = mask_t & mask_s, mask_t & ~mask_s
     distilled = mask_t if revealed == "divergence" else both
-    loss = spread(divergence(student, teacher, distilled, temperature), distilled)
+    loss = scatter_rows(divergence(student, teacher, distilled, temperature), distilled)
     if revealed == "cross_entropy":
-        loss = loss + spread(cross_entropy(student, x0, only_teacher), only_teacher)
+        loss = loss + scatter_rows(cross_entropy(student, x0, only_teacher), only_teacher)
     return loss
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.diffusion.gaussian_input import check_soft, sparse_input
+from unmask.diffusion.gaussian_input import check_sparse_input, sparse_input
 from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
 from unmask.models.denoiser import NetworkDenoiser
@@ -38,7 +38,7 @@ class Curriculum(SingleNetwork):
     t_min: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_soft(self.temperature, self.top_k, self.process.vocab_size)
+        check_sparse_input(self.temperature, self.top_k, self.process.vocab_size)
         if self.path.vocab_size != self.process.vocab_size:
             raise ValueError(
                 f"path is a Gaussian over the tokens of the process: want vocab_size = {self.process.vocab_size} of "

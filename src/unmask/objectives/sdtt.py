@@ -20,7 +20,7 @@ from unmask.diffusion.vocabulary_losses import (
     Divergence,
     forward_kl,
     reverse_kl,
-    spread,
+    scatter_rows,
     squared_error,
     total_variation,
 )
@@ -111,7 +111,7 @@ class Sdtt(Distillation):
                 target = self.teacher(z, self._alpha(t, j, step))
             last = j == self.teacher_steps - 1
             due = left if last else left & (level < revealed[j][:, None])
-            per_token = per_token + spread(distance(student, target, due), due)
+            per_token = per_token + scatter_rows(distance(student, target, due), due)
             if not last:
                 z, left = self._walk(z, target, due, generator), left & ~due
         round_ = torch.tensor(float(self.rounds.round(step)), device=t.device)

@@ -14,7 +14,7 @@ from torch import nn
 from unmask.data.hub import local_or_hub
 from unmask.data.tokenizers import Tokenizer, check_vocabulary, start_token
 from unmask.dataclass_json import from_json, read_json
-from unmask.diffusion.correlated_masking import structure_of
+from unmask.diffusion.correlated_masking import parse_structure
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, Polynomial
 from unmask.models.checkpoints.weights import spread_blocks
@@ -203,7 +203,7 @@ def _distilled(
                 coupling=told.coupling,
                 reduction=told.reduction,
                 revealed_weight=told.revealed_weight,
-                structure=structure_of(told.structure),
+                structure=parse_structure(told.structure),
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from unmask.dataclass_json import check_plain, from_json, read_json
-from unmask.diffusion.correlated_masking import structure_of
+from unmask.diffusion.correlated_masking import parse_structure
 from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
@@ -200,7 +200,7 @@ class ConsistencySettings:
     gamma: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        structure_of(self.structure)  # refused at once
+        parse_structure(self.structure)  # refused at once
         _check_rounds("temperatures", self.round_steps, self.delta0, len(self.temperatures))
         if not all(tau > 0 for tau in self.temperatures):
             raise ValueError(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from unmask.data.tokenizers import start_token
-from unmask.diffusion.correlated_masking import Structure, structure_of
+from unmask.diffusion.correlated_masking import Structure, parse_structure
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.schedules import NoiseSchedule
-from unmask.limits import INT64, MOST_STEPS, check_room, seed_number, whole
+from unmask.limits import INT64, MOST_STEPS, check_memory, seed_number, whole
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.samplers.autoregressive import Predictor, autoregress
 from unmask.samplers.cached_forward import Calls, calls_of
@@ -148,7 +148,7 @@ def watch(
     drawing = named("draw", draw, DRAWS)
     _check_device(model, device)
     _check_room(n, length, _token_bytes(model), device)
-    structure = structure_of(structure) if isinstance(structure, str) else structure
+    structure = parse_structure(structure) if isinstance(structure, str) else structure
     latent = draw_latent(n, length, seed, first, device, structure=structure)
     if isinstance(model, AutoregressiveModel):
         if sampler is not None:
@@ -309,7 +309,7 @@ def _check_room(n: int, length: int, token_bytes: int, device: torch.device | st
     gpu = torch.device(device).type == "cuda"
     room = torch.cuda.get_device_properties(device).total_memory if gpu else None
     got, advice = f"{n} x {length} tokens", "give a smaller batch_size, n or length"
-    check_room("n x length", got, n * length * token_bytes, advice, room)
+    check_memory("n x length", got, n * length * token_bytes, advice, room)
 
 
 def _token_bytes(model: DiffusionModel | AutoregressiveModel) -> int:

@@ -292,7 +292,9 @@ def in_steps(nats: Tensor) -> Tensor:
 
 def can_change(task: Task, z: Tokens, candidates: Tensor) -> Reads:
     """The candidates that can still change: in masked diffusion, those under a MASK."""
-    return Reads.of((candidates & task.process.is_noised(z)).flatten().nonzero().squeeze(-1), z.shape[1])
+    return Reads.of(
+        (candidates & task.process.is_noised(z)).flatten().nonzero().squeeze(-1), z.shape[1]
+    )
 
 
 def check_masked(task: Task) -> None:

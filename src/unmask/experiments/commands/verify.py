@@ -11,7 +11,7 @@ import tyro
 
 from unmask.cli.console import Advance, emit, parse, progress, result_folder, say, table
 from unmask.dataclass_json import dumps
-from unmask.limits import INT64, check_room, whole
+from unmask.limits import INT64, check_memory, whole
 
 if TYPE_CHECKING:
     from unmask.experiments.exact.distillation_optima import FixedPoint
@@ -84,7 +84,7 @@ def _duality(asked: Arguments) -> int:
     size = 512 if asked.vocab_size is None else asked.vocab_size
     whole("vocab_size", size, "the coordinates of the Gaussian", 2, LARGEST)
     n = whole("n", 20_000 if asked.n is None else asked.n, "the tokens simulated", FEWEST)
-    check_room("n", str(n), n * TOKEN_BYTES, "give a smaller --n")
+    check_memory("n", str(n), n * TOKEN_BYTES, "give a smaller --n")
     result_folder(asked.out)
     observation = observe(size, n, asked.seed)
     checks = examine(observation)
@@ -110,12 +110,12 @@ def _exact(asked: Arguments) -> int:
     whole("n", n, "the texts a row, each tested", FEWEST)
     length = whole("length", asked.length, "the tokens of a text", SHORTEST)
     whole("order", asked.order, "the tokens that the next one depends on", 1, 2)
-    check_room(
+    check_memory(
         "n x length", f"{n} x {length}", n * length * TOKEN_BYTES, "give a smaller --n or --length"
     )
     whole("vocab_size", size, "the tokens of the source", 2, LARGEST)
     table_bytes = 8 * size ** (asked.order + 1)
-    check_room("vocab_size", str(size), table_bytes, "give a smaller --vocab-size, or --order 1")
+    check_memory("vocab_size", str(size), table_bytes, "give a smaller --vocab-size, or --order 1")
     source = _source(asked, size)
     result_folder(asked.out)
     with progress() as (advance, _):
