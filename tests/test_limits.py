@@ -33,7 +33,7 @@ def test_every_integer_type_is_a_whole_number(kind):
     "value", [True, np.True_, 1.0, np.float64(2), "3", None, torch.tensor(2), torch.tensor(True)]
 )
 def test_other_types_are_none(value):
-    with pytest.raises(ValueError, match="n is no whole number: got " + re.escape(repr(value))):
+    with pytest.raises(ValueError, match="n is not a whole number: got " + re.escape(repr(value))):
         whole("n", value, "a count")
 
 
@@ -64,4 +64,4 @@ def test_what_passes_the_memory_is_refused():
     with pytest.raises(
         ValueError, match=r"takes at least 4\.0 GiB, want at most the memory, 2\.0 GiB"
     ):
-        check_memory("n", "5", 2**32, "give less", room_bytes=2**31)
+        check_memory("n", "5", 2**32, "give less", available_bytes=2**31)

@@ -217,10 +217,10 @@ def test_draws_are_made_in_float64(dtype: torch.dtype, monkeypatch: pytest.Monke
 
 def test_wrong_use() -> None:
     prediction = draw()
-    with pytest.raises(ValueError, match=r"\[B, L\] = \(3, 5\), got shape \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"where .*got \(5, 3\), want .*\(3, 5\)"):
         prediction.log_p(torch.ones(L, B, dtype=torch.bool))
     for temperature in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=f"want temperature > 0, got {temperature}"):
+        with pytest.raises(ValueError, match=f"temperature .*got {temperature}, want"):
             prediction.log_p(temperature=temperature)
-    with pytest.raises(ValueError, match=r"\[B, L, V\], got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"log_p .*got \(3, 5\), want"):
         Prediction.from_log_p(torch.zeros(3, 5))

@@ -1,4 +1,4 @@
-"""The range of a whole number that a user gives, and the memory of the machine. No torch here."""
+"""Checks of whole numbers that users give, and of memory. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,51 +8,71 @@ from numbers import Integral
 from pathlib import Path
 
 INT64 = 2**63  # tensors hold -INT64 .. INT64 - 1
-MOST_STEPS = (
-    2**20
-)  # of a text or a measurement: each step is a Python object, and no text has as many tokens
+MOST_STEPS = 2**20  # each step is a Python object, and no text has as many tokens
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def whole(name: str, value: object, meaning: str, low: int = 1, high: int = INT64 - 1) -> int:
-    """The `int` of any integer type, numpy's too; ValueError for other types, bool, and outside low .. high.
+    """Check a whole number and return it as an `int`.
+
+    Args:
+        name: the argument's name, for the error.
+        value: any integer type, numpy's too.
+        meaning: a noun phrase that describes the argument, for the error.
+        low: the smallest allowed number.
+        high: the largest allowed number.
+
+    Raises:
+        ValueError: for another type, a bool, or a number outside low .. high.
 
     >>> whole("n", 0, "the number of samples")
     Traceback (most recent call last):
     ValueError: n is too small: got 0, want a whole number 1 .. 2^63 - 1 (the number of samples)
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        fault, got = "no whole number", repr(value)
+        fault, got = "not a whole number", repr(value)
     elif low <= (number := operator.index(value)) <= high:
         return number
     else:
         fault, got = "too small" if number < low else "too large", _words(number)
     raise ValueError(
-        f"{name} is {fault}: got {got}, want a whole number {_words(low)} .. {_words(high)} ({meaning})"
+        f"{name} is {fault}: got {got}, want a whole number {_words(low)} .. {_words(high)} "
+        f"({meaning})"
     )
 
 
 def seed_number(name: str, value: object) -> int:
-    """A seed: any 64-bit number; ValueError for others."""
-    return whole(name, value, "the 64-bit number of the randomness", -INT64, INT64 - 1)
+    """Check a seed, which is any signed 64-bit number. ValueError for others."""
+    return whole(name, value, "a 64-bit number", -INT64, INT64 - 1)
 
 
 def check_memory(
-    name: str, got: str, need_bytes: int, advice: str, room_bytes: int | None = None
+    name: str, got: str, need_bytes: int, advice: str, available_bytes: int | None = None
 ) -> None:
-    """ValueError where `need_bytes`, a lower bound, pass the memory: of this process, or `room_bytes` of a device."""
-    room = memory_bytes() if room_bytes is None else room_bytes
-    if need_bytes > room:
+    """Refuse an argument whose tensors cannot fit in memory.
+
+    Args:
+        name: the argument's name, for the error.
+        got: the argument's value as text, for the error.
+        need_bytes: a lower bound on the memory that this value needs.
+        advice: what to do, for the error.
+        available_bytes: the memory of the device; None: the memory of this process.
+
+    Raises:
+        ValueError: if `need_bytes` exceeds the memory.
+    """
+    available = memory_bytes() if available_bytes is None else available_bytes
+    if need_bytes > available:
         raise ValueError(
-            f"{name} is too large: got {got}, which takes at least {_gib(need_bytes)}, want at most the memory, "
-            f"{_gib(room)}; {advice}"
+            f"{name} is too large: got {got}, which takes at least {_gib(need_bytes)}, want at "
+            f"most the memory, {_gib(available)}; {advice}"
         )
 
 
 def memory_bytes() -> int:
-    """The memory that this process can have at most: the machine's, or its control group's where that is less.
+    """The memory limit of this process: the machine's memory, or its control group's if less.
 
-    2^63 - 1 where the system does not say.
+    2^63 - 1 if the system does not report it.
     """
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return INT64 - 1
@@ -66,7 +86,7 @@ def _gib(number: int) -> str:
 
 
 def _words(number: int) -> str:
-    """A number as people write it; Python refuses to print the very long ones."""
+    """A number for an error message. Python refuses to print very long ones."""
     for power, name in ((-INT64, "-2^63"), (INT64 - 1, "2^63 - 1")):
         if number == power:
             return name

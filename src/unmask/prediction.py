@@ -1,7 +1,8 @@
-"""A prediction whose backbone has run and whose vocabulary head has not.
+"""The prediction of a denoiser: hidden states, and a vocabulary head that has not run yet.
 
-The head is most of the memory of a language model: [B, L, V] at V = 50k is gigabytes. So a denoiser returns
-hidden states, and whoever needs rows asks for those rows; no tensor of shape [B, L, V] appears on a hot path.
+A table of log-probabilities [B, L, V] takes gigabytes at V = 50,000. A denoiser therefore returns
+hidden states, and the caller applies the head to the rows that it needs. Training, distilling and
+sampling never hold a tensor of shape [B, L, V].
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-LOG_ZERO = -1e6  # log of "never", finite: reverse KL multiplies it by 0, and 0 * -inf is nan
-CHUNK_ELEMENTS = 2**24  # rows x V held at a time: 64 MiB in float32
-CPU_CHUNK_ELEMENTS = (
-    2**23 - 2**16
-)  # from 32 MiB on the C library asks the system for every tensor anew, page by page
-CPU_BLOCK_ELEMENTS = (
-    2**18
-)  # of a chunk, worked on at a time: a core's cache holds 1 MiB of float32, and as much again
+LOG_ZERO = -1e6  # log of probability 0. Finite: reverse KL multiplies it by 0, and 0 * -inf is nan
+
+# Upper bounds on rows x V.
+# A chunk is one call of the head. 64 MiB of float32 on an accelerator; on a CPU just below 32 MiB,
+# because glibc maps larger buffers anew for each tensor, at the cost of a page fault per page.
+CHUNK_ELEMENTS = 2**24
+CPU_CHUNK_ELEMENTS = 2**23 - 2**16
+# A block is the part of a chunk that a loss reads at a time. Its 1 MiB of float32, and as much
+# again for the gradient, stay in the cache of one core.
+CPU_BLOCK_ELEMENTS = 2**18
 
 
 class Head(Protocol):
-    """Hidden rows [N, D] -> logits [N, V]. An `nn.Linear` is one."""
+    """A map from hidden rows [N, D] to logits [N, V]. An `nn.Linear` is one."""
 
     def __call__(self, rows: Tensor, /) -> Tensor: ...
 
@@ -33,15 +36,30 @@ class Head(Protocol):
 
 @runtime_checkable
 class HeadWithBackward(Head, Protocol):
-    """A head that knows its derivative by itself; its logits are fresh memory that nobody else reads."""
+    """A head with its own backward pass, which saves a copy of the logits.
 
-    def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
-        """d rows [n, D] from slope = d logits [n, V]; adds d parameters to `totals`, where there is a tensor."""
+    Its logits are new memory that the caller may overwrite.
+    """
+
+    def backward_rows(
+        self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]
+    ) -> Tensor:
+        """Propagate a gradient through the head.
+
+        Args:
+            rows: the input of the head, [n, D].
+            slope: the gradient with respect to the logits, [n, V].
+            totals: a gradient buffer for each parameter, which this call adds to; None for a
+                parameter that needs no gradient.
+
+        Returns:
+            The gradient with respect to `rows`, [n, D].
+        """
         ...
 
 
 class TableHead:
-    """The head of a prediction that already is a table: rows are their own logits."""
+    """The head of a prediction that is a table of logits already: the identity."""
 
     def __call__(self, rows: Tensor, /) -> Tensor:
         return rows
@@ -51,25 +69,28 @@ class TableHead:
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """How many rows of the vocabulary are held at a time, at least one: the head's products want many."""
-    return max(1, (CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS) // vocab_size)
+    """The number of rows that one call of the head computes, at least 1: many, for speed."""
+    limit = CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS
+    return max(1, limit // vocab_size)
 
 
 def block_rows(vocab_size: int, device: torch.device) -> int:
-    """How many rows of a chunk are worked on at a time, at least one: what goes over a table again wants few."""
-    return max(1, (CPU_BLOCK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS) // vocab_size)
+    """The number of rows of a chunk that a loss reads at a time, at least 1: few, for the cache."""
+    limit = CPU_BLOCK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS
+    return max(1, limit // vocab_size)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """`log p(x0_i | z)` in nats for every position, computed for the rows that are asked for.
+    """log p(x0_i | z) in nats at every position, computed for the rows that a caller selects.
 
-    hidden      [B, L, D]: what the head reads
-    head        rows [N, D] -> logits [N, V]
+    hidden      [B, L, D], the input of the head
+    head        maps rows [N, D] to logits [N, V]
     vocab_size  V
-    mask_id     a token that is never predicted (its log-probability is -1e6), or None
-    shown       [B, L]: where it differs from `mask_id` the token is known, and its row is the point mass
-                (SUBS: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3); None: nothing is known
+    mask_id     a token that is never predicted (its log-probability is -1e6); None: no such token
+    z           int64 [B, L], the noisy tokens. A token other than `mask_id` is visible, and its row
+                is the point mass (SUBS: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3).
+                None: no token is visible
     """
 
     hidden: Tensor
@@ -80,10 +101,14 @@ class Prediction:
 
     @staticmethod
     def from_log_p(log_p: Tensor) -> Prediction:
-        """Wrap a table of log-probabilities [B, L, V]; gradients flow to it. For test doubles and foreign models."""
+        """Wrap a table of log-probabilities [B, L, V], for test doubles and foreign models.
+
+        Gradients flow to the table.
+        """
         if log_p.dim() != 3:
             raise ValueError(
-                f"a table of log-probabilities has shape [B, L, V], got {tuple(log_p.shape)}"
+                f"log_p has the wrong shape: got {tuple(log_p.shape)}, want [B, L, V] "
+                "(log-probabilities of each token at each position)"
             )
         return Prediction(log_p, TableHead(), vocab_size=log_p.shape[-1])
 
@@ -93,20 +118,25 @@ class Prediction:
         return self.hidden.shape[0], self.hidden.shape[1]
 
     def rows(self, where: Tensor | None = None) -> Tensor:
-        """Flat row indices [N], row-major, of `where`: a bool mask [B, L], flat indices already, or None for all."""
+        """Flat row indices [N] in row-major order.
+
+        `where` is a bool mask [B, L], or flat row indices [N] (returned as they are), or None for
+        all rows.
+        """
         batch, length = self.shape
         if where is None:
             return torch.arange(batch * length, device=self.hidden.device)
         if where.dtype != torch.bool:
             if where.dim() != 1:
                 raise ValueError(
-                    f"`where` is a bool mask [B, L] or flat row numbers [N]: got {where.dtype} of shape "
-                    f"{tuple(where.shape)}"
+                    f"where has the wrong type or shape: got {where.dtype} of shape "
+                    f"{tuple(where.shape)}, want a bool mask [B, L] or flat row indices [N]"
                 )
             return where
         if tuple(where.shape) != (batch, length):
             raise ValueError(
-                f"`where` marks positions [B, L] = {(batch, length)}, got shape {tuple(where.shape)}"
+                f"where has the wrong shape: got {tuple(where.shape)}, want a bool mask "
+                f"[B, L] = {(batch, length)}"
             )
         return where.flatten().nonzero().squeeze(-1)
 
@@ -115,15 +145,21 @@ class Prediction:
         return self.hidden.flatten(0, 1).index_select(0, index)
 
     def is_unknown(self, index: Tensor) -> Tensor:
-        """bool [N]: False where the token of a flat row is shown, so that its law is a point mass."""
+        """bool [N]: False for the flat rows of visible tokens, whose law is a point mass."""
         if self.mask_id is None or self.z is None:
             return torch.ones_like(index, dtype=torch.bool)
         return self.z.flatten()[index] == self.mask_id
 
     def log_p(self, where: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """Normalised log-probabilities, nats: [N, V] for the N rows of `where`, [B, L, V] without it.
+        """Apply the head and normalise.
 
-        float32, or float64 where the hidden states are. `temperature` divides log p and renormalises.
+        Args:
+            where: the rows to compute, see `rows`.
+            temperature: divides log p, which is then renormalised; below 1 it sharpens. > 0.
+
+        Returns:
+            Log-probabilities in nats: [N, V] for the N rows of `where`, [B, L, V] for None.
+            float64 if the hidden states are float64, else float32.
         """
         index = self.rows(where)
         if torch.is_grad_enabled():
@@ -133,29 +169,33 @@ class Prediction:
         return table if where is not None else table.unflatten(0, self.shape)
 
     def normalise(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits [N, V] of flat rows -> log p [N, V]: no MASK, temperature, sum 1, point masses at shown tokens."""
+        """Turn the logits [N, V] of flat rows into log p [N, V].
+
+        MASK gets probability 0, the temperature is applied, a row sums to 1, and the row of a
+        visible token becomes a point mass.
+        """
         _check_temperature(temperature)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.mask_id is not None:
-            logits = logits.index_fill(
-                -1, torch.tensor(self.mask_id, device=logits.device), -torch.inf
-            )
+            mask = torch.tensor(self.mask_id, device=logits.device)
+            logits = logits.index_fill(-1, mask, -torch.inf)
         if temperature != 1:
             logits = logits / temperature
         log_p = torch.log_softmax(logits, dim=-1).clamp(min=LOG_ZERO)
         if self.mask_id is None or self.z is None:
             return log_p
-        point = torch.full_like(log_p, LOG_ZERO).scatter_(-1, self.z.flatten()[index][:, None], 0.0)
-        return torch.where(self.is_unknown(index)[:, None], log_p, point)
+        token = self.z.flatten()[index][:, None]
+        point_mass = torch.full_like(log_p, LOG_ZERO).scatter_(-1, token, 0.0)
+        return torch.where(self.is_unknown(index)[:, None], log_p, point_mass)
 
     @torch.no_grad()
     def logits(self, index: Tensor) -> Tensor:
-        """What the head gives for flat rows [N, V], for `normalise_`: in memory that may be overwritten."""
+        """The logits [N, V] of flat rows without a graph, in memory that may be overwritten."""
         logits = self.head(self.hidden_rows(index))
         return logits if isinstance(self.head, HeadWithBackward) else logits.clone()
 
     def normalise_(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
-        """As `normalise`, without a graph; the logits are overwritten."""
+        """Compute `normalise` without a graph, and overwrite the logits."""
         _check_temperature(temperature)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.mask_id is not None:
@@ -164,19 +204,21 @@ class Prediction:
             logits.div_(temperature)
         log_p = torch.log_softmax(logits, dim=-1).clamp_(min=LOG_ZERO)
         if self.mask_id is not None and self.z is not None:
-            free = self.is_unknown(index)
-            if index.device.type != "cpu" or not bool(
-                free.all()
-            ):  # elsewhere a look would stall the device
-                log_p.masked_fill_(~free[:, None], LOG_ZERO)
+            unknown = self.is_unknown(index)
+            # Only on a CPU: elsewhere reading `unknown` would stall the device.
+            if index.device.type != "cpu" or not bool(unknown.all()):
+                log_p.masked_fill_(~unknown[:, None], LOG_ZERO)
                 token = self.z.flatten()[index][:, None]
-                log_p.scatter_(-1, token, log_p.gather(-1, token).where(free[:, None], 0.0))
+                log_p.scatter_(-1, token, log_p.gather(-1, token).where(unknown[:, None], 0.0))
         return log_p
 
     def chunks(
         self, where: Tensor | None = None, temperature: float = 1.0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (flat rows [n], log p [n, V]) with n V bounded: the way to read many rows at a large V."""
+        """Yield (flat rows [n], log p [n, V]) in chunks of bounded memory.
+
+        Use it to read many rows at a large V. The arguments are those of `log_p`.
+        """
         for part in self.rows(where).split(chunk_rows(self.vocab_size, self.hidden.device)):
             if len(part):
                 yield part, self.log_p(part, temperature)
@@ -184,16 +226,23 @@ class Prediction:
     def sample(
         self, where: Tensor | None, n: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        """n independent draws a row from one head pass, in float64: ids [n, N]."""
+        """Draw n independent tokens for each row, in float64, from one pass of the head.
+
+        Args:
+            where: the rows to draw, see `rows`.
+            n: the number of draws a row.
+            generator: the source of randomness; None: torch's global generator.
+
+        Returns:
+            Token ids, int64 [n, N].
+        """
         draws = []
-        for _, log_p in self.chunks(
-            where
-        ):  # not torch.multinomial: on a GPU its uniform numbers are float32
-            below = log_p.double().exp().cumsum(dim=-1)
-            u = 1 - torch.rand(
-                len(below), n, generator=generator, dtype=torch.float64, device=below.device
-            )  # not 0
-            draws.append(torch.searchsorted(below, u * below[:, -1:]))
+        # Inverse CDF in place of torch.multinomial, whose uniform numbers on a GPU are float32.
+        for _, log_p in self.chunks(where):
+            cdf = log_p.double().exp().cumsum(dim=-1)
+            u = torch.rand(len(cdf), n, generator=generator, dtype=torch.float64, device=cdf.device)
+            u = 1 - u  # in (0, 1]: 0 would select a token of probability 0
+            draws.append(torch.searchsorted(cdf, u * cdf[:, -1:]))
         if not draws:
             return torch.empty(n, 0, dtype=torch.int64, device=self.hidden.device)
         return torch.cat(draws).T
@@ -201,4 +250,7 @@ class Prediction:
 
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(f"temperature divides log p: want temperature > 0, got {temperature}")
+        raise ValueError(
+            f"temperature is out of range: got {temperature}, want temperature > 0 (it divides "
+            "log p)"
+        )

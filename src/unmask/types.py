@@ -1,7 +1,7 @@
-"""The shapes of the library, and the roles that everything above shares: `Denoiser` and `Encoder`.
+"""Shapes of tensors, and the two roles that a model can play: `Denoiser` and `Encoder`.
 
-B counts sequences, L positions, V tokens of the vocabulary (MASK included), D the width of a hidden
-state, N the rows (positions) that a call asks for.
+The letters in shapes: B sequences, L positions, V tokens of the vocabulary (MASK included),
+D channels of a hidden state, N selected rows (a row is one position of one sequence).
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Probs: TypeAlias = Tensor  # [B, L, V]
 
 @dataclass(frozen=True)
 class SoftTokens:
-    """Soft tokens: at each position k tokens at once, by weight. A network reads the mean of their embeddings.
+    """A weighted mean of k tokens at each position. A network reads the mean of their embeddings.
 
     tokens   int64 [B, L, k]
-    weights  [B, L, k], >= 0, sum 1 over the k
+    weights  [B, L, k], >= 0; the k weights of a position sum to 1
     """
 
     tokens: Tensor
@@ -35,11 +35,14 @@ class SoftTokens:
 
 
 class Denoiser(Protocol):
-    """What every sampler, objective and measure asks of a model: the law of the text behind noisy tokens.
+    """A model that predicts the clean text from noisy tokens.
 
-    `denoiser(z, alpha)` is `log p(x0_i | z without i)` for every position i, as a `Prediction` whose head has
-    not run. `alpha` [B] is the share of text left in z. For a MASK the leave-one-out law is plain p(x0_i | z);
-    a shown token of a masked process is carried over.
+    Samplers, objectives and metrics use a model through this role only. `denoiser(z, alpha)` is
+    log p(x0_i | z without position i) for every position i. It is a `Prediction`: the backbone has
+    run, the vocabulary head has not. `alpha` [B] is the share of text left in z.
+
+    At a MASK the leave-one-out law equals p(x0_i | z). Under a masked process a visible token is
+    carried over.
     """
 
     @property
@@ -49,16 +52,17 @@ class Denoiser(Protocol):
 
     @property
     def sees_alpha(self) -> bool:
-        """False where the answer does not depend on alpha."""
+        """Whether the prediction depends on alpha."""
         ...
 
     def __call__(self, z: Tokens, alpha: PerSequence) -> Prediction: ...
 
 
 class Encoder(Protocol):
-    """Features of text, for metrics and for objectives that compare texts by more than their tokens.
+    """A model that gives features of a text, for metrics and for losses in feature space.
 
-    `encoder(tokens, layer)` [B, L] -> [B, L, D]: hidden states behind the first `layer` blocks, without a head.
+    `encoder(tokens, layer)` maps [B, L] to the hidden states [B, L, D] after the first `layer`
+    blocks. The vocabulary head is not applied.
     """
 
     def __call__(self, tokens: Tokens, layer: int) -> Tensor: ...

@@ -224,7 +224,7 @@ def test_a_directory_with_a_tokenizer_has_it(bpe: Tokenizer, tmp_path: Path) -> 
     [
         ("tokenizer.json", '{"model": ', "cannot be read"),
         ("vocab.json", "{}", r"merges\.txt together"),
-        ("tokenizer_config.json", "{", "is no JSON"),
+        ("tokenizer_config.json", "{", "is (no|not valid) JSON"),
     ],
 )
 def test_broken_files_say_which(
@@ -337,7 +337,7 @@ def test_a_config_that_is_no_object_is_named(bpe: Tokenizer, tmp_path: Path, tex
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(
-        ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is no JSON)"
+        ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is (no|not valid) JSON)"
     ):
         Tokenizer.load(tmp_path)
 

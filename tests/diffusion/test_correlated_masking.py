@@ -320,7 +320,7 @@ def test_numbers_outside_their_range_are_refused(text: str, says: str) -> None:
 
 def test_values_are_checked_wherever_they_are_made() -> None:
     for size in (True, 2.5):
-        with pytest.raises(ValueError, match=f"size of a structure is no whole number: got {size}"):
+        with pytest.raises(ValueError, match=f"size of a structure is not a whole number: got {size}"):
             CorrelatedBlocks(size, 0.5)
     with pytest.raises(ValueError, match="at least one, got sizes"):
         NestedBlocks((), ())

@@ -521,9 +521,9 @@ def test_files_that_are_missing_damaged_or_something_else(saved: Path, tmp_path:
             load(saved)
     (saved / "model.safetensors").write_bytes(weights)
     for text, why in (
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "is no JSON object but a list"),
-        ("\xff", "is no JSON"),
+        ("\xff", "is not valid JSON"),
     ):
         (saved / "config.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(CheckpointError, match=why):

@@ -181,7 +181,7 @@ def test_what_a_start_kept_of_a_streamed_text_is_its_digest(tmp_path: Path) -> N
     (tmp_path / "start.json").write_text(json.dumps({"text": "abc", "weights": "1"}))
     assert begun.read_start(tmp_path) == {"text_digest": "abc", "weights": "1"}
     for text, fault in {
-        "{": r"start\.json is no JSON",
+        "{": r"start\.json is not valid JSON",
         "7": r"start\.json holds no JSON object: got 7",
         '{"text_digest": 3}': r"start\.json holds no digest or no machine: got text_digest = 3",
         '{"machine": []}': r"start\.json holds no digest or no machine: got machine = \[\]",

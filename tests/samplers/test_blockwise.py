@@ -67,7 +67,7 @@ def test_blocks_that_are_none() -> None:
         ):
             blockwise(wrong)
     with pytest.raises(
-        ValueError, match=r"written blockwise:NUMBER, where block is no whole number: got 1\.5"
+        ValueError, match=r"written blockwise:NUMBER, where block is not a whole number: got 1\.5"
     ):
         draw(masked(V, L), 2, sampler="blockwise:1.5")
     with pytest.raises(ValueError, match="this sampler reveals MASKs"):

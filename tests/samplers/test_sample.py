@@ -254,7 +254,7 @@ def test_weights_that_are_no_numbers_stop() -> None:
     [
         ({"steps": 0}, "steps is too small: got 0, want a whole number 1 .. 1048576"),
         ({"steps": -1}, "got -1"),
-        ({"steps": 2.5}, "steps is no whole number: got 2.5"),
+        ({"steps": 2.5}, "steps is not a whole number: got 2.5"),
         ({"n": 0}, "n is too small: got 0"),
         ({"length": 0}, "length is too small: got 0"),
         ({"batch_size": 0}, "batch_size is too small: got 0"),
@@ -263,7 +263,7 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"top_p": 1.1}, "got 1.1"),
         ({"top_k": 0}, "top_k is too small: got 0"),
         ({"seed": 2**64}, "seed is too large: got 18446744073709551616"),
-        ({"seed": True}, "seed is no whole number: got True"),
+        ({"seed": True}, "seed is not a whole number: got True"),
         (
             {"n": 2**63},
             r"n is too large: got 9223372036854775808, want a whole number 1 .. 2\^63 - 1",
@@ -277,7 +277,7 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"steps": 10**5000}, "steps is too large: got a number of 16610 bits"),
         ({"batch_size": 2**63}, "batch_size is too large: got 9223372036854775808"),
         ({"top_k": 2**63}, "top_k is too large: got 9223372036854775808"),
-        ({"top_k": True}, "top_k is no whole number: got True"),
+        ({"top_k": True}, "top_k is not a whole number: got True"),
         ({"cache": 2**63}, "cache is too large: got 9223372036854775808"),
         ({"first": 2**63}, "first is too large: got 9223372036854775808"),
         (
@@ -397,10 +397,10 @@ def test_a_model_somewhere_else_is_named():
 
 @pytest.mark.parametrize(
     ("wrong", "why"),
-    [({"seed": 1.5}, "seed is no whole number: got 1.5"), ({"seed": "a"}, "got 'a'"),
+    [({"seed": 1.5}, "seed is not a whole number: got 1.5"), ({"seed": "a"}, "got 'a'"),
      ({"first": -3}, "first is too small: got -3, want a whole number 0 .. "),
      ({"temperature": "1"}, "temperature > 0, got '1'"),
-     ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k is no whole number: got 1.5"),
+     ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k is not a whole number: got 1.5"),
      ({"top_p": True}, "0 < top_p <= 1"), ({"prompt": ["x"]}, "the same for every sample: got ['x']")],
 )  # fmt: skip
 def test_numbers_of_the_wrong_kind(wrong, why):

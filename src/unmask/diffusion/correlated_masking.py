@@ -162,11 +162,11 @@ def gaussian_copula(structure: Structure, normals: Tensor) -> PerToken:
 def parse_structure(text: str) -> Structure | None:
     """Read a structure from its text form; None, independent levels, for "" and "none".
 
-    >>> structure_of("block:8:0.9")
+    >>> parse_structure("block:8:0.9")
     CorrelatedBlocks(size=8, correlation=0.9)
-    >>> structure_of("span:16")
+    >>> parse_structure("span:16")
     CorrelatedSpan(length=16.0)
-    >>> structure_of("hierarchy:64,16,4:0.3,0.3,0.3")
+    >>> parse_structure("hierarchy:64,16,4:0.3,0.3,0.3")
     NestedBlocks(sizes=(64, 16, 4), shares=(0.3, 0.3, 0.3))
 
     ValueError for any other form, and for numbers outside their range.

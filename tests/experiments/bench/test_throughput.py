@@ -24,7 +24,7 @@ def test_what_is_no_bench_is_refused_by_field(tmp_path):
     with pytest.raises(ValueError, match=r"bench\.json\.rows\[0\]\.nfe is missing"):
         Bench.read(file)
     file.write_text(json.dumps(data)[:-9])
-    with pytest.raises(ValueError, match=r"is no JSON.*unmask bench"):
+    with pytest.raises(ValueError, match=r"is not valid JSON.*unmask bench"):
         Bench.read(file)
 
 

@@ -236,6 +236,6 @@ def test_a_file_that_is_no_report_ends_in_a_sentence(
     assert main(["report", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert (
-        re.match(r"unmask report: (\S*report\.json is no JSON|report(\.version)? is)", said)
+        re.match(r"unmask report: (\S*report\.json is not valid JSON|report(\.version)? is)", said)
         and said.count("\n") == 1
     )

@@ -227,7 +227,7 @@ def test_a_byte_order_mark_is_no_part_of_a_config(copy: Path) -> None:
 )
 def test_configs_that_are_no_objects_of_json(text: str, copy: Path) -> None:
     (copy / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json is no JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
         load(copy)
 
 
@@ -298,7 +298,7 @@ def test_only_regular_files_are_read(kind: str, name: str, copy: Path) -> None:
         "device": lambda: (copy / name).symlink_to("/dev/zero"),
         "directory": (copy / name).mkdir,
     }[kind]()
-    with pytest.raises(CheckpointError, match="is no regular file"):
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         load(copy)
 
 
@@ -310,7 +310,7 @@ def test_other_files_of_a_directory_are_let_be(copy: Path) -> None:
 
 def test_a_device_is_no_model() -> None:
     for name in ("/dev/zero", "/dev/null"):
-        with pytest.raises(CheckpointError, match=f"{name} is no regular file"):
+        with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
             load(name)
 
 
@@ -343,7 +343,7 @@ def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
     (tmp_path / "a.json").write_text("{}", "utf-16")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         read_json(tmp_path / "a.json")
 
 
