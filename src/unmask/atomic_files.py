@@ -14,12 +14,12 @@ TEMPORARY = ".tmp-"  # being written
 REPLACED = ".old-"  # being replaced
 
 
-def replaced(target: Path) -> Path:
+def backup_path(target: Path) -> Path:
     """Where `replacing` puts the old directory for the moment between its two renames."""
     return target.with_name(REPLACED + target.name)
 
 
-def being_written(target: Path) -> Path:
+def temporary_path(target: Path) -> Path:
     """Where `replacing` has the new directory until it is whole."""
     return target.with_name(TEMPORARY + target.name)
 
@@ -36,7 +36,7 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
     """
     target = _place(target, stat.S_ISDIR, "a directory")
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder, old = being_written(target), replaced(target)
+    folder, old = temporary_path(target), backup_path(target)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir()
@@ -51,7 +51,7 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
         if target.exists():
             target.rename(
                 old
-            )  # until the next line only the old name is there: `tidy` puts it back after a crash
+            )  # until the next line only the old name is there: `recover` puts it back after a crash
         folder.rename(target)
         for entry in sorted(old.iterdir()) if old.exists() else ():
             if keep(entry.name) and not (target / entry.name).exists():
@@ -99,15 +99,15 @@ def write_text(file: Path, text: str) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a directory: a crash leaves all of it, or a temporary one that `tidy` removes."""
-    doomed = being_written(folder)
+    """Remove a directory: a crash leaves all of it, or a temporary one that `recover` removes."""
+    doomed = temporary_path(folder)
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     _sync(folder.parent)
     shutil.rmtree(doomed)
 
 
-def tidy(folder: Path) -> None:
+def recover(folder: Path) -> None:
     """Finish or undo what a killed process left half done in a directory."""
     for entry in sorted(folder.iterdir()):
         if (

@@ -23,7 +23,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError
 
-from unmask.atomic_files import TEMPORARY, being_written, remove, replacing, tidy, write_text
+from unmask.atomic_files import TEMPORARY, recover, remove, replacing, temporary_path, write_text
 from unmask.dataclass_json import read_json
 from unmask.training.checkpoint import read_state, write_state
 from unmask.training.distributed import Engine
@@ -102,7 +102,7 @@ class RunDir:
                 run._check(recipe, resume)
                 for folder in (run.path, run.path / "state"):
                     if folder.exists():
-                        tidy(folder)
+                        recover(folder)
         except BaseException:
             run.close()
             raise
@@ -153,7 +153,7 @@ class RunDir:
         try:
             if self._metrics is not None:
                 os.fsync(self._metrics.fileno())
-            with replacing(target) if main else nullcontext(being_written(target)) as folder:
+            with replacing(target) if main else nullcontext(temporary_path(target)) as folder:
                 if sharded:
                     self.engine.wait()  # until the folder is there
                 facts = write_state(state, folder, self.engine)

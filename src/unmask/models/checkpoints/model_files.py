@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from unmask.atomic_files import replaced
+from unmask.atomic_files import backup_path
 from unmask.data.hub import TOKENIZER_FILES, local_or_hub
 from unmask.dataclass_json import check_regular, read_json
 from unmask.models.checkpoints.lightning import Checkpoint, open_checkpoint
@@ -56,7 +56,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         files = (CONFIG, MODEL, RAW, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
         return local_or_hub(path_or_hub_id, files, revision)
     except ValueError as error:
-        old = replaced(Path(path_or_hub_id).expanduser())
+        old = backup_path(Path(path_or_hub_id).expanduser())
         left = (
             f"; a save that was killed left {old} behind: rename it to {Path(path_or_hub_id).name}"
         )
