@@ -61,7 +61,7 @@ def test_a_file_does_not_take_the_place_of_something_else(kind: str, tmp_path: P
     else:
         out.symlink_to("/dev/null")
     before = out.stat().st_mode
-    with pytest.raises(ValueError, match="is not a regular file, and it is left as it is"):
+    with pytest.raises(ValueError, match="is not a regular file and was not replaced"):
         write_text(out, "x")
     assert out.stat().st_mode == before and not any(
         entry.name.startswith(".tmp-") for entry in tmp_path.iterdir()
@@ -71,7 +71,7 @@ def test_a_file_does_not_take_the_place_of_something_else(kind: str, tmp_path: P
 def test_a_directory_does_not_take_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
     with (
-        pytest.raises(ValueError, match="is not a directory, and it is left as it is"),
+        pytest.raises(ValueError, match="is not a directory and was not replaced"),
         replacing(tmp_path / "a"),
     ):
         raise AssertionError("nothing is written before the target is known to be free")

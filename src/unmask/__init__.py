@@ -1,9 +1,9 @@
-"""Few-step masked-diffusion language models: train a teacher, distil it, draw text exactly, measure honestly.
+"""Few-step discrete-diffusion language models: train, distil, sample and evaluate.
 
     model = unmask.load("runs/demo/student")
     samples = unmask.sample(model, n=4, length=128, steps=16)
 
-A public name is imported from its home on first use (PEP 562), so that `import unmask` costs nothing.
+A public name is imported from its module on first use (PEP 562), so `import unmask` is fast.
 """
 
 from importlib import import_module
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unmask.recipes.run import distill as distill
     from unmask.samplers.sample import sample as sample
 else:
-    # Type checkers do not see it: to them a name that is not imported above is a mistake.
+    # Hidden from type checkers, so that they report a name that is not imported above.
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(
@@ -34,9 +34,9 @@ else:
             )
         if name == "duality":  # the one name that is a module
             return import_module("unmask.diffusion.duality")
-        found: object = vars(import_module(_HOMES[name]))[name]
-        globals()[name] = found
-        return found
+        value: object = vars(import_module(_HOMES[name]))[name]
+        globals()[name] = value
+        return value
 
 
 __version__ = "0.1.0"

@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all: written under a temporary name, synced, renamed."""
+"""Atomic writes of files and directories: a temporary name, fsync, rename.
+
+After a crash the target is complete, old or new, or `recover` restores it.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY = ".tmp-"  # being written
-REPLACED = ".old-"  # being replaced
+TEMPORARY = ".tmp-"  # prefix of a file or directory while it is written
+REPLACED = ".old-"  # prefix of an old directory while a new one takes its name
 
 
 def backup_path(target: Path) -> Path:
-    """Where `replacing` puts the old directory for the moment between its two renames."""
+    """The name of the old directory between the two renames of `replacing`."""
     return target.with_name(REPLACED + target.name)
 
 
 def temporary_path(target: Path) -> Path:
-    """Where `replacing` has the new directory until it is whole."""
+    """The name of a new file or directory until it is complete."""
     return target.with_name(TEMPORARY + target.name)
 
 
 @contextmanager
 def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
-    """A new empty directory that takes the place of `target` when the block ends well, and vanishes when it fails.
+    """Replace a directory: yield a new empty one, which takes the name `target` after the block.
 
-    Files get the mode of the umask, whatever the library that wrote them chose. The new directory gets the owner and
-    the mode of the old one. A symbolic link stays, and the directory behind it is replaced.
-    ValueError where `target` is no directory.
+    If the block raises, the new directory is removed. All new files get the mode of the umask,
+    even if a library wrote them with another. The new directory gets the owner and the mode of the
+    old one. If `target` is a symbolic link, the directory that it points to is replaced.
 
-    keep  names of the old directory that move over, where the new one has none of that name
+    Args:
+        target: the directory; it need not exist.
+        keep: selects names in the old directory that move to the new one, unless it has that name.
+
+    Raises:
+        ValueError: if `target` is not a directory.
     """
-    target = _place(target, stat.S_ISDIR, "a directory")
+    target = _resolve(target, stat.S_ISDIR, "a directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder, old = temporary_path(target), backup_path(target)
     shutil.rmtree(folder, ignore_errors=True)
@@ -45,13 +53,12 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
         for entry in folder.rglob("*"):
             entry.chmod(mode if entry.is_dir() else mode & 0o666)
         if target.exists():
-            _as_before(folder, target.stat())
+            _copy_owner_and_mode(folder, target.stat())
         for entry in (*folder.rglob("*"), folder):
             _sync(entry)
         if target.exists():
-            target.rename(
-                old
-            )  # until the next line only the old name is there: `recover` puts it back after a crash
+            # A crash before the next line leaves only the backup, which `recover` renames back.
+            target.rename(old)
         folder.rename(target)
         for entry in sorted(old.iterdir()) if old.exists() else ():
             if keep(entry.name) and not (target / entry.name).exists():
@@ -67,23 +74,24 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
 
 @contextmanager
 def writing(file: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `file` when the block ends well, and vanishes when it fails.
+    """Replace a file: yield a temporary path, which takes the name `file` after the block.
 
-    It gets the owner and the mode of the old file, else the mode of the umask. A symbolic link stays, and the file
-    behind it is replaced. ValueError where `file` is a directory, a pipe or a device.
+    If the block raises, the temporary file is removed. The new file gets the owner and the mode of
+    the old one, else the mode of the umask. If `file` is a symbolic link, the file that it points
+    to is replaced. ValueError if `file` is a directory, a pipe or a device.
     """
-    file = _place(file, stat.S_ISREG, "a regular file")
+    file = _resolve(file, stat.S_ISREG, "a regular file")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(TEMPORARY + file.name)
+    temporary = temporary_path(file)
     try:
         temporary.unlink(missing_ok=True)
-        temporary.touch()  # with the mode of the umask
+        temporary.touch()  # an empty file shows the mode of the umask
         mode = stat.S_IMODE(temporary.stat().st_mode)
         temporary.unlink()
         yield temporary
         temporary.chmod(mode)
         if file.exists():
-            _as_before(temporary, file.stat())
+            _copy_owner_and_mode(temporary, file.stat())
         _sync(temporary)
         temporary.rename(file)
     except BaseException:
@@ -93,27 +101,28 @@ def writing(file: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file in UTF-8 atomically."""
     with writing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def remove(folder: Path) -> None:
-    """Remove a directory: a crash leaves all of it, or a temporary one that `recover` removes."""
-    doomed = temporary_path(folder)
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
+    """Remove a directory atomically.
+
+    A crash leaves all of it, or a temporary directory that `recover` removes.
+    """
+    renamed = temporary_path(folder)
+    shutil.rmtree(renamed, ignore_errors=True)
+    folder.rename(renamed)
     _sync(folder.parent)
-    shutil.rmtree(doomed)
+    shutil.rmtree(renamed)
 
 
 def recover(folder: Path) -> None:
-    """Finish or undo what a killed process left half done in a directory."""
+    """Complete or undo the writes in a directory that a killed process left unfinished."""
     for entry in sorted(folder.iterdir()):
-        if (
-            entry.name.startswith(REPLACED)
-            and not (target := folder / entry.name.removeprefix(REPLACED)).exists()
-        ):
+        target = folder / entry.name.removeprefix(REPLACED)
+        if entry.name.startswith(REPLACED) and not target.exists():
             entry.rename(target)
         elif entry.name.startswith((TEMPORARY, REPLACED)):
             if entry.is_dir():
@@ -123,21 +132,24 @@ def recover(folder: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """The checksum of a file."""
+    """The SHA-256 checksum of a file, in hexadecimal."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _place(target: Path, wanted: Callable[[int], bool], kind: str) -> Path:
-    """The target, links followed; ValueError where something else than `kind` stands there."""
+def _resolve(target: Path, is_kind: Callable[[int], bool], kind: str) -> Path:
+    """Follow symbolic links. ValueError if the target exists and is not of this kind."""
     target = target.resolve() if target.is_symlink() else target
-    if target.exists() and not wanted(target.stat().st_mode):
-        raise ValueError(f"{target} is not {kind}, and it is left as it is: give another name")
+    if target.exists() and not is_kind(target.stat().st_mode):
+        raise ValueError(f"{target} is not {kind} and was not replaced: give another name")
     return target
 
 
-def _as_before(new: Path, old: os.stat_result) -> None:
-    """Give a new file, or a directory with all that it holds, the owner of the old one; and its mode."""
+def _copy_owner_and_mode(new: Path, old: os.stat_result) -> None:
+    """Give a new file or directory the owner and the mode of the old one.
+
+    The contents of a new directory get the owner too.
+    """
     if (old.st_uid, old.st_gid) != (new.stat().st_uid, new.stat().st_gid):
         for entry in (*new.rglob("*"), new):
             os.chown(entry, old.st_uid, old.st_gid)
@@ -145,7 +157,7 @@ def _as_before(new: Path, old: os.stat_result) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
+    """Flush a file, or the entries of a directory, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
