@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.diffusion.vocabulary_losses import scatter_rows
+from unmask.diffusion.row_losses import scatter_rows
 from unmask.objectives.base import Loss
 from unmask.training import AdamW, State, fit, launch
 

@@ -26,7 +26,6 @@ LARGEST_JSON = 2**22  # bytes of a JSON file that `read_json` accepts by default
 LARGEST_REPORT = 2**28  # bytes of a report.json, which holds texts and a number for each sample
 
 
-
 def to_json(value: Any) -> Any:
     """Turn dataclasses into dicts and tuples into lists, recursively: plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -41,9 +41,7 @@ class HeadWithBackward(Head, Protocol):
     Its logits are new memory that the caller may overwrite.
     """
 
-    def backward_rows(
-        self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]
-    ) -> Tensor:
+    def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
         """Propagate a gradient through the head.
 
         Args:

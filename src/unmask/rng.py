@@ -140,9 +140,7 @@ def _new_state() -> Tensor:
         words.append((1812433253 * (words[-1] ^ words[-1] >> 30) + i) % 2**32)
     state = torch.Generator().manual_seed(seed).get_state()
     expected = torch.tensor([seed, 2**32 + 1, 0, *words], device="cpu")
-    if state.numel() % 8 or not torch.equal(
-        state.view(torch.int64)[: len(expected)], expected
-    ):
+    if state.numel() % 8 or not torch.equal(state.view(torch.int64)[: len(expected)], expected):
         raise RuntimeError(
             f"torch {torch.__version__} keeps the state of a CPU generator in an unknown layout: "
             "use a version that unmask is tested with (constraints.txt)"

@@ -240,11 +240,10 @@ def test_no_structure_is_what_it_always_was(process: MaskedProcess | UniformProc
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 1.0])
 def test_the_bound_is_tight_for_independent_levels_only(rho: float) -> None:
-    """Two tokens that are always equal, one bit in all, and the exact denoiser: its bound is log 2 where rho = 0.
+    """Two tokens that are always equal, one bit together, and the exact denoiser: the bound is log 2 at rho = 0.
 
-    With a structure the integrand's mean is 2 log 2 (1 - q), q = E|E_1 - E_2| / 2 for E = -log(1 - u): a token under
-    a MASK has a partner that is masked more often than the partner of a token that is just about to turn. At rho = 1
-    there is no partner to see.
+    With a structure the mean of the integrand is 2 log 2 (1 - q), q = E|E_1 - E_2| / 2 for E = -log(1 - u). The
+    partner of a masked token is masked more often than with independent levels. At rho = 1 it always is.
     """
     n = 200_000
     generator = torch.Generator().manual_seed(6)
@@ -278,7 +277,7 @@ def test_text_forms() -> None:
              "hierarchy:4,2", "hierarchy:4,,2:0.1,0.1", "hierarchy:4:a", "block"],
 )  # fmt: skip
 def test_other_forms_are_refused(text: str) -> None:
-    says = f"'block:SIZE:CORRELATION', 'span:LENGTH' or 'hierarchy:.* got {re.escape(repr(text))}$"
+    says = f"structure .*got {re.escape(repr(text))}, want .*'block:SIZE:CORRELATION'"
     with pytest.raises(ValueError, match=says):
         parse_structure(text)
 
@@ -288,29 +287,29 @@ def test_other_forms_are_refused(text: str) -> None:
     [
         (
             "block:0:0.5",
-            "size of a structure is too small: got 0, want a whole number 1 .. 2^63 - 1",
+            "size is too small: got 0, want a whole number 1 .. 2^63 - 1",
         ),
         (
             "block:99999999999999999999:0.5",
-            "size of a structure is too large: got 99999999999999999999",
+            "size is too large: got 99999999999999999999",
         ),
-        ("block:4:1.01", "want 0 <= correlation <= 1, got 1.01"),
-        ("block:4:-0.1", "want 0 <= correlation <= 1, got -0.1"),
-        ("block:4:nan", "want 0 <= correlation <= 1, got nan"),
-        ("span:0", "want length > 0, got 0.0"),
-        ("span:-2", "want length > 0, got -2.0"),
-        ("span:nan", "want length > 0, got nan"),
+        ("block:4:1.01", "correlation is out of range: got 1.01, want 0 <= correlation <= 1"),
+        ("block:4:-0.1", "correlation is out of range: got -0.1, want 0 <= correlation <= 1"),
+        ("block:4:nan", "correlation is out of range: got nan, want 0 <= correlation <= 1"),
+        ("span:0", "length is out of range: got 0.0, want length > 0"),
+        ("span:-2", "length is out of range: got -2.0, want length > 0"),
+        ("span:nan", "length is out of range: got nan, want length > 0"),
         (
             "hierarchy:8,4:0.5",
-            "as many sizes as shares, at least one, got sizes (8, 4) and shares (0.5,)",
+            "got sizes (8, 4) and shares (0.5,), want one share for each size",
         ),
-        ("hierarchy:8,-4:0.5,0.1", "sizes of a structure is too small: got -4"),
-        ("hierarchy:8,3:0.5,0.1", "proper divisor of the one before, got (8, 3)"),
-        ("hierarchy:4,8:0.5,0.1", "proper divisor of the one before, got (4, 8)"),
-        ("hierarchy:8,8:0.5,0.1", "proper divisor of the one before, got (8, 8)"),
-        ("hierarchy:8,4:0.7,0.4", "sum of at most 1, got (0.7, 0.4)"),
-        ("hierarchy:8,4:0.7,-0.4", "shares >= 0 with a sum of at most 1, got (0.7, -0.4)"),
-        ("hierarchy:8,4:0.7,nan", "shares >= 0 with a sum of at most 1, got (0.7, nan)"),
+        ("hierarchy:8,-4:0.5,0.1", "sizes is too small: got -4"),
+        ("hierarchy:8,3:0.5,0.1", "sizes do not nest: got (8, 3)"),
+        ("hierarchy:4,8:0.5,0.1", "sizes do not nest: got (4, 8)"),
+        ("hierarchy:8,8:0.5,0.1", "sizes do not nest: got (8, 8)"),
+        ("hierarchy:8,4:0.7,0.4", "shares are out of range: got (0.7, 0.4)"),
+        ("hierarchy:8,4:0.7,-0.4", "shares are out of range: got (0.7, -0.4)"),
+        ("hierarchy:8,4:0.7,nan", "shares are out of range: got (0.7, nan)"),
     ],
 )
 def test_numbers_outside_their_range_are_refused(text: str, says: str) -> None:
@@ -320,7 +319,7 @@ def test_numbers_outside_their_range_are_refused(text: str, says: str) -> None:
 
 def test_values_are_checked_wherever_they_are_made() -> None:
     for size in (True, 2.5):
-        with pytest.raises(ValueError, match=f"size of a structure is not a whole number: got {size}"):
+        with pytest.raises(ValueError, match=f"size is not a whole number: got {size}"):
             CorrelatedBlocks(size, 0.5)
-    with pytest.raises(ValueError, match="at least one, got sizes"):
+    with pytest.raises(ValueError, match="got sizes .* and shares .*, want one share"):
         NestedBlocks((), ())

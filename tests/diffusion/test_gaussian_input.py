@@ -279,16 +279,16 @@ def test_all_randomness_comes_from_the_generator() -> None:
 def test_wrong_input() -> None:
     for temperature in (0.0, -1.0, math.nan):
         with pytest.raises(
-            ValueError, match=f"softens the Gaussian input: want temperature > 0, got {temperature}"
+            ValueError, match=f"temperature .*got {temperature}, want temperature > 0"
         ):
             sparse(0, 1.0, K, temperature, 2, n=3)
         with pytest.raises(
-            ValueError, match=f"softens the Gaussian input: want temperature > 0, got {temperature}"
+            ValueError, match=f"temperature .*got {temperature}, want temperature > 0"
         ):
             dense(0, 1.0, K, temperature, n=3)
     for k in (0, -1, K):
         with pytest.raises(
             ValueError,
-            match=f"rivals of x0 that are kept: want 1 <= top_k < vocab_size = 6, got {k}",
+            match=f"top_k .*got {k}, want 1 <= top_k < 6",
         ):
             sparse(0, 1.0, K, 0.1, k, n=3)

@@ -419,12 +419,12 @@ def within(got: Tensor, want: Tensor, error: Tensor) -> None:
 
 
 def test_wrong_sizes() -> None:
-    with pytest.raises(ValueError, match="want vocab_size >= 2, got 1"):
+    with pytest.raises(ValueError, match="vocab_size .*got 1, want"):
         UniformProcess(1)
-    with pytest.raises(ValueError, match="want vocab_size >= 2, got 0"):
+    with pytest.raises(ValueError, match="vocab_size .*got 0, want"):
         MaskedProcess(0, 0)
     for mask_id in (-1, 4):
-        with pytest.raises(ValueError, match=f"want 0 <= mask_id < 4 = vocab_size, got {mask_id}"):
+        with pytest.raises(ValueError, match=f"mask_id .*got {mask_id}, want 0 <= mask_id < 4"):
             MaskedProcess(4, mask_id)
 
 
@@ -432,15 +432,13 @@ def test_wrong_sizes() -> None:
 def test_wrong_levels(process: Process) -> None:
     p = laws(process, V)
     for bad in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
+        with pytest.raises(ValueError, match=f"alpha .*got {bad}, want 0 <= alpha <= 1"):
             process.posterior(p, EVERY_TOKEN, double(bad), double(1.0))
-        with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
+        with pytest.raises(ValueError, match=f"alpha .*got {bad}, want 0 <= alpha <= 1"):
             process.posterior(p, EVERY_TOKEN, double(0.0), double(bad))
-        with pytest.raises(ValueError, match=f"want 0 <= alpha <= 1, got {bad}"):
+        with pytest.raises(ValueError, match=f"alpha .*got {bad}, want 0 <= alpha <= 1"):
             process.nelbo(
                 Prediction.from_log_p(p.log()), EVERY_TOKEN, EVERY_TOKEN, double(bad), double(-1.0)
             )
-    with pytest.raises(
-        ValueError, match=r"alpha_s >= alpha_t, got \[0.4\] and \[0.5\]; are they swapped"
-    ):
+    with pytest.raises(ValueError, match=r"alpha_s = \[0.4\] and alpha_t = \[0.5\]"):
         process.posterior(p, EVERY_TOKEN, double(0.5), double(0.4))

@@ -196,26 +196,24 @@ def test_the_weight_of_the_log_linear_bound_is_one_over_t() -> None:
 @pytest.mark.parametrize("kind", [LogLinear, Cosine, Polynomial])
 @pytest.mark.parametrize("eps", [-1e-9, 1.0, float("nan")])
 def test_eps_is_a_share(kind: type, eps: float) -> None:
-    with pytest.raises(ValueError, match=r"share of text left at t = 1: want 0 <= eps < 1, got"):
+    with pytest.raises(ValueError, match=f"eps .*got {eps}, want 0 <= eps < 1"):
         kind(eps=eps)
 
 
 @pytest.mark.parametrize("power", [0.0, -1.0, float("nan")])
 def test_power_is_positive(power: float) -> None:
-    with pytest.raises(ValueError, match="want power > 0, got"):
+    with pytest.raises(ValueError, match="power .*got .*, want power > 0"):
         Polynomial(power=power)
 
 
 @pytest.mark.parametrize("schedule", [*NAMED[:3], NAMED[-1]], ids=str)
 def test_outside_the_unit_interval(schedule: NoiseSchedule) -> None:
     for bad in (-1e-9, 1 + 1e-9, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"want 0 <= t <= 1, got {bad}"):
+        with pytest.raises(ValueError, match=f"t .*got {bad}, want 0 <= t <= 1"):
             schedule.alpha(double(0.5, bad))
-        with pytest.raises(ValueError, match=f"want 0 <= t <= 1, got {bad}"):
+        with pytest.raises(ValueError, match=f"t .*got {bad}, want 0 <= t <= 1"):
             schedule.dalpha(double(bad))
-        with pytest.raises(
-            ValueError, match=f"share of text left: want 0 <= alpha <= 1, got {bad}"
-        ):
+        with pytest.raises(ValueError, match=f"alpha .*got {bad}, want 0 <= alpha <= 1"):
             schedule.time(double(bad))
 
 
@@ -364,11 +362,11 @@ def test_gamma_at_is_the_inverse_of_the_operator(size: int) -> None:
     ],
 )
 def test_a_range_of_gamma_outside_the_table(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match=r"minus the log of the signal-to-noise ratio") as caught:
+    with pytest.raises(ValueError, match="gamma is out of range") as caught:
         GaussianArgmax(50257, low, high)
     said = str(caught.value)
     assert (
-        f"got {low} and {high}" in said
+        f"got gamma_min = {low} and gamma_max = {high}" in said
         and "want -4.74 <= gamma_min < gamma_max <= 8.91" in said
         and "50257" in said
     )
@@ -376,12 +374,10 @@ def test_a_range_of_gamma_outside_the_table(low: float, high: float) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, float("nan")])
 def test_gammas_of_no_level(alpha: float) -> None:
-    with pytest.raises(
-        ValueError, match=f"share of text that the operator keeps: want 0 < alpha < 1, got {alpha}"
-    ):
+    with pytest.raises(ValueError, match=f"alpha .*got {alpha}, want 0 < alpha < 1"):
         gamma_at(alpha, 5)
 
 
 def test_an_operator_needs_two_tokens() -> None:
-    with pytest.raises(ValueError, match="want K >= 2, got 1"):
+    with pytest.raises(ValueError, match="vocab_size .*got 1, want"):
         GaussianArgmax(1, -3.0, -1.0)

@@ -20,7 +20,8 @@ from unmask.diffusion.correlated_masking import CorrelatedBlocks, Structure
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, gamma_at
 from unmask.diffusion.trajectory import Trajectory, trajectory
-from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, scatter_rows
+from unmask.diffusion.row_losses import scatter_rows
+from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl
 from unmask.objectives import consistency
 from unmask.objectives.base import Loss
 from unmask.objectives.consistency import Consistency, distillation_loss

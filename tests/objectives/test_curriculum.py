@@ -162,10 +162,10 @@ def test_it_trains_one_network() -> None:
 
 def test_what_has_no_law_is_refused_when_the_objective_is_made() -> None:
     for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"want temperature > 0, got {temperature}"):
+        with pytest.raises(ValueError, match=f"temperature .*got {temperature}, want"):
             objective(temperature=temperature)
     for top_k in (0, K):
-        with pytest.raises(ValueError, match=f"want 1 <= top_k < vocab_size = 6, got {top_k}"):
+        with pytest.raises(ValueError, match=f"top_k .*got {top_k}, want 1 <= top_k < 6"):
             objective(top_k=top_k)
     with pytest.raises(ValueError, match="want vocab_size = 6 of both, got 7"):
         replace(objective(), path=GaussianArgmax(7, -2.0, -1.0))

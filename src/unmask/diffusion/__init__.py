@@ -1,1 +1,1 @@
-"""Floor 1: the mathematics; no networks, no text."""
+"""The mathematics of discrete diffusion: processes, schedules, losses. No networks, no text."""

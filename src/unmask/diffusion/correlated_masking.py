@@ -1,13 +1,15 @@
-"""Structured trajectories: tokens that turn to noise together, each still at a uniform level.
+"""Correlated masking: tokens of a text become noise together, each still at a uniform level.
 
-A Gaussian copula. Standard normals g_1 .. g_L with a correlation matrix C give the levels u_i = Phi(g_i): each is
-uniform, whatever C is, and how they depend on one another is C alone. A `Trajectory` reads u_i < alpha, so that
-P(token i untouched) = alpha and the nesting of z_s in z_t hold as for independent levels (Latent Shadows, arXiv
-2602.00792, Theorem 3.3): the paper's open question, whether locking extends to structured or hierarchical masking.
+The levels come from a Gaussian copula. Standard normals g_1 .. g_L with a correlation matrix C give
+the levels u_i = Phi(g_i). Each level is uniform for any C; C is how the levels depend on one
+another. `Trajectory` compares u_i with alpha, so two laws of independent levels still hold:
+P(token i untouched) = alpha, and the MASKs of z_s are among those of z_t (Latent Shadows, arXiv
+2602.00792, Theorem 3.3). The paper asks whether trajectory locking extends to structured or
+hierarchical masking; this module is our answer (docs/papers.md).
 
-A structure is a linear map from independent normals to correlated ones, not the matrix: O(L) numbers a text, and exact
-where C is singular, as for a block that moves as one. Position i depends on the normals of positions up to i alone, so
-that a longer text begins as the shorter one.
+A `Structure` is a linear map from independent normals to correlated ones, not the matrix C. It
+needs O(L) numbers a text and is exact for singular C, such as a block that changes as one token.
+Position i depends only on normals of positions up to i, so a longer text begins as a shorter one.
 """
 
 from __future__ import annotations
@@ -26,19 +28,20 @@ from unmask.types import PerToken
 Number = TypeVar("Number", int, float)
 
 _EDGE = 2.0**-53  # the distance of `rng.uniform` from 0 and 1
-_ROUNDING = 1e-12  # shares that are meant to leave nothing may miss 1 by their rounding
+_ROUNDING = 1e-12  # shares that should sum to 1 may differ from it by their rounding
 
 
 class Structure(Protocol):
-    """How the levels of a text depend on one another.
+    """The correlation of the levels within a text.
 
-    `structure(normals)`, [sources, ..., L] -> [..., L]: from independent standard normals, float64, to standard normals
-    that are correlated along L. normals[0] is each token's own; where nothing is correlated it is the answer.
+    `structure(normals)` maps independent standard normals [sources, ..., L], float64, to standard
+    normals [..., L] that are correlated along L. normals[0] holds each token's own number; without
+    correlation it is the result.
     """
 
     @property
     def sources(self) -> int:
-        """Independent normals a position."""
+        """The number of independent normals a position."""
         ...
 
     def __call__(self, normals: Tensor) -> Tensor: ...
@@ -46,10 +49,12 @@ class Structure(Protocol):
 
 @dataclass(frozen=True)
 class CorrelatedBlocks:
-    """Blocks of `size` neighbours: C_ij = correlation within a block, 0 between blocks.
+    """Blocks of neighbours: C_ij = correlation within a block, 0 between blocks.
 
-    g_i = sqrt(correlation) b_{i // size} + sqrt(1 - correlation) e_i; at 1 a block turns to noise as one token. The
-    last block may be shorter.
+        g_i = sqrt(correlation) b_{i // size} + sqrt(1 - correlation) e_i
+
+    size         tokens of a block; the last block may be shorter
+    correlation  in [0, 1]; at 1 the tokens of a block become noise at the same level
     """
 
     size: int
@@ -59,8 +64,8 @@ class CorrelatedBlocks:
         _check_size(self.size, "size")
         if not 0 <= self.correlation <= 1:
             raise ValueError(
-                "correlation is that of two tokens of a block, 0 for none, 1 for always together: "
-                f"want 0 <= correlation <= 1, got {self.correlation}"
+                f"correlation is out of range: got {self.correlation}, want 0 <= correlation <= 1 "
+                "(of two tokens in a block)"
             )
 
     @property
@@ -73,10 +78,13 @@ class CorrelatedBlocks:
 
 @dataclass(frozen=True)
 class CorrelatedSpan:
-    """Tokens near one another, without borders: C_ij = exp(-|i - j| / length), a stationary Ornstein-Uhlenbeck path.
+    """A correlation that decays with distance: C_ij = exp(-|i - j| / length).
 
-    g_0 = e_0 and g_i = a g_{i-1} + sqrt(1 - a^2) e_i with a = exp(-1 / length). `length`, in tokens, may be infinite:
-    the whole text turns to noise as one token.
+    It is a stationary Ornstein-Uhlenbeck path:
+
+        g_0 = e_0,   g_i = a g_{i-1} + sqrt(1 - a^2) e_i,   a = exp(-1 / length)
+
+    length  tokens, > 0; infinite: all tokens of the text become noise at the same level
     """
 
     length: float
@@ -84,8 +92,8 @@ class CorrelatedSpan:
     def __post_init__(self) -> None:
         if not self.length > 0:
             raise ValueError(
-                "length is the number of tokens over which the correlation falls by a factor e: "
-                f"want length > 0, got {self.length}"
+                f"length is out of range: got {self.length}, want length > 0 (the tokens over "
+                "which the correlation falls by a factor e)"
             )
 
     @property
@@ -94,14 +102,12 @@ class CorrelatedSpan:
 
     def __call__(self, normals: Tensor) -> Tensor:
         e = normals[0]
-        innovation = math.sqrt(
-            -math.expm1(-2 / self.length)
-        )  # not 1 - a^2, which cancels for long spans
+        # expm1 in place of 1 - a^2, which cancels for a long span.
+        innovation = math.sqrt(-math.expm1(-2 / self.length))
         g = torch.cat([e[..., :1], innovation * e[..., 1:]], dim=-1)
+        # The recursion by doubling, in log2 L rounds: g_i is the sum of its 2 gap newest terms.
         gap = 1
-        while (
-            gap < e.shape[-1]
-        ):  # the recursion by doubling: g_i holds the 2 gap newest terms, in log2 L rounds
+        while gap < e.shape[-1]:
             older = math.exp(-gap / self.length) * g[..., :-gap]
             g = torch.cat([g[..., :gap], g[..., gap:] + older], dim=-1)
             gap *= 2
@@ -110,10 +116,14 @@ class CorrelatedSpan:
 
 @dataclass(frozen=True)
 class NestedBlocks:
-    """Blocks within blocks: C_ij = the sum of the shares of all levels at which i and j are in one block.
+    """Blocks within blocks: C_ij = the sum of the shares of the blocks that hold both i and j.
 
-    g_i = sum_k sqrt(shares_k) b_{k, i // sizes_k} + sqrt(1 - sum_k shares_k) e_i, from the largest blocks to the
-    smallest; each size divides the one before. Shares are of the variance: what they leave is each token's own.
+        g_i = sum_k sqrt(shares_k) b_{k, i // sizes_k} + sqrt(1 - sum_k shares_k) e_i
+
+    sizes   tokens of a block, from the largest blocks to the smallest; each size divides the one
+            before
+    shares  for each size its share of the variance, >= 0, sum <= 1; the rest of the variance is
+            each token's own
     """
 
     sizes: tuple[int, ...]
@@ -122,23 +132,22 @@ class NestedBlocks:
     def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.shares):
             raise ValueError(
-                "a hierarchy has a size and a share for each level: want as many sizes as shares, at least one, got "
-                f"sizes {self.sizes} and shares {self.shares}"
+                f"sizes and shares differ in length or are empty: got sizes {self.sizes} and "
+                f"shares {self.shares}, want one share for each size"
             )
         for size in self.sizes:
             _check_size(size, "sizes")
         for outer, inner in zip(self.sizes, self.sizes[1:], strict=False):
             if inner >= outer or outer % inner:
                 raise ValueError(
-                    "sizes are those of blocks within blocks, the largest first: want each size to be a proper "
-                    f"divisor of the one before, got {self.sizes}"
+                    f"sizes do not nest: got {self.sizes}, want each size to be a proper divisor "
+                    "of the one before"
                 )
-        if not (
-            all(share >= 0 for share in self.shares) and math.fsum(self.shares) <= 1 + _ROUNDING
-        ):
+        positive = all(share >= 0 for share in self.shares)
+        if not (positive and math.fsum(self.shares) <= 1 + _ROUNDING):
             raise ValueError(
-                "shares are parts of the variance, a level each: want shares >= 0 with a sum of at most 1, "
-                f"got {self.shares}"
+                f"shares are out of range: got {self.shares}, want shares >= 0 of sum <= 1 (of the "
+                "variance)"
             )
 
     @property
@@ -150,17 +159,17 @@ class NestedBlocks:
 
 
 def gaussian_copula(structure: Structure, normals: Tensor) -> PerToken:
-    """Independent standard normals [sources, ..., L], float64 -> levels u = Phi(g) [..., L], each uniform on (0, 1).
+    """Turn independent standard normals into the levels u = Phi(g), each uniform on (0, 1).
 
-    Phi(g) rounds to 1 for g > 8.3; u stays in [2^-53, 1 - 2^-53], the range of `rng.uniform`, so that u < 1 always
-    and no token is left at alpha = 0.
+    [sources, ..., L] float64 -> [..., L]. Phi(g) rounds to 1 for g > 8.3, so u is clamped to
+    [2^-53, 1 - 2^-53], the range of `rng.uniform`. Then no token is left at alpha = 0.
     """
     u: Tensor = torch.special.ndtr(structure(normals))
     return u.clamp(_EDGE, 1 - _EDGE)
 
 
 def parse_structure(text: str) -> Structure | None:
-    """Read a structure from its text form; None, independent levels, for "" and "none".
+    """Parse the text form of a structure; "" and "none" give None, which is independent levels.
 
     >>> parse_structure("block:8:0.9")
     CorrelatedBlocks(size=8, correlation=0.9)
@@ -169,7 +178,7 @@ def parse_structure(text: str) -> Structure | None:
     >>> parse_structure("hierarchy:64,16,4:0.3,0.3,0.3")
     NestedBlocks(sizes=(64, 16, 4), shares=(0.3, 0.3, 0.3))
 
-    ValueError for any other form, and for numbers outside their range.
+    ValueError for any other form and for a number out of range.
     """
     match text.split(":"):
         case [""] | ["none"]:
@@ -179,25 +188,25 @@ def parse_structure(text: str) -> Structure | None:
         case ["span", length]:
             return CorrelatedSpan(_read(float, length, text))
         case ["hierarchy", sizes, shares]:
-            levels = tuple(_read(int, size, text) for size in sizes.split(","))
             return NestedBlocks(
-                levels, tuple(_read(float, share, text) for share in shares.split(","))
+                tuple(_read(int, size, text) for size in sizes.split(",")),
+                tuple(_read(float, share, text) for share in shares.split(",")),
             )
     raise ValueError(_forms(text))
 
 
 def _nest(normals: Tensor, sizes: tuple[int, ...], shares: tuple[float, ...]) -> Tensor:
-    """Each token's own normal, and for each level that of the first token of its block."""
+    """Add to each token's own normal, for each size, that of the first token of its block."""
     position = torch.arange(normals.shape[-1], device=normals.device)
-    rest = 1 - math.fsum(shares)
-    g = math.sqrt(rest if rest > _ROUNDING else 0.0) * normals[0]
-    for size, share, level in zip(sizes, shares, normals[1:], strict=True):
-        g = g + math.sqrt(share) * level[..., position // size * size]
+    own_share = 1 - math.fsum(shares)
+    g = math.sqrt(own_share if own_share > _ROUNDING else 0.0) * normals[0]
+    for size, share, shared in zip(sizes, shares, normals[1:], strict=True):
+        g = g + math.sqrt(share) * shared[..., position // size * size]
     return g
 
 
 def _check_size(size: int, name: str) -> None:
-    whole(f"{name} of a structure", size, "the tokens of a block")
+    whole(name, size, "the tokens of a block of a structure")
 
 
 def _read(kind: Callable[[str], Number], number: str, text: str) -> Number:
@@ -209,6 +218,6 @@ def _read(kind: Callable[[str], Number], number: str, text: str) -> Number:
 
 def _forms(text: str) -> str:
     return (
-        "a structure says which tokens turn to noise together: want 'none', 'block:SIZE:CORRELATION', 'span:LENGTH' or "
-        f"'hierarchy:SIZE,SIZE,...:SHARE,SHARE,...', as in 'block:8:0.9', got {text!r}"
+        f"structure is unknown: got {text!r}, want 'none', 'block:SIZE:CORRELATION', 'span:LENGTH' "
+        "or 'hierarchy:SIZE,SIZE,...:SHARE,SHARE,...', such as 'block:8:0.9'"
     )

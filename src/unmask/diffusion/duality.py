@@ -1,20 +1,23 @@
-"""Where masks come from: a Gaussian path whose largest coordinate stops being the token's own.
+"""The Gaussian side of masked diffusion: a token becomes MASK when noise takes over the arg max.
 
-Latent Shadows (arXiv 2602.00792, section 3). Write x0 as a one-hot vector of K coordinates, let it fade into Gaussian
-noise eps (Eq. 9), and show the token only while its coordinate k is the greatest (Eq. 8). Then
+Latent Shadows (arXiv 2602.00792, section 3). Write x0 as a one-hot vector of K coordinates and mix
+it with Gaussian noise eps along a DDIM path (Eq. 9). Keep the token while its own coordinate k is
+the greatest, and replace it by MASK afterwards (Eq. 8). Then
 
-    x0 is shown  <=>  alpha~/sigma~ > Y,    Y = max_{j != k} eps_j - eps_k    (Lemma 3.1, the margin)
-                 <=>  alpha > u,            u = F_Y(Y) ~ U(0, 1)              (Theorem 3.3)
+    x0 is visible  <=>  alpha~/sigma~ > Y,    Y = max_{j != k} eps_j - eps_k    (Lemma 3.1)
+                   <=>  alpha > u,            u = F_Y(Y) ~ U(0, 1)              (Theorem 3.3)
 
-so one number a token replaces K Gaussians: that is `Trajectory`. This file is the Gaussian side: the path, the
-projection, and the calibration alpha = F_Y(alpha~/sigma~) with its derivative and inverse. alpha~/sigma~ is called
-`snr_root`, the square root of the signal-to-noise ratio; F_Y is `keep_probability`, P(arg max w = x0).
+One number u a token replaces K Gaussians: that is `Trajectory`. This module has the Gaussian path,
+the projection, and the calibration alpha = F_Y(alpha~/sigma~) with its derivative and inverse.
+`snr_root` is alpha~/sigma~, the square root of the signal-to-noise ratio (SNR). `keep_probability`
+is F_Y, the probability P(arg max w = x0).
 
-K counts every coordinate that competes. In the paper one of them belongs to MASK; in Duo (arXiv 2506.10892) none does.
+K counts all coordinates that compete. In the paper one of them belongs to MASK; in Duo
+(arXiv 2506.10892) none does.
 
-The edge: a signal-to-noise ratio is >= 0, and noise alone keeps one token in K, so physical paths reach only
-keep >= 1/K. Below that the identities still hold, with a negative `snr_root` (the signal pushes x0 down), but no
-SNR stands behind them: a schedule that ends at alpha = 0 leaves the Gaussian picture at alpha = 1/K.
+Limit: an SNR is >= 0, and pure noise still keeps one token in K, so Gaussian paths reach only
+keep >= 1/K. Below 1/K the identities hold with a negative `snr_root`, to which no SNR corresponds.
+A schedule that ends at alpha = 0 leaves the Gaussian picture at alpha = 1/K.
 """
 
 from __future__ import annotations
@@ -26,17 +29,17 @@ from torch import Tensor
 
 from unmask.types import Tokens
 
-_REACH = 60.0  # beyond +-60 float64 holds nothing of F_Y but 0 and 1, nothing of its density but 0, for every K
-_DROP = 40.0  # an integrand of e^-40 times its peak is left out
-_NODES = 193  # a trapezoid of 193 nodes is exact to 1e-12 up to K = 10^7; at 129 nodes K = 200,000 already shows
-_ROWS = 4096  # integrals held at a time
+_REACH = 60.0  # beyond +-60, F_Y is 0 or 1 and its density is 0 in float64, for every K
+_DROP = 40.0  # the integral leaves out what is below e^-40 times the peak of the integrand
+_NODES = 193  # error 1e-12 up to K = 10^7; 129 nodes are too few from K = 200,000 on
+_ROWS = 4096  # integrals that are computed at a time
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def coefficients(snr_root: Tensor | float) -> tuple[Tensor, Tensor]:
-    """(alpha~, sigma~) of the variance-preserving path (Eq. 2), float64, for any finite snr_root.
+    """(alpha~, sigma~) of the variance-preserving path (Eq. 2), float64, for finite snr_root.
 
-    alpha~^2 + sigma~^2 = 1 and alpha~/sigma~ = snr_root.
+    They satisfy alpha~^2 + sigma~^2 = 1 and alpha~/sigma~ = snr_root.
     """
     snr_root = torch.as_tensor(snr_root, dtype=torch.float64)
     sigma = 1 / torch.hypot(torch.ones_like(snr_root), snr_root)
@@ -44,10 +47,16 @@ def coefficients(snr_root: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def ddim_path(x0: Tokens, eps: Tensor, snr_root: Tensor | float) -> Tensor:
-    """The latent of x0 under fixed noise: w = alpha~ onehot(x0) + sigma~ eps (Eq. 9), float64 [n, K].
+    """The latent of x0 under fixed noise: w = alpha~ onehot(x0) + sigma~ eps (Eq. 9).
 
-    x0 [n], eps [n, K] ~ N(0, 1), snr_root [n] or a scalar, any real; snr_root [T, 1] reads the n paths at T times,
-    w [T, n, K]. A negative snr_root continues the path below keep = 1/K, where no physical SNR exists.
+    Args:
+        x0: token ids [n].
+        eps: the noise [n, K] ~ N(0, 1).
+        snr_root: any real number, [n] or a scalar. [T, 1] evaluates the n paths at T times.
+            A negative value continues the path below keep = 1/K, where no SNR exists.
+
+    Returns:
+        w, float64 [n, K] or [T, n, K].
     """
     alpha, sigma = (part.to(eps.device) for part in coefficients(snr_root))
     noise = sigma[..., None] * eps
@@ -56,57 +65,74 @@ def ddim_path(x0: Tokens, eps: Tensor, snr_root: Tensor | float) -> Tensor:
 
 
 def project(w: Tensor, x0: Tokens, mask_id: int) -> Tokens:
-    """x0 where w[x0] is strictly the greatest of all coordinates, else mask_id (Eq. 8): w [..., K] -> int64 [...].
+    """Project the latent to tokens: x0 where w[x0] is the greatest coordinate, else MASK (Eq. 8).
 
-    mask_id need not index w. A tie, or a nan anywhere in the row, is a MASK.
+    w [..., K] -> int64 [...]. `mask_id` need not index w. A tie for the greatest coordinate, or a
+    nan anywhere in the row, gives MASK.
     """
-    beaten = w < w.gather(-1, _own(w, x0))
-    return torch.where(beaten.sum(-1) == w.shape[-1] - 1, x0, mask_id)
+    smaller = w < w.gather(-1, _own(w, x0))
+    return torch.where(smaller.sum(-1) == w.shape[-1] - 1, x0, mask_id)
 
 
 def margin(eps: Tensor, x0: Tokens) -> Tensor:
-    """The level at which noise takes over: Y = max_{j != k} eps_j - eps_k, k = x0 (Lemma 3.1): eps [..., K] -> [...].
+    """The margin Y = max_{j != k} eps_j - eps_k with k = x0 (Lemma 3.1): eps [..., K] -> [...].
 
-    `project(ddim_path(x0, eps, r), x0, m)` is x0 exactly while r > Y.
+    `project(ddim_path(x0, eps, r), x0, mask_id)` is x0 exactly while r > Y.
     """
     own = _own(eps, x0)
-    rivals = eps.scatter(-1, own, -math.inf)
-    return rivals.amax(-1) - eps.gather(-1, own).squeeze(-1)
+    others = eps.scatter(-1, own, -math.inf)
+    return others.amax(-1) - eps.gather(-1, own).squeeze(-1)
 
 
 def keep_probability(snr_root: Tensor | float, vocab_size: int) -> Tensor:
-    """The chance that x0 is still shown: F_Y(r) = P(arg max w = x0) (Lemma 3.1), in float64, shape of `snr_root`.
+    """The probability that x0 is visible: F_Y(r) = P(arg max w = x0) (Lemma 3.1).
 
         F_Y(r) = int phi(w - r) Phi(w)^(K-1) dw
 
-    r = snr_root is any real number (infinities are limits), K = vocab_size >= 2. F_Y(0) = 1/K; K = 2 is
-    Phi(r / sqrt 2). Relative error below 1e-11 down to the smallest normal float64. Gradients flow.
+    F_Y(0) = 1/K, and F_Y(r) = Phi(r / sqrt 2) for K = 2. The relative error is below 1e-11 down to
+    the smallest normal float64. Gradients flow.
+
+    Args:
+        snr_root: r, any real number; infinities give the limits.
+        vocab_size: K >= 2.
+
+    Returns:
+        float64, in the shape of `snr_root`.
     """
     return _log_keep(_roots(snr_root, vocab_size), vocab_size).exp().clamp(max=1)
 
 
 def keep_derivative(snr_root: Tensor | float, vocab_size: int) -> Tensor:
-    """d keep / d snr_root, the density of the margin Y, by differentiating the integrand; float64, shape of `snr_root`.
+    """d keep / d snr_root: the density of the margin Y. float64, in the shape of `snr_root`.
 
-    F_Y'(r) = (K-1) int phi(w - r) phi(w) Phi(w)^(K-2) dw,    which has no term to cancel
+        F_Y'(r) = (K-1) int phi(w - r) phi(w) Phi(w)^(K-2) dw
+
+    This form has no cancelling terms.
     """
     return _log_density(_roots(snr_root, vocab_size), vocab_size).exp()
 
 
 def snr_root(keep: Tensor | float, vocab_size: int) -> Tensor:
-    """The alpha~/sigma~ that shows x0 with probability `keep`: F_Y^{-1} (Lemma 3.1), float64, shape of `keep`.
+    """The alpha~/sigma~ at which x0 is visible with probability `keep`: F_Y^{-1} (Lemma 3.1).
 
-    0 < keep < 1; monotone. Below 1/K the root is negative: no physical SNR. Near 1 the root is as sharp as
-    float64 lets keep be (1 - keep carries few digits there); keep_probability(root) gives keep back to 1e-9.
-    Newton steps on the log-odds, which are close to straight, from a table that brackets the root.
+    It is computed by Newton steps on the log-odds of keep, which are almost linear in the
+    root, from a table that brackets it. `keep_probability` of the result equals `keep` to 1e-9.
+    Near keep = 1 the precision of the root is limited by that of 1 - keep in float64.
+
+    Args:
+        keep: 0 < keep < 1. Below 1/K the result is negative, and no SNR corresponds to it.
+        vocab_size: K >= 2.
+
+    Returns:
+        float64, in the shape of `keep`.
     """
     _check_size(vocab_size)
     keep = torch.as_tensor(keep, dtype=torch.float64)
     inside = (keep > 0) & (keep < 1)
     if not bool(inside.all()):
         raise ValueError(
-            f"keep is the probability that a token is still shown: want 0 < keep < 1 "
-            f"(0 and 1 lie at infinite snr_root), got {keep[~inside].flatten()[0].item()}"
+            f"keep is out of range: got {keep[~inside].flatten()[0].item()}, want 0 < keep < 1 "
+            "(snr_root is infinite at 0 and 1)"
         )
     target = keep.log() - torch.log1p(-keep)
     grid = torch.linspace(-_REACH, _REACH, 481, dtype=torch.float64, device=keep.device)
@@ -132,7 +158,7 @@ def _log_density(root: Tensor, vocab_size: int) -> Tensor:
 
 
 def _log_rest(log_keep: Tensor) -> Tensor:
-    """log(1 - keep), finite: keep is held one rounding step below 1."""
+    """log(1 - keep). Finite, because keep is clamped one rounding step below 1."""
     return torch.log(-torch.expm1(log_keep.clamp(max=-(2.0**-53))))
 
 
@@ -141,10 +167,13 @@ def _log_odds(log_keep: Tensor) -> Tensor:
 
 
 def _log_integral(x: Tensor, a: int, m: int) -> Tensor:
-    """log int exp(g), g(w) = -(w - x)^2 / 2 - a w^2 / 2 + m log Phi(w), for every x; float64.
+    """log int exp(g(w)) dw, float64, for every x, with
 
-    g is concave with g'' <= -1 and one peak: the trapezoid rule between the two ends where g has dropped by _DROP
-    converges geometrically, and taken relative to the peak it keeps its relative error when the integral is tiny.
+        g(w) = -(w - x)^2 / 2 - a w^2 / 2 + m log Phi(w)
+
+    g is concave with g'' <= -1. The trapezoid rule runs between the two points where g has dropped
+    by _DROP, and converges geometrically. It is computed relative to the peak of g, so its relative
+    error stays small for tiny integrals.
     """
     parts = [
         _log_trapezoid(part, a, m)
@@ -154,7 +183,7 @@ def _log_integral(x: Tensor, a: int, m: int) -> Tensor:
 
 
 def _log_trapezoid(x: Tensor, a: int, m: int) -> Tensor:
-    with torch.no_grad():  # the sum does not depend on where its nodes lie
+    with torch.no_grad():  # the integral does not depend on the position of the nodes
         peak, left, right = _support(x, a, m)
         width = (right - left) / (_NODES - 1)
         nodes = left[:, None] + width[:, None] * torch.arange(
@@ -165,20 +194,19 @@ def _log_trapezoid(x: Tensor, a: int, m: int) -> Tensor:
 
 
 def _support(x: Tensor, a: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(peak value of g, left end, right end): g is below peak - _DROP outside the ends.
+    """(peak value of g, left end, right end). Outside the ends g is below peak - _DROP.
 
-    Newton's method, from where it is monotone: g' is convex and falling, so a start left of the peak climbs to it;
-    a tangent of the concave g outside an end meets the level before g does, so every iterate is a valid end.
+    Newton's method converges monotonically here. g' is convex and decreasing, so a start left of
+    the peak only moves towards it. g is concave, so outside an end its tangent reaches the level
+    before g does, and every iterate is a valid end.
     """
     w = x / (1 + a)
     for _ in range(24):
         w = w + _slope(w, x, a, m) / _curvature(w, a, m)
     peak = _exponent(w, x, a, m)
     reach = math.sqrt(2 * _DROP)
-    ends = [
-        w - reach / _curvature(w, a, m).sqrt(),
-        w + reach,
-    ]  # |g''| falls with w and is at least 1
+    # |g''| decreases in w and is at least 1.
+    ends = [w - reach / _curvature(w, a, m).sqrt(), w + reach]
     for _ in range(4):
         ends = [
             end - (_exponent(end, x, a, m) - peak + _DROP) / _slope(end, x, a, m) for end in ends
@@ -213,7 +241,8 @@ def _roots(value: Tensor | float, vocab_size: int) -> Tensor:
     roots = torch.as_tensor(value, dtype=torch.float64)
     if bool(roots.isnan().any()):
         raise ValueError(
-            "snr_root is alpha~/sigma~, the root of the signal-to-noise ratio: want real numbers, got nan"
+            "snr_root is not a number: got nan, want real numbers (the root of the signal-to-noise "
+            "ratio)"
         )
     return roots
 
@@ -221,16 +250,18 @@ def _roots(value: Tensor | float, vocab_size: int) -> Tensor:
 def _check_size(vocab_size: int) -> None:
     if vocab_size < 2:
         raise ValueError(
-            f"vocab_size is K, the number of coordinates that compete for the arg max: want K >= 2, got {vocab_size}"
+            f"vocab_size is out of range: got {vocab_size}, want K >= 2 (the coordinates that "
+            "compete for the arg max)"
         )
 
 
 def _own(w: Tensor, x0: Tokens) -> Tensor:
-    """The index [..., 1] of the token's own coordinate, in the shape that gather and scatter want."""
+    """x0 as an index [..., 1] into the coordinates of w, for gather and scatter."""
     size = w.shape[-1]
     outside = x0[(x0 < 0) | (x0 >= size)]
     if outside.numel():
         raise ValueError(
-            f"x0 indexes the {size} coordinates of the latent: want 0 <= x0 < {size}, got {outside[0].item()}"
+            f"x0 is out of range: got {outside[0].item()}, want 0 <= x0 < {size} (the coordinates "
+            "of the latent)"
         )
     return x0.expand(w.shape[:-1])[..., None]

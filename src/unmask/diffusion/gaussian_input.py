@@ -1,11 +1,12 @@
-"""Duo's curriculum input: a token that fades into Gaussian noise, softened by a temperature.
+"""Duo's curriculum input: a token mixed with Gaussian noise, softened by a temperature.
 
-Duo (arXiv 2506.10892, section 4.1) trains its uniform-state denoiser first on softmax(w / tau), w = alpha~ onehot(x0) +
-sigma~ eps (Eq. 2), and takes z = arg max w for the noisy token of the bound: at tau -> 0 the input is z itself.
+Duo (arXiv 2506.10892, section 4.1) first trains its uniform-state denoiser on the soft input
+softmax(w / tau) with w = alpha~ onehot(x0) + sigma~ eps (Eq. 2). The noisy token of the bound is
+z = arg max w. As tau -> 0 the input becomes z itself.
 
-`dense_input` is that definition, K Gaussians a token. `sparse_input` draws the same law from a handful of numbers a
-token: only the k greatest of the K - 1 rivals can weigh anything, and the order statistics of independent normals have
-a closed form, whatever K is.
+`dense_input` is this definition, with K Gaussians a token. `sparse_input` draws the same law from
+2 k + 1 random numbers a token. Only the k greatest of the K - 1 other coordinates have noticeable
+weight, and the order statistics of independent normals have a closed form for any K.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ from unmask.types import PerSequence, SoftTokens, Tokens
 def dense_input(
     x0: Tokens, eps: Tensor, snr_root: PerSequence, temperature: float
 ) -> tuple[Tokens, Tensor]:
-    """(z, logits) of noise eps [B, L, K] at snr_root [B]: z = arg max w [B, L], logits = w / tau [B, L, K] float64.
+    """The curriculum input from K Gaussians a token.
 
-    A network that reads floating-point input takes their softmax: the tempered Gaussian of Duo.
+    Args:
+        x0: token ids [B, L].
+        eps: the noise [B, L, K] ~ N(0, 1).
+        snr_root: alpha~/sigma~, [B].
+        temperature: tau > 0.
+
+    Returns:
+        z = arg max w, [B, L], and the logits w / tau, float64 [B, L, K]. The network applies the
+        softmax to floating-point input.
     """
-    _check(temperature)
+    _check_temperature(temperature)
     w = ddim_path(
         x0.flatten(), eps.flatten(0, 1), snr_root[:, None].expand(x0.shape).flatten()
     ).view(eps.shape)
@@ -39,22 +48,33 @@ def sparse_input(
     top_k: int,
     generator: torch.Generator | None = None,
 ) -> tuple[Tokens, SoftTokens]:
-    """(z, input) in the law of `dense_input`, up to the weight of all but x0 and its `top_k` greatest rivals.
+    """The curriculum input, restricted to x0 and the `top_k` greatest other coordinates.
 
-    x0 [B, L]; snr_root [B]; 1 <= top_k < vocab_size = K. The input is a mixture of top_k + 1 tokens, x0 first, then
-    its rivals as they fall: weights softmax(w / tau), normalised over these. With top_k = K - 1 nothing is left out.
-    z is exact at any top_k.
+    The law is that of `dense_input`, except that the weights softmax(w / tau) are normalised over
+    these top_k + 1 tokens. With top_k = K - 1 it is exactly that law. z is exact for any top_k.
+
+    Args:
+        x0: token ids [B, L].
+        snr_root: alpha~/sigma~, [B].
+        vocab_size: K.
+        temperature: tau > 0.
+        top_k: 1 <= top_k < K.
+        generator: the source of randomness; None: torch's global generator.
+
+    Returns:
+        z = arg max w, [B, L], and the soft tokens [B, L, top_k + 1]: x0 first, then the others in
+        decreasing order of w.
     """
     check_sparse_input(temperature, top_k, vocab_size)
     n, device = x0.numel(), x0.device
     own = torch.randn(n, 1, generator=generator, dtype=torch.float64, device=device)
-    rivals = largest_normals(n, top_k, vocab_size - 1, generator, device)
+    largest = largest_normals(n, top_k, vocab_size - 1, generator, device)
     others = distinct(n, top_k, vocab_size - 1, generator, device)
-    others = others + (others >= x0.flatten()[:, None])  # the tokens but x0
+    others = others + (others >= x0.flatten()[:, None])  # skip x0
     alpha, sigma = (
         part.repeat_interleave(x0.shape[1])[:, None] for part in coefficients(snr_root.to(device))
     )
-    w = torch.cat([alpha + sigma * own, sigma * rivals], dim=1)
+    w = torch.cat([alpha + sigma * own, sigma * largest], dim=1)
     tokens = torch.cat([x0.flatten()[:, None], others], dim=1)
     z = torch.where(w[:, 0] > w[:, 1], tokens[:, 0], tokens[:, 1])
     weights = torch.softmax(w / temperature, dim=1).float()
@@ -68,20 +88,19 @@ def largest_normals(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The k greatest of `size` independent standard normals, falling: float64 [n, k], in O(k) numbers a row.
+    """Draw the k greatest of `size` independent standard normals, in decreasing order.
 
-    Renyi (1953): -log of the falling uniform order statistics is a sum of exponentials, -log U_(j) = sum_{i<=j}
-    E_i / (size + 1 - i); the normal of U is -Phi^{-1}(1 - U), and 1 - U keeps its digits near U = 1.
+    float64 [n, k], from k random numbers a row. By Renyi (1953) the decreasing uniform order
+    statistics satisfy -log U_(j) = sum_{i<=j} E_i / (size + 1 - i) with exponential E_i. The normal
+    number of U is Phi^{-1}(U) = -Phi^{-1}(1 - U), and 1 - U keeps its digits near U = 1.
     """
     uniform = torch.rand(n, k, generator=generator, dtype=torch.float64, device=device)
-    exponential = -torch.log1p(-uniform).clamp(
-        max=-(2.0**-60)
-    )  # never 0: the greatest would be infinite
-    below = (
-        exponential / torch.arange(size, size - k, -1, dtype=torch.float64, device=device)
-    ).cumsum(1)
-    above: Tensor = torch.special.ndtri(-torch.expm1(-below))
-    return -above
+    # Not 0, for which the greatest number would be infinite.
+    exponential = -torch.log1p(-uniform).clamp(max=-(2.0**-60))
+    remaining = torch.arange(size, size - k, -1, dtype=torch.float64, device=device)
+    minus_log_u = (exponential / remaining).cumsum(1)
+    minus_normal: Tensor = torch.special.ndtri(-torch.expm1(-minus_log_u))
+    return -minus_normal
 
 
 def distinct(
@@ -91,32 +110,31 @@ def distinct(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """k different numbers of 0 .. size - 1 in random order, uniformly: int64 [n, k], in O(k^2) work a row.
+    """Draw k distinct numbers of 0 .. size - 1 in random order, uniformly.
 
-    The j-th is drawn from the size - j that are left and moved past those that were taken before, in rising order.
+    int64 [n, k], with O(k^2) work a row. The j-th number is the rank of a draw among the size - j
+    numbers that are left; each smaller number that was taken before shifts it up by one.
     """
-    taken = torch.empty(n, 0, dtype=torch.int64, device=device)  # rising
-    found = torch.empty(n, k, dtype=torch.int64, device=device)
+    taken = torch.empty(n, 0, dtype=torch.int64, device=device)  # in increasing order
+    numbers = torch.empty(n, k, dtype=torch.int64, device=device)
     for j in range(k):
         number = torch.randint(size - j, (n,), generator=generator, device=device)
         for i in range(j):
             number = number + (number >= taken[:, i])
-        found[:, j] = number
+        numbers[:, j] = number
         taken = torch.cat([taken, number[:, None]], dim=1).sort(dim=1).values
-    return found
+    return numbers
 
 
 def check_sparse_input(temperature: float, top_k: int, vocab_size: int) -> None:
-    """ValueError where `sparse_input` has no such law."""
-    _check(temperature)
+    """Raise ValueError for arguments that `sparse_input` does not accept."""
+    _check_temperature(temperature)
     if not 1 <= top_k < vocab_size:
         raise ValueError(
-            f"top_k counts the rivals of x0 that are kept: want 1 <= top_k < vocab_size = {vocab_size}, got {top_k}"
+            f"top_k is out of range: got {top_k}, want 1 <= top_k < {vocab_size} (vocab_size)"
         )
 
 
-def _check(temperature: float) -> None:
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(
-            f"temperature softens the Gaussian input: want temperature > 0, got {temperature}"
-        )
+        raise ValueError(f"temperature is out of range: got {temperature}, want temperature > 0")

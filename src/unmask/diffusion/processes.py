@@ -1,8 +1,8 @@
-"""The two ways to ruin a text: cover its tokens, or replace them by random ones.
+"""The two forward processes: absorbing noise (MASK) and uniform noise.
 
-A process is three things: what noise is (`prior`), one exact step back (`posterior`, a mixture of `posterior_mixture`), and the
-price of a model's guess (`nelbo`). Both forward processes are `Trajectory`: a token is itself with probability alpha,
-else noise.
+Both keep a token with probability alpha and replace it by noise otherwise (see `Trajectory`).
+A process defines its noise (`prior`), one exact reverse step (`posterior`, as a mixture in
+`posterior_mixture`), and its evidence bound (`nelbo`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.diffusion.row_losses import compute_row_loss, scatter_rows
 from unmask.diffusion.schedules import check_unit
-from unmask.diffusion.vocabulary_losses import (
-    Rows,
-    cross_entropy,
-    row_loss,
-    scatter_rows,
-    softmax_backward,
-)
+from unmask.diffusion.uniform_nelbo import UniformNelbo
+from unmask.diffusion.vocabulary_losses import cross_entropy
 from unmask.prediction import Prediction
 from unmask.types import PerSequence, PerToken, Probs, Tokens
 
 
 class PosteriorMixture(NamedTuple):
-    """q(z_s | z_t, x0 ~ p) = keep [z_s = z_t] + predict p + noise noise: weights [B, L] float64 of sum 1.
+    """q(z_s | z_t, x0 ~ p) = keep [z_s = z_t] + predict p + noise prior.
 
-    Where p_z is part of them, predict and noise fall as it grows.
+    The weights are [B, L] float64 and sum to 1. They depend on p through p(x0 = z_t) only, and
+    `predict` and `noise` never increase in it.
     """
 
     keep: Tensor
@@ -44,31 +41,51 @@ class Process(Protocol):
     def vocab_size(self) -> int: ...
 
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
-        """Pure noise in the shape of `like` [B, L]."""
+        """Draw pure noise in the shape of `like` [B, L]."""
         ...
 
     def is_noised(self, z: Tokens) -> Tensor:
-        """Where z [B, L] leaves open what the text is, bool [B, L]: elsewhere a token of z is the text's own."""
+        """Whether a token of z [B, L] may be noise, bool [B, L]. Elsewhere z equals x0."""
         ...
 
     def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """The law of z at alpha [B], x0 ~ p_x0 [B, L, V]: alpha p_x0 + (1 - alpha) noise, probabilities [B, L, V]."""
+        """The marginal of z at alpha [B] for x0 ~ p_x0: alpha p_x0 + (1 - alpha) noise.
+
+        Probabilities [B, L, V].
+        """
         ...
 
     def noise(self, u: Tensor) -> Tokens:
-        """The token of pure noise that a number u of (0, 1) names, in the shape of u."""
+        """Turn uniform numbers u in (0, 1) into tokens of pure noise, in the shape of u."""
         ...
 
     def posterior_mixture(
         self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> PosteriorMixture:
-        """The posterior as a mixture: it depends on the law of x0 by p_z = p(x0 = z_t) [B, L] and `PosteriorMixture` alone."""
+        """The posterior q(z_s | z_t, x0) as a mixture.
+
+        Args:
+            z_t: noisy tokens [B, L].
+            p_z: the probability p(x0 = z_t), [B, L].
+            alpha_t: the share of text left in z_t, [B].
+            alpha_s: the share of text left in z_s, [B], >= alpha_t.
+        """
         ...
 
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """q(z_s | z_t, x0), alpha_s >= alpha_t, with a guess p_x0 [B, L, V] in place of x0: probabilities [B, L, V]."""
+        """The reverse posterior q(z_s | z_t, x0) with a prediction p_x0 in place of x0.
+
+        Args:
+            p_x0: probabilities [B, L, V].
+            z_t: noisy tokens [B, L].
+            alpha_t: the share of text left in z_t, [B].
+            alpha_s: the share of text left in z_s, [B], >= alpha_t.
+
+        Returns:
+            Probabilities of z_s, [B, L, V], in the dtype of `p_x0`.
+        """
         ...
 
     def nelbo(
@@ -79,15 +96,27 @@ class Process(Protocol):
         alpha_t: PerSequence,
         dalpha_t: PerSequence,
     ) -> PerToken:
-        """The integrand of the negative evidence lower bound at t, [B, L] nats >= 0; -dalpha_t is multiplied in."""
+        """The integrand at t of the negative evidence lower bound.
+
+        Args:
+            prediction: the model's prediction from z_t.
+            x0: the text [B, L].
+            z_t: noisy tokens [B, L].
+            alpha_t: the share of text left in z_t, [B].
+            dalpha_t: its derivative with respect to t, [B], <= 0.
+
+        Returns:
+            [B, L] nats >= 0. The factor -dalpha_t is included.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class MaskedProcess:
-    """Absorbing-state noise: a token is itself or MASK (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
+    """Absorbing noise: a token is itself or MASK (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
 
-    vocab_size counts MASK; `mask_id` is one of 0 .. vocab_size - 1.
+    vocab_size  V, MASK included
+    mask_id     in 0 .. vocab_size - 1
     """
 
     vocab_size: int
@@ -97,8 +126,8 @@ class MaskedProcess:
         _check_vocabulary(self.vocab_size)
         if not 0 <= self.mask_id < self.vocab_size:
             raise ValueError(
-                f"mask_id is a row of the vocabulary: want 0 <= mask_id < {self.vocab_size} = vocab_size, "
-                f"got {self.mask_id}"
+                f"mask_id is out of range: got {self.mask_id}, want 0 <= mask_id < "
+                f"{self.vocab_size} (vocab_size)"
             )
 
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
@@ -106,13 +135,13 @@ class MaskedProcess:
         return torch.full_like(like, self.mask_id)
 
     def is_noised(self, z: Tokens) -> Tensor:
-        """The MASKs."""
+        """True at MASK."""
         return z == self.mask_id
 
     def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """alpha p_x0 + (1 - alpha) [MASK]."""
+        """The marginal alpha p_x0 + (1 - alpha) [z = MASK]."""
         mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
-        return _as(alpha, p_x0) * p_x0 + _as(1 - alpha, p_x0) * mask
+        return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) * mask
 
     def noise(self, u: Tensor) -> Tokens:
         """MASK."""
@@ -121,16 +150,19 @@ class MaskedProcess:
     def posterior_mixture(
         self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> PosteriorMixture:
-        """A shown token stays; a MASK is revealed at rate (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, Eq. 6)."""
+        """Keep a visible token; unmask a MASK with probability r (MDLM, Eq. 6).
+
+        r = (alpha_s - alpha_t) / (1 - alpha_t)
+        """
         alpha_t, alpha_s = _levels(alpha_t, alpha_s)
         rate = ((alpha_s - alpha_t) / (1 - alpha_t)).where(alpha_t < 1, 1.0)[:, None]
         predict = rate.where(self.is_noised(z_t), 0.0)
-        return PosteriorMixture(1 - predict, predict, torch.zeros_like(predict))
+        return PosteriorMixture(keep=1 - predict, predict=predict, noise=torch.zeros_like(predict))
 
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """The mixture of `posterior_mixture`."""
+        """The table of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
         keep, predict, _ = (
             w.to(p_x0)[..., None]
@@ -146,18 +178,21 @@ class MaskedProcess:
         alpha_t: PerSequence,
         dalpha_t: PerSequence,
     ) -> PerToken:
-        """-alpha'_t / (1 - alpha_t) * -log p(x0) at every MASK (MDLM, Eq. 10): log-linear, the cross-entropy over t."""
+        """-alpha'_t / (1 - alpha_t) * -log p(x0) at every MASK, else 0 (MDLM, Eq. 10).
+
+        For the log-linear schedule this is the cross-entropy divided by t.
+        """
         check_unit(alpha_t, "alpha")
-        masked = z_t == self.mask_id
+        masked = self.is_noised(z_t)
         weight = -dalpha_t.double() / (1 - alpha_t.double())
         return scatter_rows(cross_entropy(prediction, x0, masked, weight), masked)
 
 
 @dataclass(frozen=True)
 class UniformProcess:
-    """Uniform-state noise: a token is itself or any token at all (Duo, Sahoo et al. 2025, arXiv 2506.10892).
+    """Uniform noise: a token is itself or a uniform one (Duo, Sahoo et al. 2025, arXiv 2506.10892).
 
-    Its formulae are exact for the leave-one-out law of x0_i, given the other positions (see `Denoiser`).
+    The formulae are exact for the leave-one-out law of x0_i given the other positions (`Denoiser`).
     """
 
     vocab_size: int
@@ -166,45 +201,47 @@ class UniformProcess:
         _check_vocabulary(self.vocab_size)
 
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
-        """Uniform tokens."""
+        """Draw uniform tokens."""
         return torch.randint(
             self.vocab_size, like.shape, generator=generator, dtype=like.dtype, device=like.device
         )
 
     def is_noised(self, z: Tokens) -> Tensor:
-        """Everywhere: any token may be noise."""
+        """True everywhere, because any token may be noise."""
         return torch.ones_like(z, dtype=torch.bool)
 
     def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """alpha p_x0 + (1 - alpha) / K."""
-        return _as(alpha, p_x0) * p_x0 + _as(1 - alpha, p_x0) / self.vocab_size
+        """The marginal alpha p_x0 + (1 - alpha) / K."""
+        return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) / self.vocab_size
 
     def noise(self, u: Tensor) -> Tokens:
-        """Each token for an equal part of (0, 1)."""
+        """Map equal parts of (0, 1) to the tokens."""
         return (u * self.vocab_size).long()
 
     def posterior_mixture(
         self, z_t: Tokens, p_z: Tensor, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> PosteriorMixture:
-        """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3), all over a_t K p_z + 1 - a_t:
+        """Bayes' rule with r = a_t / a_s and K tokens (Duo, Eq. 3).
 
-        keep a_t K p_z + r - a_t, predict a_s - a_t, noise (1 - r) (1 - a_s)
+        keep    = (a_t K p_z + r - a_t)  / (a_t K p_z + 1 - a_t)
+        predict = (a_s - a_t)            / (a_t K p_z + 1 - a_t)
+        noise   = (1 - r) (1 - a_s)      / (a_t K p_z + 1 - a_t)
         """
         alpha_t, alpha_s = (alpha[:, None] for alpha in _levels(alpha_t, alpha_s))
         r = (alpha_t / alpha_s).where(alpha_s > 0, 1.0)
-        own = self.vocab_size * alpha_t * p_z.double()
-        total = own + (1 - alpha_t)
-        moves = total > 0  # else no noise is left, and p excludes what is seen
+        scaled = self.vocab_size * alpha_t * p_z.double()
+        total = scaled + (1 - alpha_t)
+        possible = total > 0  # else alpha_t = 1, and p excludes z_t
         return PosteriorMixture(
-            keep=((own + (r - alpha_t)) / total).where(moves, 1.0),
-            predict=((alpha_s - alpha_t) / total).where(moves, 0.0),
-            noise=((1 - r) * (1 - alpha_s) / total).where(moves, 0.0),
+            keep=((scaled + (r - alpha_t)) / total).where(possible, 1.0),
+            predict=((alpha_s - alpha_t) / total).where(possible, 0.0),
+            noise=((1 - r) * (1 - alpha_s) / total).where(possible, 0.0),
         )
 
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """The mixture of `posterior_mixture`."""
+        """The table of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
         keep, predict, noise = (
             w.to(p_x0)[..., None]
@@ -220,122 +257,39 @@ class UniformProcess:
         alpha_t: PerSequence,
         dalpha_t: PerSequence,
     ) -> PerToken:
-        """lim KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt, Rao-Blackwellised (Duo, Eq. 12), at every position."""
+        """lim KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt at every position (Duo, Eq. 12).
+
+        Rao-Blackwellised; see `UniformNelbo` for the formula.
+        """
         check_unit(alpha_t, "alpha")
-        everywhere = torch.ones_like(x0, dtype=torch.bool)
-        inside = alpha_t.double().clamp(
-            max=1 - 2**-53
-        )  # at 1 the bound has a limit, its formula has 0 / 0
-        alpha = inside[:, None].expand(x0.shape).flatten()
-        slope = -dalpha_t.double()[:, None].expand(x0.shape).flatten()
-        rule = UniformNelbo(x0.flatten(), z_t.flatten(), alpha, slope, self.vocab_size)
-        return scatter_rows(row_loss(prediction, rule, prediction.rows(None)), everywhere)
-
-
-@dataclass(frozen=True)
-class UniformNelbo:
-    """The row rule of Duo's bound. With y_j = K a p_j + 1 - a and c = -a' / (K a):
-
-    value = c (K/y_z - K/y_z(x0) + A (K log y_z - S) + B [x0 != z] (log y_z - log y_x0) + const), S = sum_j log y_j,
-    A = kappa if x0 = z else 1, B = K a / (1 - a), kappa = (1 - a) / (K a + 1 - a); zero where p is x0's point mass.
-    What belongs to z and x0 alone nearly cancels and is worked in float64, a number a row. S - K log(1 - a) is summed
-    in float64 over log(1 + B p_j), terms in the precision of log p.
-    """
-
-    x0: Tensor  # [N]
-    z: Tensor  # [N]
-    alpha: Tensor  # [N] float64
-    slope: Tensor  # [N] float64, -alpha'
-    size: int  # K
-
-    def at(self, chunk: Rows) -> UniformNelbo:
-        return self
-
-    def _terms(self, log_p: Tensor, rows: Rows) -> _RateTerms:
-        """Numbers of a row, float64 [n]."""
-        size, alpha, same = self.size, self.alpha[rows], self.x0[rows] == self.z[rows]
-        log_p_z, log_p_x = (
-            log_p.gather(-1, token[rows, None]).squeeze(-1).double() for token in (self.z, self.x0)
+        # At alpha = 1 the bound has a limit but its formula is 0 / 0.
+        below_one = alpha_t.double().clamp(max=1 - 2**-53)
+        alpha, minus_dalpha = (
+            value[:, None].expand(x0.shape).flatten() for value in (below_one, -dalpha_t.double())
         )
-        kappa = (1 - alpha) / (size * alpha + 1 - alpha)
-        return _RateTerms(
-            same=same,
-            p_z=log_p_z.exp(),
-            kappa=kappa,
-            y_z=size * alpha * log_p_z.exp() + 1 - alpha,
-            y_x=size * alpha * log_p_x.exp() + 1 - alpha,
-            short=size * alpha * torch.where(same, -torch.expm1(log_p_z), -log_p_z.exp()),
-            own=torch.where(same, kappa, 1.0),
-            other=torch.where(same, 0.0, size * alpha / (1 - alpha)),
-            scale=(self.slope[rows] / (size * alpha)).where(alpha > 0, 0.0),
-        )
-
-    def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        return self._value(log_p.exp(), rows, self._terms(log_p, rows)).to(log_p.dtype)
-
-    def _value(self, p: Tensor, rows: Rows, of: _RateTerms) -> Tensor:
-        """Of p [n, V], float64."""
-        size, alpha = self.size, self.alpha[rows]
-        gain = size * alpha / (1 - alpha)
-        total = p.mul(gain[:, None].to(p)).log1p_().sum(-1, dtype=torch.float64)
-        log_y_z = of.y_z.log()
-        constant = torch.where(of.same, (size - 1) * of.kappa, -1 / of.kappa) * of.kappa.log()
-        rate = (
-            size * of.short / (of.y_z * (of.y_z + of.short))
-            + of.own * (size * torch.log1p(gain * of.p_z) - total)
-            + of.other * (log_y_z - of.y_x.log())
-            + constant
-        )
-        return (of.scale * rate).clamp(min=0)  # rounding
-
-    def with_slope(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        size, of, p, alpha = (
-            self.size,
-            self._terms(log_p, rows),
-            log_p.exp_(),
-            self.alpha[rows, None],
-        )
-        value = self._value(p, rows, of).to(p.dtype)
-        unit = of.scale[:, None] * size * alpha  # d y / d p, and the factor in front
-        y = (p * (size * alpha).to(p)).add_((1 - alpha).to(p))
-        slope = y.reciprocal_().mul_((-of.own[:, None] * unit).to(p))
-        at_z = (of.own * size + of.other) / of.y_z - size / of.y_z**2
-        slope.scatter_add_(-1, self.z[rows, None], (at_z[:, None] * unit).to(p))
-        slope.scatter_add_(-1, self.x0[rows, None], (-(of.other / of.y_x)[:, None] * unit).to(p))
-        return value, softmax_backward(p, slope)
-
-
-class _RateTerms(NamedTuple):
-    """What `UniformNelbo` needs of z and x0, [n]; `short` is y_z(x0) - y_z, how far z falls short of the truth."""
-
-    same: Tensor
-    p_z: Tensor
-    kappa: Tensor
-    y_z: Tensor
-    y_x: Tensor
-    short: Tensor
-    own: Tensor
-    other: Tensor
-    scale: Tensor
+        loss = UniformNelbo(x0.flatten(), z_t.flatten(), alpha, minus_dalpha, self.vocab_size)
+        return compute_row_loss(prediction, loss, prediction.rows(None)).view(x0.shape)
 
 
 def _levels(alpha_t: PerSequence, alpha_s: PerSequence) -> tuple[PerSequence, PerSequence]:
+    """Check two levels and convert them to float64."""
     check_unit(alpha_t, "alpha")
     check_unit(alpha_s, "alpha")
+    # Only on a CPU: elsewhere reading the values would stall the device.
     if alpha_t.device.type == "cpu" and bool((alpha_s < alpha_t).any()):
         raise ValueError(
-            f"alpha_s is the share of text left one step back: want alpha_s >= alpha_t, got {alpha_s.tolist()} and "
-            f"{alpha_t.tolist()}; are they swapped?"
+            f"alpha_s is below alpha_t: got alpha_s = {alpha_s.tolist()} and alpha_t = "
+            f"{alpha_t.tolist()}, want alpha_s >= alpha_t; are they swapped?"
         )
     return alpha_t.double(), alpha_s.double()
 
 
-def _as(alpha: PerSequence, table: Probs) -> Tensor:
+def _like(alpha: PerSequence, table: Probs) -> Tensor:
     return alpha.to(table)[:, None, None]
 
 
 def _check_vocabulary(vocab_size: int) -> None:
     if vocab_size < 2:
         raise ValueError(
-            f"vocab_size counts the tokens, MASK included: want vocab_size >= 2, got {vocab_size}"
+            f"vocab_size is out of range: got {vocab_size}, want vocab_size >= 2 (MASK included)"
         )

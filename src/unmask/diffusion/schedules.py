@@ -1,12 +1,13 @@
-"""Noise schedules: how much of the text is left at time t.
+"""Noise schedules: the share of text left, alpha, as a function of time t.
 
-Time runs from t = 0 (text) to t = 1 (noise). `alpha(t)` is the probability that noise has not yet replaced a
-token; it falls from 1 to `eps` and has no unit. Everything above this file speaks of alpha, never of t, so a new
-schedule needs no new loss and no new sampler. `eps` keeps alpha(1) off zero, where -log alpha, the network's
-input, is infinite.
+t = 0 is text and t = 1 is noise. alpha(t) is the probability that noise has not replaced a token
+by time t; it has no unit and falls from 1 to `eps`. `eps` keeps alpha(1) above zero, because the
+network's input -log alpha is infinite at zero. Losses and samplers use alpha and never t, so a new
+schedule needs no other change.
 
-Every function works in float64 inside, because 1 - alpha cancels near t = 0, and answers in the dtype it was given.
-`alpha` and `time` lie in [0, 1] on every processor: processors round sines and powers differently in the last bit.
+Every function computes in float64, because 1 - alpha cancels near t = 0, and returns the dtype of
+its input. `alpha` and `time` are clamped to [0, 1]: processors round sines and powers differently
+in the last bit.
 """
 
 from __future__ import annotations
@@ -25,21 +26,26 @@ from unmask.types import PerSequence
 
 
 class NoiseSchedule(Protocol):
-    """alpha of t, its derivative, and its inverse: tensors [B] in, tensors [B] out.
+    """alpha(t), its derivative and its inverse, for tensors [B]."""
 
-    Where alpha < eps, which is never reached, `time` answers 1.
-    """
+    def alpha(self, t: PerSequence) -> PerSequence:
+        """The share of text left at time t."""
+        ...
 
-    def alpha(self, t: PerSequence) -> PerSequence: ...
+    def dalpha(self, t: PerSequence) -> PerSequence:
+        """d alpha / dt, <= 0."""
+        ...
 
-    def dalpha(self, t: PerSequence) -> PerSequence: ...
-
-    def time(self, alpha: PerSequence) -> PerSequence: ...
+    def time(self, alpha: PerSequence) -> PerSequence:
+        """The inverse of `alpha`; 1 for levels below alpha(1)."""
+        ...
 
 
 @dataclass(frozen=True)
 class LogLinear:
-    """alpha(t) = 1 - (1 - eps) t, named for its total noise -log alpha (SEDD, arXiv 2310.16834; MDLM, 2406.07524).
+    """alpha(t) = 1 - (1 - eps) t (SEDD, arXiv 2310.16834; MDLM, arXiv 2406.07524).
+
+    Its name comes from the total noise -log alpha.
 
     >>> t = torch.tensor([0.0, 0.25, 1.0])
     >>> LogLinear(eps=0.0).alpha(t)
@@ -65,7 +71,9 @@ class LogLinear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """alpha(t) = eps + (1 - eps) cos(pi t / 2): little noise early, much late (after Nichol and Dhariwal 2021).
+    """alpha(t) = eps + (1 - eps) cos(pi t / 2), after Nichol and Dhariwal (2021).
+
+    Little noise at small t, much at large t.
 
     >>> Cosine(eps=0.0).alpha(torch.tensor([0.0, 0.5, 1.0]))
     tensor([1.0000, 0.7071, 0.0000])
@@ -77,7 +85,7 @@ class Cosine:
         _check_eps(self.eps)
 
     def alpha(self, t: PerSequence) -> PerSequence:
-        # The cosine as a sine of 1 - t: 0 exactly at t = 1, where pi / 2 is rounded.
+        # The sine of 1 - t is exactly 0 at t = 1. The cosine of t is not: pi / 2 is rounded.
         return _share(
             lambda t: self.eps + (1 - self.eps) * torch.sin(math.pi / 2 * (1 - t)), t, "t"
         )
@@ -110,7 +118,7 @@ class Polynomial:
         _check_eps(self.eps)
         if not self.power > 0:
             raise ValueError(
-                f"power is the exponent of t in 1 - alpha: want power > 0, got {self.power}"
+                f"power is out of range: got {self.power}, want power > 0 (the exponent of t)"
             )
 
     def alpha(self, t: PerSequence) -> PerSequence:
@@ -129,18 +137,19 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class GaussianArgmax:
-    """Duo's operator T: the share of text that the arg max of a Gaussian path keeps (arXiv 2506.10892, Eq. 8).
+    """Duo's diffusion transformation operator T as a schedule (arXiv 2506.10892, Eq. 8).
 
-        gamma(t) = gamma_min + t (gamma_max - gamma_min),   snr_root = exp(-gamma / 2)
-        alpha(t) = (K p - 1) / (K - 1),                     p = duality.keep_probability(snr_root, K)
+        gamma(t) = gamma_min + t (gamma_max - gamma_min),  snr_root = exp(-gamma / 2)
+        alpha(t) = (K p - 1) / (K - 1),                    p = keep_probability(snr_root, K)
 
-    Of K = vocab_size tokens the arg max is x0 with probability p, and with alpha + (1 - alpha) / K in uniform-state
-    diffusion: the two are one. gamma is minus the log signal-to-noise ratio; Duo trains on [-3.55, -1.85] (OpenWebText)
-    and distils on [-4, -1]. alpha(0) < 1 and alpha(1) > 0: a path that is cut off at both ends.
+    The arg max of a Gaussian latent over K = vocab_size tokens is x0 with probability p. In
+    uniform-state diffusion z = x0 has probability alpha + (1 - alpha) / K. T equates the two.
+    gamma is minus the log signal-to-noise ratio. Duo trains on [-3.55, -1.85] (OpenWebText) and
+    distils on [-4, -1]. The path is cut off at both ends: alpha(0) < 1 and alpha(1) > 0.
 
-    alpha and its derivative, the density of the margin (`duality.keep_derivative`), are integrated at 4097 times once;
-    between them the cubic with these values and slopes is right to 1e-13 in alpha and 1e-9 in its derivative where
-    the range of gamma is no wider than 5, and to 1e-11 and 1e-7 over all that is tabulated.
+    alpha and its derivative (from `duality.keep_derivative`) are integrated once at 4097 times and
+    interpolated by cubics. Where gamma spans at most 5, the error is 1e-13 in alpha and 1e-9 in its
+    derivative. Over the whole tabulated range it is 1e-11 and 1e-7.
 
     >>> GaussianArgmax(50257, -4.0, -1.0).alpha(torch.tensor([0.0, 0.5, 1.0]))
     tensor([0.9987, 0.2380, 0.0062])
@@ -154,13 +163,14 @@ class GaussianArgmax:
         least, most = (gamma_at(alpha, self.vocab_size) for alpha in reversed(ARGMAX_RANGE))
         if not least <= self.gamma_min < self.gamma_max <= most:
             raise ValueError(
-                f"gamma is minus the log of the signal-to-noise ratio, and for vocab_size = {self.vocab_size} its "
-                f"operator is tabulated down to alpha = 1e-6 and up to 1 - 1e-9: want {least:.2f} <= gamma_min < "
-                f"gamma_max <= {most:.2f}, got {self.gamma_min} and {self.gamma_max}"
+                f"gamma is out of range: got gamma_min = {self.gamma_min} and gamma_max = "
+                f"{self.gamma_max}, want {least:.2f} <= gamma_min < gamma_max <= {most:.2f} for "
+                f"vocab_size = {self.vocab_size} (minus the log signal-to-noise ratio, where alpha "
+                "is in [1e-6, 1 - 1e-9])"
             )
 
     def snr_root(self, t: PerSequence) -> PerSequence:
-        """alpha~ / sigma~ of the Gaussian path at t."""
+        """alpha~ / sigma~ of the Gaussian path at time t."""
         span = self.gamma_max - self.gamma_min
         return _in_float64(lambda t: torch.exp(-0.5 * (self.gamma_min + span * t)), t, "t")
 
@@ -171,24 +181,22 @@ class GaussianArgmax:
         return _in_float64(lambda t: self._table(t.device).read(t)[1], t, "t")
 
     def time(self, alpha: PerSequence) -> PerSequence:
-        """The inverse; 0 above alpha(0) and 1 below alpha(1), which are never reached."""
-        return _share(lambda alpha: self._table(alpha.device).find(alpha), alpha, "alpha")
+        """The inverse of `alpha`; 0 above alpha(0) and 1 below alpha(1)."""
+        return _share(lambda alpha: self._table(alpha.device).inverse(alpha), alpha, "alpha")
 
-    def _table(self, device: torch.device) -> _Cubic:
+    def _table(self, device: torch.device) -> _CubicTable:
         return _argmax_table(self.vocab_size, self.gamma_min, self.gamma_max, device)
 
 
-ARGMAX_RANGE = (1e-6, 1 - 1e-9)  # beyond it alpha, or 1 - alpha, carries too few digits
+ARGMAX_RANGE = (1e-6, 1 - 1e-9)  # outside it alpha or 1 - alpha has too few correct digits
 _ARGMAX_NODES = 4097
 
 
 @lru_cache(maxsize=32)
 def gamma_at(alpha: float, vocab_size: int) -> float:
-    """The gamma at which the operator of K = vocab_size tokens is alpha, 0 < alpha < 1: `GaussianArgmax` inverted."""
+    """The gamma at which T of K = vocab_size tokens equals alpha: the inverse of the operator."""
     if not 0 < alpha < 1:
-        raise ValueError(
-            f"alpha is the share of text that the operator keeps: want 0 < alpha < 1, got {alpha}"
-        )
+        raise ValueError(f"alpha is out of range: got {alpha}, want 0 < alpha < 1")
     keep = ((vocab_size - 1) * alpha + 1) / vocab_size
     return -2 * math.log(float(duality.snr_root(keep, vocab_size)))
 
@@ -196,88 +204,90 @@ def gamma_at(alpha: float, vocab_size: int) -> float:
 @lru_cache(maxsize=32)
 def _argmax_table(
     vocab_size: int, gamma_min: float, gamma_max: float, device: torch.device
-) -> _Cubic:
-    """alpha(t) with its slope: d alpha / dt = K / (K - 1) F_Y'(r) dr/dt, dr/dt = -(gamma_max - gamma_min) r / 2."""
+) -> _CubicTable:
+    """The table of alpha(t) and its derivative.
+
+    d alpha / dt = K / (K - 1) F_Y'(r) dr/dt, with r = snr_root and
+    dr/dt = -(gamma_max - gamma_min) r / 2.
+    """
     span = gamma_max - gamma_min
     t = torch.linspace(0, 1, _ARGMAX_NODES, dtype=torch.float64)
     root = torch.exp(-0.5 * (gamma_min + span * t))
     alpha = (vocab_size * duality.keep_probability(root, vocab_size) - 1) / (vocab_size - 1)
-    slope = (
-        vocab_size
-        / (vocab_size - 1)
-        * duality.keep_derivative(root, vocab_size)
-        * -0.5
-        * span
-        * root
-    )
-    return _Cubic(alpha.to(device), slope.to(device))
+    density = duality.keep_derivative(root, vocab_size)
+    slope = vocab_size / (vocab_size - 1) * density * -0.5 * span * root
+    return _CubicTable(alpha.to(device), slope.to(device))
 
 
 @dataclass(frozen=True)
-class _Cubic:
-    """A falling function on [0, 1] by values and slopes at equal distances, a cubic between two neighbours."""
+class _CubicTable:
+    """A decreasing function on [0, 1], interpolated by cubics from values and slopes on a grid."""
 
     values: Tensor
     slopes: Tensor
 
     def read(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and slope at t."""
+        """The value and the slope at t."""
         cells = len(self.values) - 1
         return self._cell((t * cells).long().clamp(max=cells - 1), t)
 
-    def _cell(self, i: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        cells = len(self.values) - 1
-        x = t * cells - i
-        a, b, da, db = (
-            self.values[i], self.values[i + 1], self.slopes[i] / cells, self.slopes[i + 1] / cells
-        )  # fmt: skip
-        rise = b - a
-        bend, twist = 3 * rise - 2 * da - db, da + db - 2 * rise
-        return a + x * (da + x * (bend + x * twist)), (da + x * (2 * bend + 3 * x * twist)) * cells
-
-    def find(self, value: Tensor) -> Tensor:
-        """The t of a value: Newton steps inside its cell, from the chord."""
+    def inverse(self, value: Tensor) -> Tensor:
+        """The t of a value, by Newton steps inside its cell that start from the chord."""
         cells = len(self.values) - 1
         value = value.clamp(self.values[-1], self.values[0])
         i = torch.searchsorted(-self.values, -value).clamp(1, cells) - 1
         low = i / cells
         t = low + (self.values[i] - value) / (self.values[i] - self.values[i + 1]) / cells
         for _ in range(3):
-            found, slope = self._cell(i, t)
-            t = (t - (found - value) / slope).clamp(low, low + 1 / cells)
+            current, slope = self._cell(i, t)
+            t = (t - (current - value) / slope).clamp(low, low + 1 / cells)
         return t
+
+    def _cell(self, i: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The value and the slope at t of the cubic of cell i."""
+        cells = len(self.values) - 1
+        x = t * cells - i
+        a, b = self.values[i], self.values[i + 1]
+        da, db = self.slopes[i] / cells, self.slopes[i + 1] / cells
+        rise = b - a
+        c2, c3 = 3 * rise - 2 * da - db, da + db - 2 * rise
+        return a + x * (da + x * (c2 + x * c3)), (da + x * (2 * c2 + 3 * x * c3)) * cells
 
 
 def check_unit(value: torch.Tensor, name: str) -> None:
-    """Raise unless every value lies in [0, 1]. Looks at CPU tensors only: a look at others stalls the device."""
-    if (
-        value.device.type == "cpu"
-        and value.numel()
-        and not bool(((value >= 0) & (value <= 1)).all())
-    ):
-        outside = value[~((value >= 0) & (value <= 1))].flatten()[0].item()
-        raise ValueError(f"{_MEANING[name]}: want 0 <= {name} <= 1, got {outside}")
+    """Raise ValueError unless every value lies in [0, 1].
+
+    Only on a CPU: elsewhere reading the values would stall the device.
+    """
+    if value.device.type == "cpu" and value.numel():
+        inside = (value >= 0) & (value <= 1)
+        if not bool(inside.all()):
+            outside = value[~inside].flatten()[0].item()
+            raise ValueError(
+                f"{name} is out of range: got {outside}, want 0 <= {name} <= 1 ({_MEANING[name]})"
+            )
 
 
 _MEANING = {
-    "t": "t is time, 0 for text and 1 for noise",
-    "alpha": "alpha is the share of text left",
+    "t": "time, 0 for text and 1 for noise",
+    "alpha": "the share of text left",
 }
 
 
 def _share(
     function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str
 ) -> PerSequence:
-    """A function into [0, 1]: the last bit of its value may lie outside."""
+    """Apply a function with values in [0, 1], and clamp the rounding of its last bit."""
     return _in_float64(lambda value: function(value).clamp(0, 1), value, name)
 
 
 def _in_float64(
     function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str
 ) -> PerSequence:
+    """Check the input, apply the function in float64, and return the dtype of the input."""
     if not value.is_floating_point():
         raise ValueError(
-            f"{name} is a number in [0, 1]: want a tensor of float32 or float64, got {value.dtype}"
+            f"{name} has the wrong dtype: got {value.dtype}, want float32 or float64 in [0, 1]"
         )
     check_unit(value, name)
     return function(value.double()).to(value.dtype)
@@ -285,4 +295,6 @@ def _in_float64(
 
 def _check_eps(eps: float) -> None:
     if not 0 <= eps < 1:
-        raise ValueError(f"eps is the share of text left at t = 1: want 0 <= eps < 1, got {eps}")
+        raise ValueError(
+            f"eps is out of range: got {eps}, want 0 <= eps < 1 (the share of text left at t = 1)"
+        )

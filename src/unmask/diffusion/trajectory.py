@@ -1,4 +1,4 @@
-"""The randomness of a corruption as a value: drawn once, read at any noise level."""
+"""The randomness of a corruption as a value: drawn once, evaluated at any noise level."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One path from text to noise, its randomness fixed: z_t,i = x0_i while u_i < alpha_t, noise_i after that.
+    """One path from text to noise: z_i = x0_i while u_i < alpha, noise_i afterwards.
 
-    This is Mask(x0, u, gamma) of Latent Shadows (arXiv 2602.00792, Eq. 13) where `noise` is MASK: two reads at
-    s < t are MCD's coupled pair, and the tokens masked at s are a subset of those masked at t (Theorem 3.3).
-    Where `noise` is a uniform token, the pair has the law of Duo's Gaussian arg max path (arXiv 2506.10892): the
-    arg max leaves x0 once, for a competitor that never changes.
+    With noise = MASK this is Mask(x0, u, gamma) of Latent Shadows (arXiv 2602.00792, Eq. 13).
+    Two levels s < t of one trajectory are MCD's coupled pair (z_t, z_s), and the MASKs of z_s are
+    a subset of those of z_t (Theorem 3.3).
 
-    x0 [B, L] may be data or a model's completion; noise [B, L]; u [B, L] in [0, 1), float64.
+    With noise = a uniform token the pair has the law of Duo's Gaussian arg max path
+    (arXiv 2506.10892): the arg max leaves x0 once, for a competitor that never changes.
+
+    x0     [B, L], data or a model's completion
+    noise  [B, L]
+    u      [B, L] float64 in [0, 1), uniform: the level at which a token becomes noise
     """
 
     x0: Tokens
@@ -32,11 +36,12 @@ class Trajectory:
     u: PerToken
 
     def at(self, alpha: PerSequence) -> Tokens:
-        """z [B, L] at alpha [B], the share of text left."""
+        """The noisy tokens z [B, L] at alpha [B], the share of text left."""
         check_unit(alpha, "alpha")
         if alpha.shape != self.u.shape[:1]:
             raise ValueError(
-                f"alpha has a value a row, [B] = {list(self.u.shape[:1])}, got {list(alpha.shape)}"
+                f"alpha has the wrong shape: got {list(alpha.shape)}, want one value a sequence, "
+                f"[B] = {list(self.u.shape[:1])}"
             )
         return torch.where(self.u < alpha.to(self.u.device)[:, None], self.x0, self.noise)
 
@@ -47,11 +52,18 @@ def trajectory(
     generator: torch.Generator | None = None,
     structure: Structure | None = None,
 ) -> Trajectory:
-    """Draw u ~ U[0, 1) a token and the noise of `process`: the forward process from x0 [B, L].
+    """Draw the randomness of the forward process from x0: the levels u and the noise.
 
-    `structure` says how the levels of a text depend on one another; None, not at all. One text is independent of the
-    next. The law of one token at all levels is the same for any structure, the law of several is not: the bound of
-    `Process.nelbo` is for independent levels, while a coupled pair (z_t, z_s) needs nestedness only.
+    Args:
+        process: gives the noise.
+        x0: token ids [B, L].
+        generator: the source of randomness; None: torch's global generator.
+        structure: the correlation of the levels within a text; None: independent levels. The
+            texts of a batch are always independent.
+
+    The marginal law of one token at all levels is the same for any structure, but the joint law of
+    several tokens is not. So `Process.nelbo` is a bound for independent levels only. A coupled pair
+    (z_t, z_s) only needs nested MASKs, which any structure gives.
     """
     if structure is None:
         u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.diffusion.vocabulary_losses import cross_entropy, scatter_rows
+from unmask.diffusion.row_losses import scatter_rows
+from unmask.diffusion.vocabulary_losses import cross_entropy
 from unmask.objectives.base import Loss, SingleNetwork
 from unmask.prediction import Prediction
 from unmask.types import Tokens

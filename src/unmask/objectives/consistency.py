@@ -17,7 +17,8 @@ from unmask.diffusion.correlated_masking import Structure
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
 from unmask.diffusion.trajectory import Trajectory, trajectory
-from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl, scatter_rows
+from unmask.diffusion.row_losses import scatter_rows
+from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl
 from unmask.objectives.base import Distillation, Loss
 from unmask.objectives.rounds import Rounds
 from unmask.prediction import Prediction

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.trajectory import trajectory
+from unmask.diffusion.row_losses import scatter_rows
 from unmask.diffusion.vocabulary_losses import (
     Divergence,
     forward_kl,
     reverse_kl,
-    scatter_rows,
     squared_error,
     total_variation,
 )
