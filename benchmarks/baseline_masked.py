@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.diffusion.schedules import LogLinear
-from unmask.objectives.base import Distillation, Loss, SingleNetwork
+from unmask.objectives.base import (
+    Loss,
+    no_networks,
+    no_preparation,
+    reset_teacher,
+    student_turn,
+    teacher_network,
+)
 from unmask.objectives.rounds import Rounds
 from unmask.rng import stratified
 
@@ -52,8 +59,12 @@ def sample(
     return z
 
 
-class FullBound(SingleNetwork):
+class FullBound:
     """MDLM's training step: -log p(x0) / t of a table [B, L, V], t >= 1e-3."""
+
+    networks = frozen = no_networks
+    turn = student_turn
+    prepare = no_preparation
 
     def __call__(
         self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None
@@ -69,11 +80,15 @@ class FullBound(SingleNetwork):
 
 
 @dataclass(frozen=True)
-class FullMcd(Distillation):
+class FullMcd:
     """MCD's step (arXiv 2602.00792, Eq. 14) on two tables [B, L, V]."""
 
     teacher: nn.Module
     rounds: Rounds
+
+    networks, frozen = no_networks, teacher_network
+    turn = student_turn
+    prepare = reset_teacher
 
     def __call__(
         self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None
@@ -97,11 +112,15 @@ class FullMcd(Distillation):
 
 
 @dataclass(frozen=True)
-class FullSdtt(Distillation):
+class FullSdtt:
     """SDTT's step: two forward passes of the teacher, one of the student, KL(student || teacher) on whole tables."""
 
     teacher: nn.Module
     rounds: Rounds
+
+    networks, frozen = no_networks, teacher_network
+    turn = student_turn
+    prepare = reset_teacher
 
     def __call__(
         self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None

@@ -13,7 +13,7 @@ from baseline_masked import SCHEDULE, gumbel_draw
 from torch import Tensor, nn
 
 from unmask.diffusion.schedules import GaussianArgmax
-from unmask.objectives.base import Distillation, Loss
+from unmask.objectives.base import Loss, no_networks, reset_teacher, student_turn, teacher_network
 from unmask.objectives.rounds import Rounds
 from unmask.rng import stratified
 
@@ -41,12 +41,16 @@ def sample(
 
 
 @dataclass(frozen=True)
-class FullDcd(Distillation):
+class FullDcd:
     """z_t and z_s are the arg max of one Gaussian path [B, L, K] at two times; KL(student || teacher) at all tokens."""
 
     schedule: GaussianArgmax
     teacher: nn.Module
     rounds: Rounds
+
+    networks, frozen = no_networks, teacher_network
+    turn = student_turn
+    prepare = reset_teacher
 
     def __call__(
         self, network, x0: Tensor, *, step: int, generator: torch.Generator | None = None

@@ -1,9 +1,10 @@
-"""Checks of whole numbers that users give, and of memory. This module does not import torch."""
+"""Checks of numbers and names that users give, and of memory. This module does not import torch."""
 
 from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def whole(name: str, value: object, meaning: str, low: int = 1, high: int = INT6
 def seed_number(name: str, value: object) -> int:
     """Check a seed, which is any signed 64-bit number. ValueError for others."""
     return whole(name, value, "a 64-bit number", -INT64, INT64 - 1)
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless the value is one of the allowed strings."""
+    if value not in allowed:
+        raise ValueError(
+            f"{name} is unknown: got {value!r}, want one of {', '.join(map(repr, allowed))}"
+        )
 
 
 def check_memory(

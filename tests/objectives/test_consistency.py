@@ -18,9 +18,9 @@ from reference import loss_cross_entropy, loss_eq14, loss_kl
 from toy_denoiser import Toy
 from unmask.diffusion.correlated_masking import CorrelatedBlocks, Structure
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
+from unmask.diffusion.row_losses import scatter_rows
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, gamma_at
 from unmask.diffusion.trajectory import Trajectory, trajectory
-from unmask.diffusion.row_losses import scatter_rows
 from unmask.diffusion.vocabulary_losses import cross_entropy, forward_kl, reverse_kl
 from unmask.objectives import consistency
 from unmask.objectives.base import Loss
@@ -181,21 +181,20 @@ def test_wrong_switches_and_masks() -> None:
     student, teacher, x0, mask_t, mask_s = pair(0)
     with pytest.raises(
         ValueError,
-        match='direction of the divergence: want "reverse" or "forward", got \'backward\'',
+        match="direction is unknown: got 'backward', want one of 'reverse', 'forward'",
     ):
         distillation_loss(student, teacher, x0, mask_t, mask_s, direction="backward")
     with pytest.raises(
-        ValueError, match='want "cross_entropy", "divergence" or "none", got \'ce\''
+        ValueError,
+        match="revealed is unknown: got 'ce', want one of 'cross_entropy', 'divergence', 'none'",
     ):
         distillation_loss(student, teacher, x0, mask_t, mask_s, revealed="ce")
     with pytest.raises(
         ValueError,
-        match=r"mask_s marks MASKs, bool \[B, L\] = \(3, 7\): got torch.float32 \(3, 7\)",
+        match=r"mask_s .*got torch.float32 \(3, 7\), want bool",
     ):
         distillation_loss(student, teacher, x0, mask_t, mask_s.float())
-    with pytest.raises(
-        ValueError, match=r"mask_t marks MASKs, bool \[B, L\] = \(3, 7\): got torch.bool \(1, 7\)"
-    ):
+    with pytest.raises(ValueError, match=r"mask_t .*got torch.bool \(1, 7\), want"):
         distillation_loss(student, teacher, x0, mask_t[:1], mask_s)
     with pytest.raises(ValueError, match="temperature"):
         distillation_loss(student, teacher, x0, mask_t, mask_s, temperature=0.0)

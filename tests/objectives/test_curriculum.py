@@ -167,7 +167,7 @@ def test_what_has_no_law_is_refused_when_the_objective_is_made() -> None:
     for top_k in (0, K):
         with pytest.raises(ValueError, match=f"top_k .*got {top_k}, want 1 <= top_k < 6"):
             objective(top_k=top_k)
-    with pytest.raises(ValueError, match="want vocab_size = 6 of both, got 7"):
+    with pytest.raises(ValueError, match="path .*got vocab_size = 7, want 6"):
         replace(objective(), path=GaussianArgmax(7, -2.0, -1.0))
 
 

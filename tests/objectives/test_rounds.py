@@ -50,15 +50,15 @@ def test_order_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "length of a round: want steps >= 1, got 0"),
-        ((5, 1 / 8, ()), r"one tau > 0 a round, at least one: got \(\)"),
-        ((5, 1 / 8, (0.9, 0.0)), "one tau > 0 a round"),
-        ((5, 1 / 8, (0.9, float("nan"))), "one tau > 0 a round"),
-        ((5, 0.0), "delta doubles from delta0"),
-        ((5, -0.1), "delta doubles from delta0"),
+        ((0,), "steps is out of range: got 0"),
+        ((5, 1 / 8, ()), r"temperatures .*got \(\)"),
+        ((5, 1 / 8, (0.9, 0.0)), r"temperatures .*got \(0.9, "),
+        ((5, 1 / 8, (0.9, float("nan"))), r"temperatures .*got \(0.9, "),
+        ((5, 0.0), "delta0 .*got 0.0"),
+        ((5, -0.1), "delta0 .*got -0.1"),
         (
             (5, 1 / 8, (0.9,) * 4),
-            "delta0 = 0.125 reaches 1.0 in round 4; take a smaller delta0 or fewer rounds",
+            "delta0 .*got 0.125, .*1.0 in round 4, .*take a smaller delta0 or fewer rounds",
         ),
     ],
 )

@@ -357,8 +357,8 @@ def test_a_curriculum(small: Recipe) -> None:
         "the path is of the training, not of the model"
     )
     wrong = {
-        "want -4.47 <= gamma_min < gamma_max <= 21.47, got -9.0 and -1.0": {"gamma": (-9.0, -1.0)},
-        "want 1 <= top_k < vocab_size = 50, got 50": {"top_k": 50},
+        "gamma .*gamma_min = -9.0 .*want -4.47 <= gamma_min < gamma_max <= 21.47": {"gamma": (-9.0, -1.0)},
+        "top_k .*got 50, want 1 <= top_k < 50": {"top_k": 50},
     }
     for message, change in wrong.items():
         with pytest.raises(ValueError, match=message):
@@ -377,7 +377,7 @@ def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Mode
         and objective.schedule == teacher.schedule == parts.schedule
     )
     assert objective.rounds == Rounds(7, 1 / 64, (1.0, 1.0, 1.0))
-    assert (objective.teacher_steps, objective.divergence, objective.faithful) == (
+    assert (objective.teacher_steps, objective.divergence, objective.time_grid) == (
         4,
         "forward",
         "released",
@@ -402,7 +402,7 @@ def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teache
     )
     assert parts.schedule == uniform_teacher.schedule, "that of sampling stays the teacher's"
     assert parts.student.sees_alpha and parts.student.mask_id is None
-    with pytest.raises(ValueError, match=r"got -9\.0 and 1\.0"):
+    with pytest.raises(ValueError, match=r"gamma .*got gamma_min = -9\.0"):
         distilled(small, uniform_teacher, replace(told, gamma=(-9.0, 1.0)))
 
 
@@ -466,7 +466,7 @@ def test_a_deeper_network_begins_as_the_one_it_grows_from(
 
 
 def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> None:
-    with pytest.raises(ValueError, match=r"product below 1, got 1 in the last round"):
+    with pytest.raises(ValueError, match=r"teacher_steps x delta .*got 1 in the last round"):
         distilled(small, teacher, schema.SdttSettings(delta0=1 / 8, count=3))
     distilled(small, teacher, schema.SdttSettings(delta0=1 / 8, count=2))
     with pytest.raises(

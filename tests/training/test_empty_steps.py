@@ -32,7 +32,7 @@ WEIGHTLESS: dict[str, Objective] = {
         f"sdtt {name}": Sdtt(PROCESS, LEVELS, toy(), ROUNDS, divergence=name)
         for name in DIVERGENCES
     },
-    "sdtt released": Sdtt(PROCESS, LEVELS, toy(), ROUNDS, faithful="released"),
+    "sdtt released": Sdtt(PROCESS, LEVELS, toy(), ROUNDS, time_grid="released"),
     "mcd": Consistency(PROCESS, LEVELS, toy(), ROUNDS, reduction="masked"),
     "mcd forward": Consistency(
         PROCESS, LEVELS, toy(), ROUNDS, reduction="masked", direction="forward"

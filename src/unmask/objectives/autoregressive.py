@@ -1,4 +1,4 @@
-"""Train an autoregressive baseline or judge: predict the next token."""
+"""The objective of an autoregressive baseline or judge: predict the next token."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.diffusion.row_losses import scatter_rows
 from unmask.diffusion.vocabulary_losses import cross_entropy
-from unmask.objectives.base import Loss, SingleNetwork
+from unmask.objectives.base import Loss, no_networks, no_preparation, student_turn
 from unmask.prediction import Prediction
 from unmask.types import Tokens
 
 
 @dataclass(frozen=True)
-class NextToken(SingleNetwork):
-    """-log p(x_i | x_<i), mean over all L tokens; `start_id` is fed before the first and is no part of the text."""
+class NextToken:
+    """-log p(x_i | x_<i), a mean over all L tokens.
+
+    start_id  the token before the first one; it is not part of the text
+    """
 
     start_id: int
+
+    networks = frozen = no_networks
+    turn = student_turn
+    prepare = no_preparation
 
     def __call__(
         self,
@@ -31,5 +37,5 @@ class NextToken(SingleNetwork):
         start = torch.full_like(x0[:, :1], self.start_id)
         prediction = network(torch.cat([start, x0[:, :-1]], dim=1))
         everywhere = torch.ones_like(x0, dtype=torch.bool)
-        surprise = scatter_rows(cross_entropy(prediction, x0, everywhere), everywhere)
-        return Loss(surprise, torch.ones_like(surprise))
+        nats = cross_entropy(prediction, x0, everywhere).view(x0.shape)
+        return Loss(nats, torch.ones_like(nats))

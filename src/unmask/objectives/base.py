@@ -1,4 +1,18 @@
-"""What a method of training is, seen from the loop that runs it."""
+"""The role of a training objective, and the methods that most objectives share.
+
+An objective is a frozen dataclass with a call and four methods. Most objectives train only the
+student, and assign these functions as their methods:
+
+    networks = frozen = no_networks
+    turn = student_turn
+    prepare = no_preparation
+
+A distillation in rounds has the fields `teacher` and `rounds`, and assigns
+
+    networks, frozen = no_networks, teacher_network
+    turn = student_turn
+    prepare = reset_teacher
+"""
 
 from __future__ import annotations
 
@@ -15,12 +29,14 @@ from unmask.types import PerToken, Tokens
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a micro-batch: sum(per_token) / sum(weight), both sums taken over accumulation and ranks.
+    """The loss of a micro-batch: sum(per_token) / sum(weight).
+
+    Both sums run over all micro-batches of an update and over all ranks.
 
     per_token  [B, L] nats, differentiable
-    weight     [B, L] >= 0: what counts, 1 a token where the mean is over all tokens; all 0 where a batch has nothing to
-               learn from, such as no MASK, and then per_token is 0 too
-    metrics    detached means over the micro-batch's weight; the loop averages them with that weight
+    weight     [B, L] >= 0, the weight of each token in the mean; 1 for a mean over all tokens.
+               If a batch has nothing to learn from, such as no MASK, weight and per_token are 0
+    metrics    detached means over the weight of the micro-batch; the loop averages them with it
     """
 
     per_token: PerToken
@@ -29,18 +45,31 @@ class Loss:
 
 
 class Objective(Protocol):
-    """What to learn. Frozen helpers (a teacher) are arguments of its constructor; all noise comes from `generator`."""
+    """A loss to minimise, and the networks that it needs besides the student.
+
+    Frozen networks such as a teacher are arguments of its constructor. All randomness comes from
+    `generator`.
+    """
 
     def __call__(
         self, network: Any, x0: Tokens, *, step: int, generator: torch.Generator | None = None
-    ) -> Loss: ...
+    ) -> Loss:
+        """The loss of a micro-batch.
+
+        Args:
+            network: the network that this step trains.
+            x0: token ids [B, L].
+            step: the number of the training step.
+            generator: the source of randomness; None: torch's global generator.
+        """
+        ...
 
     def networks(self) -> dict[str, nn.Module]:
-        """Trainable networks besides the student, by name."""
+        """The trainable networks besides the student, by name."""
         ...
 
     def frozen(self) -> dict[str, nn.Module]:
-        """Networks that are not trained but belong to the run's state, by name: the teacher."""
+        """The networks that are saved with a run but not trained, by name, such as the teacher."""
         ...
 
     def turn(self, step: int) -> str:
@@ -48,41 +77,43 @@ class Objective(Protocol):
         ...
 
     def prepare(self, step: int, student: nn.Module) -> None:
-        """Whatever must happen before `step`; the hard reset of a teacher at the start of a round."""
+        """Run before `step`, for example to reset the teacher at the start of a round."""
         ...
 
 
-class SingleNetwork:
-    """The part of an `Objective` that trains one network, the student."""
+class Distillation(Protocol):
+    """The fields of an objective that distils in rounds."""
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {}
+    @property
+    def teacher(self) -> nn.Module:
+        """A denoiser. It gets the student's weights at the start of every round."""
+        ...
 
-    def frozen(self) -> dict[str, nn.Module]:
-        return {}
-
-    def turn(self, step: int) -> str:
-        return "student"
-
-    def prepare(self, step: int, student: nn.Module) -> None:
-        """Nothing: there is no other network."""
+    @property
+    def rounds(self) -> Rounds: ...
 
 
-class Distillation(SingleNetwork):
-    """The part of an `Objective` that distils in rounds. Who inherits it has these fields:
+def no_networks(self: object) -> dict[str, nn.Module]:
+    """There is no such network."""
+    return {}
 
-    teacher  a denoiser that is a module; overwritten by the student's raw weights at the start of every round
-    rounds   when a round starts, and what it changes
-    """
 
-    teacher: nn.Module
-    rounds: Rounds
+def student_turn(self: object, step: int) -> str:
+    """Every step trains the student."""
+    return "student"
 
-    def frozen(self) -> dict[str, nn.Module]:
-        return {"teacher": self.teacher}
 
-    def prepare(self, step: int, student: nn.Module) -> None:
-        """Hard reset at the start of a round: teacher <- stopgrad(student)."""
-        if self.rounds.starts(step):
-            self.teacher.load_state_dict(student.state_dict())
-            self.teacher.eval().requires_grad_(False)
+def no_preparation(self: object, step: int, student: nn.Module) -> None:
+    """A step needs no preparation."""
+
+
+def teacher_network(self: Distillation) -> dict[str, nn.Module]:
+    """The teacher is saved with the run."""
+    return {"teacher": self.teacher}
+
+
+def reset_teacher(self: Distillation, step: int, student: nn.Module) -> None:
+    """Hard reset at the start of a round: teacher <- stopgrad(student), raw weights."""
+    if self.rounds.starts(step):
+        self.teacher.load_state_dict(student.state_dict())
+        self.teacher.eval().requires_grad_(False)

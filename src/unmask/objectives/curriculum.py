@@ -1,4 +1,4 @@
-"""Train a uniform-state teacher as Duo does: softened Gaussian input first, the plain bound afterwards."""
+"""The objective of Duo's teacher: the bound on soft Gaussian input, later the plain bound."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from unmask.diffusion.gaussian_input import check_sparse_input, sparse_input
 from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
 from unmask.models.denoiser import NetworkDenoiser
-from unmask.objectives.base import Loss, SingleNetwork
+from unmask.objectives.base import Loss, no_networks, no_preparation, student_turn
 from unmask.objectives.nelbo import Nelbo
 from unmask.rng import stratified
 from unmask.types import Tokens
 
 
 @dataclass(frozen=True)
-class Curriculum(SingleNetwork):
-    """The bound of uniform-state diffusion, on softened input before step `soft_steps` (Duo, arXiv 2506.10892, Eq. 18).
+class Curriculum:
+    """The bound of uniform-state diffusion with Duo's curriculum (arXiv 2506.10892, Eq. 18).
 
-    While it is soft: t ~ U[t_min, 1), w_t = alpha~ x0 + sigma~ eps at `path`'s snr_root(t); the network reads
-    softmax(w_t / temperature) and alpha_t, and the loss is the bound at z_t = arg max w_t. Afterwards: `Nelbo` on
-    `schedule`.
+    Before step `soft_steps`: t ~ U[t_min, 1) and w_t = alpha~ x0 + sigma~ eps at the snr_root(t) of
+    `path`. The network reads softmax(w_t / temperature) and alpha_t, and the loss is the bound at
+    z_t = arg max w_t. Afterwards: `Nelbo` on `schedule`.
 
-    path         gamma range of the Gaussian: shorter than the schedule, where learning happens; the operator T
+    process      uniform noise
+    schedule     of the plain bound
+    path         the Gaussian path; its range of gamma is shorter than that of the schedule and
+                 covers the levels where a network learns most
+    soft_steps   training steps with softened input
     temperature  tau of the softmax; 1e-3 in Duo's published runs
-    top_k        rivals of x0 that the input keeps (see `sparse_input`)
+    top_k        tokens besides x0 that the input keeps, see `sparse_input`
+    t_min        the smallest t
     """
 
     process: UniformProcess
@@ -37,12 +42,16 @@ class Curriculum(SingleNetwork):
     top_k: int = 8
     t_min: float = 1e-3
 
+    networks = frozen = no_networks
+    turn = student_turn
+    prepare = no_preparation
+
     def __post_init__(self) -> None:
         check_sparse_input(self.temperature, self.top_k, self.process.vocab_size)
         if self.path.vocab_size != self.process.vocab_size:
             raise ValueError(
-                f"path is a Gaussian over the tokens of the process: want vocab_size = {self.process.vocab_size} of "
-                f"both, got {self.path.vocab_size}"
+                f"path has the wrong vocabulary: got vocab_size = {self.path.vocab_size}, want "
+                f"{self.process.vocab_size} (that of process)"
             )
 
     def __call__(
@@ -54,9 +63,8 @@ class Curriculum(SingleNetwork):
         generator: torch.Generator | None = None,
     ) -> Loss:
         if step >= self.soft_steps:
-            return Nelbo(self.process, self.schedule, self.t_min)(
-                network, x0, step=step, generator=generator
-            )
+            nelbo = Nelbo(self.process, self.schedule, self.t_min)
+            return nelbo(network, x0, step=step, generator=generator)
         t = self.t_min + (1 - self.t_min) * stratified(len(x0), generator, x0.device)
         alpha_t = self.path.alpha(t)
         z_t, soft = sparse_input(
@@ -67,5 +75,7 @@ class Curriculum(SingleNetwork):
             self.top_k,
             generator,
         )
-        nelbo = self.process.nelbo(network(soft, alpha_t), x0, z_t, alpha_t, self.path.dalpha(t))
-        return Loss(nelbo, torch.ones_like(nelbo))
+        per_token = self.process.nelbo(
+            network(soft, alpha_t), x0, z_t, alpha_t, self.path.dalpha(t)
+        )
+        return Loss(per_token, torch.ones_like(per_token))

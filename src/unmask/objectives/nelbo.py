@@ -1,4 +1,4 @@
-"""Train a diffusion teacher: minimise the negative evidence lower bound."""
+"""The objective of a diffusion teacher: the negative evidence lower bound."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ import torch
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.trajectory import trajectory
-from unmask.objectives.base import Loss, SingleNetwork
+from unmask.objectives.base import Loss, no_networks, no_preparation, student_turn
 from unmask.rng import stratified
 from unmask.types import Denoiser, Tokens
 
 
 @dataclass(frozen=True)
-class Nelbo(SingleNetwork):
-    """E over t ~ U[t_min, 1) of the process's bound, mean over all tokens (MDLM, arXiv 2406.07524, Eq. 10).
+class Nelbo:
+    """E over t ~ U[t_min, 1) of the process's bound (MDLM, arXiv 2406.07524, Eq. 10).
 
-    t is stratified over the batch (one time a sequence); t_min = 1e-3 is MDLM's `sampling_eps`, which bounds the
-    weight 1/t of the log-linear schedule by 1000.
+    A mean over all tokens. t is stratified over the batch, one time a sequence.
+
+    process   the noise
+    schedule  from t to the share of text left
+    t_min     1e-3 is MDLM's `sampling_eps`; it bounds the weight 1 / t of the log-linear schedule
+              by 1000
     """
 
     process: Process
     schedule: NoiseSchedule
     t_min: float = 1e-3
+
+    networks = frozen = no_networks
+    turn = student_turn
+    prepare = no_preparation
 
     def __call__(
         self, network: Denoiser, x0: Tokens, *, step: int, generator: torch.Generator | None = None

@@ -12,7 +12,7 @@ from unmask.diffusion.correlated_masking import parse_structure
 from unmask.models.dit import Shape
 from unmask.objectives.consistency import Coupling, Direction, Reduction, Revealed
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
-from unmask.objectives.sdtt import Distance, Faithful
+from unmask.objectives.sdtt import Distance, TimeGrid
 from unmask.training.optim import AdamW
 
 Precision = Literal["float32", "bfloat16", "fastest"]
@@ -245,7 +245,7 @@ class SdttSettings:
     count: int = 7
     teacher_steps: int = 2
     divergence: Distance = "reverse"
-    faithful: Faithful = "paper"
+    faithful: TimeGrid = "paper"
 
     def __post_init__(self) -> None:
         for name in ("count", "teacher_steps"):
