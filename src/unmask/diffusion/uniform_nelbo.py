@@ -18,9 +18,9 @@ from unmask.diffusion.row_losses import Rows, softmax_backward
 class UniformNelbo:
     """The row loss of Duo's bound, nats. Write a = alpha, K for the number of tokens, and
 
-        y_j   = K a p_j + 1 - a               c = -a' / (K a)
-        kappa = (1 - a) / (K a + 1 - a)       B = K a / (1 - a)
-        A     = kappa if x0 = z else 1        S = sum_j log y_j
+        y_j     = K a p_j + 1 - a              c = -a' / (K a)
+        kappa_t = (1 - a) / (K a + 1 - a)      B = K a / (1 - a)
+        A       = kappa_t if x0 = z else 1     S = sum_j log y_j
 
         value = c (K / y_z - K / y_z(x0) + A (K log y_z - S)
                    + B [x0 != z] (log y_z - log y_x0) + const)
@@ -67,7 +67,8 @@ class UniformNelbo:
         size, alpha, same = self.size, self.alpha[rows], terms.same
         ratio = size * alpha / (1 - alpha)
         sum_log = p.mul(ratio[:, None].to(p)).log1p_().sum(-1, dtype=torch.float64)
-        constant = torch.where(same, (size - 1) * terms.kappa, -1 / terms.kappa) * terms.kappa.log()
+        kappa_t = terms.kappa_t
+        constant = torch.where(same, (size - 1) * kappa_t, -1 / kappa_t) * kappa_t.log()
         rate = (
             size * terms.deficit / (terms.y_z * (terms.y_z + terms.deficit))
             + terms.A * (size * torch.log1p(ratio * terms.p_z) - sum_log)
@@ -81,15 +82,15 @@ class UniformNelbo:
         log_p_z, log_p_x0 = (
             log_p.gather(-1, token[rows, None]).squeeze(-1).double() for token in (self.z, self.x0)
         )
-        kappa = (1 - alpha) / (size * alpha + 1 - alpha)
+        kappa_t = (1 - alpha) / (size * alpha + 1 - alpha)
         return _Terms(
             same=same,
             p_z=log_p_z.exp(),
-            kappa=kappa,
+            kappa_t=kappa_t,
             y_z=size * alpha * log_p_z.exp() + 1 - alpha,
             y_x0=size * alpha * log_p_x0.exp() + 1 - alpha,
             deficit=size * alpha * torch.where(same, -torch.expm1(log_p_z), -log_p_z.exp()),
-            A=torch.where(same, kappa, 1.0),
+            A=torch.where(same, kappa_t, 1.0),
             B=torch.where(same, 0.0, size * alpha / (1 - alpha)),
             c=(self.minus_dalpha[rows] / (size * alpha)).where(alpha > 0, 0.0),
         )
@@ -100,7 +101,7 @@ class _Terms(NamedTuple):
 
     same: Tensor  # x0 = z, bool
     p_z: Tensor
-    kappa: Tensor
+    kappa_t: Tensor
     y_z: Tensor
     y_x0: Tensor
     deficit: Tensor  # y_z(x0) - y_z
