@@ -150,7 +150,7 @@ def test_psi_of_tables_is_remdm(low: float, share: float, eta: float) -> None:
     known = process.posterior(p.expand(1, 2, V), z, at, one)
     rows = (
         kappa * process.posterior(p.expand(1, 2, V), z, at, as_)
-        + (1 - kappa) * process.forward(known, as_)
+        + (1 - kappa) * process.marginal(known, as_)
     )[0]
     x, m = torch.eye(V, dtype=torch.float64)[1], torch.eye(V, dtype=torch.float64)[MASK]
     shown = (1 - sigma) * x + sigma * m
@@ -171,7 +171,7 @@ def test_forward_is_the_channel(process: MaskedProcess | UniformProcess) -> None
     )
     p = p / p.sum(-1, keepdim=True)
     expected = torch.stack([p[i] @ process_channel(noise, float(alpha[i])) for i in range(2)])
-    assert torch.allclose(process.forward(p, alpha), expected, rtol=0, atol=1e-12)
+    assert torch.allclose(process.marginal(p, alpha), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [masked, uniform])

@@ -48,8 +48,8 @@ class Process(Protocol):
         """Whether a token of z [B, L] may be noise, bool [B, L]. Elsewhere z equals x0."""
         ...
 
-    def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """The marginal of z at alpha [B] for x0 ~ p_x0: alpha p_x0 + (1 - alpha) noise.
+    def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
+        """The marginal law of z at alpha [B] for x0 ~ p_x0: alpha p_x0 + (1 - alpha) noise.
 
         Probabilities [B, L, V].
         """
@@ -138,8 +138,8 @@ class MaskedProcess:
         """True at MASK."""
         return z == self.mask_id
 
-    def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """The marginal alpha p_x0 + (1 - alpha) [z = MASK]."""
+    def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
+        """alpha p_x0 + (1 - alpha) [z = MASK]."""
         mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
         return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) * mask
 
@@ -210,8 +210,8 @@ class UniformProcess:
         """True everywhere, because any token may be noise."""
         return torch.ones_like(z, dtype=torch.bool)
 
-    def forward(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """The marginal alpha p_x0 + (1 - alpha) / K."""
+    def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
+        """alpha p_x0 + (1 - alpha) / K."""
         return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) / self.vocab_size
 
     def noise(self, u: Tensor) -> Tokens:

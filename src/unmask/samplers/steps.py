@@ -245,7 +245,7 @@ class TablePosteriorStep:
             law = task.process.posterior(p_x0, z_t, alpha_t, alpha_s)
             if self.kappa != 1:
                 known = task.process.posterior(p_x0, z_t, alpha_t, torch.ones_like(alpha_t))
-                law = self.kappa * law + (1 - self.kappa) * task.process.forward(known, alpha_s)
+                law = self.kappa * law + (1 - self.kappa) * task.process.marginal(known, alpha_s)
             z = put(z, at, task.draw(law[0].log(), task.latent.address(at, self.k)))
         return z
 
