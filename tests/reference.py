@@ -1,4 +1,4 @@
-"""Slow, obvious oracles: each says what a fast function of the library must equal, by another road."""
+"""Slow and simple oracles: each computes the values of a fast function in another way."""
 
 import math
 from collections import Counter, defaultdict
@@ -17,12 +17,16 @@ from unmask.models.dit import DiT, Shape
 
 
 def duality_keep(root: float, size: int) -> float:
-    """P(eps_j < root + eps_k for all j != k) of `size` Gaussians: a plain sum over eps_k on one fixed fine grid."""
+    """P(eps_j < root + eps_k for all j != k) of `size` Gaussians, by a sum over a fine grid of
+    eps_k.
+    """
     return _duality_sum(root, 0.0, size - 1)
 
 
 def duality_density(root: float, size: int) -> float:
-    """The density at `root` of max_{j != k} eps_j - eps_k: one rival ties with x0, the others lie below."""
+    """The density at `root` of max_{j != k} eps_j - eps_k: one coordinate ties, the others lie
+    below.
+    """
     return _duality_sum(root, math.log(size - 1) - 0.5 * math.log(2 * math.pi), size - 2, rival=1)
 
 
@@ -59,7 +63,7 @@ def network_golden(folder: str) -> tuple[DiT, dict[str, Tensor]]:
 
 
 def network_random(shape: Shape, seed: int = 0) -> DiT:
-    """A network as after training: nothing that starts as zero is zero."""
+    """A network as after training: no weight is zero."""
     network = DiT(shape)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in network.named_parameters():
@@ -68,13 +72,13 @@ def network_random(shape: Shape, seed: int = 0) -> DiT:
 
 
 def in_float64(network: DiT) -> DiT:
-    """The network itself, now in float64: rounding by the shape of a product, 1e-15, decides no draw of a test."""
+    """The network in float64, where rounding that depends on shapes (1e-15) changes no draw."""
     network.compute_dtype = torch.float64
     return network.double()
 
 
-# Samplers: the exact law of a sampler by walking through everything that can happen. A law of texts is a dict.
-# `law(z, alpha)` is the model's p(x0_i | z), an array [L, V]; for `sampler_autoregressive` `law(prefix)` is [V].
+# Samplers: the exact law of a sampler, by enumeration of all its paths. A law of texts is a dict.
+# `law(z, alpha)` is the model's p(x0_i | z), [L, V]. `sampler_autoregressive` takes `law(prefix)`.
 
 Text = tuple[int, ...]
 Law = Callable[[Text, float], np.ndarray]
@@ -82,7 +86,7 @@ Way = list[tuple[int, float]]  # (token, probability) of one position
 
 
 def sampler_reveal(start: Text, alphas: list[float], law: Law, mask_id: int) -> dict[Text, float]:
-    """Masked diffusion from `start`: in each step every MASK stays or becomes a token, independently."""
+    """Masked diffusion from `start`: in each step every MASK stays or becomes a token."""
     texts = {start: 1.0}
     for a, b in pairwise(alphas):
         rate = (b - a) / (1 - a)
@@ -109,9 +113,10 @@ def sampler_uniform(
     size: int,
     late: Callable[[np.ndarray], np.ndarray] = lambda p: p,
 ) -> dict[Text, float]:
-    """Uniform diffusion by Bayes' rule with matrices, q(b | a) = alpha [a = b] + (1 - alpha) / size; -1 is free.
+    """Uniform diffusion by Bayes' rule with matrices; -1 is free.
 
-    `late` changes the laws of z_s [1, V]: what a correct sampler does not do.
+    q(b | a) = alpha [a = b] + (1 - alpha) / size. `late` changes the laws of z_s [1, V], which a
+    correct sampler must not do.
     """
 
     def forward(keep: float) -> np.ndarray:
@@ -136,7 +141,7 @@ def sampler_uniform(
 def sampler_confidence(
     start: Text, alphas: list[float], law: Law, score: Law, mask_id: int
 ) -> dict[Text, float]:
-    """Masked diffusion in the model's order: draw from `law` at each MASK, keep those with the greatest `score`."""
+    """Confidence order: draw from `law` at each MASK, keep the tokens with the greatest `score`."""
     free = sum(token == mask_id for token in start)
     shown = [int(free * (a - alphas[0]) / (1 - alphas[0]) + 0.5 + 1e-9) for a in alphas]
     texts = {start: 1.0}
@@ -163,7 +168,10 @@ def sampler_renoised(
     noise: np.ndarray,
     kappa: Callable[[float, float], float],
 ) -> dict[Text, float]:
-    """psi by hand: guess each x0 from what z_t says, then go back from z_t (kappa) or noise x0 anew; -1 is free."""
+    """psi by its definition; -1 is free.
+
+    Draw each x0 given z_t, then step back from z_t (weight kappa) or noise x0 again.
+    """
 
     @cache
     def channel(keep: float) -> np.ndarray:
@@ -181,9 +189,8 @@ def sampler_renoised(
         def move(
             token: int, p: np.ndarray, a: float = a, b: float = b, weight: float = weight
         ) -> Way:
-            seen = (
-                p * channel(a)[:, token] if noise[token] else np.eye(len(noise))[token]
-            )  # no noise: the text itself
+            # No noise: the text itself.
+            seen = p * channel(a)[:, token] if noise[token] else np.eye(len(noise))[token]
             out = np.zeros(len(noise))
             for x, share in enumerate(seen / seen.sum()):
                 if share:
@@ -202,7 +209,10 @@ def sampler_renoised(
 def sampler_remdm(
     pins: Text, alphas: list[float], law: Law, mask_id: int, sigma: Callable[[float, float], float]
 ) -> dict[Text, float]:
-    """ReMDM as printed, s = sigma(a, b): x (1 - s) x + s m; MASK ((b - (1 - s) a) x + (1 - b - s a) m) / (1 - a)."""
+    """ReMDM as printed, with s = sigma(a, b).
+
+    A token x: x (1 - s) + s m. A MASK: ((b - (1 - s) a) x + (1 - b - s a) m) / (1 - a).
+    """
     texts = {tuple(mask_id if pin < 0 else pin for pin in pins): 1.0}
     for a, b in pairwise(alphas):
         s = sigma(a, b)
@@ -239,8 +249,12 @@ def sampler_arg_max(
 def sampler_entropy_bounded(
     start: Text, first: float, law: Law, score: Law, bound: float, mask_id: int
 ) -> dict:
-    """Of the MASKs by entropy of `score` the longest prefix whose sum without its greatest is in the bound, again and
-    again; the network is told the level at which that many of the tokens that are free at `start` are shown."""
+    """Entropy-bounded unmasking.
+
+    Order the MASKs by the entropy of `score`. Unmask the longest prefix whose sum without its
+    greatest entropy is within the bound, and repeat. The network gets the level at which that share
+    of the tokens that are free at `start` is visible.
+    """
     free = [i for i, token in enumerate(start) if token == mask_id]
     done: dict[Text, float] = defaultdict(float)
     queue = [(start, 1.0)]
@@ -271,7 +285,7 @@ def sampler_entropy_bounded(
 
 
 def sampler_autoregressive(pins: Text, law: Callable[[Text], np.ndarray]) -> dict[Text, float]:
-    """One token after another; a pin (not -1) is taken as it is."""
+    """One token after another. A pin (not -1) is kept."""
     texts: dict[Text, float] = {(): 1.0}
     for pin in pins:
         texts = {
@@ -286,7 +300,7 @@ def sampler_autoregressive(pins: Text, law: Callable[[Text], np.ndarray]) -> dic
 def sampler_filtered(
     p: np.ndarray, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
 ) -> np.ndarray:
-    """Rows of probabilities [L, V] after temperature, top-k and top-p: token by token, ties to the smaller id."""
+    """Probabilities [L, V] after temperature, top-k and top-p; ties go to the smaller id."""
     out = np.zeros_like(p)
     for row, kept in zip(p ** (1 / temperature), out, strict=True):
         order = sorted(range(len(row)), key=lambda v: (-row[v], v))[:top_k]
@@ -298,7 +312,9 @@ def sampler_filtered(
 
 
 def sampler_p_value(tokens: Tensor, texts: dict[Text, float]) -> float:
-    """Chi-square p-value of drawn texts [n, L] under an exact law; 0 where a text was drawn that cannot be."""
+    """Chi-square p-value of drawn texts [n, L] under an exact law; 0 if an impossible text was
+    drawn.
+    """
     drawn = Counter(map(tuple, tokens.tolist()))
     possible = {text: mass for text, mass in texts.items() if mass > 1e-14}
     if drawn.keys() - possible.keys():
@@ -314,7 +330,7 @@ def sampler_p_value(tokens: Tensor, texts: dict[Text, float]) -> float:
 
 
 def _sampler_step(texts: dict[Text, float], ways: Callable[[Text], list[Way]]) -> dict[Text, float]:
-    """Every position moves on its own: ways(z) lists (token, probability) for each."""
+    """Every position changes independently: ways(z) lists (token, probability) for each."""
     moved = defaultdict(float)
     for z, mass in texts.items():
         for way in product(*([(v, q) for v, q in way if q] for way in ways(z))):
@@ -328,7 +344,10 @@ def _sampler_step(texts: dict[Text, float], ways: Callable[[Text], list[Way]]) -
 def loss_table(
     logits: Tensor, mask_id: int | None = None, shown: Tensor | None = None, tau: float = 1.0
 ) -> Tensor:
-    """log p as the code of MDLM makes it (SUBS): MASK at -1e6 before the softmax, point masses at shown tokens."""
+    """log p as in MDLM's code (SUBS):
+
+    MASK at -1e6 before the softmax, point masses at visible tokens.
+    """
     if mask_id is not None:
         logits = torch.where(torch.arange(logits.shape[-1]) == mask_id, -1e6, logits)
     log_p = torch.log_softmax(logits / tau, dim=-1)
@@ -350,7 +369,10 @@ def loss_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def loss_eq14(log_p: Tensor, log_q: Tensor, x0: Tensor, mask_t: Tensor, mask_s: Tensor) -> Tensor:
-    """Latent Shadows, Eq. 14, token by token; log_p the student's law, log_q the teacher's at its temperature."""
+    """Latent Shadows, Eq.
+
+    14, token by token, from the student's log_p and the tempered teacher's log_q.
+    """
     loss = torch.zeros(x0.shape, dtype=log_p.dtype)
     for b, i in product(range(x0.shape[0]), range(x0.shape[1])):
         p, q = log_p[b, i].exp().tolist(), log_q[b, i].exp().tolist()
@@ -362,8 +384,9 @@ def loss_eq14(log_p: Tensor, log_q: Tensor, x0: Tensor, mask_t: Tensor, mask_s: 
     return loss
 
 
-# Noise processes on V tokens as matrices; `noise` [V] is the law of the token that replaces one that is lost.
-# `joint` [V, .., V] (L axes) is the law of texts; `Table` gives log p(x0_i | z without i) [n, L, V] for all z [n, L].
+# Noise processes on V tokens as matrices. `noise` [V] is the law of a noise token.
+# `joint` [V, .., V] (L axes) is the law of texts. `Table` gives log p(x0_i | z without i) for all
+# z [n, L]: [n, L, V].
 
 Table = Callable[[Tensor, float], Tensor]
 
@@ -376,7 +399,7 @@ def process_channel(noise: Tensor, alpha: float) -> Tensor:
 def process_posterior(
     noise: Tensor, p_x0: Tensor, z: int, alpha_t: float, alpha_s: float
 ) -> Tensor:
-    """p(z_s | z_t = z) by Bayes' rule, x0 ~ p_x0 before z was seen."""
+    """p(z_s | z_t = z) by Bayes' rule with prior x0 ~ p_x0."""
     joint = (p_x0 @ process_channel(noise, alpha_s)) * process_channel(noise, alpha_t / alpha_s)[
         :, z
     ]
@@ -404,7 +427,10 @@ def process_leave_one_out(joint: Tensor, noise: Tensor, z: Tensor, alpha: float)
 
 
 def process_bound_by_orders(joint: Tensor, table: Table, mask_id: int) -> float:
-    """Masked diffusion's bound, nats: -log p of a text spelt out in an order, averaged over texts and orders."""
+    """The masked bound in nats:
+
+    -log p of a text in a random order, averaged over texts and orders.
+    """
     orders = list(permutations(range(joint.dim())))
     total = 0.0
     for text in joint.nonzero():
@@ -421,21 +447,24 @@ def process_bound_by_orders(joint: Tensor, table: Table, mask_id: int) -> float:
 def process_bound_in_steps(
     joint: Tensor, noise: Tensor, table: Table, alphas: list[float]
 ) -> float:
-    """The bound of `len(alphas) - 1` steps from alpha = 0 to 1, nats: sum of KL(q(z_s | z_t, x0) || p(z_s | z_t))."""
+    """The bound of len(alphas) - 1 steps from alpha = 0 to 1, nats.
+
+    The sum of KL(q(z_s | z_t, x0) || p(z_s | z_t)).
+    """
     texts, x0 = process_texts(len(noise), joint.dim()), joint.nonzero()
     total = 0.0
     for a_t, a_s in pairwise(alphas):
         step, to_s, to_t = (process_channel(noise, a) for a in (a_t / a_s, a_s, a_t))
-        true = (
-            to_s[:, None, :] * step.T[None, :, :] / to_t[:, :, None]
-        )  # q(s | z, x): [x, z, s], nan if z is not of x
+        # q(s | z, x): [x, z, s], nan if z is impossible given x.
+        true = to_s[:, None, :] * step.T[None, :, :] / to_t[:, :, None]
         p = table(texts, a_t).exp() @ to_s * step.T[texts]
         p = p / p.sum(-1, keepdim=True)  # [text z, L, s]
+        # [x, text z, L].
         kl = (
             (torch.xlogy(true, true)[:, texts] - torch.xlogy(true[:, texts], p))
             .nan_to_num()
             .sum(-1)
-        )  # [x, text z, L]
+        )
         seen = to_t[x0[:, None], texts[None]].prod(-1)  # q(z | x): [text x, text z]
         price = kl[
             x0[:, None], torch.arange(len(texts))[None, :, None], torch.arange(joint.dim())
@@ -456,9 +485,10 @@ def loss_distance(name: str, p: Tensor, q: Tensor) -> float:
 
 
 def sdtt_step(u: float, alpha: float, shares: list[float]) -> int:
-    """The step of a walk that reveals a token which was covered at u >= alpha: each step takes a share of who is left.
+    """The step of a walk that unmasks a token with u >= alpha.
 
-    The last step takes all. What u says of a token that is still covered is uniform again after every step.
+    Each step takes a share of the remaining MASKs, the last step all. Given that a token is still
+    masked, its rescaled u is uniform after every step.
     """
     left = (u - alpha) / (1 - alpha)
     for j, share in enumerate(shares[:-1]):
@@ -469,13 +499,16 @@ def sdtt_step(u: float, alpha: float, shares: list[float]) -> int:
 
 
 def sdtt_shares_released(t: float, delta: float, k: int) -> list[float]:
-    """multi_round_sdtt.py:268 as it runs: ts = t * space + (1 - t) * t_end, a share delta / ts of the MASKs a step."""
+    """The shares delta / ts of SDTT's published code (multi_round_sdtt.py:268).
+
+    ts = t * space + (1 - t) * t_end.
+    """
     space = np.linspace(1, 0, k)
     return [min(1.0, delta / ts) if ts > 0 else 1.0 for ts in t * space + (1 - t) * (t - k * delta)]
 
 
 def loss_uniform_rate(log_p: Tensor, x0: Tensor, z: Tensor, alpha: float) -> Tensor:
-    """Duo's bound at -alpha' = 1, [N], of rows log_p [N, K], as its code prints it (docs/ANCHORS 2.4), in float64."""
+    """Duo's bound at -alpha' = 1 of rows log_p [N, K], as its code computes it: float64 [N]."""
     size, p, same = log_p.shape[-1], log_p.double().exp(), (x0 == z).double()
     y = size * alpha * p + 1 - alpha
     y_z, y_x = (y.gather(-1, token[:, None])[:, 0] for token in (z, x0))
@@ -488,11 +521,12 @@ def loss_uniform_rate(log_p: Tensor, x0: Tensor, z: Tensor, alpha: float) -> Ten
 
 
 def float32_log_softmax_error(log_p: Tensor) -> Tensor:
-    """The most that a log softmax of V logits taken in float32 errs by, for exact log p [..., V] in nats.
+    """The maximal error of a float32 log softmax of V logits, for exact log p [..., V] in nats.
 
-    With u = 2^-24, d = x - max errs by u |d| <= u |log p|; each exponential by 2 u and by that of d, in the mean over p
-    at most u log V; the sum of V terms by (V - 1) u, whatever its order; its logarithm, at most log V, by 2 u of it;
-    the last difference by u |log p|. Together u (V + 1 + 3 log V + 2 |log p|).
+    With u = 2^-24, d = x - max has an error of u |d| <= u |log p|. Each exponential adds 2 u and
+    the error of d, whose mean over p is at most u log V. The sum of V terms adds (V - 1) u in any
+    order. Its logarithm, at most log V, adds 2 u of itself. The last difference adds u |log p|. The
+    sum is u (V + 1 + 3 log V + 2 |log p|).
     """
     size = log_p.shape[-1]
     return 2.0**-24 * (size + 1 + 3 * math.log(size) + 2 * log_p.abs())

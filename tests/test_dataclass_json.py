@@ -1,4 +1,4 @@
-"""Plain data: what is written as JSON is JSON for every reader."""
+"""JSON text: strict JSON for every reader."""
 
 import json
 import math

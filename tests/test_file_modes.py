@@ -1,4 +1,4 @@
-"""Files that take the place of others: which modes they have, and what is never replaced."""
+"""Modes of files that replace others, and targets that are never replaced."""
 
 import os
 import stat
@@ -50,7 +50,7 @@ def test_a_file_keeps_its_mode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["device", "pipe", "directory", "link to a device"])
 def test_a_file_does_not_take_the_place_of_something_else(kind: str, tmp_path: Path) -> None:
-    """As root, a report to /dev/null would have replaced the device."""
+    """As root, a report to /dev/null would replace the device."""
     out = tmp_path / "out"
     if kind == "device":
         out = Path("/dev/null")

@@ -1,6 +1,7 @@
-"""Laws across floors: what schedules, processes, trajectories, predictions and losses must say together.
+"""Laws that connect schedules, processes, trajectories, predictions and losses.
 
-A source of texts of 3 tokens and length 2 whose tokens depend on each other, small enough to enumerate.
+The source has texts of 3 tokens and length 2. Its tokens depend on each other, and it is small
+enough to enumerate.
 """
 
 from itertools import pairwise, product
@@ -50,7 +51,7 @@ def source(process: Process) -> Tensor:
 
 
 def exact(process: Process, z: Tensor, alpha: float) -> Tensor:
-    """log p(x0_i | z without i) of the source, [n, L, V]; any number for a z that cannot be."""
+    """log p(x0_i | z without i) of the source, [n, L, V]. Any number for an impossible z."""
     return (
         process_leave_one_out(source(process), noise_of(process), z, alpha)
         .log()
@@ -63,7 +64,7 @@ def exact(process: Process, z: Tensor, alpha: float) -> Tensor:
 def test_less_noise_is_a_step_back_that_the_posterior_allows(
     process: Process, a: float, b: float, seed: int
 ) -> None:
-    """Two views of a trajectory, and the posterior given x0: what z_s shows has a positive probability given z_t."""
+    """z_s of a trajectory has a positive probability under the posterior given z_t and x0."""
     low, high = sorted((a, b))
     x0 = torch.randint(TOKENS, (2, 6), generator=torch.Generator().manual_seed(seed))
     path = trajectory(process, x0, torch.Generator().manual_seed(seed + 1))
@@ -78,9 +79,9 @@ def test_less_noise_is_a_step_back_that_the_posterior_allows(
 def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(
     process: Process, schedule: NoiseSchedule
 ) -> None:
-    """From noise to text in 40 and 80 steps of the posterior with the exact law: the error is of first order.
+    """Sampling by the posterior with the exact law has an error of first order in the step.
 
-    Starting from the forward law at t = 1, so that eps costs nothing.
+    40 and 80 steps, starting from the forward law at t = 1, so that eps causes no error.
     """
     joint, noise, texts = source(process), noise_of(process), process_texts(process.vocab_size, L)
     weight = joint[tuple(texts.T)]
@@ -93,15 +94,17 @@ def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(
             back = process.posterior(
                 exact(process, texts, a_t).exp(), texts, double(a_t), double(a_s)
             )
-            law = law @ torch.stack([back[:, i][:, texts[:, i]] for i in range(L)]).prod(
-                0
-            )  # [z_t, z_s]
+            # Table [z_t, z_s].
+            law = law @ torch.stack([back[:, i][:, texts[:, i]] for i in range(L)]).prod(0)
         errors.append(float((law - weight).abs().sum()) / 2)
     assert errors[1] < 0.6 * errors[0] + 1e-12 and errors[1] < 0.02
 
 
 def test_more_context_on_average_says_the_same() -> None:
-    """E[p(x0_i | z_s) | z_t] = p(x0_i | z_t): the exact law is a martingale along a nested pair (z_t all MASK here)."""
+    """E[p(x0_i | z_s) | z_t] = p(x0_i | z_t) for z_t all MASK.
+
+    The exact law is a martingale along a nested pair.
+    """
     alpha_s = 0.6
     now = exact(MASKED, torch.tensor([[TOKENS, TOKENS]]), 0.0).exp()[0, 0]
     texts, channel = process_texts(TOKENS + 1, L), process_channel(noise_of(MASKED), alpha_s)
@@ -112,9 +115,10 @@ def test_more_context_on_average_says_the_same() -> None:
 
 
 def test_a_perfect_teacher_has_nothing_to_teach_forward() -> None:
-    """The trap of docs/evaluation: at tau = 1 the mean forward loss over z_s is least at the teacher itself.
+    """At tau = 1 the teacher itself minimises the mean forward loss over z_s.
 
-    The reverse direction is not: its gradient at the teacher is not zero, it asks for a narrower student.
+    It does not minimise the reverse loss: the gradient there is not zero and favours a narrower
+    student.
     """
     alpha_s = 0.6
     texts = process_texts(TOKENS + 1, L)
@@ -139,7 +143,10 @@ def test_a_perfect_teacher_has_nothing_to_teach_forward() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_schedule_only_says_how_fast(schedule: NoiseSchedule) -> None:
-    """The integrand is a function of alpha times -dalpha/dt: at one alpha any two schedules agree."""
+    """The integrand is a function of alpha, times -dalpha/dt.
+
+    At one alpha any two schedules agree.
+    """
     t = double(0.4)
     alpha, slope = schedule.alpha(t), schedule.dalpha(t)
     x0, z = torch.tensor([[0, 1]]), torch.tensor([[2, 2]])
@@ -152,7 +159,7 @@ def test_a_schedule_only_says_how_fast(schedule: NoiseSchedule) -> None:
 
 
 def test_a_completion_is_noised_again_on_the_same_path() -> None:
-    """A model's own text with z_t's own u: the bridge keeps every token that z_t shows."""
+    """A model's completion with z_t's own u: the bridge keeps every visible token of z_t."""
     x0 = torch.randint(TOKENS, (4, 30), generator=torch.Generator().manual_seed(0))
     path = trajectory(MASKED, x0, torch.Generator().manual_seed(1))
     alpha_t, alpha_s = torch.full((4,), 0.3), torch.full((4,), 0.7)
@@ -167,7 +174,10 @@ def test_a_completion_is_noised_again_on_the_same_path() -> None:
 
 
 def coupled_law(size: int, token: int, alphas: list[float]) -> np.ndarray:
-    """P(z_1, .., z_n) of an arg max that leaves x0 once and never changes again; alphas falling: [size] * n."""
+    """P(z_1, .., z_n) of an arg max that leaves x0 once and then never changes, [size] * n.
+
+    The alphas decrease.
+    """
     law = np.zeros([size] * len(alphas))
     for left in range(len(alphas) + 1):  # x0 is gone from this reading on
         low = alphas[left] if left < len(alphas) else 0.0
@@ -184,10 +194,11 @@ def coupled_law(size: int, token: int, alphas: list[float]) -> np.ndarray:
 def test_a_trajectory_is_duos_gaussian_path_at_three_times(
     times: tuple[float, float, float],
 ) -> None:
-    """One eps of K Gaussians, its arg max at three times, against two numbers a token at the path's own alphas.
+    """The arg max of K Gaussians at three times has the law of two numbers a token.
 
-    Every cell of the joint law of (z_1, z_2, z_3), of both against the exact law and against each other, and with it
-    every transition. The levels are those of `GaussianArgmax`: P(arg max = x0) = alpha + (1 - alpha) / K.
+    Every cell of the joint law of (z_1, z_2, z_3) is tested: both against the exact law and against
+    each other, and every transition. The levels are those of `GaussianArgmax`: P(arg max = x0) =
+    alpha + (1 - alpha) / K.
     """
     size, token, n = 5, 3, 200_000
     schedule = GaussianArgmax(size, gamma_at(0.97, size), gamma_at(0.04, size))
@@ -214,11 +225,12 @@ def test_a_trajectory_is_duos_gaussian_path_at_three_times(
     common = counts[0][possible], counts[1][possible]
     enough = sum(common) >= 10
     assert chi2_contingency([seen[enough] for seen in common]).pvalue > 1e-4
+    # Transitions: rows of P(z_later | z_earlier), both directions of time.
     for one, two in (
         (0, 1),
         (1, 2),
         (0, 2),
-    ):  # transitions: rows of P(z_later | z_earlier), both directions of time
+    ):
         tables = [
             np.bincount((views[one] * size + views[two]).numpy(), minlength=size**2).reshape(
                 size, size
@@ -232,17 +244,19 @@ def test_a_trajectory_is_duos_gaussian_path_at_three_times(
 
 
 def test_forward_kl_sharpens_a_perfect_uniform_teacher() -> None:
-    """Two equal fair bits, z_t = (0, 0), alpha_t = .5, alpha_s = .6: the teacher says .750, the optimum of DCD .788.
+    """Two equal fair bits: the teacher's probability is .750, the optimum of DCD .788.
 
-    The optimum is the mean of the teacher's laws p(x_1 | z_s,2) given all of z_t, over the locked path: each token
-    keeps x0 at both levels, loses it between them, or is one and the same noise at both.
+    z_t = (0, 0), alpha_t = .5, alpha_s = .6. The optimum is the mean of the teacher's laws p(x_1 |
+    z_s,2) given all of z_t, over the locked path. Each token keeps x0 at both levels, loses it
+    between them, or is the same noise at both.
     """
     alpha_t, alpha_s = 0.5, 0.6
+    # Where the token still shows x0.
     kinds = {
         "both": alpha_t,
         "s": alpha_s - alpha_t,
         "none": 1 - alpha_s,
-    }  # where the token still shows x0
+    }
     seen = {0: 0.0, 1: 0.0}  # z_s,2 -> probability, together with z_t = (0, 0)
     for x, noise_1, noise_2 in product((0, 1), repeat=3):
         for one, two in product(kinds, repeat=2):

@@ -1,4 +1,4 @@
-"""Whole numbers and memory: what is taken, what is refused, and that a refusal names the argument and the value."""
+"""Checks of whole numbers and memory: the range, and errors with the name and the value."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.limits import INT64, check_memory, memory_bytes, seed_number, whole
+from unmask.limits import INT64, check_choice, check_memory, memory_bytes, seed_number, whole
 
 
 @given(st.integers(-(2**70), 2**70), st.integers(-(2**66), 2**66), st.integers(0, 2**67))
@@ -25,8 +25,8 @@ def test_a_number_is_taken_or_refused_by_its_range(value, low, width):
 
 @pytest.mark.parametrize("kind", [np.int8, np.int32, np.int64, np.uint8, np.uint64])
 def test_every_integer_type_is_a_whole_number(kind):
-    found = whole("n", kind(5), "a count")
-    assert found == 5 and type(found) is int
+    number = whole("n", kind(5), "a count")
+    assert number == 5 and type(number) is int
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,13 @@ def test_what_passes_the_memory_is_refused():
         ValueError, match=r"takes at least 4\.0 GiB, want at most the memory, 2\.0 GiB"
     ):
         check_memory("n", "5", 2**32, "give less", available_bytes=2**31)
+
+
+def test_a_choice_is_one_of_the_allowed_names():
+    check_choice("direction", "forward", ("reverse", "forward"))
+    for value in ("both", None, 1):
+        with pytest.raises(ValueError) as caught:
+            check_choice("direction", value, ("reverse", "forward"))
+        assert str(caught.value) == (
+            f"direction is unknown: got {value!r}, want one of 'reverse', 'forward'"
+        )

@@ -1,4 +1,4 @@
-"""A prediction gives the rows that are asked for, normalised, and never says MASK."""
+"""A prediction computes the selected rows, normalised, and never predicts MASK."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ B, L, D, V, MASK = 3, 5, 4, 7, 6
 
 @dataclass
 class Head:
-    """A linear map that notes how many rows it was given."""
+    """A linear map that records how many rows it got."""
 
     linear: nn.Linear
     rows: list[int] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Head:
 
 
 def draw(seed: int = 0, dtype: torch.dtype = torch.float32) -> Prediction:
-    """A masked prediction in which about half of the tokens are shown."""
+    """A masked prediction with about half of the tokens visible."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(B, L, D, generator=generator, dtype=dtype)
     linear = nn.Linear(D, V, dtype=dtype)
@@ -64,7 +64,7 @@ def test_the_table_is_that_of_the_plain_formula(
 
 
 def test_never_is_a_million_nats_and_finite() -> None:
-    """Reverse KL multiplies it by zero."""
+    """Reverse KL multiplies it by 0."""
     prediction = draw()
     log_p = prediction.log_p()
     free = prediction.z == MASK
@@ -118,9 +118,8 @@ def test_float32_out_unless_float64_came_in(dtype: torch.dtype, out: torch.dtype
     assert draw(dtype=dtype).log_p(~where).shape == (0, V)
     low = Prediction.from_log_p(torch.randn(2, 3, V, dtype=dtype)).log_p()
     assert low.dtype == out
-    assert_close(
-        low.exp().sum(-1), torch.ones(2, 3, dtype=out)
-    )  # normalised in `out`, not in bfloat16
+    # Normalised in `out`, not in bfloat16.
+    assert_close(low.exp().sum(-1), torch.ones(2, 3, dtype=out))
 
 
 @given(st.floats(0.2, 5.0))
@@ -196,7 +195,7 @@ def test_samples_are_a_function_of_the_generator_and_shown_tokens_stay() -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_draws_are_made_in_float64(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the network's precision: in float32 the tail of a large vocabulary is lost and entropy with it."""
+    """For any precision of the network: float32 would lose the tail of a large vocabulary."""
     seen: list[torch.dtype] = []
     rand, searchsorted = torch.rand, torch.searchsorted
 

@@ -1,4 +1,7 @@
-"""Numbers by their address: uniform, unrelated, and the same for ever. A change here changes every sample drawn."""
+"""Counter-based random numbers: uniform, independent, and fixed for ever.
+
+A change here changes every sample that is drawn.
+"""
 
 import math
 
@@ -18,7 +21,7 @@ EVERY_BIT = 2**64 - 1
 
 
 def splitmix64(state: int) -> int:
-    """The output function of SplitMix64, as Steele, Lea and Flood print it, on Python's integers."""
+    """The output function of SplitMix64 as Steele, Lea and Flood print it, on Python's integers."""
     state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & EVERY_BIT
     state = (state ^ state >> 27) * 0x94D049BB133111EB & EVERY_BIT
     return state ^ state >> 31
@@ -33,7 +36,10 @@ def draws(*keys: Tensor | int) -> Tensor:
 
 
 def test_published_outputs_of_splitmix64() -> None:
-    """The first five numbers of the generator with seed 1234567 (its state grows by 2^64 / golden ratio)."""
+    """The first five numbers of the generator with seed 1234567.
+
+    Its state grows by 2^64 / golden ratio.
+    """
     states = [signed((1234567 + i * 0x9E3779B97F4A7C15) & EVERY_BIT) for i in range(1, 6)]
     assert [bits & EVERY_BIT for bits in mix_(torch.tensor(states)).tolist()] == [
         6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
@@ -48,7 +54,7 @@ def test_mix_is_splitmix64_on_any_integers(states: list[int]) -> None:
 
 
 def test_addresses_never_change() -> None:
-    """Pinned: published samples, latents and shuffles are these numbers."""
+    """Published samples, latents and shuffles use these numbers."""
     assert address(0).item() == -2152535657050944081
     assert address(1, 2, 3).item() == 5423257105290009525
     assert address(-(2**63), 2**63 - 1).item() == 5685096821213950938
@@ -74,7 +80,7 @@ def test_an_address_depends_on_each_key_and_on_their_order(keys: list[int], othe
     st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.lists(KEYS, min_size=1, max_size=4)
 )
 def test_tensors_of_keys_are_many_keys(rows: list[int], columns: list[int]) -> None:
-    """Shape, batch and order do not matter: each number is that of its own address."""
+    """Each number depends on its own address only, not on shape, batch or order."""
     table = address(5, torch.tensor(rows)[:, None], torch.tensor(columns), 9)
     assert table.shape == (len(rows), len(columns))
     assert table.tolist() == [
@@ -86,7 +92,10 @@ def test_tensors_of_keys_are_many_keys(rows: list[int], columns: list[int]) -> N
 
 
 def test_no_two_addresses_collide() -> None:
-    """A million of them, over small keys as they are used; by chance there would be none in 2^64 either."""
+    """A million addresses over small keys, as they are used.
+
+    By chance one expects no collision in 2^64.
+    """
     grid = address(torch.arange(16)[:, None, None], torch.arange(256)[:, None], torch.arange(256))
     assert len(grid.unique()) == grid.numel() == 2**20
 
@@ -106,7 +115,7 @@ def test_draws_are_uniform_also_in_their_low_bits(keys: tuple[Tensor | int, ...]
 
 @pytest.mark.parametrize("other", [(1,), (0, 0), (2, 5), (-1, 7)])
 def test_streams_are_independent(other: tuple[int, ...]) -> None:
-    """The numbers of one prefix say nothing about those of another: a chi-square on 16 x 16 cells."""
+    """Numbers under different prefixes are independent: a chi-square test on 16 x 16 cells."""
     i = torch.arange(50_000)
     cells = (draws(0, i) * 16).long() * 16 + (draws(*other, i) * 16).long()
     assert chisquare(torch.bincount(cells, minlength=256).numpy()).pvalue > 1e-3
@@ -150,7 +159,7 @@ def test_stratified_puts_one_number_in_each_stratum(n: int, seed: int) -> None:
 
 
 def test_stratified_numbers_are_uniform_one_by_one() -> None:
-    """So a loss over one sequence is unbiased, whichever place in the batch it has."""
+    """A loss over one sequence is unbiased, whatever its position in the batch."""
     generator = torch.Generator().manual_seed(0)
     table = torch.stack([stratified(8, generator) for _ in range(2000)])
     for place in (0, 3, 7):
@@ -182,7 +191,7 @@ def first_number(made: torch.Generator) -> int:
 
 @given(st.lists(KEYS, min_size=1, max_size=3))
 def test_a_generator_is_the_mersenne_twister_of_its_address(keys: list[int]) -> None:
-    """Its words are the halves of the hashed address, and its numbers those of numpy's MT19937 with these words."""
+    """The words are halves of the hashed address, and the numbers are those of numpy's MT19937."""
     seed = address(*keys).item()
     hashed = [bits & EVERY_BIT for bits in address(seed, torch.arange(312)).tolist()]
     halves = [half for bits in hashed for half in (bits & 0xFFFFFFFF, bits >> 32)]
@@ -199,7 +208,10 @@ def test_a_generator_is_the_mersenne_twister_of_its_address(keys: list[int]) -> 
 
 
 def test_addresses_with_equal_low_halves_have_streams_of_their_own() -> None:
-    """torch's own seeding keeps the low 32 bits: of 2,000,000 addresses some 900 share their numbers with another."""
+    """torch's own seeding keeps the low 32 bits.
+
+    Of 2,000,000 addresses some 900 would share their numbers with another.
+    """
     hashed, low = address(11, torch.arange(2_000_000)), 2**32
     order = hashed.remainder(low).argsort()
     equal = hashed[order].remainder(low).diff() == 0
@@ -223,7 +235,10 @@ def test_first_draws_of_generators_are_uniform_and_unrelated() -> None:
 
 
 def test_normal_numbers_begin_at_the_address_too() -> None:
-    """A CPU generator keeps the second of a pair of normal numbers: the first call must not find one."""
+    """A CPU generator keeps the second of a pair of normal numbers.
+
+    The first call must not use one.
+    """
     one = torch.randn(1, generator=generator(2)).item()
     with global_generators(2):
         assert torch.randn(1).item() == one
@@ -237,10 +252,10 @@ def test_an_unknown_layout_of_the_state_is_refused(monkeypatch: pytest.MonkeyPat
             return self
 
         def get_state(self) -> Tensor:
-            return known.roll(8)
+            return state.roll(8)
 
-    known = rng._new_state.__wrapped__()
-    assert torch.equal(known, torch.Generator().manual_seed(5489).get_state())
+    state = rng._new_state.__wrapped__()
+    assert torch.equal(state, torch.Generator().manual_seed(5489).get_state())
     monkeypatch.setattr(torch, "Generator", Shifted)
     with pytest.raises(RuntimeError, match=torch.__version__.split("+")[0]):
         rng._new_state.__wrapped__()

@@ -1,4 +1,7 @@
-"""The bound of whole texts against enumeration: V = 3 tokens (and MASK), L = 2, eps = 0; all texts, all corruptions."""
+"""The bound of whole texts against enumeration of all texts and all corruptions.
+
+V = 3 tokens (and MASK), L = 2, eps = 0.
+"""
 
 import numpy as np
 import pytest
@@ -26,7 +29,7 @@ def double(*values: float) -> Tensor:
 
 
 def source(process: Process, seed: int = 0) -> Tensor:
-    """A joint law of two tokens that depend on each other, none of them MASK."""
+    """A joint law of two dependent tokens, none of them MASK."""
     size = 3
     joint = torch.zeros((size + (process is MASKED),) * 2, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
@@ -41,9 +44,9 @@ def noise_of(process: Process) -> Tensor:
 def brute_force(
     process: Process, joint: Tensor, table: Table, schedule: NoiseSchedule, nodes: int
 ) -> float:
-    """E over texts and all their corruptions of the sum of nelbo over positions, integrated over t by Gauss.
+    """The mean over texts and corruptions of the summed bound, integrated over t by Gauss's rule.
 
-    Nodes are those of sqrt(t): the uniform process has a log t near 0.
+    The nodes are those of sqrt(t), because the uniform process has a log t near 0.
     """
     texts = process_texts(process.vocab_size, joint.dim())
     weight = joint[tuple(texts.T)]
@@ -66,7 +69,7 @@ def exact(process: Process, joint: Tensor) -> Table:
 
 
 def wrong(process: Process, joint: Tensor) -> Table:
-    """A model that is off: its logits are half of the true ones, and it likes token 1."""
+    """A wrong model: half of the true logits, and a bias to token 1."""
 
     def table(z: Tensor, alpha: float) -> Tensor:
         log_p = exact(process, joint)(z, alpha) / 2
@@ -87,7 +90,10 @@ def test_exact_conditionals_cost_the_entropy(process: Process, schedule: NoiseSc
 
 @BOTH
 def test_a_wrong_model_costs_the_sum_of_its_steps(process: Process) -> None:
-    """The integral is the limit of the bound in N steps, which falls as 1 / N; and it is above the entropy."""
+    """The integral is the limit of the N-step bound, which decreases as 1 / N.
+
+    It is above the entropy.
+    """
     joint = source(process, seed=1)
     table = wrong(process, joint)
     bound = brute_force(process, joint, table, LogLinear(0.0), nodes=24)
@@ -103,7 +109,6 @@ def test_a_wrong_model_costs_the_sum_of_its_steps(process: Process) -> None:
 def test_masked_diffusion_is_the_mean_over_orders() -> None:
     joint = source(MASKED, seed=2)
     for table in (exact(MASKED, joint), wrong(MASKED, joint)):
-        bound = brute_force(
-            MASKED, joint, table, LogLinear(0.0), nodes=6
-        )  # a polynomial in t: 6 nodes are exact
+        # A polynomial in t: 6 nodes are exact.
+        bound = brute_force(MASKED, joint, table, LogLinear(0.0), nodes=6)
         assert bound == pytest.approx(process_bound_by_orders(joint, table, mask_id=3), abs=1e-12)

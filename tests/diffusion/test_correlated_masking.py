@@ -1,4 +1,4 @@
-"""Levels that depend on one another: each still uniform, correlated as stated, and a trajectory like any other."""
+"""Correlated levels: each is uniform, the correlation is as documented, and locking holds."""
 
 import math
 import re
@@ -36,7 +36,7 @@ NAMES = [str(structure) for structure in STRUCTURES]
 
 
 def correlation(structure: Structure, i: int, j: int) -> float:
-    """C_ij, as it is said in words."""
+    """C_ij by its definition in words."""
     if i == j:
         return 1.0
     match structure:
@@ -57,7 +57,7 @@ def matrix(structure: Structure, length: int) -> Tensor:
 
 
 def linear_map(structure: Structure, length: int) -> Tensor:
-    """A [L, S L] of g = A e: what the structure makes of one normal after another."""
+    """The matrix A [L, S L] of g = A e, one column for each independent normal."""
     inputs = structure.sources * length
     basis = (
         torch.eye(inputs, dtype=torch.float64)
@@ -86,7 +86,7 @@ structures = st.one_of(
 
 @given(structures, st.integers(1, 40))
 def test_the_correlation_is_the_stated_one(structure: Structure, length: int) -> None:
-    """A A^T = C to rounding: variance 1 at every position, and the marginal of g is normal whatever C is."""
+    """A A^T = C up to rounding. The variance is 1, so the marginal law of g is normal for any C."""
     a = linear_map(structure, length)
     assert torch.allclose(a @ a.T, matrix(structure, length), rtol=0, atol=1e-12)
 
@@ -106,7 +106,7 @@ def test_long_texts_are_exact_too() -> None:
 def test_a_longer_text_begins_as_the_shorter_one(
     structure: Structure, length: int, seed: int
 ) -> None:
-    """And a row is the same in any batch, to the last bit."""
+    """Each row is the same in any batch, to the last bit."""
     generator = torch.Generator().manual_seed(seed)
     normals = torch.randn(structure.sources, 3, length, dtype=torch.float64, generator=generator)
     u = gaussian_copula(structure, normals)
@@ -174,7 +174,10 @@ def test_texts_of_a_batch_are_independent() -> None:
 
 @given(structures, st.integers(0, 10**9), st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_masks_are_nested(structure: Structure, seed: int, alphas: list[float]) -> None:
-    """Theorem 3.3 for any copula: what is masked at s is masked at t; the ends are the text and MASK alone."""
+    """Theorem 3.3 for any copula: the MASKs of z_s are MASKs of z_t.
+
+    The ends are the text and all MASK.
+    """
     path = draw(structure, 3, seed)
     low, high = torch.tensor(alphas, dtype=torch.float64).view(2, 3).sort(dim=0).values
     masked_t, masked_s = path.at(low) == MASK, path.at(high) == MASK
@@ -216,7 +219,7 @@ def test_levels_stay_inside_the_interval() -> None:
 
 @pytest.mark.parametrize("process", [PROCESS, UniformProcess(4)], ids=["masked", "uniform"])
 def test_no_structure_is_what_it_always_was(process: MaskedProcess | UniformProcess) -> None:
-    """To the last bit, and the noise after it; a structure draws from the generator alone."""
+    """The levels and the noise after them are the same to the last bit."""
     x0 = torch.zeros(4, 6, dtype=torch.int64)
     before = torch.get_rng_state()
     for path in (
@@ -240,10 +243,11 @@ def test_no_structure_is_what_it_always_was(process: MaskedProcess | UniformProc
 
 @pytest.mark.parametrize("rho", [0.0, 0.6, 1.0])
 def test_the_bound_is_tight_for_independent_levels_only(rho: float) -> None:
-    """Two tokens that are always equal, one bit together, and the exact denoiser: the bound is log 2 at rho = 0.
+    """For independent levels the exact denoiser's bound is log 2, with a structure it is more.
 
-    With a structure the mean of the integrand is 2 log 2 (1 - q), q = E|E_1 - E_2| / 2 for E = -log(1 - u). The
-    partner of a masked token is masked more often than with independent levels. At rho = 1 it always is.
+    The text is two tokens that are always equal, one bit together. With a structure the mean of the
+    integrand is 2 log 2 (1 - q), q = E|E_1 - E_2| / 2 for E = -log(1 - u). The partner of a masked
+    token is masked more often than with independent levels. At rho = 1 it always is.
     """
     n = 200_000
     generator = torch.Generator().manual_seed(6)

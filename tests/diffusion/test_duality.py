@@ -1,4 +1,4 @@
-"""Latent Shadows, section 3: the Gaussian side of masking. Laws first, then the published table, then bad input."""
+"""The Gaussian side of masking (Latent Shadows, section 3): laws, published table, wrong input."""
 
 import csv
 import math
@@ -79,9 +79,8 @@ def test_noise_alone_keeps_one_token_in_k(size: int) -> None:
 
 @given(
     size=st.integers(2, 200_000),
-    log_odds=st.lists(
-        st.floats(-27.6, 27.6), min_size=2, max_size=6, unique=True
-    ),  # keep in (1e-12, 1 - 1e-12)
+    # keep in (1e-12, 1 - 1e-12).
+    log_odds=st.lists(st.floats(-27.6, 27.6), min_size=2, max_size=6, unique=True),
 )
 @settings(deadline=None, max_examples=40)
 def test_the_inverse_gives_keep_back_and_is_monotone(size: int, log_odds: list[float]) -> None:
@@ -89,9 +88,8 @@ def test_the_inverse_gives_keep_back_and_is_monotone(size: int, log_odds: list[f
     roots = snr_root(keep, size)
     assert relative(keep_probability(roots, size), keep) < 1e-9
     assert bool((roots.diff() >= 0).all())
-    assert bool(
-        ((roots < 0) == (keep < 1 / size))[(keep * size - 1).abs() > 1e-9].all()
-    )  # the honest edge
+    # Below 1 / K no SNR exists.
+    assert bool(((roots < 0) == (keep < 1 / size))[(keep * size - 1).abs() > 1e-9].all())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -104,9 +102,8 @@ def test_the_inverse_reaches_every_float_of_the_unit_interval(size: int) -> None
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_inverse_finds_the_root(size: int) -> None:
-    roots = torch.linspace(
-        -20, 7, 109, dtype=torch.float64
-    )  # further up keep is 1 to a few digits of 1 - keep
+    # Further up keep is 1 to a few digits of 1 - keep.
+    roots = torch.linspace(-20, 7, 109, dtype=torch.float64)
     assert float((snr_root(keep_probability(roots, size), size) - roots).abs().max()) < 1e-6
 
 

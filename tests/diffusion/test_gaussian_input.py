@@ -1,4 +1,4 @@
-"""Duo's soft input: a handful of numbers a token have the law of K Gaussians, measured against K Gaussians."""
+"""Duo's soft input: the sparse form has the law of K Gaussians a token."""
 
 import math
 from collections import Counter
@@ -42,14 +42,14 @@ def sparse(
 def dense(
     token: int, root: float, size: int, temperature: float, n: int = N, seed: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The same by all K Gaussians: (z [n], logits [n, K])."""
+    """The same from K Gaussians: (z [n], logits [n, K])."""
     eps = torch.randn(1, n, size, generator=seeded(seed), dtype=torch.float64)
     z, logits = dense_input(torch.full((1, n), token), eps, doubles(root), temperature)
     return z[0], logits[0]
 
 
 def whole(soft: SoftTokens, size: int) -> Tensor:
-    """A mixture as weights of all tokens [n, K]."""
+    """Soft tokens as weights of all tokens, [n, K]."""
     tokens, weights = soft.tokens.flatten(0, 1), soft.weights.flatten(0, 1).double()
     return torch.zeros(len(tokens), size, dtype=torch.float64).scatter_add(1, tokens, weights)
 
@@ -88,7 +88,9 @@ def test_nothing_left_out_it_is_the_tempered_gaussian(root: float, temperature: 
 def test_what_is_left_out_is_left_out_and_the_rest_is_as_it_was(
     root: float, temperature: float
 ) -> None:
-    """x0 and its k greatest rivals under the dense law, renormalised, in the order in which the mixture lists them."""
+    """x0 and the k greatest other coordinates of the dense law, renormalised, in the order of the
+    sparse input.
+    """
     size, k, token, n = 30, 3, 7, 50_000
     _, soft = sparse(token, root, size, temperature, k, n)
     _, logits = dense(token, root, size, temperature, n)
@@ -101,7 +103,9 @@ def test_what_is_left_out_is_left_out_and_the_rest_is_as_it_was(
 
 
 def test_at_duos_temperature_the_weight_that_is_left_out_is_nothing() -> None:
-    """The dense law says what 8 rivals of 1023 leave out: at tau = 1e-3 nothing, at tau = 1 nearly everything."""
+    """The weight that 8 of 1023 other coordinates leave out: nothing at tau = 1e-3, almost all at
+    tau = 1.
+    """
     size, k = 1024, 8
     dropped = {}
     for temperature in (1e-3, 0.03, 1.0):
@@ -114,7 +118,10 @@ def test_at_duos_temperature_the_weight_that_is_left_out_is_nothing() -> None:
 
 @pytest.mark.parametrize("size", [2, 6, 1024, 50257])
 def test_x0_is_kept_as_often_as_the_operator_says_and_else_any_other_comes(size: int) -> None:
-    """z is exact at any top_k: P(z = x0) is the operator, and a token that won is any of the others."""
+    """z is exact for any top_k.
+
+    P(z = x0) is the operator, and the other tokens are equally likely.
+    """
     token, k = size // 3, min(2, size - 1)
     for root in (0.5, 2.0, 4.0):
         z, _ = sparse(token, root, size, 1e-3, k, seed=int(10 * root))
@@ -144,7 +151,10 @@ def test_x0_is_kept_as_often_as_the_operator_says_and_else_any_other_comes(size:
 def test_a_mixture_is_one(
     seed: int, size: int, root: float, temperature: float, data: st.DataObject
 ) -> None:
-    """x0 first, then its rivals as they fall, all different; weights sum to 1; z is the heaviest of them."""
+    """x0 first, then distinct tokens in decreasing order.
+
+    The weights sum to 1, and z has the largest.
+    """
     k = data.draw(st.integers(1, size - 1))
     x0 = torch.randint(size, (3, 5), generator=seeded(seed))
     z, soft = sparse_input(x0, doubles(root, root, 0.1), size, temperature, k, seeded(seed))
@@ -226,7 +236,9 @@ def test_the_greatest_of_seven_normals(k: int) -> None:
 
 @pytest.mark.parametrize("size", [50_256, 10**7])
 def test_the_greatest_of_very_many_normals(size: int) -> None:
-    """The j-th greatest of n uniform numbers is Beta(n + 1 - j, j): read from the upper tail, where digits are."""
+    """The j-th greatest of n uniform numbers is Beta(n + 1 - j, j), tested in the precise upper
+    tail.
+    """
     ours = largest_normals(20_000, 4, size, seeded())
     for j, rank in enumerate(ours.T, start=1):
         tail = torch.special.ndtr(-rank).numpy()

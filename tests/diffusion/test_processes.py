@@ -1,4 +1,4 @@
-"""Masked and uniform noise against enumeration: Bayes' rule, the chain of steps, and the price of a guess."""
+"""Masked and uniform noise against enumeration: posterior, chain of steps, bound."""
 
 import math
 
@@ -38,7 +38,7 @@ def double(*values: float) -> Tensor:
 
 
 def laws(process: Process, rows: int, seed: int = 0) -> Tensor:
-    """Random laws of x0 [1, rows, V], none on a token that is only noise."""
+    """Random laws of x0, [1, rows, V], with probability 0 on MASK."""
     p = (
         torch.rand(1, rows, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         + 0.01
@@ -111,15 +111,17 @@ def test_numbers_name_the_tokens_of_noise(process: Process) -> None:
     token=st.integers(0, V - 2),
 )
 def test_two_steps_back_are_one(process: Process, alphas: list[float], token: int) -> None:
-    """Chapman-Kolmogorov, x0 known: the sum over z_s of q(z_r | z_s, x0) q(z_s | z_t, x0) is q(z_r | z_t, x0)."""
+    """Chapman-Kolmogorov for known x0.
+
+    The sum over z_s of q(z_r | z_s, x0) q(z_s | z_t, x0) is q(z_r | z_t, x0).
+    """
     a_t, a_s, a_r = (double(a) for a in alphas)
     x0 = torch.nn.functional.one_hot(torch.full((1, V), token), V).double()
     first = process.posterior(x0, EVERY_TOKEN, a_t, a_s)[0]
     second = process.posterior(x0, EVERY_TOKEN, a_s, a_r)[0]
     at_once = process.posterior(x0, EVERY_TOKEN, a_t, a_r)[0]
-    seen = (
-        process_channel(NOISE[process], alphas[0])[token] > 0
-    )  # a shown token of a masked process is x0 itself
+    # A shown token of a masked process is x0 itself.
+    seen = process_channel(NOISE[process], alphas[0])[token] > 0
     assert_close((first @ second)[seen], at_once[seen], rtol=1e-9, atol=1e-12)
 
 
@@ -141,9 +143,8 @@ def test_the_ends_of_the_posterior(process: Process) -> None:
         here = process.posterior(p, EVERY_TOKEN, double(alpha), double(alpha))
         assert_close(here[0, :tokens], torch.eye(V).double()[:tokens])  # no time, no step
     masks = torch.full((1, V), MASKED.mask_id)
-    assert_close(
-        MASKED.posterior(p, masks, double(0.0), double(1.0)), p
-    )  # one step is a draw from the prediction
+    # One step is a draw from the prediction.
+    assert_close(MASKED.posterior(p, masks, double(0.0), double(1.0)), p)
     assert_close(UNIFORM.posterior(p, EVERY_TOKEN, double(0.0), double(1.0)), p)
 
 
@@ -152,7 +153,9 @@ def test_the_ends_of_the_posterior(process: Process) -> None:
 def test_the_posterior_has_the_dtype_of_the_law_and_float64_inside(
     process: Process, alpha_dtype: torch.dtype
 ) -> None:
-    """Short steps, and nearly the last one: the rates are differences of levels, and keep their digits in float32."""
+    """Short steps and almost the last one: the rates are differences of levels and stay precise in
+    float32.
+    """
     p = laws(process, V)
     for level in (0.501, 0.50001, 1 - 1e-6):
         a_t, a_s = (torch.tensor([alpha], dtype=alpha_dtype) for alpha in (0.5, level))
@@ -178,7 +181,7 @@ def test_each_sequence_has_its_own_levels() -> None:
 
 
 def priced(process: Process, log_p: Tensor, alpha: float) -> Tensor:
-    """nelbo [x0, z] of each pair of tokens, all under one law log_p [V], at -dalpha = 1."""
+    """The bound of every pair of tokens, [x0, z], under one law log_p [V], at -dalpha = 1."""
     x0, z = (
         grid.flatten()[None]
         for grid in torch.meshgrid(torch.arange(V), torch.arange(V), indexing="ij")
@@ -192,7 +195,9 @@ def priced(process: Process, log_p: Tensor, alpha: float) -> Tensor:
 @BOTH
 @pytest.mark.parametrize("alpha", [0.9, 0.4, 0.05])
 def test_nelbo_is_the_limit_of_kl_over_dt(process: Process, alpha: float) -> None:
-    """KL(q(z_s | z_t, x0) || p(z_s | z_t)) / (alpha_s - alpha_t), extrapolated to no step, for every x0 and z_t."""
+    """KL(q(z_s | z_t, x0) || p(z_s | z_t)) / (alpha_s - alpha_t) in the limit of short steps, [x0,
+    z_t].
+    """
     p = laws(process, 1, seed=4)[0, 0]
     got = priced(process, p.log(), alpha)
     for token in range(V - 1):
@@ -215,7 +220,10 @@ def test_nelbo_is_the_limit_of_kl_over_dt(process: Process, alpha: float) -> Non
 @BOTH
 @given(alpha=st.floats(1e-3, 1 - 1e-6), logits=st.lists(st.floats(-30, 30), min_size=V, max_size=V))
 def test_nelbo_is_never_negative(process: Process, alpha: float, logits: list[float]) -> None:
-    """But for the rounding of its terms, which are as large as 1 / (1 - alpha) and cancel where the guess is right."""
+    """Up to the rounding of its terms.
+
+    They are as large as 1 / (1 - alpha) and cancel for a right prediction.
+    """
     log_p = torch.log_softmax(double(*logits), dim=-1)
     got = priced(process, log_p, alpha)
     possible = torch.ones(V, V, dtype=torch.bool)
@@ -246,7 +254,7 @@ def test_shown_tokens_cost_nothing_and_masks_their_surprise() -> None:
 
 @BOTH
 def test_the_bound_has_limits_where_its_formula_has_none(process: Process) -> None:
-    """alpha = 1: the text as it is. alpha = 0, under the uniform process: z says nothing, and no step is taken yet."""
+    """alpha = 1 is the text itself. At alpha = 0 with uniform noise, z holds no information."""
     p = laws(process, 1)[0, 0]
     for edge, inside in ((1.0, 1 - 1e-7), (0.0, 1e-7)):
         at, near = (priced(process, p.log(), alpha) for alpha in (edge, inside))
@@ -293,7 +301,9 @@ def test_the_gradient_of_nelbo_is_that_of_its_formula(process: Process) -> None:
 
 
 def rows_to_price(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits [1, n, K] float32, x0, z): guesses from any to nearly right, tokens kept and lost."""
+    """(logits [1, n, K] float32, x0, z): random to almost perfect predictions, tokens kept and
+    replaced.
+    """
     generator = torch.Generator().manual_seed(size)
     logits = 2 * torch.randn(1, 12, size, generator=generator)
     x0 = torch.randint(size, (1, 12), generator=generator)
@@ -307,10 +317,10 @@ def rows_to_price(size: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.5, 0.95, 0.999])
 @pytest.mark.parametrize("size", [7, 1024, 50258])
 def test_the_uniform_bound_keeps_its_digits_in_float32(size: int, alpha: float) -> None:
-    """Its terms are as large as 1/alpha and 1/(1 - alpha) and cancel: value and gradient against the plain formula.
+    """Value and gradient in float32 against the plain formula, although large terms cancel.
 
-    Summed in float32 that formula loses 100 times as many digits at both ends. What is left here is the rounding of
-    log p itself, over K tokens.
+    The terms are as large as 1 / alpha and 1 / (1 - alpha). The plain formula in float32 loses 100
+    times as many digits at both ends. What remains is the rounding of log p itself, over K tokens.
     """
     logits, x0, z = rows_to_price(size)
     close = (5e-6 if size > 10_000 else 6e-7) * (1 / alpha + 1 / (1 - alpha))
@@ -348,14 +358,14 @@ def test_a_perfect_guess_of_many_tokens_costs_nothing(alpha: float, dtype: torch
 # --- golden data
 
 
-# Of logits through two blocks of width 48 in float32, and twice that of log p: some 8 products one behind the other,
-# sums of up to 192 terms of order 1, each right to 192 x 2^-24 in any order.
+# The error of float32 logits through two blocks of width 48, and twice that of log p: some 8
+# products in sequence, sums of up to 192 terms of order 1, each with an error of 192 x 2^-24.
 NETWORK = 2e-4
 
 
 @pytest.mark.processor
 def test_mdlms_bound() -> None:
-    """Theirs is a float32 log softmax of logits, and so is ours: either errs by its rounding, and by the network."""
+    """Both are float32 log softmaxes of logits: they differ by their roundings."""
     network, want = network_golden("hub_mdlm")
     process, schedule = MaskedProcess(38, mask_id=37), LogLinear(1e-3)
     alpha, slope = schedule.alpha(want["t"].double()), schedule.dalpha(want["t"].double())
@@ -367,7 +377,7 @@ def test_mdlms_bound() -> None:
     for prediction, error in ((from_logits, 0.0), (from_network, NETWORK)):
         weight = (-slope / (1 - alpha))[:, None].expand(masked.shape)[masked]
         got = process.nelbo(prediction, want["x0"], want["zt"], alpha, slope)
-        # The product with the weight is rounded, here and there, and theirs has its weight in float32.
+        # Both round the product with the weight, and MDLM's weight is float32.
         within(
             got[masked],
             want["nelbo_per_token"][masked],
@@ -379,10 +389,11 @@ def test_mdlms_bound() -> None:
 
 @pytest.mark.processor
 def test_duos_posterior_and_bound() -> None:
-    """Theirs are float64 sums over a float32 softmax, ours over that of the same logits, or of our network's.
+    """Duo's values are float64 sums over a float32 softmax, ours over the same logits or our
+    network's.
 
-    A relative error e of each p changes a posterior by 2 e of it at most, and the bound by e times the sum of its
-    slopes.
+    A relative error e of each p changes a posterior by at most 2 e of it, and the bound by e times
+    the sum of its slopes.
     """
     network, want = network_golden("hub_duo")
     process = UniformProcess(37)
@@ -402,7 +413,7 @@ def test_duos_posterior_and_bound() -> None:
             posterior, want["posterior"], 2.02 * error.amax(-1, keepdim=True) * want["posterior"]
         )
         nll = process.nelbo(prediction, want["x0"], z.long(), alpha_t, slope)
-        # A float32 bound is rounded in its terms, up to K / alpha of them (see the law of its digits above).
+        # A float32 bound rounds its terms, which are as large as K / alpha (see the test above).
         close = (
             6e-7 * (1 / alpha_t + 1 / (1 - alpha_t)) if nll.dtype == torch.float32 else 0 * alpha_t
         )
@@ -410,7 +421,7 @@ def test_duos_posterior_and_bound() -> None:
 
 
 def within(got: Tensor, want: Tensor, error: Tensor) -> None:
-    """Everywhere, and `error` is small beside what is compared."""
+    """The values are equal within `error`, and `error` is small compared to them."""
     assert got.shape == want.shape and bool(((got.double() - want.double()).abs() <= error).all())
     assert float(error.detach().mean()) < 1e-3 * float(want.abs().mean())
 

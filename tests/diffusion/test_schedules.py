@@ -1,4 +1,6 @@
-"""A schedule is a function, its derivative and its inverse, exact in float64 whatever precision it is asked in."""
+"""A schedule is a function, its derivative and its inverse, exact in float64 for any input
+precision.
+"""
 
 import csv
 import math
@@ -43,8 +45,8 @@ EDGES = [
     1.0,
 ]
 UNIT = st.one_of(st.sampled_from(EDGES), st.floats(0, 1))
-# A product or a sum errs by 2^-53 relatively, an elementary function by 2^-52. alpha(time(alpha)) has at most 14 such
-# parts of 2^-53, for numbers of at most 1, and each slope on the way times what remains is at most pi / 2.
+# A product or a sum has a relative error of 2^-53, an elementary function of 2^-52.
+# alpha(time(alpha)) has at most 14 errors of 2^-53 for numbers <= 1, each times at most pi / 2.
 ROUNDING = 16 * 2.0**-53
 EPS = st.one_of(st.sampled_from([0.0, 1e-3]), st.floats(0, 0.9))
 SCHEDULES = st.one_of(
@@ -68,7 +70,7 @@ def double(*values: float) -> torch.Tensor:
 
 @given(SCHEDULES)
 def test_from_all_of_the_text_to_eps_of_it(schedule: NoiseSchedule) -> None:
-    """alpha(0) = 1: at time 0 nothing is noise. Exactly, but for the last bit of a sine of pi / 2."""
+    """alpha(0) = 1 exactly, except for the last bit of a sine of pi / 2."""
     assert 1 - schedule.alpha(double(0.0)).item() <= (2**-52 if isinstance(schedule, Cosine) else 0)
     assert schedule.alpha(double(1.0)).item() == pytest.approx(schedule.eps, abs=ROUNDING)
     assert schedule.time(double(1.0)).item() == 0
@@ -79,7 +81,7 @@ def test_from_all_of_the_text_to_eps_of_it(schedule: NoiseSchedule) -> None:
 def test_alpha_falls_and_stays_inside_its_bounds(
     schedule: NoiseSchedule, times: list[float]
 ) -> None:
-    """Of two neighbouring floats the later may have the greater alpha, by rounding."""
+    """For two neighbouring floats, rounding may give the later one the greater alpha."""
     alpha = schedule.alpha(double(*sorted(times)))
     assert bool((alpha.diff() <= ROUNDING).all())
     assert schedule.eps - ROUNDING <= float(alpha.min()) and float(alpha.max()) <= 1
@@ -93,13 +95,13 @@ def test_alpha_undoes_time(schedule: NoiseSchedule, share: float) -> None:
 
 @given(SCHEDULES, st.floats(1e-3, 1 - 1e-3))
 def test_time_undoes_alpha(schedule: NoiseSchedule, t: float) -> None:
-    """Near the ends a float alpha knows t to sqrt(2^-53) only, where the slope is zero."""
+    """Where the slope is zero, a float alpha determines t only to sqrt(2^-53)."""
     assert schedule.time(schedule.alpha(double(t))).item() == pytest.approx(t, abs=1e-9)
 
 
 @given(SCHEDULES, UNIT)
 def test_times_are_times_for_every_alpha(schedule: NoiseSchedule, alpha: float) -> None:
-    """Below eps the answer is 1, the noisiest there is; so `alpha(time(a))` never fails."""
+    """Below eps `time` returns 1, the noisiest time, so `alpha(time(a))` never fails."""
     t = schedule.time(double(alpha))
     assert 0 <= t.item() <= 1
     assert schedule.alpha(t).item() == pytest.approx(max(alpha, schedule.eps), abs=ROUNDING)
@@ -110,11 +112,12 @@ def test_times_are_times_for_every_alpha(schedule: NoiseSchedule, alpha: float) 
     "kind", [LogLinear, Cosine, Polynomial, partial(Polynomial, 0.5), GaussianArgmax]
 )
 def test_no_last_bit_leads_outside(kind: Callable[..., NoiseSchedule], shift: str) -> None:
-    """time, alpha and every grid lie in [0, 1], whatever the last bit of a cosine, sine, power or exponential.
+    """time, alpha and every grid lie in [0, 1] for any rounding of elementary functions.
 
-    Without the bounds Cosine().time(0) is 1.0000000000000002 on some processors, and alpha of it raises.
+    Without clamping, Cosine().time(0) is 1.0000000000000002 on some processors, and alpha of it
+    raises.
     """
-    # The table of a Gaussian path is kept, so each shift has a path of its own.
+    # The table of a Gaussian path is cached, so each shift needs another path.
     schedule = kind(50257, -3.5 - len(shift) / 64, -1.0) if kind is GaussianArgmax else kind()
     values = torch.cat([double(*EDGES), torch.linspace(0, 1, 1001, dtype=torch.float64)])
     with LastBit(shift):
@@ -129,12 +132,12 @@ def test_no_last_bit_leads_outside(kind: Callable[..., NoiseSchedule], shift: st
                 check_levels(grid(steps, schedule))
         top, bottom = schedule.alpha(double(0.0, 1.0)).tolist()
         back = schedule.alpha(schedule.time(values))
-    # Now each of at most 4 elementary functions errs twice: by its own rounding, and by the shift.
+    # Each of at most 4 elementary functions has two errors: its own rounding and the shift.
     assert_close(back, values.clamp(bottom, top), rtol=0, atol=2 * ROUNDING)
 
 
 def test_another_last_bit_is_a_neighbour() -> None:
-    """Else the law above would see nothing."""
+    """The test above needs such a schedule to be meaningful."""
     for shift, expected in (("up", 1 + 2**-52), ("down", 1 - 2**-53)):
         with LastBit(shift):
             assert torch.cos(double(0.0)).item() == expected
@@ -163,7 +166,10 @@ def test_the_dtype_of_the_answer_is_that_of_the_question_and_the_work_is_float64
 
 
 def test_near_time_zero_nothing_cancels() -> None:
-    """1 - alpha of a float64 answer is good to 2^-53 absolutely; through float32 it would be 0 below t = 3e-8."""
+    """1 - alpha in float64 has an absolute error of 2^-53.
+
+    In float32 it would be 0 below t = 3e-8.
+    """
     for schedule in (LogLinear(), Polynomial(power=1.0)):
         assert (1 - schedule.alpha(double(1e-9))).item() == pytest.approx(0.999e-9, rel=1e-6)
     assert (1 - Cosine(eps=0.0).alpha(double(1e-4))).item() == pytest.approx(1.2337e-8, rel=1e-4)
@@ -238,7 +244,9 @@ ARGMAX = pytest.mark.parametrize(
 
 
 def by_sums(argmax: GaussianArgmax, t: float) -> tuple[float, float]:
-    """(alpha, d alpha / dt) by plain sums over the Gaussian and the chain rule: no table, no differences."""
+    """(alpha, d alpha / dt) by plain sums over the Gaussian and the chain rule: no table, no
+    differences.
+    """
     size, span = argmax.vocab_size, argmax.gamma_max - argmax.gamma_min
     root = math.exp(-0.5 * (argmax.gamma_min + t * span))
     alpha = (size * duality_keep(root, size) - 1) / (size - 1)
@@ -247,7 +255,10 @@ def by_sums(argmax: GaussianArgmax, t: float) -> tuple[float, float]:
 
 @ARGMAX
 def test_the_operator_and_its_derivative_are_the_plain_sums(argmax: GaussianArgmax) -> None:
-    """At random times and at the ends; the derivative relatively to its greatest value, as both ends are flat."""
+    """At random times and at the ends.
+
+    The error of the derivative is relative to its maximum, because both ends are flat.
+    """
     t = torch.cat(
         [
             double(0.0, 1.0),
@@ -271,7 +282,9 @@ def test_the_operator_and_its_derivative_are_the_plain_sums(argmax: GaussianArgm
 
 @ARGMAX
 def test_its_derivative_belongs_to_its_values(argmax: GaussianArgmax) -> None:
-    """Between any two times alpha falls by the integral of its slope (Gauss's rule in 64 pieces)."""
+    """Between any two times alpha decreases by the integral of its slope (Gauss's rule in 64
+    pieces).
+    """
     cut = torch.linspace(0, 1, 65, dtype=torch.float64)
     middle, half = (cut[1:] + cut[:-1]) / 2, cut.diff() / 2
     third = math.sqrt(0.6)
@@ -283,7 +296,7 @@ def test_its_derivative_belongs_to_its_values(argmax: GaussianArgmax) -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(-4.7, -1.0), (-4.0, -1.5)])
 def test_duos_published_integral(low: float, high: float) -> None:
-    """tests/golden: gamma, and P(arg max = x0) = alpha + (1 - alpha) / K, wherever the schedule reaches."""
+    """P(arg max = x0) = alpha + (1 - alpha) / K against the published table (tests/golden)."""
     argmax, size = GaussianArgmax(50257, low, high), 50257
     rows = [row for row in csv.DictReader(TABLE.open()) if low <= float(row["gamma"]) <= high]
     gamma, root, keep = (
@@ -302,7 +315,7 @@ def test_duos_published_integral(low: float, high: float) -> None:
     [(-4, 0.9987), (-3.55, 0.9455), (-3, 0.5962), (-2.5, 0.238), (-1.85, 0.0493), (-1, 0.0062)],
 )
 def test_published_levels(gamma: float, alpha: float) -> None:
-    """docs/ANCHORS 2.5, for the 50257 tokens of GPT-2."""
+    """Duo's published values for the 50257 tokens of GPT-2."""
     argmax = GaussianArgmax(50257, -4.5, 0.0)
     assert argmax.alpha(double((gamma + 4.5) / 4.5)).item() == pytest.approx(alpha, abs=1e-4)
     assert gamma_at(argmax.alpha(double((gamma + 4.5) / 4.5)).item(), 50257) == pytest.approx(
@@ -318,9 +331,8 @@ def test_it_falls_and_its_inverse_goes_back(argmax: GaussianArgmax, times: list[
     assert bool((alpha.diff() <= ROUNDING).all())
     back = argmax.time(alpha)
     steep = argmax.dalpha(t).abs() > 1e-4
-    assert_close(
-        back[steep], t[steep], rtol=0, atol=1e-10
-    )  # elsewhere alpha itself knows t no better
+    # Elsewhere alpha determines t no better.
+    assert_close(back[steep], t[steep], rtol=0, atol=1e-10)
     assert_close(argmax.alpha(back), alpha, rtol=0, atol=1e-14)
 
 
@@ -329,12 +341,12 @@ def test_it_falls_and_its_inverse_goes_back(argmax: GaussianArgmax, times: list[
 def test_every_level_has_a_time_and_beyond_the_ends_the_nearest(
     argmax: GaussianArgmax, share: float
 ) -> None:
-    """The path is cut off: above alpha(0) the answer is 0, below alpha(1) it is 1."""
+    """The path is cut off: above alpha(0) `time` returns 0, below alpha(1) it returns 1."""
     top, bottom = argmax.alpha(double(0.0, 1.0)).tolist()
     t = argmax.time(double(share))
     assert 0 <= t.item() <= 1
     assert argmax.alpha(t).item() == pytest.approx(min(max(share, bottom), top), abs=1e-14)
-    # Rounded, alpha(1) may lie above the last value of the table; there alpha' is greater than alpha.
+    # alpha(1) may be rounded to above the last value of the table, where alpha' exceeds alpha.
     assert argmax.time(double(1.0, top, bottom, 0.0)).tolist() == pytest.approx(
         [0, 0, 1, 1], abs=ROUNDING
     )
@@ -364,11 +376,11 @@ def test_gamma_at_is_the_inverse_of_the_operator(size: int) -> None:
 def test_a_range_of_gamma_outside_the_table(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="gamma is out of range") as caught:
         GaussianArgmax(50257, low, high)
-    said = str(caught.value)
+    message = str(caught.value)
     assert (
-        f"got gamma_min = {low} and gamma_max = {high}" in said
-        and "want -4.74 <= gamma_min < gamma_max <= 8.91" in said
-        and "50257" in said
+        f"got gamma_min = {low} and gamma_max = {high}" in message
+        and "want -4.74 <= gamma_min < gamma_max <= 8.91" in message
+        and "50257" in message
     )
 
 

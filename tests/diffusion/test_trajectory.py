@@ -1,4 +1,4 @@
-"""One draw, read at any level: nested, with the right law at one level and at two."""
+"""A trajectory: nested, with the right law at one level and at two."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ def levels(*alphas: float, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @given(process_and_text, st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_views_of_one_trajectory_are_nested(drawn: tuple, alphas: list[float]) -> None:
-    """Theorem 3.3: with less noise more of the text is there, and what is not there is the same noise."""
+    """Theorem 3.3: less noise shows more of the text, and a noised token is the same noise."""
     path = draw(*drawn)
     low, high = levels(*alphas).view(2, 3).sort(dim=0).values
     z_t, z_s = path.at(low), path.at(high)
@@ -68,7 +68,7 @@ def test_each_sequence_has_its_own_level() -> None:
 
 
 def test_u_is_compared_in_float64_and_strictly() -> None:
-    """A token stays while u < alpha; alpha in float32 is the number that it is."""
+    """A token stays while u < alpha. A float32 alpha is compared exactly."""
     half = 0.5
     path = Trajectory(
         torch.zeros(1, 3).long(),
@@ -140,10 +140,11 @@ def test_tokens_and_sequences_are_lost_independently(
     for one, two in ((first, second), (first[1:], first[:-1])):
         cells = torch.bincount((one * 6).long() * 6 + (two * 6).long(), minlength=36)
         assert chisquare(cells.numpy()).pvalue > 1e-3
+    # The noise token does not depend on the level.
     lost = (
         path.noise[0][first > 0.5],
         path.noise[0][first <= 0.5],
-    )  # which noise does not depend on when
+    )
     rates = [torch.bincount(part, minlength=V) / len(part) for part in lost]
     assert float((rates[0] - rates[1]).abs().max()) < 0.03
 

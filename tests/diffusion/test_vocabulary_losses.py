@@ -39,7 +39,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def scene(
     head: str, dtype: torch.dtype, seed: int = 0
 ) -> tuple[Prediction, Prediction, Tensor, Tensor]:
-    """(student, teacher, x0, where): a third of the tokens shown to the student, where it is marked or not."""
+    """(student, teacher, x0, where). A third of the tokens is visible to the student."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -52,9 +52,8 @@ def scene(
     if head == "table":
         student = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, shown)
     else:
-        linear = (nn.Linear if head == "linear" else Linear)(
-            D, V, dtype=dtype
-        )  # the second one knows its derivative
+        # The second one has its own backward pass.
+        linear = (nn.Linear if head == "linear" else Linear)(D, V, dtype=dtype)
         linear.weight.data, linear.bias.data = normal(V, D), normal(V)
         student = Prediction(normal(B, L, D).requires_grad_(), linear, V, MASK, shown)
     teacher = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, None)
@@ -130,7 +129,7 @@ def set_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_values_and_gradients_are_the_plain_ones(
     name: str, head: str, chunk: int, dtype: torch.dtype, set_chunk: Callable[[int], None]
 ) -> None:
-    """Every row has its own factor behind it, so that a gradient in a wrong row is seen."""
+    """Each row is multiplied by its own factor, so a gradient in a wrong row shows."""
     set_chunk(chunk)
     student, teacher, x0, where = scene(head, dtype)
     fast, plain = LOSSES[name]
@@ -183,7 +182,7 @@ def test_shown_rows_and_the_mask_column_learn_nothing(name: str, head: str) -> N
 @EACH
 @HEADS
 def test_no_rows_at_all(name: str, head: str) -> None:
-    """A batch without a MASK still takes part in the backward pass: all gradients are zero, none is missing."""
+    """A batch without a MASK takes part in the backward pass: all gradients are zero."""
     student, teacher, x0, where = scene(head, torch.float32)
     values = LOSSES[name][0](student, teacher, x0, torch.zeros_like(where))
     assert values.shape == (0,) and values.dtype == torch.float32
@@ -192,7 +191,7 @@ def test_no_rows_at_all(name: str, head: str) -> None:
 
 
 def test_no_rows_have_the_dtype_of_rows() -> None:
-    """bfloat16 hidden states give float32 losses, also where there is no row."""
+    """bfloat16 hidden states give float32 losses, for no rows too."""
     student = Prediction(torch.zeros(1, 2, V, dtype=torch.bfloat16), TableHead(), V)
     some = torch.tensor([[True, False]])
     for where in (some, some & ~some):
@@ -204,7 +203,7 @@ def test_no_rows_have_the_dtype_of_rows() -> None:
 
 @EACH
 def test_only_what_wants_a_gradient_gets_one(name: str) -> None:
-    """A frozen head, a frozen backbone; and never the teacher."""
+    """A frozen head or a frozen backbone; the teacher is always frozen."""
     student, teacher, x0, where = scene("linear", torch.float32)
     fast, _ = LOSSES[name]
     student.head.weight.requires_grad_(False)
@@ -250,7 +249,7 @@ def test_divergences_are_zero_between_equals_only(seed: int) -> None:
 
 @given(st.integers(0, 10**6))
 def test_how_the_distances_bound_each_other(seed: int) -> None:
-    """Pinsker, TV^2 <= KL / 2; TV <= 1; the squared distance is at most 2 TV^2."""
+    """Pinsker: TV^2 <= KL / 2. Also TV <= 1, and the squared distance is at most 2 TV^2."""
     student, teacher, _, where = scene("table", torch.float64, seed)
     free = where & (student.z == MASK)
     far, square = total_variation(student, teacher, free), squared_error(student, teacher, free)
@@ -260,7 +259,7 @@ def test_how_the_distances_bound_each_other(seed: int) -> None:
 
 
 def test_distances_of_laws_that_share_nothing() -> None:
-    """Point masses on two tokens: total variation 1, squared distance 2; finite, while the divergences explode."""
+    """Point masses on two tokens: total variation 1, squared distance 2. The KLs are huge."""
     points = torch.full((1, 2, V), -1e6, dtype=torch.float64)
     points[0, 0, 1] = points[0, 1, 2] = 0.0
     one, two = Prediction.from_log_p(points), Prediction.from_log_p(points.flip(1))
@@ -272,7 +271,7 @@ def test_distances_of_laws_that_share_nothing() -> None:
 
 @pytest.mark.parametrize("divergence", DISTANCES)
 def test_laws_of_two_vocabularies_are_refused(divergence: Callable[..., Tensor]) -> None:
-    """Also where there is no row to compare: it is the models that do not fit."""
+    """Also for no rows: the vocabularies differ."""
     one, two = (Prediction.from_log_p(torch.zeros(1, 2, size)) for size in (5, 6))
     for where in (torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)):
         with pytest.raises(ValueError, match="teacher .*got 6 and 5 tokens"):
@@ -280,7 +279,9 @@ def test_laws_of_two_vocabularies_are_refused(divergence: Callable[..., Tensor])
 
 
 def test_reverse_kl_to_a_point_mass_is_a_million_and_finite() -> None:
-    """What a student pays where the teacher sees the token: about 1e6 (1 - p), which is how 'KL-Bwd' exploded."""
+    """Reverse KL is about 1e6 (1 - p) for a token that is visible to the teacher (the paper's
+    'KL-Bwd').
+    """
     student, teacher, x0, _ = scene("linear", torch.float32)
     everywhere = torch.ones(B, L, dtype=torch.bool)
     student, seeing = replace(student, z=None), replace(teacher, z=x0)
@@ -303,7 +304,10 @@ def test_spread_puts_rows_back() -> None:
 
 
 def test_weights_may_not_change_before_the_backward_pass() -> None:
-    """The gradient is that of the weights that gave the value; where rows count unequally the head runs again."""
+    """The gradient belongs to the weights of the forward pass.
+
+    For unequal factors the head runs again.
+    """
     student, teacher, _, where = scene("linear", torch.float32)
     values = reverse_kl(student, teacher, where)
     with torch.no_grad():
@@ -317,7 +321,7 @@ def test_weights_may_not_change_before_the_backward_pass() -> None:
 def test_the_head_runs_once_where_rows_count_equally(
     name: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the gradient is that of the sum, times what stands before it; unequal weights are a sum of such gradients."""
+    """A common factor scales the gradient. Unequal factors give a sum of such gradients."""
     student, teacher, x0, where = scene(head, torch.float64)
     calls: list[int] = []
     forward = type(student.head).__call__
@@ -347,8 +351,18 @@ def test_the_head_runs_once_where_rows_count_equally(
         assert_close(a, b + c)
 
 
+@EACH
 @HEADS
-def test_nobody_makes_gradients_that_nobody_asked_for(
+@DTYPES
+def test_values_without_a_graph_are_the_same(name: str, head: str, dtype: torch.dtype) -> None:
+    student, teacher, x0, where = scene(head, dtype)
+    with_graph = LOSSES[name][0](student, teacher, x0, where)
+    with torch.no_grad():
+        assert torch.equal(LOSSES[name][0](student, teacher, x0, where), with_graph)
+
+
+@HEADS
+def test_no_gradient_is_computed_without_a_graph(
     head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, teacher, x0, where = scene(head, torch.float32)
@@ -372,7 +386,7 @@ def double(value: float, n: int) -> Tensor:
 def test_the_weights_of_the_masked_bound_cost_no_second_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each sequence has its own; they are known before the head runs."""
+    """Each sequence has its own weight, which is known before the head runs."""
     student, _, x0, _ = scene("direct", torch.float64)
     z = torch.where(student.z == MASK, MASK, x0)
     alpha = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
@@ -399,7 +413,7 @@ def test_a_gradient_belongs_to_whoever_asked_for_it() -> None:
 
 
 class Memory(TorchDispatchMode):
-    """The most bytes that tensors made under it held at one time, and the largest one."""
+    """The peak bytes of tensors made under it, and the bytes of the largest one."""
 
     def __init__(self) -> None:
         super().__init__()

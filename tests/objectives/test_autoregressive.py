@@ -1,4 +1,4 @@
-"""The baseline learns -log p(text), and nothing of it looks ahead."""
+"""The objective is -log p(text), and no token depends on later ones."""
 
 from itertools import product
 
@@ -16,7 +16,7 @@ TEXTS = torch.tensor(list(product(range(V), repeat=L)))
 
 
 def test_the_terms_of_a_text_sum_to_its_surprise() -> None:
-    """Every token counts, the first too: the probabilities of all texts sum to 1."""
+    """Every token counts, the first too. The probabilities of all texts sum to 1."""
     predictor = causal(V, L).predictor
     loss = NextToken(start_id=0)(predictor, TEXTS, step=0)
     assert loss.per_token.shape == TEXTS.shape and torch.equal(

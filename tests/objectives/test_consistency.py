@@ -1,6 +1,6 @@
-"""Masked consistency distillation is Eq. 14 and Algorithm 1 of Latent Shadows, and each switch is one switch.
+"""MCD is Eq. 14 and Algorithm 1 of Latent Shadows, and each switch changes one thing.
 
-With uniform noise it is Duo's discrete consistency distillation: one divergence, at every token.
+With uniform noise it is Duo's discrete consistency distillation: one divergence at every token.
 """
 
 import copy
@@ -93,7 +93,9 @@ def test_each_token_has_the_term_of_its_region(seed: int, direction: str, reveal
 
 @given(st.integers(0, 10**6))
 def test_forward_divergence_everywhere_is_divergence_and_cross_entropy(seed: int) -> None:
-    """The paper's row 'KL-Fwd': where the teacher sees the token its law is SUBS' point mass."""
+    """The paper's row 'KL-Fwd': for a token that is visible to the teacher q is a point mass
+    (SUBS).
+    """
     student, teacher, x0, mask_t, mask_s = pair(seed)
     everywhere = distillation_loss(
         student,
@@ -118,7 +120,9 @@ def test_forward_divergence_everywhere_is_divergence_and_cross_entropy(seed: int
 
 @given(st.integers(0, 10**6))
 def test_reverse_divergence_everywhere_explodes(seed: int) -> None:
-    """The paper's row 'KL-Bwd: failed': about 1e6 (1 - p(x0)) nats where only the teacher sees."""
+    """The paper's row 'KL-Bwd: failed': about 1e6 (1 - p(x0)) nats for a token visible to the
+    teacher only.
+    """
     student, teacher, x0, mask_t, mask_s = pair(seed)
     got = distillation_loss(student, teacher, x0, mask_t, mask_s, revealed="divergence")
     only_teacher = mask_t & ~mask_s
@@ -154,7 +158,7 @@ def test_gradients_are_the_plain_ones_and_the_teachers_are_none() -> None:
 
 
 def test_a_sharp_teacher_is_a_sharp_teacher_only() -> None:
-    """tau is not applied to the student: at equal laws the loss is zero for tau = 1 and for no other."""
+    """tau is the teacher's only: for equal laws the loss is zero for tau = 1 and no other."""
     student, _, x0, mask_t, _ = pair(0)
     twin = replace(student, hidden=student.hidden.detach())
     same = distillation_loss(student, twin, x0, mask_t, mask_t)
@@ -240,7 +244,7 @@ def test_a_step_is_equation_14_on_what_the_two_were_shown(
 
 @given(st.integers(0, 10**9), st.sampled_from([0, 10, 20]))
 def test_the_teachers_view_is_nested_in_the_students(seed: int, step: int) -> None:
-    """Theorem 3.3: what the teacher has masked the student has masked too; both show x0 elsewhere."""
+    """Theorem 3.3: the teacher's MASKs are MASKs of the student. Elsewhere both see x0."""
     _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(objective(), step, seed)
     assert bool(((z_t == MASK) | (z_s != MASK)).all()) and bool((alpha_s > alpha_t).all())
     for z in (z_t, z_s):
@@ -275,7 +279,10 @@ def test_times_lie_beyond_delta_one_in_each_stratum(step: int) -> None:
 
 @pytest.mark.parametrize("reduction", ["tokens", "masked"])
 def test_weights_and_metrics(reduction: str) -> None:
-    """The mean is over all tokens, or over those that z_t masks; metrics are the loss's own parts."""
+    """The mean is over all tokens or over the MASKs of z_t.
+
+    The metrics are the two parts of the loss.
+    """
     loss, _, (z_t, _), _ = step_of(objective(reduction=reduction), step=20)
     want = torch.ones(B, L) if reduction == "tokens" else (z_t == MASK)
     assert_close(loss.weight.double(), want.double())
@@ -302,8 +309,8 @@ def test_switches_reach_the_loss() -> None:
     losses = {
         switches: step_of(objective(**dict([switches])), step=20)[0].per_token.detach()
         for switches in [
-            ("direction", "reverse"), ("direction", "forward"), ("revealed", "none"), ("revealed", "divergence"),
-            ("coupling", "independent"),
+            ("direction", "reverse"), ("direction", "forward"), ("revealed", "none"),
+            ("revealed", "divergence"), ("coupling", "independent"),
         ]
     }  # fmt: skip
     values = list(losses.values())
@@ -312,8 +319,14 @@ def test_switches_reach_the_loss() -> None:
     assert float(none.sum()) < float(full.sum()) < float(losses["revealed", "divergence"].sum())
 
 
+@pytest.mark.parametrize("name", ["direction", "revealed", "coupling", "reduction"])
+def test_an_unknown_switch_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is unknown: got 'other', want one of "):
+        objective(**{name: "other"})
+
+
 def test_the_teacher_is_reset_at_the_start_of_a_round_only() -> None:
-    """Algorithm 1's hard reset: raw student weights, a copy, without gradient and without dropout."""
+    """Algorithm 1's hard reset: a copy of the raw student weights, without gradient or dropout."""
     method, student = objective(), Toy(V, MASK, seed=8)
     for step in range(40):
         with torch.no_grad():
@@ -338,7 +351,7 @@ def test_the_teacher_is_reset_at_the_start_of_a_round_only() -> None:
 def test_at_a_rounds_start_the_student_already_agrees_with_itself_where_nothing_was_revealed() -> (
     None
 ):
-    """The first loss of a round at tau = 1 is what the revealed tokens tell: zero where z_s = z_t."""
+    """At tau = 1 the first loss of a round is that of the revealed tokens: zero if z_s = z_t."""
     method = replace(objective(), rounds=Rounds(10, 1e-9, (1.0,)))
     student = Toy(V, MASK, seed=8)
     method.prepare(0, student)
@@ -371,7 +384,7 @@ def test_a_step_is_a_function_of_step_and_generator() -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.25, 3.0])
 @pytest.mark.parametrize("reduction", ["tokens", "masked"])
 def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction: str) -> None:
-    """Eq. 14 with a factor before its second sum; what counts in the mean stays the same."""
+    """Eq. 14 with a factor on its second sum. The weight of the mean does not change."""
     plain, _, (z_t, _), (z_s, _) = step_of(objective(reduction=reduction), step=20)
     scaled, *_ = step_of(objective(reduction=reduction, revealed_weight=weight), step=20)
     revealed = (z_t == MASK) & (z_s != MASK)
@@ -391,7 +404,7 @@ def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction:
 def test_the_structure_is_that_of_both_views(
     structure: Structure | None, coupling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One path where they are locked, two where they are not; with a block of correlation 1 a row goes as one token."""
+    """One path if locked, two if not. With blocks of correlation 1 a row changes as one token."""
     paths: list[Trajectory] = []
 
     def watched(*arguments: object) -> Trajectory:
@@ -431,7 +444,10 @@ def uniform(schedule: NoiseSchedule = PATH, **switches: object) -> Consistency:
 def test_every_token_has_the_divergence_and_nothing_else(
     direction: str, revealed: str, step: int, schedule: NoiseSchedule
 ) -> None:
-    """Duo, section 4.2: KL(student at z_t || teacher at z_s), mean over all tokens; x0 is told to nobody."""
+    """Duo, section 4.2:
+
+    KL(student at z_t || teacher at z_s), a mean over all tokens. x0 is not used.
+    """
     method = uniform(schedule, direction=direction, revealed=revealed, revealed_weight=7.0)
     loss, student, (z_t, alpha_t), (z_s, alpha_s) = step_of(method, step, x0=TEXT)
     log_p = student(z_t, alpha_t).log_p().detach()
@@ -472,9 +488,8 @@ def test_both_views_are_of_one_trajectory_or_of_two(monkeypatch: pytest.MonkeyPa
 def test_independent_views_return_to_x0_and_change_their_rival() -> None:
     x0 = TEXT.repeat(20, 20)
     _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(uniform(coupling="independent"), 20, x0=x0)
-    both_lost = ((1 - alpha_t) * (1 - alpha_s) * (1 - 1 / K) ** 2)[
-        :, None
-    ]  # both are noise, and no x0 by chance
+    # Both are noise, and no x0 by chance.
+    both_lost = ((1 - alpha_t) * (1 - alpha_s) * (1 - 1 / K) ** 2)[:, None]
     changed = (z_s != x0) & (z_t != x0) & (z_s != z_t)
     want = float((both_lost * (1 - 1 / (K - 1))).mean())
     assert float(changed.double().mean()) == pytest.approx(want, abs=0.01)

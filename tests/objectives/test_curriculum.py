@@ -1,4 +1,4 @@
-"""Duo's curriculum: the bound on softened input, then the plain one; cold enough, the two are one."""
+"""Duo's curriculum: soft input first, then the plain bound; at a low temperature they agree."""
 
 import math
 from dataclasses import replace
@@ -30,8 +30,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def objective(**switches: object) -> Curriculum:
-    told = {"soft_steps": 10, "temperature": 0.3, "top_k": 3}
-    return Curriculum(PROCESS, Cosine(), PATH, **(told | switches))
+    settings = {"soft_steps": 10, "temperature": 0.3, "top_k": 3}
+    return Curriculum(PROCESS, Cosine(), PATH, **(settings | switches))
 
 
 def step_of(
@@ -53,7 +53,7 @@ def heaviest(soft: SoftTokens) -> Tensor:
 def test_the_network_reads_a_mixture_and_is_priced_at_its_arg_max(
     seed: int, top_k: int, step: int
 ) -> None:
-    """The bound's own alpha and slope are those of the Gaussian path at t, not those of the schedule."""
+    """The bound uses alpha and slope of the Gaussian path at t, not of the schedule."""
     loss, student = step_of(objective(top_k=top_k), step, seed)
     [(soft, alpha)] = student.calls
     assert (
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_the_bound_on_soft_input() -> None:
 
 
 def test_on_average_it_is_duos_code() -> None:
-    """Eq. 18 by K Gaussians a token, softmax(w / tau) and their arg max, against the sparse input with all rivals.
+    """The sparse input with all other tokens against Eq. 18 from K Gaussians a token.
 
     Means of the loss of a row over many rows, each with its own time.
     """
@@ -121,7 +121,7 @@ def test_at_no_temperature_it_is_the_hard_bound_over_the_path(seed: int) -> None
 
 
 def test_at_no_temperature_it_is_the_bound_of_the_paths_schedule_on_average() -> None:
-    """The arg max of the Gaussian against `Nelbo` on trajectories: one law of (t, z_t)."""
+    """The arg max of the Gaussian and `Nelbo` on trajectories have one law of (t, z_t)."""
     n = 20_000
     x0 = torch.randint(K, (1, L), generator=seeded(3)).repeat(n, 1)
     soft, _ = step_of(objective(temperature=1e-12, top_k=1), seed=1, x0=x0)
@@ -172,7 +172,7 @@ def test_what_has_no_law_is_refused_when_the_objective_is_made() -> None:
 
 
 def test_the_range_of_the_path_is_its_own() -> None:
-    """Another path, another loss; another schedule changes nothing while the input is soft."""
+    """Another path changes the loss. Another schedule changes nothing while the input is soft."""
     one = step_of(objective())[0].per_token
     same = step_of(replace(objective(), schedule=LogLinear()))[0].per_token
     other = step_of(

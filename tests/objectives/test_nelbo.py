@@ -1,4 +1,4 @@
-"""A teacher learns the bound of its process, at times that cover the unit interval."""
+"""The bound of a process, at times that cover the unit interval."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_times_are_stratified_over_the_batch(t_min: float) -> None:
 
 
 def test_the_mean_over_batches_is_the_bound() -> None:
-    """A network that knows nothing: log(V - 1) nats a token (its logits are zero), as MDLM's starts."""
+    """A network with zero logits: log(V - 1) nats a token, as MDLM's starts."""
     network = toy(MASKED)
     nn.init.zeros_(network.head.weight)
     nn.init.zeros_(network.head.bias)
@@ -77,9 +77,8 @@ def test_the_mean_over_batches_is_the_bound() -> None:
     x0 = X0.repeat(8, 1)
     losses = [objective(network, x0, step=i, generator=generator).per_token for i in range(300)]
     means = torch.stack([loss.detach().mean() for loss in losses])
-    exact = 0.999 * math.log(
-        V - 1
-    )  # a token is masked with probability 0.999 t and then weighs 1 / t
+    # A token is masked with probability 0.999 t and then weighs 1 / t.
+    exact = 0.999 * math.log(V - 1)
     error = float(means.std()) / 300**0.5
     assert abs(float(means.mean()) - exact) < 4 * error and error < 0.01
 

@@ -41,7 +41,7 @@ def test_a_round_is_constant_and_starts_once(plan: Rounds) -> None:
 
 
 def test_order_does_not_matter() -> None:
-    """A resume asks about step 7 first."""
+    """A resumed run calls step 7 first."""
     plan = Rounds(3, 1 / 16, (0.9, 0.8))
     forward = [plan.delta(step) for step in range(9)]
     assert [plan.delta(step) for step in reversed(range(9))] == forward[::-1]

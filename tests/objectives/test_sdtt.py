@@ -1,4 +1,4 @@
-"""Self-Distillation Through Time against a walk spelt out token by token, by the paper and as released."""
+"""SDTT against a walk of the teacher written token by token, by the paper and as released."""
 
 import copy
 import math
@@ -38,19 +38,19 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def objective(**switches: object) -> Sdtt:
-    told = {
+    settings = {
         "process": PROCESS,
         "schedule": LogLinear(),
         "teacher": Toy(V, MASK, seed=7),
         "rounds": ROUNDS,
     }
-    return Sdtt(**(told | switches))
+    return Sdtt(**(settings | switches))
 
 
 def step_of(
     method: Sdtt, step: int = 0, seed: int = 0, x0: Tensor = X0
 ) -> tuple[Loss, Toy, list[Tensor]]:
-    """(loss, student, what the teacher was shown: z_t first, a view a step)."""
+    """(loss, student, inputs of the teacher): z_t first, one view for each step."""
     student = Toy(V, MASK, seed=8)
     method.teacher.calls.clear()
     loss = method(student, x0, step=step, generator=seeded(seed))
@@ -61,19 +61,19 @@ def step_of(
 
 
 def walked(views: list[Tensor]) -> Tensor:
-    """The step that revealed each token [B, L], read off what the teacher was shown; -1 where z_t shows it."""
+    """The step that unmasked each token [B, L], from the teacher's inputs; -1: visible in z_t."""
     last = len(views) - 1
-    found = torch.full(views[0].shape, -1)
-    for b in range(found.shape[0]):
-        for i in range(found.shape[1]):
+    steps = torch.full(views[0].shape, -1)
+    for b in range(steps.shape[0]):
+        for i in range(steps.shape[1]):
             if views[0][b, i] == MASK:
-                found[b, i] = next((j for j in range(last) if views[j + 1][b, i] != MASK), last)
-    return found
+                steps[b, i] = next((j for j in range(last) if views[j + 1][b, i] != MASK), last)
+    return steps
 
 
 @pytest.fixture
 def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
-    """Choose the times t [B] and the levels u [B, L] of a step, in place of the dice."""
+    """Set the times t [B] and the levels u [B, L] of a step in place of random ones."""
 
     def chosen(t: Tensor, u: Tensor) -> None:
         monkeypatch.setattr(sdtt, "stratified", lambda *_: t)
@@ -94,7 +94,7 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
 def test_each_mask_is_held_against_the_law_it_was_drawn_from(
     k: int, divergence: str, time_grid: str
 ) -> None:
-    """And a MASK that the walk leaves against the last law; nothing is asked of a token that z_t shows."""
+    """A MASK that the walk leaves is compared with the last law. A visible token has no loss."""
     method = objective(teacher_steps=k, divergence=divergence, time_grid=time_grid)
     loss, student, views = step_of(method, step=25)
     assert len(views) == k
@@ -134,7 +134,7 @@ def test_one_step_is_the_divergence_from_the_teacher_at_the_same_text() -> None:
 def test_the_papers_walk_reads_one_trajectory(
     k: int, schedule: NoiseSchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The MASKs before step j are those of the student's own trajectory at t - j delta: no second draw decides."""
+    """The MASKs before step j are those of the student's trajectory at t - j delta."""
     paths: list[Trajectory] = []
 
     def watched(*arguments: object) -> Trajectory:
@@ -164,15 +164,17 @@ def test_the_papers_walk_reads_one_trajectory(
 def test_who_is_revealed_when(
     schedule: NoiseSchedule, time_grid: str, seed: int, k: int, t: float, delta: float
 ) -> None:
-    """Share by share: of the MASKs at hand (alpha_{j+1} - alpha_j) / (1 - alpha_j), or the released delta / t_j."""
+    """The share of each step:
+
+    (alpha_{j+1} - alpha_j) / (1 - alpha_j), or the released delta / t_j.
+    """
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
         times = torch.tensor([t], dtype=torch.float64)
         alpha = float(schedule.alpha(times))
         u = torch.rand(1, L, generator=seeded(seed), dtype=torch.float64)
-        u = (
-            (alpha + (1 - alpha) * u).clamp(max=1 - 2**-53) if t < 0.5 else u
-        )  # else few tokens would be a MASK
+        # Else few tokens would be a MASK.
+        u = (alpha + (1 - alpha) * u).clamp(max=1 - 2**-53) if t < 0.5 else u
         context.setattr(sdtt, "stratified", lambda *_: times)
         context.setattr(
             sdtt, "trajectory", lambda process, x0, _: Trajectory(x0, torch.full_like(x0, MASK), u)
@@ -211,9 +213,10 @@ def test_who_is_revealed_when(
 def test_the_released_first_step_is_that_of_another_time(
     t: float, start: float, draw: Draw
 ) -> None:
-    """docs/ANCHORS 7.3: at delta = 1/1024 the walk of two steps starts as if at .749, .990, .188, and not at t.
+    """At delta = 1/1024 the released walk of two steps starts at .749, .990, .188 instead of t.
 
-    (Its second time decides nothing: the last step's target is one law, revealed or not.)
+    The start of the second step does not matter: its target is one law, whether it unmasks the
+    token or not.
     """
     delta, n = 1 / 1024, 200_000
     alpha = float(LogLinear().alpha(torch.tensor(t).double()))
@@ -257,7 +260,7 @@ def test_the_slip_halves_the_first_step_near_the_text_and_leaves_it_at_noise(dra
 
 @TIME_GRIDS
 def test_shares_by_chance(time_grid: str) -> None:
-    """No level is chosen here: of the MASKs of z_t at time t, a binomial number falls in each step."""
+    """Random levels: the number of MASKs that each step unmasks is binomial."""
     method, x0 = (
         objective(teacher_steps=3, time_grid=time_grid),
         torch.zeros(4, 60_000, dtype=torch.int64),
@@ -278,7 +281,7 @@ def test_shares_by_chance(time_grid: str) -> None:
 
 
 def walked_fast(views: list[Tensor]) -> Tensor:
-    """`walked`, for many tokens: the number of views that still cover the token, less one."""
+    """As `walked`, for many tokens: the number of views in which the token is masked, less one."""
     return torch.stack([z == MASK for z in views]).sum(0) - 1
 
 
@@ -288,7 +291,7 @@ def test_the_two_ways_to_read_a_walk_agree() -> None:
 
 
 def test_revealed_tokens_follow_the_teachers_law_and_stay() -> None:
-    """Counts of each token against the sum of its probabilities under the law of the step before."""
+    """The counts of each token against its probabilities under the law of the step before."""
     method, x0 = objective(teacher_steps=3), torch.randint(MASK, (8, 8000), generator=seeded(1))
     _, _, views = step_of(method, step=25, x0=x0)
     alpha = torch.full((8,), 0.5)
@@ -305,7 +308,7 @@ def test_revealed_tokens_follow_the_teachers_law_and_stay() -> None:
 
 
 class Alone(Toy):
-    """A token's law depends on nothing: whatever the walk reveals, it teaches the same."""
+    """With a product law, whatever the walk unmasks, the target is the same."""
 
     def forward(self, z: Tensor, alpha: Tensor):  # type: ignore[no-untyped-def]
         plain = super().forward(z, alpha)
@@ -318,7 +321,7 @@ class Alone(Toy):
 def test_a_teacher_whose_tokens_are_independent_has_nothing_to_add_in_more_steps(
     k: int, divergence: str, time_grid: str
 ) -> None:
-    """A product law is its own walk: a student that is equal to the teacher has lost nothing, in any number."""
+    """For a product law a student that equals the teacher has loss zero, at any number of steps."""
     method = objective(
         teacher=Alone(V, MASK, seed=8), teacher_steps=k, divergence=divergence, time_grid=time_grid
     )
@@ -346,7 +349,7 @@ def test_the_mean_is_over_the_masks() -> None:
 
 
 def test_the_student_learns_and_the_teacher_does_not() -> None:
-    """The gradient is that of the plain formula, the targets being constants."""
+    """The gradient of the plain formula with constant targets."""
     method = objective(teacher_steps=2)
     loss, student, views = step_of(method, step=20)
     factor = torch.randn(B, L, generator=seeded(3), dtype=torch.float64)
@@ -378,7 +381,7 @@ class Counting(nn.Linear):
 @TIME_GRIDS
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_head_runs_on_masks_only(k: int, time_grid: str) -> None:
-    """Once a MASK for the student, once for its target, and once more to draw what the walk reveals."""
+    """Head rows: a MASK needs one for the student, one for its target, and one to be drawn."""
     method, student = objective(teacher_steps=k, time_grid=time_grid), Toy(V, MASK, seed=8)
     for toy in (student, method.teacher):
         counting = Counting(6, V, dtype=torch.float64)
@@ -421,7 +424,7 @@ def test_a_round_starts_with_the_student_and_doubles_the_step() -> None:
 def test_times_before_the_text_break_nothing(
     k: int, divergence: str, schedule: NoiseSchedule, time_grid: str, draw: Draw
 ) -> None:
-    """t < delta: the first step ends at the text and takes every MASK; the last steps have nothing to do."""
+    """t < delta: the first step unmasks every MASK, and the last steps have nothing to do."""
     t = torch.tensor([0.0, 1e-9, 1e-6, 0.01, 0.1, 0.12], dtype=torch.float64)
     t = 1e-5 + (1 - 1e-5) * t
     alpha = schedule.alpha(t)[:, None]

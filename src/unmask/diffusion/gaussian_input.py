@@ -1,12 +1,14 @@
 """Duo's curriculum input: a token mixed with Gaussian noise, softened by a temperature.
 
-Duo (arXiv 2506.10892, section 4.1) first trains its uniform-state denoiser on the soft input
-softmax(w / tau) with w = alpha~ onehot(x0) + sigma~ eps (Eq. 2). The noisy token of the bound is
-z = arg max w. As tau -> 0 the input becomes z itself.
+Duo (arXiv 2506.10892, section 4.1) first trains its uniform-state denoiser on soft input:
+
+    input = softmax(w / tau),    w = alpha~ onehot(x0) + sigma~ eps    (Eq. 2)
+
+The noisy token of the bound is z = arg max w. As tau -> 0 the input becomes z itself.
 
 `dense_input` is this definition, with K Gaussians a token. `sparse_input` draws the same law from
 2 k + 1 random numbers a token. Only the k greatest of the K - 1 other coordinates have noticeable
-weight, and the order statistics of independent normals have a closed form for any K.
+weight. The order statistics of independent normals have a closed form for any K.
 """
 
 from __future__ import annotations

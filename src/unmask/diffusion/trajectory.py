@@ -20,8 +20,8 @@ class Trajectory:
     """One path from text to noise: z_i = x0_i while u_i < alpha, noise_i afterwards.
 
     With noise = MASK this is Mask(x0, u, gamma) of Latent Shadows (arXiv 2602.00792, Eq. 13).
-    Two levels s < t of one trajectory are MCD's coupled pair (z_t, z_s), and the MASKs of z_s are
-    a subset of those of z_t (Theorem 3.3).
+    Two times s < t of one trajectory give MCD's coupled pair (z_t, z_s). The MASKs of z_s are a
+    subset of those of z_t (Theorem 3.3).
 
     With noise = a uniform token the pair has the law of Duo's Gaussian arg max path
     (arXiv 2506.10892): the arg max leaves x0 once, for a competitor that never changes.
