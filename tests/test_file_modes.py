@@ -23,7 +23,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_modes_are_those_of_the_umask_whatever_a_library_chose(umask: int, tmp_path: Path) -> None:
+def test_modes_are_those_of_the_umask(umask: int, tmp_path: Path) -> None:
     """safetensors writes files of mode 0600."""
     with replacing(tmp_path / "run") as folder:
         (folder / "state" / "student").mkdir(parents=True)
@@ -49,7 +49,7 @@ def test_a_file_keeps_its_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["device", "pipe", "directory", "link to a device"])
-def test_a_file_does_not_take_the_place_of_something_else(kind: str, tmp_path: Path) -> None:
+def test_a_file_replaces_files_only(kind: str, tmp_path: Path) -> None:
     """As root, a report to /dev/null would replace the device."""
     out = tmp_path / "out"
     if kind == "device":
@@ -68,7 +68,7 @@ def test_a_file_does_not_take_the_place_of_something_else(kind: str, tmp_path: P
     )
 
 
-def test_a_directory_does_not_take_the_place_of_a_file(tmp_path: Path) -> None:
+def test_a_directory_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
     with (
         pytest.raises(ValueError, match="is not a directory and was not replaced"),
@@ -78,7 +78,7 @@ def test_a_directory_does_not_take_the_place_of_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "mine" and os.listdir(tmp_path) == ["a"]
 
 
-def test_links_stay_and_what_they_name_is_replaced(tmp_path: Path) -> None:
+def test_links_stay_and_their_targets_are_replaced(tmp_path: Path) -> None:
     for name in ("file", "folder", "new"):
         (tmp_path / f"link-{name}").symlink_to(tmp_path / name)
     (tmp_path / "folder").mkdir()

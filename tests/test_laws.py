@@ -61,7 +61,7 @@ def exact(process: Process, z: Tensor, alpha: float) -> Tensor:
 
 @BOTH
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 10**6))
-def test_less_noise_is_a_step_back_that_the_posterior_allows(
+def test_the_posterior_allows_the_less_noisy_input(
     process: Process, a: float, b: float, seed: int
 ) -> None:
     """z_s of a trajectory has a positive probability under the posterior given z_t and x0."""
@@ -76,7 +76,7 @@ def test_less_noise_is_a_step_back_that_the_posterior_allows(
 
 @BOTH
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(
+def test_many_exact_reverse_steps_sample_the_source(
     process: Process, schedule: NoiseSchedule
 ) -> None:
     """Sampling by the posterior with the exact law has an error of first order in the step.
@@ -100,7 +100,7 @@ def test_exact_ancestral_steps_in_the_limit_bring_the_source_back(
     assert errors[1] < 0.6 * errors[0] + 1e-12 and errors[1] < 0.02
 
 
-def test_more_context_on_average_says_the_same() -> None:
+def test_the_exact_law_is_a_martingale() -> None:
     """E[p(x0_i | z_s) | z_t] = p(x0_i | z_t) for z_t all MASK.
 
     The exact law is a martingale along a nested pair.
@@ -114,7 +114,7 @@ def test_more_context_on_average_says_the_same() -> None:
     assert_close(mean / law[TOKENS].sum(), now)
 
 
-def test_a_perfect_teacher_has_nothing_to_teach_forward() -> None:
+def test_forward_kl_leaves_a_perfect_masked_teacher_unchanged() -> None:
     """At tau = 1 the teacher itself minimises the mean forward loss over z_s.
 
     It does not minimise the reverse loss: the gradient there is not zero and favours a narrower
@@ -142,7 +142,7 @@ def test_a_perfect_teacher_has_nothing_to_teach_forward() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_a_schedule_only_says_how_fast(schedule: NoiseSchedule) -> None:
+def test_a_schedule_is_only_a_speed(schedule: NoiseSchedule) -> None:
     """The integrand is a function of alpha, times -dalpha/dt.
 
     At one alpha any two schedules agree.
@@ -158,7 +158,7 @@ def test_a_schedule_only_says_how_fast(schedule: NoiseSchedule) -> None:
         )
 
 
-def test_a_completion_is_noised_again_on_the_same_path() -> None:
+def test_a_completion_is_noised_on_the_same_path() -> None:
     """A model's completion with z_t's own u: the bridge keeps every visible token of z_t."""
     x0 = torch.randint(TOKENS, (4, 30), generator=torch.Generator().manual_seed(0))
     path = trajectory(MASKED, x0, torch.Generator().manual_seed(1))

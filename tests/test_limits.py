@@ -12,7 +12,7 @@ from unmask.limits import INT64, check_choice, check_memory, memory_bytes, seed_
 
 
 @given(st.integers(-(2**70), 2**70), st.integers(-(2**66), 2**66), st.integers(0, 2**67))
-def test_a_number_is_taken_or_refused_by_its_range(value, low, width):
+def test_a_number_is_checked_against_its_range(value, low, width):
     if low <= value <= low + width:
         assert whole("n", value, "a count", low, low + width) == value
     else:
@@ -32,12 +32,12 @@ def test_every_integer_type_is_a_whole_number(kind):
 @pytest.mark.parametrize(
     "value", [True, np.True_, 1.0, np.float64(2), "3", None, torch.tensor(2), torch.tensor(True)]
 )
-def test_other_types_are_none(value):
+def test_other_types_are_refused(value):
     with pytest.raises(ValueError, match="n is not a whole number: got " + re.escape(repr(value))):
         whole("n", value, "a count")
 
 
-def test_a_number_of_many_digits_has_its_sentence():
+def test_a_number_of_many_digits_is_described_by_its_bits():
     with pytest.raises(ValueError, match="n is too large: got a number of 33220 bits, want"):
         whole("n", 10**10000, "a count")
 
@@ -55,7 +55,7 @@ def test_a_seed_fits_into_64_bits():
             seed_number("seed", value)
 
 
-def test_what_passes_the_memory_is_refused():
+def test_a_need_above_the_memory_is_refused():
     check_memory("n", "5", memory_bytes(), "give less")
     with pytest.raises(
         ValueError, match=r"^n is too large: got 5, which takes at least .* GiB, .*; give less$"

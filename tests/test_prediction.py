@@ -48,9 +48,7 @@ def draw(seed: int = 0, dtype: torch.dtype = torch.float32) -> Prediction:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 0.5, 2.0]), st.booleans(), st.booleans())
-def test_the_table_is_that_of_the_plain_formula(
-    seed: int, tau: float, masked: bool, carried: bool
-) -> None:
+def test_the_table_is_the_plain_formula(seed: int, tau: float, masked: bool, carried: bool) -> None:
     full = draw(seed, torch.float64)
     mask_id, shown = MASK if masked else None, full.z if carried else None
     prediction = Prediction(full.hidden, full.head, V, mask_id, shown)
@@ -63,7 +61,7 @@ def test_the_table_is_that_of_the_plain_formula(
     assert_close(log_p.exp().sum(-1), torch.ones(B, L, dtype=torch.float64))
 
 
-def test_never_is_a_million_nats_and_finite() -> None:
+def test_probability_zero_is_a_finite_log() -> None:
     """Reverse KL multiplies it by 0."""
     prediction = draw()
     log_p = prediction.log_p()
@@ -100,7 +98,7 @@ def test_flat_rows_may_come_in_any_order_and_twice() -> None:
     )
 
 
-def test_the_head_runs_on_the_rows_that_are_asked_for_only() -> None:
+def test_the_head_runs_on_the_selected_rows_only() -> None:
     prediction = draw()
     where = torch.zeros(B, L, dtype=torch.bool)
     where[0, 1] = where[2, 3] = True
@@ -184,7 +182,7 @@ def test_samples_follow_the_law_row_by_row(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-def test_samples_are_a_function_of_the_generator_and_shown_tokens_stay() -> None:
+def test_samples_are_a_function_of_the_generator_and_visible_tokens_stay() -> None:
     prediction = draw()
     draws = [prediction.sample(None, 3, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

@@ -79,7 +79,7 @@ def test_an_address_depends_on_each_key_and_on_their_order(keys: list[int], othe
 @given(
     st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.lists(KEYS, min_size=1, max_size=4)
 )
-def test_tensors_of_keys_are_many_keys(rows: list[int], columns: list[int]) -> None:
+def test_tensors_of_keys_broadcast(rows: list[int], columns: list[int]) -> None:
     """Each number depends on its own address only, not on shape, batch or order."""
     table = address(5, torch.tensor(rows)[:, None], torch.tensor(columns), 9)
     assert table.shape == (len(rows), len(columns))
@@ -137,7 +137,7 @@ def test_the_interval_is_open_at_both_ends() -> None:
     assert bool(gumbel(torch.tensor([0, -1])).isfinite().all())
 
 
-def test_gumbel_noise_and_its_race() -> None:
+def test_gumbel_max() -> None:
     """arg max_v (log p_v + G_v) draws v with probability p_v."""
     i, v = torch.arange(20_000), torch.arange(4)
     noise = gumbel(address(11, i[:, None], v))
@@ -207,7 +207,7 @@ def test_a_generator_is_the_mersenne_twister_of_its_address(keys: list[int]) -> 
     assert first_number(generator(*keys)) & EVERY_BIT == int(raw[0]) << 32 | int(raw[1])
 
 
-def test_addresses_with_equal_low_halves_have_streams_of_their_own() -> None:
+def test_addresses_with_equal_low_halves_have_different_streams() -> None:
     """torch's own seeding keeps the low 32 bits.
 
     Of 2,000,000 addresses some 900 would share their numbers with another.
@@ -261,7 +261,7 @@ def test_an_unknown_layout_of_the_state_is_refused(monkeypatch: pytest.MonkeyPat
         rng._new_state.__wrapped__()
 
 
-def test_global_generators_are_a_function_of_the_address_and_given_back() -> None:
+def test_global_generators_are_a_function_of_the_address_and_restored() -> None:
     before = torch.get_rng_state()
     with global_generators(4, 1):
         one = torch.nn.functional.dropout(torch.ones(64))

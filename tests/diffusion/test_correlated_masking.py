@@ -133,7 +133,7 @@ def test_drawn_levels_have_the_correlation(structure: Structure) -> None:
     assert bool(((g.T.corrcoef() - due).abs() <= 4.5 * (1 - due**2) / math.sqrt(n) + 1e-9).all())
 
 
-def test_the_measure_of_correlation_can_fail() -> None:
+def test_the_correlation_test_has_power() -> None:
     n = 20_000
     seen = torch.special.ndtri(draw(CorrelatedBlocks(4, 0.7), n, seed=1).u).T.corrcoef()
     for other in (CorrelatedBlocks(4, 0.67), CorrelatedBlocks(5, 0.7), CorrelatedSpan(3.0)):
@@ -145,7 +145,7 @@ def test_the_measure_of_correlation_can_fail() -> None:
     ("structure", "size"),
     [(CorrelatedBlocks(4, 1.0), 4), (NestedBlocks((8, 4, 2), (0.7, 0.2, 0.1)), 2)],
 )
-def test_with_nothing_of_its_own_a_block_moves_as_one(structure: Structure, size: int) -> None:
+def test_at_correlation_1_a_block_changes_as_one_token(structure: Structure, size: int) -> None:
     u = draw(structure, 200).u
     blocks = u.split(size, dim=1)
     assert all(torch.equal(block, block[:, :1].expand_as(block)) for block in blocks)
@@ -196,7 +196,7 @@ def test_a_token_is_masked_with_probability_one_minus_alpha(structure: Structure
         assert float((share - (1 - alpha)).abs().max()) < 4.5 * math.sqrt(alpha * (1 - alpha) / n)
 
 
-def test_two_tokens_are_masked_together_as_the_copula_says() -> None:
+def test_the_joint_law_of_two_masks_is_that_of_the_copula() -> None:
     """P(both masked) = P(g_1, g_2 >= Phi^-1(alpha)), the bivariate normal by quadrature."""
     n, alpha, rho = 40_000, 0.6, 0.8
     z = draw(CorrelatedBlocks(2, rho), n, seed=5, length=2).at(
@@ -218,7 +218,9 @@ def test_levels_stay_inside_the_interval() -> None:
 
 
 @pytest.mark.parametrize("process", [PROCESS, UniformProcess(4)], ids=["masked", "uniform"])
-def test_no_structure_is_what_it_always_was(process: MaskedProcess | UniformProcess) -> None:
+def test_without_a_structure_the_random_numbers_do_not_change(
+    process: MaskedProcess | UniformProcess,
+) -> None:
     """The levels and the noise after them are the same to the last bit."""
     x0 = torch.zeros(4, 6, dtype=torch.int64)
     before = torch.get_rng_state()
@@ -321,7 +323,7 @@ def test_numbers_outside_their_range_are_refused(text: str, says: str) -> None:
         parse_structure(text)
 
 
-def test_values_are_checked_wherever_they_are_made() -> None:
+def test_constructors_check_their_arguments() -> None:
     for size in (True, 2.5):
         with pytest.raises(ValueError, match=f"size is not a whole number: got {size}"):
             CorrelatedBlocks(size, 0.5)

@@ -83,7 +83,7 @@ def test_noise_alone_keeps_one_token_in_k(size: int) -> None:
     log_odds=st.lists(st.floats(-27.6, 27.6), min_size=2, max_size=6, unique=True),
 )
 @settings(deadline=None, max_examples=40)
-def test_the_inverse_gives_keep_back_and_is_monotone(size: int, log_odds: list[float]) -> None:
+def test_the_inverse_is_right_and_monotone(size: int, log_odds: list[float]) -> None:
     keep = doubles(*sorted(log_odds)).sigmoid()
     roots = snr_root(keep, size)
     assert relative(keep_probability(roots, size), keep) < 1e-9
@@ -129,7 +129,7 @@ def test_any_shape_and_any_real_root() -> None:
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_a_probability_stays_one_whatever_the_last_bit(shift: str) -> None:
+def test_a_probability_never_exceeds_one(shift: str) -> None:
     with LastBit(shift):
         keep = keep_probability(torch.linspace(-60, 60, 241, dtype=torch.float64), 50257)
     assert bool(((keep >= 0) & (keep <= 1)).all()) and float(keep[-1]) == pytest.approx(
@@ -164,7 +164,7 @@ def test_project_keeps_only_a_strict_maximum() -> None:
 
 @given(seed=st.integers(0, 2**31), size=st.integers(2, 40))
 @settings(deadline=None, max_examples=30)
-def test_the_token_is_shown_exactly_while_the_root_exceeds_the_margin(seed: int, size: int) -> None:
+def test_x0_is_visible_exactly_while_the_root_exceeds_the_margin(seed: int, size: int) -> None:
     x0, eps = draw(20, size, seed)
     level = margin(eps, x0)
     rivals = torch.stack(
@@ -182,7 +182,7 @@ def test_keep_outside_the_open_interval_is_refused(keep: float) -> None:
         snr_root(doubles(0.5, keep), 10)
 
 
-def test_other_bad_input() -> None:
+def test_wrong_input() -> None:
     for function in (keep_probability, keep_derivative, snr_root):
         with pytest.raises(ValueError, match="vocab_size .*got 1, want K >= 2"):
             function(doubles(0.5), 1)

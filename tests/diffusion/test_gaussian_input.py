@@ -71,7 +71,7 @@ def moments(columns: Tensor) -> Tensor:
 
 @ROOTS
 @TEMPERATURES
-def test_nothing_left_out_it_is_the_tempered_gaussian(root: float, temperature: float) -> None:
+def test_with_all_tokens_it_is_the_tempered_gaussian(root: float, temperature: float) -> None:
     """Weights of all tokens and arg max, jointly: the means of each and of all products of two."""
     token = 2
     z, soft = sparse(token, root, K, temperature, K - 1)
@@ -85,12 +85,8 @@ def test_nothing_left_out_it_is_the_tempered_gaussian(root: float, temperature: 
 
 @ROOTS
 @TEMPERATURES
-def test_what_is_left_out_is_left_out_and_the_rest_is_as_it_was(
-    root: float, temperature: float
-) -> None:
-    """x0 and the k greatest other coordinates of the dense law, renormalised, in the order of the
-    sparse input.
-    """
+def test_top_k_restricts_the_dense_law(root: float, temperature: float) -> None:
+    """The dense law restricted to x0 and the k greatest other coordinates, in the sparse order."""
     size, k, token, n = 30, 3, 7, 50_000
     _, soft = sparse(token, root, size, temperature, k, n)
     _, logits = dense(token, root, size, temperature, n)
@@ -102,10 +98,8 @@ def test_what_is_left_out_is_left_out_and_the_rest_is_as_it_was(
     assert bool((soft.weights[0, :, 1:].diff() <= 0).all())
 
 
-def test_at_duos_temperature_the_weight_that_is_left_out_is_nothing() -> None:
-    """The weight that 8 of 1023 other coordinates leave out: nothing at tau = 1e-3, almost all at
-    tau = 1.
-    """
+def test_at_duos_temperature_top_k_loses_no_weight() -> None:
+    """8 of 1023 other coordinates leave out no weight at tau = 1e-3, and almost all at tau = 1."""
     size, k = 1024, 8
     dropped = {}
     for temperature in (1e-3, 0.03, 1.0):
@@ -117,7 +111,7 @@ def test_at_duos_temperature_the_weight_that_is_left_out_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 6, 1024, 50257])
-def test_x0_is_kept_as_often_as_the_operator_says_and_else_any_other_comes(size: int) -> None:
+def test_the_law_of_z_is_exact_for_any_top_k(size: int) -> None:
     """z is exact for any top_k.
 
     P(z = x0) is the operator, and the other tokens are equally likely.
@@ -148,7 +142,7 @@ def test_x0_is_kept_as_often_as_the_operator_says_and_else_any_other_comes(size:
     st.sampled_from([1.0, 0.05, 1e-3]),
     st.data(),
 )
-def test_a_mixture_is_one(
+def test_soft_tokens_are_sorted_distinct_and_normalised(
     seed: int, size: int, root: float, temperature: float, data: st.DataObject
 ) -> None:
     """x0 first, then distinct tokens in decreasing order.
@@ -173,7 +167,7 @@ def test_a_mixture_is_one(
     assert torch.equal(of_z, heaviest)
 
 
-def test_the_limit_of_no_temperature_is_the_token() -> None:
+def test_at_temperature_zero_the_input_is_the_token() -> None:
     z, soft = sparse(3, 1.5, 50, 1e-12, 4, n=2000)
     assert {*soft.weights.unique().tolist()} == {0.0, 1.0}
     assert torch.equal((soft.tokens * soft.weights.long()).sum(-1)[0], z)
@@ -236,9 +230,7 @@ def test_the_greatest_of_seven_normals(k: int) -> None:
 
 @pytest.mark.parametrize("size", [50_256, 10**7])
 def test_the_greatest_of_very_many_normals(size: int) -> None:
-    """The j-th greatest of n uniform numbers is Beta(n + 1 - j, j), tested in the precise upper
-    tail.
-    """
+    """The j-th greatest of n uniform numbers is Beta(n + 1 - j, j), tested in the upper tail."""
     ours = largest_normals(20_000, 4, size, seeded())
     for j, rank in enumerate(ours.T, start=1):
         tail = torch.special.ndtr(-rank).numpy()
@@ -248,7 +240,9 @@ def test_the_greatest_of_very_many_normals(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 50_256])
-def test_the_rarest_dice_give_numbers(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_uniform_numbers_give_finite_normals(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A uniform number of exactly 0, and the one next to 1."""
     for value in (0.0, 1 - 2.0**-53):
         monkeypatch.setattr(
@@ -260,14 +254,14 @@ def test_the_rarest_dice_give_numbers(size: int, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("size", "k"), [(5, 3), (4, 4), (6, 1), (5, 4)])
-def test_every_ordered_choice_is_as_likely(size: int, k: int) -> None:
+def test_all_ordered_choices_are_equally_likely(size: int, k: int) -> None:
     choices = list(permutations(range(size), k))
     drawn = Counter(map(tuple, distinct(400 * len(choices), k, size, seeded(size + k)).tolist()))
     assert {*drawn} <= {*choices}
     assert stats.chisquare([drawn[choice] for choice in choices]).pvalue > 1e-4
 
 
-def test_rivals_of_a_large_vocabulary_are_different_and_not_x0() -> None:
+def test_tokens_of_a_large_vocabulary_are_distinct_and_not_x0() -> None:
     x0 = torch.tensor([[0, 50_256, 17]]).repeat(1, 500)
     _, soft = sparse_input(x0, doubles(2.0), 50_257, 1e-3, 30, seeded())
     assert all(len({*row}) == 31 for row in soft.tokens[0].tolist())

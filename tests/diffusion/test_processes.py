@@ -96,7 +96,7 @@ def test_the_posterior_mixture_is_monotone_in_p_z(
 
 
 @BOTH
-def test_numbers_name_the_tokens_of_noise(process: Process) -> None:
+def test_uniform_numbers_give_noise_of_the_right_law(process: Process) -> None:
     u = (torch.arange(1000) + 0.5).double() / 1000
     share = (
         torch.bincount(process.noise(torch.cat([u, double(2**-53, 1 - 2**-53)])), minlength=V)
@@ -110,7 +110,7 @@ def test_numbers_name_the_tokens_of_noise(process: Process) -> None:
     alphas=st.lists(st.floats(1e-3, 1 - 1e-3), min_size=3, max_size=3).map(sorted),
     token=st.integers(0, V - 2),
 )
-def test_two_steps_back_are_one(process: Process, alphas: list[float], token: int) -> None:
+def test_two_reverse_steps_are_one(process: Process, alphas: list[float], token: int) -> None:
     """Chapman-Kolmogorov for known x0.
 
     The sum over z_s of q(z_r | z_s, x0) q(z_s | z_t, x0) is q(z_r | z_t, x0).
@@ -127,7 +127,7 @@ def test_two_steps_back_are_one(process: Process, alphas: list[float], token: in
 
 @BOTH
 @given(levels=pair_of_levels, token=st.integers(0, V - 2))
-def test_a_step_back_from_the_forward_law_is_the_forward_law(
+def test_a_reverse_step_keeps_the_marginal(
     process: Process, levels: list[float], token: int
 ) -> None:
     x0 = torch.nn.functional.one_hot(torch.full((1, V), token), V).double()
@@ -153,9 +153,7 @@ def test_the_ends_of_the_posterior(process: Process) -> None:
 def test_the_posterior_has_the_dtype_of_the_law_and_float64_inside(
     process: Process, alpha_dtype: torch.dtype
 ) -> None:
-    """Short steps and almost the last one: the rates are differences of levels and stay precise in
-    float32.
-    """
+    """Short steps: the rates are differences of levels, and are precise for float32 probabilities."""
     p = laws(process, V)
     for level in (0.501, 0.50001, 1 - 1e-6):
         a_t, a_s = (torch.tensor([alpha], dtype=alpha_dtype) for alpha in (0.5, level))
@@ -195,9 +193,7 @@ def priced(process: Process, log_p: Tensor, alpha: float) -> Tensor:
 @BOTH
 @pytest.mark.parametrize("alpha", [0.9, 0.4, 0.05])
 def test_nelbo_is_the_limit_of_kl_over_dt(process: Process, alpha: float) -> None:
-    """KL(q(z_s | z_t, x0) || p(z_s | z_t)) / (alpha_s - alpha_t) in the limit of short steps, [x0,
-    z_t].
-    """
+    """KL(q(z_s | z_t, x0) || p(z_s | z_t)) / (alpha_s - alpha_t) for short steps, [x0, z_t]."""
     p = laws(process, 1, seed=4)[0, 0]
     got = priced(process, p.log(), alpha)
     for token in range(V - 1):
@@ -239,12 +235,12 @@ def test_nelbo_is_never_negative(process: Process, alpha: float, logits: list[fl
 
 @BOTH
 @given(alpha=st.floats(1e-3, 1 - 1e-3), token=st.integers(0, V - 2))
-def test_a_perfect_guess_costs_nothing(process: Process, alpha: float, token: int) -> None:
+def test_a_perfect_prediction_has_bound_zero(process: Process, alpha: float, token: int) -> None:
     point = torch.full((V,), -1e6).double().index_fill(0, torch.tensor(token), 0.0)
     assert float(priced(process, point, alpha)[token].abs().max()) < 1e-10
 
 
-def test_shown_tokens_cost_nothing_and_masks_their_surprise() -> None:
+def test_the_masked_bound_is_the_weighted_cross_entropy() -> None:
     """MDLM, Eq. 10: -alpha' / (1 - alpha) times -log p(x0)."""
     p = laws(MASKED, 1)[0, 0]
     got = priced(MASKED, p.log(), 0.75)
@@ -253,7 +249,7 @@ def test_shown_tokens_cost_nothing_and_masks_their_surprise() -> None:
 
 
 @BOTH
-def test_the_bound_has_limits_where_its_formula_has_none(process: Process) -> None:
+def test_the_bound_is_finite_at_both_ends(process: Process) -> None:
     """alpha = 1 is the text itself. At alpha = 0 with uniform noise, z holds no information."""
     p = laws(process, 1)[0, 0]
     for edge, inside in ((1.0, 1 - 1e-7), (0.0, 1e-7)):
@@ -301,9 +297,7 @@ def test_the_gradient_of_nelbo_is_that_of_its_formula(process: Process) -> None:
 
 
 def rows_to_price(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits [1, n, K] float32, x0, z): random to almost perfect predictions, tokens kept and
-    replaced.
-    """
+    """(logits [1, n, K] float32, x0, z): from random to almost perfect predictions."""
     generator = torch.Generator().manual_seed(size)
     logits = 2 * torch.randn(1, 12, size, generator=generator)
     x0 = torch.randint(size, (1, 12), generator=generator)
@@ -338,7 +332,9 @@ def test_the_uniform_bound_keeps_its_digits_in_float32(size: int, alpha: float) 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.5, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_perfect_guess_of_many_tokens_costs_nothing(alpha: float, dtype: torch.dtype) -> None:
+def test_a_perfect_prediction_over_many_tokens_has_bound_zero(
+    alpha: float, dtype: torch.dtype
+) -> None:
     size = 50258
     x0 = torch.tensor([[3, 3, 50257]])
     z = torch.tensor([[3, 9, 0]])
@@ -389,8 +385,7 @@ def test_mdlms_bound() -> None:
 
 @pytest.mark.processor
 def test_duos_posterior_and_bound() -> None:
-    """Duo's values are float64 sums over a float32 softmax, ours over the same logits or our
-    network's.
+    """Duo's float64 sums over a float32 softmax against ours, from its logits or our network's.
 
     A relative error e of each p changes a posterior by at most 2 e of it, and the bound by e times
     the sum of its slopes.

@@ -1,6 +1,4 @@
-"""A schedule is a function, its derivative and its inverse, exact in float64 for any input
-precision.
-"""
+"""Schedules: a function, its derivative and its inverse, exact in float64 for any input dtype."""
 
 import csv
 import math
@@ -69,7 +67,7 @@ def double(*values: float) -> torch.Tensor:
 
 
 @given(SCHEDULES)
-def test_from_all_of_the_text_to_eps_of_it(schedule: NoiseSchedule) -> None:
+def test_alpha_goes_from_one_to_eps(schedule: NoiseSchedule) -> None:
     """alpha(0) = 1 exactly, except for the last bit of a sine of pi / 2."""
     assert 1 - schedule.alpha(double(0.0)).item() <= (2**-52 if isinstance(schedule, Cosine) else 0)
     assert schedule.alpha(double(1.0)).item() == pytest.approx(schedule.eps, abs=ROUNDING)
@@ -78,9 +76,7 @@ def test_from_all_of_the_text_to_eps_of_it(schedule: NoiseSchedule) -> None:
 
 
 @given(SCHEDULES, st.lists(UNIT, min_size=2, max_size=20))
-def test_alpha_falls_and_stays_inside_its_bounds(
-    schedule: NoiseSchedule, times: list[float]
-) -> None:
+def test_alpha_decreases_and_stays_in_range(schedule: NoiseSchedule, times: list[float]) -> None:
     """For two neighbouring floats, rounding may give the later one the greater alpha."""
     alpha = schedule.alpha(double(*sorted(times)))
     assert bool((alpha.diff() <= ROUNDING).all())
@@ -88,19 +84,21 @@ def test_alpha_falls_and_stays_inside_its_bounds(
 
 
 @given(SCHEDULES, UNIT)
-def test_alpha_undoes_time(schedule: NoiseSchedule, share: float) -> None:
+def test_alpha_inverts_time(schedule: NoiseSchedule, share: float) -> None:
     alpha = double(schedule.eps + (1 - schedule.eps) * share).clamp(max=1)
     assert_close(schedule.alpha(schedule.time(alpha)), alpha, rtol=0, atol=ROUNDING)
 
 
 @given(SCHEDULES, st.floats(1e-3, 1 - 1e-3))
-def test_time_undoes_alpha(schedule: NoiseSchedule, t: float) -> None:
+def test_time_inverts_alpha(schedule: NoiseSchedule, t: float) -> None:
     """Where the slope is zero, a float alpha determines t only to sqrt(2^-53)."""
     assert schedule.time(schedule.alpha(double(t))).item() == pytest.approx(t, abs=1e-9)
 
 
 @given(SCHEDULES, UNIT)
-def test_times_are_times_for_every_alpha(schedule: NoiseSchedule, alpha: float) -> None:
+def test_time_is_in_the_unit_interval_for_every_alpha(
+    schedule: NoiseSchedule, alpha: float
+) -> None:
     """Below eps `time` returns 1, the noisiest time, so `alpha(time(a))` never fails."""
     t = schedule.time(double(alpha))
     assert 0 <= t.item() <= 1
@@ -111,7 +109,9 @@ def test_times_are_times_for_every_alpha(schedule: NoiseSchedule, alpha: float) 
 @pytest.mark.parametrize(
     "kind", [LogLinear, Cosine, Polynomial, partial(Polynomial, 0.5), GaussianArgmax]
 )
-def test_no_last_bit_leads_outside(kind: Callable[..., NoiseSchedule], shift: str) -> None:
+def test_rounding_never_leaves_the_unit_interval(
+    kind: Callable[..., NoiseSchedule], shift: str
+) -> None:
     """time, alpha and every grid lie in [0, 1] for any rounding of elementary functions.
 
     Without clamping, Cosine().time(0) is 1.0000000000000002 on some processors, and alpha of it
@@ -136,7 +136,7 @@ def test_no_last_bit_leads_outside(kind: Callable[..., NoiseSchedule], shift: st
     assert_close(back, values.clamp(bottom, top), rtol=0, atol=2 * ROUNDING)
 
 
-def test_another_last_bit_is_a_neighbour() -> None:
+def test_the_rounding_shift_is_one_bit() -> None:
     """The test above needs such a schedule to be meaningful."""
     for shift, expected in (("up", 1 + 2**-52), ("down", 1 - 2**-53)):
         with LastBit(shift):
@@ -155,7 +155,7 @@ def test_dalpha_is_the_derivative(schedule: NoiseSchedule, times: list[float]) -
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("schedule", NAMED, ids=str)
-def test_the_dtype_of_the_answer_is_that_of_the_question_and_the_work_is_float64(
+def test_dtypes_follow_the_input_and_the_work_is_float64(
     schedule: NoiseSchedule, dtype: torch.dtype
 ) -> None:
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -223,7 +223,7 @@ def test_outside_the_unit_interval(schedule: NoiseSchedule) -> None:
             schedule.time(double(bad))
 
 
-def test_values_are_frozen_and_nothing_is_checked_of_nothing() -> None:
+def test_values_are_frozen_and_empty_tensors_pass() -> None:
     check_unit(torch.zeros(0), "t")
     with pytest.raises(FrozenInstanceError):
         LogLinear().eps = 0.5
@@ -244,9 +244,7 @@ ARGMAX = pytest.mark.parametrize(
 
 
 def by_sums(argmax: GaussianArgmax, t: float) -> tuple[float, float]:
-    """(alpha, d alpha / dt) by plain sums over the Gaussian and the chain rule: no table, no
-    differences.
-    """
+    """(alpha, d alpha / dt) by sums over the Gaussian and the chain rule: no table, no differences."""
     size, span = argmax.vocab_size, argmax.gamma_max - argmax.gamma_min
     root = math.exp(-0.5 * (argmax.gamma_min + t * span))
     alpha = (size * duality_keep(root, size) - 1) / (size - 1)
@@ -282,9 +280,7 @@ def test_the_operator_and_its_derivative_are_the_plain_sums(argmax: GaussianArgm
 
 @ARGMAX
 def test_its_derivative_belongs_to_its_values(argmax: GaussianArgmax) -> None:
-    """Between any two times alpha decreases by the integral of its slope (Gauss's rule in 64
-    pieces).
-    """
+    """Between two times alpha decreases by the integral of its slope (Gauss's rule, 64 pieces)."""
     cut = torch.linspace(0, 1, 65, dtype=torch.float64)
     middle, half = (cut[1:] + cut[:-1]) / 2, cut.diff() / 2
     third = math.sqrt(0.6)
@@ -325,7 +321,9 @@ def test_published_levels(gamma: float, alpha: float) -> None:
 
 @ARGMAX
 @given(times=st.lists(UNIT, min_size=2, max_size=20))
-def test_it_falls_and_its_inverse_goes_back(argmax: GaussianArgmax, times: list[float]) -> None:
+def test_the_operator_decreases_and_time_inverts_it(
+    argmax: GaussianArgmax, times: list[float]
+) -> None:
     t = double(*sorted(times))
     alpha = argmax.alpha(t)
     assert bool((alpha.diff() <= ROUNDING).all())
@@ -338,9 +336,7 @@ def test_it_falls_and_its_inverse_goes_back(argmax: GaussianArgmax, times: list[
 
 @ARGMAX
 @given(share=UNIT)
-def test_every_level_has_a_time_and_beyond_the_ends_the_nearest(
-    argmax: GaussianArgmax, share: float
-) -> None:
+def test_levels_outside_the_path_get_the_nearest_time(argmax: GaussianArgmax, share: float) -> None:
     """The path is cut off: above alpha(0) `time` returns 0, below alpha(1) it returns 1."""
     top, bottom = argmax.alpha(double(0.0, 1.0)).tolist()
     t = argmax.time(double(share))

@@ -165,7 +165,7 @@ def test_gradcheck(name: str, head: str, set_chunk: Callable[[int], None]) -> No
 
 @EACH
 @HEADS
-def test_shown_rows_and_the_mask_column_learn_nothing(name: str, head: str) -> None:
+def test_visible_rows_and_the_mask_column_have_no_gradient(name: str, head: str) -> None:
     student, teacher, x0, _ = scene(head, torch.float64)
     everywhere = torch.ones(B, L, dtype=torch.bool)
     LOSSES[name][0](student, teacher, x0, everywhere).sum().backward()
@@ -181,7 +181,7 @@ def test_shown_rows_and_the_mask_column_learn_nothing(name: str, head: str) -> N
 
 @EACH
 @HEADS
-def test_no_rows_at_all(name: str, head: str) -> None:
+def test_no_rows(name: str, head: str) -> None:
     """A batch without a MASK takes part in the backward pass: all gradients are zero."""
     student, teacher, x0, where = scene(head, torch.float32)
     values = LOSSES[name][0](student, teacher, x0, torch.zeros_like(where))
@@ -190,7 +190,7 @@ def test_no_rows_at_all(name: str, head: str) -> None:
     assert all(not gradient.any() for gradient in gradients)
 
 
-def test_no_rows_have_the_dtype_of_rows() -> None:
+def test_no_rows_give_the_right_dtype() -> None:
     """bfloat16 hidden states give float32 losses, for no rows too."""
     student = Prediction(torch.zeros(1, 2, V, dtype=torch.bfloat16), TableHead(), V)
     some = torch.tensor([[True, False]])
@@ -202,7 +202,7 @@ def test_no_rows_have_the_dtype_of_rows() -> None:
 
 
 @EACH
-def test_only_what_wants_a_gradient_gets_one(name: str) -> None:
+def test_only_trainable_tensors_get_a_gradient(name: str) -> None:
     """A frozen head or a frozen backbone; the teacher is always frozen."""
     student, teacher, x0, where = scene("linear", torch.float32)
     fast, _ = LOSSES[name]
@@ -258,7 +258,7 @@ def test_how_the_distances_bound_each_other(seed: int) -> None:
     assert bool((far <= 1 + 1e-12).all()) and bool((square <= 2 * far**2 + 1e-12).all())
 
 
-def test_distances_of_laws_that_share_nothing() -> None:
+def test_divergences_of_disjoint_laws() -> None:
     """Point masses on two tokens: total variation 1, squared distance 2. The KLs are huge."""
     points = torch.full((1, 2, V), -1e6, dtype=torch.float64)
     points[0, 0, 1] = points[0, 1, 2] = 0.0
@@ -270,7 +270,7 @@ def test_distances_of_laws_that_share_nothing() -> None:
 
 
 @pytest.mark.parametrize("divergence", DISTANCES)
-def test_laws_of_two_vocabularies_are_refused(divergence: Callable[..., Tensor]) -> None:
+def test_different_vocabularies_are_refused(divergence: Callable[..., Tensor]) -> None:
     """Also for no rows: the vocabularies differ."""
     one, two = (Prediction.from_log_p(torch.zeros(1, 2, size)) for size in (5, 6))
     for where in (torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)):
@@ -279,9 +279,7 @@ def test_laws_of_two_vocabularies_are_refused(divergence: Callable[..., Tensor])
 
 
 def test_reverse_kl_to_a_point_mass_is_a_million_and_finite() -> None:
-    """Reverse KL is about 1e6 (1 - p) for a token that is visible to the teacher (the paper's
-    'KL-Bwd').
-    """
+    """Reverse KL is about 1e6 (1 - p) for a token visible to the teacher ('KL-Bwd' in the paper)."""
     student, teacher, x0, _ = scene("linear", torch.float32)
     everywhere = torch.ones(B, L, dtype=torch.bool)
     student, seeing = replace(student, z=None), replace(teacher, z=x0)
@@ -294,7 +292,7 @@ def test_reverse_kl_to_a_point_mass_is_a_million_and_finite() -> None:
     assert_close(forward, cross_entropy(student, x0, everywhere), rtol=1e-5, atol=1e-5)
 
 
-def test_spread_puts_rows_back() -> None:
+def test_scatter_rows() -> None:
     where = torch.tensor([[True, False, True], [False, False, True]])
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     placed = scatter_rows(values, where)
@@ -318,7 +316,7 @@ def test_weights_may_not_change_before_the_backward_pass() -> None:
 
 @EACH
 @HEADS
-def test_the_head_runs_once_where_rows_count_equally(
+def test_the_head_runs_once_for_a_common_factor(
     name: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A common factor scales the gradient. Unequal factors give a sum of such gradients."""
@@ -383,7 +381,7 @@ def double(value: float, n: int) -> Tensor:
     return torch.full((n,), value, dtype=torch.float64)
 
 
-def test_the_weights_of_the_masked_bound_cost_no_second_pass(
+def test_weights_of_the_masked_bound_need_no_second_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each sequence has its own weight, which is known before the head runs."""
@@ -401,7 +399,7 @@ def test_the_weights_of_the_masked_bound_cost_no_second_pass(
         assert_close(a, b)
 
 
-def test_a_gradient_belongs_to_whoever_asked_for_it() -> None:
+def test_a_second_backward_pass_gets_its_own_gradient() -> None:
     student, _, x0, where = scene("direct", torch.float64)
     loss = cross_entropy(student, x0, where).sum()
     first = torch.autograd.grad(loss, leaves(student), retain_graph=True)
@@ -432,7 +430,7 @@ class Memory(TorchDispatchMode):
         return result
 
 
-def test_the_meter_sees_what_a_plain_loss_holds() -> None:
+def test_the_memory_meter_sees_a_plain_loss() -> None:
     with Memory() as memory:
         plain = torch.log_softmax(torch.randn(1000, 100, requires_grad=True), dim=-1).exp()
     assert plain.requires_grad and memory.peak >= 3 * 400_000 and memory.largest == 400_000

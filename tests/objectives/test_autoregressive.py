@@ -15,7 +15,7 @@ V, L = 3, 3
 TEXTS = torch.tensor(list(product(range(V), repeat=L)))
 
 
-def test_the_terms_of_a_text_sum_to_its_surprise() -> None:
+def test_the_terms_of_a_text_sum_to_its_log_probability() -> None:
     """Every token counts, the first too. The probabilities of all texts sum to 1."""
     predictor = causal(V, L).predictor
     loss = NextToken(start_id=0)(predictor, TEXTS, step=0)
@@ -42,7 +42,7 @@ def test_the_network_reads_the_start_and_all_but_the_last() -> None:
     assert torch.equal(ids[:, 1:], TEXTS[:, :-1]) and ids[:, 0].unique().tolist() == [2]
 
 
-def test_gradients_and_duties() -> None:
+def test_gradients_and_methods() -> None:
     objective, student = NextToken(start_id=0), Toy(V)
     objective(
         lambda ids: student(ids, torch.ones(len(ids))), TEXTS, step=0

@@ -93,9 +93,7 @@ def test_each_token_has_the_term_of_its_region(seed: int, direction: str, reveal
 
 @given(st.integers(0, 10**6))
 def test_forward_divergence_everywhere_is_divergence_and_cross_entropy(seed: int) -> None:
-    """The paper's row 'KL-Fwd': for a token that is visible to the teacher q is a point mass
-    (SUBS).
-    """
+    """The paper's row 'KL-Fwd': q is a point mass at a token visible to the teacher (SUBS)."""
     student, teacher, x0, mask_t, mask_s = pair(seed)
     everywhere = distillation_loss(
         student,
@@ -120,9 +118,7 @@ def test_forward_divergence_everywhere_is_divergence_and_cross_entropy(seed: int
 
 @given(st.integers(0, 10**6))
 def test_reverse_divergence_everywhere_explodes(seed: int) -> None:
-    """The paper's row 'KL-Bwd: failed': about 1e6 (1 - p(x0)) nats for a token visible to the
-    teacher only.
-    """
+    """The paper's row 'KL-Bwd: failed': about 1e6 (1 - p(x0)) nats at a revealed token."""
     student, teacher, x0, mask_t, mask_s = pair(seed)
     got = distillation_loss(student, teacher, x0, mask_t, mask_s, revealed="divergence")
     only_teacher = mask_t & ~mask_s
@@ -157,7 +153,7 @@ def test_gradients_are_the_plain_ones_and_the_teachers_are_none() -> None:
     assert all(weight.grad is None for weight in teachers.parameters())
 
 
-def test_a_sharp_teacher_is_a_sharp_teacher_only() -> None:
+def test_temperature_applies_to_the_teacher_only() -> None:
     """tau is the teacher's only: for equal laws the loss is zero for tau = 1 and no other."""
     student, _, x0, mask_t, _ = pair(0)
     twin = replace(student, hidden=student.hidden.detach())
@@ -224,7 +220,7 @@ def step_of(
 
 @pytest.mark.parametrize("step", [0, 9, 10, 25, 99])
 @pytest.mark.parametrize("schedule", [LogLinear(), Cosine()], ids=["log-linear", "cosine"])
-def test_a_step_is_equation_14_on_what_the_two_were_shown(
+def test_a_step_is_equation_14_at_the_inputs_of_both_networks(
     step: int, schedule: LogLinear | Cosine
 ) -> None:
     method = replace(objective(), schedule=schedule)
@@ -267,7 +263,7 @@ def test_independent_masks_are_not_nested_and_have_the_same_rates() -> None:
 
 
 @pytest.mark.parametrize("step", [0, 20])
-def test_times_lie_beyond_delta_one_in_each_stratum(step: int) -> None:
+def test_times_are_stratified_above_delta(step: int) -> None:
     """Algorithm 1: t ~ U(delta, 1], s = t - delta."""
     delta = ROUNDS.delta(step)
     for seed in range(30):
@@ -293,7 +289,7 @@ def test_weights_and_metrics(reduction: str) -> None:
     assert not any(value.requires_grad for value in loss.metrics.values())
 
 
-def test_a_batch_without_masks_weighs_nothing_and_breaks_nothing() -> None:
+def test_a_batch_without_masks_has_weight_and_loss_zero() -> None:
     class Clear(LogLinear):
         def alpha(self, t: Tensor) -> Tensor:
             return torch.ones_like(t)
@@ -348,9 +344,7 @@ def test_the_teacher_is_reset_at_the_start_of_a_round_only() -> None:
     assert not shared and student.head.weight.requires_grad
 
 
-def test_at_a_rounds_start_the_student_already_agrees_with_itself_where_nothing_was_revealed() -> (
-    None
-):
+def test_at_the_start_of_a_round_the_divergence_is_zero_for_equal_inputs() -> None:
     """At tau = 1 the first loss of a round is that of the revealed tokens: zero if z_s = z_t."""
     method = replace(objective(), rounds=Rounds(10, 1e-9, (1.0,)))
     student = Toy(V, MASK, seed=8)
@@ -383,7 +377,7 @@ def test_a_step_is_a_function_of_step_and_generator() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 3.0])
 @pytest.mark.parametrize("reduction", ["tokens", "masked"])
-def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction: str) -> None:
+def test_revealed_weight_changes_revealed_tokens_only(weight: float, reduction: str) -> None:
     """Eq. 14 with a factor on its second sum. The weight of the mean does not change."""
     plain, _, (z_t, _), (z_s, _) = step_of(objective(reduction=reduction), step=20)
     scaled, *_ = step_of(objective(reduction=reduction, revealed_weight=weight), step=20)
@@ -401,7 +395,7 @@ def test_the_weight_of_revealed_tokens_is_theirs_alone(weight: float, reduction:
 
 @pytest.mark.parametrize("coupling", ["locked", "independent"])
 @pytest.mark.parametrize("structure", [None, CorrelatedBlocks(7, 1.0)], ids=["alone", "block"])
-def test_the_structure_is_that_of_both_views(
+def test_both_inputs_have_the_structure(
     structure: Structure | None, coupling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One path if locked, two if not. With blocks of correlation 1 a row changes as one token."""
@@ -441,7 +435,7 @@ def uniform(schedule: NoiseSchedule = PATH, **switches: object) -> Consistency:
 @pytest.mark.parametrize("step", [0, 10, 99])
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 @pytest.mark.parametrize("revealed", ["cross_entropy", "divergence", "none"])
-def test_every_token_has_the_divergence_and_nothing_else(
+def test_dcd_is_the_divergence_at_every_token(
     direction: str, revealed: str, step: int, schedule: NoiseSchedule
 ) -> None:
     """Duo, section 4.2:
@@ -470,7 +464,7 @@ def test_a_token_that_has_left_x0_at_s_is_the_same_at_t(seed: int) -> None:
     )
 
 
-def test_both_views_are_of_one_trajectory_or_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_coupling_selects_one_trajectory_or_two(monkeypatch: pytest.MonkeyPatch) -> None:
     paths: list[Trajectory] = []
 
     def watched(*arguments: object) -> Trajectory:
@@ -485,7 +479,7 @@ def test_both_views_are_of_one_trajectory_or_of_two(monkeypatch: pytest.MonkeyPa
         assert torch.equal(paths[0].at(alpha_t), z_t) and torch.equal(paths[-1].at(alpha_s), z_s)
 
 
-def test_independent_views_return_to_x0_and_change_their_rival() -> None:
+def test_independent_inputs_return_to_x0_and_change_their_noise() -> None:
     x0 = TEXT.repeat(20, 20)
     _, _, (z_t, alpha_t), (z_s, alpha_s) = step_of(uniform(coupling="independent"), 20, x0=x0)
     # Both are noise, and no x0 by chance.
@@ -495,14 +489,14 @@ def test_independent_views_return_to_x0_and_change_their_rival() -> None:
     assert float(changed.double().mean()) == pytest.approx(want, abs=0.01)
 
 
-def test_where_all_of_a_uniform_text_is_open_the_masked_mean_is_the_mean() -> None:
+def test_with_uniform_noise_the_masked_mean_is_the_mean() -> None:
     one, two = (step_of(uniform(reduction=name), 0, x0=TEXT)[0] for name in ("tokens", "masked"))
     assert torch.equal(one.weight.double(), two.weight.double()) and torch.equal(
         one.per_token, two.per_token
     )
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn_at_no_distance() -> None:
+def test_equal_networks_at_equal_inputs_have_loss_zero() -> None:
     method = replace(uniform(), rounds=Rounds(10, 1e-12, (1.0,)))
     student = Toy(K, seed=8)
     method.prepare(0, student)

@@ -50,7 +50,7 @@ def heaviest(soft: SoftTokens) -> Tensor:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 3, K - 1]), st.sampled_from([0, 9]))
-def test_the_network_reads_a_mixture_and_is_priced_at_its_arg_max(
+def test_the_network_reads_soft_tokens_and_the_bound_is_at_their_arg_max(
     seed: int, top_k: int, step: int
 ) -> None:
     """The bound uses alpha and slope of the Gaussian path at t, not of the schedule."""
@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_the_bound_on_soft_input() -> None:
         assert_close(one.grad, two.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_on_average_it_is_duos_code() -> None:
+def test_the_mean_loss_is_that_of_duos_code() -> None:
     """The sparse input with all other tokens against Eq. 18 from K Gaussians a token.
 
     Means of the loss of a row over many rows, each with its own time.
@@ -112,7 +112,7 @@ def test_on_average_it_is_duos_code() -> None:
 
 
 @given(st.integers(0, 10**6))
-def test_at_no_temperature_it_is_the_hard_bound_over_the_path(seed: int) -> None:
+def test_at_temperature_zero_it_is_the_plain_bound_on_the_path(seed: int) -> None:
     loss, student = step_of(objective(temperature=1e-12), seed=seed)
     [(soft, alpha)] = student.calls
     z = heaviest(soft)
@@ -120,7 +120,7 @@ def test_at_no_temperature_it_is_the_hard_bound_over_the_path(seed: int) -> None
     assert_close(loss.per_token.detach(), want.detach(), rtol=1e-7, atol=1e-9)
 
 
-def test_at_no_temperature_it_is_the_bound_of_the_paths_schedule_on_average() -> None:
+def test_at_temperature_zero_the_law_of_the_input_is_that_of_a_trajectory() -> None:
     """The arg max of the Gaussian and `Nelbo` on trajectories have one law of (t, z_t)."""
     n = 20_000
     x0 = torch.randint(K, (1, L), generator=seeded(3)).repeat(n, 1)
@@ -160,7 +160,7 @@ def test_it_trains_one_network() -> None:
     assert method.networks() == {} and method.frozen() == {} and method.turn(5) == "student"
 
 
-def test_what_has_no_law_is_refused_when_the_objective_is_made() -> None:
+def test_wrong_arguments_are_refused_at_once() -> None:
     for temperature in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match=f"temperature .*got {temperature}, want"):
             objective(temperature=temperature)
@@ -171,7 +171,7 @@ def test_what_has_no_law_is_refused_when_the_objective_is_made() -> None:
         replace(objective(), path=GaussianArgmax(7, -2.0, -1.0))
 
 
-def test_the_range_of_the_path_is_its_own() -> None:
+def test_soft_input_uses_the_path_and_not_the_schedule() -> None:
     """Another path changes the loss. Another schedule changes nothing while the input is soft."""
     one = step_of(objective())[0].per_token
     same = step_of(replace(objective(), schedule=LogLinear()))[0].per_token

@@ -28,7 +28,7 @@ def toy(process: Process) -> Toy:
 
 @BOTH
 @pytest.mark.parametrize("schedule", [LogLinear(), Cosine()], ids=["log-linear", "cosine"])
-def test_it_is_the_bound_at_what_the_network_was_shown(
+def test_it_is_the_bound_at_the_input_of_the_network(
     process: Process, schedule: NoiseSchedule
 ) -> None:
     network = toy(process)
@@ -44,7 +44,7 @@ def test_it_is_the_bound_at_what_the_network_was_shown(
 
 
 @BOTH
-def test_noise_is_what_the_process_says(process: Process) -> None:
+def test_noise_is_that_of_the_process(process: Process) -> None:
     network = toy(process)
     Nelbo(process, LogLinear())(network, X0, step=0, generator=seeded())
     [(z, alpha)] = network.calls

@@ -40,7 +40,7 @@ def test_a_round_is_constant_and_starts_once(plan: Rounds) -> None:
             )
 
 
-def test_order_does_not_matter() -> None:
+def test_steps_may_come_in_any_order() -> None:
     """A resumed run calls step 7 first."""
     plan = Rounds(3, 1 / 16, (0.9, 0.8))
     forward = [plan.delta(step) for step in range(9)]
@@ -62,7 +62,7 @@ def test_order_does_not_matter() -> None:
         ),
     ],
 )
-def test_impossible_plans(arguments: tuple, message: str) -> None:
+def test_wrong_arguments(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Rounds(*arguments)
 

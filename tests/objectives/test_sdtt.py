@@ -91,7 +91,7 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
 @TIME_GRIDS
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_each_mask_is_held_against_the_law_it_was_drawn_from(
+def test_the_target_of_a_mask_is_the_law_it_was_drawn_from(
     k: int, divergence: str, time_grid: str
 ) -> None:
     """A MASK that the walk leaves is compared with the last law. A visible token has no loss."""
@@ -161,7 +161,7 @@ def test_the_papers_walk_reads_one_trajectory(
     t=st.floats(0.01, 1),
     delta=st.sampled_from([1e-3, 0.05, 0.2]),
 )
-def test_who_is_revealed_when(
+def test_the_step_that_unmasks_a_token(
     schedule: NoiseSchedule, time_grid: str, seed: int, k: int, t: float, delta: float
 ) -> None:
     """The share of each step:
@@ -231,7 +231,7 @@ def test_the_released_first_step_is_that_of_another_time(
     assert delta / shares["released"] == pytest.approx(start, rel=6e-3)
 
 
-def test_the_slip_halves_the_first_step_near_the_text_and_leaves_it_at_noise(draw: Draw) -> None:
+def test_the_released_first_step_is_half_near_the_text_and_whole_at_noise(draw: Draw) -> None:
     delta, n = 1 / 1024, 200_000
     ratio = {}
     for t in (0.01, 1.0):
@@ -318,7 +318,7 @@ class Alone(Toy):
 @TIME_GRIDS
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_a_teacher_whose_tokens_are_independent_has_nothing_to_add_in_more_steps(
+def test_a_product_law_gains_nothing_from_more_steps(
     k: int, divergence: str, time_grid: str
 ) -> None:
     """For a product law a student that equals the teacher has loss zero, at any number of steps."""
@@ -421,7 +421,7 @@ def test_a_round_starts_with_the_student_and_doubles_the_step() -> None:
 @SCHEDULES
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("k", [1, 3])
-def test_times_before_the_text_break_nothing(
+def test_steps_that_end_before_time_zero_are_harmless(
     k: int, divergence: str, schedule: NoiseSchedule, time_grid: str, draw: Draw
 ) -> None:
     """t < delta: the first step unmasks every MASK, and the last steps have nothing to do."""
@@ -445,7 +445,7 @@ def test_times_before_the_text_break_nothing(
         assert all(not (z == MASK).any() for z in views[1:])
 
 
-def test_a_batch_without_masks_weighs_nothing_and_breaks_nothing() -> None:
+def test_a_batch_without_masks_has_weight_and_loss_zero() -> None:
     class Clear(LogLinear):
         def alpha(self, t: Tensor) -> Tensor:
             return torch.ones_like(t)
@@ -491,6 +491,6 @@ def test_switches_are_checked_when_the_objective_is_made() -> None:
         objective(time_grid="code")
 
 
-def test_a_teacher_of_another_vocabulary_is_named() -> None:
+def test_a_teacher_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="teacher .*got 7 and 6 tokens"):
         objective(teacher=Toy(V + 1, MASK))(Toy(V, MASK), X0, step=0, generator=seeded())
