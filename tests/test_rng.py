@@ -42,7 +42,8 @@ def test_published_outputs_of_splitmix64() -> None:
     """
     states = [signed((1234567 + i * 0x9E3779B97F4A7C15) & EVERY_BIT) for i in range(1, 6)]
     assert [bits & EVERY_BIT for bits in mix_(torch.tensor(states)).tolist()] == [
-        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821,
     ]  # fmt: skip
 
 

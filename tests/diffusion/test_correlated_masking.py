@@ -78,7 +78,9 @@ structures = st.one_of(
     st.builds(CorrelatedBlocks, sizes_of_blocks, shares_of_variance),
     st.builds(CorrelatedSpan, st.floats(1e-3, 1e6)),
     st.builds(
-        lambda inner, factor, one, two: NestedBlocks((inner * factor, inner), (one, (1 - one) * two)),
+        lambda inner, factor, one, two: NestedBlocks(
+            (inner * factor, inner), (one, (1 - one) * two)
+        ),
         st.integers(1, 4), st.integers(2, 3), shares_of_variance, shares_of_variance,
     ),
 )  # fmt: skip
@@ -279,8 +281,9 @@ def test_text_forms() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["None", "blocks:8:0.9", "block:8", "block:8:0.9:1", "block:x:1", "block:8.5:1", "span", "span:", "span:a",
-             "hierarchy:4,2", "hierarchy:4,,2:0.1,0.1", "hierarchy:4:a", "block"],
+    "text", ["None", "blocks:8:0.9", "block:8", "block:8:0.9:1", "block:x:1", "block:8.5:1",
+             "span", "span:", "span:a", "hierarchy:4,2", "hierarchy:4,,2:0.1,0.1", "hierarchy:4:a",
+             "block"],
 )  # fmt: skip
 def test_other_forms_are_refused(text: str) -> None:
     says = f"structure .*got {re.escape(repr(text))}, want .*'block:SIZE:CORRELATION'"

@@ -153,7 +153,7 @@ def test_the_ends_of_the_posterior(process: Process) -> None:
 def test_the_posterior_has_the_dtype_of_the_law_and_float64_inside(
     process: Process, alpha_dtype: torch.dtype
 ) -> None:
-    """Short steps: the rates are differences of levels, and are precise for float32 probabilities."""
+    """Short steps: the rates are differences of levels, precise for float32 probabilities too."""
     p = laws(process, V)
     for level in (0.501, 0.50001, 1 - 1e-6):
         a_t, a_s = (torch.tensor([alpha], dtype=alpha_dtype) for alpha in (0.5, level))

@@ -244,7 +244,7 @@ ARGMAX = pytest.mark.parametrize(
 
 
 def by_sums(argmax: GaussianArgmax, t: float) -> tuple[float, float]:
-    """(alpha, d alpha / dt) by sums over the Gaussian and the chain rule: no table, no differences."""
+    """(alpha, d alpha / dt) by sums over the Gaussian and the chain rule, without a table."""
     size, span = argmax.vocab_size, argmax.gamma_max - argmax.gamma_min
     root = math.exp(-0.5 * (argmax.gamma_min + t * span))
     alpha = (size * duality_keep(root, size) - 1) / (size - 1)

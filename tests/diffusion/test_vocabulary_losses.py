@@ -279,7 +279,7 @@ def test_different_vocabularies_are_refused(divergence: Callable[..., Tensor]) -
 
 
 def test_reverse_kl_to_a_point_mass_is_a_million_and_finite() -> None:
-    """Reverse KL is about 1e6 (1 - p) for a token visible to the teacher ('KL-Bwd' in the paper)."""
+    """Reverse KL is about 1e6 (1 - p) at a token visible to the teacher (the paper's 'KL-Bwd')."""
     student, teacher, x0, _ = scene("linear", torch.float32)
     everywhere = torch.ones(B, L, dtype=torch.bool)
     student, seeing = replace(student, z=None), replace(teacher, z=x0)
