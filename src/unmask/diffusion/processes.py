@@ -162,11 +162,11 @@ class MaskedProcess:
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """The table of `posterior_mixture`."""
+        """keep [z_s = z_t] + predict p, with the weights of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
         keep, predict, _ = (
-            w.to(p_x0)[..., None]
-            for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+            weight.to(p_x0)[..., None]
+            for weight in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
         )
         return (predict * p_x0).scatter_add(-1, z_t[..., None], keep)
 
@@ -241,11 +241,11 @@ class UniformProcess:
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """The table of `posterior_mixture`."""
+        """keep [z_s = z_t] + predict p + noise / K, with the weights of `posterior_mixture`."""
         p_z = p_x0.gather(-1, z_t[..., None])
         keep, predict, noise = (
-            w.to(p_x0)[..., None]
-            for w in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+            weight.to(p_x0)[..., None]
+            for weight in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
         )
         return (predict * p_x0 + noise / self.vocab_size).scatter_add(-1, z_t[..., None], keep)
 

@@ -60,12 +60,15 @@ class LogLinear:
         _check_eps(self.eps)
 
     def alpha(self, t: PerSequence) -> PerSequence:
+        """The share of text left at time t, [B]."""
         return _share(lambda t: 1 - (1 - self.eps) * t, t, "t")
 
     def dalpha(self, t: PerSequence) -> PerSequence:
+        """d alpha / dt, [B]."""
         return _in_float64(lambda t: torch.full_like(t, self.eps - 1), t, "t")
 
     def time(self, alpha: PerSequence) -> PerSequence:
+        """The time of a level alpha, [B]; 1 for levels below alpha(1)."""
         return _share(lambda alpha: (1 - alpha) / (1 - self.eps), alpha, "alpha")
 
 
