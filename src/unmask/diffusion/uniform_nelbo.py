@@ -25,10 +25,12 @@ class UniformNelbo:
         value = c (K / y_z - K / y_z(x0) + A (K log y_z - S)
                    + B [x0 != z] (log y_z - log y_x0) + const)
 
-    y_z(x0) is y_z for the point mass of x0, and const makes the value zero for that p.
+        y_z(x0) = 1 - a + K a [x0 = z]
+        const   = (K - 1) kappa_t log kappa_t if x0 = z else -log(kappa_t) / kappa_t
 
-    The terms of z and x0 nearly cancel, so they are computed in float64, one number a row.
-    S - K log(1 - a) is the sum of log(1 + B p_j): terms in the precision of log p, sum in float64.
+    The value is zero if p is the point mass of x0; y_z(x0) is y_z for that p. The terms of z and x0
+    nearly cancel, so they are computed in float64, one number a row. S - K log(1 - a) is the sum of
+    log(1 + B p_j): terms in the precision of log p, sum in float64.
 
     x0            [N] tokens of the text
     z             [N] noisy tokens
