@@ -227,7 +227,7 @@ def test_a_byte_order_mark_is_no_part_of_a_config(copy: Path) -> None:
 )
 def test_configs_that_are_no_objects_of_json(text: str, copy: Path) -> None:
     (copy / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json is no.* JSON"):
         load(copy)
 
 
