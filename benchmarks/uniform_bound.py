@@ -64,7 +64,10 @@ slow = clock(lambda: plain(log_p, x0, z, alpha, torch.ones_like(alpha)))
 fast = clock(lambda: loss.value_and_grad(log_p.clone(), every))  # it overwrites log p
 print(f"float64 {1e3 * slow:.0f} ms, library {1e3 * fast:.0f} ms, ratio {slow / fast:.1f}")
 for name, ours, want in zip(
-    ("value", "derivative"), loss.value_and_grad(log_p.clone(), every), (value, derivative), strict=True
+    ("value", "derivative"),
+    loss.value_and_grad(log_p.clone(), every),
+    (value, derivative),
+    strict=True,
 ):
     print(
         f"{name}: greatest difference {float((ours - want).abs().max()):.1e} of {float(want.abs().max()):.0f}"

@@ -110,7 +110,10 @@ class Head:
 
 
 def masked(
-    vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object
+    vocab_size: int,
+    length: int,
+    schedule: NoiseSchedule = LogLinear(),  # noqa: B008
+    **table: object,
 ) -> SimpleNamespace:
     """A masked model over `vocab_size` tokens, the last of them MASK."""
     process = MaskedProcess(vocab_size, vocab_size - 1)
@@ -119,7 +122,10 @@ def masked(
 
 
 def uniform(
-    vocab_size: int, length: int, schedule: NoiseSchedule = LogLinear(), **table: object
+    vocab_size: int,
+    length: int,
+    schedule: NoiseSchedule = LogLinear(),  # noqa: B008
+    **table: object,
 ) -> SimpleNamespace:
     """A uniform-state model."""
     process = UniformProcess(vocab_size)

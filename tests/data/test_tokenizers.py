@@ -337,7 +337,8 @@ def test_a_config_that_is_no_object_is_named(bpe: Tokenizer, tmp_path: Path, tex
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(
-        ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is (no|not valid) JSON)"
+        ValueError,
+        match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is (no|not valid) JSON)",
     ):
         Tokenizer.load(tmp_path)
 

@@ -280,7 +280,9 @@ def network(causal: bool = False, vocab_size: int = 260, seed: int = 0) -> DiT:
 
 
 def masked(
-    schedule: NoiseSchedule = LogLinear(), tokenizer: Tokenizer | None = None, mask_id: int = 259
+    schedule: NoiseSchedule = LogLinear(),  # noqa: B008
+    tokenizer: Tokenizer | None = None,
+    mask_id: int = 259,
 ) -> Model:
     net = network()
     return Model(

@@ -357,7 +357,9 @@ def test_a_curriculum(small: Recipe) -> None:
         "the path is of the training, not of the model"
     )
     wrong = {
-        "gamma .*gamma_min = -9.0 .*want -4.47 <= gamma_min < gamma_max <= 21.47": {"gamma": (-9.0, -1.0)},
+        "gamma .*gamma_min = -9.0 .*want -4.47 <= gamma_min < gamma_max <= 21.47": {
+            "gamma": (-9.0, -1.0)
+        },
         "top_k .*got 50, want 1 <= top_k < 50": {"top_k": 50},
     }
     for message, change in wrong.items():

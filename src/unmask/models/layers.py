@@ -34,7 +34,7 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight[outputs].to(x.dtype))
 
     def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
-        """The backward pass of `prediction.HeadWithBackward`: of (weight, bias) or (weight,), what is None is left out."""
+        """See `prediction.HeadWithBackward`; `totals` is (weight, bias) or (weight,)."""
         weight, *bias = totals
         for total in bias:
             if total is not None:
