@@ -170,7 +170,7 @@ def test_sample_with_a_cache(capsys):
         (["bench", "unmask:judge"], ["unmask:judge is autoregressive", "--baseline"]),
         (
             ["bench", "--baseline", "unmask:duo"],
-            ["unmask:duo is one of diffusion", "leave --baseline out"],
+            ["unmask:duo is a diffusion model", "leave --baseline out"],
         ),
         (["bench", "--device", "cuda:99"], ["device", "cuda:99"]),
     ],
@@ -567,7 +567,7 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(
         raise AssertionError("the work began")
 
     for place in (
-        "experiments.bench.ar_speedup.pairs",
+        "experiments.bench.ar_speedup.time_pairs",
         "experiments.exact.duality_checks.observe",
         "experiments.commands.verify._gaps",
         "experiments.commands.demo.demo",

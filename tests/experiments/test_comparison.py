@@ -27,8 +27,8 @@ from unmask.experiments.experiment import Progress, read_rows
 from unmask.experiments.methods import HEAD as METHODS_HEAD
 from unmask.experiments.methods import MASKED, UNIFORM, Methods, shortened
 from unmask.experiments.methods import summary as methods_summary
-from unmask.experiments.report.figures import study as picture
-from unmask.experiments.report.record import read_report
+from unmask.experiments.report.figures import comparison_figure
+from unmask.experiments.report.report_schema import read_report
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe, SdttSettings
 from unmask.training import TrainingError
@@ -272,7 +272,9 @@ def test_methods_with_different_teachers_share_a_table_and_a_picture(
         "teacher of dcd"
     ] * 2 + ["dcd"]
     assert all(len(line) == len(METHODS_HEAD) for line in table)
-    [axes] = picture({name: read_report(report) for name, report in reports.items()}, 2).axes
+    [axes] = comparison_figure(
+        {name: read_report(report) for name, report in reports.items()}, 2
+    ).axes
     labels = [line.get_label() for line in axes.get_lines()]
     assert {
         "teacher of mcd, 4 steps",

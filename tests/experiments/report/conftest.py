@@ -1,4 +1,4 @@
-"""One report and one written page for all tests of this folder: drawing is what costs."""
+"""One report and one written page for all tests of this folder, because drawing is slow."""
 
 import copy
 from pathlib import Path

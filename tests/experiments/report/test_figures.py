@@ -1,5 +1,6 @@
-"""Pictures show the numbers of the record, and are the same files each time."""
+"""Figures show the numbers of the report, and are the same files each time."""
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,18 +12,18 @@ from matplotlib.transforms import Bbox
 
 from unmask.evaluation.measure import ENTROPIES
 from unmask.experiments.exact.duality_checks import figure_data, observe
-from unmask.experiments.report.axes import describe, pills
+from unmask.experiments.report.exact_figures import duality_figure
 from unmask.experiments.report.figures import (
-    drawings,
-    duality_figure,
+    comparison_figure,
     frontier,
     gen_ppl_by_steps,
-    study,
-    training,
+    plan_figures,
 )
-from unmask.experiments.report.record import read_report
-from unmask.experiments.report.style import NARROW, WIDE, drawing
-from unmask.experiments.report.svg import picture
+from unmask.experiments.report.plot_helpers import describe, step_labels
+from unmask.experiments.report.report_schema import read_report
+from unmask.experiments.report.style import NARROW, WIDE, plot_style
+from unmask.experiments.report.svg import SvgFigure, svg_figure
+from unmask.experiments.report.training_figure import training_figure
 
 HOSTILE = (
     '</title></svg></script><img src=x onerror="alert(1)"> & $x_1$ $\\frac{ [v2] 日本 \x00\x0b'
@@ -32,11 +33,7 @@ HOSTILE = (
 def drawn(figure: Figure) -> list[tuple[float, float]]:
     """All points of all lines."""
     lines = [line for axes in figure.axes for line in axes.lines]
-    return [
-        (float(x), float(y))
-        for line in lines
-        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
-    ]
+    return [(float(x), float(y)) for line in lines for x, y in line.get_xydata()]
 
 
 def words(figure: Figure) -> list[str]:
@@ -58,33 +55,20 @@ def test_gen_ppl_by_steps(report: dict) -> None:
     )
 
 
-def test_study(report: dict) -> None:
-    figure = study({"mcd": read_report(report), "other": read_report(report)}, 8)
-    students = [
-        row
-        for name in ("student", "temperature_student")
-        for row in report[name]
-        if row["steps"] == 8
-    ]
+def test_a_comparison_draws_each_student_and_a_shared_teacher_once(report: dict) -> None:
+    figure = comparison_figure({"mcd": read_report(report), "other": read_report(report)}, 8)
     most = max(row["steps"] for row in report["teacher"])
-    teachers = [
-        row
-        for name in ("teacher", "temperature_teacher")
-        for row in report[name]
-        if row["steps"] in (8, most)
-    ]
-    rows = {(row["entropy"], row["gen_ppl"]) for row in [*students, *teachers]}
-    target = next(row["entropy"] for row in report["teacher"] if row["steps"] == most)
-    assert rows == {
-        (x, y) for x, y in drawn(figure) if (x, y) not in {(target, 0.0), (target, 1.0)}
+    rows = {
+        (row["entropy"], row["gen_ppl"])
+        for name, steps in (("student", {8}), ("teacher", {8, most}))
+        for row in [*report[name], *report[f"temperature_{name}"]]
+        if row["steps"] in steps
     }
+    target = next(row["entropy"] for row in report["teacher"] if row["steps"] == most)
+    assert rows == {*drawn(figure)} - {(target, 0.0), (target, 1.0)}
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == [
-        f"teacher, {most} steps",
-        "teacher, 8 steps",
-        "mcd, 8 steps",
-        "other, 8 steps",
-    ]
+    names = [f"teacher, {most} steps", "teacher, 8 steps", "mcd, 8 steps", "other, 8 steps"]
+    assert labels == names
 
 
 @pytest.mark.parametrize("column", ENTROPIES)
@@ -109,7 +93,7 @@ def test_frontier(report: dict, column: str) -> None:
 
 
 def test_training(report: dict) -> None:
-    figure = training(read_report(report), WIDE)
+    figure = training_figure(read_report(report), WIDE)
     above, gen_ppl, entropy = figure.axes
     for name in ("loss", "distillation", "reconstruction"):
         assert any(list(line.get_ydata()) == report["training"][name] for line in above.lines)
@@ -117,24 +101,25 @@ def test_training(report: dict) -> None:
     assert np.std(np.diff(smooth)) < np.std(np.diff(report["training"]["loss"]))
     start = next(row for row in report["teacher"] if row["steps"] == 8)
     for axes, name in ((gen_ppl, "gen_ppl"), (entropy, "entropy")):
-        points = {
-            (x, y)
-            for line in axes.lines
-            for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
-        }
-        assert {(entry["round"], entry[name]) for entry in report["rounds"]} | {
-            (0, start[name])
-        } == points
+        rounds = {(entry["round"], entry[name]) for entry in report["rounds"]}
+        points = {(x, y) for line in axes.lines for x, y in line.get_xydata()}
+        assert points == rounds | {(0, start[name])}
 
 
-@pytest.mark.parametrize(("missing", "panels"), [("rounds", 1), ("training", 2)])
-def test_half_a_training_figure(report: dict, missing: str, panels: int) -> None:
+@pytest.mark.parametrize(
+    ("missing", "labels"),
+    [("rounds", ["nats a token"]), ("training", ["gen PPL", "unigram entropy, nats"])],
+)
+def test_a_training_figure_shows_only_recorded_parts(
+    report: dict, missing: str, labels: list[str]
+) -> None:
     del report[missing]
-    assert len(training(read_report(report), WIDE).axes) == panels
+    figure = training_figure(read_report(report), WIDE)
+    assert [axes.get_ylabel() for axes in figure.axes] == labels
 
 
 def test_only_what_was_measured_is_drawn(report: dict) -> None:
-    names = [plan.name for plan in drawings(read_report(report))]
+    names = [plan.name for plan in plan_figures(read_report(report))]
     assert names == [
         "gen-ppl-by-steps",
         "frontier",
@@ -147,20 +132,27 @@ def test_only_what_was_measured_is_drawn(report: dict) -> None:
     for name in ("rounds", "training", "data", "autoregressive"):
         del report[name]
     record = read_report(report)
-    assert [plan.name for plan in drawings(record)] == names[:3]
+    assert [plan.name for plan in plan_figures(record)] == names[:3]
     gen_ppl_by_steps(record, NARROW)
     frontier(record, "entropy", NARROW)
 
 
-def test_a_picture_is_the_same_twice_and_says_what_it_shows(report: dict) -> None:
-    record = read_report(report)
-    with drawing():
-        first, second = (picture(gen_ppl_by_steps(record, NARROW), "a", "words") for _ in range(2))
+def svg(report: dict, name: str = "a", alt: str = "words") -> SvgFigure:
+    return svg_figure(gen_ppl_by_steps(read_report(report), NARROW), name, "title", alt)
+
+
+def test_an_svg_is_the_same_twice_and_describes_its_points(report: dict) -> None:
+    first, second = svg(report), svg(report)
     assert first == second
     page = ET.fromstring(first.standalone())
-    tips = [element.text for element in page.iter("{http://www.w3.org/2000/svg}title")]
-    assert tips[0] == "words" and {describe(line) for line in record.teacher} <= set(tips)
-    assert all(element.get("id", "a-").startswith("a-") for element in page.iter())
+    tooltips = [element.text for element in page.iter("{http://www.w3.org/2000/svg}title")]
+    assert tooltips[0] == "words"
+    assert {describe(row) for row in read_report(report).teacher} <= set(tooltips)
+
+
+def test_two_figures_of_a_page_share_no_id(report: dict) -> None:
+    ids = [set(re.findall(r'id="([^"]*)"', svg(report, name).body)) for name in "ab"]
+    assert ids[0] and not ids[0] & ids[1]
 
 
 @pytest.mark.filterwarnings("error")
@@ -168,27 +160,25 @@ def test_hostile_words_stay_words(report: dict) -> None:
     for name in ("teacher", "student"):
         for row in report[name]:
             row["name"] = HOSTILE
-    with drawing():
-        found = picture(gen_ppl_by_steps(read_report(report), NARROW), "a", HOSTILE)
-    page = ET.fromstring(found.standalone())  # not well-formed if anything had got out
+    figure = svg(report, alt=HOSTILE)
+    page = ET.fromstring(figure.standalone())
     assert not [element for element in page.iter() if element.tag.endswith("img")]
-    assert "<img" not in str(found.inline("wide"))
+    assert "<img" not in figure.body
     assert "$x_1$ $\\frac{ [v2] 日本 \ufffd\ufffd" in "".join(page.itertext())
 
 
-def test_pills_never_cover_each_other(report: dict) -> None:
-    lines = read_report(report).teacher
-    with drawing():
+def test_step_labels_never_cover_each_other(report: dict) -> None:
+    rows = read_report(report).teacher
+    with plot_style():
         figure = Figure(figsize=(WIDE, 4))
         axes = figure.add_subplot()
         axes.set(xlim=(0, 2), ylim=(0, 300))
-        pills(axes, [(line, 1.0) for line in [*lines, lines[0], lines[0]]])
+        step_labels(axes, [(row, 1.0) for row in [*rows, rows[0], rows[0]]])
         figure.canvas.draw()
     boxes = []
     for text in axes.texts:
-        size = (
-            Text.get_window_extent(text).padded(0.28 * text.get_fontsize() * figure.dpi / 72).size
-        )
+        padding = 0.28 * text.get_fontsize() * figure.dpi / 72
+        size = Text.get_window_extent(text).padded(padding).size
         middle = axes.transData.transform(text.xy) + np.array(text.xyann) * figure.dpi / 72
         boxes.append(Bbox([middle - size / 2, middle + size / 2]))
     assert len(boxes) == 8

@@ -1,4 +1,4 @@
-"""A diffusion model and an autoregressive one with KV cache, timed in turns: pairs of calls, and their rows."""
+"""Time a diffusion model against an autoregressive one with KV cache, in pairs of calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import init
 
 from unmask.evaluation.measure import Measure, median
 from unmask.evaluation.timing import Timed, peak_memory, reset_peak_memory, timed
-from unmask.experiments.bench.throughput import BenchRow, BenchSettings, Machine
+from unmask.experiments.bench.bench_results import BenchRow, BenchSettings, Machine
 from unmask.models.dit import DiT, Shape
 from unmask.models.model import CausalModel, Model
 from unmask.rng import generator, global_generators
@@ -22,8 +22,14 @@ from unmask.samplers.sample import AutoregressiveModel, DiffusionModel, sample
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of `sample`: mean nfe of its texts, its network calls, its wall clock, and `Row.memory_bytes`."""
+class TimedCall:
+    """One call of `sample`.
+
+    nfe           network calls a text takes part in, mean over texts
+    calls         network calls of the whole batch
+    seconds       wall clock
+    memory_bytes  see `BenchRow`
+    """
 
     nfe: float
     calls: int
@@ -33,71 +39,79 @@ class Call:
 
 @dataclass(frozen=True)
 class SpeedPair:
-    """Ours in `steps` steps and the autoregressive call that came after it, of equally many texts."""
+    """A call of the diffusion model in `steps` steps, and the baseline's call after it."""
 
     batch: int
     steps: int
-    ours: Call
-    baseline: Call
+    ours: TimedCall
+    baseline: TimedCall
 
 
-def pairs(
+def time_pairs(
     model: DiffusionModel,
     baseline: AutoregressiveModel,
-    plan: BenchSettings,
+    settings: BenchSettings,
     device: torch.device | str = "cpu",
 ) -> Iterator[SpeedPair]:
-    """Time `plan.repeats` pairs for each batch and step count, in turns: what slows the machine down slows both.
+    """Time `settings.repeats` pairs for each batch and step count.
 
-    A pair before them warms up and is not shown. Temperature 1, the default sampler and grid of `sample`.
+    The models take turns, so a disturbance of the machine slows both. One warm-up pair comes
+    first. Temperature 1, the default sampler and grid of `sample`.
+
+    Args:
+        model: the diffusion model.
+        baseline: the autoregressive model.
+        settings: batches, step counts, length, repeats and seed.
+        device: of both models.
     """
-    for batch in plan.batches:
-        for steps in plan.steps:
-            for number in range(plan.repeats + 1):
-                ours, theirs = (
-                    _call(each, plan, batch, steps, device) for each in (model, baseline)
-                )
-                if number:
+    for batch in settings.batches:
+        for steps in settings.steps:
+            for number in range(settings.repeats + 1):
+                ours = _time_call(model, settings, batch, steps, device)
+                theirs = _time_call(baseline, settings, batch, steps, device)
+                if number > 0:
                     yield SpeedPair(batch, steps, ours, theirs)
 
 
-def _call(
+def _time_call(
     model: DiffusionModel | AutoregressiveModel,
-    plan: BenchSettings,
+    settings: BenchSettings,
     batch: int,
     steps: int,
     device: torch.device | str,
-) -> Call:
-    draw = partial(
-        sample, model, n=batch, length=plan.length, steps=steps, seed=plan.seed, device=device
-    )
-    gpu = torch.device(device).type == "cuda"
+) -> TimedCall:
+    length, seed = settings.length, settings.seed
+    draw = partial(sample, model, n=batch, length=length, steps=steps, seed=seed, device=device)
+    on_gpu = torch.device(device).type == "cuda"
     reset_peak_memory(device)
-    held = torch.cuda.memory_allocated(device) if gpu else 0
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
     clock = timed(draw, repeats=1, warmup=0, device=device)
-    memory = peak_memory(device) - held if gpu else None
-    return Call(float(clock.result.nfe.double().mean()), clock.result.calls, clock.median, memory)
+    memory = peak_memory(device) - before if on_gpu else None
+    samples = clock.result
+    return TimedCall(float(samples.nfe.double().mean()), samples.calls, clock.median, memory)
 
 
-def rows(found: Iterable[SpeedPair], length: int) -> list[BenchRow]:
-    """A row for each batch and step count, and behind those of a batch its autoregressive one, of all its pairs."""
+def bench_rows(pairs: Iterable[SpeedPair], length: int) -> list[BenchRow]:
+    """A row for each batch and step count; after those of a batch its autoregressive row.
+
+    The autoregressive row takes the calls of all pairs of its batch. `length` is in tokens.
+    """
     groups: dict[int, dict[int, list[SpeedPair]]] = {}
-    for pair in found:
+    for pair in pairs:
         groups.setdefault(pair.batch, {}).setdefault(pair.steps, []).append(pair)
     table = []
     for batch, by_steps in groups.items():
         for steps, group in by_steps.items():
-            ratio = median(
-                [pair.baseline.seconds / pair.ours.seconds for pair in group], "x autoregressive"
-            )
-            table.append(_row(steps, batch, length, [pair.ours for pair in group], ratio))
+            ratios = [pair.baseline.seconds / pair.ours.seconds for pair in group]
+            ours = [pair.ours for pair in group]
+            table.append(_row(steps, batch, length, ours, median(ratios, "x autoregressive")))
         theirs = [pair.baseline for group in by_steps.values() for pair in group]
         table.append(_row(None, batch, length, theirs, None))
     return table
 
 
 def _row(
-    steps: int | None, batch: int, length: int, calls: Sequence[Call], ratio: Measure | None
+    steps: int | None, batch: int, length: int, calls: Sequence[TimedCall], ratio: Measure | None
 ) -> BenchRow:
     clock = Timed(None, tuple(call.seconds for call in calls))
     nfe = fmean(call.nfe for call in calls)
@@ -118,38 +132,43 @@ def _row(
 
 
 def random_network(shape: Shape, seed: int = 0, compute_dtype: torch.dtype = torch.float32) -> DiT:
-    """A network whose matrices are drawn at random, none of them zero: in a new one gates and head are."""
-    with global_generators(seed, 0):  # of biases
-        made = DiT(shape, compute_dtype)
-    dice = generator(seed, 1)
-    for weight in made.parameters():
+    """A network with random matrices, all of them nonzero.
+
+    A new `DiT` has zero gates and a zero head.
+    """
+    with global_generators(seed, 0):  # torch draws initial biases from the global generator
+        network = DiT(shape, compute_dtype)
+    rng = generator(seed, 1)
+    for weight in network.parameters():
         if weight.dim() == 2:
-            init.normal_(weight, std=0.02, generator=dice)
-    return made
+            init.normal_(weight, std=0.02, generator=rng)
+    return network
 
 
-def causal_twin(model: Model, seed: int = 0, device: torch.device | str = "cpu") -> CausalModel:
-    """An autoregressive model of random weights with the sizes, the vocabulary and the tokenizer of `model`.
+def autoregressive_twin(
+    model: Model, seed: int = 0, device: torch.device | str = "cpu"
+) -> CausalModel:
+    """An autoregressive model with random weights and the sizes and tokenizer of `model`.
 
-    It has no noise conditioning, and so a few weights less.
+    It has slightly fewer weights, because it has no noise conditioning.
     """
     shape = replace(model.network.shape, causal=True, dropout=0.0)
-    network = (
-        random_network(shape, seed, model.network.compute_dtype).to(device).requires_grad_(False)
-    )
+    network = random_network(shape, seed, model.network.compute_dtype)
+    network = network.to(device).requires_grad_(False)
     return CausalModel.of(network, model.tokenizer, model.denoiser.mask_id)
 
 
-def machine(device: torch.device | str, precision: str) -> Machine:
-    """The machine that this process runs on."""
-    place = torch.device(device)
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
+def this_machine(device: torch.device | str, precision: str) -> Machine:
+    """The machine of this process."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return Machine(str(device), name, torch.get_num_threads(), torch.__version__, precision)
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo")  # of Linux, whose `platform.processor` is empty
-    for line in told.read_text("utf-8").splitlines() if told.exists() else ():
+    """The processor's name; on Linux `platform.processor` is empty."""
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

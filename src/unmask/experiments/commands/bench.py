@@ -1,4 +1,4 @@
-"""`unmask bench`: how fast a model draws on this machine, beside an autoregressive one."""
+"""`unmask bench`: sampling speed on this machine, against an autoregressive model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import tyro
 from unmask import __version__
 from unmask.cli.console import emit, parse, progress, result_folder, say, table
 from unmask.dataclass_json import to_json
-from unmask.experiments.bench import ar_speedup as side_by_side
-from unmask.experiments.bench.throughput import Bench, BenchSettings, Contender, words
+from unmask.experiments.bench import ar_speedup
+from unmask.experiments.bench.bench_results import Bench, BenchRow, BenchSettings, Contender
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.build import DTYPES
 
@@ -22,20 +22,21 @@ RANDOM = "a twin of the same sizes"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time a diffusion model beside an autoregressive one with KV cache; write bench.json, bench.png and bench.svg.
+    """Time a diffusion model against an autoregressive one with KV cache.
 
-    Ours and the other draw in turns. Latency is that of one call of `sample`: network calls, draws, decoding.
+    The models take turns. Latency is that of one call of `sample`: network calls, drawing of
+    tokens, decoding. Writes bench.json, bench.png and bench.svg.
 
     model      a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
-    baseline   an autoregressive model (one of the same sizes, its weights drawn at random)
-    steps      moves from noise to text, a row each; the speed of a distilled student is that of its teacher in fewer
-    batches    texts a call of sample, a row each
-    length     tokens of a text (the model's length)
-    repeats    timed pairs behind a row, after one that warms up; p95 wants 21 or more to be other than the longest two
+    baseline   an autoregressive model; without one, random weights of the same sizes
+    steps      numbers of sampling steps, a row each; a student is as fast as its teacher in as many
+    batches    numbers of texts a call of sample, a row each
+    length     tokens a text; by default the model's length
+    repeats    timed pairs behind a row, after one warm-up pair; p95 needs 21 or more
     seed       of the texts, and of the random weights
-    device     where both run: cpu, cuda, cuda:1
+    device     of both models: cpu, cuda, cuda:1
     precision  of the matrix products in the blocks of both networks
-    out        where bench.json and the figure go
+    out        directory of bench.json and the figure
     json       print bench.json
     """
 
@@ -53,96 +54,92 @@ class Arguments:
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    asked = parse(Arguments, verb, arguments)
-    model, baseline = _models(asked)
-    length = model.length if asked.length is None else asked.length
-    plan = BenchSettings(asked.steps, asked.batches, length, asked.repeats, asked.seed)
-    out = result_folder(asked.out)
-    found, total = [], len(plan.batches) * len(plan.steps) * plan.repeats
+    options = parse(Arguments, verb, arguments)
+    model, baseline = _load_models(options)
+    length = model.length if options.length is None else options.length
+    settings = BenchSettings(options.steps, options.batches, length, options.repeats, options.seed)
+    out = result_folder(options.out)
+    pairs, total = [], len(settings.batches) * len(settings.steps) * settings.repeats
     with progress() as (advance, _):
         advance("timing", 0, total)
-        for pair in side_by_side.pairs(model, baseline, plan, asked.device):
-            found.append(pair)
-            advance("timing", len(found), total)
+        for pair in ar_speedup.time_pairs(model, baseline, settings, options.device):
+            pairs.append(pair)
+            advance("timing", len(pairs), total)
     bench = Bench(
         version=__version__,
-        machine=side_by_side.machine(asked.device, asked.precision),
-        plan=plan,
-        model=_contender(asked.model, model),
-        baseline=_contender(asked.baseline or RANDOM, baseline, random=asked.baseline is None),
-        rows=tuple(side_by_side.rows(found, length)),
+        machine=ar_speedup.this_machine(options.device, options.precision),
+        plan=settings,
+        model=Contender(options.model, model.parameters, model.digest),
+        baseline=Contender(
+            options.baseline or RANDOM,
+            baseline.parameters,
+            baseline.digest,
+            random=options.baseline is None,
+        ),
+        rows=tuple(ar_speedup.bench_rows(pairs, length)),
     )
     file = bench.save(out)
     from unmask.experiments.bench.figure import write_figure
 
     png, _ = write_figure(bench, out)
-    if asked.json:
+    if options.json:
         emit(to_json(bench))
         return 0
-    _show(bench)
-    say(words(bench))
+    _print_table(bench)
+    say(bench.protocol_words)
     say(f"numbers: {file}   figure: {png}")
     return 0
 
 
-def _models(asked: Arguments) -> tuple[Model, CausalModel]:
-    """The two, on their device and in their precision; ValueError where one is of the other's kind."""
-    model = load(asked.model, device=asked.device)
+def _load_models(options: Arguments) -> tuple[Model, CausalModel]:
+    """Both models, on their device and in their precision.
+
+    Raises:
+        ValueError: `model` is autoregressive, or `baseline` is not.
+    """
+    model = load(options.model, device=options.device)
     if not isinstance(model, Model):
         raise ValueError(
-            f"model is the diffusion model that is timed, and {asked.model} is autoregressive: want one of masked or "
-            f"uniform diffusion, say unmask:teacher, and give {asked.model} as --baseline"
+            f"model is of the wrong kind: {options.model} is autoregressive, want a diffusion "
+            f"model such as unmask:teacher; give {options.model} as --baseline"
         )
-    model.network.compute_dtype = DTYPES[asked.precision]
-    if asked.baseline is None:
-        return model, side_by_side.causal_twin(model, asked.seed, asked.device)
-    baseline = load(asked.baseline, device=asked.device)
+    model.network.compute_dtype = DTYPES[options.precision]
+    if options.baseline is None:
+        return model, ar_speedup.autoregressive_twin(model, options.seed, options.device)
+    baseline = load(options.baseline, device=options.device)
     if not isinstance(baseline, CausalModel):
         raise ValueError(
-            f"baseline is the autoregressive model that is timed beside {asked.model}, and {asked.baseline} is one of "
-            "diffusion: want an autoregressive one, say unmask:judge, or leave --baseline out for one of random weights"
+            f"baseline is of the wrong kind: {options.baseline} is a diffusion model, want an "
+            "autoregressive one such as unmask:judge; or leave --baseline out for random weights"
         )
-    baseline.network.compute_dtype = DTYPES[asked.precision]
+    baseline.network.compute_dtype = DTYPES[options.precision]
     return model, baseline
 
 
-def _contender(name: str, model: Model | CausalModel, random: bool = False) -> Contender:
-    return Contender(name, model.parameters, model.digest, random)
-
-
-def _show(bench: Bench) -> None:
-    on_gpu = any(row.memory_bytes is not None for row in bench.rows)
-    heads = [
-        "",
-        "batch",
-        "nfe",
-        "calls",
-        "tokens/forward",
-        "tokens/s",
-        "±",
-        "p50, s",
-        "p95, s",
-        "x AR",
-        "±",
-    ]
-    lines: list[list[object]] = []
-    for row in bench.rows:
-        name = "autoregressive" if row.steps is None else f"{row.steps} steps"
-        rate, ratio = row.tokens_per_second, row.ratio
-        times = ["", ""] if ratio is None else [f"{ratio.value:.3g}", _error(ratio.sem)]
-        line: list[object] = [
-            name,
-            row.batch,
-            row.nfe,
-            row.calls,
-            row.tokens_per_forward,
-            f"{rate.value:.4g}",
-        ]
-        line += [_error(rate.sem), row.p50_s, row.p95_s, *times]
-        lines.append(line + ([] if row.memory_bytes is None else [row.memory_bytes >> 20]))
+def _print_table(bench: Bench) -> None:
+    rows = [_cells(row) for row in bench.rows]
     title = "tokens a second, and latency of one call of sample"
-    table(title, heads + (["MiB"] if on_gpu else []), lines)
+    table(title, list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _error(sem: float | None) -> str:
+def _cells(row: BenchRow) -> dict[str, object]:
+    """Heading -> cell."""
+    rate, ratio = row.tokens_per_second, row.ratio
+    cells = {
+        "": row.name,
+        "batch": row.batch,
+        "nfe": row.nfe,
+        "calls": row.calls,
+        "tokens/forward": row.tokens_per_forward,
+        "tokens/s": f"{rate.value:.4g}",
+        "±": _error_text(rate.sem),
+        "p50, s": row.p50_s,
+        "p95, s": row.p95_s,
+        "x AR": "" if ratio is None else f"{ratio.value:.3g}",
+        "± x AR": "" if ratio is None else _error_text(ratio.sem),
+    }
+    return cells if row.memory_bytes is None else cells | {"MiB": row.memory_bytes >> 20}
+
+
+def _error_text(sem: float | None) -> str:
     return "" if sem is None else f"{sem:.2g}"

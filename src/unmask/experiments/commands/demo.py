@@ -45,7 +45,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         )
         return 1
     from unmask.experiments.report.page import write_report
-    from unmask.experiments.report.record import read_report, words_of
+    from unmask.experiments.report.report_schema import read_report
 
     page = write_report(report, asked.out)
     for name in ("teacher", "student"):
@@ -54,7 +54,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             for row in report[name]
         ]
         table(name, ["steps", "calls", "gen PPL", "sem", "entropy"], rows)
-    say(words_of(read_report(report)))
+    say(read_report(report).protocol_words)
     for sentence in report["verdict"]:
         say(sentence)
     say(f"\n{page} shows it all, with pictures and a player ({report['seconds']['total']:.0f} s)")

@@ -1,4 +1,4 @@
-"""`unmask report`: the page of a report.json, or the figure of a bench.json, written again."""
+"""`unmask report`: write the page of a report.json, or the figure of a bench.json, again."""
 
 from __future__ import annotations
 
@@ -12,31 +12,27 @@ import tyro
 from unmask.cli.console import parse, say
 from unmask.dataclass_json import LARGEST_REPORT, read_json
 from unmask.evaluation.sweep import REPORT
-from unmask.experiments.bench.throughput import BENCH, Bench
+from unmask.experiments.bench.bench_results import BENCH, Bench
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write report.html and its figures beside the report.json of a run; the figure of a bench beside its bench.json.
+    """Write report.html and its figures beside a report.json, or the figure beside a bench.json.
 
-    run  a directory of `unmask demo`, `eval frontier`, `reproduce study` or `bench`, or its report.json or bench.json
+    run  a directory of `unmask demo`, `eval frontier`, `reproduce study` or `bench`, or its file
     """
 
     run: Annotated[Path, tyro.conf.Positional]
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    asked = parse(Arguments, verb, arguments)
-    file = asked.run
-    if asked.run.is_dir():
-        file = next(
-            (asked.run / name for name in (REPORT, BENCH) if (asked.run / name).exists()),
-            asked.run / REPORT,
-        )
-    if not file.is_file():
+    run = parse(Arguments, verb, arguments).run
+    candidates = (run / REPORT, run / BENCH) if run.is_dir() else (run,)
+    file = next((file for file in candidates if file.is_file()), None)
+    if file is None:
         raise ValueError(
-            f"{asked.run} has no {REPORT}: `unmask demo` and `unmask eval frontier` write one; nor a {BENCH}: "
-            "`unmask bench` does"
+            f"run has neither {REPORT} nor {BENCH}: got {run}. `unmask demo` and "
+            f"`unmask eval frontier` write {REPORT}, `unmask bench` writes {BENCH}"
         )
     if file.name == BENCH:
         from unmask.experiments.bench.figure import write_figure

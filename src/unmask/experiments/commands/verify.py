@@ -79,7 +79,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 def _duality(asked: Arguments) -> int:
     from unmask.experiments.exact.duality_checks import examine, figure_data, observe
-    from unmask.experiments.report.figures import duality_figure
+    from unmask.experiments.report.exact_figures import duality_figure
 
     size = 512 if asked.vocab_size is None else asked.vocab_size
     whole("vocab_size", size, "the coordinates of the Gaussian", 2, LARGEST)

@@ -1,4 +1,4 @@
-"""Floor 6: a record of results becomes pictures and one page. Works on plain JSON and never imports torch.
+"""Figures and self-contained pages made from report.json and table.json. It never imports torch.
 
-`page.write_report` writes report.html, `figures.duality_figure` the picture of `unmask verify`.
+`page.write_report` writes report.html, `paper.write_table` the page of a table of the paper.
 """

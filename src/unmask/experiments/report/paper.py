@@ -1,8 +1,7 @@
-"""The page and the picture of a table that was run again: what table.json holds -> report.html, NAME.png."""
+"""table.json -> NAME.png and a page: a table of the paper, measured again."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,99 +10,107 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.atomic_files import write_text
-from unmask.experiments.report.axes import legend, logarithmic, write_picture
-from unmask.experiments.report.markup import Html, join, scrolling, tag
-from unmask.experiments.report.page import whole
-from unmask.experiments.report.style import LIGHT, NARROW, SMALL, WIDE, drawing
-from unmask.experiments.report.svg import picture
+from unmask.experiments.report.plot_helpers import caption, legend, logarithmic, save_figure
+from unmask.experiments.report.rendering import render
+from unmask.experiments.report.style import LIGHT, NARROW, WIDE, plot_style
+from unmask.experiments.report.svg import svg_figure
 
-_ROUNDS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark, round by round
+_ROUND_COLORS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark
 _MARKERS = "os^DvP"
-_TEACHER = {"MDLM": "teacher", "MDLM large": "teacher", "Duo": "autoregressive"}
+_TEACHER_COLORS = {"MDLM": "teacher", "MDLM large": "teacher", "Duo": "autoregressive"}
 
 
 def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
-    """Write NAME.png and report.html for what `recipes.tables.record` holds; -> the page's path."""
-    several = len({steps for line in record["lines"] for steps in line["cells"]}) > 1
-    draw, caption = (
-        (figure, "Gen PPL and entropy against steps")
+    """Write NAME.png and the page of a table; return the path of the page.
+
+    Args:
+        record: the value of a table.json.
+        directory: of both files. Figures of the paper share it with a table.
+        name: "table1", "figure3", ...
+    """
+    steps = sorted({int(count) for line in record["lines"] for count in line["cells"]})
+    several = len(steps) > 1
+    draw, title = (
+        (curves_by_steps, "Gen PPL and entropy against steps")
         if several
-        else (plane, "Gen PPL against entropy")
+        else (entropy_plane, "Gen PPL against entropy")
     )
-    with drawing():
-        wide = draw(record, WIDE)
-        write_picture(wide, directory / f"{name}.png")
-        alt = f"{caption}: teachers, and methods by round. The numbers are those of the table."
-        pictures = [picture(wide, name, alt), picture(draw(record, NARROW), f"{name}-narrow", alt)]
-    shown = (
-        picture.inline(kind) for picture, kind in zip(pictures, ("wide", "narrow"), strict=True)
-    )
-    curves = tag("figure", tag("figcaption", caption), *shown)
-    title = str(record["title"])
+    alt = f"{title}: teachers, and methods by round. The numbers are those of the table."
+    wide, narrow = draw(record, WIDE), draw(record, NARROW)
+    save_figure(wide, directory / f"{name}.png")
     sections = {
-        "table": ("The table", join(_words(record), _table(record))),
-        "curves": ("The curves" if several else "The picture", curves),
-        "doubts": ("The teacher in other precisions", _doubts(record)),
-        "texts": ("The texts", _texts(record)),
+        "table": "The table",
+        "curves": "The curves" if several else "The figure",
+        "doubts": "The teacher in other precisions",
+        "texts": "The texts",
     }
-    masthead = tag(
-        "div", tag("h1", title), tag("p", str(record["lede"]), class_="lede"), class_="masthead"
+    if not record["doubts"]:
+        del sections["doubts"]
+    source = render(
+        "paper.html.j2",
+        title=record["title"],
+        version=record["version"],
+        sections=sections,
+        record=record,
+        record_name=f"{name}.json",
+        protocol=record["protocol"],
+        claims=False,
+        steps=steps,
+        figures={
+            "figure": (
+                svg_figure(wide, name, title, alt),
+                svg_figure(narrow, f"{name}-narrow", title, alt),
+            )
+        },
     )
-    footer = tag("footer", tag("p", str(record["protocol"])))
-    page = directory / (
-        "report.html" if name.startswith("table") else f"{name}.html"
-    )  # figure3 shares a directory
-    write_text(page, whole(title, str(record["version"]), masthead, sections, footer, record))
+    page = directory / ("report.html" if name.startswith("table") else f"{name}.html")
+    write_text(page, source)
     return page
 
 
-def figure(record: Mapping[str, Any], width: float) -> Figure:
-    """A column for each method: gen PPL above, entropy below; its teacher dashed, its rounds from light to dark."""
-    methods = [
-        method
-        for method in record["methods"]
-        if any(line["name"] == method for line in record["lines"])
-    ]
-    columns = max(1, len(methods)) if width > NARROW else 1
-    rows = 1 if width > NARROW else max(1, len(methods))
-    drawn = Figure(figsize=(width, 6.2 * rows))
-    grid = drawn.subplots(2 * rows, columns, squeeze=False, sharex=True)
-    for i, method in enumerate(methods or [""]):
-        row, column = (0, i) if width > NARROW else (2 * i, 0)
-        above, below = grid[row][column], grid[row + 1][column]
+@plot_style()
+def curves_by_steps(record: Mapping[str, Any], width: float) -> Figure:
+    """A column for each method: gen PPL above, entropy below, by steps.
+
+    The teacher's curve is dashed. Rounds go from light to dark.
+    """
+    names = {line["name"] for line in record["lines"]}
+    methods = [method for method in record["methods"] if method in names] or [""]
+    figure = Figure()
+    pairs = _axes_of_methods(figure, len(methods), width)
+    steps = {int(count) for line in record["lines"] for count in line["cells"]}
+    for i, (method, (above, below)) in enumerate(zip(methods, pairs, strict=True)):
         teacher = record["methods"].get(method)
         for line in record["lines"]:
             if line["cells"] and line["name"] in (method, teacher):
                 _curve(above, line, "gen_ppl")
                 _curve(below, line, "entropy")
-        logarithmic(
-            above.xaxis, {int(steps) for line in record["lines"] for steps in line["cells"]}
-        )
+        logarithmic(above.xaxis, steps)
         above.set_yscale("log")
-        above.set(ylabel="gen PPL" if column == 0 else "")
-        below.set(xlabel="steps", ylabel="unigram entropy, nats" if column == 0 else "")
+        labelled = i == 0 or width <= NARROW
+        above.set(ylabel="gen PPL" if labelled else "")
+        below.set(xlabel="steps", ylabel="unigram entropy, nats" if labelled else "")
         legend(above, method, 2)
-    _same_scale([axes for pair in grid[::2] for axes in pair])
-    for axes in (axes for pair in grid[::2] for axes in pair):
-        logarithmic(axes.yaxis)
-    _protocol(drawn, record, width)
-    _same_scale([axes for pair in grid[1::2] for axes in pair])
-    return drawn
+    _share_y([above for above, _ in pairs])
+    for above, _ in pairs:
+        logarithmic(above.yaxis)
+    caption(figure, record["protocol"])
+    _share_y([below for _, below in pairs])
+    return figure
 
 
-def plane(record: Mapping[str, Any], width: float) -> Figure:
-    """Of one step count: a point a line at (entropy, gen PPL), so that whoever lowers both is seen to."""
-    drawn = Figure(figsize=(width, 4.4))
-    axes = drawn.subplots()
+@plot_style()
+def entropy_plane(record: Mapping[str, Any], width: float) -> Figure:
+    """A point for each line of one step count: gen PPL against entropy."""
+    figure = Figure(figsize=(width, 4.4))
+    axes = figure.subplots()
     for i, line in enumerate(line for line in record["lines"] if line["cells"]):
         (cell,) = line["cells"].values()
-        color = LIGHT["student"] if line["round"] else LIGHT[_TEACHER.get(line["name"], "ink")]
-        marker = _MARKERS[i % len(_MARKERS)]
         axes.plot(
             cell["entropy"],
             cell["gen_ppl"],
-            color=color,
-            marker=marker,
+            color=LIGHT["student"] if line["round"] else _teacher_color(line),
+            marker=_MARKERS[i % len(_MARKERS)],
             linestyle="none",
             label=line["line"],
         )
@@ -111,102 +118,41 @@ def plane(record: Mapping[str, Any], width: float) -> Figure:
     legend(axes, "", 4 if width > NARROW else 2)
     axes.margins(0.12)
     axes.set(xlabel="unigram entropy, nats", ylabel="gen PPL")
-    _protocol(drawn, record, width)
-    return drawn
+    caption(figure, record["protocol"])
+    return figure
 
 
-def _protocol(drawn: Figure, record: Mapping[str, Any], width: float) -> None:
-    words = textwrap.fill(str(record["protocol"]), 165 if width > NARROW else 70)
-    drawn.supxlabel(words, x=0.01, ha="left", fontsize=SMALL - 1, color=LIGHT["muted"])
+def _axes_of_methods(figure: Figure, count: int, width: float) -> list[tuple[Axes, Axes]]:
+    """Axes above and below for each method: side by side, or on a phone one after another."""
+    columns = count if width > NARROW else 1
+    rows = count // columns
+    figure.set_size_inches(width, 6.2 * rows)
+    grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True)
+    upper, lower = grid[::2].flatten(), grid[1::2].flatten()
+    return list(zip(upper, lower, strict=True))
 
 
 def _curve(axes: Axes, line: Mapping[str, Any], measure: str) -> None:
     steps = sorted(map(int, line["cells"]))
     values = [line["cells"][str(count)][measure] for count in steps]
     if line["round"]:
-        color = _ROUNDS[min(line["round"], len(_ROUNDS)) - 1]
-        axes.plot(
-            steps,
-            values,
-            color=color,
-            marker="s",
-            markersize=4,
-            linewidth=1.6,
-            label=f"round {line['round']}",
+        color, label = (
+            _ROUND_COLORS[min(line["round"], len(_ROUND_COLORS)) - 1],
+            f"round {line['round']}",
         )
+        axes.plot(steps, values, "s-", color=color, markersize=4, linewidth=1.6, label=label)
     else:
-        color = LIGHT[_TEACHER.get(line["name"], "ink")]
         axes.plot(
-            steps, values, color=color, marker="o", markersize=4, linestyle="--", label=line["name"]
+            steps, values, "o--", color=_teacher_color(line), markersize=4, label=line["name"]
         )
 
 
-def _same_scale(axes: Sequence[Axes]) -> None:
-    low, high = min(each.get_ylim()[0] for each in axes), max(each.get_ylim()[1] for each in axes)
+def _teacher_color(line: Mapping[str, Any]) -> str:
+    return LIGHT[_TEACHER_COLORS.get(line["name"], "ink")]
+
+
+def _share_y(axes: Sequence[Axes]) -> None:
+    """Give all axes one range of y."""
+    limits = [each.get_ylim() for each in axes]
     for each in axes:
-        each.set_ylim(low, high)
-
-
-def _words(record: Mapping[str, Any]) -> Html:
-    words = (
-        "Gen PPL / unigram entropy in nats; ± is one standard error over training seeds, of a teacher and of a single "
-        "run over samples. In small print what was published at that place, by the paper or by "
-        "others: other data, networks and judges, so read a line or a column of either, never one against the other. "
-        "Gen PPL that falls together with entropy is no gain by itself."
-    )
-    return tag("p", words, class_="intro")
-
-
-def _table(record: Mapping[str, Any]) -> Html:
-    steps = sorted({int(count) for line in record["lines"] for count in line["cells"]})
-    head = tag("tr", tag("th", ""), *(tag("th", f"{count} steps", scope="col") for count in steps))
-    rows = []
-    for line in record["lines"]:
-        cells = [_cell(line["cells"].get(str(count)), line, record["seeds"]) for count in steps]
-        there = record["failed"].get(line["name"])
-        title = join(line["line"], *([tag("br"), tag("small", there)] if there else []))
-        rows.append(tag("tr", tag("th", title, scope="row"), *cells))
-    return scrolling(tag("table", tag("thead", head), tag("tbody", *rows)), str(record["title"]))
-
-
-def _cell(cell: Mapping[str, Any] | None, line: Mapping[str, Any], seeds: int) -> Html:
-    if cell is None:
-        return tag("td", "failed" if line["failed"] else "")
-    error = "" if cell["gen_ppl_sem"] is None else f" ± {cell['gen_ppl_sem']:.2g}"
-    ours = f"{cell['gen_ppl']:.4g}{error} / {cell['entropy']:.2f}"
-    if line["round"] and cell["seeds"] < seeds:
-        ours += f" ({cell['seeds']} of {seeds} seeds)"
-    published = [
-        join(tag("br"), tag("small", f"{each['value']} {each['source']}"))
-        for each in cell["published"]
-    ]
-    return tag("td", ours, *published)
-
-
-def _doubts(record: Mapping[str, Any]) -> Html:
-    if not record["doubts"]:
-        return Html("")
-    words = (
-        "The same teacher, seed and judge. Draws in float32 are what early codes made; they leave out rare tokens, and "
-        "so does top-p. A published value can differ by as much for that alone. These rows have unequal protocols: "
-        "they are set side by side to show it, and compare with nothing else."
-    )
-    head = tag("tr", *(tag("th", name) for name in ("", "steps", "gen PPL", "entropy", "calls")))
-    rows = [
-        tag("tr", tag("th", row["name"]), tag("td", str(row["steps"])), tag("td", f"{row['gen_ppl']:.4g}"),
-            tag("td", f"{row['entropy']:.3f}"), tag("td", f"{row['nfe']:.1f}"))
-        for row in record["doubts"]
-    ]  # fmt: skip
-    table = tag("table", tag("thead", head), tag("tbody", *rows))
-    return join(
-        tag("p", words, class_="intro"), scrolling(table, "The teacher in other precisions")
-    )
-
-
-def _texts(record: Mapping[str, Any]) -> Html:
-    words = f"The same latents, {record['shown_steps']} steps, the first training seed."
-    parts = [tag("p", words, class_="intro")]
-    for name, texts in record["texts"].items():
-        quotes = (tag("blockquote", text, class_="text") for text in texts)
-        parts.append(join(tag("h3", name), tag("div", *quotes, class_="columns")))
-    return join(*parts)
+        each.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))

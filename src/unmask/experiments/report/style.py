@@ -1,4 +1,4 @@
-"""One palette for page and pictures, light and dark, told apart also without seeing red or green."""
+"""One palette for pages and figures, in a light and a dark colour scheme."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 
-WIDE, NARROW = 10.4, 5.0  # inches of a picture on a desk and on a phone
-SMALL = 9.0  # points, notes within a picture
+WIDE, NARROW = 10.4, 5.0  # width of a figure on a desktop and on a phone, inches
+SMALL = 9.0  # font size of notes inside a figure, points
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Ink:
     dark: str
 
 
-# Each light colour stands here once: in a picture it is how the page finds what to repaint in the dark.
+# No two light colours are equal: `themed` finds the name of a colour in a figure by its value.
 PALETTE: Mapping[str, Ink] = {
     "paper": Ink("#faf9f6", "#131417"),
     "panel": Ink("#ffffff", "#1b1d21"),
@@ -35,16 +36,46 @@ PALETTE: Mapping[str, Ink] = {
     "fresh": Ink("#ffdc7a", "#7a5a00"),
 }
 LIGHT: Mapping[str, str] = {name: ink.light for name, ink in PALETTE.items()}
-SERIES = ("teacher", "student", "autoregressive", "ink")
+MARKERS: Mapping[str, str] = {"teacher": "o", "student": "s"}
 
-_FONT = (
-    "DejaVu Sans"  # what matplotlib measures with; the page puts the reader's own sans in its place
-)
+_FONT = "DejaVu Sans"  # matplotlib measures text with it; pages replace it by the reader's sans
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+_RC: Any = {  # its type lists every key of matplotlib
+    "svg.fonttype": "none",
+    "svg.hashsalt": "unmask",
+    "font.family": _FONT,
+    "font.size": 10.5,
+    "text.color": LIGHT["ink"],
+    "text.parse_math": False,
+    "figure.facecolor": LIGHT["panel"],
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": LIGHT["panel"],
+    "axes.facecolor": "none",
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": LIGHT["ink"],
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.8,
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 6.0,
+    "legend.frameon": False,
+    "legend.fontsize": 10.0,
+}
 
 
 def css_variables() -> str:
-    """The palette as custom properties of a page or a picture, for both schemes.
+    """The palette as CSS custom properties for both colour schemes.
 
     >>> css_variables().splitlines()[0][:33]
     ':root { --paper: #faf9f6; --panel'
@@ -55,54 +86,19 @@ def css_variables() -> str:
 
 
 def themed(svg: str) -> str:
-    """Colours of the palette and the font of a picture, as variables that the page around it sets."""
+    """Replace the palette's colours and the font of an SVG by CSS variables that its page sets."""
     for name, ink in PALETTE.items():
         svg = svg.replace(ink.light, f"var(--{name}, {ink.light})")
     return svg.replace(f"'{_FONT}'", f"var(--sans, {SANS})".replace('"', "'"))
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Inside, matplotlib draws in the style of the house, and the same picture always gives the same file.
+def plot_style() -> Iterator[None]:
+    """Set matplotlib's style: a `with` block, or a decorator of a function that draws or saves.
 
-    Names in scripts that its font lacks are no cause for a warning: a page has the reader's own fonts.
+    The same figure always gives the same file. Missing glyphs raise no warning, because a page
+    is shown in the reader's own fonts.
     """
-    with (
-        warnings.catch_warnings(),
-        mpl.rc_context(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": "unmask",
-                "font.family": _FONT,
-                "font.size": 10.5,
-                "text.color": LIGHT["ink"],
-                "text.parse_math": False,
-                "figure.facecolor": LIGHT["panel"],
-                "figure.constrained_layout.use": True,
-                "savefig.facecolor": LIGHT["panel"],
-                "axes.facecolor": "none",
-                "axes.edgecolor": LIGHT["muted"],
-                "axes.labelcolor": LIGHT["ink"],
-                "axes.linewidth": 0.8,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.grid": True,
-                "axes.axisbelow": True,
-                "axes.titlesize": 10.5,
-                "axes.titlelocation": "left",
-                "axes.titlecolor": LIGHT["ink"],
-                "grid.color": LIGHT["line"],
-                "grid.linewidth": 0.8,
-                "xtick.color": LIGHT["muted"],
-                "ytick.color": LIGHT["muted"],
-                "xtick.major.size": 3,
-                "ytick.major.size": 0,
-                "lines.linewidth": 2.0,
-                "lines.markersize": 6.0,
-                "legend.frameon": False,
-                "legend.fontsize": 10.0,
-            }
-        ),
-    ):
+    with warnings.catch_warnings(), mpl.rc_context(_RC):
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield

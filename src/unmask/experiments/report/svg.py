@@ -1,76 +1,91 @@
-"""matplotlib's SVG as part of a page: no network names, no ids of others, colours that follow the reader's scheme."""
+"""matplotlib figures as SVG inside a page: unique ids, tooltips, colours of the page's scheme."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
+from xml.etree import ElementTree
 
+import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from unmask.experiments.report.markup import Html, tag
-from unmask.experiments.report.style import css_variables, themed
+from unmask.experiments.report.style import css_variables, plot_style, themed
 
-_TIP = "tip:"
-_NOT_IN_XML = "[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]"  # a name may hold them, a picture may not
-_NAMESPACE = 'xmlns="http://www.w3.org/2000/svg"'
+_TOOLTIP = "tooltip:"
+_NAMESPACE = "http://www.w3.org/2000/svg"
+_DROPPED = {"metadata", "style"}  # they name addresses, or would style the whole page
+_CONTROLS = [*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF]
+_NOT_IN_XML = dict.fromkeys(_CONTROLS, "\ufffd")  # a model's name may hold such characters
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn figure: its name and its description in words, its size in points, and what stands inside the <svg>."""
+class SvgFigure:
+    """A drawn figure.
 
-    name: str
+    title          of its caption
+    alt            what it shows, for readers who do not see it
+    width, height  points
+    body           the markup between <svg> and </svg>
+    """
+
+    title: str
     alt: str
     width: str
     height: str
-    body: str
-
-    def inline(self, class_: str) -> Html:
-        """For a page, whose style sheet sets the colours."""
-        return tag(
-            "svg",
-            Html(self.body),
-            viewBox=self._box,
-            role="img",
-            aria_label=self.alt,
-            class_=class_,
-        )
-
-    def standalone(self) -> str:
-        """A file of its own, in both colour schemes."""
-        size = f'width="{self.width}" height="{self.height}" viewBox="{self._box}"'
-        style = tag("style", Html(css_variables()))
-        return f'<svg {_NAMESPACE} {size} role="img">{style}{tag("title", self.alt)}{self.body}</svg>\n'
+    body: Markup
 
     @property
-    def _box(self) -> str:
+    def view_box(self) -> str:
         return f"0 0 {self.width} {self.height}"
 
+    def standalone(self) -> str:
+        """The text of an SVG file, in both colour schemes."""
+        size = f'width="{self.width}" height="{self.height}" viewBox="{self.view_box}"'
+        names = f'xmlns="{_NAMESPACE}" role="img"'
+        head = f"<style>{css_variables()}</style><title>{escape(self.alt)}</title>"
+        return f"<svg {names} {size}>{head}{self.body}</svg>\n"
 
-def tip(text: str) -> str:
-    """The `gid` of an artist that says this when pointed at."""
-    return _TIP + text
+
+def tooltip(text: str) -> str:
+    """The `gid` of an artist that shows `text` when the pointer rests on it."""
+    return _TOOLTIP + text
 
 
-def picture(figure: Figure, name: str, alt: str) -> Picture:
-    """Ids are prefixed by the name, so that several pictures can share a page."""
+@plot_style()
+def svg_figure(figure: Figure, name: str, title: str, alt: str) -> SvgFigure:
+    """Draw a figure as SVG.
+
+    Args:
+        figure: drawn in `plot_style`.
+        name: unique among the figures of a page; ids depend on it.
+        title: of the caption.
+        alt: what the figure shows.
+    """
     buffer = StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    found = re.search(
-        r'<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>(.*)</svg>', buffer.getvalue(), re.DOTALL
-    )
-    if found is None:
-        raise RuntimeError(
-            'this version of matplotlib writes its SVG in another form: want <svg viewBox="0 0 W H">'
-        )
-    body = re.sub(_NOT_IN_XML, "\ufffd", found[3])
-    body = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL
-    )
-    body = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", body)
-    body = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', body)
-    body = re.sub(r'(xlink:)?href="#([^"]*)"', rf'href="#{name}-\2"', body)
-    body = re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", body)
-    alt = re.sub(_NOT_IN_XML, "\ufffd", alt)
-    return Picture(name, alt, found[1], found[2], themed(re.sub(r"\s*\n\s*", "\n", body).strip()))
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue().translate(_NOT_IN_XML))
+    for element in root.iter():
+        for child in list(element):
+            if _local(child.tag) in _DROPPED:
+                element.remove(child)
+        element.tag = _local(element.tag)
+        element.attrib = {_local(key): value for key, value in element.attrib.items()}
+        if element.tag == "g":
+            # matplotlib numbers its groups. Nothing refers to them, and two figures share them.
+            group = element.attrib.pop("id", "")
+            if group.startswith(_TOOLTIP):
+                tip = ElementTree.Element("title")
+                tip.text = group.removeprefix(_TOOLTIP)
+                element.insert(0, tip)
+    body = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+    _, _, width, height = root.attrib["viewBox"].split()
+    title, alt = title.translate(_NOT_IN_XML), alt.translate(_NOT_IN_XML)
+    return SvgFigure(title, alt, width, height, Markup(themed(body)))
+
+
+def _local(name: str) -> str:
+    """A tag or attribute without its namespace."""
+    return name.rpartition("}")[2]
