@@ -27,17 +27,18 @@ class Arguments:
     The models take turns. Latency is that of one call of `sample`: network calls, drawing of
     tokens, decoding. Writes bench.json, bench.png and bench.svg.
 
-    model      a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
-    baseline   an autoregressive model; without one, random weights of the same sizes
-    steps      numbers of sampling steps, a row each; a student is as fast as its teacher in as many
-    batches    numbers of texts a call of sample, a row each
-    length     tokens a text; by default the model's length
-    repeats    timed pairs behind a row, after one warm-up pair; p95 needs 21 or more
-    seed       of the texts, and of the random weights
-    device     of both models: cpu, cuda, cuda:1
-    precision  of the matrix products in the blocks of both networks
-    out        directory of bench.json and the figure
-    json       print bench.json
+    Attributes:
+        model: a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
+        baseline: an autoregressive model; without one, random weights of the same sizes
+        steps: numbers of sampling steps, a row each; a student is as fast as its teacher in as many
+        batches: numbers of texts a call of sample, a row each
+        length: tokens a text; by default the model's length
+        repeats: timed pairs behind a row, after one warm-up pair; p95 needs 21 or more
+        seed: of the texts, and of the random weights
+        device: of both models: cpu, cuda, cuda:1
+        precision: of the matrix products in the blocks of both networks
+        out: directory of bench.json and the figure
+        json: print bench.json
     """
 
     model: Annotated[str, tyro.conf.Positional] = "unmask:teacher"

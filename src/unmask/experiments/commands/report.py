@@ -19,7 +19,9 @@ from unmask.experiments.bench.bench_results import BENCH, Bench
 class Arguments:
     """Write report.html and its figures beside a report.json, or the figure beside a bench.json.
 
-    run  a directory of `unmask demo`, `eval frontier`, `reproduce study` or `bench`, or its file
+    Attributes:
+        run: a directory of `unmask demo`, `eval frontier`, `reproduce study` or `bench`, or its
+            report.json or bench.json
     """
 
     run: Annotated[Path, tyro.conf.Positional]
