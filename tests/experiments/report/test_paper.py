@@ -83,7 +83,7 @@ def test_the_page_embeds_its_data(tmp_path: Path) -> None:
     assert 'data-file="table2.json"' in page
 
 
-def test_doubts_are_a_section_of_their_own(tmp_path: Path) -> None:
+def test_other_precisions_have_a_section(tmp_path: Path) -> None:
     doubt = {"name": "<i>", "steps": 32, "gen_ppl": 64.4, "entropy": 4.4, "nfe": 31.0}
     page = write_table(record("32") | {"doubts": [doubt]}, tmp_path, "table2").read_text("utf-8")
-    assert 'id="doubts"' in page and "&lt;i&gt;" in page and "64.4" in page
+    assert 'id="precisions"' in page and "&lt;i&gt;" in page and "64.4" in page

@@ -41,11 +41,11 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     sections = {
         "table": "The table",
         "curves": "The curves" if several else "The figure",
-        "doubts": "The teacher in other precisions",
+        "precisions": "The teacher in other precisions",
         "texts": "The texts",
     }
     if not record["doubts"]:
-        del sections["doubts"]
+        del sections["precisions"]
     source = render(
         "paper.html.j2",
         title=record["title"],
