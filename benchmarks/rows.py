@@ -36,9 +36,9 @@ import numpy as np
 
 import unmask.data.prefetch
 from unmask.data.corpora import Corpus, load_corpus
-from unmask.data.hf_datasets import TEXT, open_splits
-from unmask.data.packing import Rows, batch_at, joined, pack, row_blocks
-from unmask.data.rows_on_disk import kept_rows
+from unmask.data.hf_datasets import TEXT_COLUMN, open_splits
+from unmask.data.packing import Rows, batch_at, pack, row_blocks, to_tensor
+from unmask.data.rows_on_disk import cached_rows
 from unmask.data.streaming import Stream
 from unmask.data.tokenizers import Tokenizer, train_bpe
 from unmask.recipes.data import encoded
@@ -80,19 +80,19 @@ def rows_of(way: str, corpus: Corpus, tokenizer: Tokenizer, length: int, folder:
     if way == "lists":
         return pack(tokenizer.encode_batch(list(corpus.texts)), length, eos)
     if way == "memory":
-        return joined(row_blocks(encoded(corpus, tokenizer), length, eos))
+        return to_tensor(row_blocks(encoded(corpus, tokenizer), length, eos))
     if way == "streamed":
         return streamed_rows(tokenizer, length, folder)
     blocks = row_blocks(encoded(corpus, tokenizer), length, eos)
-    return kept_rows(folder / "rows.arrow", lambda: blocks, length, tokenizer.vocab_size)
+    return cached_rows(folder / "rows.arrow", lambda: blocks, length, tokenizer.vocab_size)
 
 
 def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
     """All rows, asked for as a training asks for them: a batch more each time."""
-    unmask.data.prefetch.WINDOW = 2**22
+    unmask.data.prefetch.WINDOW_TOKENS = 2**22
     table = open_splits(folder / "text", streaming=True)[0]["train"]
-    stream = Stream("text", table, TEXT, range(sys.maxsize), "text")
-    found = unmask.data.prefetch.windows(
+    stream = Stream("text", table, TEXT_COLUMN, range(sys.maxsize), "text")
+    found = unmask.data.prefetch.stream_rows(
         stream,
         tokenizer.encode_batch,
         folder / "windows",
@@ -101,7 +101,7 @@ def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
         tokenizer.eos_id,
     )
     asked = known = 0
-    while len(rows := found.upto(asked + BATCH)) >= asked + BATCH:
+    while len(rows := found.at_least(asked + BATCH)) >= asked + BATCH:
         asked += BATCH
         if len(rows) > known:
             known = len(rows)

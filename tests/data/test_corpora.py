@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.data import Corpus, halves, load_corpus, split
-from unmask.data.corpora import HUB, SECTION, HubSet, load_hub
+from unmask.data.corpora import HUB_CORPORA, SECTION, HubCorpus, load_hub_corpus
 from unmask.data.hf_datasets import DatasetDocuments
 
 
@@ -205,8 +205,8 @@ def test_a_hub_set_keeps_its_published_split(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = "".join(json.dumps({"text": f" {i}"}) + "\n" for i in range(10))
     write(tmp_path / "set", {"train.jsonl": rows})
-    hub_set = HubSet(str(tmp_path / "set"), "main", train="train[:-3]", held_out="train[-3:]")
-    corpus = load_hub("owt", hub_set)
+    hub_set = HubCorpus(str(tmp_path / "set"), "main", train="train[:-3]", held_out="train[-3:]")
+    corpus = load_hub_corpus("owt", hub_set)
     parts = split(corpus, held_out_every=2)
     assert list(parts.train.documents) == [f" {i}" for i in range(7)]
     assert list(parts.held_out.documents) == [" 7", " 8", " 9"]
@@ -231,7 +231,7 @@ def test_the_hub_sets_are_those_of_the_published_tables(monkeypatch: pytest.Monk
         return numbers(4)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    for name in HUB:
+    for name in HUB_CORPORA:
         load_corpus(name)
     owt, lm1b = "Skylion007/openwebtext", "billion-word-benchmark/lm1b"
     assert asked == [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from unmask.data import load_corpus
 from unmask.data.corpora import load_stream
-from unmask.data.corpus_files import contents, splits_of
+from unmask.data.corpus_files import corpus_files, group_by_split
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +209,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_documented_layouts_keep_their_splits(layout: str, tmp_path: Path) -> None:
     files = [tmp_path / name for name in LAYOUTS[layout]]
-    found = splits_of(tmp_path, files)
+    found = group_by_split(tmp_path, files)
     assert {"train", "test"} <= {*found} <= {"train", "test", "validation"}
     assert sorted(file for some in found.values() for file in some) == sorted(files)
     for name, some in found.items():
@@ -222,7 +222,7 @@ def test_the_documented_layouts_keep_their_splits(layout: str, tmp_path: Path) -
 
 def test_splits_of_other_names_are_read_in_the_layout_of_the_hub(tmp_path: Path) -> None:
     files = [tmp_path / f"data/{name}-00000-of-00001.parquet" for name in ("train_sft", "test_sft")]
-    assert splits_of(tmp_path, files) == {"train_sft": files[:1], "test_sft": files[1:]}
+    assert group_by_split(tmp_path, files) == {"train_sft": files[:1], "test_sft": files[1:]}
 
 
 @given(
@@ -238,16 +238,16 @@ def test_splits_hold_each_file_once_or_name_one_that_they_would_not(names: list[
     named = [name for name in names if name not in ("a", "b-test")]
     if 0 < len(named) < len(names):
         with pytest.raises(ValueError, match=r"would be left out: (a|b-test)\.parquet"):
-            splits_of(folder, files)
+            group_by_split(folder, files)
     else:
         assert sorted(
-            file for some in splits_of(folder, files).values() for file in some
+            file for some in group_by_split(folder, files).values() for file in some
         ) == sorted(files)
 
 
 def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^corpus /dev/null is no file and no folder"):
-        contents(Path("/dev/null"))
+        corpus_files(Path("/dev/null"))
 
 
 # --- names are names, and no patterns

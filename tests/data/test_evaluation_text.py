@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from unmask.data import Corpus
-from unmask.data.evaluation_text import is_there, measured, same_text
+from unmask.data.evaluation_text import corpus_exists, evaluation_part, same_corpus
 
 
 def test_a_text_for_evaluation_is_measured_whole() -> None:
     one = Corpus("one", ["text"])
-    assert measured(one) is one, "nothing has to be divided"
-    apart = measured(Corpus("split", ["a", "b"], held_out=["c"]))
+    assert evaluation_part(one) is one, "nothing has to be divided"
+    apart = evaluation_part(Corpus("split", ["a", "b"], held_out=["c"]))
     assert apart.documents == ["c"] and apart.name == "split/held_out", (
         "what is published to be measured on"
     )
@@ -23,19 +23,19 @@ def test_one_text_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(name)
     assert (
-        is_there("set.txt")
-        and is_there("sotu")
-        and is_there("hub:some/where")
-        and not is_there("gone.txt")
+        corpus_exists("set.txt")
+        and corpus_exists("sotu")
+        and corpus_exists("hub:some/where")
+        and not corpus_exists("gone.txt")
     )
-    assert same_text("set.txt", "other/../set.txt") and same_text(
+    assert same_corpus("set.txt", "other/../set.txt") and same_corpus(
         str(tmp_path / "set.txt"), "set.txt"
     )
-    assert not same_text("other/set.txt", "set.txt"), "both are there, and they are two"
-    assert same_text("set.txt", "/moved/away/set.txt") and not same_text(
+    assert not same_corpus("other/set.txt", "set.txt"), "both are there, and they are two"
+    assert same_corpus("set.txt", "/moved/away/set.txt") and not same_corpus(
         "set.txt", "/moved/away/text.txt"
     )
-    assert not same_text("./sotu", "sotu") and same_text("sotu", "sotu"), (
+    assert not same_corpus("./sotu", "sotu") and same_corpus("sotu", "sotu"), (
         "a name wins over a folder of that name"
     )
-    assert not same_text("hub:a/b", "hub:c/b")
+    assert not same_corpus("hub:a/b", "hub:c/b")

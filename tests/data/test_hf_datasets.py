@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from unmask.data import halves, load_corpus, split
 from unmask.data.corpora import load_stream
-from unmask.data.hf_datasets import DatasetDocuments, Others
-from unmask.data.rows_on_disk import COLUMN, PADDING, TokenLists
+from unmask.data.hf_datasets import AllButEveryKth, DatasetDocuments
+from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, TokenLists
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_a_data_set_is_a_corpus_left_on_disk(form: str, tmp_path: Path) -> None:
 @given(st.integers(0, 40), st.integers(2, 9), st.tuples(*[st.none() | st.integers(-40, 40)] * 2))
 def test_all_but_every_kth(n: int, every: int, ends: tuple[int | None, int | None]) -> None:
     kept = [number for place, number in enumerate(range(0, 2 * n, 2), start=1) if place % every]
-    others = Others(range(0, 2 * n, 2), every)
+    others = AllButEveryKth(range(0, 2 * n, 2), every)
     assert (
         list(others) == kept
         and others[slice(*ends)] == kept[slice(*ends)]
@@ -118,7 +118,7 @@ def test_a_split_of_the_data_set_is_held_out(
 
 def test_lists_of_ids_win_over_text_and_their_end_is_held_out(tmp_path: Path) -> None:
     """Rows that were cut from a stream are neighbours: every tenth of them would not be held-out text."""
-    table = texts(25).add_column(COLUMN, [[i, i + 1] for i in range(25)])
+    table = texts(25).add_column(IDS_COLUMN, [[i, i + 1] for i in range(25)])
     table.with_format("torch").save_to_disk(tmp_path / "set")
     parts = split(load_corpus(tmp_path / "set"))
     assert isinstance(parts.train.documents, TokenLists) and len(parts.train.documents) == 23
@@ -131,7 +131,7 @@ def test_lists_of_ids_win_over_text_and_their_end_is_held_out(tmp_path: Path) ->
 def test_the_digest_of_ids_is_the_one_that_is_documented(tmp_path: Path) -> None:
     import hashlib
 
-    datasets.Dataset.from_dict({COLUMN: [[1, 2], [3, 4]]}).save_to_disk(tmp_path / "set")
+    datasets.Dataset.from_dict({IDS_COLUMN: [[1, 2], [3, 4]]}).save_to_disk(tmp_path / "set")
     told = b"".join((n).to_bytes(8, "little") for n in (16, 3, 4))
     assert load_corpus(tmp_path / "set").held_out is None, (
         "no split is published: `split` holds the last tenth out"
@@ -165,9 +165,9 @@ def test_the_name_of_a_text_changes_with_it(tmp_path: Path) -> None:
 def test_the_form_in_which_a_data_set_was_last_looked_at_does_not_matter(
     form: str, tmp_path: Path
 ) -> None:
-    table = texts(3).add_column(COLUMN, [[1], [2, 3], [4]])
+    table = texts(3).add_column(IDS_COLUMN, [[1], [2, 3], [4]])
     table.with_format(form).save_to_disk(tmp_path / "ids")
-    table.remove_columns(COLUMN).with_format(form).save_to_disk(tmp_path / "texts")
+    table.remove_columns(IDS_COLUMN).with_format(form).save_to_disk(tmp_path / "texts")
     found = list(load_corpus(tmp_path / "texts").documents)
     assert found == [" 0", " 1", " 2"] and {type(text) for text in found} == {str}
     assert [ids.tolist() for ids in load_corpus(tmp_path / "ids").documents] == [[1], [2, 3], [4]]
@@ -197,8 +197,8 @@ def test_every_file_that_is_read_is_in_the_name_of_a_text(tmp_path: Path) -> Non
 def padded(lists: list[list[int]], length: int, pad: int = 0) -> dict[str, list[list[int]]]:
     """As tokenizers of transformers write them."""
     return {
-        COLUMN: [ids + [pad] * (length - len(ids)) for ids in lists],
-        PADDING: [[1] * len(ids) + [0] * (length - len(ids)) for ids in lists],
+        IDS_COLUMN: [ids + [pad] * (length - len(ids)) for ids in lists],
+        PADDING_COLUMN: [[1] * len(ids) + [0] * (length - len(ids)) for ids in lists],
     }
 
 
@@ -211,19 +211,19 @@ def padded(lists: list[list[int]], length: int, pad: int = 0) -> dict[str, list[
 def test_padding_is_left_out(lists: list[list[int]], kind: str, fixed: bool) -> None:
     """On either side of a list and inside it; a list without padding is whole."""
     columns = padded(lists, 6)
-    for ids, marks in zip(columns[COLUMN][::2], columns[PADDING][::2], strict=True):
+    for ids, marks in zip(columns[IDS_COLUMN][::2], columns[PADDING_COLUMN][::2], strict=True):
         ids.reverse(), marks.reverse()
     expected = [ids[:: -1 if i % 2 == 0 else 1] for i, ids in enumerate(lists)]
     if kind == "bool":
-        columns[PADDING] = [[*map(bool, marks)] for marks in columns[PADDING]]
+        columns[PADDING_COLUMN] = [[*map(bool, marks)] for marks in columns[PADDING_COLUMN]]
 
     def column(values: list[list[int]], each: pa.DataType) -> pa.ChunkedArray:
         form = pa.list_(each, 6 if fixed else -1)
         return pa.chunked_array([pa.array(some, form) for some in (values[:1], values[1:])])
 
     ids, marks = (
-        column(columns[COLUMN], pa.int32()),
-        column(columns[PADDING], pa.type_for_alias(kind)),
+        column(columns[IDS_COLUMN], pa.int32()),
+        column(columns[PADDING_COLUMN], pa.type_for_alias(kind)),
     )
     found = TokenLists(ids, range(len(lists)), marks)
     assert [one.tolist() for one in found] == expected
@@ -235,7 +235,7 @@ def test_padding_is_left_out(lists: list[list[int]], kind: str, fixed: bool) -> 
 def test_a_data_set_with_padding_is_the_one_without(tmp_path: Path) -> None:
     lists = [[i] * (1 + i % 5) for i in range(20)]
     datasets.Dataset.from_dict(padded(lists, 7)).save_to_disk(tmp_path / "padded")
-    datasets.Dataset.from_dict({COLUMN: lists}).save_to_disk(tmp_path / "plain")
+    datasets.Dataset.from_dict({IDS_COLUMN: lists}).save_to_disk(tmp_path / "plain")
     one, two = (split(load_corpus(tmp_path / name)) for name in ("padded", "plain"))
     assert one.train.digest == two.train.digest and one.held_out.digest == two.held_out.digest
 
@@ -253,7 +253,7 @@ def test_a_data_set_with_padding_is_the_one_without(tmp_path: Path) -> None:
 def test_marks_of_padding_that_cannot_be_such_are_named(
     marks: list[object], message: str, tmp_path: Path
 ) -> None:
-    datasets.Dataset.from_dict({COLUMN: [[1, 2], [3, 4]], PADDING: marks}).save_to_disk(
+    datasets.Dataset.from_dict({IDS_COLUMN: [[1, 2], [3, 4]], PADDING_COLUMN: marks}).save_to_disk(
         tmp_path / "set"
     )
     with pytest.raises(ValueError, match=message):
@@ -353,7 +353,7 @@ def test_what_is_no_corpus_says_why(tmp_path: Path) -> None:
 
 
 def test_splits_that_do_not_fit_say_why(tmp_path: Path) -> None:
-    one, two = texts(3), datasets.Dataset.from_dict({COLUMN: [[1], [2]]})
+    one, two = texts(3), datasets.Dataset.from_dict({IDS_COLUMN: [[1], [2]]})
     datasets.DatasetDict(a=one, b=one).save_to_disk(tmp_path / "named")
     with pytest.raises(ValueError, match="has the splits a, b: want one that is called train"):
         load_corpus(tmp_path / "named")

@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from unmask.data.hub import check_files, data_set, local_or_hub, shipped
+from unmask.data.hub import check_no_file_left_out, local_or_hub, resolve_dataset, shipped
 
 
 def test_a_run_directory_stands_for_its_model(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_name(
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", download)
     for find in (
         lambda: local_or_hub("a/b", ()),
-        lambda: data_set("hub:a/b"),
-        lambda: check_files("a/b", "0" * 40, ["hf://datasets/a/b@0/x.parquet"]),
+        lambda: resolve_dataset("hub:a/b"),
+        lambda: check_no_file_left_out("a/b", "0" * 40, ["hf://datasets/a/b@0/x.parquet"]),
     ):
         with pytest.raises(ValueError, match=r"cannot be written \(.*/cache/hub.*\): set HF_HOME"):
             find()

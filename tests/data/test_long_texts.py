@@ -14,7 +14,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 import unmask
 import unmask.data.long_texts
-from unmask.data.long_texts import in_pieces
+from unmask.data.long_texts import encode_in_pieces
 from unmask.data.tokenizers import Tokenizer, train_bpe
 
 WORDS = [
@@ -128,7 +128,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 def test_pieces_are_the_text_and_their_ids_its_ids(
     tokenizer: Tokenizer, text: str, size: int
 ) -> None:
-    found = list(in_pieces(text, lambda some: tokenizer._ids([some], False)[0], size, context=16))
+    found = list(
+        encode_in_pieces(text, lambda some: tokenizer._ids([some], False)[0], size, context=16)
+    )
     assert "".join(piece for piece, _ in found) == text
     assert [token for _, ids in found for token in ids] == tokenizer.encode(text)
 
@@ -139,7 +141,7 @@ def test_a_text_of_words_is_cut(kind: str) -> None:
     tokenizer, text = KINDS[kind](), " ".join(TEXTS)
     found = [
         len(piece)
-        for piece, _ in in_pieces(
+        for piece, _ in encode_in_pieces(
             text, lambda some: tokenizer._ids([some], False)[0], 64, context=16
         )
     ]
@@ -151,12 +153,12 @@ def test_a_text_that_cannot_be_cut_is_refused_beyond_a_size() -> None:
         """Changes with every character."""
         return [len(text)]
 
-    assert [*in_pieces("a b " * 10, encode, 8, 4, most=64)] == [("a b " * 10, [40])]
+    assert [*encode_in_pieces("a b " * 10, encode, 8, 4, most=64)] == [("a b " * 10, [40])]
     with pytest.raises(
         ValueError,
         match=r"^a document has 128 characters from character 0 on and no place .* at most 64",
     ):
-        list(in_pieces("a b " * 100, encode, 8, 4, most=64))
+        list(encode_in_pieces("a b " * 100, encode, 8, 4, most=64))
 
 
 def test_long_and_short_texts_of_a_batch_are_encoded_in_their_order(
@@ -166,14 +168,14 @@ def test_long_and_short_texts_of_a_batch_are_encoded_in_their_order(
     batch = [*TEXTS[:3], " ".join(TEXTS), "", TEXTS[4], " ".join(TEXTS[::-1]), *TEXTS]
     expected = [bpe.encode(text) for text in batch]
     monkeypatch.setattr(unmask.data.tokenizers, "PIECE", 200)
-    monkeypatch.setattr(unmask.data.long_texts.in_pieces, "__defaults__", (200, 32, 10**6))
+    monkeypatch.setattr(unmask.data.long_texts.encode_in_pieces, "__defaults__", (200, 32, 10**6))
     assert bpe.encode_batch(batch) == expected
 
 
 def test_a_tokenizer_is_trained_on_pieces_as_on_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train_bpe([" ".join(TEXTS)], 330)
     monkeypatch.setattr(unmask.data.tokenizers, "PIECE", 200)
-    monkeypatch.setattr(unmask.data.long_texts.in_pieces, "__defaults__", (200, 32, 10**6))
+    monkeypatch.setattr(unmask.data.long_texts.encode_in_pieces, "__defaults__", (200, 32, 10**6))
     assert train_bpe([" ".join(TEXTS)], 330).digest == whole.digest
 
 

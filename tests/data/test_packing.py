@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unmask.data import batch_at, batches, pack, packing
-from unmask.data.packing import check_rows, row_blocks, spread
+from unmask.data.packing import check_rows, evenly_spaced, row_blocks
 
 EOS, BOS = 99, 98
 documents = st.lists(st.lists(st.integers(0, 50), max_size=9), min_size=1, max_size=9)
@@ -237,7 +237,7 @@ def test_rows_are_checked_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 @settings(deadline=None)
 def test_spread_rows_leave_no_part_of_a_text_out(n: int, k: int) -> None:
     """k rows of n: in order, no row twice, equal gaps and equal ends, to rounding."""
-    found = spread(n, k)
+    found = evenly_spaced(n, k)
     assert found.dtype == torch.int64 and len(found) == min(n, k)
     gaps = found.diff()
     assert len(gaps) == 0 or (int(gaps.min()) >= 1 and int(gaps.max() - gaps.min()) <= 1)
@@ -248,4 +248,4 @@ def test_spread_rows_leave_no_part_of_a_text_out(n: int, k: int) -> None:
 @pytest.mark.parametrize("n, k", [(0, 3), (3, 0), (3, -1)])
 def test_no_rows_to_spread(n: int, k: int) -> None:
     with pytest.raises(ValueError, match=f"want n >= 1 and k >= 1, got n = {n} and k = {k}"):
-        spread(n, k)
+        evenly_spaced(n, k)

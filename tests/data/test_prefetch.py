@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import unmask
 import unmask.data.prefetch
-from unmask.data.packing import Windows, batch_at, pack
-from unmask.data.prefetch import windows
+from unmask.data.packing import StreamedRows, batch_at, pack
+from unmask.data.prefetch import stream_rows
 from unmask.data.streaming import Stream
 from unmask.rng import address
 
@@ -52,9 +52,9 @@ def stream(texts: Sequence[str], chosen: range = range(sys.maxsize)) -> Stream:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of W rows of 5 tokens, packed in blocks of which a window holds some, and parts."""
-    monkeypatch.setattr(unmask.data.prefetch, "WINDOW", 5 * W)
+    monkeypatch.setattr(unmask.data.prefetch, "WINDOW_TOKENS", 5 * W)
     monkeypatch.setattr(
-        unmask.data.prefetch, "crops", partial(unmask.data.prefetch.crops, block=33)
+        unmask.data.prefetch, "cut_rows", partial(unmask.data.prefetch.cut_rows, block=33)
     )
 
 
@@ -64,15 +64,15 @@ def opened(
     code: Callable[[Sequence[str]], list[list[int]]] = encode,
     **form: object,
 ):
-    return windows(source, code, folder, VOCABULARY, 5, EOS, **form)
+    return stream_rows(source, code, folder, VOCABULARY, 5, EOS, **form)
 
 
 # --- batches
 
 
-def in_windows(rows: torch.Tensor, size: int, ahead: int = 0) -> Windows:
+def in_windows(rows: torch.Tensor, size: int, ahead: int = 0) -> StreamedRows:
     """Rows of which no more are known than was asked for, and `ahead` windows."""
-    return Windows(size, lambda n: rows[: (-(-n // size) + ahead) * size], lambda: None)
+    return StreamedRows(size, lambda n: rows[: (-(-n // size) + ahead) * size], lambda: None)
 
 
 @given(
@@ -127,16 +127,16 @@ def test_windows_together_are_the_rows_of_the_whole_text(
     lists = encode(texts[first::every])
     if sum(map(len, lists)) + max(0, len(lists) - 1) < (3 if wrap else 5):
         with pytest.raises(ValueError, match="does not fill one row"):
-            opened(folder, source, wrap=wrap).upto(1)
+            opened(folder, source, wrap=wrap).at_least(1)
         return
     expected = pack(lists, 5, EOS, wrap=wrap)
     found = opened(folder / "1", source, wrap=wrap)
-    assert torch.equal(found.upto(10**6)[:], expected)
+    assert torch.equal(found.at_least(10**6)[:], expected)
     for n in range(
         1, len(expected) + W, W
     ):  # each by an object that knows nothing but what is on disk
         once = opened(folder / "2", source, wrap=wrap)
-        some = once.upto(n)  # asked for again it may be more: windows are written ahead
+        some = once.at_least(n)  # asked for again it may be more: windows are written ahead
         assert torch.equal(some[:], expected[: len(some)])
         assert len(some) >= min(n, len(expected))
         once.close()
@@ -156,7 +156,7 @@ def test_a_text_is_read_no_further_than_it_is_asked_for_and_not_from_its_beginni
     for n, most in ((1, 384), (W, 128), (40 * W, 2048), (41 * W, 384), (60 * W, 1024)):
         seen.clear()
         found = opened(tmp_path, stream(texts), watched)
-        assert torch.equal(found.upto(n)[:n], whole[:n])
+        assert torch.equal(found.at_least(n)[:n], whole[:n])
         wait_for(lambda: not writers())
         assert sum(seen) <= most
         found.close()
@@ -175,7 +175,7 @@ def wait_for(done: Callable[[], bool], seconds: float = 20) -> None:
 
 def test_windows_are_written_ahead_and_found_by_others(tmp_path: Path) -> None:
     found = opened(tmp_path, stream(documents()))
-    assert len(found.upto(1)) == W
+    assert len(found.at_least(1)) == W
     wait_for(lambda: not writers())
     assert sorted(path.name for path in tmp_path.glob("0*.json")) == [
         f"00000{i}.json" for i in range(3)
@@ -185,17 +185,19 @@ def test_windows_are_written_ahead_and_found_by_others(tmp_path: Path) -> None:
         raise AssertionError("they are there")
 
     other = opened(tmp_path, stream(documents()), refuse)
-    assert len(other.upto(2 * W + 1)) == 3 * W and torch.equal(other.upto(1)[:W], found.upto(1)[:W])
+    assert len(other.at_least(2 * W + 1)) == 3 * W and torch.equal(
+        other.at_least(1)[:W], found.at_least(1)[:W]
+    )
     assert not writers(), "only who has the text open reads ahead"
 
 
 def test_a_window_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
     whole = pack(encode(documents()), 5, EOS)
-    opened(tmp_path, stream(documents())).upto(1)
+    opened(tmp_path, stream(documents())).at_least(1)
     wait_for(lambda: not writers())
     (tmp_path / "000002.json").unlink()  # what says that the window is there
     (tmp_path / "000002.arrow").write_bytes(b"half")
-    assert torch.equal(opened(tmp_path, stream(documents())).upto(3 * W)[:], whole[: 3 * W])
+    assert torch.equal(opened(tmp_path, stream(documents())).at_least(3 * W)[:], whole[: 3 * W])
 
 
 def test_a_failure_is_told_where_its_rows_are_needed_and_can_be_mended(tmp_path: Path) -> None:
@@ -208,17 +210,17 @@ def test_a_failure_is_told_where_its_rows_are_needed_and_can_be_mended(tmp_path:
         return encode(some)
 
     whole, said = pack(encode(bad), 5, EOS), []
-    found = windows(stream(bad), code, tmp_path, VOCABULARY, 5, EOS, say=said.append)
+    found = stream_rows(stream(bad), code, tmp_path, VOCABULARY, 5, EOS, say=said.append)
     read = W
     with pytest.raises(ValueError, match="a letter that nobody knows"):
         while True:
-            assert torch.equal(found.upto(read)[:read], whole[:read])
+            assert torch.equal(found.at_least(read)[:read], whole[:read])
             wait_for(lambda: not writers())
             read += W
     assert W < read < len(whole) and not list(tmp_path.glob(".tmp-*"))
     assert any("not read ahead" in line and "nobody knows" in line for line in said)
     broken[0] = False
-    assert torch.equal(found.upto(10**6)[:], whole)
+    assert torch.equal(found.at_least(10**6)[:], whole)
 
 
 def test_a_reader_that_fails_says_how_far_it_came(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_reader_that_fails_says_how_far_it_came(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"toy could not be read beyond document \d+: .*the hub is gone"
     ):
-        opened(tmp_path, Stream("toy", table, "text", range(sys.maxsize), "toy")).upto(10**6)
+        opened(tmp_path, Stream("toy", table, "text", range(sys.maxsize), "toy")).at_least(10**6)
 
 
 def test_what_is_written_ahead_ends_when_it_is_told_to(tmp_path: Path) -> None:
@@ -248,10 +250,10 @@ def test_what_is_written_ahead_ends_when_it_is_told_to(tmp_path: Path) -> None:
     texts = ["abc" * 90] * 500  # a window is less than 64 of them
     found = opened(tmp_path, stream(texts), slow)
     for n in (1, 250 * W):
-        found.upto(n)
+        found.at_least(n)
         found.close()
         assert not writers()
-    some = found.upto(250 * W)
+    some = found.at_least(250 * W)
     assert torch.equal(some[:], pack(encode(texts), 5, EOS)[: len(some)])
     found.close()
 
@@ -264,11 +266,11 @@ from pathlib import Path
 import torch, datasets
 from functools import partial
 import unmask.data.streaming, unmask.data.prefetch
-from unmask.data.packing import crops, pack
-from test_windows import EOS, VOCABULARY, W, documents, encode, stream
-unmask.data.prefetch.WINDOW = 5 * W
-unmask.data.prefetch.crops = partial(crops, block=33)
-unmask.data.streaming.AT_ONCE = 4  # so that each window takes time
+from unmask.data.packing import cut_rows, pack
+from test_prefetch import EOS, VOCABULARY, W, documents, encode, stream
+unmask.data.prefetch.WINDOW_TOKENS = 5 * W
+unmask.data.prefetch.cut_rows = partial(cut_rows, block=33)
+unmask.data.streaming.DOCUMENTS_AT_ONCE = 4  # so that each window takes time
 folder, texts = Path(sys.argv[1]), documents(150)
 whole, source = pack(encode(texts), 5, EOS), stream(texts)
 
@@ -280,9 +282,9 @@ def begin(last, seconds):
     def slow(some):
         time.sleep(seconds)
         return encode(some)
-    found = unmask.data.prefetch.windows(source, slow, folder, VOCABULARY, 5, EOS)
+    found = unmask.data.prefetch.stream_rows(source, slow, folder, VOCABULARY, 5, EOS)
     for n in range(W, last, W):
-        rows = found.upto(n)
+        rows = found.at_least(n)
     assert torch.equal(rows[:], whole[:len(rows)])
     sys.exit()  # as a script ends: threads and all
 

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 import unmask
 from unmask.atomic_files import TEMPORARY
-from unmask.data.cache import alone, cache, key
+from unmask.data.cache import cache_dir, file_lock, fingerprint
 from unmask.data.packing import batch_at, check_rows, pack, row_blocks
 from unmask.data.rows_on_disk import (
-    COLUMN,
+    IDS_COLUMN,
     StoredRows,
     TokenLists,
     arrow_table,
-    kept_rows,
+    cached_rows,
     open_rows,
     write_rows,
 )
@@ -170,16 +170,16 @@ def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:
         yield
 
     rows = numbered(5)
-    first = kept_rows(tmp_path / "new" / "rows.arrow", lambda: [rows.numpy()], 3, 100)
+    first = cached_rows(tmp_path / "new" / "rows.arrow", lambda: [rows.numpy()], 3, 100)
     assert torch.equal(first[:], rows)
-    assert torch.equal(kept_rows(tmp_path / "new" / "rows.arrow", refuse, 3, 100)[:], rows)
+    assert torch.equal(cached_rows(tmp_path / "new" / "rows.arrow", refuse, 3, 100)[:], rows)
 
 
 WRITER = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from unmask.data.rows_on_disk import kept_rows
+from unmask.data.rows_on_disk import cached_rows
 file, number, log = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 
 def blocks():
@@ -191,7 +191,7 @@ def blocks():
     if number < 0:
         time.sleep(60)  # until it is killed
 
-rows = kept_rows(file, blocks, 3, 100, lambda line: print(line, flush=True))
+rows = cached_rows(file, blocks, 3, 100, lambda line: print(line, flush=True))
 assert rows[:][::2, 0].tolist() == list(range(40))
 """
 
@@ -239,7 +239,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("text that cannot be read")
 
     with pytest.raises(RuntimeError, match="cannot be read"):
-        kept_rows(tmp_path / "rows.arrow", failing, 3, 100)
+        cached_rows(tmp_path / "rows.arrow", failing, 3, 100)
     assert [file.name for file in tmp_path.iterdir()] == [".lock-rows.arrow"]
 
 
@@ -251,7 +251,7 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         OSError, match=r"rows\.arrow: .*No space left.* name another directory in UNMASK_CACHE"
     ):
-        kept_rows(tmp_path / "rows.arrow", full, 3, 100)
+        cached_rows(tmp_path / "rows.arrow", full, 3, 100)
 
 
 def test_half_a_file_is_no_file(tmp_path: Path) -> None:
@@ -266,23 +266,37 @@ def test_the_cache_is_where_it_is_told_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNMASK_CACHE", "~/here")
-    assert cache() == Path.home() / "here"
+    assert cache_dir() == Path.home() / "here"
     monkeypatch.delenv("UNMASK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache() == tmp_path / "unmask"
+    assert cache_dir() == tmp_path / "unmask"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache() == Path.home() / ".cache" / "unmask"
+    assert cache_dir() == Path.home() / ".cache" / "unmask"
 
 
 def test_a_key_sees_every_fact() -> None:
-    assert len({key(), key(1), key("1"), key(None), key([1]), key(1, 2), key("1 2"), key(12)}) == 8
-    assert key("a", 1, None, [2]) == key("a", 1, None, [2])
+    assert (
+        len(
+            {
+                fingerprint(),
+                fingerprint(1),
+                fingerprint("1"),
+                fingerprint(None),
+                fingerprint([1]),
+                fingerprint(1, 2),
+                fingerprint("1 2"),
+                fingerprint(12),
+            }
+        )
+        == 8
+    )
+    assert fingerprint("a", 1, None, [2]) == fingerprint("a", 1, None, [2])
 
 
 def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
     said: list[str] = []
     for _ in range(2):
-        with alone(tmp_path / "a" / "thing", said.append):
+        with file_lock(tmp_path / "a" / "thing", said.append):
             pass
     assert said == []
 
@@ -296,7 +310,7 @@ def test_a_file_system_without_locks_is_named(
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with (
         pytest.raises(OSError, match=r"cannot be locked .*No locks.* in UNMASK_CACHE"),
-        alone(tmp_path / "a"),
+        file_lock(tmp_path / "a"),
     ):
         pass
 
@@ -351,7 +365,7 @@ def test_a_column_of_something_else_is_named(
 
 
 def test_both_forms_of_an_arrow_file_are_read(tmp_path: Path) -> None:
-    table = pa.table({COLUMN: [[1, 2], [3, 4]]})
+    table = pa.table({IDS_COLUMN: [[1, 2], [3, 4]]})
     for form in (pa.ipc.new_file, pa.ipc.new_stream):
         with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, form(sink, table.schema) as sheet:
             sheet.write_table(table)

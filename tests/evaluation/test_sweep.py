@@ -7,7 +7,7 @@ import torch
 
 import unmask
 from unmask.cli.main import main
-from unmask.data.packing import spread
+from unmask.data.packing import evenly_spaced
 from unmask.evaluation import sweep as studies
 from unmask.evaluation.example_texts import side_by_side
 from unmask.evaluation.frontier import frontier
@@ -120,9 +120,9 @@ def test_real_texts_are_spread_over_all_held_out_rows(
     assert pinned.max(dim=1).values.tolist() == [
         1 + row for row in [40, 120, 200, 280, 360] for _ in range(2)
     ]
-    assert studies._real(scene)[0][:, 0].tolist() == (1 + spread(400, 10)).tolist()
+    assert studies._real(scene)[0][:, 0].tolist() == (1 + evenly_spaced(400, 10)).tolist()
     early, late = studies._real(replace(scene, study=replace(study, samples=20, mauve_seeds=1)))
-    assert early[:, 0].tolist() == (1 + spread(200, 20)).tolist() and (
+    assert early[:, 0].tolist() == (1 + evenly_spaced(200, 20)).tolist() and (
         late - early
     ).unique().tolist() == [200]
     words = protocol_words(scene.protocol, [0])

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from toy_recipes import corpus
-from unmask.data.rows_on_disk import COLUMN
+from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.recipes.contamination import share_read
 from unmask.recipes.data import documents
 from unmask.recipes.schema import DataSettings
@@ -50,7 +50,7 @@ def test_of_token_ids_the_last_tenth_is_held_out(
     tmp_path: Path, read: str, measured: str, whole: bool
 ) -> None:
     """As in training; every tenth list of ids once counted as held out."""
-    Dataset.from_dict({COLUMN: [[i] * 4 for i in range(40)]}).save_to_disk(tmp_path / "ids")
+    Dataset.from_dict({IDS_COLUMN: [[i] * 4 for i in range(40)]}).save_to_disk(tmp_path / "ids")
     share = share_read(
         model(tmp_path, "judge", tmp_path / "ids", read),
         DataSettings(str(tmp_path / "ids"), measured),

@@ -23,12 +23,13 @@ from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.data import load_corpus
 from unmask.data.corpora import Corpus
 from unmask.data.id_check import check_ids
-from unmask.data.rows_on_disk import COLUMN, PADDING, StoredRows
+from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, StoredRows
+from unmask.data.streaming import DOCUMENTS_AT_ONCE
 from unmask.data.tokenizers import Tokenizer, tokenizer_named, train_bpe
 from unmask.dataclass_json import to_json
 from unmask.models.model import load
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import AT_ONCE, documents, encoded, rows, texts, tokenizer_of
+from unmask.recipes.data import documents, encoded, rows, texts, tokenizer_of
 from unmask.recipes.estimate import vocabulary
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
@@ -127,7 +128,7 @@ def test_a_text_and_a_tokenizer_have_digests_that_change_when_they_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The text that is trained on, not only the held-out part of it."""
-    monkeypatch.setattr(unmask.data.streaming, "BEGINNING", 200)
+    monkeypatch.setattr(unmask.data.streaming, "HEAD_SIZE", 200)
     documents = [f"{number}. the state of the union, {number}" for number in range(99)]
 
     def facts(
@@ -235,9 +236,9 @@ def test_documents_are_not_read_ahead(small: Recipe) -> None:
                 yield "the state of the union"
 
     ids = encoded(Corpus("endless", Endless(["x"])), tokenizer)
-    for number in range(1, 3 * AT_ONCE):
+    for number in range(1, 3 * DOCUMENTS_AT_ONCE):
         next(ids)
-        assert number <= read < number + AT_ONCE
+        assert number <= read < number + DOCUMENTS_AT_ONCE
 
 
 def test_a_long_tokenization_is_told(
@@ -264,7 +265,7 @@ def test_rows_that_are_there_are_taken_where_they_are(
     small: Recipe, tmp_path: Path, cache: Path
 ) -> None:
     own = texts(small).train
-    found = texts(ids_of(small, tmp_path, **{COLUMN: own.tolist()}))
+    found = texts(ids_of(small, tmp_path, **{IDS_COLUMN: own.tolist()}))
     most = len(own) - len(own) // 10
     assert torch.equal(found.train[:], own[:most]) and torch.equal(found.held_out[:], own[most:])
     assert not (cache / "rows").exists(), "nothing is copied"
@@ -275,7 +276,7 @@ def test_lists_of_any_length_are_packed(small: Recipe, tmp_path: Path, cache: Pa
     parts = documents(small.data)
     tokenizer = tokenizer_of(small.data, parts.train)
     lists = datasets.DatasetDict({
-        name: datasets.Dataset.from_dict({COLUMN: tokenizer.encode_batch(part.texts)})
+        name: datasets.Dataset.from_dict({IDS_COLUMN: tokenizer.encode_batch(part.texts)})
         for name, part in (("train", parts.train), ("validation", parts.held_out))
     })  # fmt: skip
     lists.save_to_disk(tmp_path / "set")
@@ -293,13 +294,13 @@ def test_wrapped_rows_are_taken_if_they_are_wrapped(
 ) -> None:
     wrapped = texts(on(small, Path(small.data.corpus), wrap=True)).train
     plan = on(
-        ids_of(small, tmp_path / "1", **{COLUMN: wrapped.tolist()}),
+        ids_of(small, tmp_path / "1", **{IDS_COLUMN: wrapped.tolist()}),
         tmp_path / "1" / "set",
         wrap=True,
     )
     assert torch.equal(texts(plan).train[:], wrapped[: len(wrapped) - len(wrapped) // 10])
     plan = on(
-        ids_of(small, tmp_path / "2", **{COLUMN: (wrapped + 1).tolist()}),
+        ids_of(small, tmp_path / "2", **{IDS_COLUMN: (wrapped + 1).tolist()}),
         tmp_path / "2" / "set",
         wrap=True,
     )
@@ -310,18 +311,18 @@ def test_wrapped_rows_are_taken_if_they_are_wrapped(
 
 
 def test_ids_that_cannot_be_rows_say_why(small: Recipe, tmp_path: Path, cache: Path) -> None:
-    short = ids_of(small, tmp_path / "short", **{COLUMN: [[1] * 9] * 20})
+    short = ids_of(small, tmp_path / "short", **{IDS_COLUMN: [[1] * 9] * 20})
     with pytest.raises(
         ValueError,
         match=f"have 9 tokens each and network.length is {LENGTH}: give --network.length 9",
     ):
         texts(short)
-    foreign = ids_of(small, tmp_path / "foreign", **{COLUMN: [[1] * 20, [999] * 30, [1] * 50]})
+    foreign = ids_of(small, tmp_path / "foreign", **{IDS_COLUMN: [[1] * 20, [999] * 30, [1] * 50]})
     with pytest.raises(
         ValueError, match=f"vocab_size = {VOCABULARY}, got 0 to 999; was the text encoded"
     ):
         texts(foreign)
-    rows_of_others = ids_of(small, tmp_path / "rows", **{COLUMN: [[999] * LENGTH] * 20})
+    rows_of_others = ids_of(small, tmp_path / "rows", **{IDS_COLUMN: [[999] * LENGTH] * 20})
     with pytest.raises(ValueError, match=f"vocab_size = {VOCABULARY}, got 999 to 999"):
         list(run(rows_of_others, tmp_path / "run", device="cpu"))
     no_tokens = on(rows_of_others, tmp_path / "rows" / "set", tokenizer="bpe:300")
@@ -334,8 +335,8 @@ def test_padded_rows_are_the_documents_without_padding(
     small: Recipe, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     """Lists of network.length ids would be rows as they are; with padding in them they are packed."""
-    monkeypatch.setattr(unmask.data.streaming, "AT_ONCE", 4)
-    monkeypatch.setattr(unmask.data.streaming, "BEGINNING", 40)
+    monkeypatch.setattr(unmask.data.streaming, "DOCUMENTS_AT_ONCE", 4)
+    monkeypatch.setattr(unmask.data.streaming, "HEAD_SIZE", 40)
     tokenizer = tokenizer_of(small.data, documents(small.data).train)
     lists = [
         ids[: 1 + number % LENGTH]
@@ -343,18 +344,18 @@ def test_padded_rows_are_the_documents_without_padding(
     ]
     full = [[*ids, *[0] * (LENGTH - len(ids))] for ids in lists]
     marks = [[1] * len(ids) + [0] * (LENGTH - len(ids)) for ids in lists]
-    plain = ids_of(small, tmp_path / "1", **{COLUMN: lists})
+    plain = ids_of(small, tmp_path / "1", **{IDS_COLUMN: lists})
     padded = ids_of(
         small,
         tmp_path / "2",
-        **{COLUMN: full, PADDING: marks, "token_type_ids": marks, "labels": full},
+        **{IDS_COLUMN: full, PADDING_COLUMN: marks, "token_type_ids": marks, "labels": full},
     )
     found, expected = (
         texts(replace(plan, data=replace(plan.data, streaming=streaming)))
         for plan in (padded, plain)
     )
     one, two = (
-        each.train.upto(1000)[:] if streaming else each.train[:] for each in (found, expected)
+        each.train.at_least(1000)[:] if streaming else each.train[:] for each in (found, expected)
     )
     assert torch.equal(one, two) and torch.equal(found.held_out[:], expected.held_out[:])
     assert found.digest == expected.digest
@@ -366,17 +367,17 @@ def test_padding_behind_the_beginning_of_a_stream_of_rows_is_refused(
     small: Recipe, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first lists are rows, which are not packed: a shorter one has no place among them."""
-    monkeypatch.setattr(unmask.data.streaming, "AT_ONCE", 4)
-    monkeypatch.setattr(unmask.data.streaming, "BEGINNING", 40)
+    monkeypatch.setattr(unmask.data.streaming, "DOCUMENTS_AT_ONCE", 4)
+    monkeypatch.setattr(unmask.data.streaming, "HEAD_SIZE", 40)
     marks = [[1] * LENGTH] * 19 + [[1] * (LENGTH - 1) + [0]]
     plan = on(
-        ids_of(small, tmp_path, **{COLUMN: [[5] * LENGTH] * 20, PADDING: marks}),
+        ids_of(small, tmp_path, **{IDS_COLUMN: [[5] * LENGTH] * 20, PADDING_COLUMN: marks}),
         tmp_path / "set",
         streaming=True,
     )
     found = texts(plan)
     with pytest.raises(ValueError, match=f"rows of {LENGTH} tokens, others have other lengths"):
-        found.train.upto(1000)
+        found.train.at_least(1000)
     found.close()
 
 
@@ -397,7 +398,10 @@ def beside(
 ) -> Recipe:
     found = list(load_corpus(plan.data.corpus).texts)
     return ids_of(
-        plan, folder, text=found, **{COLUMN: [change(ids) for ids in tokenizer.encode_batch(found)]}
+        plan,
+        folder,
+        text=found,
+        **{IDS_COLUMN: [change(ids) for ids in tokenizer.encode_batch(found)]},
     )
 
 
@@ -449,7 +453,9 @@ def test_one_part_that_another_tokenizer_made_is_found(
         (foreign if 15 <= number < 18 else tokenizer).encode(text)
         for number, text in enumerate(found)
     ]
-    lists = load_corpus(ids_of(small, tmp_path, text=found, **{COLUMN: ids}).data.corpus).documents
+    lists = load_corpus(
+        ids_of(small, tmp_path, text=found, **{IDS_COLUMN: ids}).data.corpus
+    ).documents
     with pytest.raises(ValueError, match="contradicts"):
         check_ids("set", lists.beside_text(16), tokenizer)
 
@@ -517,7 +523,7 @@ from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 from unmask.dataclass_json import from_json
 import unmask.data.streaming, unmask.data.prefetch
-unmask.data.streaming.AT_ONCE, unmask.data.streaming.BEGINNING, unmask.data.prefetch.WINDOW = 4, 1200, 256
+unmask.data.streaming.DOCUMENTS_AT_ONCE, unmask.data.streaming.HEAD_SIZE, unmask.data.prefetch.WINDOW_TOKENS = 4, 1200, 256
 plans, folder, rank = json.loads(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"]
 losses = []
 for number, plan in enumerate(plans):

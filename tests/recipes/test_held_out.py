@@ -11,7 +11,7 @@ import torch
 
 from unmask.cli.main import main
 from unmask.data.corpora import load_corpus
-from unmask.data.rows_on_disk import COLUMN
+from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.data.tokenizers import start_token
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.data import documents, rows
@@ -127,7 +127,7 @@ def test_the_part_of_the_card_goes_with_its_text(masked: Path, text: Path, tmp_p
 
 
 def test_lists_of_ids_are_measured_whole_too(masked: Path, tmp_path: Path) -> None:
-    datasets.Dataset.from_dict({COLUMN: [[i % 200] * 16 for i in range(40)]}).save_to_disk(
+    datasets.Dataset.from_dict({IDS_COLUMN: [[i % 200] * 16 for i in range(40)]}).save_to_disk(
         tmp_path / "set"
     )
     name, model = str(masked), load(masked)
@@ -137,7 +137,7 @@ def test_lists_of_ids_are_measured_whole_too(masked: Path, tmp_path: Path) -> No
 
 def test_a_published_split_is_what_is_measured(masked: Path, tmp_path: Path) -> None:
     def table(n: int) -> datasets.Dataset:
-        return datasets.Dataset.from_dict({COLUMN: [[i % 200] * 16 for i in range(n)]})
+        return datasets.Dataset.from_dict({IDS_COLUMN: [[i % 200] * 16 for i in range(n)]})
 
     datasets.DatasetDict({"train": table(40), "test": table(7)}).save_to_disk(tmp_path / "set")
     found = held_out(Text(str(tmp_path / "set")), str(masked), load(masked))
@@ -148,7 +148,7 @@ def test_what_cannot_be_measured_is_named(masked: Path, tmp_path: Path) -> None:
     model = load(masked)
     assert isinstance(model, Model)
     ids = [[1] * 15 + [model.denoiser.mask_id], [2] * 16]
-    datasets.Dataset.from_dict({COLUMN: ids}).save_to_disk(tmp_path / "masks")
+    datasets.Dataset.from_dict({IDS_COLUMN: ids}).save_to_disk(tmp_path / "masks")
     with pytest.raises(
         ValueError, match=rf"MASK \(id {model.denoiser.mask_id}\) is none: it stands there 1 times"
     ):

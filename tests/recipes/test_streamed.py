@@ -16,8 +16,8 @@ import unmask.data.prefetch
 import unmask.data.streaming
 from toy_recipes import LENGTH, corpus, shrink
 from unmask.data import load_corpus, pack
-from unmask.data.packing import Windows
-from unmask.data.rows_on_disk import COLUMN
+from unmask.data.packing import StreamedRows
+from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.models.model import load
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import PARTS, documents, texts
@@ -34,9 +34,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, documents four at a time, two such steps held out, windows of W rows; no thread is left."""
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setattr(unmask.data.streaming, "AT_ONCE", 4)
-    monkeypatch.setattr(unmask.data.streaming, "BEGINNING", 1200)
-    monkeypatch.setattr(unmask.data.prefetch, "WINDOW", W * LENGTH)
+    monkeypatch.setattr(unmask.data.streaming, "DOCUMENTS_AT_ONCE", 4)
+    monkeypatch.setattr(unmask.data.streaming, "HEAD_SIZE", 1200)
+    monkeypatch.setattr(unmask.data.prefetch, "WINDOW_TOKENS", W * LENGTH)
     yield tmp_path / "cache"
     assert not [thread for thread in threading.enumerate() if "_make_ahead" in thread.name]
 
@@ -75,8 +75,8 @@ def on(plan: Recipe, corpus: object, **changes: object) -> Recipe:
 
 
 def everything(rows: Any) -> torch.Tensor:
-    assert isinstance(rows, Windows)
-    found = rows.upto(10**6)[:]
+    assert isinstance(rows, StreamedRows)
+    found = rows.at_least(10**6)[:]
     rows.close()
     return found
 
@@ -266,20 +266,22 @@ def test_lists_of_ids_are_packed_or_are_rows(
 ) -> None:
     tokenizer = texts(plan).tokenizer
     ids = tokenizer.encode_batch(found[:100])
-    datasets.Dataset.from_dict({COLUMN: ids}).save_to_disk(tmp_path / "lists")
+    datasets.Dataset.from_dict({IDS_COLUMN: ids}).save_to_disk(tmp_path / "lists")
     data = texts(on(plan, tmp_path / "lists"))
     held = len(documents(on(plan, tmp_path / "lists").data).held_out.documents)
     assert 1200 <= sum(map(len, ids[:held])) and held % 4 == 0
     assert torch.equal(everything(data.train), pack(ids[held:], LENGTH, tokenizer.eos_id))
 
     rows = pack(ids, LENGTH, tokenizer.eos_id)
-    datasets.Dataset.from_dict({COLUMN: rows.tolist()}).save_to_disk(tmp_path / "rows")
+    datasets.Dataset.from_dict({IDS_COLUMN: rows.tolist()}).save_to_disk(tmp_path / "rows")
     data = texts(on(plan, tmp_path / "rows"))
     assert torch.equal(torch.cat([data.held_out[:], everything(data.train)]), rows)
     with pytest.raises(ValueError, match=f"have {LENGTH} tokens each and network.length is 9"):
         texts(replace(on(plan, tmp_path / "rows"), network=replace(plan.network, length=9)))
 
-    datasets.Dataset.from_dict({COLUMN: [*rows.tolist(), [1, 2]]}).save_to_disk(tmp_path / "mixed")
+    datasets.Dataset.from_dict({IDS_COLUMN: [*rows.tolist(), [1, 2]]}).save_to_disk(
+        tmp_path / "mixed"
+    )
     with pytest.raises(ValueError, match=f"are rows of {LENGTH} tokens, others have other lengths"):
         everything(texts(on(plan, tmp_path / "mixed")).train)
     with pytest.raises(ValueError, match="holds token ids, and text is wanted"):
@@ -295,7 +297,7 @@ def test_what_cannot_be_streamed_says_why(plan: Recipe, text: Path, tmp_path: Pa
     datasets.Dataset.from_dict({"text": ["the text"] * 9}).save_to_disk(tmp_path / "short")
     short = texts(on(plan, tmp_path / "short"))
     with pytest.raises(ValueError, match=r"does not fill one row.* leave data\.streaming out"):
-        short.train.upto(1)
+        short.train.at_least(1)
     datasets.Dataset.from_dict({"text": ["the text " * 9] * 40 + [None]}).save_to_disk(
         tmp_path / "gap"
     )
@@ -303,7 +305,7 @@ def test_what_cannot_be_streamed_says_why(plan: Recipe, text: Path, tmp_path: Pa
         ValueError, match="nothing in the column 'text' of some of its rows 40 to 40: drop rows"
     ):
         everything(texts(on(plan, tmp_path / "gap")).train)
-    datasets.Dataset.from_dict({COLUMN: [[1] * 99, [1] * 98] * 10 + [[999] * 50]}).save_to_disk(
+    datasets.Dataset.from_dict({IDS_COLUMN: [[1] * 99, [1] * 98] * 10 + [[999] * 50]}).save_to_disk(
         tmp_path / "foreign"
     )
     with pytest.raises(ValueError, match=r"vocab_size = 262, got 0 to 999"):
@@ -339,7 +341,7 @@ def test_a_training_on_a_stream_resumes_bit_for_bit(
     known = texts(plan)
     whole = everything(known.train)
     assert len(whole) * 2 < 40 * 56 < len(whole) * 3
-    at_once = replace(known, train=Windows(W, lambda n: whole, lambda: None))
+    at_once = replace(known, train=StreamedRows(W, lambda n: whole, lambda: None))
     assert [
         update.loss for update in run(plan, tmp_path / "at once", data=at_once, device="cpu")
     ] == straight

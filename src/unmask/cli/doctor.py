@@ -33,7 +33,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     import torch
 
     from unmask import __version__
-    from unmask.data.cache import cache
+    from unmask.data.cache import cache_dir
     from unmask.training.distributed import faster_in_bfloat16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,7 +46,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         "memory": f"{memory_bytes() / 2**30:.1f} GiB",
         "faster precision": "bfloat16" if faster_in_bfloat16(device) else "float32",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        "cache": str(cache()),
+        "cache": str(cache_dir()),
         **{name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
     }
     missing = [name for name in PACKAGES if facts[name] is None]

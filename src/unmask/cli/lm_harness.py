@@ -12,7 +12,7 @@ import tyro
 
 from unmask.atomic_files import write_text
 from unmask.cli.console import emit, parse, result_folder, say, table
-from unmask.data.packing import spread
+from unmask.data.packing import evenly_spaced
 from unmask.dataclass_json import dumps
 from unmask.evaluation.lm_harness import harness
 from unmask.limits import whole
@@ -138,5 +138,5 @@ def questions(tasks: Mapping[Any, Any], limit: int) -> dict[str, list[int]]:
         if isinstance(task, Mapping):
             found |= questions(task, limit)
         else:
-            found[str(name)] = spread(len(task.eval_docs), limit).tolist()
+            found[str(name)] = evenly_spaced(len(task.eval_docs), limit).tolist()
     return found

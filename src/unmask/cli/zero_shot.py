@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.cli.console import emit, parse, progress, remark, say
 from unmask.cli.likelihood import Effort, check_length, scored
 from unmask.data.corpora import Corpus
-from unmask.data.packing import spread
+from unmask.data.packing import evenly_spaced
 from unmask.data.tokenizers import Tokenizer
 from unmask.data.zero_shot_sets import ZERO_SHOT, load_zero_shot, zero_shot_rows
 from unmask.evaluation.judges import bits_per_byte, perplexity
@@ -140,7 +140,7 @@ def measured(
     for corpus in sets:
         remark(f"{corpus.name}: encoding {len(corpus.documents):,} documents")
         rows = zero_shot_rows(corpus, tokenizer, length, wrap=wrap)
-        x0 = rows if limit == "all" else rows[spread(len(rows), limit)]
+        x0 = rows if limit == "all" else rows[evenly_spaced(len(rows), limit)]
         nats = replace(
             scored(read, x0, corpus.name), bytes=sizes(x0[:, 1:-1] if wrap else x0, tokenizer)
         )

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-Say: TypeAlias = Callable[[str], None]
+Log: TypeAlias = Callable[[str], None]
 
 
-def silent(line: str) -> None:
+def no_log(line: str) -> None:
     """Says nothing."""
 
 
-def cache() -> Path:
+def cache_dir() -> Path:
     """$UNMASK_CACHE, else unmask/ in the user's cache ($XDG_CACHE_HOME or ~/.cache). It may be removed at any time."""
     own, usual = (os.environ.get(name) for name in ("UNMASK_CACHE", "XDG_CACHE_HOME"))
     if own:
@@ -25,13 +25,13 @@ def cache() -> Path:
     return (Path(usual) if usual else Path.home() / ".cache") / "unmask"
 
 
-def key(*facts: str | int | bool | list[int] | None) -> str:
+def fingerprint(*facts: str | int | bool | list[int] | None) -> str:
     """A name for what follows from these facts."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 @contextmanager
-def alone(target: Path, say: Say = silent) -> Iterator[None]:
+def file_lock(target: Path, say: Log = no_log) -> Iterator[None]:
     """Only one process at a time is in the block of a `target`; others wait, and `say` gets a line about it.
 
     The system frees the lock however its process ends. It is waited for here and not in a collective operation, whose

@@ -21,21 +21,21 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
-from unmask.data.cache import Say, key, silent
-from unmask.data.corpus_files import contents
+from unmask.data.cache import Log, fingerprint, no_log
+from unmask.data.corpus_files import corpus_files
 from unmask.data.hf_datasets import (
     DatasetDocuments,
+    choose_splits,
     column_of,
     columns_of,
     documents_of,
-    is_table,
-    load_table,
+    is_dataset,
+    open_dataset,
     open_splits,
-    told_apart,
 )
-from unmask.data.hub import DATA, check_remote, named
-from unmask.data.rows_on_disk import COLUMN, PADDING, TokenLists
-from unmask.data.streaming import BEGINNING, Stream, beyond, kept_beginning
+from unmask.data.hub import HUB_PREFIX, check_not_shadowed, non_empty
+from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, TokenLists
+from unmask.data.streaming import HEAD_SIZE, Stream, cached_head, from_number
 from unmask.data.tokenizer_files import END
 
 SECTION = 4096  # characters: the size of the documents that a lone text file is cut into
@@ -102,7 +102,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class HubSet:
+class HubCorpus:
     """A data set of the hub, at a fixed revision, and the slices that are its training and held-out text."""
 
     path: str
@@ -113,14 +113,14 @@ class HubSet:
 
 
 # The splits of MDLM's and Duo's tables. Revisions hold parquet files: `datasets` 4 and later run no loading scripts.
-HUB = {
-    "openwebtext": HubSet(
+HUB_CORPORA = {
+    "openwebtext": HubCorpus(
         "Skylion007/openwebtext",
         revision="79d93d786212f7344586290adb811d4ae6a1762c",
         train="train[:-100000]",
         held_out="train[-100000:]",
     ),
-    "lm1b": HubSet(
+    "lm1b": HubCorpus(
         "billion-word-benchmark/lm1b",
         revision="8d52bfd3cc2819fc1166dbb8144c328e2690de3e",
         train="train",
@@ -151,59 +151,69 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     ValueError for an unknown or empty name, an empty corpus, a file that is no UTF-8 text or is not read as text (.csv,
     .json, .gz and others), and a folder of which a part would be left out (`text/layout.py`).
     """
-    name = named(str(name_or_path), "corpus")
-    if name in HUB:
-        check_remote(HUB[name].path)
-        return load_hub(name, HUB[name])
-    if name.startswith(DATA) or (name not in _INSTALLED and is_table(_existing(name))):
-        table = load_table(name)
+    name = non_empty(str(name_or_path), "corpus")
+    if name in HUB_CORPORA:
+        check_not_shadowed(HUB_CORPORA[name].path)
+        return load_hub_corpus(name, HUB_CORPORA[name])
+    if name.startswith(HUB_PREFIX) or (name not in _INSTALLED and is_dataset(_existing(name))):
+        table = open_dataset(name)
         return Corpus(name, table.documents, table.held_out, table.identity)
     documents = _INSTALLED[name]() if name in _INSTALLED else _documents(Path(name))
     stripped = (document.strip() for document in documents)
     return Corpus(name, [document for document in stripped if document])
 
 
-def is_path(name: str) -> bool:
+def is_corpus_path(name: str) -> bool:
     """Whether `load_corpus` reads files of this name: no corpus is called so, and a file or folder is."""
     return (
         bool(name)
-        and name not in {*HUB, *_INSTALLED}
-        and not name.startswith(DATA)
+        and name not in {*HUB_CORPORA, *_INSTALLED}
+        and not name.startswith(HUB_PREFIX)
         and Path(name).exists()
     )
 
 
-def load_stream(name: str, part: slice = slice(None), say: Say = silent) -> Split:
+def load_stream(name: str, part: slice = slice(None), say: Log = no_log) -> Split:
     """A data set whose documents are read in their order as they are asked for; of them every other one, or `part`.
 
     What is held out is the beginning of its split `test` (else `validation`): the first documents, 64 at a time, until
     they hold 2^24 characters, or token ids. Without such a split it is that of the text itself, and what is learnt from
     begins behind it. ValueError for what is no data set, or has no split to learn from.
     """
-    name = named(name, "corpus")
-    where = f"{DATA}{HUB[name].path}@{HUB[name].revision}" if name in HUB else name
-    if not where.startswith(DATA) and (where in _INSTALLED or not is_table(_existing(where))):
+    name = non_empty(name, "corpus")
+    where = (
+        f"{HUB_PREFIX}{HUB_CORPORA[name].path}@{HUB_CORPORA[name].revision}"
+        if name in HUB_CORPORA
+        else name
+    )
+    if not where.startswith(HUB_PREFIX) and (
+        where in _INSTALLED or not is_dataset(_existing(where))
+    ):
         raise ValueError(
-            f"data.streaming reads data sets: of the hub ({DATA}OWNER/NAME, {', '.join(HUB)}), or on disk (.arrow, "
+            f"data.streaming reads data sets: of the hub ({HUB_PREFIX}OWNER/NAME, {', '.join(HUB_CORPORA)}), or on disk (.arrow, "
             f".parquet, a folder of parquet files or of `save_to_disk`): got {name!r}; give --data.no-streaming"
         )
     splits, identity = open_splits(where, streaming=True)
-    train, apart = told_apart(splits, where)
+    train, apart = choose_splits(splits, where)
     column, every = column_of(splits[train], where), range(sys.maxsize)
     measured = apart or train
     padded, measured_padded = (
-        column == COLUMN and PADDING in columns_of(splits[each]) for each in (train, measured)
+        column == IDS_COLUMN and PADDING_COLUMN in columns_of(splits[each])
+        for each in (train, measured)
     )
-    documents = kept_beginning(
-        Stream(name, splits[measured], column, every, key(identity, measured), measured_padded), say
+    documents = cached_head(
+        Stream(
+            name, splits[measured], column, every, fingerprint(identity, measured), measured_padded
+        ),
+        say,
     )
-    chosen = beyond(every[part], 0 if apart else len(documents))
-    facts = identity, train, BEGINNING, chosen.start, chosen.step
-    held_out = Corpus(f"{name}/held_out", documents[part], identity=key(*facts, measured))
-    return Split(Stream(name, splits[train], column, chosen, key(*facts), padded), held_out)
+    chosen = from_number(every[part], 0 if apart else len(documents))
+    facts = identity, train, HEAD_SIZE, chosen.start, chosen.step
+    held_out = Corpus(f"{name}/held_out", documents[part], identity=fingerprint(*facts, measured))
+    return Split(Stream(name, splits[train], column, chosen, fingerprint(*facts), padded), held_out)
 
 
-def load_hub(name: str, hub_set: HubSet) -> Corpus:
+def load_hub_corpus(name: str, hub_set: HubCorpus) -> Corpus:
     """Load a data set through `datasets`, as a corpus with its published split."""
     from datasets import load_dataset
 
@@ -212,7 +222,10 @@ def load_hub(name: str, hub_set: HubSet) -> Corpus:
         for part in (hub_set.train, hub_set.held_out)
     )
     return Corpus(
-        name, documents_of(train, name), documents_of(held_out, name), key(*astuple(hub_set))
+        name,
+        documents_of(train, name),
+        documents_of(held_out, name),
+        fingerprint(*astuple(hub_set)),
     )
 
 
@@ -246,9 +259,9 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
     )
 
 
-def is_name(name: str) -> bool:
+def is_corpus_name(name: str) -> bool:
     """Whether a corpus is called so, here or on the hub: no file is looked for."""
-    return name in (*HUB, *_INSTALLED) or name.startswith(DATA)
+    return name in (*HUB_CORPORA, *_INSTALLED) or name.startswith(HUB_PREFIX)
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
@@ -288,7 +301,7 @@ def _pydocs() -> Iterable[str]:
         yield re.sub(r'"(\S[^"\n]*)"', r"\1", topic)  # quotes around code
 
     seen: set[str] = set()
-    for path in modules():
+    for path in library_files():
         found = dict.fromkeys(
             text for text in _docstrings(path) if len(text) >= 40 and text not in seen
         )
@@ -296,7 +309,7 @@ def _pydocs() -> Iterable[str]:
         yield "\n\n".join(found)
 
 
-def modules() -> list[Path]:
+def library_files() -> list[Path]:
     """The files of the standard library; tests are left out because slim installations lack them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
@@ -318,17 +331,17 @@ def _existing(name: str) -> Path:
     """The path of a corpus; ValueError where there is none."""
     path = Path(name)
     if not path.exists():
-        known = [*_INSTALLED, *HUB]
+        known = [*_INSTALLED, *HUB_CORPORA]
         hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
         raise ValueError(
-            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {DATA}OWNER/NAME, or an existing file or folder"
+            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {HUB_PREFIX}OWNER/NAME, or an existing file or folder"
         )
     return path
 
 
 def _documents(path: Path) -> Iterable[str]:
     """The documents of a file or folder of text."""
-    found = contents(path)
+    found = corpus_files(path)
     if found.kind == "lines":
         return chain.from_iterable(map(_json_lines, found.files))
     return map(_read, found.files) if path.is_dir() else _sections(_prose(path))

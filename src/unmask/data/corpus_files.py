@@ -69,7 +69,7 @@ _SHARD = r"(?:[-._ ]?\d+)?(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]{8,})?"  # behind th
 
 
 @dataclass(frozen=True)
-class Contents:
+class CorpusFiles:
     """The files of a corpus in the order of their paths, and their kind.
 
     kind  text, lines (a JSON object each), parquet, arrow, or saved (what `save_to_disk` made)
@@ -79,7 +79,7 @@ class Contents:
     files: Sequence[Path]
 
 
-def contents(path: Path) -> Contents:
+def corpus_files(path: Path) -> CorpusFiles:
     """The contents of a file or folder; ValueError where it cannot be read, or only in part."""
     if path.is_dir():
         return _folder(path)
@@ -92,10 +92,10 @@ def contents(path: Path) -> Contents:
         raise ValueError(
             f"corpus {path} is a {suffix} file, which is not read as text: {_remedy(suffix)}"
         )
-    return Contents(_READ.get(suffix, "text"), [path])
+    return CorpusFiles(_READ.get(suffix, "text"), [path])
 
 
-def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+def group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The files of each split: a split is the whole name of a file without its shard number, or of a folder above it.
 
     A word inside a longer name, such as `crash-test.parquet`, names no split. Where no file names a split, all of them
@@ -114,7 +114,7 @@ def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
         )
         raise ValueError(
             f"corpus {folder} has files with the name of a split, such as {which}, and {len(without)} without one that "
-            f"would be left out: {some(without)}; name these train-1, train-2 and so on, or move them elsewhere"
+            f"would be left out: {abbreviated(without)}; name these train-1, train-2 and so on, or move them elsewhere"
         )
     splits: dict[str, list[Path]] = {}
     for file, split in zip(files, found, strict=True):
@@ -122,7 +122,7 @@ def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     return splits
 
 
-def some(names: Sequence[str]) -> str:
+def abbreviated(names: Sequence[str]) -> str:
     """The first names of a list."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -138,9 +138,9 @@ def _split(file: Path) -> str | None:
     )
 
 
-def _folder(folder: Path) -> Contents:
+def _folder(folder: Path) -> CorpusFiles:
     if any((folder / name).exists() for name in SAVED):
-        return Contents("saved", [folder])
+        return CorpusFiles("saved", [folder])
     try:
         files = sorted(_visible(folder))
     except OSError as error:
@@ -175,7 +175,7 @@ def _folder(folder: Path) -> Contents:
         raise ValueError(
             f"corpus {folder} holds {_counted(found)}, which is not read: {_remedy(suffix)}"
         )
-    return Contents(_READ[suffix], found)
+    return CorpusFiles(_READ[suffix], found)
 
 
 def _visible(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:

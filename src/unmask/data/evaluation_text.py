@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unmask.data.corpora import Corpus, is_name
+from unmask.data.corpora import Corpus, is_corpus_name
 
 
-def measured(corpus: Corpus) -> Corpus:
+def evaluation_part(corpus: Corpus) -> Corpus:
     """The part of a text for evaluation that is measured: its published held-out split, else all of it."""
     return corpus if corpus.held_out is None else corpus.part("held_out", corpus.held_out)
 
 
-def is_there(name: str) -> bool:
+def corpus_exists(name: str) -> bool:
     """Whether `load_corpus` finds something of this name here, or looks for it on the hub."""
-    return is_name(name) or Path(name).exists()
+    return is_corpus_name(name) or Path(name).exists()
 
 
-def same_text(name: str, known: str) -> bool:
+def same_corpus(name: str, known: str) -> bool:
     """Whether a name of a corpus is another name of the text `known`: equal, or paths of one file or folder.
 
     Where the path `known` is not there (it was moved, or was relative to another folder), equal file names decide.
     """
-    if name == known or is_name(name) or is_name(known):
+    if name == known or is_corpus_name(name) or is_corpus_name(known):
         return name == known
     path, other = Path(name), Path(known)
     return path.samefile(other) if path.exists() and other.exists() else path.name == other.name

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-from unmask.data.cache import key
-from unmask.data.corpus_files import Contents, contents, splits_of
-from unmask.data.hub import DATA, check_files, data_set
-from unmask.data.rows_on_disk import COLUMN, PADDING, TokenLists, arrow_table
+from unmask.data.cache import fingerprint
+from unmask.data.corpus_files import CorpusFiles, corpus_files, group_by_split
+from unmask.data.hub import HUB_PREFIX, check_no_file_left_out, resolve_dataset
+from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, TokenLists, arrow_table
 
-TEXT = "text"  # the column of documents
+TEXT_COLUMN = "text"  # the column of documents
 HELD_OUT = (
     "test",
     "validation",
@@ -49,7 +49,7 @@ class DatasetDocuments(Sequence[str]):
 
     def without(self, every: int) -> DatasetDocuments:
         """All but every k-th document; no number of a document is kept in memory."""
-        return DatasetDocuments(self.table, self.column, Others(self.rows, every))
+        return DatasetDocuments(self.table, self.column, AllButEveryKth(self.rows, every))
 
     def _read(self, rows: Sequence[int]) -> list[str]:
         try:
@@ -69,7 +69,7 @@ class DatasetDocuments(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class Others(Sequence[int]):
+class AllButEveryKth(Sequence[int]):
     """All but every k-th entry of a sequence, k = `every`, in order."""
 
     of: Sequence[int]
@@ -98,22 +98,22 @@ class DatasetColumns:
     identity: str
 
 
-def is_table(path: Path) -> bool:
+def is_dataset(path: Path) -> bool:
     """Whether a path is a data set: .arrow or .parquet, what `save_to_disk` made, or a folder of .parquet files.
 
     ValueError for what is read neither as a data set nor as text.
     """
-    return contents(path).kind in ("arrow", "parquet", "saved")
+    return corpus_files(path).kind in ("arrow", "parquet", "saved")
 
 
-def load_table(name: str | Path) -> DatasetColumns:
-    """Open a data set that `is_table`, or hub:OWNER/NAME: `input_ids` where there is such a column, else `text`.
+def open_dataset(name: str | Path) -> DatasetColumns:
+    """Open a data set that `is_dataset`, or hub:OWNER/NAME: `input_ids` where there is such a column, else `text`.
 
     Of several splits `train` is learnt from, and `test` (else `validation`) is held out. ValueError where there is
     neither column, or no split to learn from.
     """
     splits, identity = open_splits(name)
-    train, apart = told_apart(splits, name)
+    train, apart = choose_splits(splits, name)
     documents = documents_of(splits[train], name)
     if apart is not None:
         return DatasetColumns(documents, documents_of(splits[apart], name), identity)
@@ -128,23 +128,30 @@ def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, An
     """
     import datasets
 
-    if str(name).startswith(DATA):
-        repository, configuration, commit = data_set(str(name))
-        identity, there = key("hub", repository, configuration, commit), {"revision": commit}
+    if str(name).startswith(HUB_PREFIX):
+        repository, configuration, commit = resolve_dataset(str(name))
+        identity, there = (
+            fingerprint("hub", repository, configuration, commit),
+            {"revision": commit},
+        )
         builder = _opened(
             name, partial(datasets.load_dataset_builder, repository, configuration, **there)
         )
         read = (
             builder.config.data_files or {}
         )  # none where only what an earlier download left is there
-        check_files(repository, commit, [file for files in read.values() for file in files])
+        check_no_file_left_out(
+            repository, commit, [file for files in read.values() for file in files]
+        )
         load = partial(
             datasets.load_dataset, repository, configuration, **there, streaming=streaming
         )
     else:
-        found = contents(Path(name))
+        found = corpus_files(Path(name))
         splits = (
-            splits_of(Path(name), found.files) if Path(name).is_dir() else {"train": [*found.files]}
+            group_by_split(Path(name), found.files)
+            if Path(name).is_dir()
+            else {"train": [*found.files]}
         )
         identity = _identity(Path(name), found)
         load = partial(_load, found.kind, splits, identity, streaming)
@@ -204,7 +211,7 @@ def _load(kind: str, splits: Mapping[str, Sequence[Path]], identity: str, stream
     return datasets.load_dataset("parquet", data_files=files, streaming=streaming)
 
 
-def told_apart(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | None]:
+def choose_splits(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | None]:
     """The split to learn from, and the one that is held out, where there is one."""
     train = "train" if "train" in splits else next(iter(splits))
     if train != "train" and len(splits) > 1:
@@ -227,10 +234,10 @@ def columns_of(table: Any) -> list[str]:
 def column_of(table: Any, name: str | Path) -> str:
     """The column of a split that holds its documents."""
     columns = columns_of(table)
-    if COLUMN in columns or TEXT in columns:
-        return COLUMN if COLUMN in columns else TEXT
+    if IDS_COLUMN in columns or TEXT_COLUMN in columns:
+        return IDS_COLUMN if IDS_COLUMN in columns else TEXT_COLUMN
     raise ValueError(
-        f"{name} has the columns {', '.join(columns)}: want {COLUMN!r}, lists of token ids, or {TEXT!r}; "
+        f"{name} has the columns {', '.join(columns)}: want {IDS_COLUMN!r}, lists of token ids, or {TEXT_COLUMN!r}; "
         "rename the column that holds one of these (`rename_column` of datasets)"
     )
 
@@ -249,16 +256,17 @@ def check_text(kind: Any, column: str, name: str | Path) -> None:
 def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
     """The documents of a split on disk."""
     column, data = column_of(table, name), table.data
-    if column == COLUMN:
+    if column == IDS_COLUMN:
         mask, text = (
-            data.column(each) if each in data.column_names else None for each in (PADDING, TEXT)
+            data.column(each) if each in data.column_names else None
+            for each in (PADDING_COLUMN, TEXT_COLUMN)
         )
-        return TokenLists(data.column(COLUMN), range(len(table)), mask, text)
-    check_text(data.schema.field(TEXT).type, TEXT, name)
-    return DatasetDocuments(table.with_format(None), TEXT, range(len(table)))
+        return TokenLists(data.column(IDS_COLUMN), range(len(table)), mask, text)
+    check_text(data.schema.field(TEXT_COLUMN).type, TEXT_COLUMN, name)
+    return DatasetDocuments(table.with_format(None), TEXT_COLUMN, range(len(table)))
 
 
-def _identity(path: Path, found: Contents) -> str:
+def _identity(path: Path, found: CorpusFiles) -> str:
     """Changes with the files of a data set, as far as their names, sizes and times tell (not what `map` adds)."""
     files = found.files
     if found.kind == "saved":
@@ -272,7 +280,7 @@ def _identity(path: Path, found: Contents) -> str:
             if not file.name.startswith((".", "cache-")) or f'"{file.name}"' in named
         ]
     told = [(os.fspath(file.relative_to(path)), file.stat()) for file in files]
-    return key(
+    return fingerprint(
         os.fspath(path.resolve()),
         *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in told),
     )

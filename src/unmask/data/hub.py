@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from unmask.data.corpus_files import some
+from unmask.data.corpus_files import abbreviated
 from unmask.dataclass_json import read_json
 
-OWN = "unmask:"  # before the name of a model that comes with this package
-DATA = "hub:"  # before the name of a data set
+PACKAGE_PREFIX = "unmask:"  # before the name of a model that comes with this package
+HUB_PREFIX = "hub:"  # before the name of a data set
 _NAME = r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?"
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 
 
-def named(name: str, argument: str) -> str:
+def non_empty(name: str, argument: str) -> str:
     """A name as it is; ValueError where it is empty, which as a path would be the working directory."""
     if not name.strip():
         raise ValueError(
@@ -35,7 +35,7 @@ def _shipped(name: str) -> Path:
     found = sorted(path.parent.name for path in shipped().glob("*/config.json"))
     if name not in found:
         raise ValueError(
-            f"the models of this package are {', '.join(OWN + each for each in found)}: got {OWN}{name}"
+            f"the models of this package are {', '.join(PACKAGE_PREFIX + each for each in found)}: got {PACKAGE_PREFIX}{name}"
         )
     return shipped() / name
 
@@ -48,15 +48,15 @@ def local_or_hub(
     A run directory stands for the model that it holds, unmask:NAME for a model of this package, HUB_ID@REVISION for a
     hub id at that revision. ValueError in plain words: no such path or repository, gated, no such revision, no network.
     """
-    asked = named(str(path_or_hub_id), "model or tokenizer")
+    asked = non_empty(str(path_or_hub_id), "model or tokenizer")
     path = Path(path_or_hub_id).expanduser()
-    own = asked.startswith(OWN)
+    own = asked.startswith(PACKAGE_PREFIX)
     if revision is not None and (own or path.exists()):
         raise ValueError(
             f"revision names a version on the hub, and {asked} is a local model: got {revision!r}; omit it"
         )
     if own:
-        return _shipped(asked.removeprefix(OWN))
+        return _shipped(asked.removeprefix(PACKAGE_PREFIX))
     if path.exists():
         inside = path / "model"
         if (path / "config.json").exists():
@@ -102,18 +102,18 @@ def _unfinished(run: Path) -> str:
     return f"{run} holds no model, and its recipe.json is not that of a training"
 
 
-def data_set(name: str) -> tuple[str, str | None, str]:
+def resolve_dataset(name: str) -> tuple[str, str | None, str]:
     """Repository, configuration and commit of the data set hub:OWNER/NAME[:CONFIGURATION][@REVISION].
 
     The hub is asked which commit a revision is, unless it is one. ValueError in plain words.
     """
-    told = re.fullmatch(rf"{DATA}({_NAME})(?::([^:@\s]+))?(?:@([^@\s]+))?", name)
+    told = re.fullmatch(rf"{HUB_PREFIX}({_NAME})(?::([^:@\s]+))?(?:@([^@\s]+))?", name)
     if told is None:
         raise ValueError(
-            f"a data set of the hub is {DATA}OWNER/NAME[:CONFIGURATION][@REVISION]: got {name!r}"
+            f"a data set of the hub is {HUB_PREFIX}OWNER/NAME[:CONFIGURATION][@REVISION]: got {name!r}"
         )
     path, configuration, revision = told.groups()
-    check_remote(path)
+    check_not_shadowed(path)
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return path, configuration, revision
     from huggingface_hub import HfApi
@@ -126,7 +126,7 @@ def data_set(name: str) -> tuple[str, str | None, str]:
         ) from error
 
 
-def check_remote(repository: str) -> None:
+def check_not_shadowed(repository: str) -> None:
     """ValueError where a path has the name of a repository: `datasets` would read that path, and not the hub."""
     if Path(repository).exists():
         raise ValueError(
@@ -135,7 +135,7 @@ def check_remote(repository: str) -> None:
         )
 
 
-def check_files(repository: str, commit: str, read: Sequence[str]) -> None:
+def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) -> None:
     """ValueError where files of a data set are left out because `datasets` takes a word in a name for a split.
 
     read  the addresses of the files that are read; empty: they are not known, and nothing is checked. Nothing is
@@ -165,7 +165,7 @@ def check_files(repository: str, commit: str, read: Sequence[str]) -> None:
     if left:
         raise ValueError(
             f"the data set {repository} has {len(left)} files that `datasets` leaves out, since it takes words in the "
-            f"names of others for splits: {some(left)}; download it, and give the folder of its files"
+            f"names of others for splits: {abbreviated(left)}; download it, and give the folder of its files"
         )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from unmask.data.packing import Ids
-from unmask.data.rows_on_disk import COLUMN
+from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.data.tokenizers import Tokenizer
 
-COMPARED = 16  # rows
+COMPARED_ROWS = 16  # rows
 BEGINNING, AROUND = (
     256,
     2**14,
@@ -31,7 +31,7 @@ def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer)
     if wrong:
         text, ids = wrong[0]
         raise ValueError(
-            f"{COLUMN} of {name!r} contradicts the column text in {len(wrong)} of {len(rows)} rows that were compared: "
+            f"{IDS_COLUMN} of {name!r} contradicts the column text in {len(wrong)} of {len(rows)} rows that were compared: "
             f"its ids spell {tokenizer.decode(ids[:16])!r}, the text begins {text[:48]!r}; give the tokenizer "
             "that made the ids, or drop the column that is wrong"
         )

@@ -22,7 +22,7 @@ _PLACES = (
 Codes = TypeVar("Codes", list[int], list[str])
 
 
-def in_pieces(
+def encode_in_pieces(
     text: str,
     encode: Callable[[str], Codes],
     size: int = PIECE,

@@ -38,16 +38,16 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Windows:
+class StreamedRows:
     """Rows of a text that is read only as far as it is asked for, in windows of W rows, one after the other.
 
     size   W
-    upto   k -> the rows of the first whole windows, at least k of them, or all rows of a text that ends before
+    at_least  k -> the rows of the first whole windows, at least k of them, or all rows of a text that ends before
     close  ends what is done ahead of being asked
     """
 
     size: int
-    upto: Callable[[int], Rows]
+    at_least: Callable[[int], Rows]
     close: Callable[[], None]
 
 
@@ -65,10 +65,10 @@ def pack(
     rows of MDLM (Sahoo et al. 2024, arXiv 2406.07524, as released), with EOS for BOS unless `bos_id` is given.
     ValueError where the documents do not fill one row.
     """
-    return joined(row_blocks(token_lists, length, eos_id, wrap, bos_id, between))
+    return to_tensor(row_blocks(token_lists, length, eos_id, wrap, bos_id, between))
 
 
-def joined(blocks: Iterable[NDArray[np.int64]]) -> Tensor:
+def to_tensor(blocks: Iterable[NDArray[np.int64]]) -> Tensor:
     """The rows of all blocks, in memory: int64 [n, L]."""
     return torch.from_numpy(np.concatenate(list(blocks)))
 
@@ -88,13 +88,13 @@ def row_blocks(
     What is held is less than `block` tokens and one document, however many documents there are. `name` is the text's
     name in the error where it does not fill one row.
     """
-    pieces = joints(token_lists, eos_id if between else None)
-    return crops(
+    pieces = join_documents(token_lists, eos_id if between else None)
+    return cut_rows(
         _enough(pieces, length - 2 if wrap else length, name), length, eos_id, wrap, bos_id, block
     )
 
 
-def crops(
+def cut_rows(
     pieces: Iterable[NDArray[np.int64]],
     length: int,
     eos_id: int | None,
@@ -143,7 +143,7 @@ def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
         )
 
 
-def spread(n: int, k: int) -> Tensor:
+def evenly_spaced(n: int, k: int) -> Tensor:
     """Row numbers [min(n, k)], int64, spread evenly over n rows: the middle row of each of k equal parts.
 
     floor((2 i + 1) n / (2 k)) for i = 0 .. k - 1, or all rows where k >= n. ValueError for n < 1 or k < 1.
@@ -160,7 +160,7 @@ def spread(n: int, k: int) -> Tensor:
 
 
 def batch_at(
-    ids: Rows | Windows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ids: Rows | StreamedRows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
 ) -> Tensor:
     """The rows [B / world, L] that process `rank` of `world` sees at `step`; together they see B = `batch_size` rows.
 
@@ -172,12 +172,12 @@ def batch_at(
     _check(step, batch_size, rank, world)
     share = batch_size // world
     place = step * batch_size + rank * share + torch.arange(share)
-    known = ids.upto(int(place[-1]) + 1) if isinstance(ids, Windows) else ids
+    known = ids.at_least(int(place[-1]) + 1) if isinstance(ids, StreamedRows) else ids
     if len(known.shape) != 2 or len(known) == 0:
         raise ValueError(
             f"ids holds the rows of a text, [n, L] with n > 0: got shape {tuple(known.shape)}"
         )
-    n, size = len(known), ids.size if isinstance(ids, Windows) else len(ids)
+    n, size = len(known), ids.size if isinstance(ids, StreamedRows) else len(ids)
     epoch, row = place // n, place % n
     start = row // size * size  # of the row's window
     parts = []
@@ -188,7 +188,7 @@ def batch_at(
 
 
 def batches(
-    ids: Rows | Windows,
+    ids: Rows | StreamedRows,
     batch_size: int,
     seed: int,
     first_step: int = 0,
@@ -206,7 +206,7 @@ def _order(rows: range, seed: int, epoch: int) -> Tensor:
     return numbers[address(_SHUFFLE, seed, epoch, numbers).argsort()]
 
 
-def joints(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[np.int64]]:
+def join_documents(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[np.int64]]:
     """The tokens of each document, EOS between documents: pieces of the stream of tokens."""
     between = np.array([] if eos_id is None else [eos_id], dtype=np.int64)
     for number, tokens in enumerate(token_lists):

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.atomic_files import write_text
-from unmask.data.cache import Say, alone, silent
-from unmask.data.packing import Ids, Windows, crops, joints
+from unmask.data.cache import Log, file_lock, no_log
+from unmask.data.packing import Ids, StreamedRows, cut_rows, join_documents
 from unmask.data.rows_on_disk import StoredRows, open_rows, write_rows
-from unmask.data.streaming import BEGINNING, Stream
+from unmask.data.streaming import HEAD_SIZE, Stream
 
-WINDOW = 2**24  # tokens of a window
+WINDOW_TOKENS = 2**24  # tokens of a window
 AHEAD = 2  # windows beyond the one that is asked for
 POLL, PATIENCE = 0.05, 10.0  # seconds between two looks for a window; and for a thread to end
 
@@ -48,7 +48,7 @@ def pieces(
         lists = [*encode(some)]
         if number > stream.chosen.start and lists:  # there was a document before these
             lists.insert(0, [])
-        joined = np.concatenate([np.empty(0, dtype=np.int64), *joints(lists, eos_id)])
+        joined = np.concatenate([np.empty(0, dtype=np.int64), *join_documents(lists, eos_id)])
         behind = start.tokens if number == start.documents else 0
         yield Cursor(number, state, behind), joined[behind:]
 
@@ -125,7 +125,7 @@ class Folder:
         size: int,
         reading: Callable[[Cursor], WindowReader],
         write: Callable[[Path, Iterable[NDArray[np.int64]]], None],
-        say: Say,
+        say: Log,
     ) -> None:
         self._folder, self._size, self._reading, self._write, self._say = (
             folder,
@@ -146,7 +146,7 @@ class Folder:
         self._running: list[tuple[threading.Thread, threading.Event]] = []
         weakref.finalize(self, _end, self._running)  # at the latest when the interpreter ends
 
-    def upto(self, n: int) -> StoredRows:
+    def at_least(self, n: int) -> StoredRows:
         """The rows of the first whole windows, at least n; all of them where the text ends before."""
         number = (n - 1) // self._size
         told = None
@@ -164,7 +164,7 @@ class Folder:
         if not total:
             raise ValueError(
                 "the text that is streamed does not fill one row: give more text or a smaller length; or leave "
-                f"data.streaming out, since of a text without a split to hold out the first {BEGINNING:,} characters, "
+                f"data.streaming out, since of a text without a split to hold out the first {HEAD_SIZE:,} characters, "
                 "or token ids, are held out"
             )
         if len(self._rows) != total:
@@ -210,7 +210,7 @@ class Folder:
     def _make_next(self, stop: Callable[[], bool]) -> None:
         """Write the window behind those that are known, unless somebody else has done so."""
         behind = len(self._known)
-        with alone(self._folder / "windows", self._say):
+        with file_lock(self._folder / "windows", self._say):
             if self._there(behind):
                 return
             live = self._live if self._leads else None
@@ -237,7 +237,7 @@ class Folder:
             self._say(f"text was not read ahead, and is read again where it is needed: {error}")
 
 
-def windows(
+def stream_rows(
     stream: Stream,
     encode: Callable[[Any], Sequence[Ids]],
     folder: Path,
@@ -246,21 +246,21 @@ def windows(
     eos_id: int | None,
     wrap: bool = False,
     bos_id: int | None = None,
-    say: Say = silent,
-) -> Windows:
-    """The rows of `row_blocks` from the documents of a stream, in windows of about `WINDOW` tokens in a folder."""
+    say: Log = no_log,
+) -> StreamedRows:
+    """The rows of `row_blocks` from the documents of a stream, in windows of about `WINDOW_TOKENS` tokens in a folder."""
 
     def reading(start: Cursor) -> WindowReader:
-        cut = partial(crops, length=length, eos_id=eos_id, wrap=wrap, bos_id=bos_id)
+        cut = partial(cut_rows, length=length, eos_id=eos_id, wrap=wrap, bos_id=bos_id)
         return WindowReader(
             pieces(stream, encode, eos_id, start), cut, length - 2 if wrap else length
         )
 
-    size = max(1, WINDOW // length)
+    size = max(1, WINDOW_TOKENS // length)
     found = Folder(
         folder, size, reading, partial(write_rows, length=length, vocab_size=vocab_size), say
     )
-    return Windows(size, found.upto, found.close)
+    return StreamedRows(size, found.at_least, found.close)
 
 
 def _until(

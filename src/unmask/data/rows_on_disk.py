@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unmask.atomic_files import writing
-from unmask.data.cache import Say, alone, silent
+from unmask.data.cache import Log, file_lock, no_log
 from unmask.data.packing import check_rows
 
-FORMAT = 2  # of the rows that are kept
-COLUMN = "input_ids"  # of token ids, as the Hugging Face libraries call it
-PADDING = "attention_mask"  # of marks, 0 where an id is padding
+FORMAT_VERSION = 2  # of the rows that are kept
+IDS_COLUMN = "input_ids"  # of token ids, as the Hugging Face libraries call it
+PADDING_COLUMN = "attention_mask"  # of marks, 0 where an id is padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +93,17 @@ class TokenLists(Sequence[NDArray[np.int64]]):
     def __post_init__(self) -> None:
         from pyarrow import compute
 
-        _check_lists(self.column, COLUMN)
+        _check_lists(self.column, IDS_COLUMN)
         if self.mask is None:
             return
-        _check_lists(self.mask, PADDING)
+        _check_lists(self.mask, PADDING_COLUMN)
         ids, marks = (
             compute.list_value_length(column).combine_chunks()
             for column in (self.column, self.mask)
         )
         if not ids.cast("int64").equals(marks.cast("int64")):
             raise ValueError(
-                f"{PADDING} has a mark for each id of {COLUMN}, and some lists have other lengths: encode it again"
+                f"{PADDING_COLUMN} has a mark for each id of {IDS_COLUMN}, and some lists have other lengths: encode it again"
             )
 
     def __len__(self) -> int:
@@ -172,7 +172,8 @@ def _check_lists(column: Any, name: str) -> None:
     kind = column.type
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not is_list or not (
-        types.is_integer(kind.value_type) or (name == PADDING and types.is_boolean(kind.value_type))
+        types.is_integer(kind.value_type)
+        or (name == PADDING_COLUMN and types.is_boolean(kind.value_type))
     ):
         raise ValueError(
             f"a column of tokens holds lists of integers, {name} holds {kind}: encode the text first"
@@ -210,7 +211,7 @@ def write_rows(
     import pyarrow as pa
 
     kind = pa.uint16() if vocab_size <= 2**16 else pa.int32()
-    schema = pa.schema([(COLUMN, pa.list_(kind, length))])
+    schema = pa.schema([(IDS_COLUMN, pa.list_(kind, length))])
     try:
         with (
             writing(file) as temporary,
@@ -231,23 +232,23 @@ def write_rows(
 
 def open_rows(file: Path) -> StoredRows:
     """The rows of a file of `write_rows`, mapped into memory."""
-    column = arrow_table(file).column(COLUMN)
+    column = arrow_table(file).column(IDS_COLUMN)
     return TokenLists(column, range(len(column))).rows()
 
 
-def kept_rows(
+def cached_rows(
     file: Path,
     blocks: Callable[[], Iterable[NDArray[np.int64]]],
     length: int,
     vocab_size: int,
-    say: Say = silent,
+    say: Log = no_log,
 ) -> StoredRows:
     """The rows of `file`, which is written first, from `blocks`, where it is not there.
 
     One process writes, others wait for it; if it is killed, the next one begins anew.
     """
     if not file.exists():
-        with alone(file, say):
+        with file_lock(file, say):
             if not file.exists():
                 write_rows(file, blocks(), length, vocab_size)
     return open_rows(file)

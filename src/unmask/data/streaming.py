@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.atomic_files import writing
-from unmask.data.cache import Say, alone, cache, key, silent
+from unmask.data.cache import Log, cache_dir, file_lock, fingerprint, no_log
 from unmask.data.hf_datasets import (
-    TEXT,
+    TEXT_COLUMN,
     DatasetDocuments,
     check_text,
     columns_of,
     documents_of,
     open_splits,
 )
-from unmask.data.rows_on_disk import COLUMN, FORMAT, PADDING, TokenLists
+from unmask.data.rows_on_disk import FORMAT_VERSION, IDS_COLUMN, PADDING_COLUMN, TokenLists
 
-AT_ONCE = 64  # documents that are read and tokenized together
-BEGINNING = (
+DOCUMENTS_AT_ONCE = 64  # documents that are read and tokenized together
+HEAD_SIZE = (
     2**24
 )  # characters, or ids, at the beginning of a text: held out, or what a tokenizer is trained on
 
@@ -48,15 +48,15 @@ class Stream:
     def read(
         self, number: int = 0, state: Any = None
     ) -> Iterator[tuple[int, Any, list[str] | TokenLists]]:
-        """`AT_ONCE` documents at a time, of them those that count, each time with the number and the reader's state
+        """`DOCUMENTS_AT_ONCE` documents at a time, of them those that count, each time with the number and the reader's state
         before them: with these it goes on from there. ValueError where they cannot be read.
         """
-        columns = [self.column, PADDING] if self.padded else [self.column]
+        columns = [self.column, PADDING_COLUMN] if self.padded else [self.column]
         table = self.table.select_columns(columns).with_format("arrow")
         table.load_state_dict(state)
-        some = table.iter(AT_ONCE)
+        some = table.iter(DOCUMENTS_AT_ONCE)
         while (found := self._next(some, number)) is not None:
-            chosen = beyond(self.chosen, number)
+            chosen = from_number(self.chosen, number)
             yield (
                 number,
                 state,
@@ -65,12 +65,12 @@ class Stream:
             number, state = number + len(found), table.state_dict()
 
     def beginning(self) -> Iterator[str | NDArray[np.int64]]:
-        """The first documents, in steps of `AT_ONCE`, until they hold `BEGINNING` characters or ids."""
+        """The first documents, in steps of `DOCUMENTS_AT_ONCE`, until they hold `HEAD_SIZE` characters or ids."""
         held = 0
         for _, _, some in self.read():
             yield from some
             held += sum(map(len, some))
-            if held >= BEGINNING:
+            if held >= HEAD_SIZE:
                 return
 
     @property
@@ -86,21 +86,21 @@ class Stream:
     def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
         """The first texts, at most this many, each with its ids; none where there is no column of texts beside ids."""
         columns = columns_of(self.table)
-        if self.column != COLUMN or TEXT not in columns:
+        if self.column != IDS_COLUMN or TEXT_COLUMN not in columns:
             return []
-        names = [name for name in (COLUMN, PADDING, TEXT) if name in columns]
+        names = [name for name in (IDS_COLUMN, PADDING_COLUMN, TEXT_COLUMN) if name in columns]
         found = self._next(self.table.select_columns(names).with_format("arrow").iter(most), 0)
-        mask = found.column(PADDING) if self.padded else None
+        mask = found.column(PADDING_COLUMN) if self.padded else None
         return TokenLists(
-            found.column(COLUMN), range(len(found)), mask, found.column(TEXT)
+            found.column(IDS_COLUMN), range(len(found)), mask, found.column(TEXT_COLUMN)
         ).beside_text(most)
 
     def _documents(self, found: Any, number: int) -> list[str] | TokenLists:
         """The documents of some rows of the table, of which the first has this number."""
         column = found.column(self.column)
-        if self.column == COLUMN:
+        if self.column == IDS_COLUMN:
             return TokenLists(
-                column, range(len(found)), found.column(PADDING) if self.padded else None
+                column, range(len(found)), found.column(PADDING_COLUMN) if self.padded else None
             )
         check_text(column.type, self.column, self.name)
         rows = f"rows {number} to {number + len(found) - 1}"
@@ -127,21 +127,27 @@ class Stream:
             ) from error
 
 
-def beyond(numbers: range, first: int) -> range:
+def from_number(numbers: range, first: int) -> range:
     """Those of an ascending range that are not below `first`."""
     return numbers[max(0, -((numbers.start - first) // numbers.step)) :]
 
 
-def kept_beginning(stream: Stream, say: Say = silent) -> DatasetDocuments | TokenLists:
+def cached_head(stream: Stream, say: Log = no_log) -> DatasetDocuments | TokenLists:
     """The documents at the beginning of a stream, which are read once and kept in `cache()`."""
     import pyarrow as pa
 
-    file = cache() / "beginnings" / f"{key(FORMAT, stream.identity, BEGINNING)}.arrow"
+    file = (
+        cache_dir()
+        / "beginnings"
+        / f"{fingerprint(FORMAT_VERSION, stream.identity, HEAD_SIZE)}.arrow"
+    )
     if not file.exists():
-        with alone(file, say):
+        with file_lock(file, say):
             if not file.exists():
                 say(f"reading the beginning of {stream.name}")
-                kind = {TEXT: pa.large_string(), COLUMN: pa.list_(pa.int64())}[stream.column]
+                kind = {TEXT_COLUMN: pa.large_string(), IDS_COLUMN: pa.list_(pa.int64())}[
+                    stream.column
+                ]
                 found = pa.table({stream.column: pa.array(list(stream.beginning()), kind)})
                 with writing(file) as new, pa.ipc.new_file(str(new), found.schema) as sheet:
                     sheet.write_table(found)

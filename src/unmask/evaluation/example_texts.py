@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from unmask.data.packing import Rows, spread
+from unmask.data.packing import Rows, evenly_spaced
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.sweep import EvalSettings
 from unmask.models.model import Model
@@ -95,4 +95,4 @@ def film(model: Model, title: str, steps: int, length: int, study: EvalSettings)
 
 def excerpt(rows: Rows, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
     """n real rows as text, spread evenly over all of them."""
-    return [decode(row) for row in rows[spread(len(rows), n)].tolist()]
+    return [decode(row) for row in rows[evenly_spaced(len(rows), n)].tolist()]

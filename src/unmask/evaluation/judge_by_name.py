@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.data.hub import OWN, local_or_hub
+from unmask.data.hub import PACKAGE_PREFIX, local_or_hub
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import read_json
 from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
@@ -49,7 +49,7 @@ def judge_named(
         return smollm2_judge(device=device)
     if name.startswith(SDTT):
         return sdtt_judge(name.removeprefix(SDTT), device=device)
-    if not (Path(name).exists() or name.startswith(OWN)):
+    if not (Path(name).exists() or name.startswith(PACKAGE_PREFIX)):
         return huggingface_judge(name, device=device)
     directory = local_or_hub(name, ())
     file = directory / "config.json"

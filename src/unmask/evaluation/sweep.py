@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask import __version__
-from unmask.data.packing import Rows, spread
+from unmask.data.packing import Rows, evenly_spaced
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.mauve import LEAST, mauve_against
@@ -152,7 +152,7 @@ class EvalContext:
     @property
     def completed(self) -> Tokens:
         """The real texts that are half masked and completed, [texts, L]: spread over all held-out rows."""
-        return self.real[spread(len(self.real), self.study.texts)]
+        return self.real[evenly_spaced(len(self.real), self.study.texts)]
 
 
 def measure(
@@ -232,10 +232,10 @@ def _real(scene: EvalContext) -> tuple[Tensor, Tensor]:
     """
     study, total = scene.study, len(scene.real)
     if not study.compared:
-        return scene.real[spread(total, study.samples)], scene.real[:0]
+        return scene.real[evenly_spaced(total, study.samples)], scene.real[:0]
     half = total // 2
-    return scene.real[spread(half, study.samples)], scene.real[
-        half + spread(total - half, study.samples)
+    return scene.real[evenly_spaced(half, study.samples)], scene.real[
+        half + evenly_spaced(total - half, study.samples)
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unmask.cli.console import Progress
-from unmask.data.hub import OWN, shipped
+from unmask.data.hub import PACKAGE_PREFIX, shipped
 from unmask.evaluation.sweep import EvalSettings
 from unmask.experiments.experiment import ROWS, Experiment, experiment, read_rows
 from unmask.recipes.catalog import recipe
@@ -40,7 +40,13 @@ def demo(settings: Demo, directory: Path) -> Iterator[Progress]:
     if settings.corpus == SHIPPED and not settings.from_scratch:
         known = read_rows(shipped() / ROWS, shipped=True)
         plan = Experiment(
-            title, student, OWN + "teacher", OWN + "judge", settings.study, "shipped", known
+            title,
+            student,
+            PACKAGE_PREFIX + "teacher",
+            PACKAGE_PREFIX + "judge",
+            settings.study,
+            "shipped",
+            known,
         )
     else:
         pair = from_scratch(settings, directory)

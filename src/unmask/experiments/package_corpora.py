@@ -23,7 +23,7 @@ from types import MappingProxyType
 from xml.etree import ElementTree
 
 from unmask.atomic_files import sha256
-from unmask.data.corpora import Corpus, modules
+from unmask.data.corpora import Corpus, library_files
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OfflineSet:
 def load_offline(name: str, folder: Path) -> Corpus:
     """The documents of an offline set, from its file in `folder`; ValueError where that is missing or another one."""
     if name == CODE:
-        return Corpus(name, [path.read_text("utf-8", errors="replace") for path in modules()])
+        return Corpus(name, [path.read_text("utf-8", errors="replace") for path in library_files()])
     if name not in OFFLINE:
         raise ValueError(
             f"no offline set is called {name!r}: want one of {', '.join([*OFFLINE, CODE])}"

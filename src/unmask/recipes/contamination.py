@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from unmask.data.corpora import Corpus, halves, load_corpus, split
-from unmask.data.evaluation_text import same_text
-from unmask.data.hub import OWN
+from unmask.data.evaluation_text import same_corpus
+from unmask.data.hub import PACKAGE_PREFIX
 from unmask.data.rows_on_disk import TokenLists
 from unmask.data.streaming import Stream
 from unmask.recipes.build import trained_on
@@ -22,8 +22,8 @@ def share_read(model: str, measured: DataSettings, whole: bool = False) -> float
 
     None where it is not known: no card, another corpus, or one corpus that only one side streams.
     """
-    told = trained_on(model) if model.startswith(OWN) or Path(model).is_dir() else None
-    if told is None or not same_text(measured.corpus, told.corpus):
+    told = trained_on(model) if model.startswith(PACKAGE_PREFIX) or Path(model).is_dir() else None
+    if told is None or not same_corpus(measured.corpus, told.corpus):
         return None
     if told.streaming != measured.streaming:
         return None

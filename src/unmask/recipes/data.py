@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.atomic_files import replacing, write_text
-from unmask.data.cache import Say, alone, cache, key, silent
+from unmask.data.cache import Log, cache_dir, file_lock, fingerprint, no_log
 from unmask.data.corpora import Corpus, Split, halves, load_corpus, load_stream, split
-from unmask.data.id_check import COMPARED, check_ids
+from unmask.data.id_check import COMPARED_ROWS, check_ids
 from unmask.data.long_texts import PIECE
-from unmask.data.packing import Ids, Rows, Windows, joined, row_blocks
-from unmask.data.prefetch import WINDOW, windows
-from unmask.data.rows_on_disk import FORMAT, StoredRows, TokenLists, kept_rows
-from unmask.data.streaming import AT_ONCE, Stream
+from unmask.data.packing import Ids, Rows, StreamedRows, row_blocks, to_tensor
+from unmask.data.prefetch import WINDOW_TOKENS, stream_rows
+from unmask.data.rows_on_disk import FORMAT_VERSION, StoredRows, TokenLists, cached_rows
+from unmask.data.streaming import DOCUMENTS_AT_ONCE, Stream
 from unmask.data.tokenizers import Tokenizer, bpe_size, tokenizer_named, train_bpe
 from unmask.recipes.build import starts_from
 from unmask.recipes.schema import DataSettings, Part, Recipe
@@ -40,7 +40,7 @@ class TrainingData:
     wrap         whether rows have BOS and EOS at their ends
     """
 
-    train: Rows | Windows
+    train: Rows | StreamedRows
     held_out: Rows
     tokenizer: Tokenizer
     digest: str
@@ -56,15 +56,15 @@ class TrainingData:
     @property
     def train_rows(self) -> int | None:
         """How many rows there are to train on; None where that is not known because they are streamed."""
-        return None if isinstance(self.train, Windows) else len(self.train)
+        return None if isinstance(self.train, StreamedRows) else len(self.train)
 
     def close(self) -> None:
         """End what is read ahead."""
-        if isinstance(self.train, Windows):
+        if isinstance(self.train, StreamedRows):
             self.train.close()
 
 
-def documents(data: DataSettings, say: Say = silent) -> Split:
+def documents(data: DataSettings, say: Log = no_log) -> Split:
     """The documents that a recipe trains on and holds out."""
     return (
         load_stream(data.corpus, PARTS[data.part], say)
@@ -79,7 +79,7 @@ def corpus_of(data: DataSettings) -> Corpus:
     return corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start]
 
 
-def texts(recipe: Recipe, say: Say = silent) -> TrainingData:
+def texts(recipe: Recipe, say: Log = no_log) -> TrainingData:
     """Load, tokenize and pack what the recipe names; `say` hears of what takes long."""
     parts = documents(recipe.data, say)
     start = starts_from(recipe)
@@ -108,7 +108,7 @@ def texts(recipe: Recipe, say: Say = silent) -> TrainingData:
 
 
 def rows(
-    corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Say = silent
+    corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Log = no_log
 ) -> Rows:
     """The documents of a corpus as token rows [n, L].
 
@@ -117,7 +117,7 @@ def rows(
     """
     lists = corpus.documents
     if isinstance(lists, TokenLists):
-        check_ids(corpus.name, lists.beside_text(COMPARED), tokenizer)
+        check_ids(corpus.name, lists.beside_text(COMPARED_ROWS), tokenizer)
     if isinstance(lists, TokenLists) and _are_rows(lists):
         return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
 
@@ -133,9 +133,11 @@ def rows(
         )
 
     if corpus.identity is None:
-        return joined(blocks())
+        return to_tensor(blocks())
     name = _name(corpus.identity, tokenizer, length, wrap)
-    return kept_rows(cache() / "rows" / f"{name}.arrow", blocks, length, tokenizer.vocab_size, say)
+    return cached_rows(
+        cache_dir() / "rows" / f"{name}.arrow", blocks, length, tokenizer.vocab_size, say
+    )
 
 
 def streamed(
@@ -144,8 +146,8 @@ def streamed(
     tokenizer: Tokenizer,
     length: int,
     wrap: bool = False,
-    say: Say = silent,
-) -> Windows:
+    say: Log = no_log,
+) -> StreamedRows:
     """The same rows of documents that are read as they are asked for, in windows that are kept in `cache()`.
 
     are_rows  they are lists of L ids, rows as they are
@@ -161,27 +163,29 @@ def streamed(
             )
         return some
 
-    check_ids(stream.name, stream.beside_text(COMPARED), tokenizer)
+    check_ids(stream.name, stream.beside_text(COMPARED_ROWS), tokenizer)
     folder = (
-        cache() / "windows" / key(_name(stream.identity, tokenizer, length, wrap), WINDOW, are_rows)
+        cache_dir()
+        / "windows"
+        / fingerprint(_name(stream.identity, tokenizer, length, wrap), WINDOW_TOKENS, are_rows)
     )
     ends = (None, False, None) if are_rows else (tokenizer.eos_id, wrap, tokenizer.bos_id)
-    return windows(stream, encode, folder, tokenizer.vocab_size, length, *ends, say)
+    return stream_rows(stream, encode, folder, tokenizer.vocab_size, length, *ends, say)
 
 
 def _name(identity: str, tokenizer: Tokenizer, length: int, wrap: bool) -> str:
     """Of the rows that are made of a text."""
-    return key(FORMAT, identity, tokenizer.behaviour, length, wrap)
+    return fingerprint(FORMAT_VERSION, identity, tokenizer.behaviour, length, wrap)
 
 
-def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Say = silent) -> Iterator[Ids]:
-    """The token ids of each document, `AT_ONCE` documents at a time; lists of ids as they are."""
+def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Log = no_log) -> Iterator[Ids]:
+    """The token ids of each document, `DOCUMENTS_AT_ONCE` documents at a time; lists of ids as they are."""
     total, told = len(corpus.documents), time.monotonic()
     if isinstance(corpus.documents, TokenLists):
         yield from corpus.documents
         return
     left, done = iter(corpus.documents), 0
-    while some := list(islice(left, AT_ONCE)):
+    while some := list(islice(left, DOCUMENTS_AT_ONCE)):
         yield from coded(some, tokenizer)
         done += len(some)
         if time.monotonic() - told > SPEAK_EVERY:
@@ -204,14 +208,14 @@ def digest_of(corpus: Corpus) -> str:
     """The digest of a corpus; that of documents on disk is kept in `cache()`, so that they are read for it once."""
     if corpus.identity is None:
         return corpus.digest
-    file = cache() / "digests" / key(FORMAT, corpus.identity)
-    with alone(file):
+    file = cache_dir() / "digests" / fingerprint(FORMAT_VERSION, corpus.identity)
+    with file_lock(file):
         if not file.exists():
             write_text(file, corpus.digest)
     return file.read_text("utf-8")
 
 
-def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Say = silent) -> Tokenizer:
+def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Log = no_log) -> Tokenizer:
     """The tokenizer that `data` names: "bpe:V" is trained on the text (of one that is streamed, on its beginning), else
     a directory or a hub id.
 
@@ -222,9 +226,9 @@ def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Say = silent) 
     size = bpe_size(data.tokenizer)
     if train.identity is None:
         return train_bpe(train.texts, size)
-    folder = cache() / "tokenizers" / key(FORMAT, train.identity, size)
+    folder = cache_dir() / "tokenizers" / fingerprint(FORMAT_VERSION, train.identity, size)
     if not folder.exists():
-        with alone(folder, say):
+        with file_lock(folder, say):
             if not folder.exists():
                 say(f"training a tokenizer of {size} tokens on {train.name}")
                 with replacing(folder) as new:
@@ -249,7 +253,7 @@ def _as_they_are(
     found = lists.rows()
     if wrap:
         bos = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        ends = found[:AT_ONCE][:, [0, -1]].unique(dim=0).tolist()
+        ends = found[:DOCUMENTS_AT_ONCE][:, [0, -1]].unique(dim=0).tolist()
         if ends != [[bos, tokenizer.eos_id]]:
             raise ValueError(
                 f"data.wrap says that a row begins with BOS (id {bos}) and ends with EOS (id {tokenizer.eos_id}); the "

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from unmask.data.hub import OWN, TOKENIZER_FILES, local_or_hub
+from unmask.data.hub import PACKAGE_PREFIX, TOKENIZER_FILES, local_or_hub
 from unmask.data.tokenizers import bpe_size, find_tokenizer
 from unmask.limits import memory_bytes
 from unmask.models.dit import DiT, Shape
@@ -50,7 +50,7 @@ def vocabulary(recipe: Recipe) -> int:
     if name in KNOWN:
         size, has_mask = KNOWN[name]
     else:
-        known = name.startswith(OWN) or Path(name).exists()  # the hub is not asked
+        known = name.startswith(PACKAGE_PREFIX) or Path(name).exists()  # the hub is not asked
         found = find_tokenizer(local_or_hub(name, TOKENIZER_FILES)) if known else None
         if found is None:
             raise ValueError(

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from unmask.data.evaluation_text import is_there, measured, same_text
-from unmask.data.packing import Rows, check_rows, spread
+from unmask.data.evaluation_text import corpus_exists, evaluation_part, same_corpus
+from unmask.data.packing import Rows, check_rows, evenly_spaced
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.evaluation.judges import Scores
 from unmask.evaluation.likelihood import (
@@ -68,7 +68,7 @@ class HeldOut:
 
     def some(self, limit: Limit) -> Tensor:
         """At most `limit` of the rows, spread evenly over all of them: int64 [n, L]."""
-        return self.rows[:] if limit == "all" else self.rows[spread(len(self.rows), limit)]
+        return self.rows[:] if limit == "all" else self.rows[evenly_spaced(len(self.rows), limit)]
 
     @property
     def source(self) -> str:
@@ -175,7 +175,7 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
         corpus, whole = documents(data).held_out, False
     else:
         all_of_it = corpus_of(data)
-        corpus = measured(all_of_it)
+        corpus = evaluation_part(all_of_it)
         whole = corpus is all_of_it
     length = model.length if text.length is None else text.length
     found = rows(corpus, spoken(model), length, data.wrap)
@@ -232,7 +232,7 @@ def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[DataSettin
     """The text to measure on, and whether it is that of the card."""
     card, wrap = _text_of(model, name), wraps(model, text.wrap, False)
     if text.corpus is not None:
-        if card is not None and same_text(text.corpus, card.corpus):
+        if card is not None and same_corpus(text.corpus, card.corpus):
             streaming = text.streaming or card.streaming
             return DataSettings(
                 text.corpus, text.part or card.part, wrap=wrap, streaming=streaming
@@ -248,7 +248,7 @@ def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[DataSettin
         raise ValueError(
             f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)"
         )
-    if not is_there(card.corpus):
+    if not corpus_exists(card.corpus):
         raise ValueError(
             f"text.corpus is needed: the card of {name} names the text {card.corpus!r}, and there is no such file or "
             f"folder in {Path.cwd()}; give its path by --text.corpus, with --text.held-out True if it is that text"

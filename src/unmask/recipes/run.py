@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmask.data.packing import Rows, Windows, batch_at, check_rows
+from unmask.data.packing import Rows, StreamedRows, batch_at, check_rows
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import to_json
 from unmask.models.checkpoints.weights import gather_blocks
@@ -138,7 +138,7 @@ def _resumed(
 
 
 def _batches(
-    recipe: Recipe, rows: Rows | Windows, parts: Parts, engine: Engine
+    recipe: Recipe, rows: Rows | StreamedRows, parts: Parts, engine: Engine
 ) -> Callable[[int], Tensor]:
     """Step -> the rows of this process. Rows are checked now where they are there, else when they come."""
     student = parts.student
@@ -150,7 +150,7 @@ def _batches(
         rank=engine.rank,
         world=engine.world,
     )
-    if not isinstance(rows, Windows):
+    if not isinstance(rows, StreamedRows):
         check_rows(rows, student.vocab_size, student.mask_id)
         return take
 

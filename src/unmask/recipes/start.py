@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.atomic_files import replacing, write_text
-from unmask.data.corpora import Corpus, is_path
+from unmask.data.corpora import Corpus, is_corpus_path
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import read_json, to_json
 from unmask.recipes.build import starts_from
@@ -36,7 +36,7 @@ TEXT_OF_0_1 = "text"  # how version 0.1 called the digest of a streamed text
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of the files and folders that it names and that are there."""
     data, objective = recipe.data, recipe.objective
-    corpus = _absolute(data.corpus) if is_path(data.corpus) else data.corpus
+    corpus = _absolute(data.corpus) if is_corpus_path(data.corpus) else data.corpus
     data = replace(data, corpus=corpus, tokenizer=_absolute(data.tokenizer))
     if isinstance(objective, DistillationSettings):
         return replace(

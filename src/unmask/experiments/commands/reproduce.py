@@ -13,7 +13,7 @@ import tyro
 
 from unmask.atomic_files import write_text
 from unmask.cli.console import follow, parse, progress, say, table
-from unmask.data.hub import OWN, shipped
+from unmask.data.hub import PACKAGE_PREFIX, shipped
 from unmask.dataclass_json import dumps, from_json, to_json
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import perplexity
@@ -184,7 +184,11 @@ def ablation(work: Path, name: str, full: bool, only: tuple[str, ...], jobs: int
     cells = grid(settings.base) if full else ablation_cells(settings.base)
     runs = seeded(cells)
     title = f"Ablation of {settings.base.name}"
-    known = read_rows(shipped() / ROWS, shipped=True) if settings.teacher.startswith(OWN) else []
+    known = (
+        read_rows(shipped() / ROWS, shipped=True)
+        if settings.teacher.startswith(PACKAGE_PREFIX)
+        else []
+    )
     plan = Comparison(title, settings.teacher, settings.judge, runs, settings.study, known)
     if unknown := sorted({*only} - {*runs} - {*cells}):
         raise ValueError(
@@ -269,7 +273,7 @@ def measure_card(out: Path) -> None:
     if not plan.data.tokenizer.startswith(
         "bpe:"
     ):  # only the teacher's run trains a tokenizer: the others share it
-        plan = replace(plan, data=replace(plan.data, tokenizer=OWN + "teacher"))
+        plan = replace(plan, data=replace(plan.data, tokenizer=PACKAGE_PREFIX + "teacher"))
     known = held_out(Text(), str(out), model)
     read, n = reading(model, known.data.wrap), len(known.rows)
     likelihood = (
