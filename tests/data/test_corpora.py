@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.data import Corpus, halves, load_corpus, split
-from unmask.data.corpora import HUB_CORPORA, SECTION, HubCorpus, load_hub_corpus
+from unmask.data.corpora import (
+    HUB_CORPORA,
+    HubCorpus,
+    corpus_exists,
+    evaluation_part,
+    load_hub_corpus,
+    same_corpus,
+)
+from unmask.data.corpus_files import SECTION
 from unmask.data.hf_datasets import DatasetDocuments
 
 
@@ -48,7 +56,7 @@ def test_one_document_cannot_be_divided() -> None:
     for divide in (split, halves):
         with pytest.raises(ValueError, match="'one' has one document"):
             divide(corpus)
-    with pytest.raises(ValueError, match="k >= 2, got 1"):
+    with pytest.raises(ValueError, match="held_out_every is 1: want >= 2"):
         split(Corpus("two", ["a", "b"]), held_out_every=1)
 
 
@@ -152,7 +160,7 @@ def test_a_bad_json_line_is_named(tmp_path: Path, line: str) -> None:
 )
 def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str, asked: str) -> None:
     (tmp_path / name).write_bytes(b"abc\xe9")
-    with pytest.raises(ValueError, match=rf"{name} is no UTF-8 text \(byte 3\)"):
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text \(byte 3\)"):
         load_corpus(tmp_path / asked)
 
 
@@ -240,3 +248,39 @@ def test_the_hub_sets_are_those_of_the_published_tables(monkeypatch: pytest.Monk
         (lm1b, "train"),
         (lm1b, "test"),
     ]
+
+
+# --- text for evaluation
+
+
+def test_a_text_for_evaluation_is_measured_whole() -> None:
+    one = Corpus("one", ["text"])
+    assert evaluation_part(one) is one, "nothing has to be divided"
+    apart = evaluation_part(Corpus("split", ["a", "b"], held_out=["c"]))
+    assert apart.documents == ["c"] and apart.name == "split/held_out", (
+        "what is published to be measured on"
+    )
+
+
+def test_one_text_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("set.txt", "other/set.txt", "sotu/1.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(name)
+    assert (
+        corpus_exists("set.txt")
+        and corpus_exists("sotu")
+        and corpus_exists("hub:some/where")
+        and not corpus_exists("gone.txt")
+    )
+    assert same_corpus("set.txt", "other/../set.txt") and same_corpus(
+        str(tmp_path / "set.txt"), "set.txt"
+    )
+    assert not same_corpus("other/set.txt", "set.txt"), "both are there, and they are two"
+    assert same_corpus("set.txt", "/moved/away/set.txt") and not same_corpus(
+        "set.txt", "/moved/away/text.txt"
+    )
+    assert not same_corpus("./sotu", "sotu") and same_corpus("sotu", "sotu"), (
+        "a name wins over a folder of that name"
+    )
+    assert not same_corpus("hub:a/b", "hub:c/b")

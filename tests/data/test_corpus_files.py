@@ -89,7 +89,7 @@ def test_text_that_only_looks_like_it_is_text(text: str, tmp_path: Path) -> None
 def test_bytes_that_are_no_text_are_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     for asked in (tmp_path, tmp_path / "a.txt"):
-        with pytest.raises(ValueError, match=r"a\.txt is no (UTF-8 )?text \("):
+        with pytest.raises(ValueError, match=r"a\.txt is not (UTF-8 )?text \("):
             load_corpus(asked)
 
 
@@ -145,7 +145,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "set" / "self").symlink_to(tmp_path / "set")
     assert len(load_corpus(tmp_path / "set").documents) == 2
     (tmp_path / "set" / "c.txt").symlink_to(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"has a link to nothing, .*c\.txt"):
+    with pytest.raises(ValueError, match=r"c\.txt is a broken link"):
         load_corpus(tmp_path / "set")
 
 
@@ -246,7 +246,7 @@ def test_splits_hold_each_file_once_or_name_one_that_they_would_not(names: list[
 
 
 def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^corpus /dev/null is no file and no folder"):
+    with pytest.raises(ValueError, match=r"^corpus /dev/null is neither a file nor a folder"):
         corpus_files(Path("/dev/null"))
 
 

@@ -123,7 +123,7 @@ def test_lists_of_ids_win_over_text_and_their_end_is_held_out(tmp_path: Path) ->
     parts = split(load_corpus(tmp_path / "set"))
     assert isinstance(parts.train.documents, TokenLists) and len(parts.train.documents) == 23
     assert [list(ids) for ids in parts.held_out.documents] == [[23, 24], [24, 25]]
-    with pytest.raises(ValueError, match="holds token ids, and text is wanted"):
+    with pytest.raises(ValueError, match="token ids, and text is needed"):
         _ = parts.train.texts
     assert parts.held_out.digest != parts.train.digest
 
@@ -243,8 +243,8 @@ def test_a_data_set_with_padding_is_the_one_without(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("marks", "message"),
     [
-        ([[1, 1], [1]], "attention_mask has a mark for each id of input_ids"),
-        ([[1, 1], None], "attention_mask holds a list for each document, and some .* missing"),
+        ([[1, 1], [1]], "attention_mask and input_ids .* different lengths"),
+        ([[1, 1], None], "attention_mask: .* missing"),
         ([1, 1], "attention_mask holds int"),
         ([[[1], [1]], [[1], [1]]], "attention_mask holds list"),
         ([[0.5, 1.0], [1.0, 1.0]], "attention_mask holds list"),
@@ -273,11 +273,11 @@ def test_a_column_that_holds_no_strings_is_refused(values: list[object], tmp_pat
     """Two strings would be read as a pair by a tokenizer."""
     datasets.Dataset.from_dict({"text": values}).to_parquet(tmp_path / "set.parquet")
     with pytest.raises(
-        ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"
+        ValueError, match=r"^column 'text' of .*set\.parquet holds .*: want a string"
     ):
         load_corpus(tmp_path / "set.parquet")
     with pytest.raises(
-        ValueError, match=r"^column 'text' of .*set\.parquet holds .*, want a string a row"
+        ValueError, match=r"^column 'text' of .*set\.parquet holds .*: want a string"
     ):
         load_stream(str(tmp_path / "set.parquet"))
 
@@ -303,12 +303,10 @@ def test_strings_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
         pa.ipc.new_file(sink, table.schema) as sheet,
     ):
         sheet.write_table(table)
-    with pytest.raises(
-        ValueError, match=r"^rows 0 to 2 of .* bytes in the column 'text' that are no UTF-8"
-    ):
+    with pytest.raises(ValueError, match=r"^column 'text' .*not UTF-8 text in rows 0 to 2"):
         list(load_corpus(tmp_path / "a.arrow").documents)
     with pytest.raises(
-        ValueError, match=r"a\.arrow has bytes in the column 'text' of some of its rows 0 to 2"
+        ValueError, match=r"a\.arrow: column 'text' .*not UTF-8 text in rows 0 to 2"
     ):
         load_stream(str(tmp_path / "a.arrow"))
 
@@ -324,11 +322,11 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file" / "unmask"))
     with pytest.raises(
-        OSError, match=r"^UNMASK_CACHE cannot be written: .*file.*; name a directory"
+        OSError, match=r"^UNMASK_CACHE cannot be written .*file.*; name a directory"
     ):
         load_stream(str(tmp_path / "set.parquet"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "hf")
-    with pytest.raises(ValueError, match=r"^HF_HOME cannot be written: .*file/hf.*; set HF_HOME"):
+    with pytest.raises(ValueError, match=r"^HF_HOME cannot be written: .*file/hf"):
         load_corpus(tmp_path / "set.parquet")
 
 
@@ -345,21 +343,19 @@ def test_what_is_no_corpus_says_why(tmp_path: Path) -> None:
         body=["a"],
         n=[1],
     )
-    refused(
-        tmp_path / "2", "row 1 of the data set has nothing in its column 'text'", text=["a", None]
-    )
-    refused(tmp_path / "3", "lists of integers, input_ids holds string", input_ids=["a", "b"])
-    refused(tmp_path / "4", "could not be opened: IndexError.* Is it whole, and not empty", text=[])
+    refused(tmp_path / "2", "column 'text' is empty in row 1", text=["a", None])
+    refused(tmp_path / "3", "input_ids holds string", input_ids=["a", "b"])
+    refused(tmp_path / "4", "could not be opened: IndexError.*not empty", text=[])
 
 
 def test_splits_that_do_not_fit_say_why(tmp_path: Path) -> None:
     one, two = texts(3), datasets.Dataset.from_dict({IDS_COLUMN: [[1], [2]]})
     datasets.DatasetDict(a=one, b=one).save_to_disk(tmp_path / "named")
-    with pytest.raises(ValueError, match="has the splits a, b: want one that is called train"):
+    with pytest.raises(ValueError, match="splits a, b: want one named train"):
         load_corpus(tmp_path / "named")
     datasets.DatasetDict(train=one, test=two).save_to_disk(tmp_path / "mixed")
-    with pytest.raises(ValueError, match=r"train and test of .* hold text and token ids"):
+    with pytest.raises(ValueError, match=r"mixed: .* train and test .* text.* token ids"):
         load_corpus(tmp_path / "mixed")
     (tmp_path / "broken.arrow").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"broken\.arrow is no whole Arrow file"):
+    with pytest.raises(ValueError, match=r"broken\.arrow is not a whole Arrow file"):
         load_corpus(tmp_path / "broken.arrow")

@@ -22,7 +22,7 @@ def test_models_of_the_package_have_names() -> None:
         assert local_or_hub(f"unmask:{name}", ()) == shipped() / name
         assert (shipped() / name / "model.safetensors").exists()
     with pytest.raises(
-        ValueError, match="are unmask:duo, unmask:judge, unmask:teacher: got unmask:student"
+        ValueError, match="unmask:student: want one of unmask:duo, unmask:judge, unmask:teacher"
     ):
         local_or_hub("unmask:student", ())
 
@@ -40,12 +40,12 @@ def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(
     for name, revision in (("a/b@v1", None), ("a/b", "v1"), ("a/b@v1", "v1"), ("a/b", None)):
         local_or_hub(name, (), revision)
     assert asked == [("a/b", "v1"), ("a/b", "v1"), ("a/b", "v1"), ("a/b", None)]
-    with pytest.raises(ValueError, match="names a revision, and 'v2' is given besides"):
+    with pytest.raises(ValueError, match="revision 'v2' contradicts .*a/b@v1"):
         local_or_hub("a/b@v1", (), "v2")
     (tmp_path / "a@b").mkdir()
     assert local_or_hub(tmp_path / "a@b", ()) == tmp_path / "a@b"
     for name in ("runs/a/b@v1", "runs/mine@old", "/data/me@host/model", "a b@v1"):
-        with pytest.raises(ValueError, match=f"no file or directory {name}, and it is no name"):
+        with pytest.raises(ValueError, match=f"no file or directory {name}, "):
             local_or_hub(name, ())
 
 
@@ -66,7 +66,7 @@ def test_a_revision_of_what_is_not_on_the_hub_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    with pytest.raises(ValueError, match=f"^revision names .* {name} is a local model: got 'v1'"):
+    with pytest.raises(ValueError, match=f"^revision 'v1' .*{name} is a local model"):
         local_or_hub(name, (), "v1")
 
 

@@ -153,12 +153,12 @@ def test_a_text_that_cannot_be_cut_is_refused_beyond_a_size() -> None:
         """Changes with every character."""
         return [len(text)]
 
-    assert [*encode_in_pieces("a b " * 10, encode, 8, 4, most=64)] == [("a b " * 10, [40])]
+    assert [*encode_in_pieces("a b " * 10, encode, 8, 4, longest=64)] == [("a b " * 10, [40])]
     with pytest.raises(
         ValueError,
-        match=r"^a document has 128 characters from character 0 on and no place .* at most 64",
+        match=r"^a document .* 128 characters from character 0 on: want at most 64",
     ):
-        list(encode_in_pieces("a b " * 100, encode, 8, 4, most=64))
+        list(encode_in_pieces("a b " * 100, encode, 8, 4, longest=64))
 
 
 def test_long_and_short_texts_of_a_batch_are_encoded_in_their_order(

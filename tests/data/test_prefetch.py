@@ -163,7 +163,7 @@ def test_a_text_is_read_no_further_than_it_is_asked_for_and_not_from_its_beginni
 
 
 def writers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if "_make_ahead" in thread.name]
+    return [thread for thread in threading.enumerate() if "unmask-prefetch" in thread.name]
 
 
 def wait_for(done: Callable[[], bool], seconds: float = 20) -> None:
@@ -210,7 +210,7 @@ def test_a_failure_is_told_where_its_rows_are_needed_and_can_be_mended(tmp_path:
         return encode(some)
 
     whole, said = pack(encode(bad), 5, EOS), []
-    found = stream_rows(stream(bad), code, tmp_path, VOCABULARY, 5, EOS, say=said.append)
+    found = stream_rows(stream(bad), code, tmp_path, VOCABULARY, 5, EOS, log=said.append)
     read = W
     with pytest.raises(ValueError, match="a letter that nobody knows"):
         while True:
@@ -218,7 +218,7 @@ def test_a_failure_is_told_where_its_rows_are_needed_and_can_be_mended(tmp_path:
             wait_for(lambda: not writers())
             read += W
     assert W < read < len(whole) and not list(tmp_path.glob(".tmp-*"))
-    assert any("not read ahead" in line and "nobody knows" in line for line in said)
+    assert any("prefetch" in line and "nobody knows" in line for line in said)
     broken[0] = False
     assert torch.equal(found.at_least(10**6)[:], whole)
 

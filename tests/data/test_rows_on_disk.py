@@ -109,7 +109,7 @@ def test_batches_do_not_know_where_rows_are(
 
 def test_a_number_that_is_no_row_is_refused(pair: tuple[torch.Tensor, StoredRows]) -> None:
     for wrong in (-1, 30):
-        with pytest.raises(IndexError, match=r"0 to 29: got 0 to 30|got -1 to 0"):
+        with pytest.raises(IndexError, match=r"(0 to 30|-1 to 0): want 0 to 29"):
             pair[1][torch.tensor([0, wrong])]
 
 
@@ -248,9 +248,7 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path) -> None:
         yield np.zeros((2, 3), dtype=np.int64)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(
-        OSError, match=r"rows\.arrow: .*No space left.* name another directory in UNMASK_CACHE"
-    ):
+    with pytest.raises(OSError, match=r"rows\.arrow .*No space left.* UNMASK_CACHE"):
         cached_rows(tmp_path / "rows.arrow", full, 3, 100)
 
 
@@ -258,7 +256,7 @@ def test_half_a_file_is_no_file(tmp_path: Path) -> None:
     stored(numbered(30), tmp_path)
     whole = (tmp_path / "rows.arrow").read_bytes()
     (tmp_path / "rows.arrow").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"no whole Arrow file .* remove it"):
+    with pytest.raises(ValueError, match=r"not a whole Arrow file .* remove it"):
         open_rows(tmp_path / "rows.arrow")
 
 
@@ -309,7 +307,7 @@ def test_a_file_system_without_locks_is_named(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with (
-        pytest.raises(OSError, match=r"cannot be locked .*No locks.* in UNMASK_CACHE"),
+        pytest.raises(OSError, match=r"UNMASK_CACHE cannot be .* locked: .*No locks"),
         file_lock(tmp_path / "a"),
     ):
         pass
@@ -344,14 +342,14 @@ def test_lists_of_one_length_are_rows(kind: pa.DataType) -> None:
 def test_lists_of_other_lengths_are_no_rows() -> None:
     lists = TokenLists(column([[1], [2, 3], [], [4]], KINDS[0]), range(4))
     assert lists.length is None and [list(one) for one in lists[1:]] == [[2, 3], [], [4]]
-    with pytest.raises(ValueError, match="different lengths are no rows"):
+    with pytest.raises(ValueError, match="input_ids has lists of different lengths"):
         lists.rows()
 
 
 @pytest.mark.parametrize(
     ("lists", "kind", "message"),
     [
-        ([1, 2, 3], pa.int64(), "lists of integers, input_ids holds int64"),
+        ([1, 2, 3], pa.int64(), "input_ids holds int64: want lists of integers"),
         ([["a"], ["b"]], pa.list_(pa.string()), "holds list<item: string>"),
         ([[1], None], KINDS[0], "missing"),
         ([[1], [None]], KINDS[0], "missing"),

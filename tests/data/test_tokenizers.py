@@ -92,7 +92,8 @@ def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(257, "at least 258, got 257"), (5000, "only fill [0-9]+")]
+    ("size", "message"),
+    [(257, "vocab_size is 257: want at least 258"), (5000, "vocab_size is 5000, .* fill [0-9]+")],
 )
 def test_a_vocabulary_that_cannot_be_filled_says_why(size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -224,7 +225,7 @@ def test_a_directory_with_a_tokenizer_has_it(bpe: Tokenizer, tmp_path: Path) -> 
     [
         ("tokenizer.json", '{"model": ', "cannot be read"),
         ("vocab.json", "{}", r"merges\.txt together"),
-        ("tokenizer_config.json", "{", "is (no|not valid) JSON"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
     ],
 )
 def test_broken_files_say_which(
@@ -337,8 +338,7 @@ def test_a_config_that_is_no_object_is_named(bpe: Tokenizer, tmp_path: Path, tex
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(
-        ValueError,
-        match=r"tokenizer_config\.json (holds (list|int|NoneType), want|is (no|not valid) JSON)",
+        ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType): want|is not JSON)"
     ):
         Tokenizer.load(tmp_path)
 
@@ -364,7 +364,7 @@ def test_an_entry_that_names_no_token_is_passed_over(
 def test_what_is_no_text_is_named(bpe: Tokenizer, text: object) -> None:
     """Two strings would be a pair of texts."""
     for texts in ([text], ["before", text, "behind"]):
-        with pytest.raises(ValueError, match=r"^text is (no string|not UTF-8): got "):
+        with pytest.raises(ValueError, match=r"^text is not (a string|UTF-8): got "):
             bpe.encode_batch(texts)
 
 

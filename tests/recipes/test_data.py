@@ -22,10 +22,9 @@ import unmask.recipes.data
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.data import load_corpus
 from unmask.data.corpora import Corpus
-from unmask.data.id_check import check_ids
 from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, StoredRows
 from unmask.data.streaming import DOCUMENTS_AT_ONCE
-from unmask.data.tokenizers import Tokenizer, tokenizer_named, train_bpe
+from unmask.data.tokenizers import Tokenizer, check_ids, tokenizer_named, train_bpe
 from unmask.dataclass_json import to_json
 from unmask.models.model import load
 from unmask.recipes.catalog import recipe

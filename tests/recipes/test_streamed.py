@@ -38,7 +38,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(unmask.data.streaming, "HEAD_SIZE", 1200)
     monkeypatch.setattr(unmask.data.prefetch, "WINDOW_TOKENS", W * LENGTH)
     yield tmp_path / "cache"
-    assert not [thread for thread in threading.enumerate() if "_make_ahead" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "unmask-prefetch" in thread.name]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""Where things are kept that are made from text once and read often, and who makes them."""
+"""The cache of what is made from text once and read often: its directory, its names, its locks.
+
+Each entry is written by one process while the others wait; the directory may be deleted at any time.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +13,68 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from filelock import FileLock, Timeout
+
 Log: TypeAlias = Callable[[str], None]
 
 
 def no_log(line: str) -> None:
-    """Says nothing."""
+    """Discard a line of progress."""
 
 
 def cache_dir() -> Path:
-    """$UNMASK_CACHE, else unmask/ in the user's cache ($XDG_CACHE_HOME or ~/.cache). It may be removed at any time."""
-    own, usual = (os.environ.get(name) for name in ("UNMASK_CACHE", "XDG_CACHE_HOME"))
+    """The directory $UNMASK_CACHE, else `unmask/` in $XDG_CACHE_HOME or ~/.cache."""
+    own, base = (os.environ.get(name) for name in ("UNMASK_CACHE", "XDG_CACHE_HOME"))
     if own:
         return Path(own).expanduser()
-    return (Path(usual) if usual else Path.home() / ".cache") / "unmask"
+    return (Path(base) if base else Path.home() / ".cache") / "unmask"
 
 
 def fingerprint(*facts: str | int | bool | list[int] | None) -> str:
-    """A name for what follows from these facts."""
+    """A name of 32 hexadecimal digits that changes with each of the facts."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 @contextmanager
-def file_lock(target: Path, say: Log = no_log) -> Iterator[None]:
-    """Only one process at a time is in the block of a `target`; others wait, and `say` gets a line about it.
+def file_lock(target: Path, log: Log = no_log) -> Iterator[None]:
+    """Run the block in one process at a time; the others wait and log one line.
 
-    The system frees the lock however its process ends. It is waited for here and not in a collective operation, whose
-    time-out of minutes would end a training whose first process is still reading text. OSError where the file system
-    has no locks.
+    The system frees the lock however its process ends. Waiting in a collective operation instead
+    would end a training: its time-out is minutes, and the first process may read text for hours.
+
+    Args:
+        target: what the block writes; the lock is the file `.lock-NAME` beside it.
+        log: receives the line about waiting.
+
+    Raises:
+        OSError: the directory cannot be written, or its file system has no locks.
     """
-    import fcntl  # POSIX only, and the library is to be imported anywhere
-
+    lock = FileLock(target.with_name(f".lock-{target.name}"), fallback_to_soft=False)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = target.with_name(f".lock-{target.name}").open("a")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log(f"waiting for the process that writes {target}")
+            lock.acquire()
     except OSError as error:
         raise OSError(
-            f"UNMASK_CACHE cannot be written: what is made from text is kept in {target.parent} ({error}); name a "
-            "directory that can be written"
+            f"UNMASK_CACHE cannot be written or locked: {target.parent} ({error}); name a directory "
+            "that can be"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for the process that writes {target}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise OSError(
-                f"{target.parent} cannot be locked ({error}): name a directory of another file system in UNMASK_CACHE"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def make_once(target: Path, make: Callable[[], object], log: Log = no_log) -> Path:
+    """Call `make`, which writes `target`, unless `target` exists: in one process, others wait.
+
+    `make` writes atomically, so the next process starts again after one that was killed.
+    """
+    if not target.exists():
+        with file_lock(target, log):
+            if not target.exists():
+                make()
+    return target

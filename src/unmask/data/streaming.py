@@ -1,4 +1,8 @@
-"""Documents of a data set that are read in their order, only as far as they are asked for."""
+"""Data sets that are read in order and only as far as needed.
+
+`Stream` reads groups of documents and can continue from any of them; `cached_head` keeps the first
+documents in the cache.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.atomic_files import writing
-from unmask.data.cache import Log, cache_dir, file_lock, fingerprint, no_log
+from unmask.data.cache import Log, cache_dir, fingerprint, make_once, no_log
 from unmask.data.hf_datasets import (
     TEXT_COLUMN,
     DatasetDocuments,
@@ -22,20 +26,18 @@ from unmask.data.hf_datasets import (
 from unmask.data.rows_on_disk import FORMAT_VERSION, IDS_COLUMN, PADDING_COLUMN, TokenLists
 
 DOCUMENTS_AT_ONCE = 64  # documents that are read and tokenized together
-HEAD_SIZE = (
-    2**24
-)  # characters, or ids, at the beginning of a text: held out, or what a tokenizer is trained on
+HEAD_SIZE = 2**24  # characters or ids: held out, or used to train a tokenizer
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Documents of a data set that are read in their order, only as far as they are asked for.
+    """Documents of a data set that are read in order and only as far as needed.
 
     table     a `datasets.IterableDataset`
     column    `text`, or `input_ids`
-    chosen    the numbers of those that count
-    identity  a name that changes when they do
-    padded    there is a column `attention_mask`, whose zeros mark padding
+    chosen    numbers of the documents to use, ascending
+    identity  a name that changes when the documents change
+    padded    whether a column `attention_mask` marks padding
     """
 
     name: str
@@ -48,107 +50,99 @@ class Stream:
     def read(
         self, number: int = 0, state: Any = None
     ) -> Iterator[tuple[int, Any, list[str] | TokenLists]]:
-        """`DOCUMENTS_AT_ONCE` documents at a time, of them those that count, each time with the number and the reader's state
-        before them: with these it goes on from there. ValueError where they cannot be read.
+        """Groups of documents, with the document number and the reader's state before each group.
+
+        A later call with this number and state continues there. A group has the chosen ones of
+        `DOCUMENTS_AT_ONCE` documents. ValueError if they cannot be read.
         """
         columns = [self.column, PADDING_COLUMN] if self.padded else [self.column]
         table = self.table.select_columns(columns).with_format("arrow")
         table.load_state_dict(state)
-        some = table.iter(DOCUMENTS_AT_ONCE)
-        while (found := self._next(some, number)) is not None:
+        groups = table.iter(DOCUMENTS_AT_ONCE)
+        while (group := self._next(groups, number)) is not None:
             chosen = from_number(self.chosen, number)
-            yield (
-                number,
-                state,
-                self._documents(found, number)[chosen.start - number :: chosen.step],
-            )
-            number, state = number + len(found), table.state_dict()
+            documents = self._documents(group, number)
+            yield number, state, documents[chosen.start - number :: chosen.step]
+            number, state = number + len(group), table.state_dict()
 
-    def beginning(self) -> Iterator[str | NDArray[np.int64]]:
-        """The first documents, in steps of `DOCUMENTS_AT_ONCE`, until they hold `HEAD_SIZE` characters or ids."""
-        held = 0
-        for _, _, some in self.read():
-            yield from some
-            held += sum(map(len, some))
-            if held >= HEAD_SIZE:
+    def head(self) -> Iterator[str | NDArray[np.int64]]:
+        """The first groups of documents, until they hold `HEAD_SIZE` characters or ids."""
+        size = 0
+        for _, _, documents in self.read():
+            yield from documents
+            size += sum(map(len, documents))
+            if size >= HEAD_SIZE:
                 return
 
     @property
     def texts(self) -> Iterator[str]:
-        """The documents at the beginning, where they are text; ValueError where they are token ids."""
-        for document in self.beginning():
+        """The documents of `head`; ValueError if they are token ids."""
+        for document in self.head():
             if not isinstance(document, str):
-                raise ValueError(
-                    f"{self.name!r} holds token ids, and text is wanted here: give the text itself"
-                )
+                raise ValueError(f"{self.name!r} holds token ids, and text is needed: give text")
             yield document
 
     def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
-        """The first texts, at most this many, each with its ids; none where there is no column of texts beside ids."""
+        """The first `most` texts, each with its ids; empty without both columns."""
         columns = columns_of(self.table)
         if self.column != IDS_COLUMN or TEXT_COLUMN not in columns:
             return []
         names = [name for name in (IDS_COLUMN, PADDING_COLUMN, TEXT_COLUMN) if name in columns]
-        found = self._next(self.table.select_columns(names).with_format("arrow").iter(most), 0)
-        mask = found.column(PADDING_COLUMN) if self.padded else None
-        return TokenLists(
-            found.column(IDS_COLUMN), range(len(found)), mask, found.column(TEXT_COLUMN)
-        ).beside_text(most)
+        group = self._next(self.table.select_columns(names).with_format("arrow").iter(most), 0)
+        return self._token_lists(group, group.column(TEXT_COLUMN)).beside_text(most)
 
-    def _documents(self, found: Any, number: int) -> list[str] | TokenLists:
-        """The documents of some rows of the table, of which the first has this number."""
-        column = found.column(self.column)
+    def _token_lists(self, group: Any, text: Any = None) -> TokenLists:
+        mask = group.column(PADDING_COLUMN) if self.padded else None
+        return TokenLists(group.column(IDS_COLUMN), range(len(group)), mask, text)
+
+    def _documents(self, group: Any, number: int) -> list[str] | TokenLists:
+        """The documents of a group of rows; the first row has this number."""
         if self.column == IDS_COLUMN:
-            return TokenLists(
-                column, range(len(found)), found.column(PADDING_COLUMN) if self.padded else None
-            )
+            return self._token_lists(group)
+        column = group.column(self.column)
         check_text(column.type, self.column, self.name)
-        rows = f"rows {number} to {number + len(found) - 1}"
+        where = f"{self.name}: column {self.column!r}"
+        rows = f"in rows {number} to {number + len(group) - 1}"
         if column.null_count:
-            raise ValueError(
-                f"{self.name} has nothing in the column {self.column!r} of some of its {rows}: drop rows without text"
-            )
+            raise ValueError(f"{where} is empty somewhere {rows}: drop rows without text")
         try:
             texts: list[str] = column.to_pylist()
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self.name} has bytes in the column {self.column!r} of some of its {rows} that are no UTF-8 text "
-                f"({error}): write these rows again, or drop them"
+                f"{where} holds bytes that are not UTF-8 text {rows} ({error}): write these rows "
+                "again, or drop them"
             ) from error
         return texts
 
-    def _next(self, some: Iterator[Any], number: int) -> Any:
+    def _next(self, groups: Iterator[Any], number: int) -> Any:
+        """The next group; None at the end of the data set."""
         try:
-            return next(some, None)
-        except Exception as error:  # `datasets` passes on whatever its readers and transports raise
+            return next(groups, None)
+        except Exception as error:  # `datasets` passes on what its readers and transports raise
             raise ValueError(
-                f"{self.name} could not be read beyond document {number}: {error!r}. What was read is kept: the same "
-                "command goes on from there"
+                f"{self.name} could not be read beyond document {number}: {error!r}. The documents "
+                "before are kept: the same command continues there"
             ) from error
 
 
 def from_number(numbers: range, first: int) -> range:
-    """Those of an ascending range that are not below `first`."""
+    """The part of an ascending range that is not below `first`."""
     return numbers[max(0, -((numbers.start - first) // numbers.step)) :]
 
 
-def cached_head(stream: Stream, say: Log = no_log) -> DatasetDocuments | TokenLists:
-    """The documents at the beginning of a stream, which are read once and kept in `cache()`."""
+def cached_head(stream: Stream, log: Log = no_log) -> DatasetDocuments | TokenLists:
+    """The documents of a stream's head, read once and kept in the cache."""
     import pyarrow as pa
 
-    file = (
-        cache_dir()
-        / "beginnings"
-        / f"{fingerprint(FORMAT_VERSION, stream.identity, HEAD_SIZE)}.arrow"
-    )
-    if not file.exists():
-        with file_lock(file, say):
-            if not file.exists():
-                say(f"reading the beginning of {stream.name}")
-                kind = {TEXT_COLUMN: pa.large_string(), IDS_COLUMN: pa.list_(pa.int64())}[
-                    stream.column
-                ]
-                found = pa.table({stream.column: pa.array(list(stream.beginning()), kind)})
-                with writing(file) as new, pa.ipc.new_file(str(new), found.schema) as sheet:
-                    sheet.write_table(found)
-    return documents_of(open_splits(file)[0]["train"], file)
+    name = fingerprint(FORMAT_VERSION, stream.identity, HEAD_SIZE)
+    file = cache_dir() / "beginnings" / f"{name}.arrow"
+
+    def write() -> None:
+        log(f"reading the beginning of {stream.name}")
+        kind = pa.large_string() if stream.column == TEXT_COLUMN else pa.list_(pa.int64())
+        table = pa.table({stream.column: pa.array(list(stream.head()), kind)})
+        with writing(file) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table)
+
+    splits, _ = open_splits(make_once(file, write, log))
+    return documents_of(splits["train"], file)

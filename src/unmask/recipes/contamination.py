@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unmask.data.corpora import Corpus, halves, load_corpus, split
-from unmask.data.evaluation_text import same_corpus
+from unmask.data.corpora import Corpus, halves, load_corpus, same_corpus, split
 from unmask.data.hub import PACKAGE_PREFIX
 from unmask.data.rows_on_disk import TokenLists
 from unmask.data.streaming import Stream

@@ -12,15 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.atomic_files import replacing, write_text
-from unmask.data.cache import Log, cache_dir, file_lock, fingerprint, no_log
+from unmask.data.cache import Log, cache_dir, fingerprint, make_once, no_log
 from unmask.data.corpora import Corpus, Split, halves, load_corpus, load_stream, split
-from unmask.data.id_check import COMPARED_ROWS, check_ids
 from unmask.data.long_texts import PIECE
 from unmask.data.packing import Ids, Rows, StreamedRows, row_blocks, to_tensor
 from unmask.data.prefetch import WINDOW_TOKENS, stream_rows
 from unmask.data.rows_on_disk import FORMAT_VERSION, StoredRows, TokenLists, cached_rows
 from unmask.data.streaming import DOCUMENTS_AT_ONCE, Stream
-from unmask.data.tokenizers import Tokenizer, bpe_size, tokenizer_named, train_bpe
+from unmask.data.tokenizers import (
+    COMPARED_ROWS,
+    Tokenizer,
+    bpe_size,
+    check_ids,
+    tokenizer_named,
+    train_bpe,
+)
 from unmask.recipes.build import starts_from
 from unmask.recipes.schema import DataSettings, Part, Recipe
 
@@ -209,10 +215,7 @@ def digest_of(corpus: Corpus) -> str:
     if corpus.identity is None:
         return corpus.digest
     file = cache_dir() / "digests" / fingerprint(FORMAT_VERSION, corpus.identity)
-    with file_lock(file):
-        if not file.exists():
-            write_text(file, corpus.digest)
-    return file.read_text("utf-8")
+    return make_once(file, lambda: write_text(file, corpus.digest)).read_text("utf-8")
 
 
 def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Log = no_log) -> Tokenizer:
@@ -227,13 +230,13 @@ def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Log = no_log) 
     if train.identity is None:
         return train_bpe(train.texts, size)
     folder = cache_dir() / "tokenizers" / fingerprint(FORMAT_VERSION, train.identity, size)
-    if not folder.exists():
-        with file_lock(folder, say):
-            if not folder.exists():
-                say(f"training a tokenizer of {size} tokens on {train.name}")
-                with replacing(folder) as new:
-                    train_bpe(train.texts, size).save(new)
-    return Tokenizer.load(folder)
+
+    def make() -> None:
+        say(f"training a tokenizer of {size} tokens on {train.name}")
+        with replacing(folder) as new:
+            train_bpe(train.texts, size).save(new)
+
+    return Tokenizer.load(make_once(folder, make, say))
 
 
 def _are_rows(lists: TokenLists) -> bool:

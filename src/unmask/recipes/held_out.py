@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from unmask.data.evaluation_text import corpus_exists, evaluation_part, same_corpus
+from unmask.data.corpora import corpus_exists, evaluation_part, same_corpus
 from unmask.data.packing import Rows, check_rows, evenly_spaced
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.evaluation.judges import Scores
