@@ -194,7 +194,7 @@ def test_a_mask_in_the_text_is_no_number(masked: Path, causal: Path) -> None:
     assert isinstance(model, Model) and isinstance(judge, CausalModel)
     x0 = held_out(Text(), str(masked), model).some(2)
     x0[1, 3] = model.process.mask_id
-    with pytest.raises(ValueError, match=r"MASK \(id 261\) is none: it stands there 1 times"):
+    with pytest.raises(ValueError, match=r"MASK \(id 261\) 1 times"):
         next(nelbo_batches(model.denoiser, model.process, x0))
-    with pytest.raises(ValueError, match=r"MASK \(id 261\) is none: it stands there 1 times"):
+    with pytest.raises(ValueError, match=r"MASK \(id 261\) 1 times"):
         ScoringRule(judge, start=0).scores(x0)

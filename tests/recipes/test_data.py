@@ -325,7 +325,7 @@ def test_ids_that_cannot_be_rows_say_why(small: Recipe, tmp_path: Path, cache: P
     with pytest.raises(ValueError, match=f"vocab_size = {VOCABULARY}, got 999 to 999"):
         list(run(rows_of_others, tmp_path / "run", device="cpu"))
     no_tokens = on(rows_of_others, tmp_path / "rows" / "set", tokenizer="bpe:300")
-    with pytest.raises(ValueError, match="holds token ids, and text is wanted"):
+    with pytest.raises(ValueError, match="token ids, and text is needed"):
         texts(no_tokens)
 
 
