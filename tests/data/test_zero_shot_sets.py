@@ -130,7 +130,7 @@ def test_a_set_whose_columns_changed_says_which(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"body": ["a"]})
     )
-    with pytest.raises(ValueError, match=r"has the columns body: want its text in 'sentence'"):
+    with pytest.raises(ValueError, match=r"columns body: want text in 'sentence'"):
         load_zero_shot("ptb")
 
 
@@ -151,7 +151,7 @@ def test_a_set_that_cannot_be_had_says_what_to_do() -> None:
         match=r"'ag_news' \(fancyzhx/ag_news, split test\) could not be loaded.*offline`",
     ):
         load_zero_shot("ag_news")
-    with pytest.raises(ValueError, match="no zero-shot set is called 'pdb': want one of ptb"):
+    with pytest.raises(ValueError, match="zero-shot set 'pdb': want one of ptb"):
         load_zero_shot("pdb")
 
 
@@ -182,7 +182,7 @@ def test_a_batch_too_short_for_a_row_is_left_out_and_a_set_too_short_is_refused(
 ) -> None:
     short = Corpus("toy", ["the plain", "rain", "in Spain stays mainly in the plain"])
     assert zero_shot_rows(short, bpe, length=8, batch=2).shape[1] == 8
-    with pytest.raises(ValueError, match="toy has no 2 documents in a row with 998 tokens"):
+    with pytest.raises(ValueError, match="toy has no 2 .*documents with 998 tokens"):
         zero_shot_rows(short, bpe, length=1000, batch=2)
 
 

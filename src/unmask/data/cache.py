@@ -1,6 +1,6 @@
 """The cache of what is made from text once and read often: its directory, its names, its locks.
 
-Each entry is written by one process while the others wait; the directory may be deleted at any time.
+One process writes an entry while the others wait. The directory may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def file_lock(target: Path, log: Log = no_log) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise OSError(
-            f"UNMASK_CACHE cannot be written or locked: {target.parent} ({error}); name a directory "
-            "that can be"
+            f"UNMASK_CACHE cannot be written or locked: {target.parent} ({error}); name a "
+            "directory that can be"
         ) from error
     try:
         yield

@@ -190,9 +190,9 @@ def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Spli
     on_hub = source.startswith(HUB_PREFIX)
     if not on_hub and (source in _INSTALLED or not is_dataset(_existing(source))):
         raise ValueError(
-            f"data.streaming cannot read {name!r}: want a data set of the hub ({HUB_PREFIX}OWNER/NAME, "
-            f"{', '.join(HUB_CORPORA)}) or on disk (.arrow, .parquet, a folder of parquet files or of "
-            "`save_to_disk`); give --data.no-streaming"
+            f"data.streaming cannot read {name!r}: want a data set of the hub "
+            f"({HUB_PREFIX}OWNER/NAME, {', '.join(HUB_CORPORA)}) or on disk (.arrow, .parquet, a "
+            "folder of parquet files or of `save_to_disk`); give --data.no-streaming"
         )
     splits, identity = open_splits(source, streaming=True)
     train, test = choose_splits(splits, source)
@@ -332,7 +332,7 @@ def _existing(name: str) -> Path:
         known = [*_INSTALLED, *HUB_CORPORA]
         hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
         raise ValueError(
-            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {HUB_PREFIX}OWNER/NAME, or an "
-            "existing file or folder"
+            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {HUB_PREFIX}OWNER/NAME, "
+            "or an existing file or folder"
         )
     return path

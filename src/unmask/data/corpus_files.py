@@ -75,8 +75,8 @@ def group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
         named = next(name for name in names if name not in without)
         raise ValueError(
             f"corpus {folder}: some files name a split, such as {named}, and {len(without)} do not "
-            f"and would be left out: {abbreviated(without)}; name these train-1, train-2 and so on, "
-            "or move them elsewhere"
+            f"and would be left out: {abbreviated(without)}; name these train-1, train-2 and so "
+            "on, or move them elsewhere"
         )
     groups: dict[str, list[Path]] = {}
     for file, split in zip(files, splits, strict=True):
@@ -208,8 +208,8 @@ def _text_not_json(path: Path) -> str:
     entries = first if isinstance(first, list) else [first]
     if any(isinstance(entry, dict) for entry in entries):
         raise ValueError(
-            f"corpus {path} begins with JSON, which is not read as text: rename it to .jsonl if each "
-            "line is an object"
+            f"corpus {path} begins with JSON, which is not read as text: rename it to .jsonl if "
+            "each line is an object"
         )
     return text
 

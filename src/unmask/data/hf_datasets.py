@@ -1,4 +1,4 @@
-"""Data sets read by `datasets`, on disk or of the hub: their splits, their columns, their documents.
+"""Data sets that `datasets` reads, on disk or of the hub: splits, columns and documents.
 
 A data set has a column of texts, read as strings, or a column of lists of token ids.
 """
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -55,19 +56,12 @@ class DatasetDocuments(Sequence[str]):
         return DatasetDocuments(self.table, self.column, AllButEveryKth(self.rows, every))
 
     def _read(self, rows: Sequence[int]) -> list[str]:
-        try:
-            texts: list[str] = self.table[rows][self.column]
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"column {self.column!r} holds bytes that are not UTF-8 text in rows {rows[0]} to "
-                f"{rows[-1]} of the data set ({error}): write these rows again, or drop them"
-            ) from error
-        if None in texts:
-            raise ValueError(
-                f"column {self.column!r} is empty in row {rows[texts.index(None)]} of the data set: "
-                "drop rows without text"
-            )
-        return texts
+        column = self._arrow[rows].column(self.column)
+        return read_texts(column, rows, f"column {self.column!r}")
+
+    @cached_property
+    def _arrow(self) -> Any:
+        return self.table.with_format("arrow")
 
 
 @dataclass(frozen=True)
@@ -197,6 +191,27 @@ def check_text(kind: Any, column: str, name: str | Path) -> None:
         raise ValueError(f"column {column!r} of {name} holds {kind}: want a string in each row")
 
 
+def read_texts(column: Any, rows: Sequence[int], name: str) -> list[str]:
+    """The strings of a part of an Arrow column; ValueError if one is missing or not UTF-8.
+
+    Args:
+        column: the part.
+        rows: its row numbers in the data set, for the error.
+        name: begins the error.
+    """
+    try:
+        texts: list[str] = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} holds bytes that are not UTF-8 text in rows {rows[0]} to {rows[-1]} "
+            f"({error}): write these rows again, or drop them"
+        ) from error
+    if None in texts:
+        row = rows[texts.index(None)]
+        raise ValueError(f"{name} is empty in row {row}: drop rows without text")
+    return texts
+
+
 def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
     """The documents of a split on disk."""
     data, numbers = table.data, range(len(table))
@@ -207,7 +222,7 @@ def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
         )
         return TokenLists(data.column(IDS_COLUMN), numbers, mask, text)
     check_text(data.schema.field(TEXT_COLUMN).type, TEXT_COLUMN, name)
-    return DatasetDocuments(table.with_format(None), TEXT_COLUMN, numbers)
+    return DatasetDocuments(table, TEXT_COLUMN, numbers)
 
 
 def _in_order(table: Any) -> Any:
@@ -240,8 +255,8 @@ def _opening(name: str | Path) -> Iterator[None]:
                 "set it to a writable directory"
             ) from error
         raise ValueError(
-            f"the data set {name} could not be opened: {error!r}. Check that it is whole, not empty, "
-            "and can be opened by `datasets.load_from_disk` or `load_dataset`"
+            f"the data set {name} could not be opened: {error!r}. Check that it is whole and not "
+            "empty, and that `datasets.load_from_disk` or `load_dataset` opens it"
         ) from error
 
 

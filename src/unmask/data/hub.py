@@ -1,6 +1,6 @@
-"""Names of models and data sets: paths, models of this package, repositories of the Hugging Face hub.
+"""Names of models and data sets: paths, models of this package, repositories of the hub.
 
-Errors of the hub's client become a ValueError that states the cause and what to do.
+The hub is huggingface.co. An error of its client becomes a ValueError that states the cause.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def resolve_dataset(name: str) -> tuple[str, str | None, str]:
     match = re.fullmatch(rf"{HUB_PREFIX}({_NAME})(?::([^:@\s]+))?(?:@([^@\s]+))?", name)
     if match is None:
         raise ValueError(
-            f"data set {name!r} is not of the form {HUB_PREFIX}OWNER/NAME[:CONFIGURATION][@REVISION]"
+            f"data set {name!r}: want {HUB_PREFIX}OWNER/NAME[:CONFIGURATION][@REVISION]"
         )
     repository, configuration, revision = match.groups()
     check_not_shadowed(repository)
@@ -95,8 +95,8 @@ def check_not_shadowed(repository: str) -> None:
     """ValueError if a path has the repository's name: `datasets` would read that path."""
     if Path(repository).exists():
         raise ValueError(
-            f"data set {repository} of the hub: the working directory has a path of this name, which "
-            f"`datasets` would read instead; give ./{repository} for it, or change the directory"
+            f"data set {repository} of the hub: the working directory has a path of this name, "
+            f"which `datasets` would read; give ./{repository} for it, or change the directory"
         )
 
 
@@ -128,7 +128,8 @@ def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) ->
     if left_out:
         raise ValueError(
             f"data set {repository}: `datasets` leaves out {len(left_out)} files, because it takes "
-            f"words in other names for splits: {abbreviated(left_out)}; download it and give its folder"
+            f"words in other names for splits: {abbreviated(left_out)}; download it and give its "
+            "folder"
         )
 
 
@@ -162,7 +163,7 @@ def _model_directory(path: Path) -> Path:
 
 @contextmanager
 def _plain_errors(subject: str, revision: str | None) -> Iterator[None]:
-    """Turn an error of the hub's client, which passes on what its transports raise, into a ValueError."""
+    """Turn whatever the hub's client and its transports raise into a ValueError."""
     try:
         yield
     except Exception as error:

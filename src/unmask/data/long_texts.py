@@ -65,16 +65,16 @@ def _first_piece(
                 return text[start:cut], codes[: -len(after)]
         if size > longest:
             raise ValueError(
-                f"a document has no place where this tokenizer can cut it in the {size} characters "
-                f"from character {start} on: want at most {longest}; divide the document, or give a "
-                "tokenizer that splits text into words"
+                f"a document has no place where this tokenizer can cut it in the {size} "
+                f"characters from character {start} on: want at most {longest}; divide the "
+                "document, or give a tokenizer that splits text into words"
             )
         size *= 2
     return text[start:], encode(text[start:])
 
 
 def _cuts(text: str, end: int, width: int) -> Iterator[int]:
-    """Places to cut a text in the `width` characters up to `end`, of each sort the last ones first."""
+    """Places to cut a text in the `width` characters up to `end`, the last of each sort first."""
     first = end - width + 1
     for sort in _CUTS:
         places = [first + match.start() for match in re.finditer(sort, text[first : end + 1])]

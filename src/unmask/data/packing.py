@@ -119,7 +119,7 @@ def cut_rows(
     bos_id: int | None = None,
     block: int = BLOCK,
 ) -> Iterator[NDArray[np.int64]]:
-    """The rows of a stream of tokens that comes in pieces: int64 [k, L], as `row_blocks` gives them.
+    """The rows of a stream of tokens that comes in pieces: int64 [k, L], as in `row_blocks`.
 
     Too few tokens give no rows.
     """
@@ -158,7 +158,7 @@ def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
         )
     if masks:
         raise ValueError(
-            f"rows hold MASK (id {mask_id}) {masks} times, which is not text: remove it from the text"
+            f"rows hold MASK (id {mask_id}) {masks} times, which is not text: remove it there"
         )
 
 
@@ -231,7 +231,7 @@ def batches(
 
 @lru_cache(maxsize=4)  # a batch may contain two epochs, and two data sets may alternate
 def _shuffled(rows: range, seed: int, epoch: int) -> Tensor:
-    """The row numbers of a window in the order of an epoch, int64: sorted by a hash without ties."""
+    """Row numbers of a window in the order of an epoch, int64: sorted by a hash without ties."""
     numbers = torch.arange(rows.start, rows.stop)
     return numbers[address(_SHUFFLE, seed, epoch, numbers).argsort()]
 
@@ -239,7 +239,7 @@ def _shuffled(rows: range, seed: int, epoch: int) -> Tensor:
 def _cut(
     pieces: Iterable[NDArray[np.int64]], length: int, block: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows [k, L] of the stream, cut as soon as `block` tokens are read; the remainder is carried."""
+    """Rows [k, L] of the stream, cut as soon as `block` tokens are read; the rest is kept."""
     held: list[NDArray[np.int64]] = []
     size = 0
     for piece in pieces:
@@ -265,7 +265,8 @@ def _check_total(
         yield piece
     if total < length:
         raise ValueError(
-            f"{name} has {total} tokens and a row takes {length}: give more text, or a smaller length"
+            f"{name} has {total} tokens and a row takes {length}: give more text, or a smaller "
+            "length"
         )
 
 

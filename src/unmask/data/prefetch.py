@@ -187,9 +187,9 @@ class WindowFolder:
             blocks, total = self._blocks[:], sum(self._counts)
         if not total:
             raise ValueError(
-                "data.streaming: the text does not fill one row. Give more text or a smaller length; "
-                "or leave data.streaming out: without a held-out split it holds out the first "
-                f"{HEAD_SIZE:,} characters or token ids"
+                "data.streaming: the text does not fill one row. Give more text or a smaller "
+                "length, or leave data.streaming out: without a held-out split it holds out the "
+                f"first {HEAD_SIZE:,} characters or token ids"
             )
         if len(self._rows) != total:
             self._rows = StoredRows(blocks, range(total))

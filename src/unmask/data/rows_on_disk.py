@@ -1,6 +1,6 @@
-"""Token ids in Arrow files that are mapped into memory: rows of one length, and lists of any length.
+"""Token ids in memory-mapped Arrow files: rows of one length, and lists of any length.
 
-`write_rows` writes a file of rows and `open_rows` reads it; `TokenLists` reads a column of lists of
+`write_rows` writes a file of rows and `open_rows` reads it. `TokenLists` reads a column of lists of
 a data set.
 """
 
@@ -57,7 +57,8 @@ class StoredRows:
         else:
             if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
                 raise IndexError(
-                    f"row numbers {int(index.min())} to {int(index.max())}: want 0 to {len(self) - 1}"
+                    f"row numbers are {int(index.min())} to {int(index.max())}: want 0 to "
+                    f"{len(self) - 1}"
                 )
             numbers = self.chosen.start + self.chosen.step * index.cpu().numpy()
         block_of = np.searchsorted(self._starts, numbers, side="right") - 1
@@ -75,10 +76,10 @@ class StoredRows:
 
 @dataclass(frozen=True, eq=False)
 class TokenLists(Sequence[NDArray[np.int64]]):
-    """Lists of token ids in a column of an Arrow table, read from disk on access; a slice is a view.
+    """Lists of token ids in an Arrow column, read from disk on access; a slice is a view.
 
     chosen  numbers of the lists to use, in order
-    mask    a column of lists as long; an id whose mark is 0 is padding and left out (None: no padding)
+    mask    a column of lists as long; an id whose mark is 0 is padding and left out (None: none)
     text    a column of the texts that the ids encode, if there is one
 
     ValueError if a column holds something else, or a list is missing.
@@ -155,7 +156,7 @@ class TokenLists(Sequence[NDArray[np.int64]]):
 
 
 def _check_lists(column: Any, name: str) -> None:
-    """ValueError unless a column holds lists of integers (of a mask also booleans), none missing."""
+    """ValueError unless a column holds lists of integers (a mask: or booleans), none missing."""
     from pyarrow import types
 
     kind = column.type
@@ -184,8 +185,8 @@ def arrow_table(file: Path) -> Any:
             return pa.ipc.open_stream(source).read_all()
         except pa.ArrowInvalid as error:
             raise ValueError(
-                f"{file} is not a whole Arrow file ({error}): write it again, or remove it if unmask "
-                "made it"
+                f"{file} is not a whole Arrow file ({error}): write it again, or remove it if "
+                "unmask made it"
             ) from error
 
 

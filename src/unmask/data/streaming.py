@@ -22,6 +22,7 @@ from unmask.data.hf_datasets import (
     columns_of,
     documents_of,
     open_splits,
+    read_texts,
 )
 from unmask.data.rows_on_disk import FORMAT_VERSION, IDS_COLUMN, PADDING_COLUMN, TokenLists
 
@@ -101,18 +102,8 @@ class Stream:
             return self._token_lists(group)
         column = group.column(self.column)
         check_text(column.type, self.column, self.name)
-        where = f"{self.name}: column {self.column!r}"
-        rows = f"in rows {number} to {number + len(group) - 1}"
-        if column.null_count:
-            raise ValueError(f"{where} is empty somewhere {rows}: drop rows without text")
-        try:
-            texts: list[str] = column.to_pylist()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{where} holds bytes that are not UTF-8 text {rows} ({error}): write these rows "
-                "again, or drop them"
-            ) from error
-        return texts
+        rows = range(number, number + len(group))
+        return read_texts(column, rows, f"{self.name}: column {self.column!r}")
 
     def _next(self, groups: Iterator[Any], number: int) -> Any:
         """The next group; None at the end of the data set."""

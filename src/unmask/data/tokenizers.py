@@ -66,7 +66,7 @@ class Tokenizer:
             backend.model.dropout = None  # random merges, for the training of another model
         backend.add_special_tokens(_not_special(backend, names))
         text = backend.to_str()
-        # The switch is a state of a backend, and threads may share this object: one backend for each.
+        # The switch is a state of a backend, which threads may share: so each has its own backend.
         self._plain, self._reading_specials = backend, hf.Tokenizer.from_str(text)
         self._plain.encode_special_tokens = True
         self._reading_specials.encode_special_tokens = False
@@ -148,8 +148,8 @@ class Tokenizer:
             for text in texts:
                 if re.search("[\ud800-\udfff]", text):
                     raise ValueError(
-                        f"text is not UTF-8: got {text!a:.60}, want a string without lone surrogates "
-                        "(U+D800 .. U+DFFF)"
+                        f"text is not UTF-8: got {text!a:.60}, want a string without lone "
+                        "surrogates (U+D800 .. U+DFFF)"
                     ) from error
             raise ValueError(f"text cannot be encoded with this tokenizer: {error}") from error
         return [encoding.ids for encoding in encodings]
@@ -285,8 +285,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     filled = backend.get_vocab_size(with_added_tokens=True)
     if filled != vocab_size:
         raise ValueError(
-            f"vocab_size is {vocab_size}, but the texts only fill {filled} tokens: give more text, or "
-            f"at most {filled}"
+            f"vocab_size is {vocab_size}, but the texts only fill {filled} tokens: give more text, "
+            f"or at most {filled}"
         )
     return Tokenizer(backend, {"mask": MASK, "eos": END, "bos": END})
 
@@ -336,9 +336,9 @@ def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer)
     if wrong:
         text, ids = wrong[0]
         raise ValueError(
-            f"input_ids of {name!r} contradicts the column text in {len(wrong)} of {len(rows)} rows: "
-            f"its ids spell {tokenizer.decode(ids[:16])!r}, the text begins {text[:48]!r}; give the "
-            "tokenizer that made the ids, or drop the wrong column"
+            f"input_ids of {name!r} contradicts the column text in {len(wrong)} of {len(rows)} "
+            f"rows: its ids spell {tokenizer.decode(ids[:16])!r}, the text begins {text[:48]!r}; "
+            "give the tokenizer that made the ids, or drop the wrong column"
         )
 
 

