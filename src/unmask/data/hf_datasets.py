@@ -206,9 +206,9 @@ def read_texts(column: Any, rows: Sequence[int], name: str) -> list[str]:
             f"{name} holds bytes that are not UTF-8 text in rows {rows[0]} to {rows[-1]} "
             f"({error}): write these rows again, or drop them"
         ) from error
-    if None in texts:
-        row = rows[texts.index(None)]
-        raise ValueError(f"{name} is empty in row {row}: drop rows without text")
+    missing = [row for row, text in zip(rows, texts, strict=True) if text is None]
+    if missing:
+        raise ValueError(f"{name} is empty in row {missing[0]}: drop rows without text")
     return texts
 
 

@@ -82,7 +82,7 @@ def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
             raise ValueError(
                 f"{config_file} holds {kind}: want a JSON object; restore or remove it"
             )
-    names = {}
+    names: dict[str, str] = {}
     for role, (keys, spellings) in _ROLES.items():
         entries = [settings.get(key) for key in keys]
         texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]

