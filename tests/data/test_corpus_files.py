@@ -1,4 +1,4 @@
-"""Which files are read: all of a path or none, of one kind, whatever their names; never others."""
+"""Files of a corpus: all files of one kind are read, or the path is refused."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ from unmask.data.corpus_files import corpus_files, group_by_split
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of `datasets` and of what is streamed."""
+    """Of `datasets` and of streamed text, in an empty directory."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
 
@@ -39,7 +39,7 @@ def lines(*texts: str) -> str:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
-# --- syntax is never text
+# --- other syntax is not text
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".jl", ".JSONL", ".Ndjson"])
@@ -53,16 +53,16 @@ def test_json_lines_are_parsed_under_each_of_their_names(suffix: str, tmp_path: 
     "name", ["a.json", "a.JSON", "a.csv", "a.tsv", "a.CSV", "a.xml", "a.html", "a.htm", "a.txt.gz", "a.jsonl.zst",
              "a.tar", "a.zip", "a.txt.BZ2", "a.xz"]
 )  # fmt: skip
-def test_what_is_no_text_is_refused_as_a_file_and_in_a_folder(name: str, tmp_path: Path) -> None:
-    """The names of the corpus and of the kind of file stand in the sentence, and not that it is empty."""
+def test_other_syntax_is_refused_as_a_file_and_in_a_folder(name: str, tmp_path: Path) -> None:
+    """The error names the corpus and the suffix, and does not call it empty."""
     data = lines("one", "two").encode()
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_bytes(
         {".gz": gzip.compress, ".BZ2": bz2.compress}.get(Path(name).suffix, bytes)(data)
     )
-    for asked in (tmp_path / "set" / name, tmp_path / "set"):
+    for path in (tmp_path / "set" / name, tmp_path / "set"):
         with pytest.raises(ValueError, match=rf"^corpus .*{Path(name).suffix.lower()}") as caught:
-            load_corpus(asked)
+            load_corpus(path)
         assert "empty" not in str(caught.value)
 
 
@@ -70,9 +70,7 @@ def test_what_is_no_text_is_refused_as_a_file_and_in_a_folder(name: str, tmp_pat
 @pytest.mark.parametrize(
     "text", [lines("one", "two"), "\n  " + lines("one"), json.dumps([{"text": "one"}])]
 )
-def test_json_under_another_name_is_found_by_its_first_line(
-    name: str, text: str, tmp_path: Path
-) -> None:
+def test_json_under_another_name_is_refused(name: str, text: str, tmp_path: Path) -> None:
     write(tmp_path, name, text=text)
     with pytest.raises(ValueError, match=rf"{name} begins with JSON, .* \.jsonl"):
         load_corpus(tmp_path / name)
@@ -81,19 +79,19 @@ def test_json_under_another_name_is_found_by_its_first_line(
 @pytest.mark.parametrize(
     "text", ["{ this is no JSON }", "12 years ago", '"quoted"', "[1] a footnote", "null"]
 )
-def test_text_that_only_looks_like_it_is_text(text: str, tmp_path: Path) -> None:
+def test_text_that_resembles_json_is_text(text: str, tmp_path: Path) -> None:
     assert load_corpus(write(tmp_path, "a.txt", text=text) / "a.txt").documents == [text]
 
 
 @pytest.mark.parametrize("data", [b"P\0A\0R\0", "wide".encode("utf-16"), b"caf\xe9"])
-def test_bytes_that_are_no_text_are_named(data: bytes, tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(data)
-    for asked in (tmp_path, tmp_path / "a.txt"):
+    for path in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(ValueError, match=r"a\.txt is not (UTF-8 )?text \("):
-            load_corpus(asked)
+            load_corpus(path)
 
 
-# --- a folder is read whole
+# --- a folder is read whole or refused
 
 
 @pytest.mark.parametrize(
@@ -122,8 +120,8 @@ def test_a_folder_that_would_be_read_in_part_is_refused(
         load_corpus(tmp_path / "set")
 
 
-def test_what_tells_about_a_data_set_is_not_read(tmp_path: Path) -> None:
-    """As the hub lays it out; alone, it is text like any other."""
+def test_a_readme_beside_data_is_not_read(tmp_path: Path) -> None:
+    """As in repositories of the hub; alone it is text."""
     write(tmp_path / "a", "README.md", "LICENSE.txt", "LICENSE", "dataset_infos.json", "x.png")
     assert load_corpus(tmp_path / "a").documents == ["some text"] * 2
     write(tmp_path / "a", "data.jsonl", text=lines("one"))
@@ -138,7 +136,7 @@ def test_suffixes_of_text_have_any_case(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
-    """Also to a folder, and to one that holds the link."""
+    """Also a link to a folder, and to the folder of the link."""
     write(tmp_path, "elsewhere/a.txt", "set/b.txt")
     (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
@@ -150,7 +148,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "\n"])
-def test_an_empty_name_is_no_folder(
+def test_an_empty_name_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a path it would be the working directory."""
@@ -181,11 +179,11 @@ def test_no_file_is_left_out_for_a_word_in_its_name(
     }
     expected = [texts[file] for file in sorted(texts)]
     if streaming:
-        found = load_stream(str(tmp_path / "set"))
-        assert [*found.held_out.documents] == expected, "the first documents, all of them here"
+        split = load_stream(str(tmp_path / "set"))
+        assert [*split.held_out.documents] == expected, "the first documents, all of them here"
     else:
-        found = load_corpus(tmp_path / "set")
-        assert [*found.documents] == expected and found.held_out is None
+        corpus = load_corpus(tmp_path / "set")
+        assert [*corpus.documents] == expected and corpus.held_out is None
 
 
 LAYOUTS = {
@@ -209,14 +207,14 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_documented_layouts_keep_their_splits(layout: str, tmp_path: Path) -> None:
     files = [tmp_path / name for name in LAYOUTS[layout]]
-    found = group_by_split(tmp_path, files)
-    assert {"train", "test"} <= {*found} <= {"train", "test", "validation"}
-    assert sorted(file for some in found.values() for file in some) == sorted(files)
-    for name, some in found.items():
+    splits = group_by_split(tmp_path, files)
+    assert {"train", "test"} <= {*splits} <= {"train", "test", "validation"}
+    assert sorted(file for group in splits.values() for file in group) == sorted(files)
+    for name, group in splits.items():
         short = {"train": "train", "test": ("test", "eval"), "validation": "valid"}[name]
         assert all(
             any(part.lower().startswith(short) for part in file.relative_to(tmp_path).parts)
-            for file in some
+            for file in group
         )
 
 
@@ -232,7 +230,7 @@ def test_splits_of_other_names_are_read_in_the_layout_of_the_hub(tmp_path: Path)
         unique=True,
     )
 )
-def test_splits_hold_each_file_once_or_name_one_that_they_would_not(names: list[str]) -> None:
+def test_splits_hold_each_file_once_or_the_folder_is_refused(names: list[str]) -> None:
     folder = Path("/set")
     files = [folder / f"{name}.parquet" for name in names]
     named = [name for name in names if name not in ("a", "b-test")]
@@ -245,19 +243,19 @@ def test_splits_hold_each_file_once_or_name_one_that_they_would_not(names: list[
         ) == sorted(files)
 
 
-def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
+def test_a_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^corpus /dev/null is neither a file nor a folder"):
         corpus_files(Path("/dev/null"))
 
 
-# --- names are names, and no patterns
+# --- names are not patterns
 
 ODD = ["news[1]", "what?", "a*", "**", "[!a]", "{a,b}", "a]b[", "100%", "#1", "~x", "train*"]
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_pattern_in_a_name_is_part_of_the_name(name: str, tmp_path: Path) -> None:
-    """The neighbours that it would match are not read, in no form, streamed or not."""
+    """Files that the pattern would match are not read, in any form, streamed or not."""
     for other in ("news1", "what1", "ab", "b", "a", "trains"):
         parquet(tmp_path / "sets" / other / f"{other}.parquet", "another")
         write(tmp_path / "texts" / other, "a.txt", text="another")

@@ -1,4 +1,4 @@
-"""Data sets on disk as corpora: text or token ids, what is held out, a name that changes with the files."""
+"""Data sets on disk as corpora: columns, held-out splits, identities, padding, errors."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, TokenLists
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of `datasets`, which turns parquet into Arrow files."""
+    """An empty cache of `datasets`, which converts parquet to Arrow files."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
 
 
@@ -64,7 +64,7 @@ def test_a_data_set_is_a_corpus_left_on_disk(form: str, tmp_path: Path) -> None:
     ]
     assert corpus.held_out is None and corpus.identity is not None
     parts = split(corpus)
-    assert isinstance(parts.train.documents, DatasetDocuments), "no list of a large text"
+    assert isinstance(parts.train.documents, DatasetDocuments), "not read into memory"
     assert list(parts.held_out.documents) == [" 9"]
     assert list(parts.train.documents) == [f" {i}" for i in (*range(9), 10, 11)]
     assert [list(half.documents)[:2] for half in halves(corpus)] == [[" 0", " 2"], [" 1", " 3"]]
@@ -83,7 +83,7 @@ def test_all_but_every_kth(n: int, every: int, ends: tuple[int | None, int | Non
 
 
 def test_a_split_on_disk_is_the_split_in_memory(tmp_path: Path) -> None:
-    """Also of a half, whose documents are not neighbours."""
+    """Also of a half, whose documents are not adjacent."""
     texts(2345).save_to_disk(tmp_path / "set")
     (tmp_path / "set.jsonl").write_text(
         "".join(f'{{"text": "{i}"}}\n' for i in range(2345)), "utf-8"
@@ -91,8 +91,8 @@ def test_a_split_on_disk_is_the_split_in_memory(tmp_path: Path) -> None:
     on_disk, in_memory = load_corpus(tmp_path / "set"), load_corpus(tmp_path / "set.jsonl")
     for one, two in zip((on_disk, *halves(on_disk)), (in_memory, *halves(in_memory)), strict=True):
         for name in ("train", "held_out"):
-            found, expected = (getattr(split(each), name).documents for each in (one, two))
-            assert [text.strip() for text in found] == list(expected)
+            stored, expected = (getattr(split(each), name).documents for each in (one, two))
+            assert [text.strip() for text in stored] == list(expected)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_a_split_of_the_data_set_is_held_out(
     assert split(corpus).train.documents is corpus.documents
 
 
-def test_lists_of_ids_win_over_text_and_their_end_is_held_out(tmp_path: Path) -> None:
-    """Rows that were cut from a stream are neighbours: every tenth of them would not be held-out text."""
+def test_lists_of_ids_are_preferred_to_text_and_their_end_is_held_out(tmp_path: Path) -> None:
+    """Rows that were cut from one text are adjacent: every tenth would not be held-out text."""
     table = texts(25).add_column(IDS_COLUMN, [[i, i + 1] for i in range(25)])
     table.with_format("torch").save_to_disk(tmp_path / "set")
     parts = split(load_corpus(tmp_path / "set"))
@@ -128,19 +128,19 @@ def test_lists_of_ids_win_over_text_and_their_end_is_held_out(tmp_path: Path) ->
     assert parts.held_out.digest != parts.train.digest
 
 
-def test_the_digest_of_ids_is_the_one_that_is_documented(tmp_path: Path) -> None:
+def test_the_digest_of_ids_is_as_documented(tmp_path: Path) -> None:
     import hashlib
 
     datasets.Dataset.from_dict({IDS_COLUMN: [[1, 2], [3, 4]]}).save_to_disk(tmp_path / "set")
-    told = b"".join((n).to_bytes(8, "little") for n in (16, 3, 4))
+    data = b"".join((n).to_bytes(8, "little") for n in (16, 3, 4))
     assert load_corpus(tmp_path / "set").held_out is None, (
         "no split is published: `split` holds the last tenth out"
     )
-    assert split(load_corpus(tmp_path / "set")).held_out.digest == hashlib.sha256(told).hexdigest()
+    assert split(load_corpus(tmp_path / "set")).held_out.digest == hashlib.sha256(data).hexdigest()
 
 
-def test_the_name_of_a_text_changes_with_it(tmp_path: Path) -> None:
-    """And with the part of it; not with what `datasets` keeps beside it."""
+def test_the_identity_changes_with_the_text(tmp_path: Path) -> None:
+    """And with the part; not with the cache files of `datasets` beside it."""
     texts(12).save_to_disk(tmp_path / "set")
     corpus = load_corpus(tmp_path / "set")
     parts = [
@@ -162,19 +162,17 @@ def test_the_name_of_a_text_changes_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "arrow"])
-def test_the_form_in_which_a_data_set_was_last_looked_at_does_not_matter(
-    form: str, tmp_path: Path
-) -> None:
+def test_the_saved_format_does_not_matter(form: str, tmp_path: Path) -> None:
     table = texts(3).add_column(IDS_COLUMN, [[1], [2, 3], [4]])
     table.with_format(form).save_to_disk(tmp_path / "ids")
     table.remove_columns(IDS_COLUMN).with_format(form).save_to_disk(tmp_path / "texts")
-    found = list(load_corpus(tmp_path / "texts").documents)
-    assert found == [" 0", " 1", " 2"] and {type(text) for text in found} == {str}
+    strings = list(load_corpus(tmp_path / "texts").documents)
+    assert strings == [" 0", " 1", " 2"] and {type(string) for string in strings} == {str}
     assert [ids.tolist() for ids in load_corpus(tmp_path / "ids").documents] == [[1], [2, 3], [4]]
 
 
-def test_every_file_that_is_read_is_in_the_name_of_a_text(tmp_path: Path) -> None:
-    """Whatever it is called: `cache-` is what `map` leaves in a folder of `save_to_disk`, unless that names it."""
+def test_the_identity_covers_every_file_that_is_read(tmp_path: Path) -> None:
+    """Also `cache-NAME`, which `map` writes, if the data set names it as its own."""
     (tmp_path / "set").mkdir()
     for name in ("cache-1.parquet", "a.parquet"):
         texts(4).to_parquet(tmp_path / "set" / name)
@@ -191,11 +189,11 @@ def test_every_file_that_is_read_is_in_the_name_of_a_text(tmp_path: Path) -> Non
         assert load_corpus(folder).identity != before.identity
 
 
-# --- ids that are padding
+# --- padding
 
 
 def padded(lists: list[list[int]], length: int, pad: int = 0) -> dict[str, list[list[int]]]:
-    """As tokenizers of transformers write them."""
+    """As the tokenizers of transformers write them."""
     return {
         IDS_COLUMN: [ids + [pad] * (length - len(ids)) for ids in lists],
         PADDING_COLUMN: [[1] * len(ids) + [0] * (length - len(ids)) for ids in lists],
@@ -225,14 +223,14 @@ def test_padding_is_left_out(lists: list[list[int]], kind: str, fixed: bool) -> 
         column(columns[IDS_COLUMN], pa.int32()),
         column(columns[PADDING_COLUMN], pa.type_for_alias(kind)),
     )
-    found = TokenLists(ids, range(len(lists)), marks)
-    assert [one.tolist() for one in found] == expected
-    assert [one.tolist() for one in found[1:]] == expected[1:]
+    lists = TokenLists(ids, range(len(lists)), marks)
+    assert [one.tolist() for one in lists] == expected
+    assert [one.tolist() for one in lists[1:]] == expected[1:]
     whole = all(len(one) == 6 for one in lists)
-    assert found.length == (6 if whole else None), "padded lists are no rows"
+    assert lists.length == (6 if whole else None), "padded lists are not rows"
 
 
-def test_a_data_set_with_padding_is_the_one_without(tmp_path: Path) -> None:
+def test_a_data_set_with_padding_equals_the_one_without(tmp_path: Path) -> None:
     lists = [[i] * (1 + i % 5) for i in range(20)]
     datasets.Dataset.from_dict(padded(lists, 7)).save_to_disk(tmp_path / "padded")
     datasets.Dataset.from_dict({IDS_COLUMN: lists}).save_to_disk(tmp_path / "plain")
@@ -250,7 +248,7 @@ def test_a_data_set_with_padding_is_the_one_without(tmp_path: Path) -> None:
         ([[0.5, 1.0], [1.0, 1.0]], "attention_mask holds list"),
     ],
 )
-def test_marks_of_padding_that_cannot_be_such_are_named(
+def test_invalid_padding_marks_are_refused(
     marks: list[object], message: str, tmp_path: Path
 ) -> None:
     datasets.Dataset.from_dict({IDS_COLUMN: [[1, 2], [3, 4]], PADDING_COLUMN: marks}).save_to_disk(
@@ -260,7 +258,7 @@ def test_marks_of_padding_that_cannot_be_such_are_named(
         load_corpus(tmp_path / "set")
 
 
-# --- what is no text
+# --- columns that are not text
 
 
 @pytest.mark.parametrize(
@@ -269,7 +267,7 @@ def test_marks_of_padding_that_cannot_be_such_are_named(
      [["two", "strings"]] * 2,
      [None, None]], ids=lambda values: type(values[0]).__name__,
 )  # fmt: skip
-def test_a_column_that_holds_no_strings_is_refused(values: list[object], tmp_path: Path) -> None:
+def test_a_column_without_strings_is_refused(values: list[object], tmp_path: Path) -> None:
     """Two strings would be read as a pair by a tokenizer."""
     datasets.Dataset.from_dict({"text": values}).to_parquet(tmp_path / "set.parquet")
     with pytest.raises(
@@ -295,7 +293,7 @@ def test_each_kind_of_strings_is_text(kind: pa.DataType, tmp_path: Path) -> None
     assert list(load_corpus(tmp_path / "a.arrow").documents) == ["one", "two"]
 
 
-def test_strings_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
+def test_strings_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     raw = pa.array([b"good", b"caf\xe9", "\ud800".encode("utf-8", "surrogatepass")])
     table = pa.table({"text": pa.Array.from_buffers(pa.string(), 3, raw.buffers())})
     with (
@@ -314,10 +312,10 @@ def test_strings_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
 # --- caches that cannot be written
 
 
-def test_a_cache_that_cannot_be_written_is_named(
+def test_the_error_names_a_cache_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not the data set that it was for."""
+    """The error names the variable, not the data set."""
     texts(4).to_parquet(tmp_path / "set.parquet")
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file" / "unmask"))
@@ -336,7 +334,7 @@ def refused(tmp_path: Path, message: str, **columns: list[object]) -> None:
         list(load_corpus(tmp_path / "set").documents)
 
 
-def test_what_is_no_corpus_says_why(tmp_path: Path) -> None:
+def test_errors_of_data_sets_name_the_fault(tmp_path: Path) -> None:
     refused(
         tmp_path / "1",
         "has the columns body, n: want 'input_ids', lists of token ids, or 'text'; rename",
@@ -348,7 +346,7 @@ def test_what_is_no_corpus_says_why(tmp_path: Path) -> None:
     refused(tmp_path / "4", "could not be opened: IndexError.*not empty", text=[])
 
 
-def test_splits_that_do_not_fit_say_why(tmp_path: Path) -> None:
+def test_errors_of_splits_name_the_fault(tmp_path: Path) -> None:
     one, two = texts(3), datasets.Dataset.from_dict({IDS_COLUMN: [[1], [2]]})
     datasets.DatasetDict(a=one, b=one).save_to_disk(tmp_path / "named")
     with pytest.raises(ValueError, match="splits a, b: want one named train"):

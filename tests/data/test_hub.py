@@ -1,4 +1,4 @@
-"""Names of models: paths, run directories, what comes with the package, and revisions."""
+"""Names of models: paths, run directories, models of the package, revisions."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from unmask.data.hub import check_no_file_left_out, local_or_hub, resolve_dataset, shipped
 
 
-def test_a_run_directory_stands_for_its_model(tmp_path: Path) -> None:
+def test_a_run_directory_gives_its_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     assert local_or_hub(tmp_path, ()) == tmp_path
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -27,19 +27,19 @@ def test_models_of_the_package_have_names() -> None:
         local_or_hub("unmask:student", ())
 
 
-def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(
+def test_a_hub_id_may_end_with_a_revision_but_not_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
+    requests: list[tuple[str, str | None]] = []
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision))
+        requests.append((name, revision))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     for name, revision in (("a/b@v1", None), ("a/b", "v1"), ("a/b@v1", "v1"), ("a/b", None)):
         local_or_hub(name, (), revision)
-    assert asked == [("a/b", "v1"), ("a/b", "v1"), ("a/b", "v1"), ("a/b", None)]
+    assert requests == [("a/b", "v1"), ("a/b", "v1"), ("a/b", "v1"), ("a/b", None)]
     with pytest.raises(ValueError, match="revision 'v2' contradicts .*a/b@v1"):
         local_or_hub("a/b@v1", (), "v2")
     (tmp_path / "a@b").mkdir()
@@ -50,7 +50,7 @@ def test_a_revision_may_stand_behind_a_hub_id_but_not_a_path(
 
 
 @pytest.mark.parametrize("name", ["", " ", "\t"])
-def test_an_empty_name_is_no_directory(
+def test_an_empty_name_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a path it would be the working directory."""
@@ -61,7 +61,7 @@ def test_an_empty_name_is_no_directory(
 
 
 @pytest.mark.parametrize("name", ["here", "unmask:teacher"])
-def test_a_revision_of_what_is_not_on_the_hub_is_refused(
+def test_a_revision_of_a_local_model_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_a_revision_of_what_is_not_on_the_hub_is_refused(
         local_or_hub(name, (), "v1")
 
 
-def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_name(
+def test_the_error_names_a_cache_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def download(*arguments: object, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""A long text in pieces: the ids of the whole text, whatever the tokenizer, with no more than a piece in memory."""
+"""Long texts in pieces: the ids of the whole text for any tokenizer, one piece in memory."""
 
 import re
 import subprocess
@@ -40,14 +40,14 @@ TEXTS = [
 
 
 def bytes_of(**options: object) -> Tokenizer:
-    """A byte-level BPE of our own training, its words cut in another way."""
+    """A byte-level BPE with other rules for words."""
     backend = hf.Tokenizer.from_str(train_bpe(TEXTS, 330)._plain.to_str())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(**options)
     return Tokenizer(backend, {})
 
 
 def llama3() -> Tokenizer:
-    """Its pattern in front of bytes."""
+    """Its pattern for words before bytes."""
     words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     pattern = words + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     backend = hf.Tokenizer.from_str(train_bpe(TEXTS, 330)._plain.to_str())
@@ -97,7 +97,7 @@ def t5(scheme: str) -> Tokenizer:
 
 
 def llama2() -> Tokenizer:
-    """No words at all: merges go over blanks, and a text has a blank before it."""
+    """No words: merges cross spaces, and a space is put before a text."""
     normaliser = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = hf.trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>"], show_progress=False)
     return trained(models.BPE(unk_token="<unk>"), trainer, normaliser)
@@ -128,24 +128,24 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 def test_pieces_are_the_text_and_their_ids_its_ids(
     tokenizer: Tokenizer, text: str, size: int
 ) -> None:
-    found = list(
+    pieces = list(
         encode_in_pieces(text, lambda some: tokenizer._ids([some], False)[0], size, context=16)
     )
-    assert "".join(piece for piece, _ in found) == text
-    assert [token for _, ids in found for token in ids] == tokenizer.encode(text)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert [token for _, ids in pieces for token in ids] == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("llama 2", "no pattern")])
 def test_a_text_of_words_is_cut(kind: str) -> None:
-    """So the law above does not hold because all is one piece."""
+    """So the property above is not trivial."""
     tokenizer, text = KINDS[kind](), " ".join(TEXTS)
-    found = [
+    sizes = [
         len(piece)
         for piece, _ in encode_in_pieces(
             text, lambda some: tokenizer._ids([some], False)[0], 64, context=16
         )
     ]
-    assert sum(found) == len(text) and max(found) <= 2 * 64 + 16 and len(found) > len(text) / 100
+    assert sum(sizes) == len(text) and max(sizes) <= 2 * 64 + 16 and len(sizes) > len(text) / 100
 
 
 def test_a_text_that_cannot_be_cut_is_refused_beyond_a_size() -> None:

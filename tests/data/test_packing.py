@@ -1,4 +1,4 @@
-"""Rows and batches: nothing lost but the remainder, every row seen equally often, a batch is a function of its step."""
+"""Rows and batches: only the remainder is lost, and a batch is a function of its step."""
 
 import time
 from collections import Counter
@@ -58,7 +58,7 @@ def test_wrapped_rows_are_shorter_rows_between_their_ends(
     assert packed[:, -1].eq(EOS).all()
 
 
-def test_without_eos_nothing_stands_between_documents() -> None:
+def test_without_eos_nothing_is_between_documents() -> None:
     assert pack([[1, 2], [3], [], [4, 5]], 2, eos_id=None).tolist() == [[1, 2], [3, 4]]
 
 
@@ -75,7 +75,7 @@ def test_packing_takes_any_iterable_of_documents() -> None:
         (([[1, 2, 3]], 3, None, True), "eos_id is None"),
     ],
 )
-def test_what_cannot_be_packed_says_why(arguments: tuple[object, ...], message: str) -> None:
+def test_errors_of_packing_name_the_fault(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack(*arguments)  # type: ignore[arg-type]
 
@@ -156,7 +156,7 @@ def test_every_order_of_an_epoch_is_equally_likely() -> None:
         ({"rank": 2, "world": 2}, "rank is 2: want 0 <= rank < world = 2"),
     ],
 )
-def test_a_batch_that_cannot_be_says_why(arguments: dict[str, object], message: str) -> None:
+def test_errors_of_batches_name_the_argument(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batch_at(**({"ids": rows(4), "step": 0, "batch_size": 2, "seed": 0} | arguments))  # type: ignore[arg-type]
 
@@ -189,7 +189,7 @@ def blocks_of(
 def test_blocks_together_are_the_rows_whatever_their_size(
     token_lists: list[list[int]], length: int, block: int, wrap: bool, between: bool
 ) -> None:
-    """Against a stream that is made whole, then cut."""
+    """Compared with a stream that is joined first, then cut."""
     body = length - 2 if wrap else length
     stream = joined(token_lists) if between else list(chain.from_iterable(token_lists))
     n = len(stream) // max(body, 1)
@@ -197,16 +197,18 @@ def test_blocks_together_are_the_rows_whatever_their_size(
         with pytest.raises(ValueError, match=r"length is|a row takes"):
             blocks_of(token_lists, length, block, wrap=wrap, between=between)
         return
-    found = torch.cat(blocks_of(token_lists, length, block, wrap=wrap, bos_id=BOS, between=between))
+    packed = torch.cat(
+        blocks_of(token_lists, length, block, wrap=wrap, bos_id=BOS, between=between)
+    )
     crops = [stream[i * body : (i + 1) * body] for i in range(n)]
-    assert found.tolist() == [[BOS, *crop, EOS] if wrap else crop for crop in crops]
+    assert packed.tolist() == [[BOS, *crop, EOS] if wrap else crop for crop in crops]
     assert torch.equal(
-        found, pack(token_lists, length, EOS, wrap=wrap, bos_id=BOS, between=between)
+        packed, pack(token_lists, length, EOS, wrap=wrap, bos_id=BOS, between=between)
     )
 
 
 def test_packing_reads_no_further_than_a_block() -> None:
-    """A row block is given as soon as its tokens were read; what is left over is less than a row."""
+    """A block of rows comes as soon as its tokens were read; less than a row remains."""
     read = 0
 
     def endless() -> Iterator[list[int]]:
@@ -219,7 +221,7 @@ def test_packing_reads_no_further_than_a_block() -> None:
     for number in range(1, 50):
         rows = next(blocks)
         assert 100 - 7 < rows.size < 100 + 10 and 10 * read <= number * 110
-        assert rows.base.size <= 110, "a block does not hold those before it"
+        assert rows.base.size <= 110, "a block holds no earlier block"
 
 
 def test_rows_are_checked_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,17 +237,17 @@ def test_rows_are_checked_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 @given(st.integers(1, 5000), st.integers(1, 600))
 @settings(deadline=None)
-def test_spread_rows_leave_no_part_of_a_text_out(n: int, k: int) -> None:
+def test_evenly_spaced_rows_cover_the_text(n: int, k: int) -> None:
     """k rows of n: in order, no row twice, equal gaps and equal ends, to rounding."""
-    found = evenly_spaced(n, k)
-    assert found.dtype == torch.int64 and len(found) == min(n, k)
-    gaps = found.diff()
+    numbers = evenly_spaced(n, k)
+    assert numbers.dtype == torch.int64 and len(numbers) == min(n, k)
+    gaps = numbers.diff()
     assert len(gaps) == 0 or (int(gaps.min()) >= 1 and int(gaps.max() - gaps.min()) <= 1)
-    before, behind = int(found[0]), n - 1 - int(found[-1])
-    assert 0 <= behind <= before <= behind + 1
+    before, after = int(numbers[0]), n - 1 - int(numbers[-1])
+    assert 0 <= after <= before <= after + 1
 
 
 @pytest.mark.parametrize("n, k", [(0, 3), (3, 0), (3, -1)])
-def test_no_rows_to_spread(n: int, k: int) -> None:
+def test_evenly_spaced_needs_rows(n: int, k: int) -> None:
     with pytest.raises(ValueError, match=f"n = {n} and k = {k}, want n >= 1 and k >= 1"):
         evenly_spaced(n, k)

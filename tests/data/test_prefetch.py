@@ -1,4 +1,4 @@
-"""Text that is read while it is trained on: the rows are those of the whole text, whoever writes them and when."""
+"""Streamed rows: those of the whole text, whichever process writes them, at any time."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ EOS, VOCABULARY, W = 0, 30, 16
 
 
 def lengths(n: int) -> list[int]:
-    """Of documents, some of them empty, some longer than a window."""
+    """Lengths of documents: some are empty, some are longer than a window."""
     return [(i * 7) % 23 if i % 50 != 49 else 400 for i in range(n)]
 
 
@@ -51,7 +51,7 @@ def stream(texts: Sequence[str], chosen: range = range(sys.maxsize)) -> Stream:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of W rows of 5 tokens, packed in blocks of which a window holds some, and parts."""
+    """Windows of W rows of 5 tokens, packed in blocks that do not divide a window."""
     monkeypatch.setattr(unmask.data.prefetch, "WINDOW_TOKENS", 5 * W)
     monkeypatch.setattr(
         unmask.data.prefetch, "cut_rows", partial(unmask.data.prefetch.cut_rows, block=33)
@@ -71,7 +71,7 @@ def opened(
 
 
 def in_windows(rows: torch.Tensor, size: int, ahead: int = 0) -> StreamedRows:
-    """Rows of which no more are known than was asked for, and `ahead` windows."""
+    """Rows that become available as needed, and `ahead` windows more."""
     return StreamedRows(size, lambda n: rows[: (-(-n // size) + ahead) * size], lambda: None)
 
 
@@ -83,25 +83,25 @@ def in_windows(rows: torch.Tensor, size: int, ahead: int = 0) -> StreamedRows:
     st.integers(0, 3),
     st.integers(0, 9),
 )
-def test_a_batch_does_not_depend_on_how_much_is_known(
+def test_a_batch_does_not_depend_on_how_many_rows_are_available(
     n: int, size: int, batch_size: int, step: int, seed: int, ahead: int
 ) -> None:
-    """Nor on the number of processes; and what is in a window is seen before what is in the next one."""
+    """Nor on the number of processes; and the rows of a window come before those of the next."""
     rows = torch.arange(n)[:, None].expand(-1, 2)
-    found = batch_at(in_windows(rows, size), step, 2 * batch_size, seed)
-    assert torch.equal(found, batch_at(in_windows(rows, size, ahead), step, 2 * batch_size, seed))
+    batch = batch_at(in_windows(rows, size), step, 2 * batch_size, seed)
+    assert torch.equal(batch, batch_at(in_windows(rows, size, ahead), step, 2 * batch_size, seed))
     parts = [
         batch_at(in_windows(rows, size), step, 2 * batch_size, seed, rank, 2) for rank in range(2)
     ]
-    assert torch.equal(torch.cat(parts), found)
+    assert torch.equal(torch.cat(parts), batch)
     place = torch.arange(step * 2 * batch_size, (step + 1) * 2 * batch_size)
-    assert torch.equal(found[:, 0] // size, place % n // size)
+    assert torch.equal(batch[:, 0] // size, place % n // size)
     epoch = torch.cat([batch_at(in_windows(rows, size), k, n, seed)[:, 0] for k in (0, 1)])
     assert torch.equal(epoch.view(2, n).sort(dim=1).values, torch.arange(n).expand(2, -1))
 
 
-def test_rows_that_are_all_there_are_one_window() -> None:
-    """In the order that they had before there were windows."""
+def test_rows_that_are_not_streamed_are_one_window() -> None:
+    """In the order of older versions."""
     rows = torch.arange(13)[:, None]
     for step in range(9):
         place = step * 5 + torch.arange(5)
@@ -121,7 +121,7 @@ def test_rows_that_are_all_there_are_one_window() -> None:
 def test_windows_together_are_the_rows_of_the_whole_text(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], wrap: bool, first: int, every: int
 ) -> None:
-    """For any documents of which any are chosen, written at once or a window at a time by others."""
+    """For any chosen documents, written at once or a window at a time by several objects."""
     folder, texts = tmp_path_factory.mktemp("windows"), ["ab" * size for size in sizes]
     source = stream(texts or [""], range(first, sys.maxsize, every))
     lists = encode(texts[first::every])
@@ -130,36 +130,34 @@ def test_windows_together_are_the_rows_of_the_whole_text(
             opened(folder, source, wrap=wrap).at_least(1)
         return
     expected = pack(lists, 5, EOS, wrap=wrap)
-    found = opened(folder / "1", source, wrap=wrap)
-    assert torch.equal(found.at_least(10**6)[:], expected)
-    for n in range(
-        1, len(expected) + W, W
-    ):  # each by an object that knows nothing but what is on disk
+    opened_rows = opened(folder / "1", source, wrap=wrap)
+    assert torch.equal(opened_rows.at_least(10**6)[:], expected)
+    for n in range(1, len(expected) + W, W):  # each by a new object
         once = opened(folder / "2", source, wrap=wrap)
-        some = once.at_least(n)  # asked for again it may be more: windows are written ahead
-        assert torch.equal(some[:], expected[: len(some)])
-        assert len(some) >= min(n, len(expected))
+        rows = once.at_least(n)  # may be more later, because windows are prefetched
+        assert torch.equal(rows[:], expected[: len(rows)])
+        assert len(rows) >= min(n, len(expected))
         once.close()
 
 
-def test_a_text_is_read_no_further_than_it_is_asked_for_and_not_from_its_beginning(
+def test_a_text_is_read_only_as_far_as_needed_and_continued_from_the_last_window(
     tmp_path: Path,
 ) -> None:
-    """Two windows ahead; who goes on begins near the end of what is there."""
+    """And two windows more; a new object starts near the end of the existing windows."""
     texts, seen = [f"{'abc' * 7}{chr(97 + i % 26)}" for i in range(5000)], []
 
-    def watched(some: Sequence[str]) -> list[list[int]]:
-        seen.append(len(some))
-        return encode(some)
+    def watched(rows: Sequence[str]) -> list[list[int]]:
+        seen.append(len(rows))
+        return encode(rows)
 
     whole = pack(encode(texts), 5, EOS)
     for n, most in ((1, 384), (W, 128), (40 * W, 2048), (41 * W, 384), (60 * W, 1024)):
         seen.clear()
-        found = opened(tmp_path, stream(texts), watched)
-        assert torch.equal(found.at_least(n)[:n], whole[:n])
+        streamed = opened(tmp_path, stream(texts), watched)
+        assert torch.equal(streamed.at_least(n)[:n], whole[:n])
         wait_for(lambda: not writers())
         assert sum(seen) <= most
-        found.close()
+        streamed.close()
 
 
 def writers() -> list[threading.Thread]:
@@ -173,57 +171,57 @@ def wait_for(done: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def test_windows_are_written_ahead_and_found_by_others(tmp_path: Path) -> None:
-    found = opened(tmp_path, stream(documents()))
-    assert len(found.at_least(1)) == W
+def test_windows_are_prefetched_and_read_by_others(tmp_path: Path) -> None:
+    streamed = opened(tmp_path, stream(documents()))
+    assert len(streamed.at_least(1)) == W
     wait_for(lambda: not writers())
     assert sorted(path.name for path in tmp_path.glob("0*.json")) == [
         f"00000{i}.json" for i in range(3)
     ]
 
-    def refuse(some: Sequence[str]) -> list[list[int]]:
-        raise AssertionError("they are there")
+    def refuse(rows: Sequence[str]) -> list[list[int]]:
+        raise AssertionError("the windows exist")
 
     other = opened(tmp_path, stream(documents()), refuse)
     assert len(other.at_least(2 * W + 1)) == 3 * W and torch.equal(
-        other.at_least(1)[:W], found.at_least(1)[:W]
+        other.at_least(1)[:W], streamed.at_least(1)[:W]
     )
-    assert not writers(), "only who has the text open reads ahead"
+    assert not writers(), "only the object with a reader prefetches"
 
 
-def test_a_window_that_is_not_whole_is_written_anew(tmp_path: Path) -> None:
+def test_an_incomplete_window_is_written_again(tmp_path: Path) -> None:
     whole = pack(encode(documents()), 5, EOS)
     opened(tmp_path, stream(documents())).at_least(1)
     wait_for(lambda: not writers())
-    (tmp_path / "000002.json").unlink()  # what says that the window is there
+    (tmp_path / "000002.json").unlink()  # marks the window as complete
     (tmp_path / "000002.arrow").write_bytes(b"half")
     assert torch.equal(opened(tmp_path, stream(documents())).at_least(3 * W)[:], whole[: 3 * W])
 
 
-def test_a_failure_is_told_where_its_rows_are_needed_and_can_be_mended(tmp_path: Path) -> None:
-    """Windows before it are read; what failed ahead fails again in front, with its own words."""
+def test_an_error_is_raised_when_its_rows_are_needed_and_can_be_repaired(tmp_path: Path) -> None:
+    """Earlier windows are read. An error of the prefetch is raised again by the caller."""
     bad, broken = documents(), [True]
 
-    def code(some: Sequence[str]) -> list[list[int]]:
-        if bad[150] in some and broken[0]:
-            raise ValueError("a letter that nobody knows")
-        return encode(some)
+    def code(rows: Sequence[str]) -> list[list[int]]:
+        if bad[150] in rows and broken[0]:
+            raise ValueError("an unknown letter")
+        return encode(rows)
 
-    whole, said = pack(encode(bad), 5, EOS), []
-    found = stream_rows(stream(bad), code, tmp_path, VOCABULARY, 5, EOS, log=said.append)
+    whole, lines = pack(encode(bad), 5, EOS), []
+    streamed = stream_rows(stream(bad), code, tmp_path, VOCABULARY, 5, EOS, log=lines.append)
     read = W
-    with pytest.raises(ValueError, match="a letter that nobody knows"):
+    with pytest.raises(ValueError, match="an unknown letter"):
         while True:
-            assert torch.equal(found.at_least(read)[:read], whole[:read])
+            assert torch.equal(streamed.at_least(read)[:read], whole[:read])
             wait_for(lambda: not writers())
             read += W
     assert W < read < len(whole) and not list(tmp_path.glob(".tmp-*"))
-    assert any("prefetch" in line and "nobody knows" in line for line in said)
+    assert any("prefetch" in line and "unknown letter" in line for line in lines)
     broken[0] = False
-    assert torch.equal(found.at_least(10**6)[:], whole)
+    assert torch.equal(streamed.at_least(10**6)[:], whole)
 
 
-def test_a_reader_that_fails_says_how_far_it_came(tmp_path: Path) -> None:
+def test_the_error_of_a_reader_names_the_document(tmp_path: Path) -> None:
     def rows() -> Iterator[dict[str, str]]:
         for i in range(100):
             yield {"text": "abcde" * 5}
@@ -239,23 +237,23 @@ def test_a_reader_that_fails_says_how_far_it_came(tmp_path: Path) -> None:
         opened(tmp_path, Stream("toy", table, "text", range(sys.maxsize), "toy")).at_least(10**6)
 
 
-def test_what_is_written_ahead_ends_when_it_is_told_to(tmp_path: Path) -> None:
-    """And is gone on with when rows are asked for again."""
+def test_close_ends_the_prefetch(tmp_path: Path) -> None:
+    """It continues when rows are requested again."""
 
-    def slow(some: Sequence[str]) -> list[list[int]]:
+    def slow(rows: Sequence[str]) -> list[list[int]]:
         if threading.current_thread() is not threading.main_thread():
             time.sleep(0.05)
-        return encode(some)
+        return encode(rows)
 
     texts = ["abc" * 90] * 500  # a window is less than 64 of them
-    found = opened(tmp_path, stream(texts), slow)
+    streamed = opened(tmp_path, stream(texts), slow)
     for n in (1, 250 * W):
-        found.at_least(n)
-        found.close()
+        streamed.at_least(n)
+        streamed.close()
         assert not writers()
-    some = found.at_least(250 * W)
-    assert torch.equal(some[:], pack(encode(texts), 5, EOS)[: len(some)])
-    found.close()
+    rows = streamed.at_least(250 * W)
+    assert torch.equal(rows[:], pack(encode(texts), 5, EOS)[: len(rows)])
+    streamed.close()
 
 
 # --- processes
@@ -279,12 +277,12 @@ def begin(last, seconds):
     if child:
         return child
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    def slow(some):
+    def slow(rows):
         time.sleep(seconds)
-        return encode(some)
-    found = unmask.data.prefetch.stream_rows(source, slow, folder, VOCABULARY, 5, EOS)
+        return encode(rows)
+    streamed = unmask.data.prefetch.stream_rows(source, slow, folder, VOCABULARY, 5, EOS)
     for n in range(W, last, W):
-        rows = found.at_least(n)
+        rows = streamed.at_least(n)
     assert torch.equal(rows[:], whole[:len(rows)])
     sys.exit()  # as a script ends: threads and all
 
@@ -301,8 +299,8 @@ print(len(list(folder.glob("0*.json"))), -(-len(whole) // W))
 
 
 @pytest.mark.slow
-def test_processes_share_windows_and_survive_each_other(tmp_path: Path) -> None:
-    """One is killed while it writes, one is interrupted, one ends while it still reads ahead; others go on."""
+def test_processes_share_windows_and_survive_one_another(tmp_path: Path) -> None:
+    """One is killed in a write, one is interrupted, one exits during its prefetch; others continue."""
     paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROCESSES, str(tmp_path)]

@@ -1,4 +1,4 @@
-"""Rows on disk: they are the rows in memory, read as a tensor is, whole or not there, made once by one process."""
+"""Rows on disk: equal to rows in memory, indexed like a tensor, atomic, written by one process."""
 
 import fcntl
 import os
@@ -63,13 +63,13 @@ def test_rows_on_disk_are_the_rows_in_memory(
     wrap: bool,
     size: int,
 ) -> None:
-    """For any documents, length, size of blocks and width of a token."""
+    """For any documents, length, block size and token width."""
     file = tmp_path_factory.mktemp("rows") / "rows.arrow"
     write_rows(file, row_blocks(lists, length, EOS, wrap=wrap, block=block), length, size)
-    found, expected = open_rows(file), pack(lists, length, EOS, wrap=wrap)
-    assert found.shape == tuple(expected.shape) and len(found) == len(expected)
-    assert found.blocks[0].dtype == (np.uint16 if size <= 2**16 else np.int32)
-    assert torch.equal(found[:], expected) and found[:].dtype == torch.int64
+    stored_rows, expected = open_rows(file), pack(lists, length, EOS, wrap=wrap)
+    assert stored_rows.shape == tuple(expected.shape) and len(stored_rows) == len(expected)
+    assert stored_rows.blocks[0].dtype == (np.uint16 if size <= 2**16 else np.int32)
+    assert torch.equal(stored_rows[:], expected) and stored_rows[:].dtype == torch.int64
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +83,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, Stored
     st.tuples(*[st.none() | st.integers(-40, 40)] * 2),
     st.sampled_from([None, 1, 3]),
 )
-def test_rows_are_read_as_a_tensor_is(
+def test_rows_are_indexed_like_a_tensor(
     pair: tuple[torch.Tensor, StoredRows],
     numbers: list[int],
     ends: tuple[int | None, int | None],
     step: int | None,
 ) -> None:
-    """By numbers in any order, repeated ones too, and by slices."""
+    """By numbers in any order, also repeated, and by slices."""
     rows, on_disk = pair
     index = torch.tensor(numbers, dtype=torch.int64)
     assert torch.equal(on_disk[index], rows[index])
@@ -97,17 +97,17 @@ def test_rows_are_read_as_a_tensor_is(
 
 
 @given(st.integers(0, 40), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.integers(0, 3))
-def test_batches_do_not_know_where_rows_are(
+def test_batches_do_not_depend_on_where_rows_are(
     pair: tuple[torch.Tensor, StoredRows], step: int, world: int, share: int, seed: int
 ) -> None:
-    """And the processes together see what one sees."""
+    """Nor on the number of processes."""
     rows, on_disk = pair
     whole = batch_at(rows, step, world * share, seed)
     parts = [batch_at(on_disk, step, world * share, seed, rank, world) for rank in range(world)]
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_a_number_that_is_no_row_is_refused(pair: tuple[torch.Tensor, StoredRows]) -> None:
+def test_a_row_number_out_of_range_is_refused(pair: tuple[torch.Tensor, StoredRows]) -> None:
     for wrong in (-1, 30):
         with pytest.raises(IndexError, match=r"(0 to 30|-1 to 0): want 0 to 29"):
             pair[1][torch.tensor([0, wrong])]
@@ -119,8 +119,8 @@ def test_stored_rows_are_checked_like_others(pair: tuple[torch.Tensor, StoredRow
         check_rows(pair[1], 292, None)
 
 
-def test_what_has_no_place_in_the_vocabulary_is_not_written(tmp_path: Path) -> None:
-    """Two bytes would hold the remainder of a greater id, and nobody would see it."""
+def test_ids_outside_the_vocabulary_are_not_written(tmp_path: Path) -> None:
+    """Two bytes would silently hold the remainder of a greater id."""
     for wrong in (-1, 70_000):
         with pytest.raises(ValueError, match="0 <= id < vocab_size = 60000"):
             write_rows(tmp_path / "rows.arrow", [np.full((2, 3), wrong)], 3, 60_000)
@@ -129,7 +129,7 @@ def test_what_has_no_place_in_the_vocabulary_is_not_written(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_opening_rows_reads_none_of_them(tmp_path: Path) -> None:
-    """64 MiB on disk are a few pages in memory: what is not mapped from a file does not grow with the rows."""
+    """64 MiB on disk are a few pages in memory: anonymous memory does not grow with the rows."""
     code = """
 import sys, torch
 from pathlib import Path
@@ -161,12 +161,12 @@ print(anonymous() - before)
     assert int(ran.stdout) < 40_000, "kB; the rows are 65,536 kB on disk and 262,144 kB as int64"
 
 
-# --- made once
+# --- written once
 
 
-def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:
+def test_cached_rows_are_not_written_again(tmp_path: Path) -> None:
     def refuse() -> Iterator[NDArray[np.int64]]:
-        raise AssertionError("they are there")
+        raise AssertionError("the rows exist")
         yield
 
     rows = numbered(5)
@@ -183,8 +183,8 @@ from unmask.data.rows_on_disk import cached_rows
 file, number, log = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 
 def blocks():
-    with log.open("a") as told:
-        told.write(f"{number}\\n")
+    with log.open("a") as file_handle:
+        file_handle.write(f"{number}\\n")
     for place in range(40):
         yield np.full((2, 3), place)
         time.sleep(0.01)
@@ -205,18 +205,18 @@ def writer(file: Path, number: int) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-def test_of_many_processes_one_writes(tmp_path: Path) -> None:
-    """The others wait for it, say so, and read what it wrote."""
+def test_one_of_several_processes_writes(tmp_path: Path) -> None:
+    """The others wait, log it, and read its file."""
     writers = [writer(tmp_path / "rows.arrow", number) for number in range(3)]
-    told = [process.communicate(timeout=60) for process in writers]
-    assert [process.returncode for process in writers] == [0, 0, 0], told
+    outputs = [process.communicate(timeout=60) for process in writers]
+    assert [process.returncode for process in writers] == [0, 0, 0], outputs
     assert len((tmp_path / "log").read_text().splitlines()) == 1
     assert not list(tmp_path.glob(f"{TEMPORARY}*"))
 
 
 @pytest.mark.slow
-def test_who_is_killed_leaves_nothing_that_is_taken_for_rows(tmp_path: Path) -> None:
-    """The one who waits for it begins anew."""
+def test_a_killed_process_leaves_no_rows(tmp_path: Path) -> None:
+    """The process that waits starts again."""
     file = tmp_path / "rows.arrow"
     killed = writer(file, -1)
     started = time.monotonic()
@@ -233,7 +233,7 @@ def test_who_is_killed_leaves_nothing_that_is_taken_for_rows(tmp_path: Path) -> 
     assert not list(tmp_path.glob(f"{TEMPORARY}*"))
 
 
-def test_what_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_in_the_middle_leaves_no_file(tmp_path: Path) -> None:
     def failing() -> Iterator[NDArray[np.int64]]:
         yield np.zeros((2, 3), dtype=np.int64)
         raise RuntimeError("text that cannot be read")
@@ -243,7 +243,7 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [".lock-rows.arrow"]
 
 
-def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_the_error_of_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     def full() -> Iterator[NDArray[np.int64]]:
         yield np.zeros((2, 3), dtype=np.int64)
         raise OSError(28, "No space left on device")
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(tmp_path: Path) -> None:
         cached_rows(tmp_path / "rows.arrow", full, 3, 100)
 
 
-def test_half_a_file_is_no_file(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     stored(numbered(30), tmp_path)
     whole = (tmp_path / "rows.arrow").read_bytes()
     (tmp_path / "rows.arrow").write_bytes(whole[: len(whole) // 2])
@@ -260,7 +260,7 @@ def test_half_a_file_is_no_file(tmp_path: Path) -> None:
         open_rows(tmp_path / "rows.arrow")
 
 
-def test_the_cache_is_where_it_is_told_to_be(
+def test_environment_variables_name_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNMASK_CACHE", "~/here")
@@ -272,7 +272,7 @@ def test_the_cache_is_where_it_is_told_to_be(
     assert cache_dir() == Path.home() / ".cache" / "unmask"
 
 
-def test_a_key_sees_every_fact() -> None:
+def test_a_fingerprint_depends_on_every_fact() -> None:
     assert (
         len(
             {
@@ -291,15 +291,15 @@ def test_a_key_sees_every_fact() -> None:
     assert fingerprint("a", 1, None, [2]) == fingerprint("a", 1, None, [2])
 
 
-def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_lock_is_released_after_its_block(tmp_path: Path) -> None:
+    lines: list[str] = []
     for _ in range(2):
-        with file_lock(tmp_path / "a" / "thing", said.append):
+        with file_lock(tmp_path / "a" / "thing", lines.append):
             pass
-    assert said == []
+    assert lines == []
 
 
-def test_a_file_system_without_locks_is_named(
+def test_a_file_system_without_locks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_locks(*arguments: object) -> None:
@@ -339,7 +339,7 @@ def test_lists_of_one_length_are_rows(kind: pa.DataType) -> None:
     assert torch.equal(lists[1:6:2].rows()[torch.tensor([2, 0])], ids[[5, 1]])
 
 
-def test_lists_of_other_lengths_are_no_rows() -> None:
+def test_lists_of_different_lengths_are_not_rows() -> None:
     lists = TokenLists(column([[1], [2, 3], [], [4]], KINDS[0]), range(4))
     assert lists.length is None and [list(one) for one in lists[1:]] == [[2, 3], [], [4]]
     with pytest.raises(ValueError, match="input_ids has lists of different lengths"):
@@ -355,14 +355,14 @@ def test_lists_of_other_lengths_are_no_rows() -> None:
         ([[1], [None]], KINDS[0], "missing"),
     ],
 )
-def test_a_column_of_something_else_is_named(
+def test_a_column_of_something_else_is_refused(
     lists: object, kind: pa.DataType, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         TokenLists(pa.chunked_array([pa.array(lists, kind)]), range(2))
 
 
-def test_both_forms_of_an_arrow_file_are_read(tmp_path: Path) -> None:
+def test_both_formats_of_an_arrow_file_are_read(tmp_path: Path) -> None:
     table = pa.table({IDS_COLUMN: [[1, 2], [3, 4]]})
     for form in (pa.ipc.new_file, pa.ipc.new_stream):
         with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, form(sink, table.schema) as sheet:

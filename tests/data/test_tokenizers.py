@@ -1,4 +1,4 @@
-"""Tokenizers: exact round trips, special tokens only where they are meant, files that come back the same."""
+"""Tokenizers: exact round trips, special tokens only on request, files that load unchanged."""
 
 import importlib.util
 import json
@@ -55,7 +55,7 @@ def bert_backend() -> hf.Tokenizer:
 @example(f"a{END}b{MASK} {MASK}")
 @example("\x00\r\n\t \u2028 e\u0301 \u00e9 \U0001f469\u200d\U0001f680 \ufeff \u202e")
 @settings(deadline=None)
-def test_any_text_comes_back_exactly_and_stays_text(bpe: Tokenizer, text: str) -> None:
+def test_any_text_round_trips_and_stays_text(bpe: Tokenizer, text: str) -> None:
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text
     assert bpe.mask_id not in ids
@@ -65,13 +65,13 @@ def test_any_text_comes_back_exactly_and_stays_text(bpe: Tokenizer, text: str) -
 @given(st.lists(st.text(max_size=20)))
 @example([f"text {i}" for i in range(150)])
 @settings(deadline=None, max_examples=20)
-def test_a_batch_is_each_text_alone(bpe: Tokenizer, texts: list[str]) -> None:
+def test_a_batch_equals_its_texts_one_by_one(bpe: Tokenizer, texts: list[str]) -> None:
     assert bpe.encode_batch(texts) == [bpe.encode(text) for text in texts]
 
 
 @given(st.lists(st.sampled_from([END, MASK, "the rain", " in", "Spain "])))
 @settings(deadline=None)
-def test_reading_specials_is_the_inverse_of_showing_them(bpe: Tokenizer, pieces: list[str]) -> None:
+def test_encoding_specials_inverts_decoding(bpe: Tokenizer, pieces: list[str]) -> None:
     text = "".join(pieces)
     ids = bpe.encode(text, specials=True)
     assert bpe.decode(ids) == text
@@ -95,7 +95,7 @@ def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer) -> None:
     ("size", "message"),
     [(257, "vocab_size is 257: want at least 258"), (5000, "vocab_size is 5000, .* fill [0-9]+")],
 )
-def test_a_vocabulary_that_cannot_be_filled_says_why(size: int, message: str) -> None:
+def test_a_vocabulary_that_cannot_be_filled_is_refused(size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_bpe(TEXTS, size)
 
@@ -106,7 +106,7 @@ def test_the_smallest_vocabulary_is_the_bytes() -> None:
     assert len(tokenizer.encode("h\u00e9")) == 3
 
 
-def test_a_saved_tokenizer_comes_back_the_same(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_unchanged(bpe: Tokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path / "new" / "folder")
     again = Tokenizer.load(tmp_path / "new" / "folder")
     assert again.digest == bpe.digest and again.behaviour == bpe.behaviour
@@ -143,8 +143,8 @@ def gpt2() -> Tokenizer:
     return tokenizer_named("gpt2")
 
 
-def test_gpt2_speaks_as_openais(gpt2: Tokenizer) -> None:
-    """Ids that the papers and the documentation of tiktoken and transformers name."""
+def test_gpt2_gives_the_ids_of_openai(gpt2: Tokenizer) -> None:
+    """Ids in the papers and in the documentation of tiktoken and transformers."""
     assert (gpt2.vocab_size, gpt2.eos_id, gpt2.bos_id, gpt2.mask_id) == (50257, 50256, 50256, None)
     assert gpt2.encode("Hello world") == [15496, 995]
     assert gpt2.encode("hello <|endoftext|>", specials=True) == [31373, 220, 50256]
@@ -160,7 +160,7 @@ def test_models_of_mdlm_have_one_token_more_and_it_is_mask(gpt2: Tokenizer) -> N
     assert gpt2.decode([15496, 50257]) == "Hello<|50257|>"
 
 
-def test_a_path_called_gpt2_wins(
+def test_a_path_named_gpt2_is_preferred(
     bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bpe.save(tmp_path / "gpt2")
@@ -189,7 +189,7 @@ def test_an_id_that_only_the_model_knows_is_shown(bpe: Tokenizer, tmp_path: Path
     assert tokenizer.decode([279, 279, *rain, 279, -1]) == "<|279|><|279|> rain<|279|><|-1|>"
 
 
-def test_roles_come_from_the_config_then_from_custom(tmp_path: Path) -> None:
+def test_roles_come_from_the_config_or_usual_spellings(tmp_path: Path) -> None:
     bert_backend().save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (2, 3, 4)
@@ -215,9 +215,9 @@ def test_a_directory_without_tokenizer_has_none(tmp_path: Path) -> None:
 
 def test_a_directory_with_a_tokenizer_has_it(bpe: Tokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path)
-    found = find_tokenizer(tmp_path)
-    assert found is not None
-    assert found.digest == bpe.digest
+    tokenizer = find_tokenizer(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.digest == bpe.digest
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_directory_with_a_tokenizer_has_it(bpe: Tokenizer, tmp_path: Path) -> 
         ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
     ],
 )
-def test_broken_files_say_which(
+def test_errors_of_broken_files_name_them(
     bpe: Tokenizer, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     if name == "tokenizer_config.json":
@@ -268,15 +268,15 @@ def test_vocabularies_fit_or_the_error_counts_both(bpe: Tokenizer, tmp_path: Pat
             check_vocabulary(tokenizer, size)
 
 
-# --- what a file leaves switched on
+# --- settings of a file that are switched off
 
 
 def test_dropout_of_merges_is_off(bpe: Tokenizer, tmp_path: Path) -> None:
-    """It is for the training of whom made the file: here a text has one encoding."""
+    """Dropout is for the training of another model; here a text has one encoding."""
     bpe.save(tmp_path)
-    told = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
-    told["model"]["dropout"] = 0.5
-    (tmp_path / "tokenizer.json").write_text(json.dumps(told), "utf-8")
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    content["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
     tokenizer = Tokenizer.load(tmp_path)
     for specials in (True, False):
         assert {tuple(tokenizer.encode(TEXTS[0], specials)) for _ in range(20)} == {
@@ -303,12 +303,12 @@ def test_a_post_processor_adds_nothing(tmp_path: Path) -> None:
 def test_text_that_spells_a_token_which_a_file_does_not_call_special_stays_text(
     bpe: Tokenizer, tmp_path: Path
 ) -> None:
-    """Or held-out text could hold MASK."""
+    """Otherwise held-out text could hold MASK."""
     bpe.save(tmp_path)
-    told = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
-    for token in told["added_tokens"]:
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    for token in content["added_tokens"]:
         token["special"] = False
-    (tmp_path / "tokenizer.json").write_text(json.dumps(told), "utf-8")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
     tokenizer, text = Tokenizer.load(tmp_path), f"a{MASK}b{END}"
     assert (tokenizer.mask_id, tokenizer.eos_id) == (bpe.mask_id, bpe.eos_id)
     assert (
@@ -324,17 +324,19 @@ def test_text_that_spells_a_token_which_a_file_does_not_call_special_stays_text(
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 )
-def test_a_byte_order_mark_is_no_part_of_a_file(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
+def test_a_byte_order_mark_is_ignored(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
     folder = gpt2_files(bpe, tmp_path)
     if name.startswith("tokenizer"):
         bpe.save(folder := tmp_path / "own")
     (folder / name).write_text("\ufeff" + (folder / name).read_text("utf-8"), "utf-8")
-    found = Tokenizer.load(folder)
-    assert found.encode(TEXTS[0]) == bpe.encode(TEXTS[0]) and found.eos_id == 0
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.encode(TEXTS[0]) == bpe.encode(TEXTS[0]) and tokenizer.eos_id == 0
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '["mask_token"]', "[" * 100_000])
-def test_a_config_that_is_no_object_is_named(bpe: Tokenizer, tmp_path: Path, text: str) -> None:
+def test_a_config_that_is_not_an_object_is_refused(
+    bpe: Tokenizer, tmp_path: Path, text: str
+) -> None:
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(
@@ -346,30 +348,30 @@ def test_a_config_that_is_no_object_is_named(bpe: Tokenizer, tmp_path: Path, tex
 @pytest.mark.parametrize(
     "value", [5, True, [], {}, {"content": 3}, {"content": None}, [MASK], "absent"]
 )
-def test_an_entry_that_names_no_token_is_passed_over(
+def test_an_entry_that_names_no_token_is_ignored(
     bpe: Tokenizer, tmp_path: Path, value: object
 ) -> None:
-    """And the spellings that are usual are looked for."""
+    """Then the usual spellings count."""
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": value}))
     assert Tokenizer.load(tmp_path).mask_id == bpe.mask_id
 
 
-# --- what is no text
+# --- values that are not text
 
 
 @pytest.mark.parametrize(
     "text", ["a \ud800 b", "\udfff", ["two", "strings"], ("two", "strings"), b"bytes", None, 3]
 )
-def test_what_is_no_text_is_named(bpe: Tokenizer, text: object) -> None:
+def test_values_that_are_not_text_are_refused(bpe: Tokenizer, text: object) -> None:
     """Two strings would be a pair of texts."""
     for texts in ([text], ["before", text, "behind"]):
         with pytest.raises(ValueError, match=r"^text is not (a string|UTF-8): got "):
             bpe.encode_batch(texts)
 
 
-def test_a_tokenizer_without_a_token_for_unknown_words_says_so(tmp_path: Path) -> None:
-    """And has a digest of its behaviour all the same."""
+def test_a_tokenizer_without_a_token_for_unknown_words_refuses_them(tmp_path: Path) -> None:
+    """Its behaviour still has a digest."""
     tokenizer = Tokenizer(hf.Tokenizer(models.WordLevel({"a": 0}, unk_token="absent")), {})
     with pytest.raises(
         ValueError, match=r"^text cannot be encoded with this tokenizer: .*absent|Missing"

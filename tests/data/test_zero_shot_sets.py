@@ -1,4 +1,4 @@
-"""Zero-shot sets: detokenisers by their published rules, rows as the published tables are made, errors in words."""
+"""Zero-shot sets: published detokenisers, rows as in the published tables, plain errors."""
 
 import json
 from pathlib import Path
@@ -73,9 +73,9 @@ def test_sets_in_the_form_of_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parquet files with the columns of the published sets, through `datasets` itself."""
-    real, wanted = datasets.load_dataset, ZERO_SHOT[name]
+    real, source = datasets.load_dataset, ZERO_SHOT[name]
     kind = {"ptb": "penn_treebank", "pubmed": "pubmed", "arxiv": "arxiv"}.get(name, "default")
-    file = tmp_path / kind / f"partial-{wanted.split}" / "0000.parquet"
+    file = tmp_path / kind / f"partial-{source.split}" / "0000.parquet"
     (tmp_path / kind / "train").mkdir(parents=True)
     (tmp_path / kind / "train" / "0000.parquet").write_bytes(b"not to be read")
     file.parent.mkdir()
@@ -85,10 +85,10 @@ def test_sets_in_the_form_of_the_hub(
         path: str, config: str | None, *, split: str, revision: str | None, data_files: Any
     ) -> Any:
         assert (path, config, split, revision) == (
-            wanted.path,
-            wanted.name,
-            wanted.split,
-            wanted.revision,
+            source.path,
+            source.name,
+            source.split,
+            source.revision,
         )
         if (
             kind != "default"
@@ -126,7 +126,7 @@ def test_the_seven_of_the_papers_are_there() -> None:
     assert {name for name, each in ZERO_SHOT.items() if each.split == "test"} == {"lm1b", "ag_news"}
 
 
-def test_a_set_whose_columns_changed_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_columns_that_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"body": ["a"]})
     )
@@ -144,8 +144,8 @@ def test_a_set_whose_column_holds_no_text_is_refused(monkeypatch: pytest.MonkeyP
         load_zero_shot("ag_news")
 
 
-def test_a_set_that_cannot_be_had_says_what_to_do() -> None:
-    """HF_HUB_OFFLINE is set for all tests: this is the error of `datasets` itself."""
+def test_the_error_without_network_says_what_to_do() -> None:
+    """HF_HUB_OFFLINE is set for all tests, so `datasets` itself raises."""
     with pytest.raises(
         ValueError,
         match=r"'ag_news' \(fancyzhx/ag_news, split test\) could not be loaded.*offline`",
@@ -156,7 +156,7 @@ def test_a_set_that_cannot_be_had_says_what_to_do() -> None:
 
 
 def test_rows_are_those_of_the_published_tables(bpe: Tokenizer) -> None:
-    """Batches of documents joined without EOS, cut into L - 2 tokens, the rest of a batch dropped, both ends added."""
+    """Batches of documents joined without EOS, cut into L - 2 tokens, both ends added."""
     documents = [f"rain {i} in the plain" for i in range(7)]
     rows = zero_shot_rows(Corpus("toy", documents), bpe, length=10, batch=3)
     eos, want = bpe.eos_id, []
@@ -170,7 +170,7 @@ def test_rows_are_those_of_the_published_tables(bpe: Tokenizer) -> None:
 
 
 def test_plain_crops_are_the_same_stream_without_ends(bpe: Tokenizer) -> None:
-    """For models that never read rows with BOS and EOS at their ends."""
+    """For models trained without BOS and EOS at the ends of rows."""
     documents = [f"rain {i} in the plain" for i in range(7)]
     rows = zero_shot_rows(Corpus("toy", documents), bpe, length=10, wrap=False)
     stream = [token for text in documents for token in bpe.encode(text)]

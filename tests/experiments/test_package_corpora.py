@@ -1,4 +1,4 @@
-"""Texts from packages: each reader on a small archive of its layout, checksums, and what is said of missing ones."""
+"""Texts in packages: each reader on a small archive of its layout, checksums, errors."""
 
 import bz2
 import io
@@ -133,14 +133,17 @@ def test_austen_in_rs_serialisation_in_a_debian_package(
     assert documents("austen", package, tmp_path, monkeypatch) == ["\n".join(novel).strip()]
 
 
-def test_code_is_the_library_of_this_python(tmp_path: Path) -> None:
-    corpus = load_offline("code", tmp_path)
-    assert len(corpus.documents) > 300 and any(
-        "def namedtuple" in document for document in corpus.documents
-    )
+def test_code_is_the_library_of_this_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is a document, also one that is not UTF-8."""
+    for name, content in (("a.py", b"one = 1"), ("b.py", b"# caf\xe9")):
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(offline, "library_files", lambda: sorted(tmp_path.glob("*.py")))
+    assert list(load_offline("code", tmp_path).documents) == ["one = 1", "# caf\ufffd"]
 
 
-def test_what_is_missing_or_another_file_is_said(tmp_path: Path) -> None:
+def test_missing_and_changed_files_are_refused(tmp_path: Path) -> None:
     assert present(tmp_path) == ["code"]
     with pytest.raises(
         ValueError,
