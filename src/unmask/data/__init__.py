@@ -1,7 +1,7 @@
-"""Words: tokenizers, corpora, and rows of token ids."""
+"""Text as training data: tokenizers, corpora, rows of token ids, batches."""
 
 from unmask.data.corpora import Corpus, Split, halves, load_corpus, split
-from unmask.data.packing import batch_at, batches, pack
+from unmask.data.packing import batch_at, pack
 from unmask.data.tokenizers import Tokenizer, check_vocabulary, find_tokenizer, train_bpe
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "Split",
     "Tokenizer",
     "batch_at",
-    "batches",
     "check_vocabulary",
     "find_tokenizer",
     "halves",

@@ -329,10 +329,10 @@ def _existing(name: str) -> Path:
     """The path of a corpus; ValueError if it does not exist."""
     path = Path(name)
     if not path.exists():
-        known = [*_INSTALLED, *HUB_CORPORA]
-        hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, known, n=1))
+        names = [*_INSTALLED, *HUB_CORPORA]
+        hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, names, n=1))
         raise ValueError(
-            f"unknown corpus {name!r}: {hint}want {', '.join(known)}, {HUB_PREFIX}OWNER/NAME, "
+            f"unknown corpus {name!r}: {hint}want {', '.join(names)}, {HUB_PREFIX}OWNER/NAME, "
             "or an existing file or folder"
         )
     return path

@@ -114,42 +114,50 @@ def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, An
     """
     import datasets
 
-    if str(name).startswith(HUB_PREFIX):
-        repository, configuration, commit = resolve_dataset(str(name))
-        identity = fingerprint("hub", repository, configuration, commit)
-        with _opening(name):
-            builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
-        # None if only the files of an earlier download are available.
-        patterns = builder.config.data_files or {}
-        read = [file for files in patterns.values() for file in files]
-        check_no_file_left_out(repository, commit, read)
-        with _opening(name):
-            opened = datasets.load_dataset(
-                repository, configuration, revision=commit, streaming=streaming
-            )
-    else:
-        kind, files = corpus_files(Path(name))
-        splits = group_by_split(Path(name), files) if Path(name).is_dir() else {"train": files}
-        identity = _identity(Path(name), kind, files)
-        with _opening(name):
-            if kind == "saved":
-                opened = datasets.load_from_disk(str(name))
-            elif kind == "arrow":
-                table = datasets.table.InMemoryTable(arrow_table(files[0]))  # mapped, not read
-                opened = datasets.Dataset(table, fingerprint=identity)
-            else:
-                data_files = {
-                    split: [glob.escape(str(file.absolute())) for file in group]
-                    for split, group in splits.items()
-                }
-                opened = datasets.load_dataset(
-                    "parquet", data_files=data_files, streaming=streaming
-                )
-    if isinstance(opened, datasets.Dataset):
-        opened = {"train": opened}
-    if not streaming:
-        return dict(opened), identity
-    return {split: _in_order(table) for split, table in opened.items()}, identity
+    on_hub = str(name).startswith(HUB_PREFIX)
+    opened, identity = (_open_hub if on_hub else _open_path)(str(name), streaming)
+    splits = {"train": opened} if isinstance(opened, datasets.Dataset) else dict(opened)
+    if streaming:
+        for split, table in splits.items():
+            if isinstance(table, datasets.Dataset):
+                splits[split] = table.with_format(None).to_iterable_dataset()
+    return splits, identity
+
+
+def _open_hub(name: str, streaming: bool) -> tuple[Any, str]:
+    import datasets
+
+    repository, configuration, commit = resolve_dataset(name)
+    with _opening(name):
+        builder = datasets.load_dataset_builder(repository, configuration, revision=commit)
+    patterns = builder.config.data_files or {}  # None if only an earlier download is available
+    read = [file for files in patterns.values() for file in files]
+    check_no_file_left_out(repository, commit, read)
+    options = {"revision": commit, "streaming": streaming}
+    with _opening(name):
+        opened = datasets.load_dataset(repository, configuration, **options)
+    return opened, fingerprint("hub", repository, configuration, commit)
+
+
+def _open_path(name: str, streaming: bool) -> tuple[Any, str]:
+    import datasets
+
+    path = Path(name)
+    kind, files = corpus_files(path)
+    identity = _identity(path, kind, files)
+    splits = group_by_split(path, files) if path.is_dir() else {"train": files}
+    with _opening(name):
+        if kind == "saved":
+            return datasets.load_from_disk(name), identity
+        if kind == "arrow":
+            table = datasets.table.InMemoryTable(arrow_table(files[0]))  # mapped, not read
+            return datasets.Dataset(table, fingerprint=identity), identity
+        names = {
+            split: [glob.escape(str(file.absolute())) for file in group]
+            for split, group in splits.items()
+        }
+        opened = datasets.load_dataset("parquet", data_files=names, streaming=streaming)
+    return opened, identity
 
 
 def choose_splits(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | None]:
@@ -214,24 +222,20 @@ def read_texts(column: Any, rows: Sequence[int], name: str) -> list[str]:
 
 def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
     """The documents of a split on disk."""
-    data, numbers = table.data, range(len(table))
-    if column_of(table, name) == IDS_COLUMN:
-        mask, text = (
-            data.column(column) if column in data.column_names else None
-            for column in (PADDING_COLUMN, TEXT_COLUMN)
-        )
-        return TokenLists(data.column(IDS_COLUMN), numbers, mask, text)
-    check_text(data.schema.field(TEXT_COLUMN).type, TEXT_COLUMN, name)
-    return DatasetDocuments(table, TEXT_COLUMN, numbers)
+    if column_of(table, name) == TEXT_COLUMN:
+        return text_documents(table, TEXT_COLUMN, name)
+    data = table.data
+    mask, text = (
+        data.column(column) if column in data.column_names else None
+        for column in (PADDING_COLUMN, TEXT_COLUMN)
+    )
+    return TokenLists(data.column(IDS_COLUMN), range(len(table)), mask, text)
 
 
-def _in_order(table: Any) -> Any:
-    """A split as an `IterableDataset`; that of `load_dataset(streaming=True)` is one already."""
-    import datasets
-
-    if isinstance(table, datasets.Dataset):
-        return table.with_format(None).to_iterable_dataset()
-    return table
+def text_documents(table: Any, column: str, name: str | Path) -> DatasetDocuments:
+    """The documents of a column of texts; ValueError if it holds something else."""
+    check_text(table.data.schema.field(column).type, column, name)
+    return DatasetDocuments(table, column, range(len(table)))
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def local_or_hub(
     """Find the directory of a model or tokenizer; download it if no such path exists.
 
     Args:
-        path_or_hub_id: a path; a run directory (its model is found); unmask:NAME, a model of this
+        path_or_hub_id: a path; a run directory, for its model; unmask:NAME, a model of this
             package; HUB_ID or HUB_ID@REVISION.
         files: patterns of the files to download.
         revision: a version on the hub; local models have none.
@@ -136,8 +136,8 @@ def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) ->
 def _package_model(name: str) -> Path:
     names = sorted(path.parent.name for path in shipped().glob("*/config.json"))
     if name not in names:
-        known = ", ".join(PACKAGE_PREFIX + each for each in names)
-        raise ValueError(f"this package has no model {PACKAGE_PREFIX}{name}: want one of {known}")
+        models = ", ".join(PACKAGE_PREFIX + each for each in names)
+        raise ValueError(f"this package has no model {PACKAGE_PREFIX}{name}: want one of {models}")
     return shipped() / name
 
 

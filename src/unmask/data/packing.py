@@ -7,7 +7,6 @@ share the rows of a batch without communication.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -215,18 +214,6 @@ def batch_at(
         inside = number[(epoch == e) & (window == first)]
         parts.append(_shuffled(range(first, min(first + size, n)), seed, e)[inside - first])
     return rows[torch.cat(parts).to(rows.device)]
-
-
-def batches(
-    ids: Rows | StreamedRows,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[Tensor]:
-    """`batch_at` of `first_step`, `first_step` + 1 and so on, without end."""
-    return (batch_at(ids, step, batch_size, seed, rank, world) for step in count(first_step))
 
 
 @lru_cache(maxsize=4)  # a batch may contain two epochs, and two data sets may alternate

@@ -52,8 +52,8 @@ def read_backend(directory: Path) -> hf.Tokenizer:
         rules = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         backend = on_bytes(models.BPE(json.loads(vocab), [(left, right) for left, right in rules]))
     spellings = dict.fromkeys(name for _, names in _ROLES.values() for name in names)
-    known = [name for name in spellings if backend.token_to_id(name) is not None]
-    backend.add_special_tokens(known)
+    present = [name for name in spellings if backend.token_to_id(name) is not None]
+    backend.add_special_tokens(present)
     return backend
 
 

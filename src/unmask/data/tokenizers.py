@@ -133,8 +133,8 @@ class Tokenizer:
         vanishing; bytes that are not UTF-8 show as U+FFFD.
         """
         parts = []
-        for known, run in groupby(map(int, ids), key=lambda token: 0 <= token < self.vocab_size):
-            if known:
+        for is_token, run in groupby(map(int, ids), key=lambda token: 0 <= token < self.vocab_size):
+            if is_token:
                 parts.append(self._plain.decode(list(run), skip_special_tokens=False))
             else:
                 parts += [f"<|{token}|>" for token in run]

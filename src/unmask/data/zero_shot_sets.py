@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.corpora import HUB_CORPORA, Corpus
-from unmask.data.hf_datasets import DatasetDocuments, check_text
+from unmask.data.hf_datasets import text_documents
 from unmask.data.packing import pack
 from unmask.data.tokenizers import Tokenizer
 
@@ -148,9 +148,7 @@ def load_zero_shot(name: str) -> Corpus:
             f"{', '.join(table.column_names)}: want text in {source.column!r}; did its format "
             "change?"
         )
-    kind = table.data.schema.field(source.column).type
-    check_text(kind, source.column, f"the zero-shot set {name!r}")
-    documents = DatasetDocuments(table, source.column, range(len(table)))
+    documents = text_documents(table, source.column, f"the zero-shot set {name!r}")
     return Corpus(name, [source.text(document) for document in documents])
 
 

@@ -48,8 +48,8 @@ def load_offline(name: str, folder: Path) -> Corpus:
         files = library_files()
         return Corpus(name, [path.read_text("utf-8", errors="replace") for path in files])
     if name not in OFFLINE:
-        known = ", ".join([*OFFLINE, CODE])
-        raise ValueError(f"unknown offline set {name!r}: want one of {known}")
+        names = ", ".join([*OFFLINE, CODE])
+        raise ValueError(f"unknown offline set {name!r}: want one of {names}")
     source = OFFLINE[name]
     file = folder / source.file
     if not file.exists():
