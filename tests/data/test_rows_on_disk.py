@@ -1,6 +1,5 @@
 """Rows on disk: equal to rows in memory, indexed like a tensor, atomic, written by one process."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 
 import unmask
 from unmask.atomic_files import TEMPORARY
-from unmask.data.cache import cache_dir, file_lock, fingerprint
 from unmask.data.packing import batch_at, check_rows, pack, row_blocks
 from unmask.data.rows_on_disk import (
     IDS_COLUMN,
@@ -258,59 +256,6 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.arrow").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"not a whole Arrow file .* remove it"):
         open_rows(tmp_path / "rows.arrow")
-
-
-def test_environment_variables_name_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("UNMASK_CACHE", "~/here")
-    assert cache_dir() == Path.home() / "here"
-    monkeypatch.delenv("UNMASK_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / "unmask"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_dir() == Path.home() / ".cache" / "unmask"
-
-
-def test_a_fingerprint_depends_on_every_fact() -> None:
-    assert (
-        len(
-            {
-                fingerprint(),
-                fingerprint(1),
-                fingerprint("1"),
-                fingerprint(None),
-                fingerprint([1]),
-                fingerprint(1, 2),
-                fingerprint("1 2"),
-                fingerprint(12),
-            }
-        )
-        == 8
-    )
-    assert fingerprint("a", 1, None, [2]) == fingerprint("a", 1, None, [2])
-
-
-def test_a_lock_is_released_after_its_block(tmp_path: Path) -> None:
-    lines: list[str] = []
-    for _ in range(2):
-        with file_lock(tmp_path / "a" / "thing", lines.append):
-            pass
-    assert lines == []
-
-
-def test_a_file_system_without_locks_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_locks(*arguments: object) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with (
-        pytest.raises(OSError, match=r"UNMASK_CACHE cannot be .* locked: .*No locks"),
-        file_lock(tmp_path / "a"),
-    ):
-        pass
 
 
 # --- lists of ids
