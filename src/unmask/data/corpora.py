@@ -135,9 +135,9 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     DATA SET       a directory of `datasets.save_to_disk`, a folder of .parquet files, a .parquet
                    or an .arrow file
 
-    The documents of a data set are its column "text", or its column "input_ids" if there is one:
-    lists of token ids, without those whose "attention_mask" is 0. Its split `test` (else
-    `validation`) is held out; without such a split, the last tenth of lists of ids.
+    The documents of a data set are its column "input_ids" if there is one, else its column "text".
+    The former are lists of token ids; those whose "attention_mask" is 0 are left out. The split
+    `test` (else `validation`) is held out. Without such a split the last tenth of lists of ids is.
 
     Data sets stay on disk, unchanged. Other documents are read into memory and stripped, and empty
     documents are dropped.
@@ -171,9 +171,9 @@ def load_hub_corpus(name: str, corpus: HubCorpus) -> Corpus:
 def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Split:
     """A data set whose training documents are read in order and only as far as needed.
 
-    Held out is the head of its split `test` (else `validation`): the first documents, 64 at a time,
-    until they hold 2^24 characters or token ids. Without such a split it is the head of the text
-    itself, and training documents begin after it.
+    The head of its split `test` (else `validation`) is held out. A head is the first documents, 64
+    at a time, until they hold 2^24 characters or token ids. Without such a split the head of the
+    text itself is held out, and training documents begin after it.
 
     Args:
         name: a data set, on disk or of the hub.

@@ -1,6 +1,6 @@
 """Documents to rows of L tokens, and rows to batches.
 
-A batch is a pure function of the step: a resumed run needs only the step's number, and processes
+A batch is a pure function of the step. So a resumed run needs only the step's number, and processes
 share the rows of a batch without communication.
 """
 

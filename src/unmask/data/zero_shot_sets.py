@@ -1,9 +1,9 @@
 """The seven data sets for zero-shot perplexity of models trained on OpenWebText.
 
 Splits, detokenisers and rows are those of Duo's code (arXiv 2506.10892) with one process. Documents
-are joined in batches of 1000 with nothing between them and cut into rows of [BOS] + L - 2 tokens +
-[EOS]; the rest of a batch is dropped, and both ends of a row are scored. With more processes that
-code drops more, up to all of PTB; the number of processes of the published tables is not known.
+are joined in batches of 1000 with nothing between them, and cut into rows of [BOS] + L - 2 tokens +
+[EOS]. The rest of a batch is dropped, and both ends of a row are scored. With more processes that
+code drops more, up to all of PTB; the number of processes of the published tables is unknown.
 (MDLM's public code puts EOS between documents; its table did not.)
 """
 
