@@ -40,7 +40,7 @@ def test_a_hub_id_may_end_with_a_revision_but_not_a_path(
     for name, revision in (("a/b@v1", None), ("a/b", "v1"), ("a/b@v1", "v1"), ("a/b", None)):
         local_or_hub(name, (), revision)
     assert requests == [("a/b", "v1"), ("a/b", "v1"), ("a/b", "v1"), ("a/b", None)]
-    with pytest.raises(ValueError, match="revision 'v2' contradicts .*a/b@v1"):
+    with pytest.raises(ValueError, match=r"revision 'v2' contradicts .*a/b@v1"):
         local_or_hub("a/b@v1", (), "v2")
     (tmp_path / "a@b").mkdir()
     assert local_or_hub(tmp_path / "a@b", ()) == tmp_path / "a@b"

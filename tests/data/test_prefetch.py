@@ -300,7 +300,7 @@ print(len(list(folder.glob("0*.json"))), -(-len(whole) // W))
 
 @pytest.mark.slow
 def test_processes_share_windows_and_survive_one_another(tmp_path: Path) -> None:
-    """One is killed in a write, one is interrupted, one exits during its prefetch; others continue."""
+    """One is killed, one is interrupted, one exits during its prefetch; others continue."""
     paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROCESSES, str(tmp_path)]

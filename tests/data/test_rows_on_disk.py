@@ -134,7 +134,8 @@ from pathlib import Path
 from unmask.data.packing import batch_at, check_rows
 from unmask.data.rows_on_disk import open_rows
 def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 open_rows(Path(sys.argv[2]))
 before = anonymous()
 rows = open_rows(Path(sys.argv[1]))

@@ -30,14 +30,17 @@ def bpe() -> Tokenizer:
     "rules, text, want",
     [
         (WIKITEXT, " = Robert Boulter = \n", " = Robert Boulter =\n"),
-        (WIKITEXT, "a 20 @,@ 000 @-@ word , two @.@ five ; text : yes .\n", "a 20,000-word, two.five; text: yes .\n"),
-        (WIKITEXT, 'He said " no " ( twice ) , the dogs \' tail . ', 'He said "no" (twice), the dogs\' tail. '),
+        (WIKITEXT, "a 20 @,@ 000 @-@ word , two @.@ five ; text : yes .\n",
+         "a 20,000-word, two.five; text: yes .\n"),
+        (WIKITEXT, 'He said " no " ( twice ) , the dogs \' tail . ',
+         'He said "no" (twice), the dogs\' tail. '),
         (WIKITEXT, " = = Early = = \n it 's 5 ° C { x } [ y ]", " == Early ==\nit's 5°C {x} [y]"),
         (WIKITEXT, "lasted N years ' 94 /' 3/ ", "lasted 1 years'94 /'[0-9]/ "),
         (PTB, "mr. <unk> 's N N N dogs ' tails do n't cost $ N or # N \\/ day",
          "mr. ?'s 1 1 1 dogs' tails don't cost $1 or #1 / day"),
         (LM1B, "it 's red , green ; blue : yes / no ?", "it's red, green; blue: yes/no?"),
-        (LM1B, "see http : / / x , the word . And so it ends .", "see http://x, the word. And so it ends."),
+        (LM1B, "see http : / / x , the word . And so it ends .",
+         "see http://x, the word. And so it ends."),
         (LM1B, 'a " quoted " and \' single \' ( round ) [ square ] costs $ 5 or £ 6 !',
          'a "quoted" and \'single\' (round) [square] costs $5 or £6!'),
     ],
@@ -114,10 +117,10 @@ def test_lambada_is_a_file_of_json_lines(tmp_path: Path, monkeypatch: pytest.Mon
         "\n".join(json.dumps({"text": text}) for text in (" “in” the end ", "two")), "utf-8"
     )
     real = datasets.load_dataset
+    local = {"data_files": str(file), "cache_dir": str(tmp_path / "cache")}
     monkeypatch.setattr(
-        datasets, "load_dataset",
-        lambda *names, **given: real(*names, **given | {"data_files": str(file), "cache_dir": str(tmp_path / "cache")}),
-    )  # fmt: skip
+        datasets, "load_dataset", lambda *names, **options: real(*names, **options | local)
+    )
     assert list(load_zero_shot("lambada").documents) == ['\n"in" the end', "\ntwo"]
 
 
@@ -182,7 +185,7 @@ def test_a_batch_too_short_for_a_row_is_left_out_and_a_set_too_short_is_refused(
 ) -> None:
     short = Corpus("toy", ["the plain", "rain", "in Spain stays mainly in the plain"])
     assert zero_shot_rows(short, bpe, length=8, batch=2).shape[1] == 8
-    with pytest.raises(ValueError, match="toy has no 2 .*documents with 998 tokens"):
+    with pytest.raises(ValueError, match=r"toy has no 2 .*documents with 998 tokens"):
         zero_shot_rows(short, bpe, length=1000, batch=2)
 
 

@@ -45,7 +45,10 @@ def documents(
 
 
 def test_brown_by_genre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tagged = b"\n\n\tThe/at jury/nn said/vbd ``/`` no/rb ''/'' ,/, and/or/cc $/$ 5/cd ;/; ;/;\n\n\n\tTwo/cd (/( one/cd )/)"
+    tagged = (
+        b"\n\n\tThe/at jury/nn said/vbd ``/`` no/rb ''/'' ,/, and/or/cc $/$ 5/cd ;/; ;/;"
+        b"\n\n\n\tTwo/cd (/( one/cd )/)"
+    )
     content = tar(
         {
             "package/cd01": tagged,
@@ -62,11 +65,14 @@ def test_brown_by_genre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_bible_by_chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = sqlite3.connect(tmp_path / "made.db")
-    database.execute(
-        "create table Bible (TestamentID INT, BookID INT, ChapterID INT, Passage1 TEXT, Passage2 TEXT)"
-    )
-    lines = [(1, 1, 1, "1:1 In the beginning", ""), (1, 1, 1, "1:2 And", "1:3 the earth"), (1, 1, 2, "2:1 Thus", None),
-             (2, 1, 1, "1:1 The book of the generation", "")]  # fmt: skip
+    columns = "TestamentID INT, BookID INT, ChapterID INT, Passage1 TEXT, Passage2 TEXT"
+    database.execute(f"create table Bible ({columns})")
+    lines = [
+        (1, 1, 1, "1:1 In the beginning", ""),
+        (1, 1, 1, "1:2 And", "1:3 the earth"),
+        (1, 1, 2, "2:1 Thus", None),
+        (2, 1, 1, "1:1 The book of the generation", ""),
+    ]
     database.executemany("insert into Bible values (?, ?, ?, ?, ?)", lines)
     database.commit()
     database.close()
@@ -85,7 +91,8 @@ Sour&lt;ref name="y"/&gt;.
 |}
 == Head ==
 * a list
-[[File:a.png|thumb|a [[link]] inside]]See [http://x.org the site]&lt;!-- hidden --&gt; and &lt;i&gt;more&lt;/i&gt;."""
+[[File:a.png|thumb|a [[link]] inside]]\
+See [http://x.org the site]&lt;!-- hidden --&gt; and &lt;i&gt;more&lt;/i&gt;."""
 
 
 def test_wikipedia_without_its_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
