@@ -225,7 +225,7 @@ def test_a_directory_with_a_tokenizer_has_it(bpe: Tokenizer, tmp_path: Path) -> 
     [
         ("tokenizer.json", '{"model": ', "cannot be read"),
         ("vocab.json", "{}", r"merges\.txt together"),
-        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not valid JSON"),
     ],
 )
 def test_errors_of_broken_files_name_them(
@@ -340,7 +340,8 @@ def test_a_config_that_is_not_an_object_is_refused(
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(
-        ValueError, match=r"tokenizer_config\.json (holds (list|int|NoneType): want|is not JSON)"
+        ValueError,
+        match=r"tokenizer_config\.json (holds (list|int|NoneType): want|is not valid JSON)",
     ):
         Tokenizer.load(tmp_path)
 

@@ -76,7 +76,7 @@ def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
         try:
             settings = json.loads(config_file.read_text("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{config_file} is not JSON: {error}") from error
+            raise ValueError(f"{config_file} is not valid JSON: {error}") from error
         if not isinstance(settings, dict):
             kind = type(settings).__name__
             raise ValueError(
