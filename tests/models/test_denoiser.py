@@ -1,4 +1,4 @@
-"""A network as a denoiser: what it predicts, what it is told, and what freezing keeps."""
+"""Denoisers over a network: predictions, noise input, and frozen views."""
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from unmask.types import Denoiser
 
 pytestmark = pytest.mark.processor
 
-# A dozen products one behind the other, sums of up to 100 terms of order 1, each right to 100 x 2^-24 in any order.
+# A dozen products one behind the other, sums of up to 100 terms of order 1, each right to 100 x
+# 2^-24 in any order.
 CLOSE = 1e-4
 
 MASK = 10
@@ -38,7 +39,7 @@ def test_subs_of_the_original() -> None:
         assert bool((rows[:, mask_id] <= -1e6).all())
 
 
-def test_duo_is_told_its_noise() -> None:
+def test_duo_gets_sigma() -> None:
     network, want = network_golden("hub_duo")
     denoiser = NetworkDenoiser(network, mask_id=None, sees_alpha=True)
     log_p = torch.log_softmax(want["logits"], dim=-1)
@@ -52,7 +53,7 @@ def test_the_next_token_of_the_original() -> None:
     assert_close(CausalPredictor(network)(want["x0"]).log_p(), log_p, atol=1e-4, rtol=0)
 
 
-def test_alpha_matters_only_where_it_is_seen() -> None:
+def test_alpha_matters_only_with_sees_alpha() -> None:
     network = network_random(SHAPE)
     for sees_alpha in (False, True):
         denoiser = NetworkDenoiser(network, MASK, sees_alpha)
@@ -65,7 +66,7 @@ def test_alpha_matters_only_where_it_is_seen() -> None:
 
 
 @pytest.mark.parametrize("sees_alpha", [False, True])
-def test_freezing_keeps_the_law(sees_alpha: bool) -> None:
+def test_a_frozen_denoiser_predicts_the_same(sees_alpha: bool) -> None:
     denoiser = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha).train()
     frozen: Denoiser = denoiser.frozen()
     assert denoiser.training and denoiser.network.training, "freezing left the original as it was"
@@ -78,9 +79,9 @@ def test_freezing_keeps_the_law(sees_alpha: bool) -> None:
 @pytest.mark.parametrize("sees_alpha", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_window_of_a_frozen_denoiser(sees_alpha: bool, dtype: torch.dtype) -> None:
-    """A whole pass that keeps is the pass itself; a window is that of unchanged text, and not a number elsewhere.
+    """A window of unchanged text equals the full pass, and is NaN elsewhere.
 
-    To rounding: `CLOSE` in float32, in bfloat16 that of a dozen products, 2^-8 each.
+    The bounds are rounding: `CLOSE` in float32; in bfloat16 a dozen products of 2^-8 each.
     """
     network = network_random(SHAPE)
     network.compute_dtype = dtype
@@ -101,8 +102,8 @@ def test_a_window_of_a_frozen_denoiser(sees_alpha: bool, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("sees_alpha", [False, True])
-def test_a_frozen_denoiser_at_places(sees_alpha: bool) -> None:
-    """It is the call where it is asked, and not a number elsewhere."""
+def test_a_frozen_denoiser_at_queries(sees_alpha: bool) -> None:
+    """Predictions equal the full call at the queries, and are NaN elsewhere."""
     frozen = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha).frozen()
     whole, part = frozen(noisy(), ALPHA), frozen.part(noisy(), ALPHA, torch.tensor([[2, 4]] * 3))
     assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=CLOSE, rtol=0)
@@ -121,14 +122,14 @@ def test_a_frozen_denoiser_has_no_gradient_and_no_copy_of_the_weights() -> None:
     assert all(live.data_ptr() == still.data_ptr() for live, still in pairs)
 
 
-def test_gradients_pass_through_the_rows_that_are_asked_for() -> None:
+def test_gradients_flow_through_selected_rows() -> None:
     denoiser = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha=True)
     z = noisy()
     denoiser(z, ALPHA).log_p(z == MASK)[:, :MASK].square().sum().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in denoiser.parameters())
 
 
-def test_shown_tokens_are_carried_over_and_uniform_ones_are_not() -> None:
+def test_visible_tokens_are_carried_over_in_masked_diffusion_only() -> None:
     z = noisy()
     masked = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha=False)(z, ALPHA).log_p()
     shown = z != MASK
@@ -137,7 +138,7 @@ def test_shown_tokens_are_carried_over_and_uniform_ones_are_not() -> None:
     assert bool((uniform.exp() < 1).all()) and bool((uniform[..., MASK] > -1e3).all())
 
 
-def test_a_causal_predictor_never_says_mask_and_reads_in_parts() -> None:
+def test_a_causal_predictor_never_predicts_mask_and_continues_a_cache() -> None:
     predictor, cache, ids = CausalPredictor(network_random(CAUSAL), MASK), Cache(), noisy() % MASK
     whole = predictor(ids).log_p()
     assert bool((whole[..., MASK] <= -1e6).all()) and predictor.vocab_size == 11
@@ -145,14 +146,14 @@ def test_a_causal_predictor_never_says_mask_and_reads_in_parts() -> None:
     assert_close(torch.cat(parts, dim=1), whole)
 
 
-def test_wrong_networks_masks_and_noise() -> None:
+def test_wrong_networks_masks_and_alphas_are_refused() -> None:
     with pytest.raises(ValueError, match="causal=False"):
         NetworkDenoiser(network_random(CAUSAL), MASK, sees_alpha=False)
     with pytest.raises(ValueError, match="causal=True"):
         CausalPredictor(network_random(SHAPE))
-    with pytest.raises(ValueError, match="mask_id < 11, got 11"):
+    with pytest.raises(ValueError, match=r"mask_id .* got 11, want 0 <= mask_id < 11"):
         NetworkDenoiser(network_random(SHAPE), 11, sees_alpha=False)
-    with pytest.raises(ValueError, match=r"0 < alpha <= 1, got \[0.0, 0.5, 1.0\]"):
+    with pytest.raises(ValueError, match=r"alpha .* got \[0.0, 0.5, 1.0\], want 0 < alpha <= 1"):
         NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha=True)(
             noisy(), torch.tensor([0.0, 0.5, 1.0])
         )

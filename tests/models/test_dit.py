@@ -1,4 +1,4 @@
-"""The network: the numbers of the original codes, and the laws that they do not show."""
+"""The network: numbers of the original codes, and laws of exactness, caches and gradients."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_the_published_network_has_its_names_shapes_and_size() -> None:
 @pytest.mark.parametrize(
     ("preset", "millions"), [(tiny, 33.8), (small, 169.6), (medium, 424.5), (large, 863.2)]
 )
-def test_presets_have_the_sizes_they_promise(
+def test_presets_have_their_documented_sizes(
     preset: Callable[[int], Shape], millions: float
 ) -> None:
     with torch.device("meta"):
@@ -172,7 +172,7 @@ def test_a_row_may_be_longer_than_those_of_training() -> None:
 
 
 @pytest.mark.parametrize(("shape", "sees_the_future"), [(SHAPE, True), (CAUSAL, False)])
-def test_only_a_causal_network_is_blind_to_the_future(shape: Shape, sees_the_future: bool) -> None:
+def test_only_a_causal_network_ignores_later_tokens(shape: Shape, sees_the_future: bool) -> None:
     network, other = network_random(shape), ids()
     other[:, -1] = (other[:, -1] + 1) % 11
     change = (network(ids()) - network(other)).abs().amax(dim=(0, 2))
@@ -181,7 +181,7 @@ def test_only_a_causal_network_is_blind_to_the_future(shape: Shape, sees_the_fut
 
 
 @given(st.sets(st.integers(1, LENGTH - 1)))
-def test_reading_in_parts_through_a_cache_is_reading_at_once(cuts: set[int]) -> None:
+def test_parts_with_a_cache_equal_a_full_forward_pass(cuts: set[int]) -> None:
     network, cache = network_random(CAUSAL), Cache()
     parts = [
         network.hidden(ids()[:, i:j], cache=cache) for i, j in pairwise([0, *sorted(cuts), LENGTH])
@@ -191,11 +191,11 @@ def test_reading_in_parts_through_a_cache_is_reading_at_once(cuts: set[int]) -> 
 
 
 def window_of(network: DiT, tokens: Tensor, changed: Tensor, places: Tensor) -> Tensor:
-    """Hidden states at `places` of `changed`, beside what a pass over `tokens` kept."""
+    """Hidden states of a window of `changed`, after a full pass over `tokens` filled the cache."""
     cache = Cache()
     network.hidden(tokens, cache=cache)
     assert cache.length == LENGTH
-    return network.hidden(changed.gather(1, places), cache=cache, places=places)
+    return network.hidden(changed.gather(1, places), cache=cache, positions=places)
 
 
 PLACES = torch.tensor(
@@ -208,44 +208,42 @@ def at_places(hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_a_window_is_the_whole_pass_where_no_token_changed() -> None:
+def test_a_window_of_unchanged_tokens_equals_the_full_pass() -> None:
     network = network_random(SHAPE)
     assert_close(window_of(network, ids(), ids(), PLACES), at_places(network.hidden(ids())))
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 2.0])])
-def test_what_is_asked_for_is_that_of_the_whole_pass(blocks: int, sigma: Tensor | None) -> None:
+def test_queries_equal_the_full_pass(blocks: int, sigma: Tensor | None) -> None:
     network = network_random(replace(SHAPE, blocks=blocks))
     assert_close(
-        network.hidden(ids(), sigma, asked=PLACES), at_places(network.hidden(ids(), sigma))
+        network.hidden(ids(), sigma, queries=PLACES), at_places(network.hidden(ids(), sigma))
     )
 
 
 @torch.no_grad()
-def test_what_is_asked_for_of_a_window_and_what_is_kept_beside_it() -> None:
+def test_queries_of_a_window() -> None:
     network, changed, part, inside = (
         network_random(SHAPE),
         ids(seed=1),
         Cache(),
         torch.tensor([[1], [3], [0]]),
     )
-    network.hidden(ids(), cache=part, asked=PLACES[:, :1])
-    got = network.hidden(changed.gather(1, PLACES), cache=part, places=PLACES, asked=inside)
+    network.hidden(ids(), cache=part, queries=PLACES[:, :1])
+    got = network.hidden(changed.gather(1, PLACES), cache=part, positions=PLACES, queries=inside)
     assert_close(
         got[:, 0], window_of(network, ids(), changed, PLACES)[torch.arange(3), inside[:, 0]]
     )
 
 
-def test_a_causal_network_is_read_whole() -> None:
-    with pytest.raises(
-        ValueError, match="asked leaves out what nobody reads of a bidirectional network"
-    ):
-        DiT(CAUSAL).hidden(ids(), asked=PLACES)
+def test_a_causal_network_accepts_no_queries() -> None:
+    with pytest.raises(ValueError, match="queries need a bidirectional network"):
+        DiT(CAUSAL).hidden(ids(), queries=PLACES)
 
 
 @torch.no_grad()
-def test_a_window_of_all_positions_forgets_what_was_kept() -> None:
+def test_a_window_of_all_positions_overwrites_the_cache() -> None:
     network, other = network_random(SHAPE), ids(seed=1)
     everywhere = torch.arange(LENGTH).expand(3, -1)
     assert_close(window_of(network, ids(), other, everywhere), network.hidden(other))
@@ -256,8 +254,8 @@ def test_a_window_of_all_positions_forgets_what_was_kept() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_keys_and_values_of_the_first_block_are_those_of_the_tokens(blocks: int) -> None:
-    """So a window is exact in a network of one block, and not in a deeper one."""
+def test_a_window_is_exact_in_a_network_of_one_block_only(blocks: int) -> None:
+    """Keys and values of the first block depend on their own tokens only."""
     network, changed = network_random(replace(SHAPE, blocks=blocks)), ids()
     changed.scatter_(1, PLACES, (changed.gather(1, PLACES) + 1) % 11)
     error = (
@@ -269,16 +267,18 @@ def test_keys_and_values_of_the_first_block_are_those_of_the_tokens(blocks: int)
 
 
 @torch.no_grad()
-def test_a_cache_of_some_rows_is_theirs() -> None:
+def test_a_cache_can_be_restricted_to_some_rows() -> None:
     network, cache, rows = network_random(SHAPE), Cache(), torch.tensor([2, 0])
     network.hidden(ids(), cache=cache)
     some = cache[rows]
-    got = network.hidden(ids(seed=1)[rows].gather(1, PLACES[rows]), cache=some, places=PLACES[rows])
+    got = network.hidden(
+        ids(seed=1)[rows].gather(1, PLACES[rows]), cache=some, positions=PLACES[rows]
+    )
     assert_close(got, window_of(network, ids(), ids(seed=1), PLACES)[rows])
 
 
-def test_a_cache_that_grows_moves_a_token_about_once() -> None:
-    """Rooms double: a text of 256 tokens is moved by 8 of its 255 writes."""
+def test_a_growing_cache_is_reallocated_rarely() -> None:
+    """The capacity doubles: 8 of the 255 writes of a text of 256 tokens copy it."""
     cache, part = Cache(), torch.randn(1, 1, 256, 2, generator=torch.Generator().manual_seed(0))
     places = set()
     for i, token in enumerate(part.split(1, dim=2)):
@@ -289,7 +289,7 @@ def test_a_cache_that_grows_moves_a_token_about_once() -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPE, CAUSAL])
-def test_every_weight_learns(shape: Shape) -> None:
+def test_every_weight_gets_a_gradient(shape: Shape) -> None:
     network = network_random(shape)
     sigma = None if shape.causal else torch.tensor([0.1, 1.0, 6.0])
     network(ids(), sigma).square().sum().backward()
@@ -301,8 +301,8 @@ def test_every_weight_learns(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 6.0])])
-def test_gradients_are_those_of_the_function(sigma: Tensor | None) -> None:
-    """Against central differences in float64, along a random direction in weight space."""
+def test_gradients_equal_central_differences(sigma: Tensor | None) -> None:
+    """In float64, along a random direction in weight space."""
     network = network_random(SHAPE).double()
     network.compute_dtype = torch.float64
     weights = list(network.parameters())
@@ -326,22 +326,20 @@ def test_gradients_are_those_of_the_function(sigma: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPE, CAUSAL])
-def test_features_are_the_network_cut_off_behind_a_block(shape: Shape) -> None:
+def test_features_are_the_residual_stream_after_a_block(shape: Shape) -> None:
     network, tokens = network_random(shape).eval(), ids()
     encoder: Encoder = network.features
     assert torch.equal(encoder(tokens, 0), network.vocab_embed(tokens))
     whole = encoder(tokens, shape.blocks)
     assert torch.equal(
-        network.output_layer.enter(whole, network.conditioning().output), network.hidden(tokens)
+        network.output_layer.normalise(whole, network.conditioning().output), network.hidden(tokens)
     )
     second = list(network.blocks)[1]
     angles = network.rotary_emb(0, tokens.shape[1])
     after = second(encoder(tokens, 1), network.conditioning().blocks[1], angles, torch.float32)
     assert torch.equal(after, whole) and not torch.equal(encoder(tokens, 1), whole)
     for layer in (-1, shape.blocks + 1):
-        with pytest.raises(
-            ValueError, match=f"layer counts the blocks that have run: want 0 to 2, got {layer}"
-        ):
+        with pytest.raises(ValueError, match=f"layer .* got {layer}, want 0 to 2"):
             encoder(tokens, layer)
 
 
@@ -365,8 +363,8 @@ def test_bfloat16_products_give_nearly_the_same_float32_logits(folder: str) -> N
 
 
 @pytest.mark.parametrize("sigma", [None, torch.tensor([0.1, 1.0, 3.0])])
-def test_checkpointing_changes_no_bit_and_keeps_less(sigma: Tensor | None) -> None:
-    """Logits and every gradient, with dropout; of what autograd keeps, the blocks' inputs are left."""
+def test_checkpointing_is_bit_exact_and_saves_memory(sigma: Tensor | None) -> None:
+    """Logits and every gradient agree, with dropout; autograd keeps the inputs of blocks only."""
 
     def learn(checkpointing: bool) -> tuple[list[Tensor], int]:
         network, kept = network_random(replace(SHAPE, dropout=0.3, blocks=4)).train(), []
@@ -388,10 +386,12 @@ def test_a_first_call_in_inference_mode_does_not_spoil_training() -> None:
     network = network_random(SHAPE)
     with torch.inference_mode():
         network(ids())
-    network(ids()).sum().backward()
+    network(ids()).square().sum().backward()
+    grads = [weight.grad for weight in network.parameters()]
+    assert all(grad is not None and grad.isfinite().all() and grad.any() for grad in grads)
 
 
-def test_the_state_does_not_depend_on_what_was_read() -> None:
+def test_the_state_does_not_depend_on_earlier_inputs() -> None:
     network = network_random(SHAPE)
     before = network.state_dict().keys()
     network(ids(length=40))
@@ -404,15 +404,15 @@ def test_the_state_does_not_depend_on_what_was_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 26}, "multiple of 2 x heads = 6, got width 26"),
-        ({"width": 9}, "got width 9"),
-        ({"heads": 0}, "heads .* at least 1, got 0"),
-        ({"length": 0}, "length .* at least 1, got 0"),
+        ({"width": 26}, "width .* got 26, want a multiple of 2 x heads = 6"),
+        ({"width": 9}, "width .* got 9"),
+        ({"heads": 0}, "heads .* got 0, want at least 1"),
+        ({"length": 0}, "length .* got 0, want at least 1"),
         ({"vocab_size": -1}, "vocab_size"),
-        ({"dropout": 1.0}, "0 <= dropout < 1, got 1.0"),
+        ({"dropout": 1.0}, "dropout .* got 1.0, want 0 <= dropout < 1"),
     ],
 )
-def test_impossible_shapes(change: dict[str, int], message: str) -> None:
+def test_impossible_shapes_are_refused(change: dict[str, int], message: str) -> None:
     sizes = {"vocab_size": 11, "length": 12, "width": 24, "blocks": 2, "heads": 3}
     with pytest.raises(ValueError, match=message):
         Shape(**(sizes | change))
@@ -421,41 +421,39 @@ def test_impossible_shapes(change: dict[str, int], message: str) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (torch.tensor([[0, 11]]), "lie in 0, ..., 10, got 0 to 11"),
+        (torch.tensor([[0, 11]]), "token ids .* got 0 to 11, want 0 to 10"),
         (torch.tensor([[-1, 2]]), "got -1 to 2"),
-        (torch.tensor([1, 2]), r"shape \[B, L\], got \(2,\)"),
-        (torch.zeros(1, 2, 10), r"\[B, L, 11\], got \(1, 2, 10\)"),
+        (torch.tensor([1, 2]), r"token ids .* got \(2,\), want \[B, L\]"),
+        (torch.zeros(1, 2, 10), r"soft input .* got \(1, 2, 10\), want \[B, L, 11\]"),
     ],
 )
-def test_impossible_tokens(tokens: Tensor, message: str) -> None:
+def test_impossible_tokens_are_refused(tokens: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiT(SHAPE)(tokens)
 
 
-def test_impossible_conditions() -> None:
+def test_impossible_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="sigma"):
         DiT(CAUSAL)(ids(), torch.zeros(3))
     cache = Cache()
     with pytest.raises(
         ValueError,
-        match="places are positions that the cache holds: want 0 <= place < 0, got 0 to 11",
+        match=r"positions .* got 0 to 11, want 0 <= position < 0",
     ):
-        DiT(SHAPE).hidden(ids()[:, :4], cache=cache, places=PLACES)
+        DiT(SHAPE).hidden(ids()[:, :4], cache=cache, positions=PLACES)
     DiT(SHAPE).hidden(ids(), cache=cache)
-    with pytest.raises(
-        ValueError, match=r"places stand beside tokens \[B, L\] = \(3, 5\), got \(3, 4\)"
-    ):
-        DiT(SHAPE).hidden(ids()[:, :5], cache=cache, places=PLACES)
-    with pytest.raises(ValueError, match=r"places are those of a window.*this one appends"):
-        DiT(CAUSAL).hidden(ids()[:, :4], cache=Cache(), places=PLACES)
-    with pytest.raises(ValueError, match=r"sigma .* \[B\] = \[3\], got \[2\]"):
+    with pytest.raises(ValueError, match=r"positions .* got \(3, 4\), want .* \(3, 5\)"):
+        DiT(SHAPE).hidden(ids()[:, :5], cache=cache, positions=PLACES)
+    with pytest.raises(ValueError, match=r"positions need a bidirectional network"):
+        DiT(CAUSAL).hidden(ids()[:, :4], cache=Cache(), positions=PLACES)
+    with pytest.raises(ValueError, match=r"sigma .* got \[2\], want \[B\] = \[3\]"):
         DiT(SHAPE)(ids(), torch.zeros(2))
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_network_may_be_cast(dtype: torch.dtype, causal: bool) -> None:
-    """`network.to(dtype)`: the numbers of float32 to rounding, also where all rows share their conditioning."""
+    """`network.to(dtype)` gives the numbers of float32 to rounding, with any conditioning."""
     shape = Shape(11, LENGTH, width=24, blocks=2, heads=2, cond_dim=6, causal=causal)
     network = network_random(shape)
     want = network(ids())
@@ -468,8 +466,8 @@ def test_a_network_may_be_cast(dtype: torch.dtype, causal: bool) -> None:
         assert network(ids(), sigma).dtype == dtype
 
 
-def test_rotary_angles_keep_their_digits_in_a_network_of_half_precision() -> None:
-    """In bfloat16 position 1,000 and its neighbours are one number, and a frequency has 8 bits."""
+def test_rotary_angles_are_exact_in_half_precision() -> None:
+    """In bfloat16, position 1,000 equals its neighbours and a frequency has 8 bits."""
     exact, cast = Rotary(64), Rotary(64).to(torch.bfloat16)
     for table in (cast(0, 2000), cast(1990, 10)):
         assert table.cos.dtype == torch.float32
@@ -478,8 +476,8 @@ def test_rotary_angles_keep_their_digits_in_a_network_of_half_precision() -> Non
     )
 
 
-def test_the_table_of_angles_is_as_long_as_the_rows_that_were_read() -> None:
-    """And twice as long where a row grows token by token, so that it is made a few times only."""
+def test_the_table_of_angles_grows_with_the_rows() -> None:
+    """It doubles for a row that grows token by token, so it is rebuilt rarely."""
     rotary, sizes = Rotary(8), []
     whole = Rotary(8)(0, 300).cos
     for stop in range(1, 301):

@@ -1,4 +1,4 @@
-"""The average of the weights: its formula, its memory, and its refusals."""
+"""The EMA of weights: formula, state and refusals."""
 
 import pytest
 import torch
@@ -42,10 +42,10 @@ def test_only_trained_weights_are_averaged_in_the_order_of_the_module() -> None:
     assert list(Ema(module(), 0.9).shadow) == ["0.weight", "2.weight"]
 
 
-def test_foreign_weights_and_decays_are_refused() -> None:
+def test_other_weights_and_decays_outside_their_range_are_refused() -> None:
     ema, other = Ema(module(), 0.9), nn.Sequential(nn.Linear(2, 4))
     with pytest.raises(ValueError, match=r"0\.bias.*2\.weight.*0\.weight"):
         ema.update(other)
     assert (ema.updates, ema.decay) == (0, 0.9), "a refusal changes nothing"
-    with pytest.raises(ValueError, match=r"0 <= decay < 1, got 1\.0"):
+    with pytest.raises(ValueError, match=r"decay .* got 1\.0, want 0 <= decay < 1"):
         Ema(module(), 1.0)

@@ -1,4 +1,4 @@
-"""Where a model may be written, with which modes, and what of a model is kept on the way."""
+"""Saving: directories that may be written, file modes, cards and raw weights."""
 
 import json
 import os
@@ -30,9 +30,7 @@ def model(seed: int = 0) -> Model:
         torch.manual_seed(seed)
         network = DiT(Shape(9, 8, width=8, blocks=1, heads=2, cond_dim=4)).eval()
         torch.nn.init.normal_(network.head.weight)
-    return Model(
-        NetworkDenoiser(network, 8, False), MaskedProcess(9, 8), LogLinear(), None, network
-    )
+    return Model(NetworkDenoiser(network, 8, False), MaskedProcess(9, 8), LogLinear(), None)
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -61,14 +59,14 @@ def mode(path: Path) -> int:
 @pytest.mark.parametrize(
     "kind", ["file", "link to a file", "device", "pipe", "folder", "home", "working directory"]
 )
-def test_what_is_no_model_is_refused_and_left_as_it_is(
+def test_other_directories_are_refused_and_left_unchanged(
     kind: str,
     to: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A conversion used to move it away, and to say that it is unchanged."""
+    """A conversion leaves it unchanged."""
     out = tmp_path / "out"
     if kind in ("file", "link to a file"):
         (tmp_path / "notes.txt").write_text("mine")
@@ -87,34 +85,34 @@ def test_what_is_no_model_is_refused_and_left_as_it_is(
         monkeypatch.chdir(out)
     before, kinds = content(tmp_path), out.lstat().st_mode
     assert main(["convert", str(CKPT), str(out), "--to", to]) == 1
-    said = capsys.readouterr().err
-    assert str(out.resolve()) in said and "give" in said and len(said.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert str(out.resolve()) in printed and "give" in printed and len(printed.splitlines()) == 1
     with pytest.raises(ValueError, match=str(out.resolve())):
         model().save(out) if to == "unmask" else save_lightning(model(), out)
     assert content(tmp_path) == before and out.lstat().st_mode == kinds
 
 
-def test_a_directory_that_may_not_be_written_to_is_left_as_it_is(
+def test_a_read_only_directory_is_left_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model().save(tmp_path / "m")
     before = content(tmp_path)
     monkeypatch.setattr(
-        os, "access", lambda path, wanted: path != tmp_path / "m"
+        os, "access", lambda path, mode: path != tmp_path / "m"
     )  # root may do anything
-    with pytest.raises(ValueError, match="may not be written to"):
+    with pytest.raises(ValueError, match="is not writable"):
         model(seed=1).save(tmp_path / "m")
     assert content(tmp_path) == before
 
 
-def test_other_peoples_models_and_run_directories_are_left_as_they_are(tmp_path: Path) -> None:
-    """Only what `save` wrote is replaced: not the download that was converted, not a run with its states."""
+def test_foreign_models_and_run_directories_are_left_unchanged(tmp_path: Path) -> None:
+    """Only directories that `save` wrote are replaced: no downloads, no runs with states."""
     shutil.copytree(GOLDEN / "hub_duo", tmp_path / "duo")
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "recipe.json").write_text("{}")
     before = content(tmp_path)
     for name in ("duo", "run"):
-        with pytest.raises(ValueError, match="holds something else than a model"):
+        with pytest.raises(ValueError, match="does not hold a model"):
             model().save(tmp_path / name)
     assert content(tmp_path) == before
 
@@ -163,7 +161,7 @@ def test_a_model_and_a_checkpoint_of_ours_are_replaced(tmp_path: Path) -> None:
     assert isinstance(load(tmp_path / "old.ckpt"), Model)
 
 
-def test_raw_weights_stay_beside_the_average_that_is_theirs(tmp_path: Path) -> None:
+def test_raw_weights_stay_beside_their_ema(tmp_path: Path) -> None:
     first, raw = model(), model(seed=1).network
     first.save(tmp_path / "m", raw=raw)
     load(tmp_path / "m").save(tmp_path / "m", dtype=torch.bfloat16, note="again")
@@ -185,15 +183,15 @@ def test_files_and_directories_have_the_modes_of_the_umask(umask: int, tmp_path:
     assert mode(tmp_path / "m") == 0o750
 
 
-@pytest.mark.parametrize("wanted", [0o700, 0o2770, 0o1777])
-def test_what_is_replaced_keeps_its_mode(wanted: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("want", [0o700, 0o2770, 0o1777])
+def test_a_replaced_directory_keeps_its_mode(want: int, tmp_path: Path) -> None:
     for name in ("empty", "model"):
         (tmp_path / name).mkdir()
-        (tmp_path / name).chmod(wanted)
+        (tmp_path / name).chmod(want)
     model().save(tmp_path / "model")
     for name in ("empty", "model"):
         model().save(tmp_path / name)
-        assert mode(tmp_path / name) == wanted
+        assert mode(tmp_path / name) == want
     save_lightning(model(), tmp_path / "a.ckpt")
     (tmp_path / "a.ckpt").chmod(0o600)
     save_lightning(model(), tmp_path / "a.ckpt")
@@ -203,17 +201,17 @@ def test_what_is_replaced_keeps_its_mode(wanted: int, tmp_path: Path) -> None:
 def test_an_owner_is_kept_or_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user's directory: root gives the new one to its owner; others cannot, and leave the old one."""
+    """Root keeps the owner of a directory; other users cannot, and leave it unchanged."""
     model().save(tmp_path / "m")
     before, given = content(tmp_path / "m"), []
-    facts = (tmp_path / "m").stat()
+    status = (tmp_path / "m").stat()
     real = os.stat
 
     def foreign(path: Path, **options: bool) -> os.stat_result:
-        found = real(path, **options)
+        result = real(path, **options)
         if str(path) != str(tmp_path / "m"):
-            return found
-        return os.stat_result((*found[:4], facts.st_uid + 1, *found[5:]))
+            return result
+        return os.stat_result((*result[:4], status.st_uid + 1, *result[5:]))
 
     def refuse(path: Path, uid: int, gid: int) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -221,20 +219,20 @@ def test_an_owner_is_kept_or_nothing_is_written(
     monkeypatch.setattr(os, "stat", foreign)
     monkeypatch.setattr(os, "chown", refuse)
     with pytest.raises(
-        OSError, match=r"could not be written, what was there is unchanged: .*not permitted"
+        OSError, match=r"could not be written; its old contents are unchanged: .*not permitted"
     ):
         model(seed=1).save(tmp_path / "m")
     assert content(tmp_path / "m") == before and os.listdir(tmp_path) == ["m"]
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append((path.name, uid, gid)))
     model(seed=1).save(tmp_path / "m")
-    assert {(uid, gid) for _, uid, gid in given} == {(facts.st_uid + 1, facts.st_gid)}
+    assert {(uid, gid) for _, uid, gid in given} == {(status.st_uid + 1, status.st_gid)}
     assert {name for name, *_ in given} == {".tmp-m", "config.json", "model.safetensors"}
 
 
 # --- the card
 
 
-def test_the_card_goes_through_every_layout(tmp_path: Path) -> None:
+def test_the_card_survives_every_layout(tmp_path: Path) -> None:
     """`eval likelihood` finds the text of a converted model."""
     model().save(tmp_path / "a", **CARD)
     assert load(tmp_path / "a").card == CARD
@@ -251,14 +249,14 @@ def test_the_card_goes_through_every_layout(tmp_path: Path) -> None:
     for name in ("b", "d"):
         assert trained_on(str(tmp_path / name)) == DataSettings("austen", "first half")
     load(tmp_path / "d").save(tmp_path / "e", steps=4)
-    said = json.loads((tmp_path / "e" / "config.json").read_text("utf-8"))["card"]
-    assert (said["steps"], said["recipe"]) == (4, CARD["recipe"])
+    card = json.loads((tmp_path / "e" / "config.json").read_text("utf-8"))["card"]
+    assert (card["steps"], card["recipe"]) == (4, CARD["recipe"])
 
 
 @pytest.mark.parametrize(
     "card", [[], None, "x", {"recipe": None}, {"recipe": []}, {"recipe": {"data": 3}}]
 )
-def test_cards_of_any_kind_are_read(card: object, tmp_path: Path) -> None:
+def test_a_card_of_the_wrong_type_is_ignored(card: object, tmp_path: Path) -> None:
     model().save(tmp_path / "m")
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"card": card}), "utf-8-sig")
@@ -270,10 +268,14 @@ def test_cards_of_any_kind_are_read(card: object, tmp_path: Path) -> None:
         assert trained_on(str(tmp_path / "m")) is None
 
 
-def test_a_card_is_no_part_of_what_a_model_is(tmp_path: Path) -> None:
+def test_models_are_compared_without_their_cards(tmp_path: Path) -> None:
     network = DiT(Shape(9, 8, width=8, blocks=1, heads=2, causal=True))
-    judge = CausalModel(network, None, CausalPredictor(network, 8))
+    judge = CausalModel(CausalPredictor(network, 8), None)
     judge.save(tmp_path / "judge", **CARD)
     back = load(tmp_path / "judge")
-    assert back.card == CARD and judge.card == {} and back.facts() == judge.facts()
+    assert (
+        back.card == CARD
+        and judge.card == {}
+        and back.checkpoint_config() == judge.checkpoint_config()
+    )
     assert load(GOLDEN / "hub_duo").card == {}

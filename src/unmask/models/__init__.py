@@ -1,1 +1,1 @@
-"""Networks: the diffusion transformer, its causal form, their roles, their averages, and their files."""
+"""Networks: the diffusion transformer and its causal form, their roles, EMA and files."""

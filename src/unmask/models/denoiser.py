@@ -1,61 +1,123 @@
-"""From a network to the role that samplers and objectives ask for: `Denoiser`, or the next-token predictor."""
+"""Denoisers and next-token predictors: the roles of a network, and our `DiT` in these roles."""
 
 from __future__ import annotations
 
-import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from unmask.models.dit import Conditioning, DiT
-from unmask.models.kv_cache import Cache, put_at_places
+from unmask.models.kv_cache import Cache, scatter_positions
+from unmask.models.modules import inference_view
 from unmask.prediction import Prediction
-from unmask.types import PerSequence, SoftTokens, Tokens
+from unmask.types import Denoiser, PerSequence, SoftTokens, Tokens
+
+# What a model can be.
+MASKED, UNIFORM, AUTOREGRESSIVE = KINDS = ("masked", "uniform", "autoregressive")
 
 
-class NetworkDenoiser(nn.Module):
-    """A network as a `Denoiser`: log p(x0_i | z) behind noisy tokens z [B, L] with a share alpha [B] of text left.
+class DenoiserModule(nn.Module, ABC):
+    """A `Denoiser` with weights: the role that `Model` needs.
 
-    mask_id     for masked diffusion: the MASK is never predicted and shown tokens are carried over (SUBS, Sahoo et
-                al. 2024, arXiv 2406.07524, section 3.2.3); None for uniform diffusion
-    sees_alpha  tell the network sigma = -log alpha; False: it answers without (MDLM, SDTT, MCD)
+    A subclass makes a foreign network usable for sampling, distillation, evaluation and saving. Its
+    `__init__` sets the five attributes.
+
+    network     the wrapped network; it holds all weights
+    vocab_size  V, MASK included
+    length      L, tokens of a training row
+    mask_id     the id of MASK for masked diffusion; None for uniform diffusion
+    sees_alpha  whether the prediction depends on alpha
     """
+
+    network: nn.Module
+    vocab_size: int
+    length: int
+    mask_id: int | None
+    sees_alpha: bool
+
+    @property
+    def kind(self) -> str:
+        """The diffusion process: "masked" or "uniform"."""
+        return UNIFORM if self.mask_id is None else MASKED
+
+    @abstractmethod
+    def forward(self, z: Tokens, alpha: PerSequence) -> Prediction:
+        """Predict log p(x0_i | z) from noisy tokens z [B, L] and alpha [B]; gradients flow."""
+
+
+class PredictorModule(nn.Module, ABC):
+    """A next-token predictor with weights: the role that `CausalModel` needs.
+
+    kind        "autoregressive"
+    sees_alpha  False: there is no noise
+    network     the wrapped network; it holds all weights
+    vocab_size  V
+    length      L, tokens of a training row
+    mask_id     the id of MASK, which is never predicted; None if the vocabulary has no MASK
+    """
+
+    kind: ClassVar[str] = AUTOREGRESSIVE
+    sees_alpha: ClassVar[bool] = False
+    network: nn.Module
+    vocab_size: int
+    length: int
+    mask_id: int | None
+
+    @abstractmethod
+    def forward(self, ids: Tokens, cache: Cache | None = None) -> Prediction:
+        """Predict token i + 1 at each position i of ids [B, L], which continue the cache."""
+
+
+class NetworkDenoiser(DenoiserModule):
+    """A bidirectional `DiT` as a denoiser.
+
+    Args:
+        network: The network. ValueError for a causal one.
+        mask_id: The id of MASK for masked diffusion: MASK is never predicted, and visible tokens
+            keep probability 1 (SUBS, Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3). None for
+            uniform diffusion.
+        sees_alpha: True: the network gets sigma = -log alpha. False: it is time-agnostic (MDLM,
+            SDTT, MCD).
+    """
+
+    network: DiT
 
     def __init__(self, network: DiT, mask_id: int | None, sees_alpha: bool) -> None:
         super().__init__()
         if network.shape.causal:
             raise ValueError(
-                "a denoiser reads the whole row: want a network with causal=False (else CausalPredictor)"
+                "network is causal, but a denoiser needs causal=False; use CausalPredictor instead"
             )
         check_mask_id(mask_id, network.shape.vocab_size)
         self.network = network
+        self.vocab_size = network.shape.vocab_size
+        self.length = network.shape.length
         self.mask_id = mask_id
         self.sees_alpha = sees_alpha
 
-    @property
-    def vocab_size(self) -> int:
-        """V, MASK included."""
-        return self.network.shape.vocab_size
-
     def forward(self, z: Tokens | SoftTokens, alpha: PerSequence) -> Prediction:
-        """Gradients flow from the prediction to the weights; dropout acts in training mode.
+        """Predict log p(x0_i | z). Gradients flow; dropout acts in training mode.
 
-        Uniform diffusion also reads soft tokens (Duo's curriculum); SUBS has to know which tokens are shown.
+        Uniform diffusion also accepts soft tokens (Duo's curriculum). Masked diffusion does not:
+        SUBS needs to know which tokens are visible.
         """
         if isinstance(z, SoftTokens) and self.mask_id is not None:
             raise ValueError(
-                "soft tokens are for uniform diffusion: a masked denoiser carries shown tokens over"
+                "z holds soft tokens, which only uniform diffusion accepts: give token ids [B, L]"
             )
-        hidden = self.network.hidden(z, noise(alpha) if self.sees_alpha else None)
-        return prediction(
+        hidden = self.network.hidden(z, sigma_of(alpha) if self.sees_alpha else None)
+        return _prediction(
             self.network, hidden, self.mask_id, None if isinstance(z, SoftTokens) else z
         )
 
     def frozen(self) -> FrozenDenoiser:
-        """The same weights without gradient and dropout; what does not depend on z and alpha is computed now.
+        """The denoiser without gradient and dropout.
 
-        It shares the memory of the weights and keeps no copy, so it is right until they change: then take a new one.
+        The conditioning of a time-agnostic network is precomputed. The result shares the memory of
+        the weights. Take a new one after the weights have changed.
         """
         network = inference_view(self.network)
         with torch.no_grad():
@@ -65,7 +127,10 @@ class NetworkDenoiser(nn.Module):
 
 @dataclass(frozen=True)
 class FrozenDenoiser:
-    """A `Denoiser` for teachers and sampling, from `NetworkDenoiser.frozen`; `conditioning` None: alpha decides it."""
+    """A `Denoiser` for teachers and sampling, made by `NetworkDenoiser.frozen`.
+
+    conditioning  the folded conditioning of a time-agnostic network; None if it depends on alpha
+    """
 
     network: DiT
     mask_id: int | None
@@ -78,7 +143,7 @@ class FrozenDenoiser:
         return self.network.shape.vocab_size
 
     def __call__(self, z: Tokens, alpha: PerSequence) -> Prediction:
-        """As `NetworkDenoiser`, in evaluation mode and without a graph."""
+        """Predict as `NetworkDenoiser` does, in evaluation mode and without a graph."""
         return self.part(z, alpha)
 
     @torch.no_grad()
@@ -86,85 +151,128 @@ class FrozenDenoiser:
         self,
         z: Tokens,
         alpha: PerSequence,
-        asked: Tensor | None = None,
+        queries: Tensor | None = None,
         cache: Cache | None = None,
         window: Tensor | None = None,
     ) -> Prediction:
-        """As a call, without what nobody asks for: there it is not a number.
+        """Predict at some positions only; hidden states are NaN at all others.
 
-        asked   [B, W] places; the last block computes no others (None: all)
-        cache   keeps the keys and values of the call, for a `window` of a later one
-        window  [B, W] places in order; no others are computed, but attended to as the cache kept them. Approximate:
-                that was made when the window held other tokens, and at another alpha. Where neither has changed it
-                is a call, to rounding
+        Args:
+            z: Noisy tokens [B, L].
+            alpha: Noise levels [B].
+            queries: Positions [B, W] to predict; the last block computes no others. None: all.
+            cache: Takes the keys and values of this pass, or holds those of an earlier one for
+                `window`.
+            window: Positions [B, W], ascending, to compute; all cached positions are attended to.
+                This is an approximation, because the cache was filled with other tokens in the
+                window and at another alpha. It is exact, to rounding, if neither has changed.
         """
-        sigma = noise(alpha) if self.sees_alpha else None
+        sigma = sigma_of(alpha) if self.sees_alpha else None
         tokens = z if window is None else z.gather(1, window)
-        inside = asked if asked is None or window is None else torch.searchsorted(window, asked)
+        queries_in_window = queries
+        if queries is not None and window is not None:
+            queries_in_window = torch.searchsorted(window, queries)
         hidden = self.network.hidden(
-            tokens, sigma, cache=cache, places=window, asked=inside, conditioning=self.conditioning
+            tokens,
+            sigma,
+            cache=cache,
+            positions=window,
+            queries=queries_in_window,
+            conditioning=self.conditioning,
         )
-        places = window if asked is None else asked
-        if places is not None:
-            hidden = put_at_places(
-                hidden.new_full((*z.shape, hidden.shape[2]), torch.nan), places, hidden
-            )
-        return prediction(self.network, hidden, self.mask_id, z)
+        computed = window if queries is None else queries
+        if computed is not None:
+            nan = hidden.new_full((*z.shape, hidden.shape[2]), torch.nan)
+            hidden = scatter_positions(nan, computed, hidden)
+        return _prediction(self.network, hidden, self.mask_id, z)
 
 
-class CausalPredictor(nn.Module):
-    """A causal network as a predictor: at position i of ids [B, L], log p(token i + 1 | tokens up to i).
+def for_inference(denoiser: Denoiser) -> Denoiser:
+    """The denoiser without dropout: frozen if it is ours, in evaluation mode if it is a module."""
+    if isinstance(denoiser, NetworkDenoiser):
+        return denoiser.frozen()
+    if isinstance(denoiser, nn.Module) and denoiser.training:
+        return inference_view(denoiser)
+    return denoiser
 
-    `mask_id`, where the vocabulary has a MASK, is never predicted.
+
+class CausalPredictor(PredictorModule):
+    """A causal `DiT` as a predictor: log p(token i + 1 | tokens up to i) at position i.
+
+    Args:
+        network: The network. ValueError for one that is not causal.
+        mask_id: The id of MASK, if the vocabulary has one: it is never predicted.
     """
+
+    network: DiT
 
     def __init__(self, network: DiT, mask_id: int | None = None) -> None:
         super().__init__()
         if not network.shape.causal:
             raise ValueError(
-                "a next-token predictor must not see the next token: want a network with causal=True"
+                "network is not causal, but a next-token predictor needs causal=True; "
+                "use NetworkDenoiser instead"
             )
         check_mask_id(mask_id, network.shape.vocab_size)
         self.network = network
+        self.vocab_size = network.shape.vocab_size
+        self.length = network.shape.length
         self.mask_id = mask_id
 
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.network.shape.vocab_size
-
     def forward(self, ids: Tokens, cache: Cache | None = None) -> Prediction:
-        """With a `Cache`, ids are the continuation of what it holds, and it is extended."""
-        return prediction(self.network, self.network.hidden(ids, cache=cache), self.mask_id, z=None)
+        """Predict the next token at each position; with a `Cache`, ids continue and extend it."""
+        hidden = self.network.hidden(ids, cache=cache)
+        return _prediction(self.network, hidden, self.mask_id, z=None)
 
 
-def noise(alpha: PerSequence) -> Tensor:
-    """sigma = -log alpha, nats, what a time-conditioned network is told."""
+def set_compute(module: nn.Module, dtype: torch.dtype, checkpointing: bool = False) -> None:
+    """Set the precision of matrix products, and checkpointing, of every `DiT` in a module.
+
+    ValueError for a module without a `DiT`, unless nothing has to change: another network computes
+    in the precision of its weights.
+    """
+    networks = own_networks(module)
+    for network in networks:
+        network.compute_dtype = dtype
+        network.checkpointing = checkpointing
+    if not networks and (str(dtype) != f"torch.{compute_precision(module)}" or checkpointing):
+        raise ValueError(
+            f"precision and checkpointing cannot be set for {type(module).__name__}: "
+            f"got {dtype} and checkpointing={checkpointing}, "
+            f"want {compute_precision(module)} and False"
+        )
+
+
+def own_networks(module: nn.Module) -> list[DiT]:
+    """Every `DiT` in a module; empty for a foreign network."""
+    return [part for part in module.modules() if isinstance(part, DiT)]
+
+
+def compute_precision(module: nn.Module) -> str:
+    """The precision of the matrix products: "float32", "bfloat16"."""
+    for network in own_networks(module):
+        return network.precision
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
+
+
+def sigma_of(alpha: PerSequence) -> Tensor:
+    """sigma = -log alpha [B] in nats, the noise input of a time-conditioned network."""
     if alpha.device.type == "cpu" and not bool(((alpha > 0) & (alpha <= 1)).all()):
         raise ValueError(
-            f"alpha is the share of text left: this network wants 0 < alpha <= 1, got {alpha.tolist()}"
+            f"alpha is outside its range: got {alpha.tolist()}, want 0 < alpha <= 1 "
+            "(the share of text left)"
         )
     return -torch.log(alpha)
 
 
-def prediction(network: DiT, hidden: Tensor, mask_id: int | None, z: Tokens | None) -> Prediction:
-    """Hidden states of a network with its head, to be applied where asked."""
-    return Prediction(hidden, network.head, network.shape.vocab_size, mask_id, z)
-
-
 def check_mask_id(mask_id: int | None, vocab_size: int) -> None:
-    """ValueError where MASK is not a token."""
+    """ValueError unless mask_id is None or a token."""
     if mask_id is not None and not 0 <= mask_id < vocab_size:
         raise ValueError(
-            f"mask_id is a token of the vocabulary: want 0 <= mask_id < {vocab_size}, got {mask_id}"
+            f"mask_id is not in the vocabulary: got {mask_id}, want 0 <= mask_id < {vocab_size}"
         )
 
 
-def inference_view(network: DiT) -> DiT:
-    """A second network on the memory of the same weights: evaluation mode, no gradient; the first is left alone."""
-    shared = {
-        id(weight): nn.Parameter(weight.detach(), requires_grad=False)
-        for weight in network.parameters()
-    }
-    shared_buffers = {id(buffer): buffer for buffer in network.buffers()}
-    return copy.deepcopy(network, {**shared, **shared_buffers}).eval()
+def _prediction(network: DiT, hidden: Tensor, mask_id: int | None, z: Tokens | None) -> Prediction:
+    """Hidden states with the head that is not yet applied."""
+    return Prediction(hidden, network.head, network.shape.vocab_size, mask_id, z)

@@ -1,7 +1,8 @@
-"""The network of MDLM, SDTT and Duo: a diffusion transformer over tokens, and its causal form for the baseline.
+"""The network of MDLM, SDTT and Duo: a diffusion transformer over tokens, and its causal form.
 
-One architecture serves them all, with the same names and shapes of weights, so one class loads every public
-checkpoint (Sahoo et al. 2024, arXiv 2406.07524, after Peebles and Xie 2023, arXiv 2212.09748).
+All of them share one architecture with the same names and shapes of weights, so one class loads
+every public checkpoint (Sahoo et al. 2024, arXiv 2406.07524, after Peebles and Xie 2023, arXiv
+2212.09748).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from unmask.models.kv_cache import Cache
 from unmask.models.layers import (
     Block,
-    Branch,
     Embedding,
     Linear,
+    Modulation,
     OutputLayer,
     Rotary,
     SigmaEmbedding,
@@ -31,14 +32,18 @@ from unmask.types import SoftTokens, Tokens
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a network; together with the weights they say everything about it.
+    """The sizes of a network. Shape and weights determine it completely.
 
     vocab_size  V, MASK included
-    length      L, tokens of a training row; rotary positions set no limit, but quality beyond L is not promised
-    width       D, a multiple of `heads`; each head's width D / heads is even (rotary turns pairs)
+    length      L, tokens of a training row; rotary positions allow longer rows, of untested quality
+    width       D, a multiple of `heads`; the width of a head, D / heads, is even (rotary positions
+                turn pairs)
+    blocks      number of transformer blocks
+    heads       attention heads of a block
     cond_dim    C, width of the noise conditioning; unused in a causal network
     dropout     on the outputs of the two branches of each block, in training
-    causal      attend to the past only, without noise conditioning: the autoregressive baseline
+    causal      attend to earlier positions only, without noise conditioning: the autoregressive
+                baseline
 
     ValueError for sizes that cannot be built.
     """
@@ -56,15 +61,15 @@ class Shape:
         for name in ("vocab_size", "length", "width", "blocks", "heads", "cond_dim"):
             size = getattr(self, name)
             if size < 1:
-                raise ValueError(f"{name} is a size of the network: want at least 1, got {size}")
+                raise ValueError(f"{name} is too small: got {size}, want at least 1")
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"width is shared by the heads, an even number of channels each: want a multiple of "
-                f"2 x heads = {2 * self.heads}, got width {self.width}; change width or heads"
+                f"width does not divide into heads of even width: got {self.width}, "
+                f"want a multiple of 2 x heads = {2 * self.heads}; change width or heads"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(
-                f"dropout is a share of the channels: want 0 <= dropout < 1, got {self.dropout}"
+                f"dropout is outside its range: got {self.dropout}, want 0 <= dropout < 1"
             )
 
 
@@ -74,7 +79,10 @@ def tiny(vocab_size: int, length: int = 1024) -> Shape:
 
 
 def small(vocab_size: int, length: int = 1024) -> Shape:
-    """The network of nearly every published result: 12 blocks of width 768; 169,627,218 weights at V = 50258."""
+    """The network of nearly every published result: 12 blocks of width 768.
+
+    It has 169,627,218 weights at V = 50258.
+    """
     return Shape(vocab_size, length, width=768, blocks=12, heads=12)
 
 
@@ -90,26 +98,30 @@ def large(vocab_size: int, length: int = 1024) -> Shape:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What each block, and the output layer, is told of the noise: the conditioning vector [b, C], None in a causal
-    network, or the branches that were folded from it, once for all calls where it never changes.
+    """The noise conditioning of each block and of the output layer.
+
+    Each entry is the conditioning vector [b, C], or the modulations that are folded from it once
+    for all calls. It is None in a causal network.
     """
 
-    blocks: tuple[Tensor | tuple[Branch, Branch] | None, ...]
-    output: Tensor | Branch | None
+    blocks: tuple[Tensor | tuple[Modulation, Modulation] | None, ...]
+    output: Tensor | Modulation | None
 
 
 class DiT(nn.Module):
-    """Tokens [B, L] (or soft input: a `SoftTokens`, or logits [B, L, V]) and noise sigma [B] -> raw logits [B, L, V].
+    """A transformer from tokens [B, L] and noise sigma [B] to raw logits [B, L, V].
 
-    `sigma = -log alpha` in nats; None stands for the constant conditioning of sigma = 0 that time-agnostic models
-    were trained with, computed once for all rows. A causal network takes no sigma, and its logits at position i
-    are about token i + 1.
+    Soft input is a `SoftTokens`, or logits [B, L, V]. `sigma = -log alpha` is in nats. None selects
+    the constant conditioning of sigma = 0 that time-agnostic models are trained with, computed once
+    for all rows. A causal network takes no sigma, and its logits at position i predict token i + 1.
 
-    `compute_dtype` is the precision of the matrix products in the blocks (bfloat16 on a GPU), or that of the weights
-    where it is lower (`network.to(torch.bfloat16)`); weights, residual stream, normalisations, hidden states and head
-    keep the precision of the weights. `checkpointing` keeps of each
-    block only its input for the way back and computes the rest again: the same numbers from less memory, for a
-    second forward pass. Both may be set at any time.
+    compute_dtype  precision of the matrix products in the blocks (bfloat16 on a GPU); the precision
+                   of the weights if that is lower (`network.to(torch.bfloat16)`). Weights, residual
+                   stream, normalisations, hidden states and head keep the precision of the weights.
+                   It may be set at any time
+    checkpointing  keep only the input of each block for the backward pass and recompute the rest:
+                   the same numbers from less memory, for a second forward pass. It may be set at
+                   any time
     """
 
     def __init__(
@@ -140,7 +152,7 @@ class DiT(nn.Module):
         return self.output_layer.linear
 
     def forward(self, tokens: Tensor | SoftTokens, sigma: Tensor | None = None) -> Tensor:
-        """Raw logits [B, L, V] at every position: for small vocabularies, tests and foreign callers."""
+        """Compute raw logits [B, L, V]: for small vocabularies, tests and foreign callers."""
         logits: Tensor = self.head(self.hidden(tokens, sigma))
         return logits
 
@@ -150,34 +162,43 @@ class DiT(nn.Module):
         sigma: Tensor | None = None,
         *,
         cache: Cache | None = None,
-        places: Tensor | None = None,
-        asked: Tensor | None = None,
+        positions: Tensor | None = None,
+        queries: Tensor | None = None,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
-        """What the head reads: [B, L, D], or [B, W, D] where only `asked` [B, W] of the L tokens are wanted.
+        """Compute the hidden states for the head: [B, L, D], or [B, W, D] with `queries`.
 
-        `conditioning`, folded, is read in place of sigma. With a `cache`, `tokens` are the continuation of what it
-        holds; or, with `places` [B, L], they stand at these places of it, where a bidirectional network writes them
-        anew. Their keys and values are kept, and all that are kept are attended to.
+        Args:
+            tokens: Ids [B, L] or soft input.
+            sigma: Noise [B] in nats, or None; see the class.
+            cache: Keys and values of earlier positions. `tokens` continue them, or stand at
+                `positions` of them. The new keys and values are kept, and all kept positions are
+                attended to.
+            positions: Positions [B, L] of the tokens in the cache, which a bidirectional network
+                overwrites.
+            queries: Indices [B, W] of the L tokens whose hidden states are needed. None: all.
+            conditioning: Folded conditioning, used in place of sigma.
         """
         rows = tokens.shape[0]
         if sigma is not None and tuple(sigma.shape) != (rows,):
-            raise ValueError(f"sigma has one value a row, [B] = [{rows}], got {list(sigma.shape)}")
-        told = conditioning or self._told(sigma)
-        return self.output_layer.enter(
-            self._stream(tokens, told, self.shape.blocks, cache, places, asked), told.output
-        )
+            raise ValueError(
+                f"sigma has the wrong shape: got {list(sigma.shape)}, want [B] = [{rows}]"
+            )
+        condition = conditioning or self._unfolded(sigma)
+        x = self._stream(tokens, condition, self.shape.blocks, cache, positions, queries)
+        return self.output_layer.normalise(x, condition.output)
 
     def features(self, tokens: Tokens, layer: int) -> Tensor:
-        """The residual stream [B, L, D] behind the first `layer` blocks (0: embeddings): this network as an `Encoder`.
+        """Compute the residual stream [B, L, D] after the first `layer` blocks, as an `Encoder`.
 
-        Text is read as it is: a denoiser is told that there is no noise, sigma = 0.
+        Layer 0 is the embeddings. The text is taken as clean: a denoiser gets sigma = 0.
         """
         if not 0 <= layer <= self.shape.blocks:
             raise ValueError(
-                f"layer counts the blocks that have run: want 0 to {self.shape.blocks}, got {layer}"
+                f"layer is outside its range: got {layer}, "
+                f"want 0 to {self.shape.blocks} (blocks to run)"
             )
-        return self._stream(tokens, self._told(), layer)
+        return self._stream(tokens, self._unfolded(), layer)
 
     def _stream(
         self,
@@ -185,48 +206,47 @@ class DiT(nn.Module):
         conditioning: Conditioning,
         layer: int,
         cache: Cache | None = None,
-        places: Tensor | None = None,
-        asked: Tensor | None = None,
+        positions: Tensor | None = None,
+        queries: Tensor | None = None,
     ) -> Tensor:
-        self._check(tokens)
-        if asked is not None and self.shape.causal:
+        self._check_tokens(tokens)
+        if queries is not None and self.shape.causal:
             raise ValueError(
-                "asked leaves out what nobody reads of a bidirectional network: leave it out here"
+                "queries need a bidirectional network, and this one is causal: leave them out"
             )
         first = 0 if cache is None else cache.length
-        if first and places is None and not self.shape.causal:
+        if first and positions is None and not self.shape.causal:
             raise ValueError(
-                "this cache holds a row, and only a causal network reads on behind it: say which places"
+                f"cache holds {first} positions, and a bidirectional network cannot append to it: "
+                "give positions"
             )
-        if places is None:
+        if positions is None:
             angles = self.rotary_emb(first, tokens.shape[1])
         else:
-            self._check_places(tokens, first, places)
-            angles = self.rotary_emb(0, first).at(places)
+            self._check_positions(tokens, first, positions)
+            angles = self.rotary_emb(0, first).at(positions)
         x: Tensor = self.vocab_embed(tokens)
         dtype = x.dtype if x.dtype.itemsize < self.compute_dtype.itemsize else self.compute_dtype
-        again = self.checkpointing and cache is None and torch.is_grad_enabled()
-        for index, (block, told) in enumerate(
+        recompute = self.checkpointing and cache is None and torch.is_grad_enabled()
+        written = first if positions is None else positions
+        for index, (block, condition) in enumerate(
             islice(zip(self.blocks, conditioning.blocks, strict=True), layer)
         ):
-            run = partial(checkpoint, block, use_reentrant=False) if again else block
-            keep = (
-                None
-                if cache is None
-                else partial(cache.write, index, first if places is None else places)
-            )
-            x = run(x, told, angles, dtype, keep, asked if index == layer - 1 else None)
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            keep = None if cache is None else partial(cache.write, index, written)
+            x = run(x, condition, angles, dtype, keep, queries if index == layer - 1 else None)
         return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:
-        """Fold the adaLN layers of every block at noise sigma [B], or at the constant one (None)."""
+        """Fold the adaLN layers of every block at sigma [B], or at the constant one (None)."""
         vector = self._vector(sigma)
         return Conditioning(
-            tuple(block.branches(vector) for block in self.blocks), self.output_layer.branch(vector)
+            tuple(block.modulations(vector) for block in self.blocks),
+            self.output_layer.modulation(vector),
         )
 
-    def _told(self, sigma: Tensor | None = None) -> Conditioning:
-        """As `conditioning`, for a single call: the blocks fold their layers themselves."""
+    def _unfolded(self, sigma: Tensor | None = None) -> Conditioning:
+        """The conditioning for a single call: each block folds its adaLN layer itself."""
         vector = self._vector(sigma)
         return Conditioning((vector,) * self.shape.blocks, vector)
 
@@ -234,9 +254,7 @@ class DiT(nn.Module):
         """The conditioning vector [b, C] of noise sigma [B], or of the constant one (None)."""
         if self.sigma_map is None:
             if sigma is not None:
-                raise ValueError(
-                    "sigma is the noise that a denoiser is told: leave it out for a causal network"
-                )
+                raise ValueError("sigma has no effect on a causal network: leave it out")
             return None
         weight = self.vocab_embed.embedding
         vector: Tensor = self.sigma_map(
@@ -244,48 +262,55 @@ class DiT(nn.Module):
         )
         return vector
 
-    def _check_places(self, tokens: Tensor | SoftTokens, length: int, places: Tensor) -> None:
+    def _check_positions(self, tokens: Tensor | SoftTokens, length: int, positions: Tensor) -> None:
         if self.shape.causal:
             raise ValueError(
-                "places are those of a window, which a bidirectional network reads; this one appends"
+                "positions need a bidirectional network, and this one is causal: "
+                "it appends to its cache"
             )
-        if tuple(places.shape) != tuple(tokens.shape[:2]):
+        if tuple(positions.shape) != tuple(tokens.shape[:2]):
             raise ValueError(
-                f"places stand beside tokens [B, L] = {tuple(tokens.shape[:2])}, got {tuple(places.shape)}"
+                f"positions have the wrong shape: got {tuple(positions.shape)}, "
+                f"want that of tokens, [B, L] = {tuple(tokens.shape[:2])}"
             )
-        if places.device.type == "cpu" and places.numel():
-            low, high = (int(end) for end in torch.aminmax(places))
+        if positions.device.type == "cpu" and positions.numel():
+            low, high = (int(end) for end in torch.aminmax(positions))
             if low < 0 or high >= length:
                 raise ValueError(
-                    f"places are positions that the cache holds: want 0 <= place < {length}, got {low} to {high}; "
-                    "read the whole row first"
+                    f"positions are not in the cache: got {low} to {high}, "
+                    f"want 0 <= position < {length}; "
+                    "make a full forward pass first"
                 )
 
-    def _check(self, tokens: Tensor | SoftTokens) -> None:
+    def _check_tokens(self, tokens: Tensor | SoftTokens) -> None:
         vocab_size = self.shape.vocab_size
         if isinstance(tokens, SoftTokens):
             if tokens.tokens.dim() != 3 or tokens.tokens.shape != tokens.weights.shape:
                 shapes = f"{tuple(tokens.tokens.shape)} and {tuple(tokens.weights.shape)}"
                 raise ValueError(
-                    f"a mixture has tokens and weights of one shape [B, L, k], got {shapes}"
+                    f"mixture has the wrong shape: got tokens and weights {shapes}, "
+                    "want both [B, L, k]"
                 )
             ids = tokens.tokens
         elif tokens.is_floating_point():
             if tokens.dim() != 3 or tokens.shape[2] != vocab_size:
                 raise ValueError(
-                    f"soft input has shape [B, L, {vocab_size}], got {tuple(tokens.shape)}"
+                    f"soft input has the wrong shape: got {tuple(tokens.shape)}, "
+                    f"want [B, L, {vocab_size}]"
                 )
             return
         else:
             ids = tokens
             if ids.dim() != 2:
-                raise ValueError(f"token ids have shape [B, L], got {tuple(ids.shape)}")
-        if (
-            ids.device.type == "cpu" and ids.numel()
-        ):  # elsewhere reading the values would stall the device
+                raise ValueError(
+                    f"token ids have the wrong shape: got {tuple(ids.shape)}, want [B, L]"
+                )
+        # On an accelerator, reading the values would wait for the device.
+        if ids.device.type == "cpu" and ids.numel():
             low, high = (int(end) for end in torch.aminmax(ids))
             if low < 0 or high >= vocab_size:
                 raise ValueError(
-                    f"token ids of this network lie in 0, ..., {vocab_size - 1}, got {low} to {high}; "
-                    f"was the text encoded with another tokenizer?"
+                    f"token ids are outside the vocabulary: got {low} to {high}, "
+                    f"want 0 to {vocab_size - 1}; "
+                    "was the text encoded with another tokenizer?"
                 )

@@ -1,4 +1,4 @@
-"""Keys and values that are kept between two passes of a network, and tables read and written place by place."""
+"""Keys and values that are kept between forward passes, and gather and scatter of positions."""
 
 from __future__ import annotations
 
@@ -9,55 +9,64 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-Keep: TypeAlias = Callable[
-    [Tensor, Tensor], tuple[Tensor, Tensor]
-]  # new keys and values -> all, [B, heads, L, d]
+# New keys and values -> all kept ones, each [B, heads, L, d].
+Keep: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class Cache:
-    """Keys and values of the positions that a network has read, one pair a block.
+    """Keys and values of positions that a network has computed, one pair for each block.
 
-    A pass writes those of the positions it reads at their places, and attends to all that are kept. A causal network
-    writes behind the last: exact. A bidirectional one writes a whole row, then windows of it: not exact, because what
-    is kept of the other positions was made when the window held other tokens. In place: for passes without gradient.
+    A forward pass writes the keys and values of its positions and attends to all that are kept. A
+    causal network appends, which is exact. A bidirectional network writes a full row, then windows
+    of it. That is an approximation, because the kept keys and values belong to other tokens in the
+    window. Writes are in place, so no gradient flows.
 
-    pairs   keys and values [B, heads, room, head width], room >= length
-    length  positions that are kept
+    pairs   keys and values [B, heads, capacity, head width], capacity >= length
+    length  number of positions kept
     """
 
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     length: int = 0
 
     def write(
-        self, block: int, places: int | Tensor, keys: Tensor, values: Tensor
+        self, block: int, positions: int | Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Keep the new keys and values [B, heads, l, head width] of a block; returns all that it keeps.
+        """Store the new keys and values of a block, and return all that it keeps.
 
-        places  [B, l], each < length, for each sequence its own; or the first of l in a row, <= length
+        Args:
+            block: Index of the block.
+            positions: Positions [B, l], each < length, for each sequence its own. Or the first of l
+                consecutive positions, <= length.
+            keys: New keys [B, heads, l, head width].
+            values: New values, of the same shape.
         """
-        if isinstance(places, Tensor):
+        if isinstance(positions, Tensor):
             for table, new in zip(self.pairs[block], (keys, values), strict=True):
-                put_at_places(table.transpose(1, 2), places, new.transpose(1, 2))
+                scatter_positions(table.transpose(1, 2), positions, new.transpose(1, 2))
         elif block == len(self.pairs):
             self.pairs.append((keys, values))
         else:
             old_keys, old_values = self.pairs[block]
-            self.pairs[block] = _laid(old_keys, places, keys), _laid(old_values, places, values)
-        if not isinstance(places, Tensor):
-            self.length = max(self.length, places + keys.shape[2])
+            self.pairs[block] = (
+                _written(old_keys, positions, keys),
+                _written(old_values, positions, values),
+            )
+        if not isinstance(positions, Tensor):
+            self.length = max(self.length, positions + keys.shape[2])
         kept_keys, kept_values = self.pairs[block]
         return kept_keys[:, :, : self.length], kept_values[:, :, : self.length]
 
     def __getitem__(self, rows: Tensor) -> Cache:
-        """A copy of what is kept of these sequences."""
+        """A copy for some of the sequences."""
         return Cache([(keys[rows], values[rows]) for keys, values in self.pairs], self.length)
 
 
-def _laid(table: Tensor, first: int, new: Tensor) -> Tensor:
-    """`table` [B, heads, room, d] with `new` [B, heads, l, d] from `first` on; where it has no room, a larger one."""
+def _written(table: Tensor, first: int, new: Tensor) -> Tensor:
+    """`table` [B, heads, capacity, d] with `new` [B, heads, l, d] from `first` on; it may grow."""
     stop = first + new.shape[2]
-    if stop > table.shape[2]:  # twice the room: a token is copied about once, however many follow
+    if stop > table.shape[2]:
+        # Doubling the capacity copies each token about once in total.
         larger = table.new_empty(*table.shape[:2], 2 * stop, table.shape[3])
         larger[:, :, :first] = table[:, :, :first]
         table = larger
@@ -65,16 +74,16 @@ def _laid(table: Tensor, first: int, new: Tensor) -> Tensor:
     return table
 
 
-def at_places(table: Tensor, places: Tensor) -> Tensor:
-    """Of each row of `table` [B, L, ...] its entries at `places` [B, W]: [B, W, ...]."""
-    return table[_rows(places), places]
+def gather_positions(table: Tensor, positions: Tensor) -> Tensor:
+    """The entries of each row of `table` [B, L, ...] at its `positions` [B, W]: [B, W, ...]."""
+    return table[_rows(positions), positions]
 
 
-def put_at_places(table: Tensor, places: Tensor, new: Tensor) -> Tensor:
-    """`table` [B, L, ...], in which each row now holds `new` [B, W, ...] at its `places` [B, W]."""
-    table[_rows(places), places] = new
+def scatter_positions(table: Tensor, positions: Tensor, new: Tensor) -> Tensor:
+    """Write `new` [B, W, ...] into `table` [B, L, ...] at `positions` [B, W]; returns `table`."""
+    table[_rows(positions), positions] = new
     return table
 
 
-def _rows(places: Tensor) -> Tensor:
-    return torch.arange(len(places), device=places.device)[:, None]
+def _rows(positions: Tensor) -> Tensor:
+    return torch.arange(len(positions), device=positions.device)[:, None]

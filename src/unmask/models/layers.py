@@ -1,8 +1,8 @@
-"""The parts of the transformer: projections, embedding, noise embedding, rotary angles, attention, block, output layer.
+"""The parts of the transformer: embeddings, rotary positions, attention, block, output layer.
 
-Names of submodules are those of the public MDLM, Duo and SDTT checkpoints, and submodules are registered in the
-order of their moving-average lists. The residual stream and every normalisation keep the precision of the
-weights; the matrix products run in the precision that the network asks for.
+Submodules have the names of the public MDLM, Duo and SDTT checkpoints, in the order of their EMA
+lists. The residual stream and every normalisation keep the precision of the weights. The network
+chooses that of the matrix products.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.models.kv_cache import Keep, at_places
+from unmask.models.kv_cache import Keep, gather_positions
 from unmask.types import SoftTokens
 
 SINUSOID_SIZE = 256
@@ -23,18 +23,18 @@ ROTARY_BASE = 10000.0
 
 
 class Linear(nn.Linear):
-    """A linear map computed in the precision of its input, whatever the precision its weights are kept in."""
+    """A linear map that computes in the precision of its input, not of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
-    def some(self, x: Tensor, outputs: slice) -> Tensor:
-        """Only these outputs, of a map without bias."""
+    def forward_slice(self, x: Tensor, outputs: slice) -> Tensor:
+        """Compute some of the outputs of a map without bias."""
         return F.linear(x, self.weight[outputs].to(x.dtype))
 
     def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
-        """See `prediction.HeadWithBackward`; `totals` is (weight, bias) or (weight,)."""
+        """Compute gradients as `prediction.HeadWithBackward` does; totals of weight and, if any, bias."""
         weight, *bias = totals
         for total in bias:
             if total is not None:
@@ -46,7 +46,7 @@ class Linear(nn.Linear):
 
 
 def zero_linear(inputs: int, outputs: int) -> Linear:
-    """A linear map that starts as zero, so that a new network starts as the identity and a uniform guess."""
+    """A linear map of zeros: a new network is the identity with a uniform prediction."""
     layer = Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -54,7 +54,7 @@ def zero_linear(inputs: int, outputs: int) -> Linear:
 
 
 class Embedding(nn.Module):
-    """Token ids [B, L] -> vectors [B, L, D]; a mixture, or logits [B, L, V] under their softmax -> the mean vector."""
+    """Token ids [B, L] -> vectors [B, L, D]; the mean vector for a mixture or logits [B, L, V]."""
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Embedding(nn.Module):
 
 
 class SigmaEmbedding(nn.Module):
-    """Noise sigma = -log alpha [b] -> conditioning vector [b, C]: cosines, sines, a two-layer network, SiLU."""
+    """Noise sigma = -log alpha [b] -> conditioning vector [b, C]."""
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
@@ -97,25 +97,26 @@ class Angles:
     cos: Tensor
     sin: Tensor
 
-    def at(self, places: Tensor) -> Angles:
-        """Of places [B, L'], a table for each row: cos and sin [B, L', 1, 1, H]."""
+    def at(self, positions: Tensor) -> Angles:
+        """The angles at positions [B, L'] of each row: cos and sin [B, L', 1, 1, H]."""
         if self.cos.dim() == 4:
-            return Angles(self.cos[places], self.sin[places])
-        return Angles(at_places(self.cos, places), at_places(self.sin, places))
+            return Angles(self.cos[positions], self.sin[positions])
+        return Angles(gather_positions(self.cos, positions), gather_positions(self.sin, positions))
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Turn the halves (x1, x2) of the last axis of [B, L, ..., heads, 2 H]; rounds to x's precision once."""
+        """Rotate the halves of the last axis of [B, L, ..., heads, 2 H], with one rounding."""
         x1, x2 = x.chunk(2, dim=-1)
         turned = torch.cat([x1 * self.cos - x2 * self.sin, x2 * self.cos + x1 * self.sin], dim=-1)
         return turned.to(x.dtype)
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): position m turns pair j by m 10000^(-2j / head width).
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864).
 
-    Only the frequencies belong to the state. The table of angles grows with the longest row seen. Where the network
-    is cast to half precision, the angles are those of the exact frequencies, in float32: 8 bits of a position are
-    too few.
+    Position m turns pair j by m 10000^(-2j / head width).
+    Only the frequencies belong to the state. The table of angles grows with the longest row. A
+    network in half precision uses exact frequencies and angles in float32, because 8 bits are too
+    few for a position.
     """
 
     def __init__(self, head_width: int) -> None:
@@ -128,7 +129,8 @@ class Rotary(nn.Module):
     def forward(self, first: int, length: int) -> Angles:
         """The angles of positions first, ..., first + length - 1."""
         stop = first + length
-        if stop > self._length:  # twice the room: a row that grows token by token makes few tables
+        if stop > self._length:
+            # Doubling keeps the number of tables small for a row that grows token by token.
             self._length, self._table = max(stop, 2 * self._length), None
         table, device = self._table, self.inv_freq.device
         dtype = torch.promote_types(self.inv_freq.dtype, torch.float32)
@@ -136,7 +138,7 @@ class Rotary(nn.Module):
             table = self._table = self._angles(dtype)
         return Angles(table.cos[first:stop], table.sin[first:stop])
 
-    # The table outlives the caller's mode, and training could not use one that was made in inference mode.
+    # Training could not use a table that was created in inference mode.
     @torch.inference_mode(False)
     def _angles(self, dtype: torch.dtype) -> Angles:
         freq = self.inv_freq
@@ -148,59 +150,58 @@ class Rotary(nn.Module):
 
 
 def _frequencies(pairs: int) -> Tensor:
-    """10000^(-j / pairs), j = 0, ..., pairs - 1: the same bits on every device, since they are made on the CPU."""
+    """10000^(-j / pairs), j = 0, ..., pairs - 1, made on the CPU for equal bits everywhere."""
     exponent = torch.arange(0, 2 * pairs, 2, dtype=torch.float32, device="cpu") / (2 * pairs)
     return (1.0 / ROTARY_BASE**exponent).to(torch.get_default_device())
 
 
 @dataclass(frozen=True)
-class Branch:
-    """How a residual branch enters and leaves: x + gate * f(norm(x) * weight + bias).
+class Modulation:
+    """adaLN modulation of a residual branch f: x + gate * f(norm(x) * weight + bias).
 
-    weight, bias, gate [D] where all sequences share them, [B, 1, D] where each has its own;
-    bias and gate None in a network without conditioning.
+    Tensors are [D] if all sequences share them, and [B, 1, D] otherwise. bias and gate are None in
+    a network without conditioning.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     gate: Tensor | None = None
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Normalise over the last axis and scale."""
+    def normalise(self, x: Tensor) -> Tensor:
+        """The input of the branch: x normalised over the last axis, scaled and shifted."""
         if self.weight.dim() == 1:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
         normal = F.layer_norm(x, x.shape[-1:])
-        return (
-            normal * self.weight
-            if self.bias is None
-            else torch.addcmul(self.bias, normal, self.weight)
-        )
+        if self.bias is None:
+            return normal * self.weight
+        return torch.addcmul(self.bias, normal, self.weight)
 
-    def leave(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add what the branch gave to the stream."""
+    def add(self, x: Tensor, out: Tensor) -> Tensor:
+        """The residual stream x plus the gated output of the branch."""
         return x + out if self.gate is None else torch.addcmul(x, self.gate, out)
 
 
 class LayerNorm(nn.Module):
-    """The weight [D] of a layer normalisation without bias; a `Branch` applies it together with the conditioning."""
+    """The weight [D] of a layer normalisation without bias; `Modulation` applies it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def branch(self, modulation: Sequence[Tensor] = ()) -> Branch:
-        """The branch that adaLN's (shift, scale[, gate]) [b, D] make of this norm; b = 1 stands for all sequences."""
-        if not modulation:
-            return Branch(self.weight)
-        shift, scale, *gate = (part[0] if len(part) == 1 else part[:, None] for part in modulation)
-        return Branch(self.weight * (1 + scale), shift, *gate)
+    def modulation(self, parts: Sequence[Tensor] = ()) -> Modulation:
+        """Fold adaLN's (shift, scale[, gate]) [b, D] into this norm; b = 1 for all sequences."""
+        if not parts:
+            return Modulation(self.weight)
+        shift, scale, *gate = (part[0] if len(part) == 1 else part[:, None] for part in parts)
+        return Modulation(self.weight * (1 + scale), shift, *gate)
 
 
 class Block(nn.Module):
     """Attention and a two-layer network on a residual stream x [B, L, D].
 
-    With `cond_dim` C it is a bidirectional adaLN block (Peebles and Xie 2023, arXiv 2212.09748); with None a plain
-    causal one. Dropout acts on what the two branches give, in training only.
+    With `cond_dim` C it is a bidirectional adaLN block (Peebles and Xie 2023, arXiv 2212.09748).
+    With None it is a causal block without conditioning. Dropout acts on the outputs of the two
+    branches, in training only.
     """
 
     def __init__(self, width: int, heads: int, cond_dim: int | None, dropout: float) -> None:
@@ -216,72 +217,80 @@ class Block(nn.Module):
         )
         self.adaLN_modulation = None if cond_dim is None else zero_linear(cond_dim, 6 * width)
 
-    def branches(self, condition: Tensor | None) -> tuple[Branch, Branch]:
-        """The attention and network branches under a conditioning vector [b, C] (b = B, or 1 for all sequences)."""
+    def modulations(self, condition: Tensor | None) -> tuple[Modulation, Modulation]:
+        """Modulations of attention and network under a vector [b, C]; b = 1 for all sequences."""
         if self.adaLN_modulation is None or condition is None:
-            return self.norm1.branch(), self.norm2.branch()
+            return self.norm1.modulation(), self.norm2.modulation()
         parts = self.adaLN_modulation(condition).chunk(6, dim=-1)
-        return self.norm1.branch(parts[:3]), self.norm2.branch(parts[3:])
+        return self.norm1.modulation(parts[:3]), self.norm2.modulation(parts[3:])
 
     def forward(
         self,
         x: Tensor,
-        told: Tensor | tuple[Branch, Branch] | None,
+        condition: Tensor | tuple[Modulation, Modulation] | None,
         angles: Angles,
         dtype: torch.dtype,
         keep: Keep | None = None,
-        asked: Tensor | None = None,
+        queries: Tensor | None = None,
     ) -> Tensor:
-        """x [B, L, D] -> [B, L, D]; products in `dtype`.
+        """Map the residual stream x [B, L, D] to [B, L, D], or to [B, W, D] with `queries`.
 
-        told   the conditioning vector [b, C], or the `branches` that were folded from it
-        keep   takes the keys and values of these positions and gives those of all that are attended to
-        asked  [B, W], of the L positions those whose results are wanted, [B, W, D]: of others, keys and values alone
+        Args:
+            x: The residual stream.
+            condition: The conditioning vector [b, C], or the `modulations` that are folded from it.
+            angles: Rotary angles of the L positions.
+            dtype: Precision of the matrix products.
+            keep: Stores the new keys and values and returns all that are attended to.
+            queries: Indices [B, W] of the positions to compute; of others, only keys and values.
+                None: all.
         """
-        attention, network = told if isinstance(told, tuple) else self.branches(told)
-        out = self.attend(attention.enter(x).to(dtype), angles, keep, asked)
-        x = x if asked is None else at_places(x, asked)
-        x = attention.leave(x, F.dropout(out, self.dropout, self.training))
-        out = self.mlp(network.enter(x).to(dtype))
-        return network.leave(x, F.dropout(out, self.dropout, self.training))
+        folded = condition if isinstance(condition, tuple) else self.modulations(condition)
+        attention, network = folded
+        out = self.attend(attention.normalise(x).to(dtype), angles, keep, queries)
+        x = x if queries is None else gather_positions(x, queries)
+        x = attention.add(x, F.dropout(out, self.dropout, self.training))
+        out = self.mlp(network.normalise(x).to(dtype))
+        return network.add(x, F.dropout(out, self.dropout, self.training))
 
     def attend(
-        self, h: Tensor, angles: Angles, keep: Keep | None, asked: Tensor | None = None
+        self, h: Tensor, angles: Angles, keep: Keep | None, queries: Tensor | None = None
     ) -> Tensor:
-        """Multi-head attention over the row, or over all that `keep` gives, scale 1 / sqrt(head width)."""
-        if asked is None:
-            queries, keys, values = self._heads(self.attn_qkv(h), angles, 2)
+        """Multi-head attention over the row, or over all keys that `keep` returns."""
+        if queries is None:
+            query, keys, values = self._heads(self.attn_qkv(h), angles, 2)
         else:
             width = h.shape[-1]
-            keys, values = self._heads(self.attn_qkv.some(h, slice(width, None)), angles, 1)
-            (queries,) = self._heads(
-                self.attn_qkv.some(at_places(h, asked), slice(0, width)), angles.at(asked), 1
-            )
+            later = self.attn_qkv.forward_slice(h, slice(width, None))
+            keys, values = self._heads(later, angles, 1)
+            first = self.attn_qkv.forward_slice(gather_positions(h, queries), slice(0, width))
+            (query,) = self._heads(first, angles.at(queries), 1)
         if keep is not None:
             keys, values = keep(keys, values)
-        new, read = queries.shape[2], keys.shape[2]
+        new, read = query.shape[2], keys.shape[2]
         causal = self.adaLN_modulation is None and new > 1
         mask = None
         if causal and read > new:
             mask = torch.ones(new, read, dtype=torch.bool, device=h.device).tril(read - new)
-        out = attention(queries, keys, values, mask, causal and mask is None)
+        out = attention(query, keys, values, mask, causal and mask is None)
         joined: Tensor = self.attn_out(out.transpose(1, 2).flatten(2))
         return joined
 
-    def _heads(self, parts: Tensor, angles: Angles, turned: int) -> list[Tensor]:
-        """[B, L, k D] -> k tensors [B, heads, L, head width], of which the first `turned` carry the positions."""
-        each = parts.view(*parts.shape[:2], -1, self.heads, self.attn_out.in_features // self.heads)
-        found = [*angles.rotate(each[:, :, :turned]).unbind(2), *each[:, :, turned:].unbind(2)]
-        return [part.transpose(1, 2) for part in found]
+    def _heads(self, parts: Tensor, angles: Angles, rotated: int) -> list[Tensor]:
+        """[B, L, k D] -> k tensors [B, heads, L, head width]; the first `rotated` are rotated."""
+        head_width = self.attn_out.in_features // self.heads
+        heads = parts.view(*parts.shape[:2], -1, self.heads, head_width)
+        turned = angles.rotate(heads[:, :, :rotated]).unbind(2)
+        return [part.transpose(1, 2) for part in (*turned, *heads[:, :, rotated:].unbind(2))]
 
 
 def attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head width)) v over heads [B, H, L, d]; `mask` True: may be read."""
+    """softmax(q k^T / sqrt(d)) v over heads [B, H, L, d]; `mask` is True for keys to attend to."""
     if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
-    # PyTorch's fused kernel for CPUs goes backwards 5 to 8 times slower in bfloat16 than plain products do.
+    # The backward pass of PyTorch's fused CPU kernel is 5 to 8 times slower in bfloat16 than plain
+    # products.
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -292,7 +301,7 @@ def attention(
 
 
 class OutputLayer(nn.Module):
-    """The last normalisation, and `linear`: the head from width D to the vocabulary. Both start as a uniform guess."""
+    """The last normalisation, and the head `linear` from width D to the vocabulary."""
 
     def __init__(self, width: int, vocab_size: int, cond_dim: int | None) -> None:
         super().__init__()
@@ -300,12 +309,13 @@ class OutputLayer(nn.Module):
         self.linear = zero_linear(width, vocab_size)
         self.adaLN_modulation = None if cond_dim is None else zero_linear(cond_dim, 2 * width)
 
-    def branch(self, condition: Tensor | None) -> Branch:
+    def modulation(self, condition: Tensor | None) -> Modulation:
         """The last normalisation under a conditioning vector [b, C]."""
         if self.adaLN_modulation is None or condition is None:
-            return self.norm_final.branch()
-        return self.norm_final.branch(self.adaLN_modulation(condition).chunk(2, dim=-1))
+            return self.norm_final.modulation()
+        return self.norm_final.modulation(self.adaLN_modulation(condition).chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, told: Tensor | Branch | None) -> Tensor:
-        """What `linear` reads; told: the conditioning vector [b, C], or the `branch` that was folded from it."""
-        return (told if isinstance(told, Branch) else self.branch(told)).enter(x)
+    def normalise(self, x: Tensor, condition: Tensor | Modulation | None) -> Tensor:
+        """The input of `linear`, under a conditioning vector [b, C] or its `modulation`."""
+        folded = condition if isinstance(condition, Modulation) else self.modulation(condition)
+        return folded.normalise(x)

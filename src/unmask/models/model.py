@@ -1,197 +1,218 @@
-"""Models as files: `load` reads our own directories and those of MDLM, SDTT and Duo; `Model.save` writes ours.
+"""Models, ready to draw text: `load` reads them, `Model.save` writes them.
 
-One architecture serves all of them, so loading is a matter of names: strip the prefixes, take every size from the
-shapes of the tensors (public configs are wrong in places), and refuse whatever does not fit exactly.
+MDLM, SDTT, Duo and this library share one architecture, so `load` only has to translate names. It
+strips prefixes and takes every size from the shapes of the tensors, because public configs are
+partly wrong. A checkpoint that does not fit exactly is refused. A foreign network takes part as a
+`DenoiserModule`: see `models.foreign`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import torch
+from torch import nn
 
 from unmask.data.tokenizers import Tokenizer, find_tokenizer
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import NoiseSchedule
+from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.config import (
-    AUTOREGRESSIVE,
-    MASKED,
-    UNIFORM,
     CheckpointConfig,
     card_of,
+    foreign_network,
     names_mask,
     parse_config,
 )
-from unmask.models.checkpoints.model_files import ModelFiles, locate, opened
-from unmask.models.checkpoints.safe_unpickle import CheckpointError
-from unmask.models.checkpoints.weights import fill, shape_of
-from unmask.models.denoiser import CausalPredictor, NetworkDenoiser, check_mask_id
-from unmask.models.digest import weights_digest
+from unmask.models.checkpoints.model_files import ModelFiles, locate, open_files
+from unmask.models.checkpoints.vocabulary import fit_vocabulary
+from unmask.models.checkpoints.weights import build_network, infer_shape
+from unmask.models.denoiser import (
+    MASKED,
+    UNIFORM,
+    CausalPredictor,
+    DenoiserModule,
+    NetworkDenoiser,
+    PredictorModule,
+    check_mask_id,
+    compute_precision,
+)
 from unmask.models.dit import DiT
-from unmask.models.saving import save
-from unmask.models.vocabulary import Named, beside
+from unmask.models.modules import weights_digest
+from unmask.models.saving import save_model
 
 
-@dataclass(frozen=True)
-class Model:
-    """A denoising model, with all it takes to draw text from it.
+class LanguageModel(ABC):
+    """The common face of `Model` and `CausalModel`.
 
-    network  the weights: (ids [B, L] or soft input [B, L, V], sigma [B]) -> raw logits; the same as the denoiser's
-    card     what is known about the model, as JSON: the recipe and the text of its training, where its files say so
+    schedule   noise schedule of the training; None for an autoregressive model
+    tokenizer  None if its files are unknown
+    card       what is known about the model, as JSON: the recipe and the text of its training, if
+               its files name them
     """
 
-    denoiser: NetworkDenoiser
+    schedule: NoiseSchedule | None
+    tokenizer: Tokenizer | None
+    card: Mapping[str, object]
+
+    @property
+    @abstractmethod
+    def module(self) -> DenoiserModule | PredictorModule:
+        """The denoiser or predictor: the module to call, to train or to copy."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The raw network. Ours maps ids [B, L] (and sigma [B]) to raw logits [B, L, V]."""
+        return self.module.network
+
+    def checkpoint_config(self) -> CheckpointConfig:
+        """All that has to be known about the model besides its weights."""
+        module, network = self.module, self.network
+        dropout = network.shape.dropout if isinstance(network, DiT) else 0.0
+        return CheckpointConfig(
+            module.kind, module.mask_id, module.sees_alpha, self.schedule, module.length, dropout
+        )
+
+    @property
+    def kind(self) -> str:
+        """What the model is: "masked", "uniform" or "autoregressive"."""
+        return self.module.kind
+
+    @property
+    def length(self) -> int:
+        """Tokens of a training row: the default length of a text."""
+        return self.module.length
+
+    @property
+    def vocab_size(self) -> int:
+        """V, MASK included."""
+        return self.module.vocab_size
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of MASK; None if the vocabulary has no MASK."""
+        return self.module.mask_id
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.module.parameters()).device
+
+    @property
+    def precision(self) -> str:
+        """The precision of the matrix products: "float32", "bfloat16"."""
+        return compute_precision(self.module)
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(weight.numel() for weight in self.module.parameters())
+
+    @property
+    def digest(self) -> str:
+        """A digest of all weights, computed at each access."""
+        return weights_digest(self.network.state_dict())
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device, in place, as `nn.Module.to` does; returns the model."""
+        _move(self.module, device)
+        return self
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        raw: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+        **card: object,
+    ) -> None:
+        """Write config.json, model.safetensors and the tokenizer; `load` reads the model back.
+
+        The files are written to a directory beside it first, which then replaces it together with
+        the other files of the old one. If that fails (OSError), the old directory is unchanged. Raw
+        weights in the old directory stay if the averaged weights are the same.
+
+        Args:
+            directory: A new or empty directory, or one with a model that was saved here.
+            raw: The raw network whose EMA this model holds, saved beside it for
+                `load(weights="raw")`.
+            dtype: Precision of the parameters in the file (bfloat16 halves it). None: that of the
+                model.
+            **card: Entries to add to the model's card, as JSON.
+
+        Raises:
+            ValueError: The card is not JSON, the directory holds something else, or weights lie
+                outside of `module.network`.
+            OSError: The directory could not be written.
+        """
+        save_model(
+            Path(directory),
+            self.checkpoint_config(),
+            self.module,
+            raw,
+            self.tokenizer,
+            dtype,
+            {**self.card, **card},
+        )
+
+    def __repr__(self) -> str:
+        """Three lines: kind and size, vocabulary and length, origin."""
+        names = {MASKED: "masked diffusion", UNIFORM: "uniform-state diffusion"}
+        mask = "no MASK" if self.mask_id is None else f"MASK {self.mask_id}"
+        tokenizer = "no tokenizer" if self.tokenizer is None else "with tokenizer"
+        return (
+            f"{type(self).__name__}: {names.get(self.kind, self.kind)}, "
+            f"{self.parameters:,} parameters, {self.precision} on {self.device}\n"
+            f"  vocabulary: {self.vocab_size:,} tokens, {mask}, {tokenizer}; "
+            f"length: {self.length:,} tokens\n"
+            f"  origin: {_origin(self.card)}"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Model(LanguageModel):
+    """A denoising model, with all it takes to draw text from it."""
+
+    denoiser: DenoiserModule
     process: Process
     schedule: NoiseSchedule
     tokenizer: Tokenizer | None
-    network: DiT
-    card: Mapping[str, object] = field(default_factory=dict, compare=False)
+    card: Mapping[str, object] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
-    def length(self) -> int:
-        """Tokens of a row in training: the length of a text unless another one is given."""
-        return self.network.shape.length
-
-    @property
-    def vocab_size(self) -> int:
-        """V, MASK included."""
-        return self.network.shape.vocab_size
-
-    @property
-    def mask_id(self) -> int | None:
-        """The id of MASK; None where the vocabulary has none."""
-        return self.denoiser.mask_id
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.network.head.weight.device
-
-    @property
-    def parameters(self) -> int:
-        """The number of weights."""
-        return sum(weight.numel() for weight in self.network.parameters())
-
-    @property
-    def digest(self) -> str:
-        """A digest of all weights, computed anew at each access."""
-        return weights_digest(self.network.state_dict())
-
-    def save(
-        self,
-        directory: str | Path,
-        *,
-        raw: DiT | None = None,
-        dtype: torch.dtype | None = None,
-        **card: object,
-    ) -> None:
-        """Write config.json, model.safetensors and the tokenizer; `load` gives the model back.
-
-        raw    the weights of which this model is the moving average, kept beside it for `load(weights="raw")`
-        dtype  precision of the parameters in the file (bfloat16 halves it); None keeps the model's
-        card   what else should be known about the model, as JSON: entries that are added to the model's card
-
-        The directory is new, empty, or holds a model that was saved here. Everything is written to a directory beside
-        it first, which then takes its place, with the other files of the old one. Where that fails (OSError), the old
-        directory is unchanged. Raw weights in the old directory stay where the averaged ones are the same.
-        ValueError for a card that is no JSON, and for a directory or file of something else.
-        """
-        save(
-            Path(directory),
-            self.facts(),
-            self.network,
-            raw,
-            self.tokenizer,
-            dtype,
-            {**self.card, **card},
-        )
-
-    def facts(self) -> CheckpointConfig:
-        """What has to be known about the model besides its weights."""
-        mask_id, shape = self.denoiser.mask_id, self.network.shape
-        kind = UNIFORM if mask_id is None else MASKED
-        return CheckpointConfig(
-            kind, mask_id, self.denoiser.sees_alpha, self.schedule, shape.length, shape.dropout
-        )
+    def module(self) -> DenoiserModule:
+        """The denoiser."""
+        return self.denoiser
 
 
-@dataclass(frozen=True)
-class CausalModel:
-    """An autoregressive model: `network(ids)` are raw logits of the next tokens, `predictor` their law."""
+@dataclass(frozen=True, repr=False)
+class CausalModel(LanguageModel):
+    """An autoregressive model."""
 
-    network: DiT
+    schedule = None  # no noise
+    predictor: PredictorModule
     tokenizer: Tokenizer | None
-    predictor: CausalPredictor
-    card: Mapping[str, object] = field(default_factory=dict, compare=False)
+    card: Mapping[str, object] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
-    def length(self) -> int:
-        """Tokens of a row in training: the length of a text unless another one is given."""
-        return self.network.shape.length
-
-    @property
-    def vocab_size(self) -> int:
-        """V, MASK included."""
-        return self.network.shape.vocab_size
-
-    @property
-    def mask_id(self) -> int | None:
-        """The id of MASK; None where the vocabulary has none."""
-        return self.predictor.mask_id
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.network.head.weight.device
-
-    @property
-    def parameters(self) -> int:
-        """The number of weights."""
-        return sum(weight.numel() for weight in self.network.parameters())
-
-    @property
-    def digest(self) -> str:
-        """A digest of all weights, computed anew at each access."""
-        return weights_digest(self.network.state_dict())
+    def module(self) -> PredictorModule:
+        """The predictor."""
+        return self.predictor
 
     @staticmethod
     def of(
-        network: DiT,
+        predictor: PredictorModule,
         tokenizer: Tokenizer | None,
-        mask_id: int | None,
         card: Mapping[str, object] | None = None,
     ) -> CausalModel:
-        """The model in evaluation mode; a MASK that its config or its tokenizer names is never predicted."""
-        named = tokenizer.mask_id if mask_id is None and tokenizer is not None else mask_id
-        return CausalModel(network, tokenizer, CausalPredictor(network, named).eval(), card or {})
-
-    def save(
-        self,
-        directory: str | Path,
-        *,
-        raw: DiT | None = None,
-        dtype: torch.dtype | None = None,
-        **card: object,
-    ) -> None:
-        """As `Model.save`."""
-        save(
-            Path(directory),
-            self.facts(),
-            self.network,
-            raw,
-            self.tokenizer,
-            dtype,
-            {**self.card, **card},
-        )
-
-    def facts(self) -> CheckpointConfig:
-        """As `Model.facts`."""
-        shape = self.network.shape
-        return CheckpointConfig(
-            AUTOREGRESSIVE, self.predictor.mask_id, False, None, shape.length, shape.dropout
-        )
+        """The model in evaluation mode. It never predicts a MASK of its tokenizer."""
+        if predictor.mask_id is None and tokenizer is not None:
+            predictor.mask_id = tokenizer.mask_id
+        return CausalModel(predictor.eval(), tokenizer, card=card or {})
 
 
 def load(
@@ -201,59 +222,102 @@ def load(
     device: torch.device | str = "cpu",
     tokenizer: Tokenizer | None = None,
 ) -> Model | CausalModel:
-    """Read a model, in float32 and evaluation mode, running no code from any file.
+    """Read a model in float32 and evaluation mode, running no code from any file.
 
-    path_or_hub_id  a directory with config.json and model.safetensors, or its shards with their index (ours, or of
-                    MDLM, SDTT, Duo), a Lightning .ckpt file or a directory with one, or else a repository of the
-                    Hugging Face hub at `revision`
-    weights         "ema", the moving average, or "raw": of a .ckpt file, or of our directories saved with both
-    tokenizer       the model's, where its files hold none; it takes the place of one that they hold
+    Args:
+        path_or_hub_id: A directory with config.json and model.safetensors, or its shards with their
+            index (ours, or of MDLM, SDTT, Duo). Or a Lightning .ckpt file, or a directory with one.
+            Else a repository of the Hugging Face hub.
+        revision: Revision on the hub.
+        weights: "ema" or "raw". A .ckpt file has both, and so have our directories if saved with
+            both.
+        device: Where to put the weights.
+        tokenizer: Replaces the tokenizer of the model's files, or supplies a missing one.
 
-    The tokenizer is the one whose files are in the directory, else None. MASK is what the config says, else the
-    tokenizer's, else the last token; rows that only pad the vocabulary are cut off (`vocabulary.beside`). The schedule
-    is LogLinear(1e-3) where none is named. CheckpointError (a ValueError) where there is no model, where it does not
-    fit the architecture name by name, and where a weight is no finite float.
+    Returns:
+        The model. Its tokenizer is the one in the directory, else None. MASK is the id that the
+        config names, else the tokenizer's, else the last token. Rows that only pad the vocabulary
+        are removed (`fit_vocabulary`). The schedule is LogLinear(1e-3) if the config names none.
+
+    Raises:
+        CheckpointError: A ValueError. There is no model, it does not fit the architecture name by
+            name, or a weight is not a finite float.
+        ValueError: `weights` or `device` is unknown.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(
-            f"weights says which set of them to read: want 'ema' or 'raw', got {weights!r}"
-        )
+    check_weights_set(weights)
     path = locate(path_or_hub_id, revision)
-    with opened(path, weights) as source:
-        network, facts = _network(source)
-    spoken = tokenizer
+    with open_files(path, weights) as source:
+        network, use = _network(source)
+    given = tokenizer is not None
     if tokenizer is None and path.is_dir():
-        spoken = find_tokenizer(path)
-    if spoken is not None:
-        named = Named(names_mask(source.said), given=tokenizer is not None)
-        network, facts = beside(network, facts, spoken, named, str(path))
-    network, card = _on(network, device).eval(), card_of(source.said)
-    if facts.schedule is None:
-        return CausalModel.of(network, spoken, facts.mask_id, card)
-    size = network.shape.vocab_size
-    process = UniformProcess(size) if facts.mask_id is None else MaskedProcess(size, facts.mask_id)
-    denoiser = NetworkDenoiser(network, facts.mask_id, facts.sees_alpha).eval()
-    return Model(denoiser, process, facts.schedule, spoken, network, card)
+        tokenizer = find_tokenizer(path)
+    if tokenizer is not None:
+        named = names_mask(source.config_json)
+        network, use = fit_vocabulary(
+            network, use, tokenizer, str(path), mask_named=named, tokenizer_given=given
+        )
+    _move(network, device)
+    card = card_of(source.config_json)
+    if use.schedule is None:
+        return CausalModel.of(CausalPredictor(network, use.mask_id), tokenizer, card)
+    denoiser = NetworkDenoiser(network, use.mask_id, use.sees_alpha).eval()
+    process = process_of(denoiser.vocab_size, denoiser.mask_id)
+    return Model(denoiser, process, use.schedule, tokenizer, card=card)
+
+
+def own_network(model: LanguageModel) -> DiT:
+    """The network of a model, if it is a `DiT` of this library; ValueError for a foreign one."""
+    network = model.network
+    if not isinstance(network, DiT):
+        raise ValueError(
+            f"model holds a foreign network: got {type(network).__name__}, "
+            "want a network of this library"
+        )
+    return network
 
 
 def _network(source: ModelFiles) -> tuple[DiT, CheckpointConfig]:
-    """The network of these files, and what they say about it."""
-    shape = shape_of(source.weights, source.where)
+    """The network and the config in these files."""
+    if (name := foreign_network(source.config_json)) is not None:
+        raise CheckpointError(
+            f"{source.where} holds a foreign network: got {name}, which load cannot build; "
+            "use unmask.models.foreign.load_into"
+        )
+    shape = infer_shape(source.weights, source.where)
     try:
-        facts = parse_config(source.said, shape, source.where)
-        shape = replace(shape, length=facts.length, dropout=facts.dropout)
-        check_mask_id(facts.mask_id, shape.vocab_size)
+        use = parse_config(source.config_json, shape, source.where)
+        shape = replace(shape, length=use.length, dropout=use.dropout)
+        check_mask_id(use.mask_id, shape.vocab_size)
     except CheckpointError:
         raise
-    except ValueError as error:  # a config that contradicts the weights
+    except ValueError as error:  # the config contradicts the weights
         raise CheckpointError(f"{source.where}: {error}") from error
-    return fill(shape, source.weights, source.averages, source.where), facts
+    return build_network(shape, source.weights, source.averages, source.where), use
 
 
-def _on(network: DiT, device: torch.device | str) -> DiT:
+def process_of(vocab_size: int, mask_id: int | None) -> Process:
+    """Masked diffusion if there is a MASK, else uniform diffusion."""
+    return UniformProcess(vocab_size) if mask_id is None else MaskedProcess(vocab_size, mask_id)
+
+
+def check_weights_set(weights: str) -> None:
+    """ValueError unless `weights` is "ema" or "raw"."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights is unknown: got {weights!r}, want 'ema' or 'raw'")
+
+
+def _move(module: nn.Module, device: torch.device | str) -> None:
     try:
-        return network.to(device)
+        module.to(device)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"device says where the model runs, and {device} is not to be had here: {error}"
-        ) from error
+        raise ValueError(f"device is not available: got {device}; {error}") from error
+
+
+def _origin(card: Mapping[str, object]) -> str:
+    """The recipe and the steps that a card names."""
+    match card:
+        case {"recipe": {"name": str(name)}, "steps": steps}:
+            return f"recipe {name!r}, {steps} steps"
+        case {"source": source}:
+            return str(source)
+    return "unknown (no card)"

@@ -1,4 +1,4 @@
-"""The order of moving averages: every swap is found, and no average of the weights is refused."""
+"""The order of EMA weights: swaps are refused, averages of the weights are accepted."""
 
 import math
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.ema_check import ELEMENTS, check_order, thinned
 from unmask.models.checkpoints.lightning import open_checkpoint
-from unmask.models.checkpoints.safe_unpickle import CheckpointError
 from unmask.models.dit import DiT, Shape
 from unmask.models.model import load
 
@@ -31,21 +31,19 @@ def moved(averages: Weights, shift: int) -> Weights:
 
 @pytest.mark.parametrize("size", [256, 1000])
 @pytest.mark.parametrize(("count", "shift"), [(2, 1), (3, 1), (7, 3), (12, 1), (12, 11)])
-def test_cycles_of_any_length_are_found(count: int, shift: int, size: int) -> None:
-    """The cosine of a pair is -1 for two that have changed places, -1/2 at most in longer cycles."""
+def test_permutations_of_any_cycle_length_are_refused(count: int, shift: int, size: int) -> None:
+    """The cosine is -1 for a swapped pair, and at most -1/2 in longer cycles."""
     raw = vectors(count, size, seed=0)
     averages = {name: weight + 0.1 * torch.sin(weight) for name, weight in raw.items()}
     check_order(raw, averages, "here")
-    with pytest.raises(CheckpointError, match="here: moving averages stand in another order"):
+    with pytest.raises(CheckpointError, match="here has EMA weights in another order"):
         check_order(raw, moved(averages, shift), "here")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [0.1, 1.0, 3.0])
-def test_averages_from_the_first_weights_to_the_last_are_let_pass(
-    share: float, steps: float
-) -> None:
-    """The mean of the first weights (share 0) up to the last ones, after steps of up to thrice the weights' size."""
+def test_averages_of_the_weights_are_accepted(share: float, steps: float) -> None:
+    """From the initial weights (share 0) to the last, after steps of up to 3 times their size."""
     first, change = vectors(12, 300, seed=0), vectors(12, 300, seed=1)
     raw = {name: weight + steps * change[name] for name, weight in first.items()}
     check_order(
@@ -53,8 +51,8 @@ def test_averages_from_the_first_weights_to_the_last_are_let_pass(
     )
 
 
-def test_equal_averages_say_nothing() -> None:
-    """Biases and gates begin as zeros, norms as ones: averages of untrained ones are all alike."""
+def test_equal_weights_and_averages_are_skipped() -> None:
+    """Biases and gates start as zeros, norms as ones, so untrained ones have equal averages."""
     raw = vectors(5, 400, seed=0)
     for value in (0.0, 1.0):
         check_order(
@@ -64,15 +62,15 @@ def test_equal_averages_say_nothing() -> None:
     check_order({}, {}, "here")
 
 
-def test_few_elements_are_let_pass_where_they_could_be_unrelated_by_chance() -> None:
+def test_few_elements_are_accepted_within_four_standard_deviations() -> None:
     for seed in range(200):
         check_order(vectors(6, 16, seed), vectors(6, 16, seed + 1000), "here")
     cosine = [4 / math.sqrt(size) for size in (17, 100, 256)]
     assert cosine[0] < 1 and cosine[-1] == 0.25
 
 
-def test_the_average_of_a_network_that_was_trained(tmp_path: Path) -> None:
-    """Adam for 60 steps; averages that still are the first weights, and those that follow, pass; swaps do not."""
+def test_the_ema_of_a_trained_network(tmp_path: Path) -> None:
+    """After 60 steps of Adam, slow and fast averages are accepted and swaps are refused."""
     torch.manual_seed(0)
     network = DiT(Shape(20, 16, width=32, blocks=3, heads=2, cond_dim=16, dropout=0.0))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -102,7 +100,7 @@ def test_the_average_of_a_network_that_was_trained(tmp_path: Path) -> None:
         save(tmp_path / "b.ckpt", network, other)
         with pytest.raises(
             CheckpointError,
-            match=r"b\.ckpt: moving averages stand in another order.*load weights='raw'",
+            match=r"b\.ckpt has EMA weights in another order.*weights='raw'",
         ):
             load(tmp_path / "b.ckpt")
         assert load(tmp_path / "b.ckpt", weights="raw")
@@ -113,8 +111,8 @@ def save(file: Path, network: DiT, averages: list[Tensor]) -> None:
     torch.save({"state_dict": weights, "ema": {"shadow_params": averages}}, file)
 
 
-def test_two_averages_of_the_original_code_that_changed_places(tmp_path: Path) -> None:
-    """The embedding and the head have one shape: an average list of another code could hold them the other way."""
+def test_swapped_averages_of_the_original_code_are_refused(tmp_path: Path) -> None:
+    """Embedding and head have one shape, so another code's list could swap them."""
     with open_checkpoint(CKPT) as checkpoint:
         assert checkpoint.shadow is not None
         shadow = [checkpoint.tensor(stored).clone() for stored in checkpoint.shadow]
@@ -130,8 +128,8 @@ def test_two_averages_of_the_original_code_that_changed_places(tmp_path: Path) -
         load(tmp_path / "a.ckpt")
 
 
-def test_a_thinned_tensor_is_spread_over_the_whole() -> None:
+def test_a_thinned_tensor_is_evenly_spaced() -> None:
     for size in (0, 1, 5, ELEMENTS, ELEMENTS + 1, 3 * ELEMENTS + 7):
-        found = thinned(torch.arange(size))
-        assert len(found) <= ELEMENTS and (size > ELEMENTS or len(found) == size)
-        assert not size or found[-1] > 0.9 * (size - 1) or size < 3
+        part = thinned(torch.arange(size))
+        assert len(part) <= ELEMENTS and (size > ELEMENTS or len(part) == size)
+        assert not size or part[-1] > 0.9 * (size - 1) or size < 3

@@ -1,4 +1,4 @@
-"""Checkpoints for other people's code: what is in them, in which order, and that they come back."""
+"""Exported Lightning checkpoints: entries, order, and the way back."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +55,8 @@ def test_mdlms_checkpoint_comes_back_name_by_name_and_in_the_same_order(tmp_path
     )  # two sets, not one twice
 
 
-def test_what_their_code_reads_is_there(tmp_path: Path) -> None:
-    """`load_from_checkpoint` and their `on_load_checkpoint` ask for these, and torch runs no code to read them."""
+def test_the_checkpoint_has_all_entries_that_their_code_reads(tmp_path: Path) -> None:
+    """`load_from_checkpoint` and `on_load_checkpoint` need them; torch reads them without code."""
     save_lightning(load(CKPT), tmp_path / "a.ckpt")
     read = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert read.keys() >= {
@@ -71,14 +71,13 @@ def test_what_their_code_reads_is_there(tmp_path: Path) -> None:
     assert loop["epoch_progress"]["current"]["completed"] == 0
     assert loop["epoch_loop.batch_progress"]["current"]["completed"] == 0
     size = read["hyper_parameters"]["config"]["model"]
-    assert {name: size[name] for name in ("hidden_size", "n_blocks", "n_heads", "length", "cond_dim")} == {
-        "hidden_size": 48, "n_blocks": 2, "n_heads": 3, "length": 24, "cond_dim": 16,
-    }  # fmt: skip
+    want = {"hidden_size": 48, "n_blocks": 2, "n_heads": 3, "length": 24, "cond_dim": 16}
+    assert {name: size[name] for name in want} == want
 
 
 @pytest.mark.parametrize("folder", ["hub_mdlm", "hub_sdtt", "hub_duo", "hub_ar", "lightning_mdlm"])
-def test_every_layout_goes_through_both_of_ours(folder: str, tmp_path: Path) -> None:
-    """load -> our directory -> load -> .ckpt -> load: the numbers of the original codes at each stage."""
+def test_every_layout_survives_both_conversions(folder: str, tmp_path: Path) -> None:
+    """Each stage of load, our directory, load, .ckpt, load gives the original codes' numbers."""
     want = load_file(GOLDEN / folder / "expected.safetensors")
     own, ckpt = tmp_path / "own", tmp_path / "new" / "model.ckpt"
     assert main(["convert", str(GOLDEN / folder), str(own)]) == 0
@@ -91,39 +90,35 @@ def test_every_layout_goes_through_both_of_ours(folder: str, tmp_path: Path) -> 
             logits = model.network(want["zt"], want["sigma"])
         else:
             logits = model.network(want["zt"])
-        wanted = want["logits_ema" if folder == "lightning_mdlm" else "logits"]
-        assert wanted.abs().max() > 0.1 and (logits - wanted).abs().max() < 1e-4
-        assert model.facts() == first.facts()
+        reference = want["logits_ema" if folder == "lightning_mdlm" else "logits"]
+        assert reference.abs().max() > 0.1 and (logits - reference).abs().max() < 1e-4
+        assert model.checkpoint_config() == first.checkpoint_config()
 
 
 def test_a_mask_that_is_not_the_last_token_and_eps_are_kept(tmp_path: Path) -> None:
     network = DiT(Shape(9, 8, width=8, blocks=1, heads=2, cond_dim=4))
-    model = Model(
-        NetworkDenoiser(network, 3, True), MaskedProcess(9, 3), LogLinear(0.01), None, network
-    )
+    model = Model(NetworkDenoiser(network, 3, True), MaskedProcess(9, 3), LogLinear(0.01), None)
     save_lightning(model, tmp_path / "a.ckpt")
-    assert load(tmp_path / "a.ckpt").facts() == model.facts()
+    assert load(tmp_path / "a.ckpt").checkpoint_config() == model.checkpoint_config()
 
 
-def test_what_the_layout_has_no_place_for_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_models_that_the_layout_cannot_express_are_refused(tmp_path: Path) -> None:
     network = DiT(Shape(9, 8, width=8, blocks=1, heads=2, cond_dim=4))
-    uniform = Model(
-        NetworkDenoiser(network, None, False), UniformProcess(9), LogLinear(), None, network
-    )
-    with pytest.raises(ValueError, match="told the noise level"):
+    uniform = Model(NetworkDenoiser(network, None, False), UniformProcess(9), LogLinear(), None)
+    with pytest.raises(ValueError, match=r"sees_alpha .* got False"):
         save_lightning(uniform, tmp_path / "a.ckpt")
     masked = load(CKPT)
     assert isinstance(masked, Model)
-    with pytest.raises(ValueError, match=r"log-linear schedule only.*Cosine"):
+    with pytest.raises(ValueError, match=r"schedule .* got Cosine"):
         save_lightning(replace(masked, schedule=Cosine()), tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="raw holds the weights that were averaged"):
+    with pytest.raises(ValueError, match="raw has names or shapes"):
         save_lightning(masked, tmp_path / "a.ckpt", raw=network)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(OSError, match="could not be written, what was there is unchanged"):
+    with pytest.raises(OSError, match="could not be written; its old contents are unchanged"):
         save_lightning(load(CKPT), tmp_path / "file" / "a.ckpt")
     old = tmp_path / "old.ckpt"
     old.mkdir()  # a directory cannot be replaced by a file
@@ -132,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old.ckpt"]
 
 
-def test_precision_of_such_a_checkpoint_is_float32(
+def test_a_lightning_checkpoint_is_float32(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     call = [
@@ -147,15 +142,15 @@ def test_precision_of_such_a_checkpoint_is_float32(
     assert main(call) == 1 and "float32 weights" in capsys.readouterr().err
 
 
-def test_a_model_without_its_tokenizer_is_given_one(
+def test_convert_adds_a_missing_tokenizer(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """As GPT-2's for the public checkpoints, which hold none; one of another vocabulary is refused."""
+    """Public checkpoints need GPT-2's. A tokenizer of another vocabulary is refused."""
     train_bpe(["the rain in Spain"] * 3, 258).save(tmp_path / "bpe")
     network = DiT(Shape(258, 8, width=8, blocks=1, heads=2, cond_dim=4))
-    Model(
-        NetworkDenoiser(network, 257, False), MaskedProcess(258, 257), LogLinear(), None, network
-    ).save(tmp_path / "a")
+    Model(NetworkDenoiser(network, 257, False), MaskedProcess(258, 257), LogLinear(), None).save(
+        tmp_path / "a"
+    )
     assert (
         main(
             [
@@ -197,10 +192,10 @@ def test_a_model_without_its_tokenizer_is_given_one(
 
 
 @pytest.mark.parametrize("mask_id", [261, 3])
-def test_the_mask_of_a_tokenizer_is_taken_where_the_models_was_a_guess(
+def test_the_mask_of_a_tokenizer_replaces_an_assumed_one(
     mask_id: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """BERT's MASK is 103 of 30522; a checkpoint that is silent about it was read with the last token."""
+    """BERT's MASK is 103 of 30522; a checkpoint that names none would use the last token."""
     backend = hf.Tokenizer(
         hf.models.WordLevel({word: i for i, word in enumerate(["[MASK]", *map(str, range(261))])})
     )
@@ -212,14 +207,13 @@ def test_the_mask_of_a_tokenizer_is_taken_where_the_models_was_a_guess(
         MaskedProcess(262, mask_id),
         LogLinear(),
         None,
-        network,
     )
     model.save(tmp_path / "a")
     code = main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--tokenizer", str(tmp_path)])
     if mask_id == 3:
         assert (
             code == 1
-            and "MASK is token 3 by the config and 0 by the tokenizer" in capsys.readouterr().err
+            and "mask_id is 3 in the config and 0 in the tokenizer" in capsys.readouterr().err
         )
     else:
-        assert code == 0 and load(tmp_path / "b").facts().mask_id == 0
+        assert code == 0 and load(tmp_path / "b").checkpoint_config().mask_id == 0

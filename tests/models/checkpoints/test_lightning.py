@@ -1,4 +1,4 @@
-"""Lightning checkpoints: opened as archives of data, and only where they are whole."""
+"""Lightning checkpoints: opened as archives of data, and only if complete."""
 
 import io
 import pickle
@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.lightning import open_checkpoint
-from unmask.models.checkpoints.safe_unpickle import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lightning_mdlm" / "mdlm.ckpt"
 
@@ -34,7 +34,7 @@ def rewrite(
     change: Callable[[str, bytes], tuple[str, bytes] | None],
     **options: Any,
 ) -> Path:
-    """The archive with every member changed, or left out where `change` gives None."""
+    """The archive with every member changed, or dropped if `change` returns None."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
         for name in old.namelist():
             changed = change(name, old.read(name))
@@ -43,8 +43,8 @@ def rewrite(
     return target
 
 
-def refuse(path: Path, why: str) -> None:
-    with pytest.raises(CheckpointError, match=why), open_checkpoint(path) as checkpoint:
+def refuse(path: Path, match: str) -> None:
+    with pytest.raises(CheckpointError, match=match), open_checkpoint(path) as checkpoint:
         for stored in [*checkpoint.weights.values(), *(checkpoint.shadow or [])]:
             checkpoint.tensor(stored)
 
@@ -77,7 +77,7 @@ KINDS = [
 ]
 
 
-def test_tensors_of_every_kind_and_view_are_read_as_they_were(tmp_path: Path) -> None:
+def test_tensors_of_every_dtype_and_view_are_read_exactly(tmp_path: Path) -> None:
     base = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     tensors: dict[str, Tensor] = {str(kind): (base > 0).to(kind) for kind in KINDS}
     tensors |= {
@@ -97,7 +97,7 @@ def test_tensors_of_every_kind_and_view_are_read_as_they_were(tmp_path: Path) ->
 
 
 class DictConfig:
-    """Pickles as omegaconf's class of this name; the package need not be there."""
+    """Pickles as omegaconf's class of this name, without the package."""
 
     def __init__(self, **state: Any) -> None:
         self.__dict__.update(state)
@@ -113,7 +113,7 @@ def omegaconf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("omegaconf")
-def test_configs_may_be_anywhere_and_of_anything(tmp_path: Path) -> None:
+def test_configs_of_every_form_are_read(tmp_path: Path) -> None:
     weights = {"state_dict": {"a": torch.ones(1)}}
     inner = DictConfig(
         _content={"length": DictConfig(_val=7), "tags": DictConfig(_content=["x", 1])}
@@ -135,7 +135,7 @@ def test_configs_may_be_anywhere_and_of_anything(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("omegaconf")
-def test_configs_that_hold_themselves_or_grow_without_end_do_no_harm(tmp_path: Path) -> None:
+def test_recursive_and_exponential_configs_are_harmless(tmp_path: Path) -> None:
     weights = {"state_dict": {"a": torch.ones(1)}}
     ring = DictConfig()
     ring._content = {"self": ring, "length": 3}
@@ -155,12 +155,12 @@ def test_configs_that_hold_themselves_or_grow_without_end_do_no_harm(tmp_path: P
         deep = [deep]
     refuse(
         save(tmp_path / "c.ckpt", weights | {"hyper_parameters": {"x": deep}}),
-        "nested more than 100 deep",
+        "nested too deep: got over 100",
     )
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
-    """A flipped bit in one tensor is found by the tensor's checksum, and only when that tensor is read."""
+def test_tensors_are_read_on_demand(tmp_path: Path) -> None:
+    """The checksum of a tensor detects a flipped bit, when that tensor is read."""
     content = bytearray(GOLDEN.read_bytes())
     with zipfile.ZipFile(GOLDEN) as archive:
         info = archive.getinfo("mdlm/data/1")
@@ -178,18 +178,18 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
-def test_a_file_cut_off_is_called_so(share: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_named_so(share: float, tmp_path: Path) -> None:
     content = GOLDEN.read_bytes()
     path = tmp_path / "cut.ckpt"
     path.write_bytes(content[: int(share * len(content))])
-    refuse(path, "cut off or damaged" if share else "is no checkpoint")
+    refuse(path, "truncated or damaged" if share else "is not a checkpoint")
 
 
 @given(
     st.integers(0, GOLDEN.stat().st_size - 1) | st.integers(-20000, -1),
     st.binary(min_size=1, max_size=6),
 )
-def test_damage_anywhere_is_an_error_of_ours_or_no_harm(
+def test_damage_anywhere_is_an_error_of_ours_or_harmless(
     tmp_path_factory: Any, place: int, patch: bytes
 ) -> None:
     content = bytearray(GOLDEN.read_bytes())
@@ -217,7 +217,7 @@ def test_a_hostile_checkpoint_is_refused_by_name(
     root = {"state_dict": {"a": torch.ones(1)}, "callbacks": Hostile()}
     refuse(
         save(tmp_path / "evil.ckpt", root),
-        r"evil\.ckpt is not opened, and nothing in it was run.*builtins\.exec",
+        r"evil\.ckpt is not opened, and no code in it was run.*builtins\.exec",
     )
     assert not Path("canary").exists()
     torch.load(tmp_path / "evil.ckpt", weights_only=False)
@@ -241,7 +241,7 @@ def test_old_files_are_refused_with_instructions(
     monkeypatch.chdir(tmp_path)
     root = {"state_dict": {"a": torch.ones(1)}}
     old = save(tmp_path / "old.ckpt", root, _use_new_zipfile_serialization=False)
-    refuse(old, "before torch 1.6: not opened.*If you trust")
+    refuse(old, "is not opened: .*before torch 1.6.*If you trust")
     refuse(
         save(tmp_path / "evil.ckpt", Hostile(), _use_new_zipfile_serialization=False), "not opened"
     )
@@ -253,21 +253,21 @@ def test_old_files_are_refused_with_instructions(
     assert not Path("canary").exists()
 
 
-def test_what_is_no_checkpoint_is_called_so(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
-    refuse(tmp_path / "text.ckpt", "no checkpoint: want the zip archive")
+    refuse(tmp_path / "text.ckpt", "not a checkpoint: want the zip archive")
     rewrite(
         GOLDEN,
         tmp_path / "other.ckpt",
         lambda name, content: (name.replace("data.pkl", "data.txt"), content),
     )
-    refuse(tmp_path / "other.ckpt", "want one NAME/data.pkl")
-    refuse(save(tmp_path / "bare.ckpt", {"a": torch.ones(1)}), "has no `state_dict`")
-    refuse(save(tmp_path / "list.ckpt", [1]), "has no `state_dict`")
-    refuse(save(tmp_path / "odd.ckpt", {"state_dict": {"a": 1}}), "besides named tensors")
+    refuse(tmp_path / "other.ckpt", "0 files NAME/data.pkl, want 1")
+    refuse(save(tmp_path / "bare.ckpt", {"a": torch.ones(1)}), "without a `state_dict`")
+    refuse(save(tmp_path / "list.ckpt", [1]), "without a `state_dict`")
+    refuse(save(tmp_path / "odd.ckpt", {"state_dict": {"a": 1}}), "other than named tensors")
     root: dict[str, Any] = {"state_dict": {"a": torch.ones(1)}}
-    refuse(save(tmp_path / "ema.ckpt", root | {"ema": {"shadow_params": {"a": 1}}}), "is no list")
-    refuse(save(tmp_path / "ema.ckpt", root | {"ema": [1]}), "is no list")
+    refuse(save(tmp_path / "ema.ckpt", root | {"ema": {"shadow_params": {"a": 1}}}), "want a list")
+    refuse(save(tmp_path / "ema.ckpt", root | {"ema": [1]}), "want a list")
 
 
 def test_archives_are_read_only_as_torch_writes_them(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_archives_are_read_only_as_torch_writes_them(tmp_path: Path) -> None:
         tmp_path / "short.ckpt",
         lambda name, content: (name, content[:1000]) if "/data/" in name else (name, content),
     )
-    refuse(short, "has 1000 bytes, want")
+    refuse(short, "got 1000 bytes, want")
     turned = rewrite(
         GOLDEN,
         tmp_path / "turned.ckpt",
@@ -300,9 +300,9 @@ def test_archives_are_read_only_as_torch_writes_them(tmp_path: Path) -> None:
     refuse(turned, "big-endian")
 
 
-def test_strange_kinds_of_tensors_only_matter_where_they_are_weights(tmp_path: Path) -> None:
+def test_unusual_dtypes_matter_for_weights_only(tmp_path: Path) -> None:
     root = {"state_dict": {"a": torch.ones(1)}, "other": torch.ones(2, dtype=torch.uint16)}
     with open_checkpoint(save(tmp_path / "a.ckpt", root)) as checkpoint:
         assert checkpoint.tensor(checkpoint.weights["a"]).tolist() == [1.0]
     root = {"state_dict": {"a": torch.ones(2, dtype=torch.uint16)}}
-    refuse(save(tmp_path / "b.ckpt", root), "besides named tensors")
+    refuse(save(tmp_path / "b.ckpt", root), "other than named tensors")

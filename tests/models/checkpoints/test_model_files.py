@@ -1,4 +1,4 @@
-"""Files of a model: names under wrappers, shards, configs of every kind, and what is no file at all."""
+"""Files of a model: wrapped names, shards, dtypes, configs, and special files."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.dataclass_json import read_json
-from unmask.models.checkpoints.config import LONGEST
-from unmask.models.checkpoints.model_files import INDEX, locate, opened
-from unmask.models.checkpoints.safe_unpickle import CheckpointError
+from unmask.models.checkpoints import CheckpointError
+from unmask.models.checkpoints.config import LARGEST_LENGTH
+from unmask.models.checkpoints.model_files import INDEX, locate, open_files
 from unmask.models.model import Model, load
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -53,7 +53,7 @@ def logits(path: Path) -> Tensor:
         lambda name: "backbone.module." + name.replace("mlp.", "mlp.module."),
     ],
 )
-def test_what_wrappers_put_into_names_is_left_out(rename: Callable[[str], str], copy: Path) -> None:
+def test_wrappers_are_stripped_from_names(rename: Callable[[str], str], copy: Path) -> None:
     save_file({rename(name): tensor for name, tensor in BARE.items()}, copy / "model.safetensors")
     assert torch.equal(logits(copy), logits(MDLM))
 
@@ -64,7 +64,7 @@ def test_two_copies_of_the_weights_under_two_wrappers_are_refused(copy: Path) ->
         both | {f"model.{name}": tensor.clone() for name, tensor in BARE.items()},
         copy / "model.safetensors",
     )
-    with pytest.raises(CheckpointError, match="are there twice"):
+    with pytest.raises(CheckpointError, match="two sets of weights"):
         load(copy)
 
 
@@ -95,14 +95,17 @@ def test_shards_are_one_model(copy: Path) -> None:
 
 def test_shards_that_do_not_fit_their_index_are_refused(copy: Path, tmp_path: Path) -> None:
     first = sorted(TENSORS)[0]
-    for changed, why in (
-        ({first: "../evil.safetensors"}, r"names '\.\./evil\.safetensors': want the name"),
+    for changed, match in (
+        (
+            {first: "../evil.safetensors"},
+            r"got '\.\./evil\.safetensors', want a \.safetensors file",
+        ),
         (
             {first: str(tmp_path / "evil.safetensors")},
-            r"want the name of a \.safetensors file beside it",
+            r"want a \.safetensors file",
         ),
-        ({first: "pytorch_model.bin"}, "want the name"),
-        ({first: ""}, "want the name"),
+        ({first: "pytorch_model.bin"}, "want a .safetensors file"),
+        ({first: ""}, "want a .safetensors file"),
         ({first: "model-00009-of-00009.safetensors"}, "has no model-00009-of-00009"),
         ({first: "model-00002-of-00003.safetensors"}, f"differ in 1 tensors, first: {first}"),
         (
@@ -112,7 +115,7 @@ def test_shards_that_do_not_fit_their_index_are_refused(copy: Path, tmp_path: Pa
     ):
         save_file(TENSORS, tmp_path / "evil.safetensors")
         shard(copy, **changed)
-        with pytest.raises(CheckpointError, match=why):
+        with pytest.raises(CheckpointError, match=match):
             load(copy)
     files = shard(copy)
     (copy / "model-00003-of-00003.safetensors").unlink()
@@ -161,19 +164,19 @@ KINDS = [
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_numbers_that_are_no_weights_are_refused(dtype: torch.dtype, copy: Path) -> None:
-    """They used to be taken as numbers: a quantised model gave texts of noise."""
+def test_dtypes_that_weights_cannot_have_are_refused(dtype: torch.dtype, copy: Path) -> None:
+    """A quantised model would give texts of noise."""
     name = "backbone.blocks.0.mlp.0.weight"
     save_file(TENSORS | {name: TENSORS[name].to(dtype)}, copy / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"blocks\.0\.mlp\.0\.weight holds .*, want one of float16, bfloat16"
+        CheckpointError, match=r"blocks\.0\.mlp\.0\.weight has the wrong dtype: .*float16, bfloat16"
     ):
         load(copy)
 
 
 @pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("averaged", [False, True])
-def test_numbers_that_are_no_weights_are_refused_in_a_checkpoint(
+def test_dtypes_that_weights_cannot_have_are_refused_in_a_checkpoint(
     averaged: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     network = load(MDLM).network
@@ -187,7 +190,8 @@ def test_numbers_that_are_no_weights_are_refused_in_a_checkpoint(
         state["blocks.0.mlp.0.weight"] = odd
     torch.save({"state_dict": state, "ema": {"shadow_params": shadow}}, tmp_path / "a.ckpt")
     with pytest.raises(
-        CheckpointError, match=r"want one of float16|something besides named|no list .* of tensors"
+        CheckpointError,
+        match=r"want one of float16|other than named tensors|want a list .* of tensors",
     ):
         load(tmp_path / "a.ckpt")
 
@@ -207,7 +211,7 @@ def test_float64_beyond_float32_is_refused(copy: Path) -> None:
 CONFIG = json.loads((MDLM / "config.json").read_text())
 
 
-def test_a_byte_order_mark_is_no_part_of_a_config(copy: Path) -> None:
+def test_a_byte_order_mark_is_skipped(copy: Path) -> None:
     (copy / "config.json").write_bytes(b"\xef\xbb\xbf" + (MDLM / "config.json").read_bytes())
     assert torch.equal(logits(copy), logits(MDLM))
 
@@ -225,63 +229,63 @@ def test_a_byte_order_mark_is_no_part_of_a_config(copy: Path) -> None:
         ),
     ],
 )
-def test_configs_that_are_no_objects_of_json(text: str, copy: Path) -> None:
+def test_configs_that_are_not_json_objects_are_refused(text: str, copy: Path) -> None:
     (copy / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json is no.* JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json .*JSON"):
         load(copy)
 
 
 @pytest.mark.parametrize(
-    "value", [10**9, LONGEST + 1, 0, -1, "24", 24.5, [24], {"a": 1}, True, 10**400]
+    "value", [10**9, LARGEST_LENGTH + 1, 0, -1, "24", 24.5, [24], {"a": 1}, True, 10**400]
 )
-def test_lengths_that_no_row_has(value: Any, copy: Path) -> None:
+def test_impossible_lengths_are_refused(value: Any, copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(CONFIG | {"length": value, "model_length": value}))
-    with pytest.raises(CheckpointError, match="`length` is"):
+    with pytest.raises(CheckpointError, match="`length`"):
         load(copy)
 
 
 @pytest.mark.parametrize("value", [1, -0.5, "0.1", [0.1], 10**400, 10**300])
-def test_shares_of_dropout_that_no_network_has(value: Any, copy: Path) -> None:
+def test_impossible_dropouts_are_refused(value: Any, copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(CONFIG | {"dropout": value}))
     with pytest.raises(CheckpointError, match="dropout"):
         load(copy)
 
 
 @pytest.mark.parametrize("value", [-1, 38, 10**30, "37", [37], True, 37.0])
-def test_masks_that_are_no_tokens(value: Any, copy: Path) -> None:
+def test_masks_outside_the_vocabulary_are_refused(value: Any, copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(CONFIG | {"mask_index": value}))
     with pytest.raises(CheckpointError, match="mask_i"):
         load(copy)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "config",
     [{"name": ["LogLinear"]}, {"name": None}, {}, {"name": "Polynomial", "power": 10**300}]
     + [{"name": "LogLinear", "eps": value} for value in ("x", [1], None, True, 2, -1, 1e300)]
     + [{"name": "Polynomial", "power": value} for value in (0, -1, {}, 1e300)],
 )
-def test_schedules_that_are_none(said: Any, tmp_path: Path) -> None:
+def test_unknown_schedules_are_refused(config: Any, tmp_path: Path) -> None:
     load(MDLM).save(tmp_path / "m")
     file = tmp_path / "m" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"schedule": said}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schedule": config}))
     with pytest.raises(CheckpointError, match=r"`schedule|eps is|power is"):
         load(tmp_path / "m")
 
 
-def test_a_long_row_costs_nothing_before_it_is_read(copy: Path) -> None:
-    """The table of rotary angles grows with the rows that are read: a length in a config makes none."""
+def test_a_long_length_in_a_config_costs_no_memory(copy: Path) -> None:
+    """The table of rotary angles grows with the rows, not with the length in a config."""
     (copy / "config.json").write_text(
-        json.dumps(CONFIG | {"length": LONGEST, "model_length": LONGEST})
+        json.dumps(CONFIG | {"length": LARGEST_LENGTH, "model_length": LARGEST_LENGTH})
     )
     network = load(copy).network
     network(torch.zeros(1, 5, dtype=torch.int64))
     assert (
-        network.shape.length == LONGEST
+        network.shape.length == LARGEST_LENGTH
         and network.rotary_emb(0, 5).cos.untyped_storage().nbytes() < 10_000
     )
 
 
-# --- what is no file
+# --- special files
 
 
 @pytest.mark.parametrize(
@@ -289,7 +293,7 @@ def test_a_long_row_costs_nothing_before_it_is_read(copy: Path) -> None:
 )
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
 def test_only_regular_files_are_read(kind: str, name: str, copy: Path) -> None:
-    """A pipe would be waited for without end, and /dev/zero be read until memory is full."""
+    """Reading a pipe would block, and reading /dev/zero would fill the memory."""
     if name in (INDEX, "a.ckpt"):
         (copy / "model.safetensors").unlink()
     (copy / name).unlink(missing_ok=True)
@@ -302,13 +306,13 @@ def test_only_regular_files_are_read(kind: str, name: str, copy: Path) -> None:
         load(copy)
 
 
-def test_other_files_of_a_directory_are_let_be(copy: Path) -> None:
+def test_other_files_of_a_directory_are_ignored(copy: Path) -> None:
     (copy / "tokenizer_old").mkdir()
     os.mkfifo(copy / "notes")
     assert torch.equal(logits(copy), logits(MDLM))
 
 
-def test_a_device_is_no_model() -> None:
+def test_a_device_file_is_refused() -> None:
     for name in ("/dev/zero", "/dev/null"):
         with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
             load(name)
@@ -333,7 +337,7 @@ def test_files_have_a_largest_size(copy: Path) -> None:
         load(copy)
 
 
-def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
+def test_json_numbers_are_read_exactly(tmp_path: Path) -> None:
     value = {"a": [1, -2.5, "ä", None, True, {"b": {}}], "": "x"}
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False), encoding)
@@ -348,7 +352,7 @@ def test_json_is_read_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_before_names_and_shapes_fit(copy: Path) -> None:
-    with opened(locate(copy, None), "ema") as source:
+    with open_files(locate(copy, None), "ema") as source:
         assert source.weights["vocab_embed.embedding"].shape == (38, 48)
         (copy / "model.safetensors").write_bytes(b"")
         assert source.weights["output_layer.linear.bias"].kind == "float32"

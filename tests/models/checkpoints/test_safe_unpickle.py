@@ -1,4 +1,4 @@
-"""A pickle is data here: what it names is not imported, what it calls is not called."""
+"""Pickles are read as data: no name is imported, no function is called."""
 
 import builtins
 import collections
@@ -26,7 +26,7 @@ from unmask.models.checkpoints.safe_unpickle import (
     Global,
     Record,
     Storage,
-    Stored,
+    StoredTensor,
     unpickle,
 )
 
@@ -39,7 +39,7 @@ _events: list[str] | None = None
 def _listen(event: str, args: tuple[Any, ...]) -> None:
     if (
         _events is not None and event != "builtins.id"
-    ):  # the repr of a record in an error asks for it
+    ):  # the repr of a record in an error imports it
         _events.append(event)
 
 
@@ -52,7 +52,7 @@ for _protocol in range(
 
 
 def watched(program: bytes) -> tuple[Any, list[str]]:
-    """What `unpickle` gives (or its error), and every audited act of the interpreter meanwhile."""
+    """The result of `unpickle` (or its error), and all audit events during the call."""
     global _events
     gc.disable()  # what it collects, and what a tracer looks at, is not the reader's doing
     tracer = sys.gettrace()
@@ -104,15 +104,15 @@ CALLS = {
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 @pytest.mark.parametrize("name", CALLS)
-def test_calls_of_anything_are_refused_and_nothing_happens(name: str, protocol: int) -> None:
+def test_calls_are_refused_without_effects(name: str, protocol: int) -> None:
     program = pickle.dumps({"state_dict": {}, "x": Hostile(*CALLS[name])}, protocol=protocol)
     result, heard = watched(program)
-    assert isinstance(result, CheckpointError) and "nothing in it was run" in str(result)
+    assert isinstance(result, CheckpointError) and "no code in it was run" in str(result)
     assert heard == []
 
 
-def test_the_watch_hears_what_pickle_does() -> None:
-    """The test above could fail: Python's own unpickler on the same program is heard."""
+def test_the_audit_hook_sees_pythons_unpickler() -> None:
+    """So the test above can fail."""
     global _events
     _events = heard = []
     try:
@@ -173,13 +173,13 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_programs_of_a_wicked_hand_are_refused(name: str) -> None:
+def test_hostile_programs_are_refused(name: str) -> None:
     result, heard = watched(HEAD + ATTACKS[name])
     assert isinstance(result, CheckpointError) and heard == []
     assert str(result).startswith("the pickle is not opened")
 
 
-def test_a_refusal_names_what_was_asked_for_and_the_source() -> None:
+def test_a_refusal_names_the_global_and_the_source() -> None:
     with pytest.raises(CheckpointError, match=r"evil\.ckpt is not opened.*it names os\.system"):
         unpickle(b"cos\nsystem\n.", "evil.ckpt")
 
@@ -196,7 +196,7 @@ def test_a_refusal_names_what_was_asked_for_and_the_source() -> None:
     ],
 )
 def test_names_of_harmless_packages_stay_names(name: str) -> None:
-    """They are neither imported nor called, whatever they are called with."""
+    """They are neither imported nor called, with any arguments."""
     before = set(sys.modules)
     result, heard = watched(
         b"c" + name.encode() + b"\nThing\n" + text("evil") + b"\x85R}" + text("a") + b"K\x01sb."
@@ -253,14 +253,14 @@ def test_plain_values_are_read_as_python_reads_them(value: Any, protocol: int) -
     assert unpickle(program) == pickle.loads(program)
 
 
-def test_what_is_shared_is_shared_and_cycles_close() -> None:
+def test_shared_and_recursive_values_stay_so() -> None:
     shared: list[Any] = [1]
     shared.append(shared)
     read = unpickle(pickle.dumps({"a": shared, "b": shared}))
     assert read["a"] is read["b"] and read["a"][1] is read["a"]
 
 
-def test_the_kinds_of_objects_of_real_checkpoints_are_read() -> None:
+def test_objects_of_real_checkpoints_are_read() -> None:
     """Optimizer and generator states, numpy values: through torch.save, at its own protocol."""
     numpy = pytest.importorskip("numpy")
     content = io.BytesIO()
@@ -285,10 +285,12 @@ def test_the_kinds_of_objects_of_real_checkpoints_are_read() -> None:
     read = unpickle(zipfile.ZipFile(content).read("archive/data.pkl"))
     assert read["bytes"] == b"\xff\x00"
     assert (
-        isinstance(read["half"], Stored) and read["half"].offset == 1 and read["half"].size == (2,)
+        isinstance(read["half"], StoredTensor)
+        and read["half"].offset == 1
+        and read["half"].size == (2,)
     )
     assert read["half"].storage == Storage(read["half"].storage.key, torch.bfloat16, 3)
-    assert isinstance(read["parameter"], Stored) and read["parameter"].stride == (2, 1)
+    assert isinstance(read["parameter"], StoredTensor) and read["parameter"].stride == (2, 1)
     assert (
         isinstance(read["odd"], Record)
         and isinstance(read["scalar"], Record)
@@ -343,7 +345,7 @@ def test_tensors_that_reach_outside_are_refused(
         unpickle(tensor(offset, size, stride))
 
 
-def test_keys_cannot_take_forever_to_hash() -> None:
+def test_keys_that_are_slow_to_hash_are_refused() -> None:
     """t = (t, t), 100 times: hashing the last one visits 2^100 tuples."""
     with pytest.raises(CheckpointError, match="as a key"):
         unpickle(b"}K\x01" + b"q\x00h\x00\x86" * 100 + b"K\x01s.")
@@ -352,7 +354,7 @@ def test_keys_cannot_take_forever_to_hash() -> None:
 GOLDEN_PICKLE = zipfile.ZipFile(GOLDEN).read("mdlm/data.pkl")
 
 
-def test_a_cut_pickle_is_called_damaged() -> None:
+def test_a_truncated_pickle_is_named_damaged() -> None:
     for stop in range(0, len(GOLDEN_PICKLE), 397):
         with pytest.raises(CheckpointError, match="is damaged"):
             unpickle(GOLDEN_PICKLE[:stop])
@@ -360,14 +362,14 @@ def test_a_cut_pickle_is_called_damaged() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @given(st.integers(0, len(GOLDEN_PICKLE) - 1), st.binary(min_size=1, max_size=8))
-def test_no_change_of_some_bytes_does_more_than_change_data(place: int, patch: bytes) -> None:
+def test_changed_bytes_have_no_effects_outside(place: int, patch: bytes) -> None:
     _, heard = watched(GOLDEN_PICKLE[:place] + patch + GOLDEN_PICKLE[place + len(patch) :])
     assert heard == []
 
 
 @pytest.mark.filterwarnings("ignore")
 @given(st.binary(max_size=64))
-def test_no_program_does_more_than_make_data(program: bytes) -> None:
+def test_random_programs_have_no_effects_outside(program: bytes) -> None:
     _, heard = watched(program + b".")
     assert heard == []
 

@@ -1,4 +1,4 @@
-"""Names, sizes and strictness, on bare tensors."""
+"""Names, sizes and strictness of weights, on tensors in memory."""
 
 import dataclasses
 
@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.models.checkpoints.safe_unpickle import CheckpointError
-from unmask.models.checkpoints.weights import Weight, bare, fill, shape_of, spread_blocks
+from unmask.models.checkpoints import CheckpointError
+from unmask.models.checkpoints.weights import (
+    Weight,
+    build_network,
+    infer_shape,
+    insert_blocks,
+    strip_prefixes,
+)
 from unmask.models.dit import DiT, Shape
 
 SHAPES = [
@@ -32,74 +38,74 @@ def test_every_size_comes_from_the_tensors(shape: Shape, prefix: str) -> None:
     tensors = weights(shape)
     prefixed = {f"{prefix}{name}": tensor.double() for name, tensor in tensors.items()}
     teacher = {"teacher.backbone.x": torch.ones(1), "backbone.teacher_head.x": torch.ones(1)}
-    found = bare(named(prefixed | teacher), "a file")
-    assert shape_of(found, "here") == shape
-    network = fill(dataclasses.replace(shape, length=9), found, None, "here")
+    stripped = strip_prefixes(named(prefixed | teacher), "a file")
+    assert infer_shape(stripped, "here") == shape
+    network = build_network(dataclasses.replace(shape, length=9), stripped, None, "here")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
 
 
-def test_averages_take_the_parameters_places_in_order_and_leave_buffers() -> None:
+def test_averages_replace_the_parameters_in_order_and_no_buffers() -> None:
     tensors = weights(SHAPES[0])
     averages = [torch.full_like(weight, i) for i, weight in enumerate(DiT(SHAPES[0]).parameters())]
-    network = fill(SHAPES[0], named(tensors), list(map(Weight.of, averages)), "here")
+    network = build_network(SHAPES[0], named(tensors), list(map(Weight.of, averages)), "here")
     assert all(bool((weight == i).all()) for i, weight in enumerate(network.parameters()))
     assert torch.equal(network.rotary_emb.inv_freq, tensors["rotary_emb.inv_freq"])
 
 
-def test_filling_draws_no_random_numbers() -> None:
+def test_building_a_network_draws_no_random_numbers() -> None:
     tensors = weights(SHAPES[0])
     state = torch.get_rng_state()
-    fill(SHAPES[0], named(tensors), None, "here")
+    build_network(SHAPES[0], named(tensors), None, "here")
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_another_architecture_and_another_prefix_are_told_apart() -> None:
+def test_errors_distinguish_another_architecture_from_another_prefix() -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"another architecture\?\); 2 missing: vocab_embed.*1 not known: h\.0\.attn",
+        match=r"another architecture\?\); 2 missing: vocab_embed.*1 unknown: h\.0\.attn",
     ):
-        shape_of(named({"h.0.attn": torch.ones(1)}), "here")
+        infer_shape(named({"h.0.attn": torch.ones(1)}), "here")
     with pytest.raises(CheckpointError, match=r"is 'net\.' a prefix to strip\?"):
-        shape_of(
+        infer_shape(
             named({f"net.{name}": tensor for name, tensor in weights(SHAPES[0]).items()}), "here"
         )
 
 
 def test_the_same_weights_twice_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="x are there twice"):
-        bare(named({"x": torch.ones(1), "backbone.x": torch.ones(1)}), "a file")
+    with pytest.raises(CheckpointError, match="two sets of weights: x"):
+        strip_prefixes(named({"x": torch.ones(1), "backbone.x": torch.ones(1)}), "a file")
 
 
-def test_sizes_that_make_no_network() -> None:
+def test_impossible_sizes_are_refused() -> None:
     tensors = weights(SHAPES[0])
-    for name, tensor, why in (
+    for name, tensor, match in (
         ("vocab_embed.embedding", torch.ones(3), r"want 2 axes"),
-        ("rotary_emb.inv_freq", torch.ones(20), "make no network"),
+        ("rotary_emb.inv_freq", torch.ones(20), "of another architecture"),
         ("rotary_emb.inv_freq", torch.ones(5), r"rotary_emb\.inv_freq \(5,\), want \(6,\)"),
         ("rotary_emb.inv_freq", torch.ones(()), "want 1 axes"),
         ("sigma_map.mlp.0.weight", torch.ones(2), "want 2 axes"),
     ):
-        with pytest.raises(CheckpointError, match=why):
+        with pytest.raises(CheckpointError, match=match):
             changed = named(tensors | {name: tensor})
-            fill(shape_of(changed, "here"), changed, None, "here")
+            build_network(infer_shape(changed, "here"), changed, None, "here")
 
 
-def test_a_block_that_is_not_there_is_missing() -> None:
+def test_a_missing_block_is_named() -> None:
     tensors = {
         name: tensor
         for name, tensor in weights(SHAPES[0]).items()
         if not name.startswith("blocks.1.")
     }
     with pytest.raises(
-        CheckpointError, match=r"10 missing: blocks\.1\.adaLN.*10 not known: blocks\.2\."
+        CheckpointError, match=r"10 missing: blocks\.1\.adaLN.*10 unknown: blocks\.2\."
     ):
-        fill(shape_of(named(tensors), "here"), named(tensors), None, "here")
+        build_network(infer_shape(named(tensors), "here"), named(tensors), None, "here")
 
 
-def test_blocks_spread_over_a_deeper_network_leave_the_others_free() -> None:
+def test_inserted_blocks_leave_the_original_ones_in_place() -> None:
     tensors = weights(SHAPES[0])
-    spread = spread_blocks(tensors, 3)
+    spread = insert_blocks(tensors, 3)
     assert {name.split(".")[1] for name in spread if name.startswith("blocks.")} == {"0", "3", "6"}
     assert torch.equal(spread["blocks.6.norm1.weight"], tensors["blocks.2.norm1.weight"])
     assert spread["vocab_embed.embedding"] is tensors["vocab_embed.embedding"]
-    assert spread_blocks(tensors, 1).keys() == tensors.keys()
+    assert insert_blocks(tensors, 1).keys() == tensors.keys()

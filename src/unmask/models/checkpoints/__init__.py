@@ -1,0 +1,5 @@
+"""Files of models, read as data: no file can run code."""
+
+
+class CheckpointError(ValueError):
+    """A file or directory does not hold the expected weights."""

@@ -1,4 +1,4 @@
-"""Moving averages without names: whether each stands at the place of the weights that it averages."""
+"""Check that EMA weights, stored as a list without names, are in the order of the parameters."""
 
 from __future__ import annotations
 
@@ -9,40 +9,48 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from unmask.models.checkpoints.safe_unpickle import CheckpointError
+from unmask.models.checkpoints import CheckpointError
 
 ELEMENTS = 2**14  # of a tensor that are compared
 BOUND = 0.25
 
 
 def thinned(tensor: Tensor) -> Tensor:
-    """Up to `ELEMENTS` elements, evenly spread, float64."""
+    """Up to `ELEMENTS` elements, evenly spaced, float64."""
     flat = tensor.flatten()
     return flat[:: -(-max(1, len(flat)) // ELEMENTS)].double()
 
 
 def check_order(raw: Mapping[str, Tensor], averages: Mapping[str, Tensor], where: str) -> None:
-    """CheckpointError where averages have changed places; both by name, as `thinned` gives them.
+    """CheckpointError if EMA weights are assigned to the wrong parameters.
 
-    For two parameters w, v of one size with averages a, b the cosine of a - b and w - v is computed. It is near 1 for
-    averages of these weights, and above 0 even for those of the first weights. It is -1 where two averages have
-    changed places, and at most -1/2 for some pair of a longer cycle of independent weights. Below -1/4 the order is
-    refused, and for n < 256 elements below -4 / sqrt(n), four standard deviations of the cosine of unrelated vectors.
-    Pairs of equal weights or equal averages say nothing.
+    For two parameters w, v of one size with averages a, b the cosine of a - b and w - v is
+    computed. It is near 1 for averages of these weights, and above 0 even for averages of the
+    initial weights. It is -1 if two averages are swapped, and at most -1/2 for some pair of a
+    longer cycle of independent weights. Below -1/4 the order is refused. For n < 256 elements the
+    bound is -4 / sqrt(n), four standard deviations of the cosine of unrelated vectors. Pairs of
+    equal weights or equal averages are skipped.
+
+    Args:
+        raw: Parameters by name, as `thinned` returns them.
+        averages: EMA weights by the same names, as `thinned` returns them.
+        where: Name of the checkpoint in errors.
     """
     groups = defaultdict(list)
     for name, tensor in raw.items():
         groups[len(tensor)].append(name)
     for size, names in groups.items():
-        cosines = _cosines(
-            *(torch.stack([side[name] for name in names]) for side in (raw, averages))
-        )
-        place = int(cosines.argmin())
-        least, (one, two) = float(cosines.min()), divmod(place, len(names))
+        w, a = (torch.stack([side[name] for name in names]) for side in (raw, averages))
+        cosines = _cosines(w, a)
+        least = float(cosines.min())
+        first, second = divmod(int(cosines.argmin()), len(names))
         if least < -max(BOUND, 4 / math.sqrt(size)):
             raise CheckpointError(
-                f"{where}: moving averages stand in another order than the parameters: those of {names[one]} and "
-                f"{names[two]} differ against the weights (cosine {least:.2f}, want above {-BOUND}); load weights='raw'"
+                f"{where} has EMA weights in another order than its parameters: "
+                f"those of {names[first]} and "
+                f"{names[second]} differ from the weights (cosine {least:.2f}, "
+                f"want above {-BOUND}); "
+                "load with weights='raw'"
             )
 
 

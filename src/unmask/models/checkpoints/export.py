@@ -1,4 +1,4 @@
-"""Models in other people's layouts: the Lightning checkpoint that the code of Duo, and so its MDLM and AR, reads."""
+"""Write the Lightning checkpoint that Duo's code, with its MDLM and AR, reads."""
 
 from __future__ import annotations
 
@@ -6,44 +6,58 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from unmask.atomic_files import writing
 from unmask.diffusion.schedules import LogLinear
-from unmask.models.checkpoints.config import AUTOREGRESSIVE, CARD, MASKED, UNIFORM, CheckpointConfig
-from unmask.models.dit import DiT
-from unmask.models.model import CausalModel, Model
+from unmask.models.checkpoints.config import CARD, CheckpointConfig
+from unmask.models.denoiser import AUTOREGRESSIVE, MASKED, UNIFORM
+from unmask.models.dit import Shape
+from unmask.models.model import LanguageModel, own_network
+from unmask.models.modules import check_same_shapes
 from unmask.models.saving import check_checkpoint
 
+# Duo's names: kind -> (algorithm, parameterization).
 _ALGORITHMS = {
     MASKED: ("mdlm", "subs"),
     UNIFORM: ("duo_base", "mean"),
     AUTOREGRESSIVE: ("ar", "ar"),
 }
 _EMA_DECAY = 0.9999  # of Duo's and MDLM's training (arXiv 2506.10892, 2406.07524)
-_LIGHTNING = "2.2.1"  # the version that their requirements name
+_LIGHTNING = "2.2.1"  # the version in their requirements
 
 
-def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | None = None) -> None:
-    """Write a .ckpt file that Duo's code opens with `load_from_checkpoint(file, tokenizer=..., config=...)`.
+def save_lightning(model: LanguageModel, file: str | Path, *, raw: nn.Module | None = None) -> None:
+    """Write a .ckpt file for Duo's code.
 
-    raw  the weights of which the model's are the moving average; None: the model's stand for both
+    It is opened with `load_from_checkpoint(file, tokenizer=..., config=...)`.
 
-    `state_dict` holds the raw weights under "backbone.", `ema.shadow_params` the averages as a list in the order of the
-    network's parameters, without buffers. How often they were updated is not known: `num_updates` None tells their
-    code to average with the full decay. No optimizer state: training there begins anew from these weights, by
-    `training.finetune_path` or `eval.checkpoint_path`. Everything is plain data, which `torch.load(weights_only=True)`
-    reads. That code builds its network from a tokenizer: as many rows as `tokenizer.vocab_size` (added tokens not
-    counted) and one for MASK, or for uniform noise `len(tokenizer)` after adding [PAD]; with GPT-2's, V = 50258.
+    `state_dict` holds the raw weights under "backbone."; `ema.shadow_params` holds the EMA weights
+    as a list in the network's order, without buffers. The number of EMA updates is unknown, so
+    `num_updates` is None and their code uses the full decay. There is no optimizer state: their
+    training restarts from these weights, by `training.finetune_path` or `eval.checkpoint_path`. The
+    card is among the hyper-parameters, where `load` finds it. The file is plain data, which
+    `torch.load(weights_only=True)` reads.
 
-    ValueError for what that layout has no place for: another schedule than log-linear, a uniform-state network that
-    is not told the noise level; and for a file that is there and is no checkpoint. OSError where the file cannot be
-    written, what was there before is unchanged. The card is kept in the hyper-parameters, where `load` finds it.
+    Their code takes the number of rows from a tokenizer: `tokenizer.vocab_size` (without added
+    tokens) plus one for MASK, or for uniform noise `len(tokenizer)` after adding [PAD]. With
+    GPT-2's tokenizer V = 50258.
+
+    Args:
+        model: The model, with a network of this library.
+        file: A new or empty file, or a checkpoint to replace.
+        raw: The raw network whose EMA the model holds. None: the model's weights are used for both
+            sets.
+
+    Raises:
+        ValueError: That layout cannot express the model (another schedule than log-linear, a
+            uniform-state network without the noise level, a foreign network), or the file is
+            something else than a checkpoint.
+        OSError: The file could not be written; its old contents are unchanged.
     """
-    facts, network = model.facts(), model.network
-    if raw is not None and raw.shape != network.shape:
-        raise ValueError(
-            f"raw holds the weights that were averaged: want the shape {network.shape}, got {raw.shape}"
-        )
+    network = own_network(model)
+    if raw is not None:
+        check_same_shapes(raw.state_dict(), network.state_dict(), "raw")
     counters = {"current": {"completed": 0}}
     checkpoint = {
         "epoch": 0,
@@ -58,7 +72,10 @@ def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | N
             "num_updates": None,
             "shadow_params": [parameter.detach().cpu() for parameter in network.parameters()],
         },
-        "hyper_parameters": {"config": _config(facts, network) | {CARD: dict(model.card)}},
+        "hyper_parameters": {
+            "config": _duo_config(model.checkpoint_config(), network.shape)
+            | {CARD: dict(model.card)}
+        },
         "loops": {"fit_loop": {"epoch_progress": counters, "epoch_loop.batch_progress": counters}},
         "optimizer_states": [],
         "lr_schedulers": [],
@@ -67,32 +84,31 @@ def save_lightning(model: Model | CausalModel, file: str | Path, *, raw: DiT | N
     try:
         with writing(file) as temporary:
             torch.save(checkpoint, temporary)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's own zip writer speaks of a full disk in a RuntimeError
+    # torch's zip writer reports a full disk as a RuntimeError.
+    except (OSError, RuntimeError) as error:
         raise OSError(
-            f"{file} could not be written, what was there is unchanged: {error}"
+            f"{file} could not be written; its old contents are unchanged: {error}"
         ) from error
 
 
-def _config(facts: CheckpointConfig, network: DiT) -> dict[str, Any]:
-    """What of Duo's configuration says something about the weights."""
-    schedule, shape = facts.schedule, network.shape
+def _duo_config(use: CheckpointConfig, shape: Shape) -> dict[str, Any]:
+    """The part of Duo's configuration that describes the weights."""
+    schedule = use.schedule
     if schedule is not None and not isinstance(schedule, LogLinear):
         raise ValueError(
-            f"that layout names the log-linear schedule only, and this model was trained under {schedule}"
+            f"schedule cannot be expressed in that layout: got {schedule}, want LogLinear"
         )
-    if facts.kind == UNIFORM and not facts.sees_alpha:
+    if use.kind == UNIFORM and not use.sees_alpha:
         raise ValueError(
-            "Duo's networks are told the noise level, and this uniform-state one is not (sees_alpha)"
+            "sees_alpha cannot be expressed in that layout: got False for a uniform-state model, "
+            "want True"
         )
-    name, parameterization = _ALGORITHMS[facts.kind]
+    name, parameterization = _ALGORITHMS[use.kind]
     return {
         "algo": {
             "name": name,
             "parameterization": parameterization,
-            "time_conditioning": facts.sees_alpha,
+            "time_conditioning": use.sees_alpha,
         },
         "model": {
             "hidden_size": shape.width,
@@ -103,5 +119,5 @@ def _config(facts: CheckpointConfig, network: DiT) -> dict[str, Any]:
             "dropout": shape.dropout,
         },
         **({} if schedule is None else {"noise": {"type": "log-linear", "eps": schedule.eps}}),
-        **({} if facts.mask_id is None else {"mask_index": facts.mask_id}),
+        **({} if use.mask_id is None else {"mask_index": use.mask_id}),
     }

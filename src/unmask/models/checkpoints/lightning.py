@@ -1,9 +1,10 @@
-"""Lightning checkpoints: the .ckpt files of MDLM, SDTT and Duo, read without running code.
+"""Read Lightning checkpoints, the .ckpt files of MDLM, SDTT and Duo, without running code.
 
-Such a file is a zip archive of a pickle, NAME/data.pkl, and of the bytes of its tensors, NAME/data/KEY. It is not
-opened by `torch.load`, which tries TorchScript, tar and older formats first and ends in Python's unpickler, but by
-`zipfile`, which checks each member's checksum, and by `pickles.unpickle`, whose docstring says why that is safer.
-Tensors are read only when asked for: an optimizer's moments stay on the disk.
+Such a file is a zip archive of a pickle, NAME/data.pkl, and of the bytes of its tensors,
+NAME/data/KEY. `torch.load` is not used, because it tries TorchScript, tar and older formats first
+and ends in Python's unpickler. `zipfile` checks the checksum of each member, and
+`safe_unpickle.unpickle` reads the pickle; its file gives the reasons. Tensors are read on demand,
+so an optimizer's moments stay on the disk.
 """
 
 from __future__ import annotations
@@ -22,37 +23,32 @@ import torch
 from torch import Tensor
 
 from unmask.dataclass_json import check_regular
-from unmask.models.checkpoints.safe_unpickle import (
-    CheckpointError,
-    Record,
-    Storage,
-    Stored,
-    unpickle,
-)
+from unmask.models.checkpoints import CheckpointError
+from unmask.models.checkpoints.safe_unpickle import Record, Storage, StoredTensor, unpickle
 
-SHARED = 4  # bytes of tensors for each byte of the storages that they are views of
+LARGEST_SHARING = 4  # bytes of tensors for each byte of the storages that they are views of
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An open checkpoint.
 
-    weights  `state_dict`: the raw weights, and buffers, by name
-    shadow   the moving averages of the parameters, in the module's order, without names; None where none are kept
-    config   the hyper-parameters as plain dicts and lists, {} where none are kept
-    content  reads the bytes of a storage; those of the last one are kept, for all its views
+    weights  `state_dict`: the raw weights and the buffers by name
+    shadow   EMA of the parameters, in the module's order and without names; None if absent
+    config   the hyper-parameters as plain dicts and lists; {} if absent
+    content  reads the bytes of a storage; the last result is cached for all views of it
     """
 
-    weights: dict[str, Stored]
-    shadow: list[Stored] | None
+    weights: dict[str, StoredTensor]
+    shadow: list[StoredTensor] | None
     config: dict[str, Any]
     content: Callable[[Storage], bytearray]
 
-    def tensor(self, stored: Stored) -> Tensor:
-        """Read one tensor, a view; CheckpointError where the archive does not hold all of it."""
+    def tensor(self, stored: StoredTensor) -> Tensor:
+        """Read one tensor, a view; CheckpointError if the archive does not hold all of it."""
         storage = stored.storage
         content = self.content(storage)
-        if not content or storage.dtype is None:  # of no bytes, hence of no elements
+        if not content or storage.dtype is None:
             return torch.empty(stored.size, dtype=storage.dtype)
         return torch.frombuffer(content, dtype=storage.dtype).as_strided(
             stored.size, stored.stride, stored.offset
@@ -65,56 +61,62 @@ def _content(archive: zipfile.ZipFile, folder: str, storage: Storage) -> bytearr
     return content
 
 
-def _check_bytes(storage: Storage, found: int) -> None:
+def _check_bytes(storage: Storage, size: int) -> None:
+    """CheckpointError unless a storage of `size` bytes holds its elements."""
     if storage.dtype is None:
         raise CheckpointError(
-            f"tensor data/{storage.key} is of a kind that no weights have: want a float dtype"
+            f"tensor data/{storage.key} has a dtype that weights cannot have: want a float dtype"
         )
-    if found != storage.numel * storage.dtype.itemsize:
+    if size != storage.numel * storage.dtype.itemsize:
         raise CheckpointError(
-            f"tensor data/{storage.key} has {found} bytes, want {storage.numel} x {storage.dtype.itemsize}"
+            f"tensor data/{storage.key} has the wrong size: got {size} bytes, "
+            f"want {storage.numel} x {storage.dtype.itemsize}"
         )
 
 
 def _check_views(
-    archive: zipfile.ZipFile, folder: str, tensors: Iterable[Stored], path: Path
+    archive: zipfile.ZipFile, folder: str, tensors: Iterable[StoredTensor], path: Path
 ) -> None:
-    """CheckpointError where the tensors, each with memory of its own, take over 4 times the bytes of their storages.
+    """CheckpointError if copies of the tensors would take over 4 times the bytes of their storages.
 
-    A student, its teacher and an average may share theirs; thousands of views would fill memory from a small file.
+    A student, its teacher and an EMA may share storages. Thousands of views would fill memory from
+    a small file.
     """
-    held: dict[str, int] = {}
-    taken = 0
+    sizes: dict[str, int] = {}
+    tensor_bytes = 0
     for stored in tensors:
         storage = stored.storage
-        found = _info(archive, f"{folder}/data/{storage.key}").file_size
-        _check_bytes(storage, found)
-        held[storage.key] = found
-        taken += found * prod(stored.size) // max(1, storage.numel)
-    if taken > SHARED * sum(held.values()):
+        size = _info(archive, f"{folder}/data/{storage.key}").file_size
+        _check_bytes(storage, size)
+        sizes[storage.key] = size
+        tensor_bytes += size * prod(stored.size) // max(1, storage.numel)
+    if tensor_bytes > LARGEST_SHARING * sum(sizes.values()):
         raise CheckpointError(
-            f"{path} is not opened: its tensors are views of the same bytes, got {taken} bytes of tensors in "
-            f"{sum(held.values())} bytes of storages, want at most {SHARED} times as many"
+            f"{path} is not opened: its tensors are views of the same bytes, "
+            f"got {tensor_bytes} bytes of tensors in "
+            f"{sum(sizes.values())} bytes of storages, want at most {LARGEST_SHARING} times as many"
         )
 
 
 @contextmanager
 def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
-    """Open a .ckpt file for reading; CheckpointError for anything else, and for a file that would run code."""
+    """Open a .ckpt file for reading; CheckpointError for other files, and for one with code."""
     path = Path(path)
     with _open_zip(path) as archive:
         folder = _folder(archive)
         root = unpickle(_member(archive, f"{folder}/data.pkl"), str(path))
         if not isinstance(root, dict) or not isinstance(root.get("state_dict"), dict):
             raise CheckpointError(
-                f"{path} is a torch.save file, but no Lightning checkpoint: it has no `state_dict`"
+                f"{path} is not a Lightning checkpoint: "
+                "it is a torch.save file without a `state_dict`"
             )
         weights = root["state_dict"]
         if not all(
-            isinstance(name, str) and isinstance(tensor, Stored) for name, tensor in weights.items()
+            isinstance(name, str) and isinstance(tensor, StoredTensor)
+            for name, tensor in weights.items()
         ):
             raise CheckpointError(
-                f"the `state_dict` of {path} holds something besides named tensors"
+                f"the `state_dict` of {path} holds something other than named tensors"
             )
         shadow = _shadow(root, path)
         for tensors in (weights.values(), shadow or ()):
@@ -126,7 +128,7 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
 
 
 def _folder(archive: zipfile.ZipFile) -> str:
-    """The one top folder of what torch.save wrote on a machine with this one's byte order."""
+    """The top folder of a torch.save archive; CheckpointError for another byte order."""
     names = set(archive.namelist())
     folders = [
         name.removesuffix("/data.pkl")
@@ -135,33 +137,37 @@ def _folder(archive: zipfile.ZipFile) -> str:
     ]
     if len(folders) != 1:
         raise CheckpointError(
-            f"{archive.filename} is a zip archive, but no checkpoint: want one NAME/data.pkl in it"
+            f"{archive.filename} is not a checkpoint: it is a zip archive with {len(folders)} "
+            "files NAME/data.pkl, want 1"
         )
     note = f"{folders[0]}/byteorder"
     order = _member(archive, note).decode("ascii", "replace") if note in names else "little"
     if order != sys.byteorder:
         raise CheckpointError(
-            f"{archive.filename} has {order}-endian tensors, this machine is {sys.byteorder}-endian"
+            f"{archive.filename} has the wrong byte order: got {order}-endian tensors, "
+            f"want {sys.byteorder}-endian"
         )
     return folders[0]
 
 
-def _shadow(root: dict[Any, Any], path: Path) -> list[Stored] | None:
+def _shadow(root: dict[Any, Any], path: Path) -> list[StoredTensor] | None:
     average = root.get("ema")
     if average is None:
         return None
     shadow = average.get("shadow_params") if isinstance(average, dict) else None
-    if not isinstance(shadow, list) or not all(isinstance(tensor, Stored) for tensor in shadow):
+    if not isinstance(shadow, list) or not all(
+        isinstance(tensor, StoredTensor) for tensor in shadow
+    ):
         raise CheckpointError(
-            f"the moving average of {path} is no list `ema.shadow_params` of tensors"
+            f"the EMA of {path} has the wrong type: want a list `ema.shadow_params` of tensors"
         )
     return shadow
 
 
 LEGACY = (
-    "{path} is a bare pickle or tar file, as torch.save wrote before torch 1.6: not opened, for such a file cannot be "
-    "read without running it. If you trust whoever made it, turn it into the zip format on a machine with nothing to "
-    "lose: `torch.save(torch.load(old, weights_only=False), new)`, and load the new file"
+    "{path} is not opened: it is a bare pickle or tar file, as torch.save wrote before torch 1.6, "
+    "and reading such a file can run code. If you trust its author, convert it on an isolated "
+    "machine: `torch.save(torch.load(old, weights_only=False), new)`, and load the new file"
 )
 
 
@@ -174,58 +180,58 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         head = file.read(512)
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # a damaged directory of members sends `zipfile` astray in many ways
+    except Exception as error:  # zipfile raises many kinds of errors for a damaged member directory
         if head.startswith(b"PK"):
             raise CheckpointError(
-                f"{path} is cut off or damaged ({error}): copy or download it again"
+                f"{path} is truncated or damaged ({error}): copy or download it again"
             ) from error
         if head.startswith(b"\x80") or head[257:262] == b"ustar":
             raise CheckpointError(LEGACY.format(path=path)) from error
         raise CheckpointError(
-            f"{path} is no checkpoint: want the zip archive of a Lightning .ckpt"
+            f"{path} is not a checkpoint: want the zip archive of a Lightning .ckpt"
         ) from error
-    held = sum(info.compress_size for info in archive.infolist())
-    if held > path.stat().st_size:  # members that share their bytes
+    member_bytes = sum(info.compress_size for info in archive.infolist())
+    if member_bytes > path.stat().st_size:  # members share their bytes
         archive.close()
         raise CheckpointError(
-            f"{path} is not opened: its members have {held} bytes, more than the file"
+            f"{path} is not opened: its members have {member_bytes} bytes, more than the file"
         )
     return archive
 
 
 def _info(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     try:
-        found = archive.getinfo(name)
+        info = archive.getinfo(name)
     except KeyError as error:
         raise CheckpointError(
-            f"{archive.filename} has no member {name}: it is cut off, or no checkpoint"
+            f"{archive.filename} has no member {name}: it is truncated, or not a checkpoint"
         ) from error
-    if found.compress_type != zipfile.ZIP_STORED:  # what unfolds could fill the memory
+    if info.compress_type != zipfile.ZIP_STORED:  # decompressed data could fill the memory
         raise CheckpointError(
-            f"{archive.filename}: {name} is compressed, which torch.save never does: not opened"
+            f"{archive.filename} is not opened: {name} is compressed, which torch.save never does"
         )
-    return found
+    return info
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     _info(archive, name)
     try:
         return archive.read(name)
-    except Exception as error:  # as above
+    except Exception as error:  # zipfile raises many kinds of errors for damaged members
         raise CheckpointError(
             f"{archive.filename}: {name} is damaged ({error}): copy the file again"
         ) from error
 
 
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
-    """Dicts, lists and plain values of a configuration, OmegaConf's nodes unwrapped; None in place of all else.
+    """Dicts, lists and plain values of a configuration; None for all else.
 
-    What a file shares or nests in itself is shared here too, so that the result is never larger than the file.
+    OmegaConf's nodes are unwrapped.     Values that the file shares, or nests in themselves, are
+    shared in the result too. So the result is never larger than the file. `seen` maps ids of
+    containers to results.
     """
     if depth > 100:
-        raise CheckpointError(
-            "the hyper-parameters are nested more than 100 deep: that is no configuration"
-        )
+        raise CheckpointError("the hyper-parameters are nested too deep: got over 100 levels")
     if (
         isinstance(value, Record)
         and value.name.startswith("omegaconf.")

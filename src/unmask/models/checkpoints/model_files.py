@@ -1,4 +1,4 @@
-"""The files of a model, opened for reading: our directories, those of the hub in one file or in shards, checkpoints."""
+"""Open the files of a model: our directories, those of the hub, and Lightning checkpoints."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from safetensors import SafetensorError, safe_open
 from unmask.atomic_files import backup_path
 from unmask.data.hub import TOKENIZER_FILES, local_or_hub
 from unmask.dataclass_json import check_regular, read_json
+from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.lightning import Checkpoint, open_checkpoint
-from unmask.models.checkpoints.safe_unpickle import CheckpointError, Stored
-from unmask.models.checkpoints.weights import Weight, bare
+from unmask.models.checkpoints.safe_unpickle import StoredTensor
+from unmask.models.checkpoints.weights import Weight, strip_prefixes
 
 CONFIG, MODEL, RAW = "config.json", "model.safetensors", "raw.safetensors"
-INDEX = "model.safetensors.index.json"  # which of several files holds which tensor
-LARGEST_HEADER = (
-    2**24
-)  # bytes of names and sizes before the tensors of a safetensors file; a real one has 100 a tensor
-LARGEST_TOKENIZER = 2**27  # bytes of one of its files
+INDEX = "model.safetensors.index.json"  # tensor -> shard
+# Bytes of names and sizes at the start of a safetensors file. Real headers have about 100 for each
+# tensor.
+LARGEST_HEADER = 2**24
+LARGEST_TOKENIZER = 2**27  # bytes of a file
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,115 +33,115 @@ _TOKENIZER = (
     "encoder.json",
     "vocab.bpe",
 )
-_KINDS = {
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-}  # as safetensors spells them
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The contents of the files of a model: weights by bare name, moving averages without names, the config."""
+    """The contents of a model's files.
+
+    where     name in errors
+    weights   by name, wrappers stripped
+    averages  EMA weights without names, in the network's order; None if `weights` are to be used
+    config_json  content of the config
+    """
 
     where: str
     weights: dict[str, Weight]
     averages: list[Weight] | None
-    said: Mapping[str, Any]
+    config_json: Mapping[str, Any]
 
 
 def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
-    """The directory or checkpoint of a model, fetched from the hub where it is no path; CheckpointError."""
+    """The directory or checkpoint of a model, downloaded if it is not a path; CheckpointError."""
     try:
         files = (CONFIG, MODEL, RAW, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
         return local_or_hub(path_or_hub_id, files, revision)
     except ValueError as error:
         old = backup_path(Path(path_or_hub_id).expanduser())
-        left = (
-            f"; a save that was killed left {old} behind: rename it to {Path(path_or_hub_id).name}"
-        )
-        raise CheckpointError(str(error) + (left if old.exists() else "")) from error
+        hint = f"; an interrupted save left {old}: rename it to {Path(path_or_hub_id).name}"
+        raise CheckpointError(str(error) + (hint if old.exists() else "")) from error
 
 
 @contextmanager
-def opened(path: Path, weights: str) -> Iterator[ModelFiles]:
-    """Open the files of a model: the averaged weights ("ema") or those that were averaged ("raw"). CheckpointError."""
+def open_files(path: Path, weights: str) -> Iterator[ModelFiles]:
+    """Open a directory or checkpoint for the set "ema" or "raw" of its weights; CheckpointError."""
     if path.is_dir() and any((path / name).exists() for name in (MODEL, INDEX)):
-        with _directory(path, weights) as source:
+        with _open_directory(path, weights) as source:
             yield source
         return
     if path.suffix == ".safetensors":
         raise CheckpointError(
-            f"{path} holds weights only: name its directory, where {CONFIG} says what they are"
+            f"{path} holds weights without a config: give its directory, with {CONFIG} in it"
         )
-    with open_checkpoint(_only_checkpoint(path)) as checkpoint:
-        yield _lightning(checkpoint, str(_only_checkpoint(path)), weights)
+    file = _only_checkpoint(path)
+    with open_checkpoint(file) as checkpoint:
+        yield _lightning_files(checkpoint, str(file), weights)
 
 
 def _only_checkpoint(path: Path) -> Path:
+    """The path, or the one .ckpt file in it."""
     if not path.is_dir():
         return path
     checkpoints = sorted(path.glob("*.ckpt"))
     if len(checkpoints) != 1:
         names = sorted(file.name for file in path.iterdir())
         raise CheckpointError(
-            f"{path} holds no model: want {CONFIG} with {MODEL}, or exactly one .ckpt file (name one where there are "
-            f"several); it holds {', '.join(names[:10]) or 'nothing'}"
+            f"{path} holds no model: got {', '.join(names[:10]) or 'nothing'}, "
+            f"want {CONFIG} with {MODEL}, or exactly "
+            "one .ckpt file (name one if there are several)"
         )
     return checkpoints[0]
 
 
-def _lightning(checkpoint: Checkpoint, where: str, weights: str) -> ModelFiles:
+def _lightning_files(checkpoint: Checkpoint, where: str, weights: str) -> ModelFiles:
     if weights == "ema" and checkpoint.shadow is None:
-        raise CheckpointError(
-            f"{where} keeps no moving average of the weights: ask for weights='raw'"
-        )
+        raise CheckpointError(f"{where} has no EMA weights: load with weights='raw'")
 
-    def weight(stored: Stored) -> Weight:
+    def weight(stored: StoredTensor) -> Weight:
         kind = str(stored.storage.dtype).removeprefix("torch.")
         return Weight(stored.size, kind, partial(checkpoint.tensor, stored), stored.storage.key)
 
     shadow = checkpoint.shadow if weights == "ema" and checkpoint.shadow is not None else None
     averages = None if shadow is None else [weight(stored) for stored in shadow]
-    named = bare({name: weight(stored) for name, stored in checkpoint.weights.items()}, where)
-    return ModelFiles(where, named, averages, checkpoint.config)
+    named = {name: weight(stored) for name, stored in checkpoint.weights.items()}
+    return ModelFiles(where, strip_prefixes(named, where), averages, checkpoint.config)
 
 
 @contextmanager
-def _directory(path: Path, weights: str) -> Iterator[ModelFiles]:
+def _open_directory(path: Path, weights: str) -> Iterator[ModelFiles]:
     try:
-        said = read_json(path / CONFIG)
+        config_json = read_json(path / CONFIG)
         for name in _TOKENIZER:
             if (path / name).exists():
                 check_regular(path / name, LARGEST_TOKENIZER)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} has no {CONFIG}, which says what the weights in {MODEL} are"
-        ) from error
+        raise CheckpointError(f"{path} has no {CONFIG}, which describes {MODEL}") from error
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    if not isinstance(said, dict):
-        raise CheckpointError(f"{path / CONFIG} is no JSON object but a {type(said).__name__}")
-    if weights == "raw" and not (path / RAW).exists():
+    if not isinstance(config_json, dict):
         raise CheckpointError(
-            f"{path} keeps one set of weights only, no {RAW}: ask for weights='ema'"
+            f"{path / CONFIG} has the wrong type: got {type(config_json).__name__}, "
+            "want a JSON object"
         )
-    found: dict[str, Weight] = {}
+    if weights == "raw" and not (path / RAW).exists():
+        raise CheckpointError(f"{path} has no {RAW}: load with weights='ema'")
+    tensors: dict[str, Weight] = {}
     with ExitStack() as stack:
-        for file, mapped in _files(path, weights).items():
-            found |= (held := safetensors(file, stack))
-            if mapped is not None and held.keys() != mapped:
-                odd = sorted(held.keys() ^ mapped)
+        for file, indexed in _weight_files(path, weights).items():
+            held = open_safetensors(file, stack)
+            tensors |= held
+            if indexed is not None and held.keys() != indexed:
+                differing = sorted(held.keys() ^ indexed)
                 raise CheckpointError(
-                    f"{path / INDEX} and {file.name} differ in {len(odd)} tensors, first: {', '.join(odd[:5])}; "
-                    "download both again"
+                    f"{path / INDEX} and {file.name} differ in {len(differing)} tensors, first: "
+                    f"{', '.join(differing[:5])}; download both again"
                 )
-        yield ModelFiles(str(path), bare(found, str(path)), None, said)
+        yield ModelFiles(str(path), strip_prefixes(tensors, str(path)), None, config_json)
 
 
-def _files(path: Path, weights: str) -> dict[Path, set[str] | None]:
-    """The files of one set of weights, and which tensors an index says each of them holds."""
+def _weight_files(path: Path, weights: str) -> dict[Path, set[str] | None]:
+    """The files of a set of weights, with their tensors by the index (None: no index)."""
     single = path / (RAW if weights == "raw" else MODEL)
     if single.exists():
         return {single: None}
@@ -154,27 +155,26 @@ def _files(path: Path, weights: str) -> dict[Path, set[str] | None]:
         or not mapped
         or not all(isinstance(file, str) for file in mapped.values())
     ):
-        raise CheckpointError(
-            f"{path / INDEX} has no `weight_map` of tensors and the files that hold them"
-        )
-    shards: dict[Path, set[str] | None] = {}
+        raise CheckpointError(f"{path / INDEX} has no `weight_map` from tensors to files")
     tensors: dict[str, set[str]] = {}
     for tensor, name in mapped.items():
         tensors.setdefault(name, set()).add(tensor)
+    shards: dict[Path, set[str] | None] = {}
     for name, held in sorted(tensors.items()):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{path / INDEX} names {name!r}: want the name of a .safetensors file beside it"
+                f"{path / INDEX} has a bad file name: got {name!r}, "
+                "want a .safetensors file in the same directory"
             )
         if not (path / name).exists():
             raise CheckpointError(
-                f"{path} has no {name}, which {INDEX} names: download the missing shards"
+                f"{path} has no {name}, which {INDEX} lists: download the missing shards"
             )
         shards[path / name] = held
     return shards
 
 
-def safetensors(file: Path, stack: ExitStack) -> dict[str, Weight]:
+def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Weight]:
     """The tensors of a file, which stays open until the stack is closed."""
     try:
         check_regular(file)
@@ -182,20 +182,20 @@ def safetensors(file: Path, stack: ExitStack) -> dict[str, Weight]:
             header = int.from_bytes(head.read(8), "little")
         if header > LARGEST_HEADER:
             raise CheckpointError(
-                f"{file} is cut off or damaged: its header has {header} bytes, want at most {LARGEST_HEADER}"
+                f"{file} is truncated or damaged: its header has {header} bytes, "
+                f"want at most {LARGEST_HEADER}"
             )
-        opened = stack.enter_context(safe_open(file, framework="pt"))
-        found = {}
-        for name in opened.keys():
-            part = opened.get_slice(name)
-            kind = part.get_dtype()
-            found[name] = Weight(
-                tuple(part.get_shape()), _KINDS.get(kind, kind), partial(opened.get_tensor, name)
-            )
-        return found
+        archive = stack.enter_context(safe_open(file, framework="pt"))
+        tensors = {}
+        for name in archive.keys():
+            part = archive.get_slice(name)
+            dtype = part.get_dtype()
+            kind, read = _DTYPES.get(dtype, dtype), partial(archive.get_tensor, name)
+            tensors[name] = Weight(tuple(part.get_shape()), kind, read)
+        return tensors
     except SafetensorError as error:
         raise CheckpointError(
-            f"{file} is cut off or damaged ({error}): copy or download it again"
+            f"{file} is truncated or damaged ({error}): copy or download it again"
         ) from error
     except CheckpointError:
         raise

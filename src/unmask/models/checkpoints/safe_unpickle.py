@@ -1,11 +1,10 @@
-"""Pickles, read as data: nothing that a pickle names is ever imported or called.
+"""Read pickles as data: no name in a pickle is ever imported or called.
 
-A pickle is a program for a small stack machine that may look up any name of any module and call it. Python's own
-unpickler with a list of allowed names, which is what `torch.load` can be given, only shortens that list: it still
-calls what is on it with arguments that the file chose, and still lets the program set attributes of whatever it
-reaches. Here the program runs on a machine every instruction of which makes plain data: a name becomes a `Global`,
-a call of it a `Record`, a tensor a `Stored`, which says where its bytes are. No instruction leads out of the machine;
-that unknown names are refused besides is a second wall.
+A pickle is a program for a stack machine that may look up any name of any module and call it.
+Python's unpickler with a list of allowed names, as in `torch.load`, is a weaker protection. It
+still calls the allowed names with arguments from the file, and the program may set attributes.
+Here every instruction makes plain data: a name becomes a `Global`, a call a `Record`, a tensor a
+`StoredTensor`. No instruction has an effect outside the machine. Unknown names are refused too.
 """
 
 from __future__ import annotations
@@ -17,21 +16,19 @@ from typing import Any, NoReturn
 
 import torch
 
-
-class CheckpointError(ValueError):
-    """A file or directory does not hold the weights it should; the message says what is wrong and what to do."""
+from unmask.models.checkpoints import CheckpointError
 
 
 @dataclass(frozen=True)
 class Global:
-    """A name that a pickle mentions: never looked up."""
+    """A name in a pickle; it is never looked up."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Record:
-    """What a pickle would make by calling `name`: never called."""
+    """The arguments and state of a call of `name` in a pickle; it is never called."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -41,7 +38,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Storage:
-    """The bytes NAME/data/`key` of an archive: `numel` elements; dtype None for kinds that no weights have."""
+    """The bytes NAME/data/`key` of an archive; dtype None if weights cannot have it."""
 
     key: str
     dtype: torch.dtype | None
@@ -49,7 +46,7 @@ class Storage:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredTensor:
     """A tensor of an archive: a strided view of a storage."""
 
     storage: Storage
@@ -58,9 +55,10 @@ class Stored:
     stride: tuple[int, ...]
 
 
-# Packages whose names may stand in a checkpoint: they say how it was made, and are kept as names.
+# Packages whose names may occur in a checkpoint, in its hyper-parameters. They stay names.
 INERT_PACKAGES = frozenset(
-    "omegaconf transformers tokenizers lightning lightning_fabric pytorch_lightning typing collections numpy".split()
+    "omegaconf transformers tokenizers lightning lightning_fabric pytorch_lightning "
+    "typing collections numpy".split()
 )
 DTYPES = {
     "torch.FloatStorage": torch.float32,
@@ -76,44 +74,51 @@ DTYPES = {
     "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128,
 }
+_BUILTINS = (
+    "bool int float complex str bytes bytearray object list tuple dict set frozenset slice range"
+)
 INERT_NAMES = frozenset(
     [
         *DTYPES,
         *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
         *(f"torch._utils._rebuild_{kind}" for kind in ("tensor_v2", "tensor_v3", "parameter")),
         *("torch.storage.UntypedStorage", "torch.Size", "torch.device", "_codecs.encode"),
-        *(
-            f"builtins.{kind}"
-            for kind in "bool int float complex str bytes bytearray object".split()
-        ),
-        *(f"builtins.{kind}" for kind in "list tuple dict set frozenset slice range".split()),
+        *(f"builtins.{kind}" for kind in _BUILTINS.split()),
     ]
 )
-LARGEST_PICKLE = 2**25  # bytes; a tokenizer inside takes a few million, tensors a hundred each
-MOST_STEPS = 2**23  # a second for each half million
+LARGEST_PICKLE = 2**25  # bytes; a tokenizer takes a few million, a tensor about 100
+MOST_STEPS = 2**23  # half a million take a second
 MOST_CONTAINERS = 2**20  # an instruction of one byte makes an empty set of 216 bytes
 LONGEST_NAME = 500
-LARGEST_KEY = (
-    2**32
-)  # greater integers may have one hash, and a dictionary of them takes quadratic time
+# Larger integers can share one hash, and a dictionary of them takes quadratic time.
+LARGEST_KEY = 2**32
 
 LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "BYTEARRAY8".split()
 )
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 
 
 def unpickle(program: bytes, source: str = "the pickle") -> Any:
-    """Run a pickle on the machine that only makes data; CheckpointError, naming it, where it asks for more.
+    """Run a pickle on a machine that only makes data.
 
-    Time and memory are bounded by the length of the program: an instruction takes one step, what is copied from one
-    value to another is no more than the program is long, and the number of containers has a limit.
+    The length of the program bounds time and memory. An instruction takes one step, at most as many
+    elements are copied as the program has bytes, and the number of containers has a limit.
+
+    Args:
+        program: The bytes of the pickle.
+        source: Name of the file in errors.
+
+    Raises:
+        CheckpointError: The program needs more than data, exceeds a limit, or is damaged.
     """
     if len(program) > LARGEST_PICKLE:
         raise CheckpointError(
-            f"{source}: a pickle of {len(program)} bytes, want at most {LARGEST_PICKLE}"
+            f"{source} is too large: got a pickle of {len(program)} bytes, "
+            f"want at most {LARGEST_PICKLE}"
         )
     machine = _Machine(len(program))
     try:
@@ -124,16 +129,16 @@ def unpickle(program: bytes, source: str = "the pickle") -> Any:
         return machine.stack.pop()
     except CheckpointError as error:
         raise CheckpointError(
-            f"{source} is not opened, and nothing in it was run: {error}"
+            f"{source} is not opened, and no code in it was run: {error}"
         ) from error
-    except Exception as error:  # a damaged program can fail in any way; none of them is ours
+    except Exception as error:  # a damaged program can raise any kind of error
         raise CheckpointError(
-            f"{source} is damaged: its pickle makes no sense ({str(error)[:200]})"
+            f"{source} is damaged: its pickle is not a valid program ({str(error)[:200]})"
         ) from error
 
 
 class _Machine:
-    """The stack machine of pickles, less everything that reaches outside of it."""
+    """The stack machine of pickles, without the instructions that have effects outside of it."""
 
     def __init__(self, copies: int) -> None:
         self.copies = copies  # elements that may still be copied
@@ -143,7 +148,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """One instruction, by its name in `pickletools`."""
+        """Run one instruction, by its name in `pickletools`."""
         push, pop = self.stack.append, self.stack.pop
         match name:
             case "PROTO" | "FRAME" | "STOP":
@@ -196,27 +201,25 @@ class _Machine:
             case "BINPERSID":
                 push(_storage(pop()))
             case _:
-                raise CheckpointError(
-                    f"it uses the instruction {name}, which no torch.save file needs"
-                )
+                _refuse(f"it uses the instruction {name}, which no torch.save file needs")
 
     def count_container(self) -> None:
-        """One more list, tuple, dictionary, set or record."""
+        """Count a list, tuple, dictionary, set or record; CheckpointError above the limit."""
         self.containers -= 1
         if self.containers < 0:
             _refuse(f"it makes more than {MOST_CONTAINERS} containers")
 
     def count_copies(self, args: Any) -> None:
-        """Bound the copies of arguments: a program can call many times with one long list."""
+        """Count copied arguments, because a program can call many times with one long list."""
         parts = args if isinstance(args, tuple) else ()
         self.copies -= sum(
             len(part) for part in parts if isinstance(part, list | tuple | set | frozenset | str)
         )
         if self.copies < 0:
-            _refuse("it copies more than it is long")
+            _refuse("it copies more elements than it has bytes")
 
     def since_mark(self) -> list[Any]:
-        """Take what was pushed since the last mark."""
+        """Pop all values pushed since the last mark."""
         items, self.stack = self.stack, self.marked.pop()
         return items
 
@@ -236,22 +239,25 @@ class _Machine:
 
 
 def _global(module: Any, name: Any) -> Global:
-    """A name of the list, as a name; all others are refused."""
+    """An allowed name as a `Global`; CheckpointError for all others."""
     if not all(isinstance(part, str) and len(part) <= LONGEST_NAME for part in (module, name)):
-        _refuse(f"it names something by what is no string of at most {LONGEST_NAME} characters")
+        _refuse(f"it has a name that is not a string of at most {LONGEST_NAME} characters")
     full = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
     inert = module.partition(".")[0] in INERT_PACKAGES
-    # A dotted attribute would reach through a module to whatever that has imported.
+    # A dotted attribute would give access to all that a module has imported.
     if full in INERT_NAMES or (inert and name.isidentifier()):
         return Global(full)
-    raise CheckpointError(f"it names {full[:200]}, which is no part of a checkpoint of weights")
+    raise CheckpointError(
+        f"it names {full[:200]}, which does not belong in a checkpoint of weights"
+    )
 
 
 def _call(called: Any, args: Any) -> Any:
-    """The data that a call stands for: containers, bytes and tensors of the kinds known here, else a `Record`."""
+    """The result of a call as data: known containers, bytes and tensors, else a `Record`."""
     if not isinstance(called, Global) or not isinstance(args, tuple):
         _refuse(
-            f"it calls a {type(called).__name__} with a {type(args).__name__}: want a name and a tuple"
+            f"it calls a {type(called).__name__} with a {type(args).__name__}: "
+            "want a name and a tuple"
         )
     match called.name, args:
         case "collections.OrderedDict", ():
@@ -261,21 +267,19 @@ def _call(called: Any, args: Any) -> Any:
         case "builtins.set" | "builtins.frozenset", ([*items],):
             kind = set if called.name == "builtins.set" else frozenset
             return kind(map(_key, items))
-        case "_codecs.encode", (
-            str(text),
-            "latin1",
-        ):  # pickles before protocol 3 spell bytes so, and b"" as a call
+        # Bytes in pickles before protocol 3.
+        case "_codecs.encode", (str(text), "latin1"):
             return text.encode("latin-1")
         case "builtins.bytes", ():
             return b""
         case "torch._utils._rebuild_tensor_v2", (Storage() as storage, offset, size, stride, *_):
             return _stored(storage, offset, size, stride)
-        case "torch._utils._rebuild_parameter", (Stored() as data, *_):
+        case "torch._utils._rebuild_parameter", (StoredTensor() as data, *_):
             return data
     return Record(called.name, args)
 
 
-def _stored(storage: Storage, offset: Any, size: Any, stride: Any) -> Stored:
+def _stored(storage: Storage, offset: Any, size: Any, stride: Any) -> StoredTensor:
     if not (
         isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 64
     ):
@@ -283,11 +287,11 @@ def _stored(storage: Storage, offset: Any, size: Any, stride: Any) -> Stored:
     if not all(
         isinstance(number, int) and 0 <= number < 2**62 for number in (offset, *size, *stride)
     ):
-        _refuse(f"tensor data/{storage.key} has an offset, a size or a stride that is no count")
+        _refuse(f"tensor data/{storage.key} has an offset, a size or a stride outside 0 to 2^62")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if prod(size) > storage.numel or (prod(size) and last >= storage.numel):
         _refuse(f"tensor data/{storage.key} reaches beyond its {storage.numel} elements")
-    return Stored(storage, offset, size, stride)
+    return StoredTensor(storage, offset, size, stride)
 
 
 def _storage(pid: Any) -> Storage:
@@ -298,11 +302,11 @@ def _storage(pid: Any) -> Storage:
         ):
             if kind in DTYPES or kind == "torch.storage.UntypedStorage":
                 return Storage(key, DTYPES.get(kind), numel)
-    _refuse("it refers to something outside of the pickle that is no storage of a tensor")
+    _refuse("it refers to an object outside of the pickle that is not a storage of a tensor")
 
 
 def _build(made: Any, state: Any) -> None:
-    """Keep the state of a record; a dict has none worth keeping (module versions)."""
+    """Keep the state of a record. That of a dict (module versions) is dropped."""
     if isinstance(made, Record):
         made.state = state
     elif not isinstance(made, dict):
@@ -310,7 +314,7 @@ def _build(made: Any, state: Any) -> None:
 
 
 def _extend(made: Any, items: list[Any]) -> None:
-    """Put items into a container: values, or keys and values in turn for a dict."""
+    """Add items to a container: values, or alternating keys and values for a dict."""
     match made:
         case dict():
             made.update(zip(map(_key, items[::2]), items[1::2], strict=True))
@@ -325,7 +329,7 @@ def _extend(made: Any, items: list[Any]) -> None:
 
 
 def _key(value: Any) -> Any:
-    """A key that hashes in a moment, and that a file cannot give the hash of many others."""
+    """A key that hashes quickly and for which a file cannot provoke collisions."""
     match value:
         case None | str() | bytes() | float() | Global() | Record():
             return value
@@ -336,7 +340,8 @@ def _key(value: Any) -> Any:
         ):
             return value
     _refuse(
-        f"it uses a {type(value).__name__} as a key: want a name, a short tuple of names or a small number"
+        f"it uses a {type(value).__name__} as a key: want a name, "
+        "a short tuple of names or a small number"
     )
 
 

@@ -1,4 +1,4 @@
-"""From named tensors to a network that they fit exactly: names, sizes, strictness."""
+"""From named tensors to a network that they fit exactly: names, sizes, numbers."""
 
 from __future__ import annotations
 
@@ -8,37 +8,34 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.ema_check import check_order, thinned
-from unmask.models.checkpoints.safe_unpickle import CheckpointError
 from unmask.models.dit import DiT, Shape
+from unmask.models.modules import distinct_weights
 
-EMBEDDING, FREQUENCIES, NOISE = (
-    "vocab_embed.embedding",
-    "rotary_emb.inv_freq",
-    "sigma_map.mlp.0.weight",
-)
-NUMBERS = (
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-)  # integers and complex numbers are no weights of a network here
-# Parts of a name that a wrapper put there: torch.compile, DataParallel, FSDP, activation checkpointing, Lightning.
+EMBEDDING = "vocab_embed.embedding"
+FREQUENCIES = "rotary_emb.inv_freq"
+NOISE = "sigma_map.mlp.0.weight"
+# Integers and complex numbers cannot be weights.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+# Parts of a name from wrappers: torch.compile, DataParallel, FSDP, activation checkpointing,
+# Lightning.
 WRAPPERS = frozenset(
-    "_orig_mod module model backbone _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module".split()
+    "_orig_mod module model backbone _fsdp_wrapped_module _checkpoint_wrapped_module "
+    "_forward_module".split()
 )
-
-MOST_BLOCKS = 4096  # of a network: a file of names only could ask for any number
+MOST_BLOCKS = 4096  # of a network: names alone could ask for any number
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of a file, whose values are not read before `read()`.
+    """A tensor of a file, whose values are read by `read()`.
 
-    kind     its numbers, as torch or the file names them: "float32"
-    storage  the bytes that it is a view of; tensors of one storage are read one after the other
+    kind     dtype as torch or the file spells it: "float32"
+    storage  key of the bytes that it is a view of; tensors of one storage are read one after the
+             other
     """
 
     shape: tuple[int, ...]
@@ -48,42 +45,49 @@ class Weight:
 
     @staticmethod
     def of(tensor: Tensor) -> Weight:
-        """A tensor that is in memory."""
+        """A tensor in memory."""
         return Weight(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
 
 
-def bare(weights: Mapping[str, Weight], where: str) -> dict[str, Weight]:
-    """Weights by their own names: parts that wrappers put there are left out, and so are frozen teachers."""
-    found: dict[str, Weight] = {}
+def strip_wrappers(name: str) -> str:
+    """The name of a weight without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def strip_prefixes(weights: Mapping[str, Weight], where: str) -> dict[str, Weight]:
+    """Weights by their names without wrappers; those of a frozen teacher are dropped."""
+    stripped: dict[str, Weight] = {}
     for name, weight in weights.items():
-        own = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        if own in found:
+        own = strip_wrappers(name)
+        if own in stripped:
             raise CheckpointError(
-                f"{where}: the weights {own} are there twice, under two prefixes: which ones are meant?"
+                f"{where} has two sets of weights: {own} occurs under two prefixes; "
+                "keep one of them"
             )
         if not own.startswith("teacher"):
-            found[own] = weight
-    return found
+            stripped[own] = weight
+    return stripped
 
 
-def clean(name: str, weight: Weight, where: str) -> Tensor:
-    """Read a float32 copy; CheckpointError where the numbers are of another kind, or not finite."""
-    if weight.kind not in NUMBERS:
+def read_float32(name: str, weight: Weight, where: str) -> Tensor:
+    """Read a float32 copy; CheckpointError for other kinds of numbers, and for NaN or infinity."""
+    if weight.kind not in FLOATS:
         raise CheckpointError(
-            f"{where}: the tensor {name} holds {weight.kind}, want one of {', '.join(NUMBERS)}: a quantised model has "
-            "to be converted back first"
+            f"{where}: the tensor {name} has the wrong dtype: got {weight.kind}, "
+            f"want one of {', '.join(FLOATS)}; "
+            "convert a quantised model back first"
         )
     copy = weight.read().to(torch.float32, copy=True)
     if not bool(torch.isfinite(copy).all()):
         raise CheckpointError(
-            f"{where}: the tensor {name} holds NaN or infinity, so the training that wrote it had diverged: take an "
-            "earlier checkpoint"
+            f"{where}: the tensor {name} holds NaN or infinity, so its training had diverged: "
+            "use an earlier checkpoint"
         )
     return copy
 
 
-def shape_of(weights: Mapping[str, Weight], where: str) -> Shape:
-    """The sizes of the network that bare weights belong to, all from the tensors but `length` and `dropout`."""
+def infer_shape(weights: Mapping[str, Weight], where: str) -> Shape:
+    """The sizes of the network with these weights; `length` and `dropout` stay open."""
     causal = not any("sigma_map." in name or "adaLN_modulation." in name for name in weights)
     needed = {EMBEDDING: 2, FREQUENCIES: 1} | ({} if causal else {NOISE: 2})
     missing = [name for name in needed if name not in weights]
@@ -100,7 +104,8 @@ def shape_of(weights: Mapping[str, Weight], where: str) -> Shape:
     blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     if blocks > MOST_BLOCKS:
         raise CheckpointError(
-            f"the weights of {where} name {blocks} blocks, want at most {MOST_BLOCKS}"
+            f"{where} has too many blocks: got {blocks} by the names of its weights, "
+            f"want at most {MOST_BLOCKS}"
         )
     try:
         return Shape(
@@ -113,45 +118,91 @@ def shape_of(weights: Mapping[str, Weight], where: str) -> Shape:
             causal=causal,
         )
     except ValueError as error:
-        raise CheckpointError(
-            f"the weights of {where} make no network of this architecture: {error}"
-        ) from error
+        raise CheckpointError(f"{where} has weights of another architecture: {error}") from error
 
 
-def fill(
+def build_network(
     shape: Shape, weights: Mapping[str, Weight], averages: Sequence[Weight] | None, where: str
 ) -> DiT:
-    """A network of this shape with these weights; CheckpointError unless names and shapes are exactly its own.
+    """Build the network of a shape with these weights.
 
-    Names and shapes are compared before a network is built, and before any value is read: no config and no file of
-    names can ask for more memory than its tensors fill.
+    Names and shapes are compared before a network is built and before any value is read. So no
+    config and no file can ask for more memory than its tensors fill.
 
-    averages  moving averages to take in the place of the parameters, in the network's order; see `check_order`
+    Args:
+        shape: Sizes of the network.
+        weights: All weights by name.
+        averages: EMA weights that replace the parameters, in the network's order; see
+            `check_order`.
+        where: Name of the checkpoint in errors.
+
+    Raises:
+        CheckpointError: Names or shapes are not exactly those of the network.
     """
     wanted = _sizes(shape, where)
-    _check(where, weights, wanted)
+    _check_fit(where, weights, wanted)
     with torch.device("meta"):
         network = DiT(shape)
-    means: dict[str, Weight] = {}
+    ema: dict[str, Weight] = {}
     if averages is not None:
         names = [name for name, _ in network.named_parameters()]
         if len(averages) != len(names):
             raise CheckpointError(
-                f"{where} has {len(averages)} moving averages for {len(names)} parameters"
+                f"{where} has the wrong number of EMA weights: got {len(averages)}, "
+                f"want {len(names)}"
             )
-        means = dict(zip(names, averages, strict=True))
-        _check(f"the moving average in {where}", {**weights, **means}, wanted)
+        ema = dict(zip(names, averages, strict=True))
+        _check_fit(f"the EMA in {where}", {**weights, **ema}, wanted)
     tensors, raw = {}, {}
     for name, weight in _by_storage(weights):
-        tensor = clean(name, weight, where)
-        if name in means:
+        tensor = read_float32(name, weight, where)
+        if name in ema:
             raw[name] = thinned(tensor)
         else:
             tensors[name] = tensor
-    tensors |= {name: clean(f"ema of {name}", weight, where) for name, weight in _by_storage(means)}
+    for name, weight in _by_storage(ema):
+        tensors[name] = read_float32(f"ema of {name}", weight, where)
     check_order(raw, {name: thinned(tensors[name]) for name in raw}, where)
     network.load_state_dict(tensors, assign=True)
     return network
+
+
+def fill_network(network: nn.Module, weights: Mapping[str, Weight], where: str) -> None:
+    """Copy weights into a foreign network; CheckpointError unless they fit exactly.
+
+    weights  by names without wrappers, as `strip_prefixes` gives them; tied weights stand under
+             their first name
+    """
+    own = {strip_wrappers(name): tensor for name, tensor in distinct_weights(network).items()}
+    _check_fit(where, weights, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    for name, weight in _by_storage(weights):
+        is_float = own[name].is_floating_point()
+        own[name].copy_(read_float32(name, weight, where) if is_float else weight.read())
+
+
+def insert_blocks(tensors: Mapping[str, Tensor], multiplier: int) -> dict[str, Tensor]:
+    """Rename weights for a network `multiplier` times as deep: block i becomes multiplier i.
+
+    New conditioned blocks start as the identity, because their gates are 0 (adaLN-Zero, arXiv
+    2212.09748). So the deeper network computes the same function at first.
+    """
+
+    def deeper(match: re.Match[str]) -> str:
+        return f"blocks.{multiplier * int(match[1])}"
+
+    return {re.sub(r"^blocks\.(\d+)", deeper, name): tensor for name, tensor in tensors.items()}
+
+
+def original_blocks(tensors: Mapping[str, Tensor], multiplier: int) -> dict[str, Tensor]:
+    """The inverse of `insert_blocks`: the original blocks under their old names."""
+    original = {}
+    for name, tensor in tensors.items():
+        block = re.match(r"blocks\.(\d+)(.*)", name)
+        if block is None:
+            original[name] = tensor
+        elif int(block[1]) % multiplier == 0:
+            original[f"blocks.{int(block[1]) // multiplier}{block[2]}"] = tensor
+    return original
 
 
 def _by_storage(weights: Mapping[str, Weight]) -> list[tuple[str, Weight]]:
@@ -159,14 +210,12 @@ def _by_storage(weights: Mapping[str, Weight]) -> list[tuple[str, Weight]]:
 
 
 def _sizes(shape: Shape, where: str) -> dict[str, tuple[int, ...]]:
-    """The names and sizes of a network's state, from one block: all are alike."""
+    """The names and sizes of a network's state, derived from one block because all are alike."""
     try:
         with torch.device("meta"):
             one = DiT(replace(shape, blocks=1)).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
-        raise CheckpointError(
-            f"the weights of {where} make no network of this architecture: {error}"
-        ) from error
+        raise CheckpointError(f"{where} has weights of another architecture: {error}") from error
     first = "blocks.0."
     return {
         name.replace(first, f"blocks.{block}."): tuple(tensor.shape)
@@ -175,36 +224,16 @@ def _sizes(shape: Shape, where: str) -> dict[str, tuple[int, ...]]:
     }
 
 
-def spread_blocks(tensors: Mapping[str, Tensor], deeper: int) -> dict[str, Tensor]:
-    """The weights under the names that they have in a network `deeper` times as deep: block i is block `deeper` i.
-
-    Conditioned blocks begin as the identity, since their gates are 0 (adaLN-Zero, arXiv 2212.09748), so a network
-    whose other blocks are new computes what the old one did.
-    """
-    return {
-        re.sub(r"^blocks\.(\d+)", lambda match: f"blocks.{deeper * int(match[1])}", name): tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def gather_blocks(tensors: Mapping[str, Tensor], deeper: int) -> dict[str, Tensor]:
-    """What `spread_blocks` has spread, under its old names; new blocks are left out."""
-    found = {}
-    for name, tensor in tensors.items():
-        block = re.match(r"blocks\.(\d+)(.*)", name)
-        if block is None:
-            found[name] = tensor
-        elif int(block[1]) % deeper == 0:
-            found[f"blocks.{int(block[1]) // deeper}{block[2]}"] = tensor
-    return found
-
-
-def _check(where: str, found: Mapping[str, Weight], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+def _check_fit(
+    where: str, weights: Mapping[str, Weight], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """CheckpointError unless names and shapes are exactly the wanted ones."""
+    missing = sorted(wanted.keys() - weights.keys())
+    extra = sorted(weights.keys() - wanted.keys())
     misshapen = [
-        f"{name} {found[name].shape}, want {size}"
+        f"{name} {weights[name].shape}, want {size}"
         for name, size in wanted.items()
-        if name in found and found[name].shape != size
+        if name in weights and weights[name].shape != size
     ]
     if missing or extra or misshapen:
         _misfit(where, missing, extra, misshapen)
@@ -218,7 +247,7 @@ def _misfit(where: str, missing: list[str], extra: list[str], misshapen: list[st
         if key.endswith(f".{name}")
     ]
     hint = f"is {prefixes[0]!r} a prefix to strip?" if prefixes else "is it another architecture?"
-    kinds = {"missing": missing, "not known": extra, "of the wrong shape": misshapen}
+    kinds = {"missing": missing, "unknown": extra, "of the wrong shape": misshapen}
     lists = [
         f"{len(names)} {kind}: {', '.join(name[:200] for name in names[:10])}"
         for kind, names in kinds.items()
