@@ -179,7 +179,7 @@ def order(n: int = 500, length: int = 64) -> None:
 def large(repeats: int, length: int = 256, steps: int = 16) -> None:
     network = random_network(small(V, length)).eval()
     denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False)
-    model = Model(denoiser, MaskedProcess(V, V - 1), LogLinear(), None, network)
+    model = Model(denoiser, MaskedProcess(V, V - 1), LogLinear(), None)
     prompt = torch.randint(V - 1, (length // 2,), generator=torch.Generator().manual_seed(0))
     cells = [
         ("reveal", 1),

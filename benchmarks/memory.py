@@ -104,8 +104,7 @@ def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
     for weight in parts.student.parameters():
         torch.nn.init.normal_(weight, std=0.02)  # none may be zero, as at first gates and head are
     if isinstance(told, DistillationSettings):
-        teacher = Model(parts.student, MaskedProcess(vocab_size, vocab_size - 1), parts.schedule, None,
-                        parts.student.network)  # fmt: skip
+        teacher = Model(parts.student, MaskedProcess(vocab_size, vocab_size - 1), parts.schedule, None)  # fmt: skip
         parts = distillation(recipe, told, teacher)
         del teacher
     ids = torch.randint(vocab_size - 1, (recipe.batch_size, recipe.network.length))

@@ -70,7 +70,7 @@ def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | 
     tokens = ROWS * shape.length
     body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
     head = 2 * tokens * shape.vocab_size * shape.width
-    model = Model(student.eval(), process, LogLinear(), None, student.network)
+    model = Model(student.eval(), process, LogLinear(), None)
     drawn = timed(lambda: unmask.sample(model, ROWS, shape.length, point.steps, device=device), repeats=repeats,
                   device=device)  # fmt: skip
     work = {"sample": (drawn.median, drawn.result.calls * body + head)}

@@ -121,7 +121,7 @@ def sampling(size: Size, device: str, ours: bool) -> Run:
         generator = torch.Generator(device).manual_seed(0)
         draw = baseline_masked.sample
         return lambda: draw(role.network, MASK, size.rows, size.shape.length, size.steps, generator)
-    model = Model(role, MaskedProcess(V, MASK), LogLinear(), None, role.network)
+    model = Model(role, MaskedProcess(V, MASK), LogLinear(), None)
     return lambda: unmask.sample(model, size.rows, size.shape.length, size.steps, device=device)
 
 
@@ -132,7 +132,7 @@ def sampling_uniform(size: Size, device: str, ours: bool) -> Run:
         return lambda: baseline_uniform.sample(
             role.network, size.rows, size.shape.length, size.steps, generator
         )
-    model = Model(role, UniformProcess(V), LogLinear(), None, role.network)
+    model = Model(role, UniformProcess(V), LogLinear(), None)
     return lambda: unmask.sample(model, size.rows, size.shape.length, size.steps, device=device)
 
 

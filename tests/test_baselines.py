@@ -119,7 +119,7 @@ def test_the_sampler_has_the_same_law() -> None:
     from baseline_masked import sample
 
     role = denoiser(3)
-    model = Model(role, MaskedProcess(V, MASK), LogLinear(), None, role.network)
+    model = Model(role, MaskedProcess(V, MASK), LogLinear(), None)
     mine, theirs = (
         unmask.sample(model, 4000, L, 3).tokens,
         sample(role.network, MASK, 4000, L, 3, dice(0)),
@@ -134,7 +134,7 @@ def test_the_sampler_of_uniform_noise_has_the_same_law() -> None:
     from baseline_uniform import sample
 
     role = denoiser(3, uniform=True)
-    model = Model(role, UniformProcess(V), LogLinear(), None, role.network)
+    model = Model(role, UniformProcess(V), LogLinear(), None)
     same_pairs(unmask.sample(model, 4000, L, 3).tokens, sample(role.network, 4000, L, 3, dice(0)))
     with pytest.raises(AssertionError):
         same_pairs(

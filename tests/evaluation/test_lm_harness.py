@@ -59,7 +59,6 @@ def uniform() -> Model:
         UniformProcess(size),
         LogLinear(),
         teacher.tokenizer,
-        network,
     )
 
 
@@ -168,7 +167,7 @@ def test_what_an_autoregressive_model_writes_is_greedy_and_no_other(context: str
 
 def test_with_masks_the_surest_token_comes_first_whatever_the_schedule() -> None:
     teacher = unmask.load("unmask:teacher")
-    model = Model(teacher.denoiser, teacher.process, Cosine(), teacher.tokenizer, teacher.network)
+    model = Model(teacher.denoiser, teacher.process, Cosine(), teacher.tokenizer)
     harness_ = Harness(model)
     ids = [harness_._start, *teacher.tokenizer.encode("The President of the United"), *[-1] * 5]
     z = torch.tensor([ids]).masked_fill(torch.tensor([ids]) == -1, teacher.process.mask_id)
@@ -410,6 +409,6 @@ def test_what_cannot_be_asked_is_refused() -> None:
         Harness("unmask:teacher", pretrained="gpt2")
     teacher = unmask.load("unmask:teacher")
     with pytest.raises(ValueError, match="this model has no tokenizer"):
-        Harness(
-            Model(teacher.denoiser, teacher.process, teacher.schedule, None, teacher.network)
-        ).loglikelihood([asked("a", " b")])
+        Harness(Model(teacher.denoiser, teacher.process, teacher.schedule, None)).loglikelihood(
+            [asked("a", " b")]
+        )

@@ -10,8 +10,8 @@ import torch
 from toy_recipes import shrink
 from unmask.dataclass_json import from_json, leaves, to_json
 from unmask.models.denoiser import NetworkDenoiser
-from unmask.models.digest import weights_digest
 from unmask.models.model import load
+from unmask.models.modules import weights_digest
 from unmask.recipes.build import build
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import texts

@@ -72,7 +72,5 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked.dtype]
         model.save(out, raw=raw, dtype=dtype, source=asked.source, weights=asked.weights)
-    say(
-        f"{asked.out}: {sum(p.numel() for p in model.network.parameters()):,} weights in {asked.dtype}"
-    )
+    say(f"{asked.out}: {model.parameters:,} weights in {asked.dtype}")
     return 0

@@ -22,7 +22,7 @@ from unmask.evaluation.judges import (
     weights_dtype,
 )
 from unmask.evaluation.measure import JudgeId
-from unmask.models.digest import weights_digest
+from unmask.models.modules import weights_digest
 from unmask.types import PerToken, Tokens
 
 

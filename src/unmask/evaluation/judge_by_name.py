@@ -70,13 +70,13 @@ def judge_named(
         and model.tokenizer.digest == tokenizer.digest
     ):
         return judge_of(model, length, name=name)
-    weights, size = model.network.state_dict(), model.network.shape
+    weights = model.network.state_dict()
     return causal_judge(
         model.predictor,
-        size.vocab_size,
+        model.vocab_size,
         model.tokenizer,
         weights,
         name=name,
-        context=size.length,
+        context=model.length,
         device=device,
     )

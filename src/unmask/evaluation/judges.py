@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unmask.diffusion.vocabulary_losses import cross_entropy
 from unmask.evaluation import measure
 from unmask.evaluation.measure import JudgeId, Measure
-from unmask.models.digest import weights_digest
+from unmask.models.modules import weights_digest
 from unmask.prediction import Prediction
 from unmask.types import PerToken, Tokens
 

@@ -168,7 +168,7 @@ def measure(
     that are measured here, at one step count, become their median. A shipped row gets the same, since another machine's
     clock compares with nothing, or is timed by a draw of its own.
     """
-    scene = replace(scene, products=model.network.precision)
+    scene = replace(scene, products=model.precision)
     study, length = scene.study, scene.real.shape[1]
     setting = _setting(model, study)
     if isinstance(model, CausalModel):
@@ -331,7 +331,7 @@ def over_seeds(rows: Sequence[Row]) -> MeasuredRow:
 
 def perplexity_after_round(model: Model, scene: EvalContext) -> MeasuredRow:
     """One row at the step count of the round table, without completions: cheap enough to draw after every round."""
-    scene = replace(scene, products=model.network.precision)
+    scene = replace(scene, products=model.precision)
     study, length = scene.study, scene.real.shape[1]
     setting = _setting(model, study)
     rows = measure_frontier(

@@ -34,7 +34,7 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight[outputs].to(x.dtype))
 
     def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
-        """Compute gradients as `prediction.HeadWithBackward` does; totals of weight and, if any, bias."""
+        """See `prediction.HeadWithBackward`; `totals` is (weight, bias) or (weight,)."""
         weight, *bias = totals
         for total in bias:
             if total is not None:

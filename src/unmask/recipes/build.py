@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import assert_never
 
@@ -17,10 +17,17 @@ from unmask.dataclass_json import from_json, read_json
 from unmask.diffusion.correlated_masking import parse_structure
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, NoiseSchedule, Polynomial
-from unmask.models.checkpoints.weights import spread_blocks
-from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
+from unmask.models.checkpoints.weights import insert_blocks
+from unmask.models.denoiser import (
+    CausalPredictor,
+    DenoiserModule,
+    NetworkDenoiser,
+    PredictorModule,
+    set_compute,
+)
 from unmask.models.dit import DiT, Shape
-from unmask.models.model import CausalModel, Model, load
+from unmask.models.model import CausalModel, LanguageModel, Model, load, own_network, process_of
+from unmask.models.modules import without_weights
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency
@@ -38,29 +45,36 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training loop needs: `student` is trained on `objective`; `model(network)` wraps its weights for use."""
+    """What a training loop needs: `student` is trained on `objective`; `model(network)` wraps its weights for use.
+
+    blank  the student without its weights, from before they are sharded: copies are made of it
+    """
 
     objective: Objective
-    student: NetworkDenoiser | CausalPredictor
+    student: DenoiserModule | PredictorModule
     schedule: NoiseSchedule
     tokenizer: Tokenizer | None
     recipe: Recipe
+    blank: DenoiserModule | PredictorModule = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blank", without_weights(self.student))
 
     def model(self, student: nn.Module) -> Model | CausalModel:
         """A model of the given student's weights as `load` would give it: on the CPU, in float32, in eval mode."""
-        if not isinstance(student, NetworkDenoiser | CausalPredictor):
+        if not isinstance(student, DenoiserModule | PredictorModule):
             raise TypeError(
                 f"a student is a denoiser or a next-token predictor, not {type(student).__name__}"
             )
         return self.finished(copy.deepcopy(student).to("cpu"))
 
-    def finished(self, student: NetworkDenoiser | CausalPredictor) -> Model | CausalModel:
+    def finished(self, student: DenoiserModule | PredictorModule) -> Model | CausalModel:
         """As `model`, of a student on the CPU that nobody trains any more: its weights are not copied."""
         student.eval().requires_grad_(False)
-        student.network.compute_dtype = torch.float32
-        if isinstance(student, CausalPredictor):
-            return CausalModel.of(student.network, self.tokenizer, student.mask_id)
-        return Model(student, _process(student), self.schedule, self.tokenizer, student.network)
+        set_compute(student, torch.float32)
+        if isinstance(student, PredictorModule):
+            return CausalModel.of(student, self.tokenizer)
+        return Model(student, _process(student), self.schedule, self.tokenizer)
 
 
 def schedule(recipe: schema.Schedule) -> NoiseSchedule:
@@ -157,23 +171,15 @@ def distillation(
         recipe,
     )
     tokenizer = _shared_tokenizer(recipe, teacher, tokenizer)
-    student, old = (
-        NetworkDenoiser(
-            copy.deepcopy(teacher.network).requires_grad_(True),
-            teacher.denoiser.mask_id,
-            teacher.denoiser.sees_alpha,
-        )
-        for _ in range(2)
-    )
-    for denoiser in (student, old):
-        denoiser.network.compute_dtype = DTYPES[recipe.precision]
-    student.network.checkpointing = recipe.checkpointing
-    old.eval().requires_grad_(False)
+    student = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+    old = copy.deepcopy(teacher.denoiser).eval().requires_grad_(False)
+    set_compute(student, DTYPES[recipe.precision], recipe.checkpointing)
+    set_compute(old, DTYPES[recipe.precision])
     return Parts(_distilled(settings, teacher, old), student, teacher.schedule, tokenizer, recipe)
 
 
 def _distilled(
-    settings: schema.DistillationSettings, teacher: Model, old: NetworkDenoiser
+    settings: schema.DistillationSettings, teacher: Model, old: DenoiserModule
 ) -> Objective:
     """The objective that a recipe of distillation names; `old` is the copy of `teacher` that it reads."""
     process = _process(old)
@@ -246,13 +252,7 @@ def text_of(card: Mapping[str, object], name: str) -> DataSettings | None:
 
 def _diffusion(model: Model | CausalModel, noise: Noise, recipe: Recipe) -> Model:
     """The model, if it is one of diffusion with this noise."""
-    kind = (
-        "autoregressive"
-        if isinstance(model, CausalModel)
-        else "masked"
-        if model.denoiser.mask_id is not None
-        else "uniform"
-    )
+    kind = model.kind
     if not isinstance(model, Model) or kind != noise:
         raise ValueError(
             f"the recipe {recipe.name!r} ({recipe.objective.kind}) starts from a model of {noise} diffusion, and this "
@@ -261,11 +261,9 @@ def _diffusion(model: Model | CausalModel, noise: Noise, recipe: Recipe) -> Mode
     return model
 
 
-def _process(denoiser: NetworkDenoiser) -> Process:
+def _process(denoiser: DenoiserModule) -> Process:
     """The noise that a denoiser removes."""
-    if denoiser.mask_id is None:
-        return UniformProcess(denoiser.vocab_size)
-    return MaskedProcess(denoiser.vocab_size, denoiser.mask_id)
+    return process_of(denoiser.vocab_size, denoiser.mask_id)
 
 
 def _causal(model: Model | CausalModel) -> CausalModel:
@@ -295,15 +293,14 @@ def _shared_tokenizer(
     return tokenizer
 
 
-def _resized(model: Model | CausalModel, recipe: Recipe) -> DiT:
-    """The model's weights, to train on rows of the recipe's length with the recipe's dropout; see `spread_blocks`."""
-    old, told, deeper = model.network.shape, recipe.network, deeper_by(recipe)
+def _resized(model: LanguageModel, recipe: Recipe) -> DiT:
+    """The model's weights, to train on rows of the recipe's length with the recipe's dropout; see `insert_blocks`."""
+    source, told, deeper = own_network(model), recipe.network, deeper_by(recipe)
+    old = source.shape
     network = _initial(
         replace(old, length=told.length, dropout=told.dropout, blocks=deeper * old.blocks), recipe
     )
-    network.load_state_dict(
-        network.state_dict() | spread_blocks(model.network.state_dict(), deeper)
-    )
+    network.load_state_dict(network.state_dict() | insert_blocks(source.state_dict(), deeper))
     return network
 
 

@@ -150,14 +150,14 @@ class ScoringRule:
                 if self.start is None
                 else "start token before each row"
             )
-            return f"exact, {after}; products in {self.model.network.precision}"
+            return f"exact, {after}; products in {self.model.precision}"
         kind = (
             "upper bound"
             if self.convention == "bound"
             else "convention of MDLM's tables, not a bound"
         )
         how = f"{self.passes} noise levels a row, seed {self.seed}"
-        return f"{kind}, {how}; products in {self.model.network.precision}"
+        return f"{kind}, {how}; products in {self.model.precision}"
 
 
 def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:

@@ -8,17 +8,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.data.packing import Rows, StreamedRows, batch_at, check_rows
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import to_json
-from unmask.models.checkpoints.weights import gather_blocks
-from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
-from unmask.models.digest import weights_digest
-from unmask.models.dit import DiT
+from unmask.models.checkpoints.weights import original_blocks
+from unmask.models.denoiser import DenoiserModule, PredictorModule, own_networks
 from unmask.models.model import Model, load
+from unmask.models.modules import weights_digest, with_weights
 from unmask.recipes.build import (
     HELD_OUT,
     Parts,
@@ -213,7 +211,12 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
             f"ids holds rows of tokens [n, L], at least one: got shape {tuple(ids.shape)}"
         )
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
-    recipe = decided(recipe, lambda: bool(engine.same(faster_in_bfloat16(engine.device))))
+
+    def faster() -> bool:  # a foreign network computes in the precision of its weights
+        own = bool(own_networks(model.module))
+        return bool(engine.same(own and faster_in_bfloat16(engine.device)))
+
+    recipe = decided(recipe, faster)
     parts = distillation(recipe, objective, model)
     check_rows(ids, parts.student.vocab_size, parts.student.mask_id)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
@@ -247,7 +250,7 @@ def with_student(update: Update, parts: Parts, state: State, keep: bool = True) 
     )
     if not (round_ends or update.step == recipe.steps):
         return update
-    student = student_of(state, keep)
+    student = student_of(parts, state, keep)
     return update if student is None else replace(update, student=parts.finished(student))
 
 
@@ -256,7 +259,7 @@ def _publish(run_dir: RunDir, parts: Parts, state: State, held_out: str) -> None
 
     held_out  digest of the held-out documents, by which a measurement sees that the text has changed
     """
-    raw, mean = (student_of(state, run_dir.engine.main, own) for own in (True, False))
+    raw, mean = (student_of(parts, state, run_dir.engine.main, own) for own in (True, False))
     if raw is not None and mean is not None:
         model, beside = parts.finished(mean), parts.finished(raw).network
         card = {"recipe": to_json(parts.recipe), "steps": state.step, HELD_OUT: held_out}
@@ -264,31 +267,25 @@ def _publish(run_dir: RunDir, parts: Parts, state: State, held_out: str) -> None
         run_dir.drop_states()
 
 
-def _digest(network: DiT, recipe: Recipe) -> str:
+def _digest(network: nn.Module, recipe: Recipe) -> str:
     """The digest of the weights that a run begins with, as they were in the model that it starts from."""
-    return weights_digest(gather_blocks(network.state_dict(), deeper_by(recipe)))
+    return weights_digest(original_blocks(network.state_dict(), deeper_by(recipe)))
 
 
 def student_of(
-    state: State, keep: bool = True, raw: bool = False
-) -> NetworkDenoiser | CausalPredictor | None:
-    """A copy of the student on the CPU, with the moving average for weights (raw: its own, as where none is kept).
+    parts: Parts, state: State, keep: bool = True, raw: bool = False
+) -> DenoiserModule | PredictorModule | None:
+    """A copy of the student on the CPU, with its EMA weights, or its raw ones if it has no EMA.
 
-    Of sharded weights all processes make it together; who is not to `keep` it has nothing.
+    Every process must call this if the weights are sharded.
+
+    Args:
+        parts: Its blank student is copied.
+        state: Holds the weights.
+        keep: Whether this process needs the copy; else the result is None.
+        raw: Take the raw weights.
     """
-    student, ema = state.student, state.learners[STUDENT].ema
-    if not isinstance(student, NetworkDenoiser | CausalPredictor):
-        raise TypeError(
-            f"a student is a denoiser or a next-token predictor, not {type(student).__name__}"
-        )
-    weights = copies({**student.state_dict(), **({} if raw or ema is None else ema.shadow)}, keep)
-    if not keep:
-        return None
-    with torch.device("meta"):
-        network = DiT(student.network.shape, student.network.compute_dtype)
-    network.load_state_dict(
-        {name.removeprefix("network."): value for name, value in weights.items()}, assign=True
-    )
-    if isinstance(student, CausalPredictor):
-        return CausalPredictor(network, student.mask_id)
-    return NetworkDenoiser(network, student.mask_id, student.sees_alpha)
+    ema = state.learners[STUDENT].ema
+    shadow = {} if raw or ema is None else ema.shadow
+    weights = copies({**state.student.state_dict(), **shadow}, keep)
+    return with_weights(parts.blank, weights) if keep else None

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from unmask.dataclass_json import leaves
-from unmask.models.denoiser import NetworkDenoiser
+from unmask.models.denoiser import DenoiserModule
+from unmask.models.dit import DiT
 from unmask.recipes import schema
 from unmask.recipes.build import Parts, deeper_by, schedule, starts_from, trained_on
 from unmask.recipes.schema import Recipe
@@ -81,9 +82,11 @@ def not_used(recipe: Recipe, parts: Parts) -> list[str]:
 
 def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> list[str]:
     start, student, values = starts_from(recipe), parts.student, dict(leaves(recipe))
-    shape = student.network.shape
-    used = {f"network.{field.name}": getattr(shape, field.name) for field in fields(shape)}
-    if isinstance(student, NetworkDenoiser):
+    used: dict[str, object] = {}
+    if isinstance(student.network, DiT):
+        shape = student.network.shape
+        used |= {f"network.{field.name}": getattr(shape, field.name) for field in fields(shape)}
+    if isinstance(student, DenoiserModule):
         used["network.sees_alpha"] = student.sees_alpha
     else:
         del used["network.cond_dim"]
@@ -98,9 +101,9 @@ def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> lis
     if isinstance(recipe.objective, schema.DistillationSettings):
         if parts.schedule != (told := schedule(recipe.schedule)):
             lines.append(f"schedule = {parts.schedule} of {start}, not {told}")
-        if shape.length != recipe.network.length:
+        if student.length != recipe.network.length:
             lines.append(
-                f"rows have network.length = {recipe.network.length} tokens, those of {start} {shape.length}"
+                f"rows have network.length = {recipe.network.length} tokens, those of {start} {student.length}"
             )
     card, now = trained_on(start), resolved(recipe).data
     before = (

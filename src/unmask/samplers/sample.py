@@ -15,7 +15,7 @@ from unmask.diffusion.correlated_masking import Structure, parse_structure
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.limits import INT64, MOST_STEPS, check_memory, seed_number, whole
-from unmask.models.denoiser import NetworkDenoiser
+from unmask.models.denoiser import NetworkDenoiser, for_inference
 from unmask.samplers.autoregressive import Predictor, autoregress
 from unmask.samplers.cached_forward import Calls, calls_of
 from unmask.samplers.categorical import DRAWS, Draw, Filters, check_numbers, read
@@ -184,10 +184,7 @@ def watch(
         f"the sampler {sampler!r}" if isinstance(sampler, str) else "this sampler",
         by_latent,
     )
-    denoiser = (
-        model.denoiser.frozen() if isinstance(model.denoiser, NetworkDenoiser) else model.denoiser
-    )
-    return denoise(denoiser, task, chosen, cache)
+    return denoise(for_inference(model.denoiser), task, chosen, cache)
 
 
 def sample(

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unmask.models.ema import check
+from unmask.models.modules import check_same_shapes
 from unmask.training.distributed import Engine
 from unmask.training.parts import read_parts, write_parts
 from unmask.training.sharding import copies, fill
@@ -72,7 +72,7 @@ def read_state(state: State, folder: Path, facts: Mapping[str, Any], engine: Eng
         return
     for name, tensors in files.items():
         saved = load_file(folder / f"{name}.safetensors")
-        check(saved, tensors, f"{name}.safetensors")
+        check_same_shapes(saved, tensors, f"{name}.safetensors")
         for key, tensor in tensors.items():
             fill(tensor, saved[key])
 

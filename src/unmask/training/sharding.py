@@ -13,8 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from unmask.models.layers import Block
-
 # torch.distributed.tensor takes seconds to import; who has an optimizer has it already: so the imports are below.
 
 
@@ -24,9 +22,11 @@ def shard(module: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for part in [*module.modules()]:
-        if isinstance(part, Block):
-            fully_shard(part, mesh=mesh)
+    # The blocks of a transformer are the entries of a ModuleList. Inner lists come first.
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    for blocks in reversed(lists):
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
 
 

@@ -15,8 +15,9 @@ from torch.nn import init
 from unmask.evaluation.measure import Measure, median
 from unmask.evaluation.timing import Timed, peak_memory, reset_peak_memory, timed
 from unmask.experiments.bench.bench_results import BenchRow, BenchSettings, Machine
+from unmask.models.denoiser import CausalPredictor
 from unmask.models.dit import DiT, Shape
-from unmask.models.model import CausalModel, Model
+from unmask.models.model import CausalModel, Model, own_network
 from unmask.rng import generator, global_generators
 from unmask.samplers.sample import AutoregressiveModel, DiffusionModel, sample
 
@@ -152,10 +153,10 @@ def autoregressive_twin(
 
     It has slightly fewer weights, because it has no noise conditioning.
     """
-    shape = replace(model.network.shape, causal=True, dropout=0.0)
-    network = random_network(shape, seed, model.network.compute_dtype)
-    network = network.to(device).requires_grad_(False)
-    return CausalModel.of(network, model.tokenizer, model.denoiser.mask_id)
+    own = own_network(model)
+    shape = replace(own.shape, causal=True, dropout=0.0)
+    network = random_network(shape, seed, own.compute_dtype).to(device).requires_grad_(False)
+    return CausalModel.of(CausalPredictor(network, model.mask_id), model.tokenizer)
 
 
 def this_machine(device: torch.device | str, precision: str) -> Machine:

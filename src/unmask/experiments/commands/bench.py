@@ -14,6 +14,7 @@ from unmask.cli.console import emit, parse, progress, result_folder, say, table
 from unmask.dataclass_json import to_json
 from unmask.experiments.bench import ar_speedup
 from unmask.experiments.bench.bench_results import Bench, BenchRow, BenchSettings, Contender
+from unmask.models.denoiser import set_compute
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.build import DTYPES
 
@@ -104,7 +105,7 @@ def _load_models(options: Arguments) -> tuple[Model, CausalModel]:
             f"model is of the wrong kind: {options.model} is autoregressive, want a diffusion "
             f"model such as unmask:teacher; give {options.model} as --baseline"
         )
-    model.network.compute_dtype = DTYPES[options.precision]
+    set_compute(model.module, DTYPES[options.precision])
     if options.baseline is None:
         return model, ar_speedup.autoregressive_twin(model, options.seed, options.device)
     baseline = load(options.baseline, device=options.device)
@@ -113,7 +114,7 @@ def _load_models(options: Arguments) -> tuple[Model, CausalModel]:
             f"baseline is of the wrong kind: {options.baseline} is a diffusion model, want an "
             "autoregressive one such as unmask:judge; or leave --baseline out for random weights"
         )
-    baseline.network.compute_dtype = DTYPES[options.precision]
+    set_compute(baseline.module, DTYPES[options.precision])
     return model, baseline
 
 
