@@ -38,6 +38,7 @@ from unmask.models.denoiser import (
     DenoiserModule,
     NetworkDenoiser,
     PredictorModule,
+    as_dit,
     check_mask_id,
     compute_precision,
 )
@@ -71,8 +72,8 @@ class LanguageModel(ABC):
 
     def checkpoint_config(self) -> CheckpointConfig:
         """All that has to be known about the model besides its weights."""
-        module, network = self.module, self.network
-        dropout = network.shape.dropout if isinstance(network, DiT) else 0.0
+        module, own = self.module, as_dit(self.network)
+        dropout = 0.0 if own is None else own.shape.dropout
         return CheckpointConfig(
             module.kind, module.mask_id, module.sees_alpha, self.schedule, module.length, dropout
         )
@@ -267,10 +268,10 @@ def load(
 
 def own_network(model: LanguageModel) -> DiT:
     """The network of a model, if it is a `DiT` of this library; ValueError for a foreign one."""
-    network = model.network
-    if not isinstance(network, DiT):
+    network = as_dit(model.network)
+    if network is None:
         raise ValueError(
-            f"model holds a foreign network: got {type(network).__name__}, "
+            f"model holds a foreign network: got {type(model.network).__name__}, "
             "want a network of this library"
         )
     return network
