@@ -104,7 +104,8 @@ def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
     for weight in parts.student.parameters():
         torch.nn.init.normal_(weight, std=0.02)  # none may be zero, as at first gates and head are
     if isinstance(told, DistillationSettings):
-        teacher = Model(parts.student, MaskedProcess(vocab_size, vocab_size - 1), parts.schedule, None)  # fmt: skip
+        process = MaskedProcess(vocab_size, vocab_size - 1)
+        teacher = Model(parts.student, process, parts.schedule, None)
         parts = distillation(recipe, told, teacher)
         del teacher
     ids = torch.randint(vocab_size - 1, (recipe.batch_size, recipe.network.length))

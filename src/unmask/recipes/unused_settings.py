@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from unmask.dataclass_json import leaves
-from unmask.models.denoiser import DenoiserModule
-from unmask.models.dit import DiT
+from unmask.models.denoiser import AUTOREGRESSIVE, as_dit
 from unmask.recipes import schema
 from unmask.recipes.build import Parts, deeper_by, schedule, starts_from, trained_on
 from unmask.recipes.schema import Recipe
@@ -83,13 +82,14 @@ def not_used(recipe: Recipe, parts: Parts) -> list[str]:
 def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> list[str]:
     start, student, values = starts_from(recipe), parts.student, dict(leaves(recipe))
     used: dict[str, object] = {}
-    if isinstance(student.network, DiT):
-        shape = student.network.shape
+    own = as_dit(student.network)
+    if own is not None:
+        shape = own.shape
         used |= {f"network.{field.name}": getattr(shape, field.name) for field in fields(shape)}
-    if isinstance(student, DenoiserModule):
-        used["network.sees_alpha"] = student.sees_alpha
+    if student.kind == AUTOREGRESSIVE:
+        used.pop("network.cond_dim", None)
     else:
-        del used["network.cond_dim"]
+        used["network.sees_alpha"] = student.sees_alpha
     deeper = (
         f"({deeper_by(recipe)} for each of {start})" if deeper_by(recipe) > 1 else f"of {start}"
     )
