@@ -570,7 +570,7 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(
         "experiments.bench.ar_speedup.time_pairs",
         "experiments.exact.duality_checks.observe",
         "experiments.commands.verify._gaps",
-        "experiments.commands.demo.demo",
+        "experiments.commands.demo.run_plan",
         "cli.evaluate.measure_both",
     ):
         monkeypatch.setattr(f"unmask.{place}", work)

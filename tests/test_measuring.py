@@ -10,7 +10,7 @@ from unmask.cli import zero_shot
 from unmask.cli.main import main
 from unmask.evaluation.likelihood import nelbo_batches
 from unmask.experiments import package_corpora as offline
-from unmask.experiments.commands.reproduce import publish
+from unmask.experiments.shipped_models import publish
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.held_out import ScoringRule, Text, held_out
 

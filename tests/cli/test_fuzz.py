@@ -218,7 +218,7 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     (tmp_path / "a file").write_text("words")
     some = offline.modules()[:5]  # of 12 MB
     monkeypatch.setattr(offline, "modules", lambda: some)
-    monkeypatch.setattr("unmask.experiments.commands.demo.demo", lambda *_: iter(()))
+    monkeypatch.setattr("unmask.experiments.commands.demo.run_plan", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(
         "unmask.experiments.bench.figure.write_figure",

@@ -1,47 +1,56 @@
-"""The demo, shrunk: trained from scratch on a small corpus, distilled, measured, reported; and stopped on the way."""
+"""The demo in miniature: trained from scratch, distilled, measured; and interrupted on the way."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unmask.data.tokenizers import train_bpe
-from unmask.dataclass_json import to_json
+from unmask.dataclass_json import LARGEST_REPORT, read_json, to_json
 from unmask.evaluation.frontier import frontier
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.measure import Row
-from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow, measure
-from unmask.experiments.demo import Demo, demo, train
+from unmask.evaluation.sweep import REPORT, EvalContext, EvalSettings, MeasuredRow, measure
+from unmask.experiments.plan import Plan, run_plan, train
+from unmask.experiments.plans import demo
 from unmask.models.model import load
+from unmask.recipes.catalog import recipe
 from unmask.recipes.data import texts
-from unmask.recipes.schema import NetworkSettings, recipe_of
+from unmask.recipes.schema import NetworkSettings, Recipe, recipe_of
 from unmask.training import RunDir, RunError
 
 ROWS = ("teacher", "student", "temperature_teacher", "temperature_student", "naive")
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The arguments of the plan besides its directory."""
     corpus = tmp_path_factory.mktemp("corpus")
     for i in range(24):
         (corpus / f"{i:02}.txt").write_text(
             f"Message {i}. " + "Fellow citizens of the Senate and of the House. " * 12
         )
-    full = Demo(corpus=str(corpus))
-    small = NetworkSettings(length=16, width=16, blocks=1, heads=2, cond_dim=4, dropout=0.0)
-    tiny = {"network": small, "batch_size": 4, "save_every": 2, "precision": "float32"}
-    rounds = replace(full.student.objective, round_steps=2, temperatures=(0.9, 0.8))
-    return replace(
-        full,
-        teacher=replace(full.teacher, steps=4, data=replace(full.teacher.data, tokenizer="bpe:270"), **tiny),
-        judge=replace(full.judge, steps=4, **tiny),
-        student=replace(full.student, steps=4, objective=rounds, **tiny),
-        study=EvalSettings(
+    network = NetworkSettings(length=16, width=16, blocks=1, heads=2, cond_dim=4, dropout=0.0)
+
+    def tiny(name: str, **changes: Any) -> Recipe:
+        small = replace(recipe(name), network=network, batch_size=4, save_every=2, steps=4)
+        return replace(small, precision="float32", **changes)
+
+    teacher, mcd = recipe("demo-teacher"), recipe("demo-mcd")
+    rounds = replace(mcd.objective, round_steps=2, temperatures=(0.9, 0.8))
+    return {
+        "corpus": str(corpus),
+        "teacher": tiny("demo-teacher", data=replace(teacher.data, tokenizer="bpe:270")),
+        "judge": tiny("demo-judge"),
+        "student": tiny("demo-mcd", objective=rounds),
+        "study": EvalSettings(
             samples=3, teacher_steps=(2, 4, 16), student_steps=(2, 4), teacher_temperatures=(0.8,),
-            student_temperatures=(1.2,), texts=2, completions=3, shown=2, round_steps=4, player_steps=4,
+            student_temperatures=(1.2,), texts=2, completions=3, shown=2, round_steps=4,
+            player_steps=4,
         ),
-    )  # fmt: skip
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +59,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(settings: Demo, home: Path) -> dict:
-    *_, last = demo(settings, home)
+def plan(options: dict[str, Any], home: Path) -> Plan:
+    return demo(home, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(plan: Plan, home: Path) -> dict[str, Any]:
+    *_, last = run_plan(plan, home)
     assert last.report is not None
-    return dict(last.report)
+    return read_json(home / REPORT, LARGEST_REPORT)
 
 
 def test_report_holds_what_the_page_and_the_user_look_for(finished):
@@ -86,77 +100,67 @@ def test_rounds_and_curves_cover_the_distillation(finished):
     assert finished["training"]["step"] == [1, 2, 3, 4]
 
 
-def test_films_reveal_every_position_once(finished):
+def test_players_reveal_every_position_once(finished):
     for film in finished["player"]:
         assert sorted(i for frame in film["frames"] for i in frame) == list(range(16))
         assert len(film["pieces"]) == 16
 
 
-def test_a_demo_that_was_stopped_goes_on_and_ends_alike(settings, finished, tmp_path):
-    stages = demo(settings, tmp_path)
+def test_an_interrupted_demo_continues_and_ends_alike(options, finished, tmp_path):
+    plan = demo(tmp_path, **options)
+    stages = run_plan(plan, tmp_path)
     for event in stages:
         if event.stage == "distilling" and event.done == 3:
             break
     stages.close()
-    *_, last = demo(settings, tmp_path)
+    *_, last = run_plan(plan, tmp_path)
     assert last.report is not None
+    report = read_json(tmp_path / REPORT, LARGEST_REPORT)
     for name in ("teacher", "student"):
-        assert [row["gen_ppl"] for row in last.report[name]] == [
-            row["gen_ppl"] for row in finished[name]
-        ]
-    assert last.report["rounds"] == finished["rounds"]
-    assert last.report["training"] == finished["training"]
+        gen_ppl = [row["gen_ppl"] for row in report[name]]
+        assert gen_ppl == [row["gen_ppl"] for row in finished[name]]
+    assert report["rounds"] == finished["rounds"]
+    assert report["training"] == finished["training"]
 
 
-def test_a_finished_training_is_read_while_another_process_reads_it(settings, finished, home):
-    """Cells of a table share models that were trained first; another recipe is still refused."""
-    plans = {
-        "teacher": replace(
-            settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus)
-        )
-    }
-    saved = to_json(recipe_of(home / "teacher"))
-    with RunDir.open(home / "teacher", saved):
-        assert not list(train(plans, home))
-        assert not list(train({"teacher": replace(plans["teacher"], precision="fastest")}, home))
+def test_a_finished_training_is_read_while_another_process_reads_it(plan, finished, home):
+    """Runs of a plan share prerequisites; another recipe is still refused."""
+    teacher = plan.prerequisites["teacher"]
+    with RunDir.open(home / "teacher", to_json(recipe_of(home / "teacher"))):
+        assert not list(train({"teacher": teacher}, home))
+        assert not list(train({"teacher": replace(teacher, precision="fastest")}, home))
         with pytest.raises(RunError, match="in use by process"):
-            list(train({"teacher": replace(plans["teacher"], steps=3)}, home))
+            list(train({"teacher": replace(teacher, steps=3)}, home))
     with pytest.raises(RunError, match="steps"):
-        list(train({"teacher": replace(plans["teacher"], steps=5)}, home))
+        list(train({"teacher": replace(teacher, steps=5)}, home))
 
 
-def test_known_rows_are_looked_up_only_under_their_own_protocol(settings, finished, home):
+def test_known_rows_are_looked_up_only_under_their_own_protocol(plan, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
     known = [MeasuredRow(Row.from_json(row), shipped=True) for row in finished["teacher"]]
-    data = texts(
-        replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))
-    )
+    data = texts(plan.prerequisites["teacher"])
     scene = EvalContext(
-        settings.study, judge_of(judge, 16), data.held_out, data.digest, known, read_by_judge=0.0
+        plan.study, judge_of(judge, 16), data.held_out, data.digest, known, read_by_judge=0.0
     )
-    found = list(measure("teacher", teacher, scene, settings.study.teacher_steps, (1.0,)))
+    found = list(measure("teacher", teacher, scene, plan.study.teacher_steps, (1.0,)))
     assert [m.shipped for m in found] == [True] * 3
     assert [m.row.measures["gen_ppl"].value for m in found] == [
         row["gen_ppl"] for row in finished["teacher"]
     ]
     text, judged = replace(scene, data="another text"), replace(scene, read_by_judge=0.5)
-    drawn = replace(
-        scene, study=replace(settings.study, draw="legacy_gumbel32", sampler="ancestral")
-    )
+    drawn = replace(scene, study=replace(plan.study, draw="legacy_gumbel32", sampler="ancestral"))
     for other in (text, judged, drawn):
         assert not any(m.shipped for m in measure("teacher", teacher, other, (2,), (1.0,)))
 
 
-def test_models_that_speak_in_other_tokens_are_not_compared(settings, finished, home):
+def test_models_that_speak_in_other_tokens_are_not_compared(plan, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
-    data = texts(
-        replace(settings.teacher, data=replace(settings.teacher.data, corpus=settings.corpus))
-    )
-    scene = EvalContext(settings.study, judge_of(judge, 16), data.held_out, data.digest)
+    data = texts(plan.prerequisites["teacher"])
+    scene = EvalContext(plan.study, judge_of(judge, 16), data.held_out, data.digest)
     other = replace(teacher, tokenizer=train_bpe(["zebras graze lazily, zebras doze"] * 9, 265))
     with pytest.raises(ValueError, match="want one tokenizer and one noise process"):
         next(frontier(teacher, other, scene))
     with pytest.raises(ValueError, match="a row measures 999 texts and only"):
         EvalContext(
-            replace(settings.study, samples=999), judge_of(judge, 16), data.held_out, data.digest
+            replace(plan.study, samples=999), judge_of(judge, 16), data.held_out, data.digest
         )

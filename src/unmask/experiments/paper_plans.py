@@ -1,4 +1,4 @@
-"""The plans of the paper's tables at three scales: two cores, one GPU for an hour, and the paper's own."""
+"""The plans of the paper's tables at three scales: two cores, one GPU, the paper's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from unmask.evaluation.sweep import EvalSettings
-from unmask.experiments.paper_tables import Method, Plan, PlanTeacher
+from unmask.experiments.plan import Cell, Plan, PlanTeacher
+from unmask.experiments.plans import consistency
+from unmask.experiments.round_rows import RoundRows
 from unmask.objectives.rounds import PAPER_TEMPERATURES
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import (
@@ -24,67 +26,67 @@ from unmask.recipes.schema import (
 Name = Literal["table1", "table2", "table3", "figure3"]
 Scale = Literal["tiny", "small", "paper"]
 
-UNIFORM = "ancestral", "inverse_cdf"  # several draws a position: the cheap one
-DOUBTS: Mapping[Scale, tuple[int, ...]] = {
-    "tiny": (128,),
-    "small": (32, 256),
-    "paper": (32, 512),
-}  # 512: 54.74 or 104
-VOCABULARY: Mapping[Scale, str] = {"tiny": "bpe:1024", "small": "bpe:2048"}
 TITLES: Mapping[Name, str] = {
     "table1": "Methods by round and by steps",
     "table2": "The loss of MCD, round 1",
     "table3": "A larger network, round 1",
     "figure3": "MCD by round and by steps",
 }
+# At 512 steps the teacher's published gen PPL is 54.74 (MCD paper) or 104 (Duo paper).
+PRECISION_STEPS: Mapping[Scale, tuple[int, ...]] = {
+    "tiny": (128,),
+    "small": (32, 256),
+    "paper": (32, 512),
+}
+SAMPLES: Mapping[Scale, tuple[int, int]] = {  # texts a row, texts a network call
+    "tiny": (64, 64),
+    "small": (256, 256),
+    "paper": (1024, 32),
+}
+VOCABULARY: Mapping[Scale, str] = {"tiny": "bpe:1024", "small": "bpe:2048"}
 SMALL = NetworkSettings(length=256, width=384, blocks=6, heads=6, cond_dim=64)
 SMALL_LARGE = replace(SMALL, width=768, blocks=12, heads=12, cond_dim=128)
-DEEPER = 2  # tiny: the larger teacher grows from the shipped one
-TINY_LARGE = replace(
-    recipe("demo-teacher").network, blocks=DEEPER * recipe("demo-teacher").network.blocks
-)
+DEEPER = 2  # tiny: the larger teacher has this many times the blocks of the shipped one
+_DEMO = recipe("demo-teacher").network
+TINY_LARGE = replace(_DEMO, blocks=DEEPER * _DEMO.blocks)
+NETWORKS = {
+    ("tiny", True): TINY_LARGE,
+    ("small", False): SMALL,
+    ("small", True): SMALL_LARGE,
+}  # scale, large -> the students' network, where it is not that of their recipe
 
 
-def plan(name: Name, scale: Scale, directory: Path) -> Plan:
+def paper_plan(name: Name, scale: Scale, directory: Path) -> Plan:
     """The plan of a table; models that it trains first are kept in `directory`."""
     large = name == "table3"
-    teachers, judge, train = _models(scale, large, directory)
+    teachers, judge, prerequisites = _models(scale, large, directory)
     mcd, sdtt, dcd = _methods(scale, large)
-    methods: dict[str, Method]
+    cells: dict[str, Cell]
     match name:
         case "table1":
-            methods = {
-                "SDTT": Method("MDLM", sdtt),
-                "DCD": Method("Duo", dcd),
-                "MCD": Method("MDLM", mcd),
-            }
+            cells = {"SDTT": Cell("MDLM", sdtt), "DCD": Cell("Duo", dcd), "MCD": Cell("MDLM", mcd)}
         case "figure3":
-            methods = {"MCD": Method("MDLM", mcd)}
+            cells = {"MCD": Cell("MDLM", mcd)}
         case "table2":
-            methods = {
-                title: Method("MDLM", loss) for title, loss in _losses(_first_round(mcd)).items()
-            }
+            losses = _losses(_first_round(mcd))
+            cells = {title: Cell("MDLM", loss) for title, loss in losses.items()}
         case "table3":
-            methods = {
-                "SDTT": Method("MDLM large", _first_round(sdtt)),
-                "MCD": Method("MDLM large", _first_round(mcd)),
-            }
+            both = {"SDTT": sdtt, "MCD": mcd}
+            cells = {title: Cell("MDLM large", _first_round(r)) for title, r in both.items()}
         case _:
             assert_never(name)
-    used = {method.teacher for method in methods.values()}
-    study = (
-        replace(_study(scale, large), student_steps=(32,))
-        if name == "table2"
-        else _study(scale, large)
-    )
+    distilled = {cell.teacher for cell in cells.values()}
+    if "Duo" not in distilled:
+        prerequisites = {title: r for title, r in prerequisites.items() if title != "duo"}
     return Plan(
-        TITLES[name],
-        {title: teacher for title, teacher in teachers.items() if title in used},
-        methods,
-        judge,
-        study,
-        {title: told for title, told in train.items() if title != "duo" or "Duo" in used},
-        doubts=DOUBTS[scale],
+        title=TITLES[name],
+        teachers={title: teacher for title, teacher in teachers.items() if title in distilled},
+        judge=judge,
+        cells=cells,
+        study=_study(scale, (32,) if name == "table2" else _steps(scale, large)),
+        measured=RoundRows(),
+        seeds=2,
+        prerequisites=prerequisites,
         device="cpu" if scale == "tiny" else "cuda",
     )
 
@@ -92,49 +94,48 @@ def plan(name: Name, scale: Scale, directory: Path) -> Plan:
 def _models(
     scale: Scale, large: bool, directory: Path
 ) -> tuple[dict[str, PlanTeacher], str, dict[str, Recipe]]:
-    """Teachers and judge by name, and the recipes of those that are trained first."""
-    here = {name: str(directory / name / "model") for name in ("teacher", "duo", "judge")}
-    masked = "MDLM large" if large else "MDLM"
+    """Teachers and judge by name, and the recipes of the models that are trained first."""
+    trained = {name: str(directory / name / "model") for name in ("teacher", "duo", "judge")}
+    prerequisites: dict[str, Recipe] = {}
     match scale:
         case "tiny":
-            train = {"teacher": _deeper("unmask:teacher")} if large else {}
-            found = {masked: PlanTeacher(here["teacher"] if large else "unmask:teacher")}
-            return found | {"Duo": PlanTeacher("unmask:duo", *UNIFORM)}, "unmask:judge", train
-        case "small":
-            data = DataSettings(corpus="sotu", part="first half", tokenizer=VOCABULARY[scale])
-            size = SMALL_LARGE if large else SMALL
-            teacher = replace(_larger(recipe("demo-teacher"), size, 3000), data=data)
-            duo = _larger(recipe("demo-duo"), replace(size, sees_alpha=True), 3000)
-            judge = _larger(recipe("demo-judge"), SMALL, 1500)
-            own = {"duo": duo, "judge": judge}
-            train = {"teacher": teacher} | {
-                name: replace(told, data=replace(told.data, tokenizer=here["teacher"]))
-                for name, told in own.items()
-            }
-            found = {
-                masked: PlanTeacher(here["teacher"]),
-                "Duo": PlanTeacher(here["duo"], *UNIFORM),
-            }
-            return found, here["judge"], train
-        case "paper":
+            masked, duo, judge = "unmask:teacher", "unmask:duo", "unmask:judge"
             if large:
-                found = {masked: PlanTeacher("jdeschena/sdtt@teacher_400k_large_step_400000")}
-                return (
-                    found,
-                    "sdtt:meta-llama/Meta-Llama-3-8B",
-                    {},
-                )  # the rule of the paper's table 3
-            found = {
-                masked: PlanTeacher("kuleshov-group/mdlm-owt"),
-                "Duo": PlanTeacher("s-sahoo/duo", *UNIFORM),
-            }
-            return found, "gpt2-large", {}
+                masked, prerequisites = trained["teacher"], {"teacher": _deeper("unmask:teacher")}
+        case "small":
+            masked, duo, judge = trained["teacher"], trained["duo"], trained["judge"]
+            prerequisites = _small_models(SMALL_LARGE if large else SMALL, masked)
+        case "paper":
+            masked, duo, judge = "kuleshov-group/mdlm-owt", "s-sahoo/duo", "gpt2-large"
+            if large:
+                masked = "jdeschena/sdtt@teacher_400k_large_step_400000"
+                judge = "sdtt:meta-llama/Meta-Llama-3-8B"  # the scoring rule of the paper's table 3
         case _:
             assert_never(scale)
+    teachers = {
+        "MDLM large" if large else "MDLM": PlanTeacher(
+            masked, precision_steps=PRECISION_STEPS[scale]
+        ),
+        # Uniform noise draws a position several times: the cheaper draw of the same law.
+        "Duo": PlanTeacher(duo, "ancestral", "inverse_cdf"),
+    }
+    return teachers, judge, prerequisites
+
+
+def _small_models(network: NetworkSettings, teacher: str) -> dict[str, Recipe]:
+    """Teacher, Duo and judge of the small scale; the last two in the teacher's tokens."""
+    data = DataSettings(corpus="sotu", part="first half", tokenizer=VOCABULARY["small"])
+    duo = _larger(recipe("demo-duo"), replace(network, sees_alpha=True), 3000)
+    judge = _larger(recipe("demo-judge"), SMALL, 1500)
+    return {
+        "teacher": replace(_larger(recipe("demo-teacher"), network, 3000), data=data),
+        "duo": replace(duo, data=replace(duo.data, tokenizer=teacher)),
+        "judge": replace(judge, data=replace(judge.data, tokenizer=teacher)),
+    }
 
 
 def _deeper(teacher: str) -> Recipe:
-    """A teacher that grows from another one: from first weights it would take hours."""
+    """A deeper teacher that starts from another one; training from scratch would take hours."""
     base = recipe("demo-teacher")
     return replace(
         base,
@@ -162,106 +163,89 @@ def _larger(base: Recipe, network: NetworkSettings, steps: int) -> Recipe:
 def _methods(scale: Scale, large: bool) -> tuple[Recipe, Recipe, Recipe]:
     """MCD, SDTT and DCD in five rounds that end at the same time step."""
     if scale == "paper":
-        mcd, sdtt, dcd = (
-            recipe("owt-large-mcd" if large else "owt-small-mcd"),
-            recipe("owt-small-sdtt"),
-            recipe("owt-duo-dcd"),
-        )
+        mcd = recipe("owt-large-mcd" if large else "owt-small-mcd")
+        sdtt = recipe("owt-small-sdtt")
         if large:
             sdtt = replace(sdtt, network=mcd.network, accumulation=mcd.accumulation)
-        return mcd, _rounds(sdtt, 10_000, 1 / 1024), dcd
-    every, first = (60, 1 / 128) if scale == "tiny" else (250, 1 / 256)
-    network = {
-        ("tiny", True): TINY_LARGE,
-        ("small", False): SMALL,
-        ("small", True): SMALL_LARGE,
-    }.get((scale, large))
-    found = []
+        return mcd, _in_rounds(sdtt, 10_000, 1 / 1024), recipe("owt-duo-dcd")
+    round_steps, delta0 = (60, 1 / 128) if scale == "tiny" else (250, 1 / 256)
+    network = NETWORKS.get((scale, large))
+    methods = []
     for name in ("demo-mcd", "demo-sdtt", "demo-dcd"):
         base = recipe(name)
-        base = replace(
-            base, data=replace(base.data, tokenizer=VOCABULARY[scale])
-        )  # that is, its teacher's
+        # The tokenizer of this name is that of the teacher.
+        base = replace(base, data=replace(base.data, tokenizer=VOCABULARY[scale]))
         if network is not None:
             base = replace(base, network=replace(network, sees_alpha=base.network.sees_alpha))
-        found.append(_rounds(base, every, first / 2 if name == "demo-sdtt" else first))
-    return found[0], found[1], found[2]
+        # A step of SDTT's student spans two of its teacher's.
+        first = delta0 / 2 if name == "demo-sdtt" else delta0
+        methods.append(_in_rounds(base, round_steps, first))
+    return methods[0], methods[1], methods[2]
 
 
-def _rounds(base: Recipe, every: int, delta0: float) -> Recipe:
-    """The recipe with five rounds of `every` updates."""
-    objective = base.objective
-    count = len(PAPER_TEMPERATURES)
+def _in_rounds(base: Recipe, round_steps: int, delta0: float) -> Recipe:
+    """The recipe with five rounds of `round_steps` updates."""
+    objective, count = base.objective, len(PAPER_TEMPERATURES)
     match objective:
         case SdttSettings():
-            objective = replace(objective, round_steps=every, delta0=delta0, count=count)
-        case ConsistencySettings(process="masked"):
-            objective = replace(
-                objective, round_steps=every, delta0=delta0, temperatures=PAPER_TEMPERATURES
-            )
+            objective = replace(objective, round_steps=round_steps, delta0=delta0, count=count)
         case ConsistencySettings():
-            objective = replace(
-                objective, round_steps=every, delta0=delta0, temperatures=(1.0,) * count
-            )
+            tau = PAPER_TEMPERATURES if objective.process == "masked" else (1.0,) * count
+            objective = replace(objective, round_steps=round_steps, delta0=delta0, temperatures=tau)
         case _:
-            raise ValueError(f"a method distils in rounds, {base.name!r} is {objective.kind}")
-    return replace(
-        base, objective=objective, steps=every * count, save_every=min(every, base.save_every)
-    )
+            raise _not_in_rounds(base)
+    save_every = min(round_steps, base.save_every)
+    return replace(base, objective=objective, steps=round_steps * count, save_every=save_every)
 
 
 def _first_round(base: Recipe) -> Recipe:
-    """The recipe's first round only, twice as long where rounds are short."""
+    """The first round of the recipe alone, with at least 120 updates."""
     objective = base.objective
-    every = (
-        max(120, objective.round_steps)
-        if isinstance(objective, ConsistencySettings | SdttSettings)
-        else 0
-    )
     match objective:
         case SdttSettings():
-            objective = replace(objective, round_steps=every, count=1)
+            objective = replace(objective, count=1)
         case ConsistencySettings():
-            objective = replace(
-                objective, round_steps=every, temperatures=objective.temperatures[:1]
-            )
+            objective = replace(objective, temperatures=objective.temperatures[:1])
         case _:
-            raise ValueError(f"a method distils in rounds, {base.name!r} is {objective.kind}")
-    return replace(base, objective=objective, steps=every, save_every=min(every, base.save_every))
+            raise _not_in_rounds(base)
+    steps = max(120, objective.round_steps)
+    objective = replace(objective, round_steps=steps)
+    return replace(base, objective=objective, steps=steps, save_every=min(steps, base.save_every))
+
+
+def _not_in_rounds(base: Recipe) -> ValueError:
+    return ValueError(
+        f"recipe {base.name!r} is {base.objective.kind}: want a distillation in rounds"
+    )
 
 
 def _losses(base: Recipe) -> dict[str, Recipe]:
-    """The losses of the paper's table 2: Eq. 14, and one divergence over all tokens that the student must guess."""
-    objective = base.objective
-    if not isinstance(objective, ConsistencySettings):
-        raise ValueError(f"the losses are those of MCD, {base.name!r} is {objective.kind}")
+    """The losses of the paper's table 2: Eq. 14, and a divergence over all tokens masked in z_t."""
+    objective = consistency(base)
+    forward = replace(objective, direction="forward", revealed="divergence")
+    reverse = replace(objective, direction="reverse", revealed="divergence")
     return {
         "hybrid": base,
-        "KL-Fwd": replace(
-            base, objective=replace(objective, direction="forward", revealed="divergence")
-        ),
-        "KL-Bwd": replace(
-            base, objective=replace(objective, direction="reverse", revealed="divergence")
-        ),
+        "KL-Fwd": replace(base, objective=forward),
+        "KL-Bwd": replace(base, objective=reverse),
     }
 
 
-def _study(scale: Scale, large: bool) -> EvalSettings:
+def _steps(scale: Scale, large: bool) -> tuple[int, ...]:
+    """The step counts of a table's columns."""
     match scale:
         case "tiny":
-            return EvalSettings(samples=64, student_steps=(8, 16, 32, 128), texts=0, completions=0)
+            return (8, 16, 32, 128)
         case "small":
-            return EvalSettings(
-                samples=256,
-                student_steps=(8, 16, 32, 64, 128, 256),
-                texts=0,
-                completions=0,
-                batch_size=256,
-            )
+            return (8, 16, 32, 64, 128, 256)
         case "paper":
-            steps = (32, 64, 128, 256, 512) if large else (8, 16, 32, 64, 128, 256, 512, 1024)
-            return EvalSettings(
-                samples=1024, student_steps=steps, texts=0, completions=0, batch_size=32
-            )
+            return (32, 64, 128, 256, 512) if large else (8, 16, 32, 64, 128, 256, 512, 1024)
         case _:
             assert_never(scale)
+
+
+def _study(scale: Scale, steps: tuple[int, ...]) -> EvalSettings:
+    samples, batch_size = SAMPLES[scale]
+    return EvalSettings(
+        samples=samples, student_steps=steps, texts=0, completions=0, batch_size=batch_size
+    )

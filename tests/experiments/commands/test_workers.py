@@ -1,4 +1,4 @@
-"""Processes that share the runs of a command end with it, however it ends."""
+"""Worker processes end with the command that started them, and pass signals on once."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import unmask
+import unmask.experiments.commands.workers as workers
 from unmask.experiments.commands.workers import WORKER, end_with_parent
 
 CHILD = """
@@ -30,7 +31,7 @@ import sys
 from types import SimpleNamespace
 from unmask.experiments.commands import workers
 workers.sys = SimpleNamespace(executable=sys.argv[1])
-workers.shared(["ablation"], ["a"], 1)
+workers.share_runs(["ablation"], ["a"], 1)
 """
 
 
@@ -46,9 +47,7 @@ def wait_for(file: Path, seconds: float = 60) -> bool:
 )
 def test_a_worker_saves_and_ends_when_its_parent_ends(tmp_path: Path, number: int) -> None:
     (tmp_path / "child.py").write_text(CHILD)
-    program = (
-        tmp_path / "program"
-    )  # stands in the place of Python, and has no use for the arguments
+    program = tmp_path / "program"  # takes the place of Python and ignores its arguments
     program.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'child.py'}\n")
     program.chmod(0o755)
     env = os.environ | {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
@@ -58,7 +57,7 @@ def test_a_worker_saves_and_ends_when_its_parent_ends(tmp_path: Path, number: in
     try:
         assert wait_for(tmp_path / "ready")
         parent.send_signal(number)
-        assert wait_for(tmp_path / "saved"), "the worker lives on unseen"
+        assert wait_for(tmp_path / "saved"), "the worker did not stop"
     finally:
         parent.kill()
         parent.wait()
@@ -68,3 +67,28 @@ def test_another_process_watches_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv(WORKER, raising=False)
     monkeypatch.setattr(os, "read", lambda *_: pytest.fail("reads its standard input"))
     end_with_parent()
+
+
+def test_a_signal_is_passed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command waits for a process that takes time to save, and reports that it was stopped."""
+
+    class Process:
+        def __init__(self, command: list[str], **options: object) -> None:
+            self.signals, self.polls = 0, 0
+            self.returncode: int | None = None
+
+        def poll(self) -> int | None:
+            self.polls += 1
+            if self.polls == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.signals and self.polls > 6:
+                self.returncode = 1
+            return self.returncode
+
+        def terminate(self) -> None:
+            self.signals += 1
+            assert self.signals == 1
+
+    monkeypatch.setattr(workers.subprocess, "Popen", Process)
+    monkeypatch.setattr(workers.time, "sleep", lambda seconds: None)
+    assert workers.share_runs(["ablation"], ["a"], 1) is False

@@ -1,61 +1,67 @@
-"""`unmask demo`: the whole job of the paper in one command."""
+"""`unmask demo`: distil a small teacher on real text and measure the gain, in one command."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unmask.cli.console import follow, parse, remark, result_folder, say, table
-from unmask.evaluation.sweep import EvalSettings
-from unmask.experiments.demo import Demo, demo
+from unmask.dataclass_json import LARGEST_REPORT, read_json
+from unmask.evaluation.sweep import REPORT, EvalSettings
+from unmask.experiments.plan import run_plan
+from unmask.experiments.plans import SHIPPED, demo
+from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Distil a small teacher on real text, measure what was gained, and write report.html and report.json.
+    """Distil a small teacher on real text, measure the gain, and write report.html and report.json.
 
-    corpus        "sotu" (comes with shipped models), "pydocs", a file or a folder: others train everything first
+    corpus        "sotu" (with shipped teacher and judge), "pydocs", a file or a folder (which train
+                  all models)
     out           the run directory
     from_scratch  train teacher and judge although they are shipped
-    student, teacher, judge  their recipes; text and start come from the demo
+    student, teacher, judge  their recipes; the demo sets corpus, tokenizer and starting model
     study         what is measured
     """
 
-    corpus: str = Demo().corpus
+    corpus: str = SHIPPED
     out: Path = Path("runs/demo")
     from_scratch: bool = False
-    student: Recipe = field(default_factory=lambda: Demo().student)
-    teacher: Recipe = field(default_factory=lambda: Demo().teacher)
-    judge: Recipe = field(default_factory=lambda: Demo().judge)
+    student: Recipe = field(default_factory=lambda: recipe("demo-mcd"))
+    teacher: Recipe = field(default_factory=lambda: recipe("demo-teacher"))
+    judge: Recipe = field(default_factory=lambda: recipe("demo-judge"))
     study: EvalSettings = field(default_factory=EvalSettings)
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    asked = parse(Arguments, verb, arguments)
-    settings = replace(
-        Demo(corpus=asked.corpus, from_scratch=asked.from_scratch),
-        student=asked.student, teacher=asked.teacher, judge=asked.judge, study=asked.study,
-    )  # fmt: skip
-    report = follow(demo(settings, result_folder(asked.out)))
-    if report is None:
-        remark(
-            f"stopped; the state is saved in {asked.out}, and the same command goes on from there"
-        )
+    args = parse(Arguments, verb, arguments)
+    plan = demo(
+        result_folder(args.out),
+        args.corpus,
+        args.from_scratch,
+        student=args.student,
+        teacher=args.teacher,
+        judge=args.judge,
+        study=args.study,
+    )
+    if follow(run_plan(plan, args.out)) is None:
+        remark(f"stopped: the state is saved in {args.out}; the same command continues from there")
         return 1
     from unmask.experiments.report.page import write_report
     from unmask.experiments.report.report_schema import read_report
 
-    page = write_report(report, asked.out)
+    report = read_json(args.out / REPORT, LARGEST_REPORT)
+    page = write_report(report, args.out)
+    columns = ("steps", "nfe", "gen_ppl", "sem", "entropy")
     for name in ("teacher", "student"):
-        rows = [
-            [row["steps"], row["nfe"], row["gen_ppl"], row["sem"], row["entropy"]]
-            for row in report[name]
-        ]
+        rows = [[row[column] for column in columns] for row in report[name]]
         table(name, ["steps", "calls", "gen PPL", "sem", "entropy"], rows)
     say(read_report(report).protocol_words)
     for sentence in report["verdict"]:
         say(sentence)
-    say(f"\n{page} shows it all, with pictures and a player ({report['seconds']['total']:.0f} s)")
+    seconds = report["seconds"]["total"]
+    say(f"\n{page}: the report, with figures and a player ({seconds:.0f} s)")
     return 0

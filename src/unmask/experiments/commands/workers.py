@@ -1,4 +1,4 @@
-"""Processes that share the runs of one command, and that end when it ends."""
+"""Worker processes that share the runs of one command, and end when that command ends."""
 
 from __future__ import annotations
 
@@ -12,45 +12,54 @@ from collections.abc import Sequence
 
 from unmask.training import stop_signals
 
-WORKER = "UNMASK_WORKER"  # set in the environment of a process that `shared` starts
+WORKER = "UNMASK_WORKER"  # an environment variable that marks a process started by `share_runs`
 
 
-def shared(command: list[str], runs: Sequence[str], jobs: int) -> bool:
-    """Deal runs out to processes of this command, each with an equal part of the cores; whether all are done.
+def share_runs(command: list[str], runs: Sequence[str], jobs: int) -> bool:
+    """Distribute runs over processes of this command; return whether all of them are done.
 
-    A signal is handed on, so that each saves its state. Each holds a pipe from this process as its standard input: when
-    this process is killed, the pipe closes, and they save and end too. RuntimeError where one fails by itself.
+    Each process gets an equal part of the cores. A signal is passed on, so that every process saves
+    its state. Each process reads a pipe from this one as its standard input: if this process is
+    killed, the pipe closes, and the others save their state and end.
+
+    Args:
+        command: Words of `unmask reproduce` without `--jobs` and `--cells`.
+        runs: Titles of the runs.
+        jobs: Processes, at most one a run.
+
+    Raises:
+        RuntimeError: A process failed although no signal arrived.
     """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     start = [sys.executable, "-m", "unmask", "reproduce", *command, "--jobs", "1", "--cells"]
     with stop_signals() as stop:
-        started = [
+        workers = [
             subprocess.Popen(
                 [*start, *runs[first::jobs]],
                 env=os.environ | {"OMP_NUM_THREADS": threads, WORKER: "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which hands it on
+                start_new_session=True,  # a terminal sends Ctrl-C to this process only
             )
             for first in range(min(jobs, len(runs)))
         ]
-        told = False
-        while any(process.poll() is None for process in started):
-            if stop() and not told:
-                told = True
-                for process in started:
-                    process.terminate()
+        stopping = False
+        while any(worker.poll() is None for worker in workers):
+            if stop() and not stopping:
+                stopping = True
+                for worker in workers:
+                    worker.terminate()
             time.sleep(0.1)
-    codes = [process.returncode for process in started]
-    if any(codes) and not told:
+    codes = [worker.returncode for worker in workers]
+    if any(codes) and not stopping:
         raise RuntimeError(
-            f"processes of {command[0]} ended with exit codes {codes}: their messages stand above"
+            f"processes of {command[0]} ended with exit codes {codes}: see their messages above"
         )
     return not any(codes)
 
 
 def end_with_parent() -> None:
-    """In a process that `shared` started: SIGTERM to itself when the process that started it has ended."""
+    """In a process of `share_runs`: send SIGTERM to itself when the parent process ends."""
     if os.environ.pop(WORKER, None) is None:
         return
 

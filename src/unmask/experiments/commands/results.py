@@ -1,0 +1,171 @@
+"""Print the results of a plan and draw their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unmask.atomic_files import write_text
+from unmask.cli.console import say, table
+from unmask.dataclass_json import dumps
+from unmask.evaluation.measure import require_same_protocol
+from unmask.experiments.comparison_tables import (
+    HEAD,
+    METHODS_HEAD,
+    Report,
+    means,
+    means_by_cell,
+    methods_table,
+    reports_of,
+    summary,
+)
+from unmask.experiments.paper_table import (
+    TableLine,
+    full_record,
+    precision_rows,
+    protocol_line,
+    table_lines,
+)
+from unmask.experiments.plan import Plan, failure
+from unmask.experiments.plans import STUDY_SEEDS
+from unmask.experiments.published import FAILED, TABLES
+
+
+def show(name: str, plan: Plan, directory: Path, *, whole: bool, done: bool) -> None:
+    """Print the tables of a plan, as far as it is measured, and write its figures.
+
+    Args:
+        name: The word after `unmask reproduce`.
+        plan: The plan.
+        directory: Its directory.
+        whole: The command was for all cells.
+        done: The command was not interrupted.
+    """
+    if name == "study":
+        show_study(plan, directory)
+    elif name == "ablation":
+        show_ablation(plan, directory, whole)
+    elif name == "methods":
+        show_methods(plan, directory)
+    else:
+        show_paper_table(name, plan, directory)
+        if done and whole:
+            write_page(name, plan, directory)
+
+
+def show_study(plan: Plan, directory: Path) -> None:
+    """Every cell with its intervals, and the means of the cells that differ in the seed only."""
+    reports = reports_of(plan, directory)
+    lines = summary(reports)
+    both = [report for run, report in reports.items() if run.cell in STUDY_SEEDS]
+    lines += means(f"{len(both)} seeds", both) if len(both) > 1 else []
+    named = {str(run): report for run, report in reports.items()}
+    steps = max(plan.study.teacher_steps) // 16
+    _show_reports(lines, named, directory / "study.png", steps)
+
+
+def show_ablation(plan: Plan, directory: Path, whole: bool) -> None:
+    """Failures, means over seeds, and a figure of each cell's first seed if all were wanted."""
+    reports = reports_of(plan, directory)
+    _show_failures(plan, directory)
+    by_cell = {run.cell: report for run, report in reversed(reports.items())}
+    first = {cell: by_cell[cell] for cell in plan.cells if cell in by_cell}
+    picture = directory / "ablation.png" if whole else None
+    _show_reports(means_by_cell(plan, reports), first, picture, max(plan.study.student_steps))
+
+
+def show_methods(plan: Plan, directory: Path) -> None:
+    """Every method beside its teacher, and its gains over it."""
+    teachers = [*plan.teachers]
+    reports = reports_of(plan, directory)
+    order = sorted(reports, key=lambda run: teachers.index(plan.cells[run.cell].teacher))
+    reports = {run: reports[run] for run in order}
+    if reports:
+        table("methods", METHODS_HEAD, methods_table(reports))
+    named = {str(run): report for run, report in reports.items()}
+    _show_reports(summary(reports), named, directory / "methods.png", plan.study.round_steps)
+
+
+def _show_reports(
+    lines: list[list[str]], reports: Mapping[str, Report], picture: Path | None, steps: int
+) -> None:
+    """A table and its figure; nothing if nothing is measured. All reports share one protocol."""
+    if not reports:
+        return
+    from unmask.experiments.report.axes import write_picture
+    from unmask.experiments.report.figures import study as figure_of
+    from unmask.experiments.report.record import read_report
+    from unmask.experiments.report.style import drawing
+
+    records = {name: read_report(report) for name, report in reports.items()}
+    require_same_protocol(line.row for record in records.values() for _, line in record.lines)
+    table("students; gains over a temperature-scaled teacher at equal steps", HEAD, lines)
+    if picture is not None:
+        with drawing():
+            write_picture(figure_of(records, steps), picture)
+        say(f"{picture}: all cells at {steps} steps")
+
+
+def show_paper_table(name: str, plan: Plan, directory: Path) -> None:
+    """The teacher in several precisions; then gen PPL / entropy, with published values below."""
+    _show_precisions(plan, directory)
+    lines = table_lines(plan, directory)
+    if not lines:
+        return
+    protocol = protocol_line(plan, directory)  # raises before rows of two protocols are printed
+    steps = sorted({count for line in lines for count in line.cells})
+    body: list[Sequence[object]] = []
+    for line in lines:
+        body.append([str(line), *(_cell(line, count, plan.seeds or 1) for count in steps)])
+        published = [TABLES[name].get((line.name, line.round, count), ()) for count in steps]
+        for source in dict.fromkeys(cell.source for cells in published for cell in cells):
+            of_source = [[str(c) for c in cells if c.source == source] for cells in published]
+            body.append([f"  {source}", *(cells[0] if cells else "" for cells in of_source)])
+        if line.name in FAILED.get(name, {}):
+            body.append([f"  {FAILED[name][line.name]}", *[""] * len(steps)])
+    title = f"{plan.title}: gen PPL / entropy; mean over training seeds"
+    table(title, ["", *(f"{count} steps" for count in steps)], body)
+    _show_failures(plan, directory)
+    say(protocol)
+
+
+def _show_precisions(plan: Plan, directory: Path) -> None:
+    rows = [
+        [
+            row.name,
+            row.setting.steps,
+            row.measures["gen_ppl"].value,
+            row.measures["entropy"].value,
+            row.setting.nfe,
+        ]
+        for row in precision_rows(plan, directory)
+    ]
+    if rows:
+        columns = ["", "steps", "gen PPL", "entropy", "calls"]
+        table("the same teacher; precision of the draw, top-p", columns, rows)
+
+
+def _show_failures(plan: Plan, directory: Path) -> None:
+    for run in plan.runs:
+        if (reason := failure(plan.place(run, directory))) is not None:
+            say(f"{run}: {reason}")
+
+
+def _cell(line: TableLine, steps: int, seeds: int) -> str:
+    if steps not in line.cells:
+        return "failed" if line.failed else ""
+    cell = line.cells[steps]
+    missing = f" ({cell.seeds} of {seeds} seeds)" if line.round and cell.seeds < seeds else ""
+    return f"{cell.gen_ppl.value:.4g} / {cell.entropy.value:.2f}{missing}"
+
+
+def write_page(name: str, plan: Plan, directory: Path) -> None:
+    """Write the table as JSON, as a figure and as a page."""
+    from unmask.experiments.report.paper import write_table
+
+    content = full_record(plan, directory, TABLES[name], FAILED.get(name, {}))
+    # Figure 3 shares the directory of table 1.
+    file = directory / ("table.json" if name.startswith("table") else f"{name}.json")
+    write_text(file, dumps(content, indent=1) + "\n")
+    page = write_table(content, directory, name)
+    say(f"{page}: the page; {directory / f'{name}.png'}: the figure")

@@ -1,0 +1,157 @@
+"""Measure a student against its teacher over steps and temperatures, into the report of one run."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from unmask import __version__
+from unmask.atomic_files import write_text
+from unmask.cli.console import Progress
+from unmask.dataclass_json import dumps
+from unmask.evaluation.example_texts import shown
+from unmask.evaluation.frontier import conclude, frontier
+from unmask.evaluation.judge_by_name import judge_of
+from unmask.evaluation.judges import Judge
+from unmask.evaluation.measure import EvaluationProtocol
+from unmask.evaluation.sweep import (
+    REPORT,
+    EvalContext,
+    MeasuredRow,
+    measure,
+    perplexity_after_round,
+)
+from unmask.experiments.plan import Cell, OpenTeacher, Plan, Run, causal, diffusion
+from unmask.experiments.rows_file import (
+    ROWS,
+    append_line,
+    append_new,
+    read_lines,
+    read_rows,
+    row_line,
+)
+from unmask.models.model import Model, load
+from unmask.recipes.data import TrainingData
+from unmask.recipes.schema import Recipe
+
+ROUNDS = "rounds.jsonl"
+CURVES = ("step", "loss", "distillation", "reconstruction")
+
+
+@dataclass(frozen=True)
+class FrontierReport:
+    """Rows of teacher and student over steps and temperatures; a run's report.json holds them.
+
+    source  where teacher and judge come from, in words
+    """
+
+    training: ClassVar[str] = "student"
+    source: str = "trained here"
+
+    def judge(self, name: str, data: TrainingData, device: str) -> Judge:
+        """Load an autoregressive model of ours that shares the tokenizer of the texts."""
+        return judge_of(causal(load(name, device=device)), data.held_out.shape[1])
+
+    def teacher_rows(self, teacher: OpenTeacher) -> tuple[int, Iterator[MeasuredRow]]:
+        """A row at each of the teacher's step counts and temperatures."""
+        study = teacher.context.study
+        temperatures = (1.0, *study.teacher_temperatures)
+        rows = measure("teacher", teacher.model, teacher.context, study.teacher_steps, temperatures)
+        return len(study.teacher_steps) * len(temperatures), rows
+
+    def keep_round(
+        self, student: Model, step: int, recipe: Recipe, teacher: OpenTeacher, place: Path
+    ) -> str | None:
+        """Measure the student at the step count of the table of rounds, and append its line."""
+        rounds = Cell(teacher.name, recipe).rounds
+        row = perplexity_after_round(student, teacher.context).row
+        line = {
+            "round": rounds.round(step - 1) + 1,
+            "steps": row.setting.steps,
+            "delta": rounds.delta(step - 1),
+            "temperature": rounds.temperature(step - 1),
+            "gen_ppl": row.measures["gen_ppl"].value,
+            "entropy": row.measures["entropy"].value,
+        }
+        append_line(place / ROUNDS, line | {"protocol": asdict(teacher.context.protocol)})
+        return (
+            f"round {line['round']}: gen PPL {line['gen_ppl']:.1f}, entropy {line['entropy']:.2f} "
+            f"nats at {line['steps']} steps"
+        )
+
+    def measure(
+        self, plan: Plan, run: Run, teacher: OpenTeacher, place: Path, started: float
+    ) -> Iterator[Progress]:
+        """Measure all rows of a run and write its report.json; nothing if its training failed."""
+        if not (place / self.training / "model").exists():
+            return
+        known = [*teacher.context.known, *read_rows(place / ROWS)]
+        context = replace(teacher.context, known=known)
+        judge = causal(load(plan.judge))
+        student = diffusion(load(place / self.training / "model"))
+        rows: Mapping[str, list[MeasuredRow]] = {}
+        for event in frontier(teacher.model, student, context, judge):
+            rows = event.rows
+            append_new(event.measured, known, place / ROWS)
+            line = row_line(event.name, event.measured)
+            yield Progress("measuring", event.done, event.total, line)
+        recipe = plan.recipe(run)
+        metrics = read_lines(place / self.training / "metrics.jsonl")
+        report = conclude(rows) | shown(teacher.model, student, context.study, context.real)
+        report |= {
+            "title": f"{plan.title}: {run}" if str(run) else plan.title,
+            "version": __version__,
+            "date": datetime.date.today().isoformat(),
+            "seed": plan.study.seed,
+            "corpus": _corpus(recipe.data.corpus, teacher.data),
+            "models": {
+                "teacher": {"parameters": teacher.model.parameters, "source": self.source},
+                "student": {
+                    "parameters": student.parameters,
+                    "source": f"{recipe.steps} steps of {recipe.objective.kind}",
+                },
+                "judge": {"parameters": judge.parameters, "source": self.source},
+            },
+            "rounds": _rounds(place / ROUNDS, context),
+            "training": _curves(metrics),
+            "seconds": {
+                "distil": sum(line["seconds"] for line in metrics),
+                "total": time.perf_counter() - started,
+            },
+        }
+        write_text(place / REPORT, dumps(report, indent=1) + "\n")
+        yield Progress("writing", 1, 1, report=report)
+
+
+def _corpus(name: str, data: TrainingData) -> dict[str, Any]:
+    facts = {
+        "name": name,
+        "train_rows": data.train_rows,
+        "held_out_rows": len(data.held_out),
+        "length": data.held_out.shape[1],
+        "vocab_size": data.tokenizer.vocab_size,
+        "digest": data.digest,
+    }
+    return {key: fact for key, fact in facts.items() if fact is not None}
+
+
+def _rounds(file: Path, context: EvalContext) -> list[dict[str, Any]]:
+    """The last line of each round that was measured under this protocol and step count."""
+    lines = [
+        line
+        for line in read_lines(file)
+        if line["steps"] == context.study.round_steps
+        and EvaluationProtocol.from_json(line["protocol"]) == context.protocol
+    ]
+    return list({line["round"]: line for line in lines}.values())
+
+
+def _curves(metrics: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """The columns of a run's metrics.jsonl that the report draws; rounds count from 1."""
+    names = [name for name in CURVES if all(name in line for line in metrics)]
+    curves = {name: [line[name] for line in metrics] for name in names}
+    return curves | {"round": [int(line["round"]) + 1 for line in metrics]}

@@ -1,0 +1,270 @@
+"""The plans of this project on the demo's text: demo, study, ablation and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+from unmask.data.hub import OWN, shipped
+from unmask.evaluation.sweep import EvalSettings, MeasuredRow
+from unmask.experiments.frontier_report import FrontierReport
+from unmask.experiments.plan import Cell, Plan, PlanTeacher
+from unmask.experiments.rows_file import ROWS, read_rows
+from unmask.objectives.consistency import Coupling, Direction, Revealed
+from unmask.recipes.catalog import recipe
+from unmask.recipes.schema import ConsistencySettings, DistillationSettings, Recipe
+
+SHIPPED = "sotu"  # the corpus of the shipped teacher and judge
+BASE = "mcd"  # the cell of the paper's setting
+STUDY_SEEDS = (BASE, "seed 2")  # cells of the study that differ in the seed only
+ROUND_STEPS = 60  # updates a round at the tiny scale
+STEEPER = 2.0  # exponent on the paper's temperatures: .96 .93 .90 .87 become .92 .86 .81 .76
+
+STUDY = EvalSettings(
+    teacher_steps=(8, 16, 32, 64, 256),
+    student_steps=(8, 16, 32),
+    teacher_temperatures=(0.8, 0.9, 1.1),
+    texts=8,
+    completions=4,
+    round_steps=16,
+)
+ABLATION = EvalSettings(
+    teacher_steps=(8, 16, 128),
+    student_steps=(8, 16),
+    teacher_temperatures=(0.7, 0.8, 0.9, 1.1),
+    student_temperatures=(1.15, 1.3, 1.45, 1.6),
+    round_steps=16,
+    shown=2,
+)
+METHODS = EvalSettings(
+    teacher_steps=(8, 16, 32, 128),
+    student_steps=(8, 16, 32),
+    teacher_temperatures=(0.7, 0.8, 0.9, 1.1),
+    student_temperatures=(0.85, 1.15, 1.3),
+    round_steps=16,
+    shown=2,
+)
+
+
+def demo(
+    directory: Path,
+    corpus: str = SHIPPED,
+    from_scratch: bool = False,
+    *,
+    student: Recipe | None = None,
+    teacher: Recipe | None = None,
+    judge: Recipe | None = None,
+    study: EvalSettings | None = None,
+) -> Plan:
+    """One student of one teacher on one corpus, kept in the plan's directory itself.
+
+    Args:
+        directory: The plan's directory.
+        corpus: "sotu", "pydocs", a file or a folder. Other corpora than "sotu" train everything.
+        from_scratch: Train teacher and judge although they are shipped.
+        student: Recipe of the distillation; the catalogue's `demo-mcd` by default.
+        teacher: Recipe of the teacher; `demo-teacher` by default.
+        judge: Recipe of the judge; `demo-judge` by default.
+        study: What is measured.
+    """
+    student, study = student or recipe("demo-mcd"), study or EvalSettings()
+    if corpus == SHIPPED and not from_scratch:
+        models = {"teacher": OWN + "teacher", "judge": OWN + "judge"}
+        prerequisites: dict[str, Recipe] = {}
+        known, source = shipped_rows(), "shipped"
+    else:
+        models = {name: str(directory / name / "model") for name in ("teacher", "judge")}
+        prerequisites = teacher_and_judge(directory, corpus, teacher, judge)
+        known, source = [], "trained here"
+    student = replace(student, data=replace(student.data, corpus=corpus))
+    return Plan(
+        title=f"Masked Consistency Distillation on {corpus}",
+        teachers={"teacher": PlanTeacher(models["teacher"], study.sampler, study.draw)},
+        judge=models["judge"],
+        cells={"": Cell("teacher", with_tokenizer(student, models["teacher"]))},
+        study=study,
+        measured=FrontierReport(source),
+        prerequisites=prerequisites,
+        known=known,
+    )
+
+
+def shipped_rows() -> list[MeasuredRow]:
+    """The rows of the shipped masked teacher."""
+    return read_rows(shipped() / ROWS, shipped=True)
+
+
+def teacher_and_judge(
+    directory: Path, corpus: str, teacher: Recipe | None = None, judge: Recipe | None = None
+) -> dict[str, Recipe]:
+    """The recipes of the demo's teacher and judge, trained on the halves of a corpus."""
+    teacher, judge = teacher or recipe("demo-teacher"), judge or recipe("demo-judge")
+    judge = with_tokenizer(judge, str(directory / "teacher" / "model"))
+    both = {"teacher": teacher, "judge": judge}
+    return {name: replace(r, data=replace(r.data, corpus=corpus)) for name, r in both.items()}
+
+
+def study(
+    directory: Path,
+    *,
+    student: Recipe | None = None,
+    teacher: Recipe | None = None,
+    judge: Recipe | None = None,
+    settings: EvalSettings = STUDY,
+) -> Plan:
+    """MCD on rows of 256 tokens: N/16 calls of a student against N calls of its teacher.
+
+    Args:
+        directory: The plan's directory; teacher and judge are trained in it first.
+        student: Recipe of the base cell; the catalogue's `long-mcd` by default.
+        teacher: Recipe of the teacher; `long-teacher` by default.
+        judge: Recipe of the judge; `long-judge` by default.
+        settings: What is measured.
+    """
+    student = student or recipe("long-mcd")
+    prerequisites = {
+        "teacher": teacher or recipe("long-teacher"),
+        "judge": judge or recipe("long-judge"),
+    }
+    models = {name: str(directory / name / "model") for name in prerequisites}
+    return Plan(
+        title=f"Rows of {student.network.length} tokens",
+        teachers={"teacher": PlanTeacher(models["teacher"])},
+        judge=models["judge"],
+        cells=_cells(models["teacher"], study_recipes(student)),
+        study=settings,
+        measured=FrontierReport(),
+        prerequisites=prerequisites,
+    )
+
+
+def study_recipes(base: Recipe) -> dict[str, Recipe]:
+    """The base, the base with another seed, and recipes that change one factor each."""
+    objective = consistency(base)
+    longer = replace(objective, round_steps=2 * objective.round_steps)
+    constant = (1.0,) * objective.rounds().count
+    return {
+        BASE: base,
+        "seed 2": replace(base, seed=base.seed + 1),
+        "tau 1": replace(base, objective=replace(objective, temperatures=constant)),
+        "forward KL": replace(base, objective=replace(objective, direction="forward")),
+        "rate x 3": replace(base, optim=replace(base.optim, lr=3 * base.optim.lr)),
+        "twice the steps": replace(base, objective=longer, steps=longer.rounds().total),
+    }
+
+
+def ablation(scale: str, full: bool = False) -> Plan:
+    """The paper's setting of MCD and changes of one factor each, with two training seeds.
+
+    Args:
+        scale: "tiny": the demo's teacher, short rounds. "small": the teacher of the study.
+        full: All combinations of the factors instead of one change at a time.
+    """
+    if scale == "tiny":
+        base, settings, teacher = shortened(recipe("demo-mcd")), ABLATION, OWN + "teacher"
+        judge, known = OWN + "judge", shipped_rows()
+    elif scale == "small":
+        base, settings, teacher = recipe("long-mcd"), STUDY, "runs/study/teacher/model"
+        judge, known = "runs/study/judge/model", []
+    else:
+        raise ValueError(f"scale of an ablation is {scale!r}: want 'tiny' or 'small'")
+    return Plan(
+        title=f"Ablation of {base.name}",
+        teachers={"teacher": PlanTeacher(teacher)},
+        judge=judge,
+        cells=_cells(teacher, grid_recipes(base) if full else ablation_recipes(base)),
+        study=settings,
+        measured=FrontierReport(),
+        seeds=2,
+        known=known,
+    )
+
+
+def ablation_recipes(base: Recipe) -> dict[str, Recipe]:
+    """One factor at a time around the paper's setting (Latent Shadows, arXiv 2602.00792, 4.3)."""
+    objective = consistency(base)
+    steeper = tuple(tau**STEEPER for tau in objective.temperatures)
+    factors = {
+        BASE: objective,
+        "forward KL": replace(objective, direction="forward"),
+        "KL on revealed": replace(objective, revealed="divergence"),
+        "no revealed term": replace(objective, revealed="none"),
+        "revealed x 4": replace(objective, revealed_weight=4.0),
+        "independent": replace(objective, coupling="independent"),
+        "tau 1": replace(objective, temperatures=(1.0,) * len(steeper)),
+        "steeper tau": replace(objective, temperatures=steeper),
+        "mean over MASKs": replace(objective, reduction="masked"),
+    }
+    return {name: replace(base, objective=factor) for name, factor in factors.items()}
+
+
+def grid_recipes(base: Recipe) -> dict[str, Recipe]:
+    """All combinations of direction, revealed term, coupling and temperatures; masked blocks."""
+    objective = consistency(base)
+    schedules = {
+        "paper's tau": objective.temperatures,
+        "tau 1": (1.0,) * len(objective.temperatures),
+        "steeper tau": tuple(tau**STEEPER for tau in objective.temperatures),
+    }
+    factors: dict[str, ConsistencySettings] = {}
+    options = product(get_args(Direction), get_args(Revealed), get_args(Coupling))
+    for (direction, revealed, coupling), (name, tau) in product(options, schedules.items()):
+        title = f"{direction} {revealed.replace('_', ' ')} {coupling} {name}"
+        changed = replace(objective, direction=direction, revealed=revealed, coupling=coupling)
+        factors[title] = replace(changed, temperatures=tau)
+    for structure in ("block:8:0.9", "block:8:1", "span:8"):
+        factors[structure.replace(":", " ")] = replace(objective, structure=structure)
+    return {name: replace(base, objective=factor) for name, factor in factors.items()}
+
+
+def methods() -> Plan:
+    """MCD and SDTT of the masked teacher, DCD of the uniform-state one, with two training seeds."""
+    masked, uniform = OWN + "teacher", OWN + "duo"
+    students = {"mcd": recipe("demo-mcd"), "sdtt": recipe("demo-sdtt")}
+    short = {name: shortened(student) for name, student in students.items()}
+    dcd = {"dcd": shortened(recipe("demo-dcd"))}
+    return Plan(
+        title="Methods",
+        teachers={
+            "teacher": PlanTeacher(masked, folder="masked"),
+            "duo": PlanTeacher(uniform, "ancestral", folder="uniform"),
+        },
+        judge=OWN + "judge",
+        cells=_cells(masked, short) | _cells(uniform, dcd, "duo"),
+        study=METHODS,
+        measured=FrontierReport(),
+        seeds=2,
+        known=shipped_rows(),
+    )
+
+
+def consistency(base: Recipe) -> ConsistencySettings:
+    """The objective of a recipe whose factors are varied; ValueError if it is another method."""
+    if not isinstance(base.objective, ConsistencySettings):
+        raise ValueError(
+            f"recipe {base.name!r} is {base.objective.kind}: want a consistency distillation, "
+            "whose factors are varied"
+        )
+    return base.objective
+
+
+def shortened(base: Recipe) -> Recipe:
+    """The distillation with rounds of ROUND_STEPS updates."""
+    if not isinstance(base.objective, DistillationSettings):
+        raise ValueError(f"recipe {base.name!r} is {base.objective.kind}: want a distillation")
+    objective = replace(base.objective, round_steps=ROUND_STEPS)
+    steps = objective.rounds().total
+    return replace(base, objective=objective, steps=steps, save_every=ROUND_STEPS)
+
+
+def _cells(model: str, recipes: Mapping[str, Recipe], teacher: str = "teacher") -> dict[str, Cell]:
+    """A cell for each recipe, in the tokens of its teacher."""
+    return {name: Cell(teacher, with_tokenizer(r, model)) for name, r in recipes.items()}
+
+
+def with_tokenizer(base: Recipe, model: str) -> Recipe:
+    """The recipe in the tokens of a model, by directory or name."""
+    return replace(base, data=replace(base.data, tokenizer=model))
