@@ -169,7 +169,7 @@ def order(n: int = 500, length: int = 64) -> None:
     )
     for steps in (8, 16, 32, 64):
         for sampler in ("reveal", "blockwise:32", "blockwise:16", "blockwise:8"):
-            [row] = exact.gap(model, sampler, sampler, [steps], n, length, 0, traced=True)
+            [row] = exact.gap_rows(model, sampler, sampler, [steps], n, length, 0, traced=True)
             print(
                 f"| {sampler} | {steps} | {row.nfe:.1f} | {row.kl.value:.4f} ± {row.kl.sem:.4f} |",
                 flush=True,

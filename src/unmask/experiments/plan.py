@@ -228,6 +228,7 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
                 known.append(measured)
                 yield progress
             teacher = replace(teacher, context=replace(teacher.context, known=known))
+            started = time.perf_counter()
         teachers[name] = teacher
     for run in runs:
         for event in _carry_out(

@@ -16,19 +16,19 @@ from unmask.experiments.exact.distillation_optima import (
     PLAIN,
     TableStudent,
     TabularObjective,
-    cooled,
     distance,
+    eq14_optimum,
+    fixed_point,
     fixed_point_checks,
-    hybrid,
     optimum,
-    resting,
+    teacher_at_temperature,
     train,
 )
 from unmask.experiments.exact.enumeration import (
     EnumeratedSource,
     coupled_pairs,
-    drawn_law,
-    enumerate_world,
+    enumerate_source,
+    sampled_distribution,
 )
 from unmask.experiments.exact.synthetic_sources import random_chain
 from unmask.objectives.consistency import distillation_loss
@@ -39,20 +39,20 @@ HYBRID = TabularObjective("hybrid", "reverse", "cross_entropy", temperatures=(0.
 
 
 @pytest.fixture(scope="module")
-def world() -> EnumeratedSource:
-    return enumerate_world(random_chain(2, 1, 0.7, seed=5), length=3)
+def source() -> EnumeratedSource:
+    return enumerate_source(random_chain(2, 1, 0.7, seed=5), length=3)
 
 
 @pytest.fixture(scope="module")
 def wide() -> EnumeratedSource:
-    return enumerate_world(random_chain(3, 1, 0.5, seed=1), length=3)
+    return enumerate_source(random_chain(3, 1, 0.5, seed=1), length=3)
 
 
 @pytest.mark.parametrize("coupling", ["locked", "independent"])
-def test_the_law_of_the_pairs_is_that_of_the_trajectory(world: EnumeratedSource, coupling) -> None:
+def test_the_law_of_the_pairs_is_that_of_the_trajectory(source: EnumeratedSource, coupling) -> None:
     """Against a mean over a fine grid of t, mask by mask."""
     delta, schedule, points = 0.4, LogLinear(), 4000
-    pairs = coupled_pairs(world, schedule, delta, coupling)
+    pairs = coupled_pairs(source, schedule, delta, coupling)
     assert math.isclose(float(pairs.weight.sum()), 1, rel_tol=1e-12)
     t = delta + (1 - delta) * (torch.arange(points, dtype=torch.float64) + 0.5) / points
     a_t, a_s = schedule.alpha(t), schedule.alpha(t - delta)
@@ -74,14 +74,14 @@ def test_the_law_of_the_pairs_is_that_of_the_trajectory(world: EnumeratedSource,
 
 
 def expected_gradient(
-    world: EnumeratedSource, objective: TabularObjective, logits: torch.Tensor
+    source: EnumeratedSource, objective: TabularObjective, logits: torch.Tensor
 ) -> torch.Tensor:
     """Of the mean of `distillation_loss` over every coupled pair: the library's loss without its chance."""
-    pairs = coupled_pairs(world, LogLinear(), objective.delta0, objective.coupling)
-    student, teacher = TableStudent(logits), TableStudent(world.teacher)
+    pairs = coupled_pairs(source, LogLinear(), objective.delta0, objective.coupling)
+    student, teacher = TableStudent(logits), TableStudent(source.teacher)
     alpha = torch.ones(len(pairs.weight), dtype=torch.float64)
     loss = distillation_loss(
-        student(world.canvases[pairs.t], alpha), teacher(world.canvases[pairs.s], alpha), pairs.x0, pairs.masked_t,
+        student(source.canvases[pairs.t], alpha), teacher(source.canvases[pairs.s], alpha), pairs.x0, pairs.masked_t,
         pairs.masked_s, temperature=objective.temperatures[0], direction=objective.direction,
         revealed=objective.revealed,
     )  # fmt: skip
@@ -93,14 +93,14 @@ def expected_gradient(
 @pytest.mark.parametrize("objective", [*(each for each in OBJECTIVES if len(each.temperatures) == 1), HYBRID],
                          ids=lambda objective: objective.name)  # fmt: skip
 def test_the_loss_is_flat_at_the_optimum_and_nowhere_near_it(
-    world: EnumeratedSource, objective: TabularObjective
+    source: EnumeratedSource, objective: TabularObjective
 ) -> None:
-    best = optimum(world, objective).log_p
-    assert float(expected_gradient(world, objective, best).abs().max()) < 1e-12
+    best = optimum(source, objective).log_p
+    assert float(expected_gradient(source, objective, best).abs().max()) < 1e-12
     moved = best + 0.1 * torch.randn(
         best.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    assert float(expected_gradient(world, objective, moved).abs().max()) > 1e-4
+    assert float(expected_gradient(source, objective, moved).abs().max()) > 1e-4
 
 
 def test_forward_kl_leaves_a_perfect_teacher_where_it_is(wide: EnumeratedSource) -> None:
@@ -113,14 +113,14 @@ def test_forward_kl_leaves_a_perfect_teacher_where_it_is(wide: EnumeratedSource)
             assert far > 1e-5, objective.name
 
 
-def test_reverse_kl_is_the_geometric_mean(world: EnumeratedSource) -> None:
+def test_reverse_kl_is_the_geometric_mean(source: EnumeratedSource) -> None:
     """At the all-MASK canvas and its first place, by a plain sum over texts and masks."""
-    best = optimum(world, replace(GEOMETRIC, delta0=0.5)).log_p[-1, 0].exp()
+    best = optimum(source, replace(GEOMETRIC, delta0=0.5)).log_p[-1, 0].exp()
     mean, total = torch.zeros(2, dtype=torch.float64), 0.0
     points = 2000
     t = 0.5 + 0.5 * (torch.arange(points, dtype=torch.float64) + 0.5) / points
     a_t, a_s = LogLinear().alpha(t), LogLinear().alpha(t - 0.5)
-    for x, p in zip(world.texts.tolist(), world.log_p.exp().tolist(), strict=True):
+    for x, p in zip(source.texts.tolist(), source.log_p.exp().tolist(), strict=True):
         for shown in product(
             [False, True], repeat=2
         ):  # of places 2 and 3 in z_s; all is masked in z_t
@@ -130,7 +130,7 @@ def test_reverse_kl_is_the_geometric_mean(world: EnumeratedSource) -> None:
             z = (2, *(v if each else 2 for v, each in zip(x[1:], shown, strict=True)))
             weight = p * float(chance.mean())
             law = torch.zeros(2, dtype=torch.float64)
-            for y, q in zip(world.texts.tolist(), world.log_p.exp().tolist(), strict=True):
+            for y, q in zip(source.texts.tolist(), source.log_p.exp().tolist(), strict=True):
                 if all(v in (2, w) for v, w in zip(z, y, strict=True)):
                     law[y[0]] += q
             mean, total = mean + weight * (law / law.sum()).log(), total + weight
@@ -142,16 +142,20 @@ def test_the_hybrid_has_its_ends() -> None:
     log_g = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64).log()
     b = torch.tensor([[0.1, 0.1, 0.2]], dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
-    torch.testing.assert_close(hybrid(one, log_g, 0 * b), log_g, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(hybrid(0 * one, log_g, b).exp(), b / b.sum(), rtol=1e-9, atol=1e-12)
-    p = hybrid(one, log_g, b).exp()[0]
+    torch.testing.assert_close(eq14_optimum(one, log_g, 0 * b), log_g, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        eq14_optimum(0 * one, log_g, b).exp(), b / b.sum(), rtol=1e-9, atol=1e-12
+    )
+    p = eq14_optimum(one, log_g, b).exp()[0]
     assert 0.25 < float(p[0]) < 0.7 and math.isclose(float(p.sum()), 1, rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_drawn_law_is_that_of_the_sampler(world: EnumeratedSource, steps: int) -> None:
+def test_the_sampled_distribution_is_that_of_the_sampler(
+    source: EnumeratedSource, steps: int
+) -> None:
     """The exact law of texts against texts that `sample` draws, with laws that are not the source's."""
-    log_p = optimum(world, HYBRID).log_p
+    log_p = optimum(source, HYBRID).log_p
     schedule = LogLinear(eps=0.0)
     model = SimpleNamespace(
         denoiser=TableStudent(log_p), process=MaskedProcess(3, 2), schedule=schedule, tokenizer=None
@@ -159,16 +163,16 @@ def test_the_drawn_law_is_that_of_the_sampler(world: EnumeratedSource, steps: in
     n = 20_000
     drawn = sample(model, n=n, length=3, steps=steps, seed=3).tokens
     counts = torch.bincount((drawn * torch.tensor([4, 2, 1])).sum(1), minlength=8)
-    law = drawn_law(world, log_p, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+    law = sampled_distribution(source, log_p, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
     assert math.isclose(float(law.sum()), 1, rel_tol=1e-12)
     assert stats.chisquare(counts, n * law).pvalue > 1e-4
 
 
 def test_one_step_draws_the_product_of_marginals(wide: EnumeratedSource) -> None:
-    law = drawn_law(wide, wide.teacher, [0.0, 1.0])
+    law = sampled_distribution(wide, wide.teacher, [0.0, 1.0])
     product_law = wide.source.marginals(3)[torch.arange(3), wide.texts].prod(-1)
     torch.testing.assert_close(law, product_law)
-    row = cooled(wide, 1.0)
+    row = teacher_at_temperature(wide, 1.0)
     assert math.isclose(row.kl[0], float((law * (law.log() - wide.log_p)).sum()) / 3, rel_tol=1e-9)
     assert row.from_teacher == pytest.approx(0, abs=1e-12) and row.kl[0] > row.kl[1] > row.kl[2] > 0
 
@@ -176,21 +180,21 @@ def test_one_step_draws_the_product_of_marginals(wide: EnumeratedSource) -> None
 @pytest.mark.parametrize("objective", [PLAIN, GEOMETRIC, HYBRID,
                                        TabularObjective("rounds", "reverse", "none", "locked", (0.9, 0.9), 0.25)],
                          ids=lambda objective: objective.name)  # fmt: skip
-def test_training_arrives(world: EnumeratedSource, objective: TabularObjective) -> None:
+def test_training_arrives(source: EnumeratedSource, objective: TabularObjective) -> None:
     """A table trained by `Consistency` ends at the closed form, and not at another objective's."""
-    trained = train(world, objective, steps=200, batch=512, seed=1)
-    best = optimum(world, objective)
+    trained = train(source, objective, steps=200, batch=512, seed=1)
+    best = optimum(source, objective)
     arrived = distance(best.log_p, trained, best.weight)
     assert arrived < 5e-4
     for other in (PLAIN, GEOMETRIC, HYBRID):
-        apart = distance(optimum(world, other).log_p, best.log_p, best.weight)
+        apart = distance(optimum(source, other).log_p, best.log_p, best.weight)
         if other != objective and apart > 4e-3:
-            assert distance(optimum(world, other).log_p, trained, best.weight) > 4 * arrived
+            assert distance(optimum(source, other).log_p, trained, best.weight) > 4 * arrived
 
 
 def test_a_check_fails_where_training_went_elsewhere(wide: EnumeratedSource) -> None:
     eq_14 = next(each for each in OBJECTIVES if each.name == "reverse KL + CE (Eq. 14)")
-    rows = [resting(wide, PLAIN, wide.teacher), resting(wide, eq_14, wide.teacher)]
+    rows = [fixed_point(wide, PLAIN, wide.teacher), fixed_point(wide, eq_14, wide.teacher)]
     assert [check.passed for check in fixed_point_checks(rows)] == [True, True, False]
     off = replace(rows[0], from_teacher=1e-3)
     assert not fixed_point_checks([off])[0].passed
@@ -198,4 +202,4 @@ def test_a_check_fails_where_training_went_elsewhere(wide: EnumeratedSource) -> 
 
 def test_too_large_a_world_is_refused() -> None:
     with pytest.raises(ValueError, match="at most 4096"):
-        enumerate_world(random_chain(8), length=5)
+        enumerate_source(random_chain(8), length=5)

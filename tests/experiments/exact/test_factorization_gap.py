@@ -9,21 +9,21 @@ import torch
 from scipy import stats
 
 from unmask.experiments.exact.factorization_gap import (
+    ChanceDistance,
     DrawnSamples,
-    Floor,
     GapRow,
-    bounds,
+    bit_reversed_order,
+    calibrate_entropy_bound,
+    chance_distance,
     draw,
-    even,
-    floor,
-    gap,
+    equal_count_order,
     gap_checks,
+    gap_rows,
     measure,
-    orders,
+    order_rows,
     own_row,
     powers,
     reveal_steps,
-    spread,
 )
 from unmask.experiments.exact.oracle import masked_model, uniform_model
 from unmask.experiments.exact.synthetic_sources import markov_chain, random_chain
@@ -48,7 +48,9 @@ def chi_square(tokens: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    "sampler", [even, spread, entropy_bounded(0.0)], ids=["even", "spread", "entropy_bounded:0"]
+    "sampler",
+    [equal_count_order, bit_reversed_order, entropy_bounded(0.0)],
+    ids=["even", "spread", "entropy_bounded:0"],
 )
 def test_one_token_a_call_is_the_law_of_the_source(sampler) -> None:
     drawn = draw(masked_model(SMALL), sampler, 4, 8000, 4, seed=0, traced=True)
@@ -80,7 +82,7 @@ def test_log_q_of_a_batch_is_that_of_the_product_in_one_call() -> None:
 
 def test_steps_show_equally_many_tokens() -> None:
     for steps, counts in ((1, [6]), (4, [2, 1, 2, 1]), (6, [1] * 6)):
-        drawn = draw(masked_model(SMALL), even, steps, 20, 6, seed=0)
+        drawn = draw(masked_model(SMALL), equal_count_order, steps, 20, 6, seed=0)
         assert drawn.nfe.tolist() == [len(counts)] * 20
 
 
@@ -102,20 +104,20 @@ def test_the_measures_of_known_texts() -> None:
     assert row.pair_entropy == pytest.approx(-sum(p * math.log(p) for p in shares.values()))
 
 
-def test_texts_of_the_source_lie_at_the_floor() -> None:
-    least, row = floor(CHAIN, 500, 8, seed=0), own_row(CHAIN, 500, 8, seed=1)
+def test_texts_of_the_source_lie_at_the_chance_distance() -> None:
+    least, row = chance_distance(CHAIN, 500, 8, seed=0), own_row(CHAIN, 500, 8, seed=1)
     assert abs(row.pair_distance - least.mean) < 6 * least.deviation
     assert abs(row.excess) < 4 * row.nll.sem and row.kl.value == 0
-    more = floor(CHAIN, 2000, 8, seed=0)
+    more = chance_distance(CHAIN, 2000, 8, seed=0)
     assert more.mean == pytest.approx(least.mean / 2, rel=0.15), "the floor falls as 1 / sqrt n"
 
 
 @pytest.fixture(scope="module")
-def families() -> tuple[list[GapRow], list[GapRow], Floor]:
+def families() -> tuple[list[GapRow], list[GapRow], ChanceDistance]:
     model = masked_model(CHAIN)
-    rows = [[*gap(model, name, sampler, powers(8), N, 8, 0, traced=True)]
-            for name, sampler in (("reveal", reveal), ("even", even))]  # fmt: skip
-    return rows[0], rows[1], floor(CHAIN, N, 8, seed=1)
+    rows = [[*gap_rows(model, name, sampler, powers(8), N, 8, 0, traced=True)]
+            for name, sampler in (("reveal", reveal), ("even", equal_count_order))]  # fmt: skip
+    return rows[0], rows[1], chance_distance(CHAIN, N, 8, seed=1)
 
 
 def test_the_gap_falls_and_what_must_hold_holds(families) -> None:
@@ -136,7 +138,7 @@ def test_each_check_sees_its_own_fault(families) -> None:
     faults = {
         "one token a call: nll = entropy": replace(last, excess=0.1),
         "one token a call: q = p, text by text": replace(last, kl=replace(last.kl, value=1e-6)),
-        "one token a call: pairs near the floor": replace(last, pair_distance=first.pair_distance),
+        "one token a call: pairs as by chance": replace(last, pair_distance=first.pair_distance),
     }
     for name, row in faults.items():
         checks = gap_checks(CHAIN, rows, [*even_rows[:-1], row], least, seed=2)
@@ -151,12 +153,12 @@ def test_reveal_steps_make_the_calls_asked_for() -> None:
         steps = reveal_steps(calls, 8)
         found = float(draw(masked_model(SMALL), reveal, steps, 2000, 8, seed=0).nfe.double().mean())
         assert abs(found - calls) < 0.5
-    with pytest.raises(ValueError, match="calls of `reveal`"):
+    with pytest.raises(ValueError, match=r"nfe .*got 8.*nfe < 8"):
         reveal_steps(8, 8)
 
 
 def test_orders_are_compared_at_equal_calls() -> None:
-    rows = [*orders(masked_model(CHAIN), 3, 400, 8, seed=0)]
+    rows = [*order_rows(masked_model(CHAIN), 3, 400, 8, seed=0)]
     assert [row.sampler.partition(":")[0] for row in rows] == [
         "reveal",
         "even",
@@ -172,10 +174,10 @@ def test_orders_are_compared_at_equal_calls() -> None:
         "far apart, the tokens of a chain are nearly independent"
     )
     assert sure.nll.value < even_row.nll.value and sure.pair_distance > even_row.pair_distance
-    low, high, share = bounds(masked_model(CHAIN), 8, 50, 8, seed=0)
+    low, high, share = calibrate_entropy_bound(masked_model(CHAIN), 8, 50, 8, seed=0)
     assert (low, high, share) == (0.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="calls a text"):
-        bounds(masked_model(CHAIN), 9, 50, 8, seed=0)
+    with pytest.raises(ValueError, match=r"nfe .*got 9.*nfe <= 8"):
+        calibrate_entropy_bound(masked_model(CHAIN), 9, 50, 8, seed=0)
 
 
 def test_rows_are_plain() -> None:

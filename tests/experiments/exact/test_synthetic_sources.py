@@ -207,7 +207,7 @@ def test_a_stationary_chain_has_one_law_everywhere(order: int) -> None:
 def test_a_large_chain_agrees_with_the_one_it_lifts() -> None:
     """Order 2 that ignores the older token is order 1: two code paths, one law; and it does not underflow."""
     first = random_chain(20, 1, concentration=0.3, seed=4)
-    table = first.moves.matrix
+    table = first.transition.matrix
     second = markov_chain(table.expand(20, 20, 20).clone())
     x = first.sample(3, 300, torch.Generator().manual_seed(5))
     torch.testing.assert_close(first.log_prob(x), second.log_prob(x), rtol=1e-9, atol=0)
@@ -230,16 +230,16 @@ def test_a_grammar_leaves_no_text_out_and_its_first_words_tell() -> None:
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: random_chain(8, 3), "order is the number"),
-    (lambda: random_chain(1), "vocab_size counts"),
-    (lambda: random_chain(8, 1, 0.0), "concentration is out of range: got 0.0"),
-    (lambda: random_grammar(8, slip=1.0), "slip is the share"),
-    (lambda: markov_chain(torch.ones(2, 2)), "transition holds laws"),
-    (lambda: markov_chain(torch.ones(2, 3) / 3), "a transition table is"),
-    (lambda: grammar(torch.ones(2) / 2, [torch.ones(1, 2) / 2] * 2), "share no token"),
-    (lambda: random_chain(3).sample(2, 0), "length is the number"),
-    (lambda: random_chain(3).conditionals(torch.zeros(1, 2, 3)), "probability 0"),
-    (lambda: random_chain(3).conditionals(torch.zeros(1, 2, 4)), "V = 3"),
+    (lambda: random_chain(8, 3), "order is 3"),
+    (lambda: random_chain(1), "vocab_size .*got 1"),
+    (lambda: random_chain(8, 1, 0.0), "concentration .*got 0.0"),
+    (lambda: random_grammar(8, slip=1.0), "slip is 1.0"),
+    (lambda: markov_chain(torch.ones(2, 2)), "transition .*sum to 1"),
+    (lambda: markov_chain(torch.ones(2, 3) / 3), "transition has shape .*2, 3"),
+    (lambda: grammar(torch.ones(2) / 2, [torch.ones(1, 2) / 2] * 2), "templates: .*share a token"),
+    (lambda: random_chain(3).sample(2, 0), "length .*got 0"),
+    (lambda: random_chain(3).conditionals(torch.zeros(1, 2, 3)), "evidence .*probability 0"),
+    (lambda: random_chain(3).conditionals(torch.zeros(1, 2, 4)), r"evidence .*\[B, L, 3\]"),
     (lambda: ExactDenoiser(random_chain(3), MaskedProcess(4, 0)), "mask_id=3"),
     (lambda: ExactDenoiser(random_chain(3), UniformProcess(4)), "UniformProcess\\(3\\)"),
 ])  # fmt: skip

@@ -1,20 +1,25 @@
-"""Where each distillation objective comes to rest, from a perfect teacher: in closed form, and by training.
+"""Optima of distillation objectives for an exact teacher: in closed form, and by training.
 
-A student that is a table (a law for each canvas and place) can say anything, so its optimum is the objective's own.
-With P(z_t, z_s, x0) the law of the coupled pair, for a canvas z_t and a place i that is masked in it let
+The student is a table with a distribution for each canvas and position. It can represent any
+prediction, so its optimum is that of the objective. Let P(z_t, z_s, x0) be the joint distribution
+of the coupled pair, z_t a canvas, and i a position that is masked in z_t. Define
 
-    a(z_s)  P(z_t, z_s), i masked in z_s too       b(v)  P(z_t, x0_i = v), i shown in z_s
+    a(z_s)  P(z_t, z_s), i masked in z_s too       b(v)  P(z_t, x0_i = v), i visible in z_s
 
-Then the optimum of Eq. 14 (Latent Shadows, arXiv 2602.00792) and its relatives, q the teacher's law at tau, is
+Then the optimum of Eq. 14 (Latent Shadows, arXiv 2602.00792) and its variants is as follows, where
+q is the teacher's prediction at temperature tau:
 
-    forward KL            sum_z_s a q                                      (without the revealed term)
+    forward KL            sum_z_s a q                                      (without the revealed
+                          term)
     forward KL + CE       sum_z_s a q + b
-    reverse KL            exp(sum_z_s a log q / sum a), the geometric mean (without the revealed term)
-    reverse KL + CE       A sum_v p (log p - log g) - sum_v b log p, least: strictly convex, solved below
+    reverse KL            exp(sum_z_s a log q / sum a), the geometric mean (without the revealed
+                          term)
+    reverse KL + CE       argmin_p A sum_v p (log p - log g) - sum_v b log p, with A = sum a and g
+                          the geometric mean: strictly convex, solved numerically
 
-each normalised over v, for masked noise. For tau = 1 and a nested pair the first two are the teacher itself:
-E[p(x0 | z_s) | z_t] = p(x0 | z_t). Everything here is enumerated: (V + 1)^L canvases, V^L texts, so V = 3 and L = 3 are
-the place to look.
+Each is normalised over v, for masked noise. For tau = 1 and a nested pair the first two equal the
+teacher: E[p(x0 | z_s) | z_t] = p(x0 | z_t). All (V + 1)^L canvases and V^L texts are enumerated, so
+V and L must be small, such as 3.
 """
 
 from __future__ import annotations
@@ -32,8 +37,8 @@ from unmask.experiments.exact.enumeration import (
     EnumeratedSource,
     Pairs,
     coupled_pairs,
-    drawn_law,
     number,
+    sampled_distribution,
 )
 from unmask.objectives.consistency import Consistency, Coupling, Direction, Revealed
 from unmask.objectives.rounds import Rounds
@@ -41,15 +46,19 @@ from unmask.prediction import Prediction, TableHead
 from unmask.rng import generator
 from unmask.types import PerSequence, Tokens
 
-STEPS = (1, 2, 64)  # of the texts drawn
-EXACT = 1e-9  # nats: rounding
-ARRIVED = 4e-4  # nats, of one round: UPDATES x BATCH texts leave 1e-4 to 2e-4 to chance
+STEPS = (1, 2, 64)  # step counts of sampled texts
+EXACT = 1e-9  # nats of rounding
+# Nats for one round: with UPDATES x BATCH texts chance leaves 1e-4 to 2e-4.
+ARRIVED = 4e-4
 UPDATES, BATCH = 400, 1024
 
 
 @dataclass(frozen=True)
 class TabularObjective:
-    """A cell of the grid direction x revealed x coupling x tau; `temperatures` has one tau a round."""
+    """A distillation objective for a table; `temperatures` has one tau for each round.
+
+    trained  whether `unmask verify exact` also trains it, within its two minutes
+    """
 
     name: str
     direction: Direction
@@ -57,14 +66,14 @@ class TabularObjective:
     coupling: Coupling = "locked"
     temperatures: tuple[float, ...] = (1.0,)
     delta0: float = 0.5
-    trained: bool = True  # by `unmask verify exact`, which has two minutes
+    trained: bool = True
 
     def rounds(self, steps: int) -> Rounds:
         return Rounds(steps, self.delta0, self.temperatures)
 
     @property
     def keeps_teacher(self) -> bool:
-        """Forward KL on nested pairs at tau = 1."""
+        """Whether the optimum is the teacher: forward KL on nested pairs at tau = 1."""
         return (
             self.direction == "forward"
             and self.coupling == "locked"
@@ -105,21 +114,25 @@ OBJECTIVES = (
 
 @dataclass(frozen=True)
 class Optimum:
-    """log_p [C, L, V] where the objective is least; weight [C, L]: how much of the loss is at a place, sum 1."""
+    """The optimum of an objective.
+
+    log_p   [C, L, V] predictions
+    weight  [C, L] the share of the loss at each position, sum 1
+    """
 
     log_p: Tensor
     weight: Tensor
 
 
 def optimum(
-    world: EnumeratedSource, objective: TabularObjective, schedule: NoiseSchedule | None = None
+    source: EnumeratedSource, objective: TabularObjective, schedule: NoiseSchedule | None = None
 ) -> Optimum:
-    """The resting place after all rounds: the teacher of each is the student of the last, and delta doubles."""
-    rounds, log_p = objective.rounds(steps=1), world.teacher
+    """The optimum after all rounds; delta doubles, and each round's teacher is the last student."""
+    rounds, log_p = objective.rounds(steps=1), source.teacher
     weight = torch.zeros(log_p.shape[:2])
     for step in range(rounds.count):
         pairs = coupled_pairs(
-            world, schedule or LogLinear(), rounds.delta(step), objective.coupling
+            source, schedule or LogLinear(), rounds.delta(step), objective.coupling
         )
         log_p, weight = _one_round(log_p, objective, pairs, rounds.temperature(step))
     return Optimum(log_p, weight / weight.sum())
@@ -128,36 +141,40 @@ def optimum(
 def _one_round(
     teacher: Tensor, objective: TabularObjective, pairs: Pairs, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """(log p [C, L, V], weight [C, L]); places without weight keep the teacher's law."""
+    """(log p [C, L, V], weight [C, L]); positions without weight keep the teacher's prediction."""
     log_q = (teacher / temperature).log_softmax(-1)
     a, total, b = torch.zeros_like(log_q[..., 0]), torch.zeros_like(log_q), torch.zeros_like(log_q)
     for i in range(log_q.shape[1]):
-        both, shown = (
-            pairs.masked_t[:, i] & pairs.masked_s[:, i],
-            pairs.masked_t[:, i] & ~pairs.masked_s[:, i],
-        )
+        masked_t, masked_s = pairs.masked_t[:, i], pairs.masked_s[:, i]
+        both, revealed = masked_t & masked_s, masked_t & ~masked_s
         weight = pairs.weight[both]
-        read = log_q[pairs.s[both], i]
-        read = read.exp() if objective.direction == "forward" else read
+        target = log_q[pairs.s[both], i]
+        target = target.exp() if objective.direction == "forward" else target
         a[:, i].index_add_(0, pairs.t[both], weight)
-        total[:, i].index_add_(0, pairs.t[both], weight[:, None] * read)
+        total[:, i].index_add_(0, pairs.t[both], weight[:, None] * target)
         if objective.revealed != "none":
             b[:, i].index_put_(
-                (pairs.t[shown], pairs.x0[shown, i]), pairs.weight[shown], accumulate=True
+                (pairs.t[revealed], pairs.x0[revealed, i]), pairs.weight[revealed], accumulate=True
             )
     weight = a + b.sum(-1)
     if objective.direction == "forward":
         log_p = (total + b).log()
     else:
-        log_p = hybrid(a, (total / a.clamp(min=1e-300)[..., None]).log_softmax(-1), b)
+        log_p = eq14_optimum(a, (total / a.clamp(min=1e-300)[..., None]).log_softmax(-1), b)
     return torch.where((weight > 0)[..., None], log_p.log_softmax(-1), teacher), weight
 
 
-def hybrid(a: Tensor, log_g: Tensor, b: Tensor) -> Tensor:
-    """log p [.., V] least in a sum_v p (log p - log g) - sum_v b log p, for a [..] >= 0 and b [.., V] >= 0.
+def eq14_optimum(a: Tensor, log_g: Tensor, b: Tensor) -> Tensor:
+    """log p [.., V] that minimises a sum_v p (log p - log g) - sum_v b log p.
 
-    Stationary where a (log p - log g) - b / p is one number c for all v. For a given c that fixes each p (the left side
-    rises in p), and sum p rises in c: bisection on c, around bisections on log p. Good to about 1e-13.
+    At the minimum a (log p - log g) - b / p has one value c for all v. Given c, each p follows by
+    bisection, because the left side increases in p. The sum of p increases in c, so c follows by an
+    outer bisection. The error is about 1e-13.
+
+    Args:
+        a: Weights [..] >= 0 of the divergence.
+        log_g: log g [.., V].
+        b: Weights [.., V] >= 0 of the cross-entropy.
     """
 
     def laws(c: Tensor) -> Tensor:
@@ -177,7 +194,7 @@ def hybrid(a: Tensor, log_g: Tensor, b: Tensor) -> Tensor:
 
 
 class TableStudent(nn.Module):
-    """A `Denoiser` that can say anything: logits for each canvas and place, [C, L, V + 1] float64."""
+    """A `Denoiser` with free logits for each canvas and position, [C, L, V + 1] float64."""
 
     sees_alpha = False
 
@@ -192,26 +209,35 @@ class TableStudent(nn.Module):
             self.logits[number(z, self.vocab_size)], TableHead(), self.vocab_size, self.mask_id, z
         )
 
-    def law(self) -> Tensor:
-        """log p [C, L, V]."""
+    def log_p(self) -> Tensor:
+        """The predictions log p [C, L, V]."""
         return self.logits.detach()[..., :-1].log_softmax(-1)
 
 
 def train(
-    world: EnumeratedSource,
+    source: EnumeratedSource,
     objective: TabularObjective,
     steps: int = UPDATES,
     batch: int = BATCH,
     seed: int = 0,
     rate: float = 0.03,
 ) -> Tensor:
-    """The law [C, L, V] of a table that the library's own `Consistency` has trained: `steps` updates a round.
+    """Train a table by the library's `Consistency`; return its predictions [C, L, V].
 
-    Adam, its rate falling to zero in each round, and the mean of the weights over the round's last half, so that what
-    is left of chance is small against what the objectives differ by.
+    Adam's learning rate decreases to zero in each round, and the weights are averaged over the
+    round's last half. The remaining noise is then small against the differences between the
+    objectives.
+
+    Args:
+        source: The enumerated source.
+        objective: What is trained.
+        steps: Updates a round.
+        batch: Texts an update.
+        seed: Seed of texts and corruptions.
+        rate: The learning rate at the start of a round.
     """
-    dice = generator(seed)
-    student, teacher = TableStudent(world.teacher), TableStudent(world.teacher)
+    rng = generator(seed)
+    student, teacher = TableStudent(source.teacher), TableStudent(source.teacher)
     process = MaskedProcess(student.vocab_size, student.mask_id)
     loss_of = Consistency(
         process=process, schedule=LogLinear(), teacher=teacher, rounds=objective.rounds(steps),
@@ -223,8 +249,8 @@ def train(
         for step in range(first, first + steps):
             optimizer.param_groups[0]["lr"] = rate * (1 - (step - first) / steps)
             loss_of.prepare(step, student)
-            x0 = world.source.sample(batch, world.length, dice)
-            loss = loss_of(student, x0, step=step, generator=dice)
+            x0 = source.source.sample(batch, source.length, rng)
+            loss = loss_of(student, x0, step=step, generator=rng)
             optimizer.zero_grad()
             (loss.per_token.sum() / loss.weight.sum()).backward()
             optimizer.step()
@@ -232,27 +258,32 @@ def train(
                 total, count = total + student.logits.detach(), count + 1
         with torch.no_grad():
             student.logits.copy_(total / count)
-    return student.law()
+    return student.log_p()
 
 
 def distance(p: Tensor, q: Tensor, weight: Tensor) -> float:
-    """KL(p || q) of laws [C, L, V] in nats, the mean over places by weight [C, L]."""
+    """KL(p || q) of log-probabilities [C, L, V] in nats, averaged with weight [C, L]."""
     return float((weight * (p.exp() * (p - q)).sum(-1)).sum() / weight.sum())
 
 
 def mean_entropy(log_p: Tensor, weight: Tensor) -> float:
-    """Entropy of laws [C, L, V] in nats, the mean over places by weight [C, L]."""
+    """Entropy of log-probabilities [C, L, V] in nats, averaged with weight [C, L]."""
     return float(-(weight * (log_p.exp() * log_p).sum(-1)).sum() / weight.sum())
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """What an objective makes of a perfect teacher; laws are compared at masked places, by their share of the loss.
+    """The optimum of an objective for an exact teacher, in nats.
 
-    entropy, teacher_entropy  of the student's and the teacher's law of a token, nats
-    from_teacher              KL(teacher || optimum), nats: 0 where the objective leaves the teacher where it is
-    steps, nll, kl            of texts drawn in that many steps: -E_q log p / L and KL(q || p) / L, nats a token, exact
-    to_optimum, to_teacher    KL(optimum || trained), KL(teacher || trained), nats; None where none was trained
+    Predictions are compared at masked positions, weighted by their share of the loss.
+
+    entropy          of the student's prediction of a token
+    teacher_entropy  of the teacher's
+    from_teacher     KL(teacher || optimum)
+    steps            step counts of sampled texts
+    nll, kl          at each step count, exact: -E_q log p / L and KL(q || p) / L, nats a token
+    to_optimum       KL(optimum || trained student); None if none was trained
+    to_teacher       KL(teacher || trained student); None if none was trained
     """
 
     name: str
@@ -266,52 +297,56 @@ class FixedPoint:
     to_teacher: float | None = None
 
 
-def resting(
-    world: EnumeratedSource, objective: TabularObjective, trained: Tensor | None = None
+def fixed_point(
+    source: EnumeratedSource, objective: TabularObjective, trained: Tensor | None = None
 ) -> FixedPoint:
-    """The row of an objective; `trained` [C, L, V] is a law that training found."""
-    best = optimum(world, objective)
-    row = _resting(world, objective.name, best)
+    """The row of an objective; `trained` [C, L, V] are the predictions of a trained student."""
+    best = optimum(source, objective)
+    row = _fixed_point(source, objective.name, best)
     if trained is None:
         return row
     to_optimum = distance(best.log_p, trained, best.weight)
     return replace(
-        row, to_optimum=to_optimum, to_teacher=distance(world.teacher, trained, best.weight)
+        row, to_optimum=to_optimum, to_teacher=distance(source.teacher, trained, best.weight)
     )
 
 
-def cooled(world: EnumeratedSource, temperature: float) -> FixedPoint:
-    """The teacher at a temperature, for comparison: what no distillation is needed for."""
-    weight = optimum(world, PLAIN).weight
-    log_p = (world.teacher / temperature).log_softmax(-1)
-    return _resting(world, f"the teacher at temperature {temperature:g}", Optimum(log_p, weight))
+def teacher_at_temperature(source: EnumeratedSource, temperature: float) -> FixedPoint:
+    """The row of the teacher at a temperature, which needs no distillation."""
+    weight = optimum(source, PLAIN).weight
+    log_p = (source.teacher / temperature).log_softmax(-1)
+    return _fixed_point(
+        source, f"the teacher at temperature {temperature:g}", Optimum(log_p, weight)
+    )
 
 
-def _resting(world: EnumeratedSource, name: str, best: Optimum) -> FixedPoint:
+def _fixed_point(source: EnumeratedSource, name: str, best: Optimum) -> FixedPoint:
     nll, kl = [], []
     for steps in STEPS:
-        q = drawn_law(world, best.log_p, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-        nll.append(float(-(q * world.log_p).sum()) / world.length)
-        kl.append(nll[-1] + float(torch.xlogy(q, q).sum()) / world.length)
+        q = sampled_distribution(
+            source, best.log_p, torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        )
+        nll.append(float(-(q * source.log_p).sum()) / source.length)
+        kl.append(nll[-1] + float(torch.xlogy(q, q).sum()) / source.length)
     return FixedPoint(
-        name, mean_entropy(best.log_p, best.weight), mean_entropy(world.teacher, best.weight),
-        distance(world.teacher, best.log_p, best.weight), STEPS, tuple(nll), tuple(kl),
+        name, mean_entropy(best.log_p, best.weight), mean_entropy(source.teacher, best.weight),
+        distance(source.teacher, best.log_p, best.weight), STEPS, tuple(nll), tuple(kl),
     )  # fmt: skip
 
 
 def fixed_point_checks(rows: Sequence[FixedPoint]) -> list[Check]:
-    """Forward KL at tau = 1 stays at the teacher, exactly; training arrives at the optimum of each objective."""
-    still = {objective.name for objective in OBJECTIVES if objective.keeps_teacher}
+    """Check that forward KL at tau = 1 keeps the teacher, and that training finds each optimum."""
+    fixed = {objective.name for objective in OBJECTIVES if objective.keeps_teacher}
     rounds = {objective.name: len(objective.temperatures) for objective in OBJECTIVES}
-    error = max(abs(row.from_teacher) for row in rows if row.name in still)
+    error = max(abs(row.from_teacher) for row in rows if row.name in fixed)
     checks = [
         Check("forward KL, tau 1: the teacher stays", error, error, EXACT, None, 1, error < EXACT)
     ]
     for row in rows:
         if row.to_optimum is not None:
-            limit, far = (
-                ARRIVED * rounds[row.name] ** 2,
-                row.to_optimum,
-            )  # errors add over rounds, KL is their square
-            checks.append(Check(f"trained: {row.name}", far, far, limit, None, 1, far < limit))
+            # Errors add over rounds, and KL is quadratic in them.
+            limit, error = ARRIVED * rounds[row.name] ** 2, row.to_optimum
+            checks.append(
+                Check(f"trained: {row.name}", error, error, limit, None, 1, error < limit)
+            )
     return checks

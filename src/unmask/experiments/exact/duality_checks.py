@@ -1,13 +1,15 @@
-"""The masked diffusion duality as an experiment: real K-dimensional Gaussians against the scalar that replaces them.
+"""A simulation of the masked diffusion duality: K-dimensional Gaussians against one scalar a token.
 
-    observation = observe(vocab_size, n, seed)   # draw the Gaussians, project them, threshold scalars
+    observation = observe(vocab_size, n, seed)   # draw the Gaussians, project them, threshold
+                                                 scalars
     examine(observation)                         # -> the checks of `unmask verify`
-    figure_data(observation)                     # -> plain lists to draw
+    figure_data(observation)                     # -> plain lists for a figure
 
-Latent Shadows (arXiv 2602.00792, section 3) proves that the projection of a Gaussian path (Eqs 8, 9) is masked
-diffusion, once the signal-to-noise ratio is calibrated (Lemma 3.1), and that one uniform number a token carries all of
-it (Theorem 3.3). Nothing here assumes that: the latents are drawn in full, n x K numbers, and compared with
-`Trajectory`, the code that training uses. A random check fails by chance once in 1 / SIGNIFICANCE runs.
+Latent Shadows (arXiv 2602.00792, section 3) proves two statements. The projection of a Gaussian
+path (Eqs 8, 9) is masked diffusion if the signal-to-noise ratio is calibrated (Lemma 3.1). One
+uniform number a token determines the whole path (Theorem 3.3). The simulation assumes neither: it
+draws all n x K Gaussians and compares them with `Trajectory`, the code that training uses. A random
+check fails by chance once in 1 / SIGNIFICANCE runs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,23 +28,26 @@ from unmask.diffusion.trajectory import Trajectory
 from unmask.rng import generator
 from unmask.types import Tokens
 
-SIGNIFICANCE = 1e-4  # a random check passes while chance alone does worse at least this often
+# A random check fails if its p-value is below this.
+SIGNIFICANCE = 1e-4
 TIMES = tuple(i / 10 for i in range(1, 10))
-PAIR, TRIPLE = (2, 6), (1, 4, 7)  # indices into TIMES of the joint laws
-FEWEST = 100  # draws below which chi-square and Kolmogorov's law are not yet good approximations
-_BLOCK = 2**18  # Gaussians held at a time
+# Indices into TIMES of the joint distributions.
+PAIR, TRIPLE = (2, 6), (1, 4, 7)
+# With fewer tokens the chi-square approximation is poor.
+FEWEST = 100
+_BLOCK = 2**18  # Gaussians in memory at a time
 _CURVE_POINTS = 121
 _PLOTTED_DRAWS = 200
 
 
 @dataclass(frozen=True)
 class Check:
-    """One claim of the duality, measured.
+    """One claim of the theory, measured.
 
-    statistic       the number that the verdict looks at (a test's statistic, or a count of violations)
-    error           the largest distance between what was seen and what the theory says, as a probability
-    expected_error  the size that chance (or rounding) alone gives `error`; 0 where no exception is allowed
-    p_value         how often chance alone does worse; None where the claim is exact
+    statistic       a test's statistic, or a count of violations: it decides `passed`
+    error           the largest distance between measurement and theory, as a probability
+    expected_error  the size of `error` by chance or rounding alone; 0 if no exception is allowed
+    p_value         the probability of a larger statistic by chance; None for an exact claim
     n               tokens drawn
     """
 
@@ -56,12 +62,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Observation:
-    """n tokens followed over T times, most text first: latents projected, and scalars thresholded.
+    """n tokens over T times, from text to noise: projected Gaussians and thresholded scalars.
 
-    alpha [T] float64, falling; tokens x0 [n]; u = F_Y(Y) [n] of their margins Y; tokens z, locked, free [T, n]:
-    z       the projection of each token's Gaussian path (Eq. 8)
-    locked  `Trajectory` at the *same* randomness, u
-    free    `Trajectory` at uniform numbers of its own
+    alpha   [T] float64, decreasing
+    x0      [n] tokens
+    u       [n] F_Y(Y) of the tokens' margins Y
+    z       [T, n] the projection of each token's Gaussian path (Eq. 8)
+    locked  [T, n] `Trajectory` at the same u
+    free    [T, n] `Trajectory` at independent uniform numbers
     """
 
     vocab_size: int
@@ -79,7 +87,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class JointLaw:
-    """P(which of several times show the token), a list entry a pattern: "10" is shown at the first time only."""
+    """Probabilities of visibility at several times; "10": visible at the first time only."""
 
     time: list[float]
     pattern: list[str]
@@ -90,12 +98,15 @@ class JointLaw:
 
 @dataclass(frozen=True)
 class FigureData:
-    """What a picture of the duality needs, as plain lists.
+    """The data of the duality figure, as plain lists.
 
-    time, alpha, snr_root, kept, kept_error   calibration: target and measured share of text, one standard error
-    uniform, pit                              quantile plot: i / n against the sorted F_Y(Y), thinned
-    curve_root, curve_keep                    F_Y; `edge` = 1/K is where snr_root changes sign and SNR ends
-    joint                                     the laws at 2 and at 3 times
+    time, alpha, snr_root  calibration: times, target shares of text, and their signal-to-noise
+                           roots
+    kept, kept_error       calibration: measured shares of text, and one standard error
+    uniform, pit           quantile plot: i / n against the sorted F_Y(Y), thinned
+    curve_root, curve_keep the curve of F_Y
+    edge                   1/K, where snr_root changes sign: below it there is no physical SNR
+    joint                  the joint distributions at 2 and at 3 times
     """
 
     time: list[float]
@@ -112,29 +123,36 @@ class FigureData:
 
 
 def run_checks(vocab_size: int, n: int, seed: int) -> list[Check]:
-    """Every check, for K = vocab_size >= 2 coordinates and n >= 100 tokens. Time and work grow with n x K."""
+    """Run all checks for K = vocab_size >= 2 coordinates and n >= 100 tokens, in time O(n K)."""
     return examine(observe(vocab_size, n, seed))
 
 
 def observe(
     vocab_size: int, n: int, seed: int, schedule: NoiseSchedule | None = None
 ) -> Observation:
-    """Draw n tokens' Gaussian paths at TIMES of the schedule (default log-linear), and n scalar ones.
+    """Draw n tokens' Gaussian paths and n scalar paths at TIMES.
 
-    As in the paper the last of the K coordinates is MASK's own: it competes and is never a token.
+    As in the paper, the last of the K coordinates belongs to MASK: it competes but is never a
+    token.
+
+    Args:
+        vocab_size: K, the coordinates of the Gaussian.
+        n: Tokens.
+        seed: Seed of tokens and Gaussians.
+        schedule: Log-linear by default.
     """
     if n < FEWEST:
         raise ValueError(
-            f"n is the number of tokens drawn: want n >= {FEWEST} for the tests to hold, got {n}"
+            f"n is too small: got {n}, want n >= {FEWEST} tokens for the tests to be valid"
         )
     alpha = (schedule or LogLinear()).alpha(torch.tensor(TIMES, dtype=torch.float64))
     root = snr_root(alpha, vocab_size)
-    dice = generator(seed)
+    rng = generator(seed)
     mask_id = vocab_size - 1
-    x0 = torch.randint(mask_id, (n,), generator=dice)
+    x0 = torch.randint(mask_id, (n,), generator=rng)
     margins, tokens = [], []
     for part in torch.split(x0, max(1, _BLOCK // vocab_size)):
-        eps = torch.randn(len(part), vocab_size, generator=dice, dtype=torch.float64)
+        eps = torch.randn(len(part), vocab_size, generator=rng, dtype=torch.float64)
         margins.append(margin(eps, part))
         tokens.append(torch.stack([project(ddim_path(part, eps, r), part, mask_id) for r in root]))
     u = keep_probability(torch.cat(margins), vocab_size)
@@ -145,12 +163,12 @@ def observe(
         return Trajectory(x0.expand(paths), noise, level.expand(paths)).at(alpha)
 
     locked = thresholded(u)
-    free = thresholded(torch.rand(n, generator=dice, dtype=torch.float64))
+    free = thresholded(torch.rand(n, generator=rng, dtype=torch.float64))
     return Observation(vocab_size, alpha, x0, u, torch.cat(tokens, dim=1), locked, free)
 
 
 def examine(observation: Observation) -> list[Check]:
-    """The checks, in the order of the paper's argument."""
+    """The checks, in the order of the paper's proof."""
     return [
         edge(observation),
         calibration(observation),
@@ -164,7 +182,7 @@ def examine(observation: Observation) -> list[Check]:
 
 
 def edge(observation: Observation) -> Check:
-    """Without signal x0 is one of K equals: F_Y(0) = 1/K. A positive SNR reaches nothing below it."""
+    """Without signal all K coordinates are alike: F_Y(0) = 1/K. A positive SNR stays above it."""
     size = observation.vocab_size
     error = abs(float(keep_probability(0.0, size)) - 1 / size)
     return Check(
@@ -173,12 +191,12 @@ def edge(observation: Observation) -> Check:
 
 
 def calibration(observation: Observation) -> Check:
-    """Lemma 3.1: at snr_root(alpha) the projection shows a share alpha of the tokens, at every time.
+    """Lemma 3.1: at snr_root(alpha) the projection keeps a share alpha of the tokens at any time.
 
-    The statistic is the largest deviation in standard errors; p is Bonferroni's over the times.
+    The statistic is the largest deviation in standard errors; p has Bonferroni's correction.
     """
     alpha, n = observation.alpha, observation.n
-    kept = _shown(observation, observation.z).mean(-1)
+    kept = _visible(observation, observation.z).mean(-1)
     standard_error = _standard_error(alpha, n)
     error = (kept - alpha).abs()
     statistic = float((error / standard_error).max())
@@ -194,18 +212,17 @@ def calibration(observation: Observation) -> Check:
 
 
 def integral_transform(observation: Observation) -> Check:
-    """Theorem 3.3: u = F_Y(Y) is uniform (Kolmogorov and Smirnov's test)."""
+    """Theorem 3.3: u = F_Y(Y) is uniform (Kolmogorov-Smirnov test)."""
     distance, p_value = kolmogorov_smirnov(observation.u)
-    usual = (
-        math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(observation.n)
-    )  # the mean of Kolmogorov's law
+    # The mean of the Kolmogorov distribution.
+    usual = math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(observation.n)
     return _random("F_Y(Y) is uniform", distance, distance, usual, p_value, observation.n)
 
 
 def joint_law(observation: Observation, times: tuple[int, ...]) -> Check:
-    """Projected Gaussians and free scalars have one joint law of being shown: the two-sample chi-square over patterns.
+    """Projected Gaussians and free scalars are visible with equal joint probabilities.
 
-    `error` is the total variation between the two empirical laws.
+    A two-sample chi-square test over patterns; `error` is the total variation between the samples.
     """
     n = observation.n
     projected, thresholded = (
@@ -214,37 +231,38 @@ def joint_law(observation: Observation, times: tuple[int, ...]) -> Check:
     total = projected + thresholded
     seen = total > 0
     statistic = float(((projected - thresholded) ** 2 / total)[seen].sum())
-    p_value = _chi_square_tail(statistic, int(seen.sum()) - 1)
+    p_value = (
+        float(_scipy_stats().chi2.sf(statistic, int(seen.sum()) - 1)) if seen.sum() > 1 else 1.0
+    )
     error = float((projected - thresholded).abs().sum()) / (2 * n)
-    usual = float(
-        (_standard_error(total / (2 * n), n) / math.sqrt(math.pi)).sum()
-    )  # E|N(0, 2 s^2)| / 2 = s / sqrt pi
+    # E|N(0, 2 s^2)| / 2 = s / sqrt(pi)
+    usual = float((_standard_error(total / (2 * n), n) / math.sqrt(math.pi)).sum())
     return _random(f"joint law at {len(times)} times", statistic, error, usual, p_value, n)
 
 
 def locking(observation: Observation) -> Check:
-    """Theorem 3.3, path by path: with u = F_Y(Y) the scalar shows exactly the tokens that the projection shows."""
+    """Theorem 3.3, path by path: with u = F_Y(Y) scalar and projection keep the same tokens."""
     return _exact("one scalar locks the path", (observation.z != observation.locked).any(0))
 
 
 def absorbing(observation: Observation) -> Check:
-    """Section 2.2 (after Eq. 5): along the projected path a token once masked stays masked."""
-    shown = _shown(observation, observation.z)
-    return _exact("once masked, stays masked", (shown.diff(dim=0) > 0).any(0))
+    """Section 2.2 (after Eq. 5): a token of the projected path that is masked stays masked."""
+    visible = _visible(observation, observation.z)
+    return _exact("once masked, stays masked", (visible.diff(dim=0) > 0).any(0))
 
 
 def nestedness(observation: Observation) -> Check:
-    """Eq. 13: for every two times s < t of one trajectory the tokens shown at t are shown at s too, and are x0."""
-    shown = _shown(observation, observation.free)
-    wrong = (observation.free != observation.x0) & shown.bool()
+    """Eq. 13: the tokens of a trajectory visible at t are visible at every s < t, and equal x0."""
+    visible = _visible(observation, observation.free)
+    wrong = (observation.free != observation.x0) & visible.bool()
     violated = wrong.any(0)
-    for s, t in combinations(range(len(shown)), 2):
-        violated = violated | (shown[t] > shown[s])
-    return _exact("shown sets are nested", violated)
+    for s, t in combinations(range(len(visible)), 2):
+        violated = violated | (visible[t] > visible[s])
+    return _exact("visible sets are nested", violated)
 
 
 def figure_data(observation: Observation) -> FigureData:
-    """The lists that a figure of the checks draws."""
+    """The data of the duality figure."""
     size, n, alpha = observation.vocab_size, observation.n, observation.alpha
     pit = observation.u.sort().values
     thin = torch.linspace(0, n - 1, min(n, _PLOTTED_DRAWS), dtype=torch.float64).round().long()
@@ -253,7 +271,7 @@ def figure_data(observation: Observation) -> FigureData:
         time=list(TIMES),
         alpha=alpha.tolist(),
         snr_root=snr_root(alpha, size).tolist(),
-        kept=_shown(observation, observation.z).mean(-1).tolist(),
+        kept=_visible(observation, observation.z).mean(-1).tolist(),
         kept_error=_standard_error(alpha, n).tolist(),
         uniform=((thin + 0.5) / n).tolist(),
         pit=pit[thin].tolist(),
@@ -265,39 +283,24 @@ def figure_data(observation: Observation) -> FigureData:
 
 
 def kolmogorov_smirnov(u: Tensor) -> tuple[float, float]:
-    """(D, p): the largest distance between the empirical CDF of u [n] and the uniform one, and the chance of a larger.
-
-    p is Kolmogorov's limit law at x + 1 / (6 sqrt n) + (x - 1) / (4n), x = D sqrt n (Vrbik 2018): within 2e-4 of the
-    exact law from n = 100.
-    """
-    n = len(u)
-    u = u.double().sort().values
-    rank = torch.arange(n, dtype=torch.float64)
-    distance = float(torch.maximum((rank + 1) / n - u, u - rank / n).max())
-    x = distance * math.sqrt(n)
-    return distance, _kolmogorov_tail(x + 1 / (6 * math.sqrt(n)) + (x - 1) / (4 * n))
+    """Test that u [n] is uniform on [0, 1]: (statistic D, p-value)."""
+    result = _scipy_stats().ks_1samp(u.double().numpy(), _scipy_stats().uniform.cdf)
+    return float(result.statistic), float(result.pvalue)
 
 
-def _kolmogorov_tail(x: float) -> float:
-    """P(K > x): two series for one function, each used where a few terms are enough."""
-    if x <= 0:
-        return 1.0
-    if x < 1:
-        terms = (math.exp(-((2 * k - 1) ** 2) * math.pi**2 / (8 * x * x)) for k in range(1, 6))
-        return 1 - math.sqrt(2 * math.pi) / x * math.fsum(terms)
-    return 2 * math.fsum((-1) ** (k - 1) * math.exp(-2 * (k * x) ** 2) for k in range(1, 6))
+def _scipy_stats() -> ModuleType:
+    """scipy.stats; ModuleNotFoundError names the extra that installs it."""
+    try:
+        from scipy import stats
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"`unmask verify` needs the package scipy: pip install 'unmask[demo]' ({error})"
+        ) from error
+    return stats  # type: ignore[no-any-return]
 
 
-def _chi_square_tail(statistic: float, freedom: int) -> float:
-    """P(chi-square > statistic)."""
-    if freedom == 0:
-        return 1.0
-    half = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(half[0], half[1]))
-
-
-def _shown(observation: Observation, z: Tokens) -> Tensor:
-    """1.0 where z [T, n] is not MASK."""
+def _visible(observation: Observation, z: Tokens) -> Tensor:
+    """1.0 where z [T, n] is not MASK, else 0.0."""
     return (z != observation.vocab_size - 1).double()
 
 
@@ -306,7 +309,7 @@ def _standard_error(p: Tensor, n: int) -> Tensor:
 
 
 def _patterns(observation: Observation, z: Tokens, times: tuple[int, ...]) -> Tensor:
-    """How many tokens are shown at exactly each subset of the times: [2^k], the first time is the highest bit."""
+    """Token counts by visibility at the k times: [2^k], the first time is the highest bit."""
     code = torch.zeros(observation.n, dtype=torch.int64)
     for time in times:
         code = 2 * code + (z[time] != observation.vocab_size - 1)
@@ -317,8 +320,8 @@ def _joint_figure(observation: Observation, times: tuple[int, ...]) -> JointLaw:
     k = len(times)
     levels = [1.0, *observation.alpha[list(times)].tolist(), 0.0]
     exact = [0.0] * 2**k
-    for shown in range(k + 1):  # shown at the first `shown` times: alpha_next <= u < alpha_last
-        exact[2**k - 2 ** (k - shown)] = levels[shown] - levels[shown + 1]
+    for visible in range(k + 1):  # at the first times: alpha_next <= u < alpha_last
+        exact[2**k - 2 ** (k - visible)] = levels[visible] - levels[visible + 1]
     return JointLaw(
         time=[TIMES[time] for time in times],
         pattern=[format(code, f"0{k}b") for code in range(2**k)],
@@ -335,6 +338,6 @@ def _random(
 
 
 def _exact(name: str, violated: Tensor) -> Check:
-    """A claim without exceptions: `violated` [n] must be nowhere true."""
+    """The check of an exact claim: `violated` [n] must be False everywhere."""
     count = int(violated.sum())
     return Check(name, float(count), count / len(violated), 0.0, None, len(violated), count == 0)

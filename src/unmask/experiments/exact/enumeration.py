@@ -1,4 +1,4 @@
-"""A source small enough to list: every canvas, every text, every coupled pair, and the law of drawn texts."""
+"""Exact enumeration of a small source: masked texts, texts, coupled pairs, sampled texts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from unmask.experiments.exact.synthetic_sources import SyntheticSource
 from unmask.objectives.consistency import Coupling
 from unmask.types import Tokens
 
-MOST_CANVASES = 4096  # of an enumeration
+MOST_CANVASES = 4096
 
 
 @dataclass(frozen=True)
 class EnumeratedSource:
-    """All canvases and texts of a source.
+    """All canvases (partially masked texts) and all texts of a source.
 
-    canvases  [C, L], C = (V + 1)^L, MASK = V; a canvas is the digits of its number
-    texts     [X, L], X = V^L, and log_p [X] of them
-    teacher   [C, L, V] log p(x0_i | z) nats, of the perfect teacher; anything at shown places
+    canvases  [C, L], C = (V + 1)^L, MASK = V; row n holds the digits of n
+    texts     [X, L], X = V^L
+    log_p     [X] log p(x) of the texts, nats
+    teacher   [C, L, V] the exact log p(x0_i | z), nats; undefined at visible positions
     """
 
     source: SyntheticSource
@@ -43,22 +44,22 @@ class EnumeratedSource:
         return self.source.vocab_size
 
     def number(self, z: Tokens) -> Tensor:
-        """Canvases [.., L] -> their numbers [..]."""
+        """The row numbers [..] of canvases [.., L]."""
         return number(z, self.source.vocab_size + 1)
 
 
 def number(z: Tokens, size: int) -> Tensor:
-    """Digits [.., L] in base `size`, the first the highest -> [..]."""
+    """The number [..] with digits [.., L] in base `size`, the highest digit first."""
     return (z * size ** torch.arange(z.shape[-1] - 1, -1, -1)).sum(-1)
 
 
-def enumerate_world(source: SyntheticSource, length: int) -> EnumeratedSource:
-    """Every canvas and every text; ValueError where there are too many."""
+def enumerate_source(source: SyntheticSource, length: int) -> EnumeratedSource:
+    """Enumerate a source; ValueError for more than MOST_CANVASES canvases."""
     size = source.vocab_size
     if (size + 1) ** length > MOST_CANVASES:
         raise ValueError(
-            f"fixed points are enumerated over (V + 1)^L canvases: want at most {MOST_CANVASES}, got "
-            f"{(size + 1) ** length}; take a smaller vocabulary or length"
+            f"(V + 1)^L is too large: got {(size + 1) ** length} canvases, want at most "
+            f"{MOST_CANVASES}; use a smaller vocabulary or length"
         )
     canvases = torch.tensor([*product(range(size + 1), repeat=length)])
     texts = torch.tensor([*product(range(size), repeat=length)])
@@ -69,9 +70,12 @@ def enumerate_world(source: SyntheticSource, length: int) -> EnumeratedSource:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The law of (x0, z_t, z_s), a term a row, K terms of weight > 0.
+    """The joint distribution of (x0, z_t, z_s) as K outcomes of positive probability.
 
-    weight [K], sum 1; t, s [K] numbers of the canvases; x0, masked_t, masked_s [K, L]
+    weight              [K] probabilities, sum 1
+    t, s                [K] row numbers of the canvases z_t and z_s
+    x0                  [K, L] texts
+    masked_t, masked_s  [K, L] masks of z_t and z_s
     """
 
     weight: Tensor
@@ -83,52 +87,61 @@ class Pairs:
 
 
 def coupled_pairs(
-    world: EnumeratedSource, schedule: NoiseSchedule, delta: float, coupling: Coupling
+    source: EnumeratedSource, schedule: NoiseSchedule, delta: float, coupling: Coupling
 ) -> Pairs:
-    """P(x0) P(masks of z_t and z_s), t ~ U(delta, 1], s = t - delta: exact quadrature, where alpha is linear in t.
+    """P(x0) P(masks of z_t and z_s), averaged over t ~ U(delta, 1] with s = t - delta.
 
-    Locked, each token is masked in both with 1 - alpha_s, in z_t only with alpha_s - alpha_t. Apart, with the products.
+    Locked: a token is masked in both with 1 - alpha_s, in z_t only with alpha_s - alpha_t.
+    Independent: with the products. The quadrature over t is exact if alpha is linear in t.
     """
-    nodes, shares = np.polynomial.legendre.leggauss(world.length + 1)
+    nodes, shares = np.polynomial.legendre.leggauss(source.length + 1)
     t = torch.from_numpy(delta + (1 - delta) * (nodes + 1) / 2)
     a_t, a_s = schedule.alpha(t), schedule.alpha((t - delta).clamp(min=0))
     if coupling == "locked":
         chances = torch.stack(
             [a_t, torch.zeros_like(t), a_s - a_t, 1 - a_s], -1
-        )  # masked in: none, s, t, both
+        )  # masked in: neither, s, t, both
     else:
         chances = torch.stack(
             [a_t * a_s, a_t * (1 - a_s), (1 - a_t) * a_s, (1 - a_t) * (1 - a_s)], -1
         )
-    kinds = torch.tensor([*product(range(4), repeat=world.length)])  # [4^L, L]
+    kinds = torch.tensor([*product(range(4), repeat=source.length)])  # [4^L, L]
     chance = torch.from_numpy(shares / 2) @ chances[:, kinds].prod(-1)
-    weight = (world.log_p.exp()[:, None] * chance).flatten()
+    weight = (source.log_p.exp()[:, None] * chance).flatten()
     kept = weight > 0
-    texts = world.texts.repeat_interleave(len(kinds), dim=0)[kept]
-    masks = kinds.repeat(len(world.texts), 1)[kept]
+    texts = source.texts.repeat_interleave(len(kinds), dim=0)[kept]
+    masks = kinds.repeat(len(source.texts), 1)[kept]
     masked_t, masked_s = masks >= 2, masks % 2 == 1
     t_number, s_number = (
-        world.number(texts.masked_fill(mask, world.mask_id)) for mask in (masked_t, masked_s)
+        source.number(texts.masked_fill(mask, source.mask_id)) for mask in (masked_t, masked_s)
     )
     return Pairs(weight[kept], t_number, s_number, texts, masked_t, masked_s)
 
 
-def drawn_law(world: EnumeratedSource, log_p: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
-    """The law [X] of texts that the ancestral sampler draws with laws log_p [C, L, V] on a grid of alphas, exactly.
+def sampled_distribution(
+    source: EnumeratedSource, log_p: Tensor, alphas: Sequence[float] | Tensor
+) -> Tensor:
+    """The exact distribution [X] of texts that ancestral sampling draws.
 
-    Between two levels each masked token is revealed with (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, Eq. 6).
+    Between two levels a masked token is unmasked with (alpha_s - alpha_t) / (1 - alpha_t) (MDLM,
+    Eq. 6).
+
+    Args:
+        source: The enumerated source.
+        log_p: Predictions log p(x0_i | z) [C, L, V].
+        alphas: The grid.
     """
-    z, mask = world.canvases, world.mask_id
+    z, mask = source.canvases, source.mask_id
     masked = z == mask
-    told = torch.where(
+    drawn = torch.where(
         masked[:, None], log_p.exp()[:, torch.arange(z.shape[1]), z.clamp(max=mask - 1)], 0.0
     )
     same = (z[:, None] == z[None]).double()
     state = torch.zeros(len(z), dtype=torch.float64)
-    state[-1] = 1.0  # all MASK
+    state[-1] = 1.0  # the canvas of MASKs
     levels = torch.as_tensor(alphas, dtype=torch.float64).tolist()
     for low, high in pairwise(levels):
         r = (high - low) / (1 - low)
-        opened = torch.where(masked[None], 1 - r, r * told)
+        opened = torch.where(masked[None], 1 - r, r * drawn)
         state = state @ torch.where(masked[:, None], opened, same).prod(-1)
-    return state[world.number(world.texts)]
+    return state[source.number(source.texts)]

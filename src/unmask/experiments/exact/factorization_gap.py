@@ -1,14 +1,15 @@
-"""What few steps cost when nothing else is wrong: samplers on a source whose law is known, with its exact denoiser.
+"""The factorisation error of few-step samplers on a synthetic source with its exact denoiser.
 
-No judge and no training error is in the way, so what is left is the error of drawing several tokens at once as if they
-were independent. Three numbers of a set of drawn texts x ~ q against the source p, all in nats a token:
+There is no judge and no training error. The remaining error comes from drawing several tokens of a
+step as if they were independent. Three numbers compare sampled texts x ~ q with the source p:
 
-    nll   E_q[-log p(x)] / L; the entropy of p where q = p. It is *not* a distance: a sampler that repeats the likeliest
-          text has the lowest
-    kl    E_r KL(q(x | r) || p) / L, r the randomness of the order: >= KL(q || p) >= 0, and 0 only where q = p. Known
-          where the order does not look at the tokens it draws, because log q then is a sum over steps
-    pair_distance   total variation between the counts of adjacent pairs and their law under p; `floor` is what chance
-          alone gives at the same n
+    nll            E_q[-log p(x)] / L, nats a token; for q = p the entropy of p. It is *not* a
+                   distance: a sampler that repeats the most likely text has the lowest
+    kl             E_r KL(q(x | r) || p) / L, nats a token, r the randomness of the order: >= KL(q
+                   || p) >= 0, and 0 only if q = p. Known if the order does not depend on the drawn
+                   tokens, because log q is then a sum over steps
+    pair_distance  total variation between the shares of adjacent pairs and their probabilities
+                   under p; `chance_distance` gives its value by chance alone for the same n
 """
 
 from __future__ import annotations
@@ -34,18 +35,23 @@ from unmask.samplers.unmasking_schedule import Reads
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call
-REPLICATES = 32  # exact sets of n texts behind the floor of `pair_distance`
+REPLICATES = 32  # sets of n texts of the source behind `chance_distance`
 UNIT = "nats a token"
-ROUNDING = 1e-9  # nats, of a claim without exceptions
-_DEVIATIONS = (
-    6  # above the mean of `Floor`, whose law is skewed and known from REPLICATES sets only
-)
+ROUNDING = 1e-9  # nats, for exact claims
+# Limit of a distance in standard deviations above the mean of `ChanceDistance`. Its distribution is
+# skewed and known from REPLICATES sets only.
+_DEVIATIONS = 6
 _HALVINGS = 16
 
 
 @dataclass(frozen=True)
 class DrawnSamples:
-    """tokens [n, L], calls nfe [n], and log q(tokens | order) [n] nats where it is known."""
+    """Sampled texts.
+
+    tokens  [n, L]
+    nfe     [n] network calls
+    log_q   [n] log q(tokens | order) in nats; None if it is not known
+    """
 
     tokens: Tokens
     nfe: Tensor
@@ -54,14 +60,14 @@ class DrawnSamples:
 
 @dataclass(frozen=True)
 class GapRow:
-    """A set of n texts against the law of the source.
+    """The numbers of a set of n texts.
 
     nfe            measured: mean network calls a text
-    nll, kl        see above; kl None where the order looks at the tokens drawn
+    nll, kl        see the module; kl is None if the order depends on the drawn tokens
     excess         nll - entropy of the source
-    pair_distance  total variation of adjacent pairs, >= the floor of chance
-    entropy        unigram entropy inside a text, as the field measures it, nats
-    pair_entropy   of the adjacent pairs of all texts, nats
+    pair_distance  total variation of adjacent pairs
+    entropy        mean unigram entropy inside a text, nats
+    pair_entropy   entropy of the adjacent pairs of all texts, nats
     """
 
     sampler: str
@@ -76,45 +82,47 @@ class GapRow:
 
 
 @dataclass(frozen=True)
-class Floor:
-    """`pair_distance` of n texts of the source itself: mean and standard deviation over REPLICATES sets."""
+class ChanceDistance:
+    """`pair_distance` of texts of the source: mean and standard deviation over REPLICATES sets."""
 
     mean: float
     deviation: float
 
 
-def even(task: Task) -> Sequence[Step]:
-    """Masked tokens in random order (that of u), equally many a step: F k / N of F shown after step k, rounded.
+def equal_count_order(task: Task) -> Sequence[Step]:
+    """Unmask equally many tokens in each step, in the random order of the latent's u.
 
-    `reveal` draws how many tokens a step shows, and some steps show none: at N = L it makes about 0.64 L calls, and is
-    not exact. This makes N calls, as `confidence` does, and at N = L it draws one token a call: exactly p.
+    Of F masked tokens, F k / N (rounded) are visible after step k. `reveal` draws the number of
+    tokens of a step, which may be 0: at N = L it makes about 0.64 L calls and is not exact. This
+    sampler makes N calls, as `confidence` does. At N = L it draws one token a call, so that q = p.
     """
     return _ranked(task, task.latent.u)
 
 
-def spread(task: Task) -> Sequence[Step]:
-    """As `even`, in one fixed order that keeps the tokens of a step far apart: the bits of the position, reversed.
+def bit_reversed_order(task: Task) -> Sequence[Step]:
+    """Unmask equally many tokens in each step, in the order of their bit-reversed positions.
 
-    Where neighbours tell most about each other, as in a Markov chain, this is what an order can gain at all.
+    The tokens of a step are far apart. In a Markov chain, where neighbours depend most on each
+    other, this shows how much an order can gain.
     """
     length = task.pins.shape[1]
     bits = (length - 1).bit_length()
-    key = sum((torch.arange(length) >> b & 1) << (bits - 1 - b) for b in range(bits)) + torch.zeros(
-        length
-    )
+    position, key = torch.arange(length), torch.zeros(length)
+    for bit in range(bits):
+        key += (position >> bit & 1) << (bits - 1 - bit)
     return _ranked(task, key.double().expand(task.pins.shape))
 
 
 def _ranked(task: Task, key: Tensor) -> Sequence[Step]:
-    """Free tokens in rising order of key [n, L], equally many a step."""
+    """Unmask free tokens in increasing order of key [n, L], equally many in each step."""
     steps = len(task.alphas) - 1
     free = task.free.sum(1, keepdim=True)
     rank = key.masked_fill(~task.free, math.inf).argsort(1).argsort(1)
     bounds = (free * torch.arange(steps + 1) / steps + 0.5 + 1e-9).long()[:, None]  # [n, 1, N + 1]
     due = [task.free & (rank >= low) & (rank < high) for low, high in pairwise(bounds.unbind(-1))]
     return [
-        RevealStep(task, Reads.of(each.flatten().nonzero().squeeze(-1), rank.shape[1]))
-        for each in due
+        RevealStep(task, Reads.of(mask.flatten().nonzero().squeeze(-1), rank.shape[1]))
+        for mask in due
     ]
 
 
@@ -129,10 +137,18 @@ def draw(
     traced: bool = False,
     first: int = 0,
 ) -> DrawnSamples:
-    """n texts of `sampler`, in batches; sample i is that of `unmask.sample` with this seed, from `first` on.
+    """Draw texts in batches; sample i is that of `unmask.sample` with this seed.
 
-    traced  also log q: right only for samplers of masked diffusion that choose *where* without looking at *what* they
-            draw, and then at twice the price
+    Args:
+        model: An exact model.
+        sampler: A sampler or its name.
+        steps: N.
+        n: Texts.
+        length: Tokens of a text.
+        seed: Seed of the latents.
+        traced: Also compute log q, at twice the cost. It is correct only for samplers of masked
+            diffusion whose order does not depend on the drawn tokens.
+        first: The number of the first sample.
     """
     tokens, log_q = [], []
     nfe = torch.zeros(n, dtype=torch.int64)
@@ -155,7 +171,7 @@ def draw(
 
 
 def measure(source: SyntheticSource, name: str, steps: int, drawn: DrawnSamples) -> GapRow:
-    """The numbers of a set of texts."""
+    """Compare a set of texts with the source."""
     length = drawn.tokens.shape[1]
     log_p = source.log_prob(drawn.tokens)
     nll = mean(-log_p / length, UNIT)
@@ -175,14 +191,14 @@ def measure(source: SyntheticSource, name: str, steps: int, drawn: DrawnSamples)
 
 
 def pair_counts(source: SyntheticSource, tokens: Tokens) -> Tensor:
-    """The shares of adjacent pairs in texts [n, L], over all texts and places: [V, V]."""
+    """The shares of adjacent pairs in texts [n, L], over all texts and positions: [V, V]."""
     size = source.vocab_size
     codes = (tokens[:, :-1] * size + tokens[:, 1:]).flatten()
     return torch.bincount(codes, minlength=size**2).double().view(size, size) / len(codes)
 
 
 def own_row(source: SyntheticSource, n: int, length: int, seed: int) -> GapRow:
-    """n texts of the source itself: what a perfect sampler would show."""
+    """The row of n texts of the source, as of a perfect sampler."""
     tokens = source.sample(n, length, generator(seed))
     return measure(
         source,
@@ -192,15 +208,13 @@ def own_row(source: SyntheticSource, n: int, length: int, seed: int) -> GapRow:
     )
 
 
-def floor(source: SyntheticSource, n: int, length: int, seed: int) -> Floor:
-    """What chance alone gives `pair_distance` at n texts."""
-    dice, law = generator(seed), source.pairs(length)
-    found = [
-        _total_variation(pair_counts(source, source.sample(n, length, dice)), law)
-        for _ in range(REPLICATES)
-    ]  # fmt: skip
-    values = torch.tensor(found, dtype=torch.float64)
-    return Floor(float(values.mean()), float(values.std()))
+def chance_distance(source: SyntheticSource, n: int, length: int, seed: int) -> ChanceDistance:
+    """Estimate `pair_distance` of n texts of the source by chance alone."""
+    rng, pairs = generator(seed), source.pairs(length)
+    sets = (source.sample(n, length, rng) for _ in range(REPLICATES))
+    distances = [_total_variation(pair_counts(source, tokens), pairs) for tokens in sets]
+    values = torch.tensor(distances, dtype=torch.float64)
+    return ChanceDistance(float(values.mean()), float(values.std()))
 
 
 def powers(length: int) -> list[int]:
@@ -208,11 +222,18 @@ def powers(length: int) -> list[int]:
     return [*(2**k for k in range(length.bit_length()) if 2**k < length), length]
 
 
-def gap(
-    model: ExactModel, name: str, sampler: str | Sampler, steps: Sequence[int], n: int, length: int, seed: int, *,
+def gap_rows(
+    model: ExactModel,
+    name: str,
+    sampler: str | Sampler,
+    steps: Sequence[int],
+    n: int,
+    length: int,
+    seed: int,
+    *,
     traced: bool = False,
-) -> Iterator[GapRow]:  # fmt: skip
-    """A row for each number of steps."""
+) -> Iterator[GapRow]:
+    """Measure a row for each number of steps; arguments as in `draw`."""
     for count in steps:
         yield measure(
             model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced)
@@ -220,13 +241,14 @@ def gap(
 
 
 def reveal_steps(nfe: float, length: int) -> int:
-    """The number of steps N at which `reveal` makes `nfe` < length calls a text, as near as it can be.
+    """The number of steps N at which `reveal` makes closest to `nfe` < length calls a text.
 
-    On the uniform grid each of the L tokens falls in one of N steps at random: nfe = N (1 - (1 - 1/N)^L).
+    On the uniform grid each of the L tokens is in one of N steps at random: nfe = N (1 - (1 -
+    1/N)^L).
     """
     if not 0 < nfe < length:
         raise ValueError(
-            f"nfe is the calls of `reveal` that are asked for: want 0 < nfe < {length}, got {nfe}"
+            f"nfe is out of range: got {nfe}, want 0 < nfe < {length} calls a text of `reveal`"
         )
     return min(
         range(1, length**2 + 1),
@@ -234,18 +256,25 @@ def reveal_steps(nfe: float, length: int) -> int:
     )
 
 
-def bounds(
+def calibrate_entropy_bound(
     model: ExactModel, nfe: float, n: int, length: int, seed: int
 ) -> tuple[float, float, float]:
-    """(low, high, share): `entropy_bounded` at `low` for that share of the texts, at `high` for the rest: `nfe` calls.
+    """Find entropy bounds at which `entropy_bounded` makes `nfe` calls a text.
 
-    By bisection, nats, over n latents. The calls a text can jump where a bound lets in one more token of *every* text,
-    as in a stationary source, in which all tokens have one entropy at first: so two bounds, on both sides of the jump.
+    Returns (low, high, share): a `share` of the texts is drawn at `low` nats, the rest at `high`.
+    The calls can jump at a bound that admits one more token of *every* text. This happens in a
+    stationary source, where all tokens have equal entropy at first. So there are two bounds, one on
+    each side.
+
+    Args:
+        model: An exact model.
+        nfe: Calls a text, 1 <= nfe <= length.
+        n: Texts behind each step of the bisection.
+        length: Tokens of a text.
+        seed: Seed of the latents.
     """
     if not 1 <= nfe <= length:
-        raise ValueError(
-            f"nfe is the calls a text that are asked for: want 1 <= nfe <= {length}, got {nfe}"
-        )
+        raise ValueError(f"nfe is out of range: got {nfe}, want 1 <= nfe <= {length} calls a text")
 
     def calls(bound: float) -> float:
         return float(
@@ -258,26 +287,26 @@ def bounds(
         return low, low, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        found = calls(middle)
-        if found > nfe:
-            low, most = middle, found
+        nfe_here = calls(middle)
+        if nfe_here > nfe:
+            low, most = middle, nfe_here
         else:
-            high, least = middle, found
+            high, least = middle, nfe_here
     return low, high, (nfe - least) / (most - least)
 
 
-def orders(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> Iterator[GapRow]:
-    """The reveal orders of masked diffusion at (nearly) equal measured calls a text, 1 <= nfe < length."""
+def order_rows(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> Iterator[GapRow]:
+    """Measure the orders of masked diffusion at (nearly) `nfe` calls a text, 1 <= nfe < length."""
     for name, sampler, count, traced in (
         ("reveal", reveal, reveal_steps(nfe, length), True),
-        ("even", even, nfe, True),
-        ("spread", spread, nfe, True),
+        ("even", equal_count_order, nfe, True),
+        ("spread", bit_reversed_order, nfe, True),
         ("confidence", confidence, nfe, False),
     ):
         yield measure(
             model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced)
         )
-    low, high, share = bounds(model, nfe, min(n, BATCH // 2), length, seed)
+    low, high, share = calibrate_entropy_bound(model, nfe, min(n, BATCH // 2), length, seed)
     some = round(share * n)
     parts = [
         draw(model, entropy_bounded(bound), length, size, length, seed, traced=True, first=first)
@@ -294,31 +323,48 @@ def gap_checks(
     source: SyntheticSource,
     rows: Sequence[GapRow],
     even_rows: Sequence[GapRow],
-    least: Floor,
+    least: ChanceDistance,
     seed: int,
 ) -> list[Check]:
-    """What must hold: `even` at N = L has the source's law, one call the product of the marginals.
+    """Check `equal_count_order` at N = L against the source, and one call against the marginals.
 
-    rows, even_rows  of `reveal` and `even` at growing steps, from 1; the last of even at N = L
+    A lower kl with more steps is an observation, not a theorem, and so it is not checked: a refined
+    order can have a larger KL(q || p).
 
-    That more steps have a lower kl is seen and no theorem: a refined order can have a larger KL(q || p).
+    Args:
+        source: The source.
+        rows: Rows of `reveal` at increasing steps, from 1.
+        even_rows: Rows of `equal_count_order`, the last one at N = L.
+        least: `chance_distance` for the same number of texts.
+        seed: Seed of the product of marginals.
     """
     last, n = even_rows[-1], even_rows[-1].nll.n
     length = last.steps
     product = torch.multinomial(source.marginals(length), n, True, generator=generator(seed)).T
-    alone = mean(-source.log_prob(product) / length, UNIT)
+    independent = mean(-source.log_prob(product) / length, UNIT)
     same = abs(last.kl.value) + (last.kl.sem or 0.0) if last.kl else math.inf
     limit = least.mean + _DEVIATIONS * least.deviation
-    far = last.pair_distance
+    distance = last.pair_distance
     checks = [
         normal_check("one token a call: nll = entropy", last.excess, last.nll.sem, n),
         Check(
             "one token a call: q = p, text by text", same, same, ROUNDING, None, n, same < ROUNDING
         ),
-        Check("one token a call: pairs near the floor", far, far, limit, None, n, far < limit),
+        Check(
+            "one token a call: pairs as by chance",
+            distance,
+            distance,
+            limit,
+            None,
+            n,
+            distance < limit,
+        ),
     ]
     for row in (rows[0], even_rows[0]):
-        error, sem = row.nll.value - alone.value, math.hypot(row.nll.sem or 0, alone.sem or 0)
+        error, sem = (
+            row.nll.value - independent.value,
+            math.hypot(row.nll.sem or 0, independent.sem or 0),
+        )
         checks.append(
             normal_check(f"one call: product of marginals ({row.sampler})", error, sem, n)
         )
@@ -326,7 +372,7 @@ def gap_checks(
 
 
 def normal_check(name: str, error: float, sem: float | None, n: int) -> Check:
-    """A difference that should be 0, in standard errors of its normal law."""
+    """Check that a difference is 0, by its number of standard errors."""
     scale = max(sem or 0.0, 1e-12)
     statistic = abs(error) / scale
     p_value = math.erfc(statistic / math.sqrt(2))

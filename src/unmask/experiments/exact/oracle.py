@@ -1,4 +1,4 @@
-"""A denoiser without a network and without an error: the exact posterior of a source whose law is known."""
+"""The exact denoiser of a synthetic source: its posterior, without a network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from unmask.types import PerSequence, Probs, Tokens
 
 @dataclass(frozen=True)
 class ExactDenoiser:
-    """A `Denoiser` without a network and without an error: log p(x0_i | z without i) of a source.
+    """A `Denoiser` that returns the exact log p(x0_i | z without i) of a source.
 
-    Under `MaskedProcess` the last id is MASK, and shown tokens are carried over; `UniformProcess` has the V tokens.
+    Under `MaskedProcess` the last id is MASK, and visible tokens are kept. `UniformProcess` has the
+    source's V tokens.
     """
 
     source: SyntheticSource
@@ -35,8 +36,8 @@ class ExactDenoiser:
             case UniformProcess(vocab_size=vocab_size) if vocab_size == size:
                 return
         raise ValueError(
-            f"the process has the tokens of the source: want MaskedProcess({size + 1}, mask_id={size}) or "
-            f"UniformProcess({size}), got {process}"
+            f"process is {process}: want MaskedProcess({size + 1}, mask_id={size}) or "
+            f"UniformProcess({size}), with the tokens of the source"
         )
 
     @property
@@ -56,7 +57,7 @@ class ExactDenoiser:
 
 
 def evidence(process: Process, z: Tokens, alpha: PerSequence) -> Probs:
-    """q(z_i | x_i = v) at alpha [B], up to a factor for a MASK, which tells nothing: [B, L, V], V without MASK."""
+    """q(z_i | x_i = v) at alpha [B], up to a factor for a MASK: [B, L, V], V without MASK."""
     if isinstance(process, MaskedProcess):
         seen = F.one_hot(z, process.vocab_size)[
             ..., torch.arange(process.vocab_size) != process.mask_id
@@ -68,7 +69,7 @@ def evidence(process: Process, z: Tokens, alpha: PerSequence) -> Probs:
 
 @dataclass(frozen=True)
 class ExactModel:
-    """What `unmask.sample` draws from; it has no words."""
+    """A model for `unmask.sample` without a tokenizer."""
 
     denoiser: ExactDenoiser
     schedule: NoiseSchedule = field(default_factory=LogLinear)
@@ -84,11 +85,11 @@ class ExactModel:
 
 
 def masked_model(source: SyntheticSource) -> ExactModel:
-    """Masked diffusion of a source; MASK is the token after its last."""
+    """The masked-diffusion model of a source; MASK is the id after its last token."""
     size = source.vocab_size
     return ExactModel(ExactDenoiser(source, MaskedProcess(size + 1, mask_id=size)))
 
 
 def uniform_model(source: SyntheticSource) -> ExactModel:
-    """Uniform-state diffusion of a source."""
+    """The uniform-state diffusion model of a source."""
     return ExactModel(ExactDenoiser(source, UniformProcess(source.vocab_size)))

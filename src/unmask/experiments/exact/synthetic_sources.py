@@ -1,13 +1,14 @@
-"""Sources whose law is known: Markov chains and template grammars, with exact conditionals.
+"""Markov chains and template grammars with exact probabilities and conditionals.
 
     source = random_chain(vocab_size=8, order=1, concentration=0.4, seed=0)
     x = source.sample(n=1000, length=16, generator=rng.generator(0))
     source.log_prob(x).mean() / 16, -source.entropy(16)      # nats a token, equal up to chance
 
-All are one machine, a hidden Markov model: a state that moves, and a token a state. Noisy text enters as *evidence*,
-e [B, L, V] with e_i(v) = P(what is seen at i | x_i = v): ones under a MASK, one token elsewhere; under uniform noise
-alpha [v = z_i] + (1 - alpha) / V. Forward-backward over evidence (Rabiner 1989, "A tutorial on hidden Markov models",
-with his scaling) is exact for both processes, in float64.
+All of them are hidden Markov models: a state changes from token to token, and each state emits one
+token. Noisy text enters as *evidence*, e [B, L, V] with e_i(v) = P(z_i | x_i = v). Under a MASK it
+is all ones, at a visible token one-hot, and under uniform noise alpha [v = z_i] + (1 - alpha) / V.
+Forward-backward over evidence (Rabiner 1989, "A tutorial on hidden Markov models", with its
+scaling) is exact for both processes, in float64.
 """
 
 from __future__ import annotations
@@ -25,30 +26,31 @@ from torch import Tensor
 
 from unmask.types import PerSequence, Probs, Tokens
 
-LEAST = 1e-12  # probability that a random law gives to any token: no text is impossible
-_HELD = 2**24  # numbers of messages held at a time, 128 MiB in float64
-_SETTLED, _PATIENCE = 1e-14, 200_000  # of the power iteration
+# Least probability of any token in a random distribution, so that no text is impossible.
+LEAST = 1e-12
+_BLOCK = 2**24  # numbers in the messages of one block of rows, 128 MiB in float64
+_TOLERANCE, _ITERATIONS = 1e-14, 200_000  # of the power iteration
 
 
-class Moves(Protocol):
-    """How the state moves: p(s' | s) over S states, as two products and a draw. Messages are [B, S]."""
+class Transition(Protocol):
+    """The transition p(s' | s) over S states, as two products and a draw; messages are [B, S]."""
 
     def push(self, message: Tensor) -> Tensor:
-        """sum_s m(s) p(s' | s): a law one token on."""
+        """sum_s m(s) p(s' | s): the distribution of the next state."""
         ...
 
     def pull(self, message: Tensor) -> Tensor:
-        """sum_s' p(s' | s) m(s'): an expectation, seen from one token before."""
+        """sum_s' p(s' | s) m(s'): the expectation of m at the next state."""
         ...
 
     def draw(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The next states [n]."""
+        """Draw the next states [n]."""
         ...
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Any moves: `matrix` [S, S], rows sum to 1."""
+    """A transition matrix [S, S], whose rows sum to 1."""
 
     matrix: Tensor
 
@@ -63,10 +65,11 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Sliding:
-    """A window of two tokens: state a V + b goes to b V + c with p(c | a, b) = `table` [V, V, V].
+class SecondOrder:
+    """States of two tokens: a V + b changes to b V + c with p(c | a, b) = `table` [V, V, V].
 
-    V^3 products a message where the dense matrix [V^2, V^2] has V^4: at V = 64 that is 64 times fewer.
+    A message takes V^3 products. The dense matrix [V^2, V^2] would take V^4, at V = 64 64 times
+    more.
     """
 
     table: Tensor
@@ -86,36 +89,37 @@ class Sliding:
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """p(x) of texts of any length L: s_1 ~ start, s_{i+1} ~ moves(s_i), x_i ~ emission(s_i).
+    """p(x) of texts of any length L: s_1 ~ start, s_{i+1} ~ transition(s_i), x_i ~ emission(s_i).
 
-    start     [S] float64
-    emission  [S, V] float64, rows sum to 1
-    told_by   the number of first tokens that tell the state, after which each token tells the next: with it the
-              entropy is a finite sum (in a general hidden Markov model it is not)
+    start               [S] float64
+    emission            [S, V] float64, rows sum to 1
+    identifying_prefix  the number of first tokens that determine the state. Each later token
+                        determines the next state, so the entropy is a finite sum (in general it is
+                        not)
     """
 
     start: Tensor
-    moves: Moves
+    transition: Transition
     emission: Tensor
-    told_by: int
+    identifying_prefix: int
 
     @property
     def vocab_size(self) -> int:
-        """V, tokens of the text; MASK is none of them."""
+        """V, the number of tokens without MASK."""
         return self.emission.shape[1]
 
     def sample(self, n: int, length: int, generator: torch.Generator | None = None) -> Tokens:
-        """n texts of p, int64 [n, length]."""
+        """Draw n texts, int64 [n, length]."""
         _check_length(length)
         state = _draw(self.start.expand(n, -1), generator)
         tokens = [_draw(self.emission[state], generator)]
         for _ in range(length - 1):
-            state = self.moves.draw(state, generator)
+            state = self.transition.draw(state, generator)
             tokens.append(_draw(self.emission[state], generator))
         return torch.stack(tokens, dim=1)
 
     def log_prob(self, x: Tokens) -> PerSequence:
-        """log p(x) of texts [n, L] -> [n] nats; -inf for a text that cannot be."""
+        """log p(x) of texts [n, L] -> [n] nats; -inf for an impossible text."""
         return self.log_likelihood(F.one_hot(x, self.vocab_size).double())
 
     def log_likelihood(self, evidence: Probs) -> PerSequence:
@@ -123,10 +127,10 @@ class SyntheticSource:
         return torch.cat([self._filter(part)[1] for part in self._blocks(evidence)])
 
     def conditionals(self, evidence: Probs) -> Tensor:
-        """log p(x_i = v | the evidence at all positions but i), [B, L, V] -> [B, L, V] nats, normalised; -inf: never.
+        """log p(x_i = v | evidence at other positions), [B, L, V] -> [B, L, V] nats, normalised.
 
-        The leave-one-out law, which is what a `Denoiser` promises; where nothing is seen at i it is plain p(x_i | z).
-        ValueError for evidence that no text can give.
+        The leave-one-out distribution that a `Denoiser` returns; at a MASK it is p(x_i | z).
+        Impossible tokens have -inf. ValueError for evidence of probability 0.
         """
         return torch.cat([self._conditionals(part) for part in self._blocks(evidence)])
 
@@ -134,21 +138,21 @@ class SyntheticSource:
         ahead, log_likelihood = self._filter(evidence)
         if not bool(log_likelihood.isfinite().all()):
             raise ValueError(
-                "the evidence is what is seen of a text: want evidence of probability > 0 under the source, got a row "
-                "of probability 0; give the source laws without zeros"
+                "evidence has a row of probability 0 under the source: want probability > 0; use a "
+                "source whose probabilities are all positive"
             )
         seen = evidence @ self.emission.T
         behind = torch.ones_like(ahead[-1])
-        laws = []
+        rows = []
         for i in reversed(range(evidence.shape[1])):
-            law = (ahead[i] * behind) @ self.emission
-            laws.append((law / law.sum(-1, keepdim=True)).log())
-            behind = self.moves.pull(behind * seen[:, i])
+            row = (ahead[i] * behind) @ self.emission
+            rows.append((row / row.sum(-1, keepdim=True)).log())
+            behind = self.transition.pull(behind * seen[:, i])
             behind = behind / behind.amax(-1, keepdim=True)
-        return torch.stack(laws[::-1], dim=1)
+        return torch.stack(rows[::-1], dim=1)
 
     def _filter(self, evidence: Probs) -> tuple[list[Tensor], PerSequence]:
-        """p(s_i | evidence before i), L times [B, S], and the log-likelihood [B] of all of it."""
+        """p(s_i | evidence before i), L times [B, S], and the log-likelihood [B]."""
         seen = evidence @ self.emission.T
         message, total = self.start.expand(len(evidence), -1), evidence.new_zeros(len(evidence))
         ahead = []
@@ -157,96 +161,103 @@ class SyntheticSource:
             joint = message * seen[:, i]
             scale = joint.sum(-1, keepdim=True)
             total = total + scale.squeeze(-1).log()
-            message = self.moves.push(joint / scale.where(scale > 0, 1.0))
+            message = self.transition.push(joint / scale.where(scale > 0, 1.0))
         return ahead, total
 
     def _blocks(self, evidence: Probs) -> Sequence[Probs]:
         if evidence.dim() != 3 or evidence.shape[2] != self.vocab_size:
             raise ValueError(
-                f"evidence has shape [B, L, V] with V = {self.vocab_size}, got {tuple(evidence.shape)}"
+                f"evidence has shape {tuple(evidence.shape)}: want [B, L, {self.vocab_size}]"
             )
         blocks: tuple[Probs, ...] = evidence.double().split(
-            max(1, _HELD // (evidence.shape[1] * len(self.start)))
+            max(1, _BLOCK // (evidence.shape[1] * len(self.start)))
         )
         return blocks
 
     def marginals(self, length: int) -> Tensor:
         """p(x_i = v), [length, V]."""
-        return torch.stack(self._laws(length)) @ self.emission
+        return torch.stack(self._state_marginals(length)) @ self.emission
 
     def pairs(self, length: int) -> Tensor:
-        """The mean over i < length of p(x_i = a, x_{i+1} = b), [V, V]: the law of an adjacent pair."""
+        """The distribution of an adjacent pair: mean over i < length of p(x_i, x_{i+1}), [V, V]."""
         if length < 2:
-            raise ValueError(f"a pair is two tokens: want length >= 2, got {length}")
-        state = torch.stack(self._laws(length)[:-1]).mean(0)
+            raise ValueError(f"length is too small for a pair: got {length}, want length >= 2")
+        state = torch.stack(self._state_marginals(length)[:-1]).mean(0)
         return (self.emission * state[:, None]).T @ self._next_token()
 
     def entropy(self, length: int) -> float:
-        """-E log p(x) / L of texts of `length` tokens, nats a token, exactly.
+        """The exact entropy -E log p(x) / L of texts of `length` tokens, nats a token.
 
-        The first `told_by` tokens by enumeration; every later one adds E[H(next token | state)].
+        The first `identifying_prefix` tokens are enumerated; each later one adds E[H(next token |
+        state)].
         """
         _check_length(length)
-        first = min(self.told_by, length)
+        first = min(self.identifying_prefix, length)
         texts = torch.tensor([*product(range(self.vocab_size), repeat=first)])
         log_p = self.log_prob(texts)
         total = _entropy(log_p.exp())
-        each = _entropy(self._next_token())
-        for state in self._laws(length)[first - 1 : -1]:
-            total = total + state @ each
+        next_entropy = _entropy(self._next_token())
+        for state in self._state_marginals(length)[first - 1 : -1]:
+            total = total + state @ next_entropy
         return float(total) / length
 
     def rate(self, length: int) -> float:
-        """H(x_L | the tokens before), nats: the entropy rate of a stationary chain whose order is below L."""
+        """H(x_L | x_1 .. x_{L-1}) in nats: the entropy rate of a stationary chain of order < L."""
         if length < 2:
             raise ValueError(
-                f"the rate is the entropy of a token after others: want length >= 2, got {length}"
+                f"length is too small for an entropy rate: got {length}, want length >= 2"
             )
         return length * self.entropy(length) - (length - 1) * self.entropy(length - 1)
 
-    def _laws(self, length: int) -> list[Tensor]:
+    def _state_marginals(self, length: int) -> list[Tensor]:
         """p(s_i) [S] for i = 1 .. length."""
-        laws = [self.start]
+        rows = [self.start]
         for _ in range(length - 1):
-            laws.append(self.moves.push(laws[-1][None])[0])
-        return laws
+            rows.append(self.transition.push(rows[-1][None])[0])
+        return rows
 
     def _next_token(self) -> Tensor:
         """p(x_{i+1} | s_i), [S, V]."""
-        return self.moves.pull(self.emission.T.contiguous()).T
+        return self.transition.pull(self.emission.T.contiguous()).T
 
 
 def markov_chain(transition: Tensor, start: Tensor | None = None) -> SyntheticSource:
-    """A chain of order 1, `transition` [V, V] = p(b | a), or of order 2, [V, V, V] = p(c | a, b).
+    """A Markov chain of order 1 or 2.
 
-    start  the law of the first token [V], or at order 2 that of (the token before the text, the first) [V, V];
-           None: the stationary one, so that every token has one law
+    Args:
+        transition: p(b | a) [V, V], or at order 2 p(c | a, b) [V, V, V].
+        start: Distribution of the first token [V], or at order 2 of (the token before the text, the
+            first token) [V, V]; None: the stationary one, so that all positions have equal
+            marginals.
     """
     order, size = transition.dim() - 1, transition.shape[-1]
     if order not in (1, 2) or len({*transition.shape}) != 1 or size < 2:
         raise ValueError(
-            f"a transition table is [V, V] (order 1) or [V, V, V] (order 2) with V >= 2: got {tuple(transition.shape)}"
+            f"transition has shape {tuple(transition.shape)}: want [V, V] (order 1) or [V, V, V] "
+            "(order 2) with V >= 2"
         )
-    _check_laws("transition", transition)
-    moves: Moves = Dense(transition.double()) if order == 1 else Sliding(transition.double())
+    _check_distribution("transition", transition)
+    moves: Transition = (
+        Dense(transition.double()) if order == 1 else SecondOrder(transition.double())
+    )
     if start is None:
         start = _stationary(moves, size**order)
     if start.numel() != size**order:
-        raise ValueError(f"start is a law of {size**order} states: got shape {tuple(start.shape)}")
-    _check_laws("start", start.flatten())
+        raise ValueError(f"start has shape {tuple(start.shape)}: want {size**order} states")
+    _check_distribution("start", start.flatten())
     last = torch.arange(size**order) % size
     return SyntheticSource(
-        start.double().flatten(), moves, F.one_hot(last, size).double(), told_by=order
+        start.double().flatten(), moves, F.one_hot(last, size).double(), identifying_prefix=order
     )
 
 
 def random_chain(
     vocab_size: int, order: int = 1, concentration: float = 0.4, seed: int = 0
 ) -> SyntheticSource:
-    """A stationary chain whose rows are Dirichlet(concentration): the smaller, the surer the next token."""
+    """A stationary chain with Dirichlet(concentration) rows; a small value gives a low entropy."""
     if order not in (1, 2):
         raise ValueError(
-            f"order is the number of tokens that the next one depends on: want 1 or 2, got {order}"
+            f"order is {order}: want 1 or 2, the number of tokens that the next one depends on"
         )
     rows = _dirichlet(
         np.random.default_rng(seed % 2**64), vocab_size, vocab_size**order, concentration
@@ -255,85 +266,98 @@ def random_chain(
 
 
 def grammar(weights: Tensor, templates: Sequence[Tensor]) -> SyntheticSource:
-    """Text of sentences: a template k ~ `weights` [K], each slot j filled by its own law templates[k] [J_k, V]; again.
+    """Text of sentences, each drawn from one of K templates.
 
-    The text begins with a sentence and may end inside one. The laws of the first slots share no token, so that the
-    first token tells the template and with it the rest of the sentence's slots.
+    The text begins with a sentence and may end inside one. No two first slots share a token, so the
+    first token of a sentence determines its template.
+
+    Args:
+        weights: Probabilities of the templates [K].
+        templates: For each template the token probabilities of its slots [J_k, V].
     """
-    _check_laws("weights", weights)
+    _check_distribution("weights", weights)
     if len(weights) != len(templates) or not all(t.dim() == 2 and len(t) for t in templates):
         raise ValueError(
-            f"templates are [J >= 1, V], one for each of the {len(weights)} weights: got {len(templates)}"
+            f"templates: got {len(templates)}, want one [J >= 1, V] for each of the {len(weights)} "
+            "weights"
         )
     emission = torch.cat([template.double() for template in templates])
-    _check_laws("templates", emission)
+    _check_distribution("templates", emission)
     ends = torch.tensor([len(template) for template in templates]).cumsum(0)
     first = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
     if int((emission[first] > 0).sum(0).max()) > 1:
         raise ValueError(
-            "the first token tells the template: want first slots that share no token, got a shared one"
+            "templates: two first slots share a token; want first slots without a common token, "
+            "so that "
+            "the first token determines the template"
         )
     start = torch.zeros(len(emission), dtype=torch.float64).index_copy(0, first, weights.double())
     matrix = torch.eye(len(emission), dtype=torch.float64).roll(1, dims=1)
     matrix[ends - 1] = start
-    return SyntheticSource(start, Dense(matrix), emission, told_by=1)
+    return SyntheticSource(start, Dense(matrix), emission, identifying_prefix=1)
 
 
 def random_grammar(
     vocab_size: int, concentration: float = 0.1, slip: float = 0.02, seed: int = 0
 ) -> SyntheticSource:
-    """V // 4 templates (at least 2) of 3 to 6 slots with Dirichlet(concentration) fillings.
+    """A grammar of V // 4 templates (at least 2) with 3 to 6 slots each.
 
-    slip  share of a uniform token in every slot but the first: no text is impossible
+    Args:
+        vocab_size: V.
+        concentration: Dirichlet parameter of the slots.
+        slip: Probability of a uniform token in every slot but the first, so that no text is
+            impossible.
+        seed: Seed of the templates.
     """
     if not 0 < slip < 1:
         raise ValueError(
-            f"slip is the share of a uniform token in a slot: want 0 < slip < 1, got {slip}"
+            f"slip is {slip}: want 0 < slip < 1, the probability of a uniform token in a slot"
         )
-    dice = np.random.default_rng(seed % 2**64)
+    rng = np.random.default_rng(seed % 2**64)
     count = max(2, vocab_size // 4)
     opens = torch.arange(vocab_size) % count
     templates = []
     for k in range(count):
-        slots = _dirichlet(dice, vocab_size, int(dice.integers(3, 7)), concentration)
+        slots = _dirichlet(rng, vocab_size, int(rng.integers(3, 7)), concentration)
         slots = (1 - slip) * slots + slip / vocab_size
         slots[0] = slots[0] * (opens == k)
         slots[0] /= slots[0].sum()
         templates.append(slots)
-    return grammar(_dirichlet(dice, count, 1, 5.0)[0], templates)
+    return grammar(_dirichlet(rng, count, 1, 5.0)[0], templates)
 
 
-def _stationary(moves: Moves, states: int) -> Tensor:
-    """The law that stays: the power iteration of the lazy chain, which no period keeps from settling."""
-    law = torch.full((1, states), 1 / states, dtype=torch.float64)
-    for _ in range(_PATIENCE):
-        after = (law + moves.push(law)) / 2
-        if float((after - law).abs().sum()) < _SETTLED:
+def _stationary(moves: Transition, states: int) -> Tensor:
+    """The stationary distribution, by power iteration of the lazy chain, which is aperiodic."""
+    row = torch.full((1, states), 1 / states, dtype=torch.float64)
+    for _ in range(_ITERATIONS):
+        after = (row + moves.push(row)) / 2
+        if float((after - row).abs().sum()) < _TOLERANCE:
             return after[0] / after.sum()
-        law = after
+        row = after
     raise ValueError(
-        "the chain hardly mixes, and its stationary law was not found: give start, or raise concentration"
+        f"start: no stationary distribution found in {_ITERATIONS} iterations, because the chain "
+        "mixes "
+        "slowly; give start, or raise concentration"
     )
 
 
-def _dirichlet(dice: np.random.Generator, size: int, n: int, concentration: float) -> Tensor:
-    """n laws over `size` tokens, [n, size] float64, no entry below about LEAST."""
+def _dirichlet(rng: np.random.Generator, size: int, n: int, concentration: float) -> Tensor:
+    """n distributions over `size` tokens, [n, size] float64, no entry below about LEAST."""
     if size < 2:
-        raise ValueError(
-            f"vocab_size counts the tokens of the source, MASK excluded: want vocab_size >= 2, got {size}"
-        )
+        raise ValueError(f"vocab_size is too small: got {size}, want >= 2 tokens, MASK excluded")
     if not 0 < concentration < math.inf:
         raise ValueError(
-            f"concentration is out of range: got {concentration}, want a finite Dirichlet parameter > 0"
+            f"concentration is out of range: got {concentration}, want a finite Dirichlet "
+            "parameter > 0"
         )
-    laws = torch.from_numpy(dice.dirichlet(np.full(size, concentration), n)) + LEAST
-    return laws / laws.sum(-1, keepdim=True)
+    rows = torch.from_numpy(rng.dirichlet(np.full(size, concentration), n)) + LEAST
+    return rows / rows.sum(-1, keepdim=True)
 
 
-def _draw(laws: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A token of each law [n, V] -> [n], in float64."""
-    below = laws.cumsum(-1)
-    u = 1 - torch.rand(len(laws), 1, generator=generator, dtype=torch.float64)  # in (0, 1]
+def _draw(rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw a token of each distribution [n, V] -> [n], in float64."""
+    below = rows.cumsum(-1)
+    u = 1 - torch.rand(len(rows), 1, generator=generator, dtype=torch.float64)  # in (0, 1]
     return torch.searchsorted(below, u * below[:, -1:]).squeeze(-1)
 
 
@@ -344,13 +368,15 @@ def _entropy(p: Tensor) -> Tensor:
 def _check_length(length: int) -> None:
     if length < 1:
         raise ValueError(
-            f"length is the number of tokens of a text: want length >= 1, got {length}"
+            f"length is too small: got {length}, want length >= 1, the tokens of a text"
         )
 
 
-def _check_laws(name: str, laws: Tensor) -> None:
-    error = float((laws.double().sum(-1) - 1).abs().max())
-    if not (bool((laws >= 0).all()) and error < 1e-6):
+def _check_distribution(name: str, rows: Tensor) -> None:
+    error = float((rows.double().sum(-1) - 1).abs().max())
+    if not (bool((rows >= 0).all()) and error < 1e-6):
         raise ValueError(
-            f"{name} holds laws: want numbers >= 0 that sum to 1 in the last axis, off by {error:.3g}"
+            f"{name} is not a distribution: want numbers >= 0 that sum to 1 in the last axis, off "
+            "by "
+            f"{error:.3g}"
         )

@@ -16,7 +16,7 @@ from unmask.experiments.report.style import LIGHT, SMALL, WIDE, plot_style
 if TYPE_CHECKING:  # these modules import torch; their results are plain numbers
     from unmask.experiments.exact.distillation_optima import FixedPoint
     from unmask.experiments.exact.duality_checks import FigureData, JointLaw
-    from unmask.experiments.exact.factorization_gap import Floor, GapRow
+    from unmask.experiments.exact.factorization_gap import ChanceDistance, GapRow
 
 # Order of unmasking -> colour of the palette, marker.
 _STYLE = {
@@ -51,7 +51,7 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
 def exact_figure(
     gaps: Mapping[str, Sequence[GapRow]],
     orders: Sequence[GapRow],
-    floor: Floor,
+    floor: ChanceDistance,
     entropy: float,
     rows: Sequence[FixedPoint],
     path: Path | str,
