@@ -75,12 +75,6 @@ def test_no_runs_measure_the_teacher_alone(frontier_plan: Plan, tmp_path: Path) 
     assert len(read_rows(tmp_path / "rows.jsonl")) == 4 and not (tmp_path / "mcd").exists()
 
 
-def test_a_run_of_another_plan_is_refused(frontier_plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"only: .*mcd, seed 9"):
-        list(run_plan(frontier_plan, tmp_path, [Run("mcd", 9)]))
-    assert not any(tmp_path.iterdir())
-
-
 def test_an_unavailable_device_is_refused_first(frontier_plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"device 'cuda:7' .*--scale tiny"):
         list(run_plan(replace(frontier_plan, device="cuda:7"), tmp_path))

@@ -13,19 +13,14 @@ from unmask import __version__
 from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
 from unmask.dataclass_json import dumps
+from unmask.evaluation import sweep
 from unmask.evaluation.example_texts import shown
 from unmask.evaluation.frontier import conclude, frontier
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.measure import EvaluationProtocol
-from unmask.evaluation.sweep import (
-    REPORT,
-    EvalContext,
-    MeasuredRow,
-    measure,
-    perplexity_after_round,
-)
-from unmask.experiments.plan import Cell, OpenTeacher, Plan, Run, causal, diffusion
+from unmask.evaluation.sweep import REPORT, EvalContext, MeasuredRow
+from unmask.experiments.plan import OpenRun, OpenTeacher, causal, diffusion
 from unmask.experiments.rows_file import (
     ROWS,
     append_line,
@@ -34,9 +29,8 @@ from unmask.experiments.rows_file import (
     read_rows,
     row_line,
 )
-from unmask.models.model import Model, load
+from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.data import TrainingData
-from unmask.recipes.schema import Recipe
 
 ROUNDS = "rounds.jsonl"
 CURVES = ("step", "loss", "distillation", "reconstruction")
@@ -60,15 +54,15 @@ class FrontierReport:
         """A row at each of the teacher's step counts and temperatures."""
         study = teacher.context.study
         temperatures = (1.0, *study.teacher_temperatures)
-        rows = measure("teacher", teacher.model, teacher.context, study.teacher_steps, temperatures)
+        rows = sweep.measure(
+            "teacher", teacher.model, teacher.context, study.teacher_steps, temperatures
+        )
         return len(study.teacher_steps) * len(temperatures), rows
 
-    def keep_round(
-        self, student: Model, step: int, recipe: Recipe, teacher: OpenTeacher, place: Path
-    ) -> str | None:
+    def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Measure the student at the step count of the table of rounds, and append its line."""
-        rounds = Cell(teacher.name, recipe).rounds
-        row = perplexity_after_round(student, teacher.context).row
+        rounds, context = run.plan.cells[run.run.cell].rounds, run.teacher.context
+        row = sweep.perplexity_after_round(student, context).row
         line = {
             "round": rounds.round(step - 1) + 1,
             "steps": row.setting.steps,
@@ -76,55 +70,61 @@ class FrontierReport:
             "temperature": rounds.temperature(step - 1),
             "gen_ppl": row.measures["gen_ppl"].value,
             "entropy": row.measures["entropy"].value,
+            "protocol": asdict(context.protocol),
         }
-        append_line(place / ROUNDS, line | {"protocol": asdict(teacher.context.protocol)})
+        append_line(run.place / ROUNDS, line)
         return (
             f"round {line['round']}: gen PPL {line['gen_ppl']:.1f}, entropy {line['entropy']:.2f} "
             f"nats at {line['steps']} steps"
         )
 
-    def measure(
-        self, plan: Plan, run: Run, teacher: OpenTeacher, place: Path, started: float
-    ) -> Iterator[Progress]:
+    def measure(self, run: OpenRun) -> Iterator[Progress]:
         """Measure all rows of a run and write its report.json; nothing if its training failed."""
-        if not (place / self.training / "model").exists():
+        if not (run.training / "model").exists():
             return
-        known = [*teacher.context.known, *read_rows(place / ROWS)]
-        context = replace(teacher.context, known=known)
-        judge = causal(load(plan.judge))
-        student = diffusion(load(place / self.training / "model"))
+        file, teacher = run.place / ROWS, run.teacher.model
+        known = [*run.teacher.context.known, *read_rows(file)]
+        context = replace(run.teacher.context, known=known)
+        judge, student = causal(load(run.plan.judge)), diffusion(load(run.training / "model"))
         rows: Mapping[str, list[MeasuredRow]] = {}
-        for event in frontier(teacher.model, student, context, judge):
+        for event in frontier(teacher, student, context, judge):
             rows = event.rows
-            append_new(event.measured, known, place / ROWS)
+            append_new(event.measured, known, file)
             line = row_line(event.name, event.measured)
             yield Progress("measuring", event.done, event.total, line)
-        recipe = plan.recipe(run)
-        metrics = read_lines(place / self.training / "metrics.jsonl")
-        report = conclude(rows) | shown(teacher.model, student, context.study, context.real)
-        report |= {
-            "title": f"{plan.title}: {run}" if str(run) else plan.title,
+        report = conclude(rows) | shown(teacher, student, context.study, context.real)
+        report |= self._origin(run, teacher, student, judge)
+        report["rounds"] = _rounds(run.place / ROUNDS, context)
+        write_text(run.place / REPORT, dumps(report, indent=1) + "\n")
+        yield Progress("writing", 1, 1, report=report)
+
+    def _origin(
+        self, run: OpenRun, teacher: Model, student: Model, judge: CausalModel
+    ) -> dict[str, Any]:
+        """The fields of a report about how it was made."""
+        recipe, metrics = run.recipe, read_lines(run.training / "metrics.jsonl")
+        steps = f"{recipe.steps} steps of {recipe.objective.kind}"
+        sources: dict[str, tuple[Model | CausalModel, str]] = {
+            "teacher": (teacher, self.source),
+            "student": (student, steps),
+            "judge": (judge, self.source),
+        }
+        return {
+            "title": f"{run.plan.title}: {run.run}" if str(run.run) else run.plan.title,
             "version": __version__,
             "date": datetime.date.today().isoformat(),
-            "seed": plan.study.seed,
-            "corpus": _corpus(recipe.data.corpus, teacher.data),
+            "seed": run.plan.study.seed,
+            "corpus": _corpus(recipe.data.corpus, run.teacher.data),
             "models": {
-                "teacher": {"parameters": teacher.model.parameters, "source": self.source},
-                "student": {
-                    "parameters": student.parameters,
-                    "source": f"{recipe.steps} steps of {recipe.objective.kind}",
-                },
-                "judge": {"parameters": judge.parameters, "source": self.source},
+                name: {"parameters": model.parameters, "source": source}
+                for name, (model, source) in sources.items()
             },
-            "rounds": _rounds(place / ROUNDS, context),
             "training": _curves(metrics),
             "seconds": {
                 "distil": sum(line["seconds"] for line in metrics),
-                "total": time.perf_counter() - started,
+                "total": time.perf_counter() - run.started,
             },
         }
-        write_text(place / REPORT, dumps(report, indent=1) + "\n")
-        yield Progress("writing", 1, 1, report=report)
 
 
 def _corpus(name: str, data: TrainingData) -> dict[str, Any]:

@@ -38,11 +38,12 @@ PRECISION_STEPS: Mapping[Scale, tuple[int, ...]] = {
     "small": (32, 256),
     "paper": (32, 512),
 }
-SAMPLES: Mapping[Scale, tuple[int, int]] = {  # texts a row, texts a network call
-    "tiny": (64, 64),
-    "small": (256, 256),
-    "paper": (1024, 32),
+STUDIES: Mapping[Scale, EvalSettings] = {
+    "tiny": EvalSettings(64, student_steps=(8, 16, 32, 128)),
+    "small": EvalSettings(256, student_steps=(8, 16, 32, 64, 128, 256), batch_size=256),
+    "paper": EvalSettings(1024, student_steps=(8, 16, 32, 64, 128, 256, 512, 1024), batch_size=32),
 }
+PAPER_TABLE3_STEPS = (32, 64, 128, 256, 512)
 VOCABULARY: Mapping[Scale, str] = {"tiny": "bpe:1024", "small": "bpe:2048"}
 SMALL = NetworkSettings(length=256, width=384, blocks=6, heads=6, cond_dim=64)
 SMALL_LARGE = replace(SMALL, width=768, blocks=12, heads=12, cond_dim=128)
@@ -75,6 +76,11 @@ def paper_plan(name: Name, scale: Scale, directory: Path) -> Plan:
             cells = {title: Cell("MDLM large", _first_round(r)) for title, r in both.items()}
         case _:
             assert_never(name)
+    study = replace(STUDIES[scale], texts=0, completions=0)
+    if name == "table2":
+        study = replace(study, student_steps=(32,))
+    elif large and scale == "paper":
+        study = replace(study, student_steps=PAPER_TABLE3_STEPS)
     distilled = {cell.teacher for cell in cells.values()}
     if "Duo" not in distilled:
         prerequisites = {title: r for title, r in prerequisites.items() if title != "duo"}
@@ -83,7 +89,7 @@ def paper_plan(name: Name, scale: Scale, directory: Path) -> Plan:
         teachers={title: teacher for title, teacher in teachers.items() if title in distilled},
         judge=judge,
         cells=cells,
-        study=_study(scale, (32,) if name == "table2" else _steps(scale, large)),
+        study=study,
         measured=RoundRows(),
         seeds=2,
         prerequisites=prerequisites,
@@ -229,23 +235,3 @@ def _losses(base: Recipe) -> dict[str, Recipe]:
         "KL-Fwd": replace(base, objective=forward),
         "KL-Bwd": replace(base, objective=reverse),
     }
-
-
-def _steps(scale: Scale, large: bool) -> tuple[int, ...]:
-    """The step counts of a table's columns."""
-    match scale:
-        case "tiny":
-            return (8, 16, 32, 128)
-        case "small":
-            return (8, 16, 32, 64, 128, 256)
-        case "paper":
-            return (32, 64, 128, 256, 512) if large else (8, 16, 32, 64, 128, 256, 512, 1024)
-        case _:
-            assert_never(scale)
-
-
-def _study(scale: Scale, steps: tuple[int, ...]) -> EvalSettings:
-    samples, batch_size = SAMPLES[scale]
-    return EvalSettings(
-        samples=samples, student_steps=steps, texts=0, completions=0, batch_size=batch_size
-    )

@@ -84,6 +84,16 @@ def precision_rows(plan: Plan, directory: Path) -> list[Row]:
     return [row for row in newest_rows(directory / ROWS) if row.name not in plan.teachers]
 
 
+def precision_records(plan: Plan, directory: Path) -> list[dict[str, Any]]:
+    """The figures of `precision_rows`."""
+    return [
+        {"name": row.name, "steps": row.setting.steps}
+        | {key: row.measures[key].value for key in ("gen_ppl", "entropy")}
+        | {"nfe": row.setting.nfe}
+        for row in precision_rows(plan, directory)
+    ]
+
+
 def protocol_line(plan: Plan, directory: Path) -> str:
     """The protocol of all rows of the table, in words; `UnequalProtocols` if they differ."""
     rows = [row for row in newest_rows(directory / ROWS) if row.name in plan.teachers]
@@ -126,16 +136,6 @@ def full_record(
         failed: Lines that have no number in the paper, with the paper's words.
     """
     steps = plan.study.student_steps[len(plan.study.student_steps) // 3]
-    rows = [
-        {
-            "name": row.name,
-            "steps": row.setting.steps,
-            "nfe": row.setting.nfe,
-            "gen_ppl": row.measures["gen_ppl"].value,
-            "entropy": row.measures["entropy"].value,
-        }
-        for row in precision_rows(plan, directory)
-    ]
     last = {line.name: line for line in table_lines(plan, directory) if steps in line.cells}
     results = [
         f"{line} {cell.gen_ppl.value:.4g} at {cell.entropy.value:.2f} nats"
@@ -143,7 +143,7 @@ def full_record(
     ]
     return record(plan, directory, published) | {
         "methods": {name: cell.teacher for name, cell in plan.cells.items()},
-        "doubts": rows,
+        "doubts": precision_records(plan, directory),
         "seeds": plan.seeds,
         "failed": dict(failed),
         "texts": example_texts(plan, directory, steps),

@@ -106,16 +106,12 @@ class Measurement(Protocol):
         """The number of a teacher's rows, and an iterator that measures them."""
         ...
 
-    def keep_round(
-        self, student: Model, step: int, recipe: Recipe, teacher: OpenTeacher, place: Path
-    ) -> str | None:
+    def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Keep the student of a round that ended at update `step`; return a line for a terminal."""
         ...
 
-    def measure(
-        self, plan: Plan, run: Run, teacher: OpenTeacher, place: Path, started: float
-    ) -> Iterator[Progress]:
-        """Measure a run whose training ended or failed; `started` is on the clock perf_counter."""
+    def measure(self, run: OpenRun) -> Iterator[Progress]:
+        """Measure a run whose training ended or failed."""
         ...
 
 
@@ -188,6 +184,32 @@ class OpenTeacher:
     context: EvalContext
 
 
+@dataclass(frozen=True)
+class OpenRun:
+    """A run of a plan with its teacher, its directory, and its start by `time.perf_counter`."""
+
+    plan: Plan
+    run: Run
+    teacher: OpenTeacher
+    place: Path
+    started: float
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run."""
+        return self.plan.recipe(self.run)
+
+    @property
+    def training(self) -> Path:
+        """The directory of the training."""
+        return self.place / self.plan.measured.training
+
+    @property
+    def ended(self) -> bool:
+        """Whether the training is complete or failed; otherwise a signal stopped it."""
+        return (self.training / "model").exists() or failure(self.place) is not None
+
+
 def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> Iterator[Progress]:
     """Train, distil and measure all runs of a plan in `directory`, or `only` some.
 
@@ -201,12 +223,9 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
         only: The runs; none: the prerequisites and the teachers' rows alone.
 
     Raises:
-        ValueError: A run is not in the plan, its device is unavailable, or the command was started
-            by `torchrun` with several processes.
+        ValueError: The device is unavailable, or the command was started by `torchrun` with
+            several processes.
     """
-    runs = plan.runs if only is None else only
-    if unknown := [str(run) for run in runs if run not in plan.runs]:
-        raise ValueError(f"only: there is none called {'; '.join(unknown)} in the plan")
     if launch().world > 1:
         raise ValueError(
             "a plan measures in one process: train by `torchrun`, then run this command without it"
@@ -230,13 +249,11 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
             teacher = replace(teacher, context=replace(teacher.context, known=known))
             started = time.perf_counter()
         teachers[name] = teacher
-    for run in runs:
-        for event in _carry_out(
-            plan, run, teachers[plan.cells[run.cell].teacher], directory, started
-        ):
-            yield _titled(run, event)
-        place = plan.place(run, directory)
-        if not _ended(plan, place):
+    for run in plan.runs if only is None else only:
+        teacher = teachers[plan.cells[run.cell].teacher]
+        one = OpenRun(plan, run, teacher, plan.place(run, directory), started)
+        yield from _titled(run, _carry_out(one))
+        if not one.ended:
             return  # stopped by a signal
         started = time.perf_counter()
     yield Progress("all runs", 1, 1, report={})
@@ -275,52 +292,38 @@ def teacher_rows(
         yield Progress(f"measuring {teacher.name}", done, total, line), measured
 
 
-def _carry_out(
-    plan: Plan, run: Run, teacher: OpenTeacher, directory: Path, started: float
-) -> Iterator[Progress]:
+def _carry_out(run: OpenRun) -> Iterator[Progress]:
     """Train and measure one run."""
-    place = plan.place(run, directory)
-    if (reason := failure(place)) is not None:
+    if (reason := failure(run.place)) is not None:
         yield Progress("failed before", 1, 1, reason)
     else:
         try:
-            yield from _distil(plan, run, teacher, place)
+            yield from _distil(run)
         except TrainingError as error:
-            write_text(place / FAILURE, json.dumps({"message": str(error)}) + "\n")
+            write_text(run.place / FAILURE, json.dumps({"message": str(error)}) + "\n")
             yield Progress("failed", 1, 1, str(error))
-    if _ended(plan, place):
-        yield from plan.measured.measure(plan, run, teacher, place, started)
+    if run.ended:
+        yield from run.plan.measured.measure(run)
 
 
-def _distil(plan: Plan, run: Run, teacher: OpenTeacher, place: Path) -> Iterator[Progress]:
-    """Train the student of a run, and keep what the plan wants of each round."""
-    recipe, lines = plan.recipe(run), list[str]()
-    updates = run_recipe(
-        recipe,
-        place / plan.measured.training,
-        data=teacher.data,
-        say=lines.append,
-        device=plan.device,
-    )
-    for update in updates:
+def _distil(run: OpenRun) -> Iterator[Progress]:
+    """Train the student of a run, and keep the student of each round."""
+    recipe, device, lines = run.recipe, run.plan.device, list[str]()
+    data = run.teacher.data
+    for update in run_recipe(recipe, run.training, data=data, say=lines.append, device=device):
         line = lines.pop(0) if lines else None
         if update.student is not None:
             student = diffusion(update.student)
-            line = plan.measured.keep_round(student, update.step, recipe, teacher, place) or line
+            line = run.plan.measured.keep_round(run, student, update.step) or line
         yield Progress("distilling", update.step, recipe.steps, line)
 
 
-def _ended(plan: Plan, place: Path) -> bool:
-    """Whether the training in `place` is complete or failed; otherwise a signal stopped it."""
-    return (place / plan.measured.training / "model").exists() or (place / FAILURE).exists()
-
-
-def _titled(run: Run, event: Progress) -> Progress:
-    """The event with the title of the run before its stage and its line."""
-    if not str(run):
-        return event
-    line = None if event.line is None else f"{run}: {event.line}"
-    return replace(event, stage=f"{run}, {event.stage}", line=line)
+def _titled(run: Run, events: Iterable[Progress]) -> Iterator[Progress]:
+    """The events with the title of the run before their stages and lines."""
+    for event in events:
+        line = event.line and f"{run}: {event.line}"
+        titled = replace(event, stage=f"{run}, {event.stage}", line=line)
+        yield titled if str(run) else event
 
 
 def _text_line(plan: Plan, teacher: OpenTeacher) -> str:

@@ -71,24 +71,19 @@ def demo(
         study: What is measured.
     """
     student, study = student or recipe("demo-mcd"), study or EvalSettings()
-    if corpus == SHIPPED and not from_scratch:
-        models = {"teacher": OWN + "teacher", "judge": OWN + "judge"}
-        prerequisites: dict[str, Recipe] = {}
-        known, source = shipped_rows(), "shipped"
-    else:
-        models = {name: str(directory / name / "model") for name in ("teacher", "judge")}
-        prerequisites = teacher_and_judge(directory, corpus, teacher, judge)
-        known, source = [], "trained here"
+    is_shipped = corpus == SHIPPED and not from_scratch
+    own = teacher_and_judge(directory, corpus, teacher, judge)
+    models = {n: OWN + n if is_shipped else str(directory / n / "model") for n in own}
     student = replace(student, data=replace(student.data, corpus=corpus))
     return Plan(
         title=f"Masked Consistency Distillation on {corpus}",
         teachers={"teacher": PlanTeacher(models["teacher"], study.sampler, study.draw)},
         judge=models["judge"],
-        cells={"": Cell("teacher", with_tokenizer(student, models["teacher"]))},
+        cells=_cells(models["teacher"], {"": student}),
         study=study,
-        measured=FrontierReport(source),
-        prerequisites=prerequisites,
-        known=known,
+        measured=FrontierReport("shipped" if is_shipped else "trained here"),
+        prerequisites={} if is_shipped else own,
+        known=shipped_rows() if is_shipped else (),
     )
 
 
@@ -107,35 +102,20 @@ def teacher_and_judge(
     return {name: replace(r, data=replace(r.data, corpus=corpus)) for name, r in both.items()}
 
 
-def study(
-    directory: Path,
-    *,
-    student: Recipe | None = None,
-    teacher: Recipe | None = None,
-    judge: Recipe | None = None,
-    settings: EvalSettings = STUDY,
-) -> Plan:
+def study(directory: Path) -> Plan:
     """MCD on rows of 256 tokens: N/16 calls of a student against N calls of its teacher.
 
-    Args:
-        directory: The plan's directory; teacher and judge are trained in it first.
-        student: Recipe of the base cell; the catalogue's `long-mcd` by default.
-        teacher: Recipe of the teacher; `long-teacher` by default.
-        judge: Recipe of the judge; `long-judge` by default.
-        settings: What is measured.
+    Teacher and judge are trained in `directory` first.
     """
-    student = student or recipe("long-mcd")
-    prerequisites = {
-        "teacher": teacher or recipe("long-teacher"),
-        "judge": judge or recipe("long-judge"),
-    }
+    student = recipe("long-mcd")
+    prerequisites = {name: recipe(f"long-{name}") for name in ("teacher", "judge")}
     models = {name: str(directory / name / "model") for name in prerequisites}
     return Plan(
         title=f"Rows of {student.network.length} tokens",
         teachers={"teacher": PlanTeacher(models["teacher"])},
         judge=models["judge"],
         cells=_cells(models["teacher"], study_recipes(student)),
-        study=settings,
+        study=STUDY,
         measured=FrontierReport(),
         prerequisites=prerequisites,
     )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, product
-from pathlib import Path
 from typing import ClassVar
 
 from unmask.cli.console import Progress
@@ -17,11 +16,10 @@ from unmask.evaluation.judges import Judge
 from unmask.evaluation.measure import Setting
 from unmask.evaluation.sample_metrics import measure_frontier
 from unmask.evaluation.sweep import MeasuredRow
-from unmask.experiments.plan import Cell, OpenTeacher, Plan, Run, diffusion
+from unmask.experiments.plan import OpenRun, OpenTeacher, diffusion
 from unmask.experiments.rows_file import ROWS, append_new, read_rows, row_line
 from unmask.models.model import Model, load
 from unmask.recipes.data import TrainingData
-from unmask.recipes.schema import Recipe
 
 # Sampler and draw: exact; and as the codes of MDLM, SDTT and early Duo draw.
 PRECISIONS = (("reveal", "race"), ("ancestral", "legacy_gumbel32"))
@@ -45,29 +43,25 @@ class RoundRows:
         total = len(PRECISIONS) * len(TOP_P) * len(precise) + len(steps)
         return total, chain(_precision_rows(teacher), rows)
 
-    def keep_round(
-        self, student: Model, step: int, recipe: Recipe, teacher: OpenTeacher, place: Path
-    ) -> str | None:
+    def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Save the student as the model round-N."""
-        number = step // Cell(teacher.name, recipe).rounds.steps
-        student.save(place / f"round-{number}", recipe=to_json(recipe), steps=step)
+        number = step // run.plan.cells[run.run.cell].rounds.steps
+        student.save(run.place / f"round-{number}", recipe=to_json(run.recipe), steps=step)
         return None
 
-    def measure(
-        self, plan: Plan, run: Run, teacher: OpenTeacher, place: Path, started: float
-    ) -> Iterator[Progress]:
+    def measure(self, run: OpenRun) -> Iterator[Progress]:
         """Measure the student of every round, also of those before a failure."""
-        known, steps = read_rows(place / ROWS), plan.study.student_steps
-        context = replace(teacher.context, known=known)
-        count = plan.cells[run.cell].rounds.count
+        known, steps = read_rows(run.place / ROWS), run.plan.study.student_steps
+        context = replace(run.teacher.context, known=known)
+        count = run.plan.cells[run.run.cell].rounds.count
         for number in range(1, count + 1):
-            saved, name = place / f"round-{number}", f"round {number}"
+            saved, name = run.place / f"round-{number}", f"round {number}"
             if not saved.exists():
                 continue
-            student = diffusion(load(saved, device=plan.device or "cpu"))
+            student = diffusion(load(saved, device=run.plan.device or "cpu"))
             rows = sweep.measure(name, student, context, steps, (1.0,))
             for i, measured in enumerate(rows, start=(number - 1) * len(steps) + 1):
-                is_new = append_new(measured, known, place / ROWS)
+                is_new = append_new(measured, known, run.place / ROWS)
                 line = row_line(name, measured) if is_new else None
                 yield Progress("measuring", i, count * len(steps), line)
 
@@ -90,14 +84,8 @@ def _precision_rows(teacher: OpenTeacher) -> Iterator[MeasuredRow]:
         if measured is None:
             drawing = partial(sweep.draw_row, model, study, context.real.shape[1], top_p=top_p)
             rows = measure_frontier(
-                drawing,
-                context.judge,
-                protocol,
-                setting,
-                name=title,
-                steps=[count],
-                temperatures=[1.0],
-                warmup=0,
-            )
+                drawing, context.judge, protocol, setting,
+                name=title, steps=[count], temperatures=[1.0], warmup=0,
+            )  # fmt: skip
             measured = MeasuredRow(next(iter(rows)), shipped=False)
         yield measured

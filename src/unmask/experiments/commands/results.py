@@ -9,23 +9,9 @@ from unmask.atomic_files import write_text
 from unmask.cli.console import say, table
 from unmask.dataclass_json import dumps
 from unmask.evaluation.measure import require_same_protocol
-from unmask.experiments.comparison_tables import (
-    HEAD,
-    METHODS_HEAD,
-    Report,
-    means,
-    means_by_cell,
-    methods_table,
-    reports_of,
-    summary,
-)
-from unmask.experiments.paper_table import (
-    TableLine,
-    full_record,
-    precision_rows,
-    protocol_line,
-    table_lines,
-)
+from unmask.experiments import comparison_tables as tables
+from unmask.experiments import paper_table as paper
+from unmask.experiments.comparison_tables import Report, reports_of, summary
 from unmask.experiments.plan import Plan, failure
 from unmask.experiments.plans import STUDY_SEEDS
 from unmask.experiments.published import FAILED, TABLES
@@ -58,7 +44,7 @@ def show_study(plan: Plan, directory: Path) -> None:
     reports = reports_of(plan, directory)
     lines = summary(reports)
     both = [report for run, report in reports.items() if run.cell in STUDY_SEEDS]
-    lines += means(f"{len(both)} seeds", both) if len(both) > 1 else []
+    lines += tables.means(f"{len(both)} seeds", both) if len(both) > 1 else []
     named = {str(run): report for run, report in reports.items()}
     steps = max(plan.study.teacher_steps) // 16
     _show_reports(lines, named, directory / "study.png", steps)
@@ -71,7 +57,9 @@ def show_ablation(plan: Plan, directory: Path, whole: bool) -> None:
     by_cell = {run.cell: report for run, report in reversed(reports.items())}
     first = {cell: by_cell[cell] for cell in plan.cells if cell in by_cell}
     picture = directory / "ablation.png" if whole else None
-    _show_reports(means_by_cell(plan, reports), first, picture, max(plan.study.student_steps))
+    _show_reports(
+        tables.means_by_cell(plan, reports), first, picture, max(plan.study.student_steps)
+    )
 
 
 def show_methods(plan: Plan, directory: Path) -> None:
@@ -81,7 +69,7 @@ def show_methods(plan: Plan, directory: Path) -> None:
     order = sorted(reports, key=lambda run: teachers.index(plan.cells[run.cell].teacher))
     reports = {run: reports[run] for run in order}
     if reports:
-        table("methods", METHODS_HEAD, methods_table(reports))
+        table("methods", tables.METHODS_HEAD, tables.methods_table(reports))
     named = {str(run): report for run, report in reports.items()}
     _show_reports(summary(reports), named, directory / "methods.png", plan.study.round_steps)
 
@@ -99,7 +87,7 @@ def _show_reports(
 
     records = {name: read_report(report) for name, report in reports.items()}
     require_same_protocol(line.row for record in records.values() for _, line in record.lines)
-    table("students; gains over a temperature-scaled teacher at equal steps", HEAD, lines)
+    table("students; gains over a temperature-scaled teacher at equal steps", tables.HEAD, lines)
     if picture is not None:
         with drawing():
             write_picture(figure_of(records, steps), picture)
@@ -108,11 +96,15 @@ def _show_reports(
 
 def show_paper_table(name: str, plan: Plan, directory: Path) -> None:
     """The teacher in several precisions; then gen PPL / entropy, with published values below."""
-    _show_precisions(plan, directory)
-    lines = table_lines(plan, directory)
+    if precisions := [[*row.values()] for row in paper.precision_records(plan, directory)]:
+        columns = ["", "steps", "gen PPL", "entropy", "calls"]
+        table("the same teacher; precision of the draw, top-p", columns, precisions)
+    lines = paper.table_lines(plan, directory)
     if not lines:
         return
-    protocol = protocol_line(plan, directory)  # raises before rows of two protocols are printed
+    protocol = paper.protocol_line(
+        plan, directory
+    )  # raises before rows of two protocols are printed
     steps = sorted({count for line in lines for count in line.cells})
     body: list[Sequence[object]] = []
     for line in lines:
@@ -129,29 +121,13 @@ def show_paper_table(name: str, plan: Plan, directory: Path) -> None:
     say(protocol)
 
 
-def _show_precisions(plan: Plan, directory: Path) -> None:
-    rows = [
-        [
-            row.name,
-            row.setting.steps,
-            row.measures["gen_ppl"].value,
-            row.measures["entropy"].value,
-            row.setting.nfe,
-        ]
-        for row in precision_rows(plan, directory)
-    ]
-    if rows:
-        columns = ["", "steps", "gen PPL", "entropy", "calls"]
-        table("the same teacher; precision of the draw, top-p", columns, rows)
-
-
 def _show_failures(plan: Plan, directory: Path) -> None:
     for run in plan.runs:
         if (reason := failure(plan.place(run, directory))) is not None:
             say(f"{run}: {reason}")
 
 
-def _cell(line: TableLine, steps: int, seeds: int) -> str:
+def _cell(line: paper.TableLine, steps: int, seeds: int) -> str:
     if steps not in line.cells:
         return "failed" if line.failed else ""
     cell = line.cells[steps]
@@ -163,7 +139,7 @@ def write_page(name: str, plan: Plan, directory: Path) -> None:
     """Write the table as JSON, as a figure and as a page."""
     from unmask.experiments.report.paper import write_table
 
-    content = full_record(plan, directory, TABLES[name], FAILED.get(name, {}))
+    content = paper.full_record(plan, directory, TABLES[name], FAILED.get(name, {}))
     # Figure 3 shares the directory of table 1.
     file = directory / ("table.json" if name.startswith("table") else f"{name}.json")
     write_text(file, dumps(content, indent=1) + "\n")

@@ -169,19 +169,14 @@ def _gaps(
     source: SyntheticSource, n: int, length: int, seed: int, advance: Advance
 ) -> tuple[dict[str, list[GapRow]], list[GapRow]]:
     """Rows of each sampler at increasing steps, and of the unmasking orders at equal calls."""
-    from unmask.experiments.exact.factorization_gap import (
-        equal_count_order,
-        gap_rows,
-        order_rows,
-        powers,
-    )
+    from unmask.experiments.exact import factorization_gap as gap
     from unmask.experiments.exact.oracle import masked_model, uniform_model
     from unmask.samplers.steps import Sampler, ancestral, confidence, reveal
 
-    masked, steps = masked_model(source), powers(length)
+    masked, steps = masked_model(source), gap.powers(length)
     families: list[tuple[str, Sampler, bool]] = [
         ("reveal", reveal, True),
-        ("even", equal_count_order, True),
+        ("even", gap.equal_count_order, True),
         ("confidence", confidence, False),
         ("uniform", ancestral, False),
     ]
@@ -191,12 +186,12 @@ def _gaps(
     for name, sampler, traced in families:
         model = uniform_model(source) if name == "uniform" else masked
         gaps[name] = []
-        for row in gap_rows(model, name, sampler, steps, n, length, seed, traced=traced):
+        for row in gap.gap_rows(model, name, sampler, steps, n, length, seed, traced=traced):
             gaps[name].append(row)
             advance("drawing", done := done + 1, total)
     orders: list[GapRow] = []
     for count in calls:
-        orders += order_rows(masked, count, n, length, seed)
+        orders += gap.order_rows(masked, count, n, length, seed)
         advance("drawing", done := done + 1, total)
     return gaps, orders
 
