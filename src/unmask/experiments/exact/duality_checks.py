@@ -25,6 +25,7 @@ from torch import Tensor
 from unmask.diffusion.duality import ddim_path, keep_probability, margin, project, snr_root
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
 from unmask.diffusion.trajectory import Trajectory
+from unmask.limits import whole
 from unmask.rng import generator
 from unmask.types import Tokens
 
@@ -141,10 +142,7 @@ def observe(
         seed: Seed of tokens and Gaussians.
         schedule: Log-linear by default.
     """
-    if n < FEWEST:
-        raise ValueError(
-            f"n is too small: got {n}, want n >= {FEWEST} tokens for the tests to be valid"
-        )
+    whole("n", n, "tokens, enough for valid tests", FEWEST)
     alpha = (schedule or LogLinear()).alpha(torch.tensor(TIMES, dtype=torch.float64))
     root = snr_root(alpha, vocab_size)
     rng = generator(seed)
@@ -201,14 +199,8 @@ def calibration(observation: Observation) -> Check:
     error = (kept - alpha).abs()
     statistic = float((error / standard_error).max())
     p_value = min(1.0, len(alpha) * math.erfc(statistic / math.sqrt(2)))
-    return _random(
-        "calibrated marginals",
-        statistic,
-        float(error.max()),
-        float(standard_error.max()),
-        p_value,
-        n,
-    )
+    usual = float(standard_error.max())
+    return _random("calibrated marginals", statistic, float(error.max()), usual, p_value, n)
 
 
 def integral_transform(observation: Observation) -> Check:
@@ -229,11 +221,9 @@ def joint_law(observation: Observation, times: tuple[int, ...]) -> Check:
         _patterns(observation, z, times) for z in (observation.z, observation.free)
     )
     total = projected + thresholded
-    seen = total > 0
-    statistic = float(((projected - thresholded) ** 2 / total)[seen].sum())
-    p_value = (
-        float(_scipy_stats().chi2.sf(statistic, int(seen.sum()) - 1)) if seen.sum() > 1 else 1.0
-    )
+    counts = torch.stack([projected, thresholded])[:, total > 0]
+    test = _scipy_stats().chi2_contingency(counts.numpy(), correction=False)
+    statistic, p_value = float(test.statistic), float(test.pvalue)
     error = float((projected - thresholded).abs().sum()) / (2 * n)
     # E|N(0, 2 s^2)| / 2 = s / sqrt(pi)
     usual = float((_standard_error(total / (2 * n), n) / math.sqrt(math.pi)).sum())

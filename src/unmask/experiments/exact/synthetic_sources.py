@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.limits import whole
 from unmask.types import PerSequence, Probs, Tokens
 
 # Least probability of any token in a random distribution, so that no text is impossible.
@@ -110,7 +111,7 @@ class SyntheticSource:
 
     def sample(self, n: int, length: int, generator: torch.Generator | None = None) -> Tokens:
         """Draw n texts, int64 [n, length]."""
-        _check_length(length)
+        whole("length", length, "the tokens of a text")
         state = _draw(self.start.expand(n, -1), generator)
         tokens = [_draw(self.emission[state], generator)]
         for _ in range(length - 1):
@@ -180,8 +181,7 @@ class SyntheticSource:
 
     def pairs(self, length: int) -> Tensor:
         """The distribution of an adjacent pair: mean over i < length of p(x_i, x_{i+1}), [V, V]."""
-        if length < 2:
-            raise ValueError(f"length is too small for a pair: got {length}, want length >= 2")
+        whole("length", length, "the tokens of a text with a pair", 2)
         state = torch.stack(self._state_marginals(length)[:-1]).mean(0)
         return (self.emission * state[:, None]).T @ self._next_token()
 
@@ -191,7 +191,7 @@ class SyntheticSource:
         The first `identifying_prefix` tokens are enumerated; each later one adds E[H(next token |
         state)].
         """
-        _check_length(length)
+        whole("length", length, "the tokens of a text")
         first = min(self.identifying_prefix, length)
         texts = torch.tensor([*product(range(self.vocab_size), repeat=first)])
         log_p = self.log_prob(texts)
@@ -203,10 +203,7 @@ class SyntheticSource:
 
     def rate(self, length: int) -> float:
         """H(x_L | x_1 .. x_{L-1}) in nats: the entropy rate of a stationary chain of order < L."""
-        if length < 2:
-            raise ValueError(
-                f"length is too small for an entropy rate: got {length}, want length >= 2"
-            )
+        whole("length", length, "the tokens of a text with an entropy rate", 2)
         return length * self.entropy(length) - (length - 1) * self.entropy(length - 1)
 
     def _state_marginals(self, length: int) -> list[Tensor]:
@@ -255,10 +252,7 @@ def random_chain(
     vocab_size: int, order: int = 1, concentration: float = 0.4, seed: int = 0
 ) -> SyntheticSource:
     """A stationary chain with Dirichlet(concentration) rows; a small value gives a low entropy."""
-    if order not in (1, 2):
-        raise ValueError(
-            f"order is {order}: want 1 or 2, the number of tokens that the next one depends on"
-        )
+    whole("order", order, "the tokens that the next one depends on", 1, 2)
     rows = _dirichlet(
         np.random.default_rng(seed % 2**64), vocab_size, vocab_size**order, concentration
     )
@@ -343,8 +337,7 @@ def _stationary(moves: Transition, states: int) -> Tensor:
 
 def _dirichlet(rng: np.random.Generator, size: int, n: int, concentration: float) -> Tensor:
     """n distributions over `size` tokens, [n, size] float64, no entry below about LEAST."""
-    if size < 2:
-        raise ValueError(f"vocab_size is too small: got {size}, want >= 2 tokens, MASK excluded")
+    whole("vocab_size", size, "the tokens of the source without MASK", 2)
     if not 0 < concentration < math.inf:
         raise ValueError(
             f"concentration is out of range: got {concentration}, want a finite Dirichlet "
@@ -363,13 +356,6 @@ def _draw(rows: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _entropy(p: Tensor) -> Tensor:
     return -torch.xlogy(p, p).sum(-1)
-
-
-def _check_length(length: int) -> None:
-    if length < 1:
-        raise ValueError(
-            f"length is too small: got {length}, want length >= 1, the tokens of a text"
-        )
 
 
 def _check_distribution(name: str, rows: Tensor) -> None:
