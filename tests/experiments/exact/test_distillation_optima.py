@@ -1,4 +1,4 @@
-"""Fixed points: closed forms against plain sums and against gradients, and where the library's own training arrives."""
+"""Optima of objectives: closed forms against sums, gradients and the library's training."""
 
 import math
 from dataclasses import replace
@@ -49,7 +49,7 @@ def wide() -> EnumeratedSource:
 
 
 @pytest.mark.parametrize("coupling", ["locked", "independent"])
-def test_the_law_of_the_pairs_is_that_of_the_trajectory(source: EnumeratedSource, coupling) -> None:
+def test_pairs_are_distributed_as_the_trajectory(source: EnumeratedSource, coupling) -> None:
     """Against a mean over a fine grid of t, mask by mask."""
     delta, schedule, points = 0.4, LogLinear(), 4000
     pairs = coupled_pairs(source, schedule, delta, coupling)
@@ -76,23 +76,31 @@ def test_the_law_of_the_pairs_is_that_of_the_trajectory(source: EnumeratedSource
 def expected_gradient(
     source: EnumeratedSource, objective: TabularObjective, logits: torch.Tensor
 ) -> torch.Tensor:
-    """Of the mean of `distillation_loss` over every coupled pair: the library's loss without its chance."""
+    """The gradient of the exact mean of `distillation_loss` over all coupled pairs."""
     pairs = coupled_pairs(source, LogLinear(), objective.delta0, objective.coupling)
     student, teacher = TableStudent(logits), TableStudent(source.teacher)
     alpha = torch.ones(len(pairs.weight), dtype=torch.float64)
     loss = distillation_loss(
-        student(source.canvases[pairs.t], alpha), teacher(source.canvases[pairs.s], alpha), pairs.x0, pairs.masked_t,
-        pairs.masked_s, temperature=objective.temperatures[0], direction=objective.direction,
+        student(source.canvases[pairs.t], alpha),
+        teacher(source.canvases[pairs.s], alpha),
+        pairs.x0,
+        pairs.masked_t,
+        pairs.masked_s,
+        temperature=objective.temperatures[0],
+        direction=objective.direction,
         revealed=objective.revealed,
-    )  # fmt: skip
+    )
     total = (pairs.weight * loss.sum(1)).sum()
     (gradient,) = torch.autograd.grad(total, student.logits)
     return gradient
 
 
-@pytest.mark.parametrize("objective", [*(each for each in OBJECTIVES if len(each.temperatures) == 1), HYBRID],
-                         ids=lambda objective: objective.name)  # fmt: skip
-def test_the_loss_is_flat_at_the_optimum_and_nowhere_near_it(
+@pytest.mark.parametrize(
+    "objective",
+    [*(one for one in OBJECTIVES if len(one.temperatures) == 1), HYBRID],
+    ids=lambda objective: objective.name,
+)
+def test_the_gradient_is_zero_at_the_optimum_only(
     source: EnumeratedSource, objective: TabularObjective
 ) -> None:
     best = optimum(source, objective).log_p
@@ -103,7 +111,7 @@ def test_the_loss_is_flat_at_the_optimum_and_nowhere_near_it(
     assert float(expected_gradient(source, objective, moved).abs().max()) > 1e-4
 
 
-def test_forward_kl_leaves_a_perfect_teacher_where_it_is(wide: EnumeratedSource) -> None:
+def test_forward_kl_keeps_an_exact_teacher(wide: EnumeratedSource) -> None:
     for objective in OBJECTIVES:
         best = optimum(wide, objective)
         far = float((best.weight[..., None] * (best.log_p.exp() - wide.teacher.exp()).abs()).max())
@@ -137,8 +145,8 @@ def test_reverse_kl_is_the_geometric_mean(source: EnumeratedSource) -> None:
     torch.testing.assert_close(best, (mean / total).softmax(-1), rtol=1e-5, atol=0)
 
 
-def test_the_hybrid_has_its_ends() -> None:
-    """Nothing shown: the geometric mean; nothing masked in both: the frequencies; else between them."""
+def test_eq14_optimum_at_its_limits() -> None:
+    """b = 0: the geometric mean. a = 0: the frequencies. Otherwise between them."""
     log_g = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64).log()
     b = torch.tensor([[0.1, 0.1, 0.2]], dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
@@ -151,10 +159,8 @@ def test_the_hybrid_has_its_ends() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_sampled_distribution_is_that_of_the_sampler(
-    source: EnumeratedSource, steps: int
-) -> None:
-    """The exact law of texts against texts that `sample` draws, with laws that are not the source's."""
+def test_sampled_distribution_is_that_of_sample(source: EnumeratedSource, steps: int) -> None:
+    """Against texts of `sample`, for predictions that differ from the source's."""
     log_p = optimum(source, HYBRID).log_p
     schedule = LogLinear(eps=0.0)
     model = SimpleNamespace(
@@ -177,10 +183,17 @@ def test_one_step_draws_the_product_of_marginals(wide: EnumeratedSource) -> None
     assert row.from_teacher == pytest.approx(0, abs=1e-12) and row.kl[0] > row.kl[1] > row.kl[2] > 0
 
 
-@pytest.mark.parametrize("objective", [PLAIN, GEOMETRIC, HYBRID,
-                                       TabularObjective("rounds", "reverse", "none", "locked", (0.9, 0.9), 0.25)],
-                         ids=lambda objective: objective.name)  # fmt: skip
-def test_training_arrives(source: EnumeratedSource, objective: TabularObjective) -> None:
+@pytest.mark.parametrize(
+    "objective",
+    [
+        PLAIN,
+        GEOMETRIC,
+        HYBRID,
+        TabularObjective("rounds", "reverse", "none", "locked", (0.9, 0.9), 0.25),
+    ],
+    ids=lambda objective: objective.name,
+)
+def test_training_finds_the_optimum(source: EnumeratedSource, objective: TabularObjective) -> None:
     """A table trained by `Consistency` ends at the closed form, and not at another objective's."""
     trained = train(source, objective, steps=200, batch=512, seed=1)
     best = optimum(source, objective)
@@ -192,7 +205,7 @@ def test_training_arrives(source: EnumeratedSource, objective: TabularObjective)
             assert distance(optimum(source, other).log_p, trained, best.weight) > 4 * arrived
 
 
-def test_a_check_fails_where_training_went_elsewhere(wide: EnumeratedSource) -> None:
+def test_a_check_fails_for_another_optimum(wide: EnumeratedSource) -> None:
     eq_14 = next(each for each in OBJECTIVES if each.name == "reverse KL + CE (Eq. 14)")
     rows = [fixed_point(wide, PLAIN, wide.teacher), fixed_point(wide, eq_14, wide.teacher)]
     assert [check.passed for check in fixed_point_checks(rows)] == [True, True, False]
@@ -200,6 +213,6 @@ def test_a_check_fails_where_training_went_elsewhere(wide: EnumeratedSource) -> 
     assert not fixed_point_checks([off])[0].passed
 
 
-def test_too_large_a_world_is_refused() -> None:
+def test_a_large_source_is_refused() -> None:
     with pytest.raises(ValueError, match="at most 4096"):
         enumerate_source(random_chain(8), length=5)

@@ -1,4 +1,4 @@
-"""The checks of `unmask verify`: they pass on the library as it is, and each fails when its claim is made false."""
+"""The checks of `unmask verify`: they pass on the library, and each fails if its claim is false."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_equal_seeds_give_equal_checks() -> None:
 
 
 def test_p_values_are_uniform_over_seeds() -> None:
-    """Else `passed` would be too easy or too hard. Bonferroni's p may be too large (conservative), never too small."""
+    """Bonferroni's p may be too large (conservative), but never too small."""
     values: dict[str, list[float]] = {}
     for seed in range(40):
         for check in run_checks(4, 400, seed):
@@ -84,7 +84,7 @@ def test_p_values_are_uniform_over_seeds() -> None:
 
 
 def deaf_project(w: Tensor, x0: Tensor, mask_id: int) -> Tensor:
-    """Hears all coordinates but one."""
+    """Ignores one coordinate."""
     quieter = w.scatter(-1, ((x0 + 1) % w.shape[-1])[:, None], -math.inf)
     return duality.project(quieter, x0, mask_id)
 

@@ -1,4 +1,4 @@
-"""The exact bench: samplers against listed laws, and checks that fail when a sampler is wrong."""
+"""Samplers against enumerated distributions, and checks that fail for a wrong sampler."""
 
 import math
 from dataclasses import asdict, replace
@@ -52,7 +52,7 @@ def chi_square(tokens: torch.Tensor) -> float:
     [equal_count_order, bit_reversed_order, entropy_bounded(0.0)],
     ids=["even", "spread", "entropy_bounded:0"],
 )
-def test_one_token_a_call_is_the_law_of_the_source(sampler) -> None:
+def test_one_token_a_call_has_the_distribution_of_the_source(sampler) -> None:
     drawn = draw(masked_model(SMALL), sampler, 4, 8000, 4, seed=0, traced=True)
     assert chi_square(drawn.tokens) > 1e-4
     torch.testing.assert_close(drawn.log_q, SMALL.log_prob(drawn.tokens), rtol=0, atol=1e-10)
@@ -60,7 +60,7 @@ def test_one_token_a_call_is_the_law_of_the_source(sampler) -> None:
 
 
 @pytest.mark.parametrize("sampler", [reveal, confidence], ids=["reveal", "confidence"])
-def test_chi_square_sees_the_samplers_that_are_not_exact(sampler) -> None:
+def test_chi_square_rejects_samplers_that_are_not_exact(sampler) -> None:
     assert chi_square(draw(masked_model(SMALL), sampler, 4, 8000, 4, seed=0).tokens) < 1e-4
 
 
@@ -80,7 +80,7 @@ def test_log_q_of_a_batch_is_that_of_the_product_in_one_call() -> None:
     assert torch.equal(several.tokens, again.tokens) and torch.equal(several.nfe, again.nfe)
 
 
-def test_steps_show_equally_many_tokens() -> None:
+def test_steps_unmask_equally_many_tokens() -> None:
     for steps, counts in ((1, [6]), (4, [2, 1, 2, 1]), (6, [1] * 6)):
         drawn = draw(masked_model(SMALL), equal_count_order, steps, 20, 6, seed=0)
         assert drawn.nfe.tolist() == [len(counts)] * 20
@@ -104,7 +104,7 @@ def test_the_measures_of_known_texts() -> None:
     assert row.pair_entropy == pytest.approx(-sum(p * math.log(p) for p in shares.values()))
 
 
-def test_texts_of_the_source_lie_at_the_chance_distance() -> None:
+def test_texts_of_the_source_have_the_chance_distance() -> None:
     least, row = chance_distance(CHAIN, 500, 8, seed=0), own_row(CHAIN, 500, 8, seed=1)
     assert abs(row.pair_distance - least.mean) < 6 * least.deviation
     assert abs(row.excess) < 4 * row.nll.sem and row.kl.value == 0
@@ -120,7 +120,7 @@ def families() -> tuple[list[GapRow], list[GapRow], ChanceDistance]:
     return rows[0], rows[1], chance_distance(CHAIN, N, 8, seed=1)
 
 
-def test_the_gap_falls_and_what_must_hold_holds(families) -> None:
+def test_the_gap_decreases_and_the_checks_pass(families) -> None:
     rows, even_rows, least = families
     for family in families[:2]:
         assert [row.steps for row in family] == [1, 2, 4, 8]
@@ -148,11 +148,11 @@ def test_each_check_sees_its_own_fault(families) -> None:
     assert {c.name for c in checks if not c.passed} == {"one call: product of marginals (reveal)"}
 
 
-def test_reveal_steps_make_the_calls_asked_for() -> None:
+def test_reveal_steps_make_the_requested_calls() -> None:
     for calls in (2, 4, 7):
         steps = reveal_steps(calls, 8)
-        found = float(draw(masked_model(SMALL), reveal, steps, 2000, 8, seed=0).nfe.double().mean())
-        assert abs(found - calls) < 0.5
+        nfe = float(draw(masked_model(SMALL), reveal, steps, 2000, 8, seed=0).nfe.double().mean())
+        assert abs(nfe - calls) < 0.5
     with pytest.raises(ValueError, match=r"nfe .*got 8.*nfe < 8"):
         reveal_steps(8, 8)
 
@@ -186,10 +186,10 @@ def test_rows_are_plain() -> None:
 
 
 @pytest.mark.parametrize(("steps", "share"), [(2, 0.533), (64, 0.922)])
-def test_uniform_noise_doubts_what_is_pinned(steps: int, share: float) -> None:
-    """Two equal tokens, the first given: masked diffusion copies it always, uniform noise by chance and more steps.
+def test_uniform_noise_does_not_trust_a_pinned_token(steps: int, share: float) -> None:
+    """Two equal tokens, the first given: masked diffusion always copies it, uniform noise does not.
 
-    A denoiser of uniform noise is told one alpha for all tokens, so a given one counts for no more than any other.
+    A denoiser of uniform noise gets one alpha for all tokens, so a given token has no more weight.
     """
     source, n = markov_chain(torch.eye(4, dtype=torch.float64), start=torch.full((4,), 0.25)), 4000
     pinned = torch.tensor([[2, -1]]).expand(n, -1)

@@ -1,4 +1,4 @@
-"""Sources against their definition: every text listed, its probability multiplied out, and Bayes' rule by summing."""
+"""Sources against their definition: enumerated texts, products of probabilities, Bayes' rule."""
 
 import math
 from itertools import pairwise, product
@@ -121,7 +121,7 @@ def test_entropy_marginals_and_pairs(known) -> None:
 
 
 def bayes(texts: Tensor, p: Tensor, likelihood: Tensor) -> Tensor:
-    """p(x_i = v | evidence at all places but i) [L, V]: p(x) times all likelihoods but that of i, summed over texts."""
+    """p(x_i = v | evidence at other positions) [L, V], by a sum over all texts."""
     length, size = likelihood.shape
     law = torch.zeros(length, size, dtype=torch.float64)
     for x, weight in zip(texts.tolist(), p.tolist(), strict=True):
@@ -177,11 +177,8 @@ def test_the_likelihood_of_evidence_is_a_sum_over_texts(known) -> None:
     weights = torch.rand(
         5, LENGTH, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
-    truth = [sum(q * math.prod(float(w[i, v]) for i, v in enumerate(x))
-                 for x, q in zip(texts.tolist(), p.tolist(), strict=True)) for w in weights]  # fmt: skip
-    torch.testing.assert_close(
-        source.log_likelihood(weights).exp(), torch.tensor(truth, dtype=torch.float64)
-    )
+    likelihoods = weights[:, torch.arange(LENGTH), texts].prod(-1)  # [5, texts]
+    torch.testing.assert_close(source.log_likelihood(weights).exp(), likelihoods @ p)
 
 
 def test_samples_have_the_law(known) -> None:
@@ -205,7 +202,7 @@ def test_a_stationary_chain_has_one_law_everywhere(order: int) -> None:
 
 
 def test_a_large_chain_agrees_with_the_one_it_lifts() -> None:
-    """Order 2 that ignores the older token is order 1: two code paths, one law; and it does not underflow."""
+    """Order 2 that ignores the older token equals order 1, without underflow."""
     first = random_chain(20, 1, concentration=0.3, seed=4)
     table = first.transition.matrix
     second = markov_chain(table.expand(20, 20, 20).clone())

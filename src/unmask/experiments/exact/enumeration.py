@@ -97,14 +97,12 @@ def coupled_pairs(
     nodes, shares = np.polynomial.legendre.leggauss(source.length + 1)
     t = torch.from_numpy(delta + (1 - delta) * (nodes + 1) / 2)
     a_t, a_s = schedule.alpha(t), schedule.alpha((t - delta).clamp(min=0))
+    # The cases of a token: masked in neither, in z_s, in z_t, in both.
     if coupling == "locked":
-        chances = torch.stack(
-            [a_t, torch.zeros_like(t), a_s - a_t, 1 - a_s], -1
-        )  # masked in: neither, s, t, both
+        cases = [a_t, torch.zeros_like(t), a_s - a_t, 1 - a_s]
     else:
-        chances = torch.stack(
-            [a_t * a_s, a_t * (1 - a_s), (1 - a_t) * a_s, (1 - a_t) * (1 - a_s)], -1
-        )
+        cases = [a_t * a_s, a_t * (1 - a_s), (1 - a_t) * a_s, (1 - a_t) * (1 - a_s)]
+    chances = torch.stack(cases, -1)
     kinds = torch.tensor([*product(range(4), repeat=source.length)])  # [4^L, L]
     chance = torch.from_numpy(shares / 2) @ chances[:, kinds].prod(-1)
     weight = (source.log_p.exp()[:, None] * chance).flatten()
@@ -123,8 +121,8 @@ def sampled_distribution(
 ) -> Tensor:
     """The exact distribution [X] of texts that ancestral sampling draws.
 
-    Between two levels a masked token is unmasked with (alpha_s - alpha_t) / (1 - alpha_t) (MDLM,
-    Eq. 6).
+    Between two levels a masked token is unmasked with probability (alpha_s - alpha_t) / (1 -
+    alpha_t) (MDLM, Eq. 6).
 
     Args:
         source: The enumerated source.

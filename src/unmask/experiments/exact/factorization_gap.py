@@ -200,12 +200,8 @@ def pair_counts(source: SyntheticSource, tokens: Tokens) -> Tensor:
 def own_row(source: SyntheticSource, n: int, length: int, seed: int) -> GapRow:
     """The row of n texts of the source, as of a perfect sampler."""
     tokens = source.sample(n, length, generator(seed))
-    return measure(
-        source,
-        "source",
-        0,
-        DrawnSamples(tokens, torch.zeros(n, dtype=torch.int64), source.log_prob(tokens)),
-    )
+    no_calls = torch.zeros(n, dtype=torch.int64)
+    return measure(source, "source", 0, DrawnSamples(tokens, no_calls, source.log_prob(tokens)))
 
 
 def chance_distance(source: SyntheticSource, n: int, length: int, seed: int) -> ChanceDistance:
@@ -235,25 +231,25 @@ def gap_rows(
 ) -> Iterator[GapRow]:
     """Measure a row for each number of steps; arguments as in `draw`."""
     for count in steps:
-        yield measure(
-            model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced)
-        )
+        drawn = draw(model, sampler, count, n, length, seed, traced=traced)
+        yield measure(model.source, name, count, drawn)
 
 
 def reveal_steps(nfe: float, length: int) -> int:
     """The number of steps N at which `reveal` makes closest to `nfe` < length calls a text.
 
-    On the uniform grid each of the L tokens is in one of N steps at random: nfe = N (1 - (1 -
-    1/N)^L).
+    On the uniform grid each of the L tokens is in one of N steps at random, and so
+    nfe = N (1 - (1 - 1/N)^L).
     """
     if not 0 < nfe < length:
         raise ValueError(
             f"nfe is out of range: got {nfe}, want 0 < nfe < {length} calls a text of `reveal`"
         )
-    return min(
-        range(1, length**2 + 1),
-        key=lambda count: abs(count * (1 - (1 - 1 / count) ** length) - nfe),
-    )
+
+    def error(count: int) -> float:
+        return abs(count * (1 - (1 - 1 / count) ** length) - nfe)
+
+    return min(range(1, length**2 + 1), key=error)
 
 
 def calibrate_entropy_bound(
@@ -277,9 +273,8 @@ def calibrate_entropy_bound(
         raise ValueError(f"nfe is out of range: got {nfe}, want 1 <= nfe <= {length} calls a text")
 
     def calls(bound: float) -> float:
-        return float(
-            draw(model, entropy_bounded(bound), length, n, length, seed).nfe.double().mean()
-        )
+        drawn = draw(model, entropy_bounded(bound), length, n, length, seed)
+        return float(drawn.nfe.double().mean())
 
     low, high = 0.0, length * math.log(model.source.vocab_size) + 1  # a token a call; all in one
     most, least = calls(low), 1.0
@@ -287,11 +282,11 @@ def calibrate_entropy_bound(
         return low, low, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        nfe_here = calls(middle)
-        if nfe_here > nfe:
-            low, most = middle, nfe_here
+        mean_nfe = calls(middle)
+        if mean_nfe > nfe:
+            low, most = middle, mean_nfe
         else:
-            high, least = middle, nfe_here
+            high, least = middle, mean_nfe
     return low, high, (nfe - least) / (most - least)
 
 
@@ -303,9 +298,8 @@ def order_rows(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> I
         ("spread", bit_reversed_order, nfe, True),
         ("confidence", confidence, nfe, False),
     ):
-        yield measure(
-            model.source, name, count, draw(model, sampler, count, n, length, seed, traced=traced)
-        )
+        drawn = draw(model, sampler, count, n, length, seed, traced=traced)
+        yield measure(model.source, name, count, drawn)
     low, high, share = calibrate_entropy_bound(model, nfe, min(n, BATCH // 2), length, seed)
     some = round(share * n)
     parts = [
@@ -313,9 +307,8 @@ def order_rows(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> I
         for bound, size, first in ((low, some, 0), (high, n - some, some))
         if size
     ]
-    both = DrawnSamples(
-        *(torch.cat([vars(part)[name] for part in parts]) for name in ("tokens", "nfe", "log_q"))
-    )
+    columns = [[vars(part)[name] for part in parts] for name in ("tokens", "nfe", "log_q")]
+    both = DrawnSamples(*map(torch.cat, columns))
     yield measure(model.source, f"entropy_bounded:{(low + high) / 2:.3g}", length, both)
 
 
