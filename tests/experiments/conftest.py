@@ -7,8 +7,9 @@ import pytest
 
 from toy_recipes import shrink
 from unmask.evaluation.sweep import EvalSettings
+from unmask.experiments.driver import run_plan
 from unmask.experiments.frontier_report import FrontierReport
-from unmask.experiments.plan import Cell, Plan, PlanTeacher, run_plan
+from unmask.experiments.plan import Cell, Plan, PlanTeacher
 from unmask.experiments.plans import ablation_recipes
 from unmask.recipes.catalog import recipe
 

@@ -15,7 +15,8 @@ from unmask.evaluation.frontier import frontier
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.measure import Row
 from unmask.evaluation.sweep import REPORT, EvalContext, EvalSettings, MeasuredRow, measure
-from unmask.experiments.plan import Plan, run_plan, train
+from unmask.experiments.driver import run_plan, train
+from unmask.experiments.plan import Plan
 from unmask.experiments.plans import demo
 from unmask.experiments.report.record import read_report
 from unmask.models.model import load

@@ -10,14 +10,15 @@ import pytest
 
 import unmask.experiments.commands.reproduce as reproduce
 import unmask.experiments.commands.results as results
-import unmask.experiments.plan as driver
+import unmask.experiments.driver as driver
 from toy_recipes import shrink
 from unmask.cli.main import main
 from unmask.evaluation import sweep
 from unmask.evaluation.measure import UnequalProtocols, require_same_protocol
 from unmask.evaluation.sweep import EvalSettings
+from unmask.experiments.driver import run_plan
 from unmask.experiments.paper_table import precision_rows, record, table_lines
-from unmask.experiments.plan import FAILURE, Cell, Plan, PlanTeacher, Run, run_plan
+from unmask.experiments.plan import FAILURE, Cell, Plan, PlanTeacher, Run
 from unmask.experiments.published import TABLES
 from unmask.experiments.round_rows import RoundRows
 from unmask.experiments.rows_file import ROWS, read_rows

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from unmask.experiments import plans
-from unmask.experiments.plan import Cell, Run
+from unmask.experiments.plan import Run
 from unmask.recipes.build import starts_from
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe, SdttSettings
@@ -111,8 +111,3 @@ def test_the_demo_trains_its_models_unless_they_are_shipped() -> None:
     assert {one.data.corpus for one in recipes} == {"pydocs"}
     teacher = str(HERE / "teacher" / "model")
     assert recipes[1].data.tokenizer == recipes[2].data.tokenizer == teacher
-
-
-def test_a_cell_distils() -> None:
-    with pytest.raises(ValueError, match="'demo-teacher' of a cell is nelbo"):
-        Cell("teacher", recipe("demo-teacher")).rounds  # noqa: B018

@@ -61,7 +61,7 @@ class FrontierReport:
 
     def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Measure the student at the step count of the table of rounds, and append its line."""
-        rounds, context = run.plan.cells[run.run.cell].rounds, run.teacher.context
+        rounds, context = run.cell.rounds, run.teacher.context
         row = sweep.perplexity_after_round(student, context).row
         line = {
             "round": rounds.round(step - 1) + 1,

@@ -1,35 +1,24 @@
-"""Plans of experiments as values, and one driver that trains and measures every run of a plan.
+"""Plans of experiments as values.
 
 A plan names teachers and cells. A cell is a recipe that distils one of the teachers, and a run is
-one training of a cell. `run_plan` yields `Progress`; all results are files in the plan's directory,
-so an interrupted plan continues where it stopped.
+one training of a cell. `unmask.experiments.driver.run_plan` carries a plan out.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-import torch
-
-from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
 from unmask.dataclass_json import read_json
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow
-from unmask.experiments.rows_file import ROWS, append_new, read_rows, row_line
-from unmask.models.model import CausalModel, Model, load
+from unmask.models.model import CausalModel, Model
 from unmask.objectives.rounds import Rounds
-from unmask.recipes.contamination import share_read
-from unmask.recipes.data import TrainingData, texts
-from unmask.recipes.run import finished
-from unmask.recipes.run import run as run_recipe
+from unmask.recipes.data import TrainingData
 from unmask.recipes.schema import DistillationSettings, Recipe
-from unmask.training import TrainingError, launch
 
 FAILURE = "failure.json"
 
@@ -195,6 +184,11 @@ class OpenRun:
     started: float
 
     @property
+    def cell(self) -> Cell:
+        """The cell of the run."""
+        return self.plan.cells[self.run.cell]
+
+    @property
     def recipe(self) -> Recipe:
         """The recipe of the run."""
         return self.plan.recipe(self.run)
@@ -208,165 +202,6 @@ class OpenRun:
     def ended(self) -> bool:
         """Whether the training is complete or failed; otherwise a signal stopped it."""
         return (self.training / "model").exists() or failure(self.place) is not None
-
-
-def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> Iterator[Progress]:
-    """Train, distil and measure all runs of a plan in `directory`, or `only` some.
-
-    Results that exist are not computed again. A failed training is a result: its directory gets a
-    failure.json, and the next run begins. A signal ends the plan with the state saved. The last
-    event of a plan that was not interrupted has a `report`.
-
-    Args:
-        plan: What is trained and measured.
-        directory: The plan's directory.
-        only: The runs; none: the prerequisites and the teachers' rows alone.
-
-    Raises:
-        ValueError: The device is unavailable, or the command was started by `torchrun` with
-            several processes.
-    """
-    if launch().world > 1:
-        raise ValueError(
-            "a plan measures in one process: train by `torchrun`, then run this command without it"
-        )
-    started = time.perf_counter()
-    _check_device(plan.device or "cpu")
-    yield from train(plan.prerequisites, directory, plan.device)
-    if not trained(plan.prerequisites, directory):
-        return  # stopped by a signal
-    directory.mkdir(parents=True, exist_ok=True)
-    teachers: dict[str, OpenTeacher] = {}
-    for name in plan.teachers:
-        yield Progress("reading", 0, 1)
-        teacher = open_teacher(plan, name, directory)
-        yield Progress("reading", 1, 1, _text_line(plan, teacher))
-        if len(plan.runs) > 1:  # rows that several runs share
-            known: list[MeasuredRow] = []
-            for progress, measured in teacher_rows(plan, teacher, directory):
-                known.append(measured)
-                yield progress
-            teacher = replace(teacher, context=replace(teacher.context, known=known))
-            started = time.perf_counter()
-        teachers[name] = teacher
-    for run in plan.runs if only is None else only:
-        teacher = teachers[plan.cells[run.cell].teacher]
-        one = OpenRun(plan, run, teacher, plan.place(run, directory), started)
-        yield from _titled(run, _carry_out(one))
-        if not one.ended:
-            return  # stopped by a signal
-        started = time.perf_counter()
-    yield Progress("all runs", 1, 1, report={})
-
-
-def open_teacher(plan: Plan, name: str, directory: Path) -> OpenTeacher:
-    """Load a teacher of a plan, the judge, and the data of the teacher's first cell."""
-    settings, device = plan.teachers[name], plan.device or "cpu"
-    recipe = next(plan.recipe(run) for run in plan.runs if plan.cells[run.cell].teacher == name)
-    data = texts(recipe)
-    model = diffusion(load(settings.model, device=device))
-    if model.tokenizer is None:
-        model = replace(model, tokenizer=data.tokenizer)
-    context = EvalContext(
-        replace(plan.study, sampler=settings.sampler, draw=settings.draw),
-        plan.measured.judge(plan.judge, data, device),
-        data.held_out,
-        data.digest,
-        known=[*plan.known, *read_rows(directory / settings.folder / ROWS)],
-        wrap=data.wrap,
-        read_by_judge=share_read(plan.judge, recipe.data),
-    )
-    return OpenTeacher(name, settings, model, data, context)
-
-
-def teacher_rows(
-    plan: Plan, teacher: OpenTeacher, directory: Path
-) -> Iterator[tuple[Progress, MeasuredRow]]:
-    """Measure the rows of a teacher, and keep the new ones in its file of rows."""
-    file = directory / teacher.settings.folder / ROWS
-    file.parent.mkdir(parents=True, exist_ok=True)
-    total, rows = plan.measured.teacher_rows(teacher)
-    for done, measured in enumerate(rows, start=1):
-        is_new = append_new(measured, teacher.context.known, file)
-        line = row_line(measured.row.name, measured) if is_new else None
-        yield Progress(f"measuring {teacher.name}", done, total, line), measured
-
-
-def _carry_out(run: OpenRun) -> Iterator[Progress]:
-    """Train and measure one run."""
-    if (reason := failure(run.place)) is not None:
-        yield Progress("failed before", 1, 1, reason)
-    else:
-        try:
-            yield from _distil(run)
-        except TrainingError as error:
-            write_text(run.place / FAILURE, json.dumps({"message": str(error)}) + "\n")
-            yield Progress("failed", 1, 1, str(error))
-    if run.ended:
-        yield from run.plan.measured.measure(run)
-
-
-def _distil(run: OpenRun) -> Iterator[Progress]:
-    """Train the student of a run, and keep the student of each round."""
-    recipe, device, lines = run.recipe, run.plan.device, list[str]()
-    data = run.teacher.data
-    for update in run_recipe(recipe, run.training, data=data, say=lines.append, device=device):
-        line = lines.pop(0) if lines else None
-        if update.student is not None:
-            student = diffusion(update.student)
-            line = run.plan.measured.keep_round(run, student, update.step) or line
-        yield Progress("distilling", update.step, recipe.steps, line)
-
-
-def _titled(run: Run, events: Iterable[Progress]) -> Iterator[Progress]:
-    """The events with the title of the run before their stages and lines."""
-    for event in events:
-        line = event.line and f"{run}: {event.line}"
-        titled = replace(event, stage=f"{run}, {event.stage}", line=line)
-        yield titled if str(run) else event
-
-
-def _text_line(plan: Plan, teacher: OpenTeacher) -> str:
-    data, cells = teacher.data, plan.cells.values()
-    corpus = next(cell.recipe.data.corpus for cell in cells if cell.teacher == teacher.name)
-    rows = "a stream of" if data.train_rows is None else data.train_rows
-    return f"{corpus}: {rows} rows of {data.held_out.shape[1]} tokens to learn from"
-
-
-def _check_device(device: str) -> None:
-    """Raise ValueError if tensors cannot be made on the device."""
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"device {device!r} of this plan is unavailable: {error}. Use --scale tiny, or "
-            "--dry-run to see what the plan would do"
-        ) from error
-
-
-def train(
-    recipes: Mapping[str, Recipe], directory: Path, device: str | None = None
-) -> Iterator[Progress]:
-    """Train each recipe in `directory`/NAME, one after the other; a signal ends them all.
-
-    A complete training is only read, so several processes may call this at a time.
-    """
-    for name, recipe in recipes.items():
-        if finished(recipe, directory / name):
-            continue
-        lines: list[str] = []
-        for update in run_recipe(recipe, directory / name, say=lines.append, device=device):
-            line = f"{update.loss:.3f} nats a token" if update.step % 100 == 0 else None
-            line = lines.pop(0) if lines else line
-            event = Progress(f"training the {name}", update.step, recipe.steps)
-            yield replace(event, line=line and f"{name}: {line}")
-        if not trained([name], directory):
-            return
-
-
-def trained(names: Iterable[str], directory: Path) -> bool:
-    """Whether all these trainings of `directory` are complete; otherwise a signal stopped them."""
-    return all((directory / name / "model").exists() for name in names)
 
 
 def failure(place: Path) -> str | None:

@@ -45,7 +45,7 @@ class RoundRows:
 
     def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Save the student as the model round-N."""
-        number = step // run.plan.cells[run.run.cell].rounds.steps
+        number = step // run.cell.rounds.steps
         student.save(run.place / f"round-{number}", recipe=to_json(run.recipe), steps=step)
         return None
 
@@ -53,7 +53,7 @@ class RoundRows:
         """Measure the student of every round, also of those before a failure."""
         known, steps = read_rows(run.place / ROWS), run.plan.study.student_steps
         context = replace(run.teacher.context, known=known)
-        count = run.plan.cells[run.run.cell].rounds.count
+        count = run.cell.rounds.count
         for number in range(1, count + 1):
             saved, name = run.place / f"round-{number}", f"round {number}"
             if not saved.exists():

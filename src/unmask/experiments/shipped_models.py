@@ -14,7 +14,8 @@ from unmask.data.hub import OWN
 from unmask.dataclass_json import dumps, from_json, to_json
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import perplexity
-from unmask.experiments.plan import Cell, PlanTeacher, open_teacher, teacher_rows
+from unmask.experiments.driver import open_teacher, teacher_rows
+from unmask.experiments.plan import Cell, PlanTeacher
 from unmask.experiments.plans import SHIPPED, demo, teacher_and_judge, with_tokenizer
 from unmask.experiments.rows_file import ROWS
 from unmask.models.model import CausalModel, Model, load

@@ -9,7 +9,7 @@ from pathlib import Path
 from unmask.cli.console import follow, parse, remark, result_folder, say, table
 from unmask.dataclass_json import LARGEST_REPORT, read_json
 from unmask.evaluation.sweep import REPORT, EvalSettings
-from unmask.experiments.plan import run_plan
+from unmask.experiments.driver import run_plan
 from unmask.experiments.plans import SHIPPED, demo
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe

@@ -14,8 +14,9 @@ from unmask.cli.console import emit, follow, parse, say
 from unmask.dataclass_json import to_json
 from unmask.experiments.commands.results import show
 from unmask.experiments.commands.workers import end_with_parent, share_runs
+from unmask.experiments.driver import run_plan, train, trained
 from unmask.experiments.paper_plans import Scale, paper_plan
-from unmask.experiments.plan import Plan, run_plan, train, trained
+from unmask.experiments.plan import Plan
 from unmask.experiments.plans import ablation, methods, study, with_tokenizer
 from unmask.experiments.published import TABLES
 from unmask.experiments.shipped_models import NAMES, measure_card, measure_rows, publish, recipes
@@ -137,7 +138,7 @@ def _run(plan: Plan, args: Arguments, work: Path) -> bool:
             f"jobs has no effect: got {args.jobs}, and {args.what} runs on one {plan.device}; "
             "leave --jobs out"
         )
-    # Study and methods share the machine with nothing else by default: their reports hold seconds.
+    # By default study and methods do one run at a time, because their reports hold seconds.
     alone = plan.device not in (None, "cpu") or args.what in ("study", "methods")
     jobs = args.jobs or (1 if alone else os.cpu_count() or 1)
     if jobs == 1 or len(runs) == 1:

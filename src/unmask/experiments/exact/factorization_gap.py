@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,13 +24,13 @@ from torch import Tensor
 from unmask.evaluation.measure import Measure, mean
 from unmask.evaluation.metrics import entropy
 from unmask.experiments.exact.duality_checks import SIGNIFICANCE, Check
+from unmask.experiments.exact.equal_steps import bit_reversed_order, equal_count_order
 from unmask.experiments.exact.oracle import ExactModel
 from unmask.experiments.exact.synthetic_sources import SyntheticSource
 from unmask.rng import generator
 from unmask.samplers.entropy_bounded import entropy_bounded
 from unmask.samplers.sample import watch
-from unmask.samplers.steps import RevealStep, Sampler, Step, Task, confidence, reveal
-from unmask.samplers.unmasking_schedule import Reads
+from unmask.samplers.steps import Sampler, confidence, reveal
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call
@@ -87,43 +86,6 @@ class ChanceDistance:
 
     mean: float
     deviation: float
-
-
-def equal_count_order(task: Task) -> Sequence[Step]:
-    """Unmask equally many tokens in each step, in the random order of the latent's u.
-
-    Of F masked tokens, F k / N (rounded) are visible after step k. `reveal` draws the number of
-    tokens of a step, which may be 0: at N = L it makes about 0.64 L calls and is not exact. This
-    sampler makes N calls, as `confidence` does. At N = L it draws one token a call, so that q = p.
-    """
-    return _ranked(task, task.latent.u)
-
-
-def bit_reversed_order(task: Task) -> Sequence[Step]:
-    """Unmask equally many tokens in each step, in the order of their bit-reversed positions.
-
-    The tokens of a step are far apart. In a Markov chain, where neighbours depend most on each
-    other, this shows how much an order can gain.
-    """
-    length = task.pins.shape[1]
-    bits = (length - 1).bit_length()
-    position, key = torch.arange(length), torch.zeros(length)
-    for bit in range(bits):
-        key += (position >> bit & 1) << (bits - 1 - bit)
-    return _ranked(task, key.double().expand(task.pins.shape))
-
-
-def _ranked(task: Task, key: Tensor) -> Sequence[Step]:
-    """Unmask free tokens in increasing order of key [n, L], equally many in each step."""
-    steps = len(task.alphas) - 1
-    free = task.free.sum(1, keepdim=True)
-    rank = key.masked_fill(~task.free, math.inf).argsort(1).argsort(1)
-    bounds = (free * torch.arange(steps + 1) / steps + 0.5 + 1e-9).long()[:, None]  # [n, 1, N + 1]
-    due = [task.free & (rank >= low) & (rank < high) for low, high in pairwise(bounds.unbind(-1))]
-    return [
-        RevealStep(task, Reads.of(mask.flatten().nonzero().squeeze(-1), rank.shape[1]))
-        for mask in due
-    ]
 
 
 def draw(
