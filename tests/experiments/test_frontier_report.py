@@ -75,7 +75,7 @@ def test_shipped_rows_are_timed_once(
     """A shipped row gets the seconds of this machine once for all runs; it stays shipped."""
     known = read_rows(frontier_home / "rows.jsonl", shipped=True)
     cell = frontier_plan.cells["mcd"]
-    plan = replace(frontier_plan, cells={"a": cell, "b": cell}, known=known)
+    plan = replace(frontier_plan, cells={"a": cell, "b": cell}, known_rows=known)
     list(run_plan(plan, tmp_path))
     seconds = []
     for name, report in named_reports(plan, tmp_path).items():

@@ -69,7 +69,9 @@ def test_the_grid_has_every_combination_and_structures() -> None:
 
 def test_scales() -> None:
     small = plans.ablation("small")
-    assert {cell.recipe.name for cell in small.cells.values()} == {"long-mcd"} and not small.known
+    assert {cell.recipe.name for cell in small.cells.values()} == {
+        "long-mcd"
+    } and not small.known_rows
     with pytest.raises(ValueError, match=r"scale .*'paper'.*'tiny' or 'small'"):
         plans.ablation("paper")
     with pytest.raises(ValueError, match="'demo-sdtt' is sdtt"):
@@ -104,8 +106,8 @@ def test_directories_are_those_of_earlier_versions() -> None:
 
 def test_the_demo_trains_its_models_unless_they_are_shipped() -> None:
     shipped, other = plans.demo(HERE), plans.demo(HERE, "pydocs")
-    assert not shipped.prerequisites and all(row.shipped for row in shipped.known)
-    assert [*other.prerequisites] == ["teacher", "judge"] and not other.known
+    assert not shipped.prerequisites and all(row.shipped for row in shipped.known_rows)
+    assert [*other.prerequisites] == ["teacher", "judge"] and not other.known_rows
     assert [*plans.demo(HERE, from_scratch=True).prerequisites] == ["teacher", "judge"]
     recipes = [*other.prerequisites.values(), other.recipe(Run(""))]
     assert {one.data.corpus for one in recipes} == {"pydocs"}

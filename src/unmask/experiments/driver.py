@@ -59,12 +59,12 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
         yield Progress("reading", 0, 1)
         teacher = open_teacher(plan, name, directory)
         yield Progress("reading", 1, 1, _text_line(plan, teacher))
-        if len(plan.runs) > 1:  # rows that several runs share
-            known: list[MeasuredRow] = []
+        if len(plan.runs) > 1:  # several runs share these rows
+            shared: list[MeasuredRow] = []
             for progress, measured in teacher_rows(plan, teacher, directory):
-                known.append(measured)
+                shared.append(measured)
                 yield progress
-            teacher = replace(teacher, context=replace(teacher.context, known=known))
+            teacher = replace(teacher, context=replace(teacher.context, known=shared))
             started = time.perf_counter()
         teachers[name] = teacher
     for run in plan.runs if only is None else only:
@@ -90,7 +90,7 @@ def open_teacher(plan: Plan, name: str, directory: Path) -> OpenTeacher:
         plan.measured.judge(plan.judge, data, device),
         data.held_out,
         data.digest,
-        known=[*plan.known, *read_rows(directory / settings.folder / ROWS)],
+        known=[*plan.known_rows, *read_rows(directory / settings.folder / ROWS)],
         wrap=data.wrap,
         read_by_judge=share_read(plan.judge, recipe.data),
     )

@@ -83,13 +83,13 @@ class FrontierReport:
         if not (run.training / "model").exists():
             return
         file, teacher = run.place / ROWS, run.teacher.model
-        known = [*run.teacher.context.known, *read_rows(file)]
-        context = replace(run.teacher.context, known=known)
+        known_rows = [*run.teacher.context.known, *read_rows(file)]
+        context = replace(run.teacher.context, known=known_rows)
         judge, student = causal(load(run.plan.judge)), diffusion(load(run.training / "model"))
         rows: Mapping[str, list[MeasuredRow]] = {}
         for event in frontier(teacher, student, context, judge):
             rows = event.rows
-            append_new(event.measured, known, file)
+            append_new(event.measured, known_rows, file)
             line = row_line(event.name, event.measured)
             yield Progress("measuring", event.done, event.total, line)
         report = conclude(rows) | shown(teacher, student, context.study, context.real)

@@ -50,11 +50,12 @@ SMALL_LARGE = replace(SMALL, width=768, blocks=12, heads=12, cond_dim=128)
 DEEPER = 2  # tiny: the larger teacher has this many times the blocks of the shipped one
 _DEMO = recipe("demo-teacher").network
 TINY_LARGE = replace(_DEMO, blocks=DEEPER * _DEMO.blocks)
+# Scale, large -> the network of the students, unless it is that of their recipe.
 NETWORKS = {
     ("tiny", True): TINY_LARGE,
     ("small", False): SMALL,
     ("small", True): SMALL_LARGE,
-}  # scale, large -> the students' network, where it is not that of their recipe
+}
 
 
 def paper_plan(name: Name, scale: Scale, directory: Path) -> Plan:

@@ -29,7 +29,7 @@ class PlanTeacher:
 
     model            a directory or a name
     sampler, draw    of its texts, and of the texts of its students
-    folder           where its rows and its students are, below the plan's directory
+    folder           directory of its rows and its students, below the plan's directory
     precision_steps  step counts of its rows in other precisions and with top-p
     """
 
@@ -52,8 +52,8 @@ class Cell:
         """The objective of the recipe; ValueError if it is not a distillation."""
         if not isinstance(self.recipe.objective, DistillationSettings):
             raise ValueError(
-                f"recipe {self.recipe.name!r} of a cell is {self.recipe.objective.kind}: want a "
-                "distillation"
+                f"recipe {self.recipe.name!r} of a cell is {self.recipe.objective.kind}: "
+                "want a distillation"
             )
         return self.recipe.objective
 
@@ -114,7 +114,7 @@ class Plan:
     measured         what is measured, and the files that it is kept in
     seeds            trainings of each cell; None: one, with the seed of its recipe
     prerequisites    models that are trained first, in directory/NAME
-    known            rows of teachers that were measured before
+    known_rows       rows of teachers that were measured before
     device           where everything runs; None: trainings where `launch` decides, the rest on CPU
     """
 
@@ -126,7 +126,7 @@ class Plan:
     measured: Measurement
     seeds: int | None = None
     prerequisites: Mapping[str, Recipe] = field(default_factory=dict)
-    known: Sequence[MeasuredRow] = ()
+    known_rows: Sequence[MeasuredRow] = ()
     device: str | None = None
 
     @property

@@ -83,7 +83,7 @@ def demo(
         study=study,
         measured=FrontierReport("shipped" if is_shipped else "trained here"),
         prerequisites={} if is_shipped else own,
-        known=shipped_rows() if is_shipped else (),
+        known_rows=shipped_rows() if is_shipped else (),
     )
 
 
@@ -145,10 +145,10 @@ def ablation(scale: str, full: bool = False) -> Plan:
     """
     if scale == "tiny":
         base, settings, teacher = shortened(recipe("demo-mcd")), ABLATION, OWN + "teacher"
-        judge, known = OWN + "judge", shipped_rows()
+        judge, known_rows = OWN + "judge", shipped_rows()
     elif scale == "small":
         base, settings, teacher = recipe("long-mcd"), STUDY, "runs/study/teacher/model"
-        judge, known = "runs/study/judge/model", []
+        judge, known_rows = "runs/study/judge/model", []
     else:
         raise ValueError(f"scale of an ablation is {scale!r}: want 'tiny' or 'small'")
     return Plan(
@@ -159,7 +159,7 @@ def ablation(scale: str, full: bool = False) -> Plan:
         study=settings,
         measured=FrontierReport(),
         seeds=2,
-        known=known,
+        known_rows=known_rows,
     )
 
 
@@ -217,7 +217,7 @@ def methods() -> Plan:
         study=METHODS,
         measured=FrontierReport(),
         seeds=2,
-        known=shipped_rows(),
+        known_rows=shipped_rows(),
     )
 
 

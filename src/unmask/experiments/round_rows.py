@@ -51,8 +51,8 @@ class RoundRows:
 
     def measure(self, run: OpenRun) -> Iterator[Progress]:
         """Measure the student of every round, also of those before a failure."""
-        known, steps = read_rows(run.place / ROWS), run.plan.study.student_steps
-        context = replace(run.teacher.context, known=known)
+        known_rows, steps = read_rows(run.place / ROWS), run.plan.study.student_steps
+        context = replace(run.teacher.context, known=known_rows)
         count = run.cell.rounds.count
         for number in range(1, count + 1):
             saved, name = run.place / f"round-{number}", f"round {number}"
@@ -61,7 +61,7 @@ class RoundRows:
             student = diffusion(load(saved, device=run.plan.device or "cpu"))
             rows = sweep.measure(name, student, context, steps, (1.0,))
             for i, measured in enumerate(rows, start=(number - 1) * len(steps) + 1):
-                is_new = append_new(measured, known, run.place / ROWS)
+                is_new = append_new(measured, known_rows, run.place / ROWS)
                 line = row_line(name, measured) if is_new else None
                 yield Progress("measuring", i, count * len(steps), line)
 

@@ -59,12 +59,12 @@ def newest_rows(file: Path) -> list[Row]:
     return list({(m.row.name, m.row.setting.steps): m.row for m in read_rows(file)}.values())
 
 
-def append_new(measured: MeasuredRow, known: Sequence[MeasuredRow], file: Path) -> bool:
+def append_new(measured: MeasuredRow, known_rows: Sequence[MeasuredRow], file: Path) -> bool:
     """Append a row that was measured now, and return whether it was.
 
-    A shipped row and an element of `known` (compared by identity) are not appended.
+    A shipped row and an element of `known_rows` (compared by identity) are not appended.
     """
-    is_new = not measured.shipped and all(measured is not row for row in known)
+    is_new = not measured.shipped and all(measured is not row for row in known_rows)
     if is_new:
         append_line(file, measured.to_json())
     return is_new

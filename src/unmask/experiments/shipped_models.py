@@ -63,7 +63,7 @@ def measure_rows(work: Path, out: Path) -> Iterator[Progress]:
         teachers={"teacher": PlanTeacher(teacher)},
         judge=str(out / "judge"),
         cells={"": Cell("teacher", student)},
-        known=(),
+        known_rows=(),
     )
     lines = []
     for event, measured in teacher_rows(plan, open_teacher(plan, "teacher", work), work):

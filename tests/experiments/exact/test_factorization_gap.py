@@ -8,15 +8,14 @@ import pytest
 import torch
 from scipy import stats
 
+from unmask.experiments.exact.equal_steps import bit_reversed_order, equal_count_order
 from unmask.experiments.exact.factorization_gap import (
     ChanceDistance,
     DrawnSamples,
     GapRow,
-    bit_reversed_order,
     calibrate_entropy_bound,
     chance_distance,
     draw,
-    equal_count_order,
     gap_checks,
     gap_rows,
     measure,

@@ -233,7 +233,7 @@ def test_a_grammar_leaves_no_text_out_and_its_first_words_tell() -> None:
     (lambda: random_grammar(8, slip=1.0), "slip is 1.0"),
     (lambda: markov_chain(torch.ones(2, 2)), "transition .*sum to 1"),
     (lambda: markov_chain(torch.ones(2, 3) / 3), "transition has shape .*2, 3"),
-    (lambda: grammar(torch.ones(2) / 2, [torch.ones(1, 2) / 2] * 2), "templates: .*share a token"),
+    (lambda: grammar(torch.ones(2) / 2, [torch.ones(1, 2) / 2] * 2), "templates share a token"),
     (lambda: random_chain(3).sample(2, 0), "length .*got 0"),
     (lambda: random_chain(3).conditionals(torch.zeros(1, 2, 3)), "evidence .*probability 0"),
     (lambda: random_chain(3).conditionals(torch.zeros(1, 2, 4)), r"evidence .*\[B, L, 3\]"),

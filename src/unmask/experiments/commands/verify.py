@@ -170,13 +170,14 @@ def _gaps(
 ) -> tuple[dict[str, list[GapRow]], list[GapRow]]:
     """Rows of each sampler at increasing steps, and of the unmasking orders at equal calls."""
     from unmask.experiments.exact import factorization_gap as gap
+    from unmask.experiments.exact.equal_steps import equal_count_order
     from unmask.experiments.exact.oracle import masked_model, uniform_model
     from unmask.samplers.steps import Sampler, ancestral, confidence, reveal
 
     masked, steps = masked_model(source), gap.powers(length)
     families: list[tuple[str, Sampler, bool]] = [
         ("reveal", reveal, True),
-        ("even", gap.equal_count_order, True),
+        ("even", equal_count_order, True),
         ("confidence", confidence, False),
         ("uniform", ancestral, False),
     ]

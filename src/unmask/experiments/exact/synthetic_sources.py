@@ -272,8 +272,7 @@ def grammar(weights: Tensor, templates: Sequence[Tensor]) -> SyntheticSource:
     _check_distribution("weights", weights)
     if len(weights) != len(templates) or not all(t.dim() == 2 and len(t) for t in templates):
         raise ValueError(
-            f"templates: got {len(templates)}, want one [J >= 1, V] for each of the {len(weights)} "
-            "weights"
+            f"templates: got {len(templates)}, want one [J >= 1, V] for each weight, {len(weights)}"
         )
     emission = torch.cat([template.double() for template in templates])
     _check_distribution("templates", emission)
@@ -281,9 +280,8 @@ def grammar(weights: Tensor, templates: Sequence[Tensor]) -> SyntheticSource:
     first = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
     if int((emission[first] > 0).sum(0).max()) > 1:
         raise ValueError(
-            "templates: two first slots share a token; want first slots without a common token, "
-            "so that "
-            "the first token determines the template"
+            "templates share a token in their first slots: want first slots without a common "
+            "token, so that the first token determines the template"
         )
     start = torch.zeros(len(emission), dtype=torch.float64).index_copy(0, first, weights.double())
     matrix = torch.eye(len(emission), dtype=torch.float64).roll(1, dims=1)
@@ -330,8 +328,7 @@ def _stationary(moves: Transition, states: int) -> Tensor:
         row = after
     raise ValueError(
         f"start: no stationary distribution found in {_ITERATIONS} iterations, because the chain "
-        "mixes "
-        "slowly; give start, or raise concentration"
+        "mixes slowly; give start, or raise concentration"
     )
 
 
@@ -340,8 +337,8 @@ def _dirichlet(rng: np.random.Generator, size: int, n: int, concentration: float
     whole("vocab_size", size, "the tokens of the source without MASK", 2)
     if not 0 < concentration < math.inf:
         raise ValueError(
-            f"concentration is out of range: got {concentration}, want a finite Dirichlet "
-            "parameter > 0"
+            f"concentration is out of range: got {concentration}, want a finite number > 0, the "
+            "parameter of a Dirichlet distribution"
         )
     rows = torch.from_numpy(rng.dirichlet(np.full(size, concentration), n)) + LEAST
     return rows / rows.sum(-1, keepdim=True)
@@ -362,7 +359,6 @@ def _check_distribution(name: str, rows: Tensor) -> None:
     error = float((rows.double().sum(-1) - 1).abs().max())
     if not (bool((rows >= 0).all()) and error < 1e-6):
         raise ValueError(
-            f"{name} is not a distribution: want numbers >= 0 that sum to 1 in the last axis, off "
-            "by "
-            f"{error:.3g}"
+            f"{name} is not a distribution: want numbers >= 0 that sum to 1 in the last axis; "
+            f"the sum is off by {error:.3g}"
         )
