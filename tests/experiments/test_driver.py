@@ -1,5 +1,7 @@
 """The driver of plans: each run once, a failed training is a result, a stop begins no other run."""
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import unmask.experiments.driver as driver
+from unmask.experiments.comparison_tables import reports_of
 from unmask.experiments.driver import run_plan, train
-from unmask.experiments.plan import FAILURE, Plan, failure
+from unmask.experiments.plan import FAILURE, Plan, Run, failure
 from unmask.experiments.rows_file import read_rows
 from unmask.recipes.schema import Recipe
 from unmask.training import TrainingError
@@ -53,6 +56,32 @@ def test_a_stop_begins_no_other_run(
     assert events[-1].report is None
     first = replace(frontier_plan, prerequisites={"teacher": frontier_plan.cells["mcd"].recipe})
     assert [*run_plan(first, tmp_path)] == []
+
+
+def test_a_signal_saves_the_state_and_the_plan_continues(
+    frontier_plan: Plan, tmp_path: Path
+) -> None:
+    """The continued run has the numbers of an uninterrupted one."""
+    cells = {}
+    for name, cell in frontier_plan.cells.items():
+        objective = replace(cell.objective, round_steps=2)
+        cells[name] = replace(cell, recipe=replace(cell.recipe, objective=objective, steps=4))
+    plan, run = replace(frontier_plan, cells=cells), Run("mcd")
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    last = None
+    for last in run_plan(plan, stopped):
+        if last.stage == "mcd, distilling" and last.done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert last is not None and last.report is None
+    training = plan.place(run, stopped) / "student"
+    assert (training / "state").exists() and not (training / "model").exists()
+    assert not plan.place(Run("KL on revealed"), stopped).exists()
+    for place in (stopped, whole):
+        *_, last = run_plan(plan, place, [run])
+        assert last.report is not None
+    one, two = (reports_of(plan, place)[run] for place in (stopped, whole))
+    for name in ("teacher", "student", "temperature_student"):
+        assert [row["gen_ppl"] for row in one[name]] == [row["gen_ppl"] for row in two[name]], name
 
 
 def test_no_runs_measure_the_teacher_alone(frontier_plan: Plan, tmp_path: Path) -> None:
