@@ -19,8 +19,8 @@ from unmask.experiments.comparison_tables import (
     summary,
 )
 from unmask.experiments.plan import Cell, Plan, PlanTeacher, Run
-from unmask.experiments.report.figures import study as picture
-from unmask.experiments.report.record import read_report
+from unmask.experiments.report.figures import comparison_figure
+from unmask.experiments.report.report_schema import read_report
 from unmask.recipes.catalog import recipe
 
 
@@ -81,7 +81,7 @@ def test_methods_with_different_teachers_share_a_table_and_a_figure(
     names = ["teacher of mcd"] * 2 + ["mcd", "sdtt"] + ["teacher of dcd"] * 2 + ["dcd"]
     assert [line[0] for line in table] == names
     assert all(len(line) == len(METHODS_HEAD) for line in table)
-    [axes] = picture({name: read_report(reports[name]) for name in order}, 2).axes
+    [axes] = comparison_figure({name: read_report(reports[name]) for name in order}, 2).axes
     labels = {str(line.get_label()) for line in axes.get_lines()}
     teachers_drawn = {"teacher of mcd, 2 steps", "teacher of dcd, 2 steps"}
     assert teachers_drawn | {"sdtt, 2 steps", "dcd, 2 steps"} <= labels

@@ -18,7 +18,7 @@ from unmask.evaluation.sweep import REPORT, EvalContext, EvalSettings, MeasuredR
 from unmask.experiments.driver import run_plan, train
 from unmask.experiments.plan import Plan
 from unmask.experiments.plans import demo
-from unmask.experiments.report.record import read_report
+from unmask.experiments.report.report_schema import read_report
 from unmask.models.model import load
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import texts

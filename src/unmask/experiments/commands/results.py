@@ -80,17 +80,15 @@ def _show_reports(
     """A table and its figure; nothing if nothing is measured. All reports share one protocol."""
     if not reports:
         return
-    from unmask.experiments.report.axes import write_picture
-    from unmask.experiments.report.figures import study as figure_of
-    from unmask.experiments.report.record import read_report
-    from unmask.experiments.report.style import drawing
+    from unmask.experiments.report.figures import comparison_figure
+    from unmask.experiments.report.plot_helpers import save_figure
+    from unmask.experiments.report.report_schema import read_report
 
     records = {name: read_report(report) for name, report in reports.items()}
-    require_same_protocol(line.row for record in records.values() for _, line in record.lines)
+    require_same_protocol(row.row for record in records.values() for _, row in record.rows)
     table("students; gains over a temperature-scaled teacher at equal steps", tables.HEAD, lines)
     if picture is not None:
-        with drawing():
-            write_picture(figure_of(records, steps), picture)
+        save_figure(comparison_figure(records, steps), picture)
         say(f"{picture}: all cells at {steps} steps")
 
 
