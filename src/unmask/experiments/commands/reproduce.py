@@ -36,22 +36,23 @@ What = Literal[
 class Arguments:
     """Measure again what this project ships or claims.
 
-    what    assets: train the shipped teachers and judge, and measure the masked teacher's rows
-            measures: measure the shipped models' held-out likelihoods and the masked teacher's rows
-            study: on rows of 256 tokens, distil by recipes that differ in one factor
-            ablation: the paper's setting of MCD and eight changes of one factor, two training seeds
-            methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one
+    Attributes:
+        what: assets: train the shipped teachers and judge, and measure the masked teacher's rows;
+            measures: measure the shipped models' held-out likelihoods and the masked teacher's
+            rows; study: on rows of 256 tokens, distil by recipes that differ in one factor;
+            ablation: the paper's setting of MCD and eight changes of one factor, two training
+            seeds; methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one;
             table1, table2, table3, figure3: those of the paper, with its values beside ours
-    work    where the runs are kept (runs/assets, runs/study, ..); an interrupted run continues
-    out     where finished assets go (src/unmask/assets)
-    cells   cells or runs of a comparison or a table (all)
-    scale   of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the study.
-            Of a table: tiny, two cores; small, a GPU for an hour; paper, OpenWebText and the public
-            checkpoints on GPUs
-    full    the ablation as a grid of all its factors, with structured couplings
-    jobs    processes that share the runs, each with an equal part of the cores (one a core;
-            study and methods: 1)
-    dry_run  print what a table would train, measure and compare with, then stop
+        work: where the runs are kept (runs/assets, runs/study, ..); an interrupted run continues
+        out: where finished assets go (src/unmask/assets)
+        cells: cells or runs of a comparison or a table (all)
+        scale: of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the
+            study. Of a table: tiny, two cores; small, a GPU for an hour; paper, OpenWebText and the
+            public checkpoints on GPUs
+        full: the ablation as a grid of all its factors, with structured couplings
+        jobs: processes that share the runs, each with an equal part of the cores (one a core; study
+            and methods: 1)
+        dry_run: print what a table would train, measure and compare with, then stop
     """
 
     what: Annotated[What, tyro.conf.Positional]

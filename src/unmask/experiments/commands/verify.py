@@ -34,17 +34,18 @@ class Arguments:
     number a token. exact: the error of few-step sampling on a synthetic source, and the optimum of
     each distillation objective.
 
-    what           duality, or exact
-    vocab_size     duality: K, coordinates of the Gaussian (512); exact: tokens of the source (8)
-    n              duality: tokens simulated (20,000); exact: texts a row (2000)
-    seed           of the Gaussians; of the source and the texts
-    out            directory of the figure and the numbers
-    json           print the checks (exact: all numbers) as JSON
-    source         exact: a Markov chain, or a grammar of random templates
-    order          exact: tokens that the next one of the chain depends on, 1 or 2
-    length         exact: tokens of a text
-    concentration  exact: Dirichlet parameter of the source; a small value gives a low entropy
-    train          exact: also train students on a source of 3 tokens (about a minute)
+    Attributes:
+        what: duality, or exact
+        vocab_size: duality: K, coordinates of the Gaussian (512); exact: tokens of the source (8)
+        n: duality: tokens simulated (20,000); exact: texts a row (2000)
+        seed: of the Gaussians; of the source and the texts
+        out: directory of the figure and the numbers
+        json: print the checks (exact: all numbers) as JSON
+        source: exact: a Markov chain, or a grammar of random templates
+        order: exact: tokens that the next one of the chain depends on, 1 or 2
+        length: exact: tokens of a text
+        concentration: exact: Dirichlet parameter of the source; a small value gives a low entropy
+        train: exact: also train students on a source of 3 tokens (about a minute)
     """
 
     what: tyro.conf.Positional[Literal["duality", "exact"]] = "duality"
