@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
-from unmask.data.hub import OWN, shipped
+from unmask.data.hub import PACKAGE_PREFIX, shipped
 from unmask.evaluation.sweep import EvalSettings, MeasuredRow
 from unmask.experiments.frontier_report import FrontierReport
 from unmask.experiments.plan import Cell, Plan, PlanTeacher
@@ -73,7 +73,7 @@ def demo(
     student, study = student or recipe("demo-mcd"), study or EvalSettings()
     is_shipped = corpus == SHIPPED and not from_scratch
     own = teacher_and_judge(directory, corpus, teacher, judge)
-    models = {n: OWN + n if is_shipped else str(directory / n / "model") for n in own}
+    models = {n: PACKAGE_PREFIX + n if is_shipped else str(directory / n / "model") for n in own}
     student = replace(student, data=replace(student.data, corpus=corpus))
     return Plan(
         title=f"Masked Consistency Distillation on {corpus}",
@@ -144,8 +144,12 @@ def ablation(scale: str, full: bool = False) -> Plan:
         full: All combinations of the factors instead of one change at a time.
     """
     if scale == "tiny":
-        base, settings, teacher = shortened(recipe("demo-mcd")), ABLATION, OWN + "teacher"
-        judge, known_rows = OWN + "judge", shipped_rows()
+        base, settings, teacher = (
+            shortened(recipe("demo-mcd")),
+            ABLATION,
+            PACKAGE_PREFIX + "teacher",
+        )
+        judge, known_rows = PACKAGE_PREFIX + "judge", shipped_rows()
     elif scale == "small":
         base, settings, teacher = recipe("long-mcd"), STUDY, "runs/study/teacher/model"
         judge, known_rows = "runs/study/judge/model", []
@@ -202,7 +206,7 @@ def grid_recipes(base: Recipe) -> dict[str, Recipe]:
 
 def methods() -> Plan:
     """MCD and SDTT of the masked teacher, DCD of the uniform-state one, with two training seeds."""
-    masked, uniform = OWN + "teacher", OWN + "duo"
+    masked, uniform = PACKAGE_PREFIX + "teacher", PACKAGE_PREFIX + "duo"
     students = {"mcd": recipe("demo-mcd"), "sdtt": recipe("demo-sdtt")}
     short = {name: shortened(student) for name, student in students.items()}
     dcd = {"dcd": shortened(recipe("demo-dcd"))}
@@ -212,7 +216,7 @@ def methods() -> Plan:
             "teacher": PlanTeacher(masked, folder="masked"),
             "duo": PlanTeacher(uniform, "ancestral", folder="uniform"),
         },
-        judge=OWN + "judge",
+        judge=PACKAGE_PREFIX + "judge",
         cells=_cells(masked, short) | _cells(uniform, dcd, "duo"),
         study=METHODS,
         measured=FrontierReport(),

@@ -10,7 +10,7 @@ import torch
 
 from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
-from unmask.data.hub import OWN
+from unmask.data.hub import PACKAGE_PREFIX
 from unmask.dataclass_json import dumps, from_json, to_json
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import perplexity
@@ -89,7 +89,7 @@ def measure_card(out: Path) -> None:
     plan = from_json(Recipe, model.card["recipe"], f"recipe in the card of {out}")
     if not plan.data.tokenizer.startswith("bpe:"):
         # Only the teacher's run trains a tokenizer, which the others share.
-        plan = with_tokenizer(plan, OWN + "teacher")
+        plan = with_tokenizer(plan, PACKAGE_PREFIX + "teacher")
     text = held_out(Text(), str(out), model)
     rule, n = reading(model, text.data.wrap), len(text.rows)
     value = perplexity(rule.scores(text.some("all")), rule.unit)
