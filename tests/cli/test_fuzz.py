@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from unmask.cli.main import EXPERIMENTS, main
-from unmask.experiments import package_corpora as offline
+from unmask.data.corpora import library_files
 from unmask.recipes.catalog import recipe
 
 HOSTILE = (
@@ -216,7 +216,7 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     """Tiny models and a text; the working directory is empty but for "a file"; nothing is trained, nothing is drawn."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").write_text("words")
-    some = offline.modules()[:5]  # of 12 MB
+    some = library_files()[:5]  # of 12 MB
     monkeypatch.setattr(offline, "modules", lambda: some)
     monkeypatch.setattr("unmask.experiments.commands.demo.run_plan", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
