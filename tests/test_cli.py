@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from unmask.cli import help_text as flags
 from unmask.cli.main import EXPERIMENTS, VERBS, main
 from unmask.data.corpora import library_files
+from unmask.experiments import package_corpora
 from unmask.models.model import load
 from unmask.recipes.catalog import RECIPES
 from unmask.recipes.schema import DistillationSettings
@@ -475,7 +476,7 @@ def test_train_distil_evaluate(capsys, tmp_path, corpus):
 
 def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
     files = library_files()[:40]
-    monkeypatch.setattr(offline, "modules", lambda: files)  # some of 12 MB
+    monkeypatch.setattr(package_corpora, "library_files", lambda: files)  # some of 12 MB
     few = ["--limit", "2", "--batch-size", "2", "--texts", tmp_path]
     code, out, err = run(
         capsys, "eval", "zero-shot", "unmask:judge", "--sets", "offline", *few, "--json"

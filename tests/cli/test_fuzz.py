@@ -14,6 +14,7 @@ import pytest
 
 from unmask.cli.main import EXPERIMENTS, main
 from unmask.data.corpora import library_files
+from unmask.experiments import package_corpora
 from unmask.recipes.catalog import recipe
 
 HOSTILE = (
@@ -217,7 +218,7 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").write_text("words")
     some = library_files()[:5]  # of 12 MB
-    monkeypatch.setattr(offline, "modules", lambda: some)
+    monkeypatch.setattr(package_corpora, "library_files", lambda: some)
     monkeypatch.setattr("unmask.experiments.commands.demo.run_plan", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(
