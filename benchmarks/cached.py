@@ -44,6 +44,7 @@ from unmask.models.model import Model
 from unmask.prediction import Prediction
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import texts
+from unmask.samplers.options import SampleOptions
 from unmask.samplers.sample import watch
 
 LENGTH, V = 128, 50258
@@ -67,9 +68,9 @@ class Traced:
         return self.denoiser.sees_alpha
 
     def __call__(self, z: Tensor, alpha: Tensor) -> Prediction:
-        return self.part(z, alpha, None, None, None)
+        return self.forward_window(z, alpha, None, None, None)
 
-    def part(
+    def forward_window(
         self,
         z: Tensor,
         alpha: Tensor,
@@ -77,7 +78,7 @@ class Traced:
         cache: Cache | None,
         window: Tensor | None,
     ) -> Prediction:
-        self.last = z, alpha, self.denoiser.part(z, alpha, asked, cache, window)
+        self.last = z, alpha, self.denoiser.forward_window(z, alpha, asked, cache, window)
         return self.last[2]
 
 
@@ -88,7 +89,7 @@ def errors(model: Model, **how: object) -> tuple[Tensor, float, Tensor, Tensor]:
         denoiser=traced, process=model.process, schedule=model.schedule, tokenizer=None
     )
     kl, same, calls = [], [], 0
-    for frame in watch(view, **how):
+    for frame in watch(view, SampleOptions(**how)):
         calls += len(frame.rows)
         where = frame.changed[frame.rows].flatten().nonzero().squeeze(-1)
         if len(where) and traced.last is not None:

@@ -30,7 +30,7 @@ SIGNATURES = {
     "distillation_loss": "student, teacher, x0, mask_t, mask_s, *, temperature=1.0, direction='reverse', "
     "revealed='cross_entropy'",
     "load": "path_or_hub_id, revision=None, weights='ema', device='cpu'",
-    "sample": "model, n=4, length=128, steps=16, seed=0, temperature=1.0, top_p=1.0, prompt=None, pinned=None, "
+    "sample": "model, n=4, length=None, steps=16, seed=0, temperature=1.0, top_p=1.0, prompt=None, pinned=None, "
     "device='cpu'",
     "recipe": "name",
     "distill": "model, ids, recipe",

@@ -1,6 +1,6 @@
-"""Models without a network for the tests of samplers: random laws for every text, and a count of what they cost."""
+"""Models without a network for the tests of samplers: random laws, and counts of calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -13,16 +13,21 @@ from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
 from unmask.models.kv_cache import Cache
 from unmask.prediction import Prediction
-from unmask.samplers.grids import GRIDS
-from unmask.samplers.sample import Samples, sample
+from unmask.samplers.counts import GRIDS
+from unmask.samplers.inputs import Frame
+from unmask.samplers.options import SampleOptions
+from unmask.samplers.sample import Samples, sample, watch
+from unmask.samplers.steps import Query
+
+LOG_LINEAR = LogLinear()
 
 
 @dataclass
 class Table:
-    """A `Denoiser` and a next-token `Predictor`: log p(x0_i | z) is a random table over all texts z of `length` tokens.
+    """A `Denoiser`: log p(x0_i | z) is a random table over all texts z of `length` tokens.
 
-    `batches`, `alphas`, `head_rows`: sequences and alpha of each call, rows of each use of the head. `one_level`: every
-    sequence of a call must be told the same alpha.
+    `batches`, `alphas`, `head_rows`: sequences and alpha of each call, rows of each use of the
+    head. `one_level`: every sequence of a call must have the same alpha.
     """
 
     vocab_size: int
@@ -55,7 +60,7 @@ class Table:
         return Prediction(hidden, Head(self.head_rows), self.vocab_size)
 
     def law(self, z: tuple[int, ...], alpha: float = 0.7) -> np.ndarray:
-        """p(x0_i | z) [L, V]; a MASK, the last token, is nothing to predict."""
+        """p(x0_i | z) [L, V]; MASK, the last token, has probability 0."""
         logits = self.rows(torch.tensor([z]))[0].numpy() * (0.3 + alpha if self.sees_alpha else 1)
         weight = np.exp(logits)
         if self.mask_id is not None:
@@ -65,7 +70,7 @@ class Table:
 
 @dataclass
 class Causal:
-    """The same table as a next-token predictor: the law after a prefix is that of the prefix filled up with token 0."""
+    """The table as a next-token predictor: a prefix has the law of its text padded with token 0."""
 
     table: Table
     mask_id: int | None = None
@@ -96,7 +101,7 @@ class Causal:
 
 @dataclass(frozen=True)
 class Head:
-    """Rows are their own logits; notes how many it was given."""
+    """Rows are their own logits; records their number."""
 
     seen: list[int]
 
@@ -110,10 +115,7 @@ class Head:
 
 
 def masked(
-    vocab_size: int,
-    length: int,
-    schedule: NoiseSchedule = LogLinear(),  # noqa: B008
-    **table: object,
+    vocab_size: int, length: int, schedule: NoiseSchedule = LOG_LINEAR, **table: object
 ) -> SimpleNamespace:
     """A masked model over `vocab_size` tokens, the last of them MASK."""
     process = MaskedProcess(vocab_size, vocab_size - 1)
@@ -122,10 +124,7 @@ def masked(
 
 
 def uniform(
-    vocab_size: int,
-    length: int,
-    schedule: NoiseSchedule = LogLinear(),  # noqa: B008
-    **table: object,
+    vocab_size: int, length: int, schedule: NoiseSchedule = LOG_LINEAR, **table: object
 ) -> SimpleNamespace:
     """A uniform-state model."""
     process = UniformProcess(vocab_size)
@@ -177,3 +176,13 @@ def draw(
     return sample(
         model, n=N, length=L, steps=steps, seed=seed, pinned=torch.tensor(pins).expand(N, -1), **how
     )
+
+
+def run_frames(model: object, *numbers: int, **options: object) -> Iterator[Frame]:
+    """`watch` with the arguments of `sample`."""
+    return watch(model, SampleOptions(*numbers, **options))
+
+
+def planned_nfe(queries: list[Query], n: int) -> Tensor:
+    """Network calls of each of n samples by a schedule: [n]."""
+    return torch.bincount(torch.cat([query.rows for query in queries]), minlength=n)

@@ -252,14 +252,13 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
 
 
 def test_an_interrupt_says_what_is_kept(monkeypatch, capsys, drawing):
-    plain = sample.sample
+    batches = sample.iter_samples
 
-    def draw(model, n, first, **options):
-        if first == 1:
-            raise KeyboardInterrupt
-        return plain(model, n=n, first=first, **options)
+    def interrupted(*arguments, **options):
+        yield next(batches(*arguments, **options))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "sample", draw)
+    monkeypatch.setattr(sample, "iter_samples", interrupted)
     assert main.main(drawing) == 1
     out, err = capsys.readouterr()
     assert out.count("--- sample") == 1 and out.endswith(TEXT + "\n"), (

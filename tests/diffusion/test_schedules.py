@@ -25,7 +25,7 @@ from unmask.diffusion.schedules import (
     check_unit,
     gamma_at,
 )
-from unmask.samplers.grids import GRIDS, check_levels
+from unmask.samplers.counts import GRIDS, check_alphas
 
 pytestmark = pytest.mark.processor
 
@@ -129,7 +129,7 @@ def test_rounding_never_leaves_the_unit_interval(
                 assert bool(((share >= 0) & (share <= 1)).all())
         for grid in GRIDS.values():
             for steps in (1, 3, 64):
-                check_levels(grid(steps, schedule))
+                check_alphas(grid(steps, schedule))
         top, bottom = schedule.alpha(double(0.0, 1.0)).tolist()
         back = schedule.alpha(schedule.time(values))
     # Each of at most 4 elementary functions has two errors: its own rounding and the shift.

@@ -91,8 +91,8 @@ def test_a_window_of_a_frozen_denoiser(sees_alpha: bool, dtype: torch.dtype) -> 
         torch.tensor([[2, 4]] * 3),
     )
     whole = frozen(noisy(), ALPHA)
-    assert torch.equal(frozen.part(noisy(), ALPHA, cache=cache).hidden, whole.hidden)
-    part = frozen.part(noisy(), ALPHA, cache=cache, window=places)
+    assert torch.equal(frozen.forward_window(noisy(), ALPHA, cache=cache).hidden, whole.hidden)
+    part = frozen.forward_window(noisy(), ALPHA, cache=cache, window=places)
     close = CLOSE if dtype == torch.float32 else 0.1
     assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=close, rtol=0)
     assert (
@@ -105,7 +105,10 @@ def test_a_window_of_a_frozen_denoiser(sees_alpha: bool, dtype: torch.dtype) -> 
 def test_a_frozen_denoiser_at_queries(sees_alpha: bool) -> None:
     """Predictions equal the full call at the queries, and are NaN elsewhere."""
     frozen = NetworkDenoiser(network_random(SHAPE), MASK, sees_alpha).frozen()
-    whole, part = frozen(noisy(), ALPHA), frozen.part(noisy(), ALPHA, torch.tensor([[2, 4]] * 3))
+    whole, part = (
+        frozen(noisy(), ALPHA),
+        frozen.forward_window(noisy(), ALPHA, torch.tensor([[2, 4]] * 3)),
+    )
     assert_close(part.log_p()[:, [2, 4]], whole.log_p()[:, [2, 4]], atol=CLOSE, rtol=0)
     assert (
         bool(part.hidden[:, [0, 1, 3, *range(5, 12)]].isnan().all())

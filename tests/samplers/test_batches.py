@@ -1,7 +1,8 @@
-"""What a sample owes to its batch: nothing at equal logits, and nothing at all where no call mixes samples.
+"""Samples and batches: no effect at equal logits, and none at all with one sample a call.
 
-Real products round by their shape in the last digit, here and there, on some processors. `Rounding` rounds by the shape
-of every call and of every product of the head, in the first digit: what it does not change, no processor changes.
+Real products round by their shape in the last digit, here and there, on some processors. `Rounding`
+rounds by the shape of every call and of every product of the head, in the first digit: what it does
+not change, no processor changes.
 """
 
 from dataclasses import dataclass, replace
@@ -20,11 +21,11 @@ from unmask.models.denoiser import CausalPredictor, FrozenDenoiser, NetworkDenoi
 from unmask.models.dit import Shape
 from unmask.prediction import Head, Prediction
 from unmask.rng import address, gumbel
-from unmask.samplers.categorical import race
-from unmask.samplers.grids import uniform_grid
+from unmask.samplers.categorical import gumbel_max
+from unmask.samplers.counts import uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import Task, confidence
+from unmask.samplers.steps import SamplingProblem, confidence
 
 V, L, N = 9, 10, 6
 SAMPLERS = [
@@ -58,7 +59,7 @@ class RoundingHead:
 
 @dataclass(frozen=True)
 class Rounding:
-    """A denoiser, or a predictor, whose hidden states depend on the shape of the call and on the row in it."""
+    """A model whose hidden states depend on the shape of the call and on the row in it."""
 
     role: FrozenDenoiser | CausalPredictor
     sees_alpha: bool = True
@@ -74,11 +75,13 @@ class Rounding:
     def __call__(self, z: Tensor, *rest: object) -> Prediction:
         return self._rounded(self.role(z, *rest), z.shape)
 
-    def part(
-        self, z: Tensor, alpha: Tensor, asked: Tensor | None, cache: object, window: Tensor | None
+    def forward_window(
+        self, z: Tensor, alpha: Tensor, queries: Tensor | None, cache: object, window: Tensor | None
     ) -> Prediction:
-        shapes = [place for part in (asked, window) if part is not None for place in part.shape]
-        return self._rounded(self.role.part(z, alpha, asked, cache, window), [*z.shape, *shapes])
+        shapes = [size for part in (queries, window) if part is not None for size in part.shape]
+        return self._rounded(
+            self.role.forward_window(z, alpha, queries, cache, window), [*z.shape, *shapes]
+        )
 
     def _rounded(self, found: Prediction, sizes: list[int]) -> Prediction:
         row = torch.arange(len(found.hidden))[:, None, None]
@@ -137,9 +140,10 @@ def test_one_sample_a_call_is_exact_on_every_processor(
 def test_logits_depend_on_the_batch_by_rounding_only(
     kind: str, dtype: torch.dtype, close: float
 ) -> None:
-    """In a batch of N or alone: a dozen products one behind the other, sums of up to 64 terms of order 1.
+    """In a batch of N or alone: a dozen products in a row, sums of up to 64 terms of order 1.
 
-    Each is right to 64 x 2^-24 in any order, or 64 x 2^-53: 5e-5 and 1e-13 together, and twice that for two of them.
+    Each is right to 64 x 2^-24 in any order, or 64 x 2^-53: 5e-5 and 1e-13 together, and twice that
+    for two of them.
     """
     network = network_random(replace(SHAPE, causal=kind == "causal"))
     network = in_float64(network) if dtype == torch.float64 else network
@@ -152,16 +156,18 @@ def test_logits_depend_on_the_batch_by_rounding_only(
 
 
 @given(st.integers(0, 2**32), st.floats(1e-12, 0.3))
-def test_a_change_of_logits_changes_close_races_only(seed: int, change: float) -> None:
-    """Where the winner leads by more than twice the greatest change of a log-probability it stays the winner."""
+def test_a_change_of_logits_changes_small_margins_only(seed: int, change: float) -> None:
+    """A token stays if its margin exceeds twice the greatest change of a log-probability."""
     generator = torch.Generator().manual_seed(seed)
     log_p = torch.randn(200, V, dtype=torch.float64, generator=generator).log_softmax(-1)
     other = log_p + change * (
         2 * torch.rand(log_p.shape, dtype=torch.float64, generator=generator) - 1
     )
-    state = draw_latent(1, 200, seed).address(torch.arange(200))
+    state = draw_latent(1, 200, seed).address(
+        (torch.zeros(200, dtype=torch.int64), torch.arange(200))
+    )
     numbers = log_p + gumbel(address(state[:, None], torch.arange(V)))
-    before, after = race(log_p, state), race(other, state)
+    before, after = gumbel_max(log_p, state), gumbel_max(other, state)
     assert torch.equal(before, numbers.argmax(-1))
     best, second = numbers.topk(2).values.unbind(-1)
     clear = best - second > 2 * change + 1e-12
@@ -170,18 +176,19 @@ def test_a_change_of_logits_changes_close_races_only(seed: int, change: float) -
 
 @pytest.mark.parametrize("seed", range(20))
 def test_rounding_does_not_choose_between_the_equally_likely(seed: int) -> None:
-    """One law at all positions of a blank canvas, to 1e-6 nats: of those that drew the same token the first is shown.
+    """With one law at all positions, to 1e-6 nats, the first of equal tokens is unmasked.
 
     Without `in_steps` the last digits of the logits choose.
     """
     length, process = 40, MaskedProcess(V, V - 1)
-    task = Task(
+    problem = SamplingProblem(
         process,
         torch.full((2, length), -1),
         draw_latent(2, length, 0),
         uniform_grid(4, LogLinear()),
     )
-    first, z, at = confidence(task)[0], task.canvas(), torch.arange(2 * length)
+    first, z = confidence(problem)[0], problem.canvas()
+    at = torch.ones_like(z).nonzero(as_tuple=True)
     law = torch.randn(
         V - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     ).log_softmax(0)
@@ -189,8 +196,8 @@ def test_rounding_does_not_choose_between_the_equally_likely(seed: int) -> None:
     noise = 1e-6 * torch.rand(
         law.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    shown = first(z, [(at, law)])
+    unmasked = first(z, [(at, law)])
     assert (
-        torch.equal(first(z, [(at, law + noise)]), shown)
-        and 0 < int((shown != V - 1).sum()) < 2 * length
+        torch.equal(first(z, [(at, law + noise)]), unmasked)
+        and 0 < int((unmasked != V - 1).sum()) < 2 * length
     )

@@ -1,5 +1,4 @@
-"""What calls compute: no more than is read; and windows beside kept keys and values, where they are exact, what they
-cost, who is refused."""
+"""Network calls: no more than is needed; windows with kept keys: exactness, cost, refusals."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,16 +8,15 @@ import torch
 from torch import Tensor
 
 from reference import in_float64, network_random
-from toy_sampling import masked, uniform
+from toy_sampling import masked, run_frames, uniform
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import Shape
 from unmask.models.kv_cache import Cache
-from unmask.samplers.cached_forward import window
-from unmask.samplers.sample import sample, watch
-from unmask.samplers.steps import Task, put
-from unmask.samplers.unmasking_schedule import Laws, Reads
+from unmask.samplers.cached_forward import window_of
+from unmask.samplers.sample import sample
+from unmask.samplers.steps import LogProbs, Query, SamplingProblem
 
 V, L = 9, 14
 MASK = V - 1
@@ -36,8 +34,9 @@ SAMPLERS = [
 def model(
     blocks: int = 2, sees_alpha: bool = False, dtype: torch.dtype | None = None
 ) -> SimpleNamespace:
-    """A masked model with a network; in float64, since products of other shapes are compared, or with products in
-    `dtype`.
+    """A masked model with a network in float64, or with products in `dtype`.
+
+    Products of other shapes are compared: float32 would round them differently.
     """
     network = network_random(Shape(V, L, width=16, blocks=blocks, heads=2, cond_dim=4))
     if dtype is None:
@@ -125,19 +124,21 @@ def test_given_tokens_stay_and_all_are_drawn_in_any_precision() -> None:
 
 def test_a_window_is_the_smallest_span_of_each_sample() -> None:
     def step(*positions: tuple[int, int]) -> SimpleNamespace:
-        at = torch.tensor([row * L + place for row, place in positions], dtype=torch.int64)
-        return SimpleNamespace(reads=lambda z: Reads.of(at, L))
+        mask = torch.zeros(4, L, dtype=torch.bool)
+        for row, column in positions:
+            mask[row, column] = True
+        return SimpleNamespace(query=lambda z: Query.of(mask))
 
     z = torch.zeros(4, L, dtype=torch.int64)
-    found = window([step((0, 9), (3, 2)), step(), step((0, 7), (3, 3))], z)
-    assert found.rows.tolist() == [0, 3] and found.places.tolist() == [[7, 8, 9], [2, 3, 3]]
-    assert window([step()], z).places.shape == (0, 0)
+    found = window_of([step((0, 9), (3, 2)), step(), step((0, 7), (3, 3))], z)
+    assert found.rows.tolist() == [0, 3] and found.columns.tolist() == [[7, 8, 9], [2, 3, 3]]
+    assert window_of([step()], z).columns.shape == (0, 0)
 
 
-def test_every_call_is_counted_and_a_whole_pass_has_all_of_its_period() -> None:
-    """nfe counts what a sample takes part in: whole passes of periods in which it is read, and windows that read it."""
+def test_every_call_is_counted_and_a_full_pass_has_all_samples_of_its_period() -> None:
+    """nfe counts full passes of the periods that need a sample, and its windows."""
     exact, cached = (
-        list(watch(model(), 6, L, 12, 3, pinned=pins(), cache=cache)) for cache in (None, 4)
+        list(run_frames(model(), 6, L, 12, 3, pinned=pins(), cache=cache)) for cache in (None, 4)
     )
     for k, (plain, other) in enumerate(zip(exact[1:], cached[1:], strict=True)):
         period = [
@@ -147,7 +148,7 @@ def test_every_call_is_counted_and_a_whole_pass_has_all_of_its_period() -> None:
 
 
 class Picking:
-    """A denoiser that notes how many samples a call had, and the places of each that it was asked for."""
+    """A denoiser that records the number of samples of a call, and their columns."""
 
     vocab_size, sees_alpha = V, False
 
@@ -158,20 +159,20 @@ class Picking:
         self.calls.append((len(z), None))
         return self.denoiser(z, alpha)
 
-    def part(
-        self, z: Tensor, alpha: Tensor, asked: Tensor, cache: object, window: object
+    def forward_window(
+        self, z: Tensor, alpha: Tensor, queries: Tensor, cache: object, window: object
     ) -> object:
-        self.calls.append((len(z), [sorted({*row}) for row in asked.tolist()]))
-        return self.denoiser.part(z, alpha, asked, cache, window)
+        self.calls.append((len(z), [sorted({*row}) for row in queries.tolist()]))
+        return self.denoiser.forward_window(z, alpha, queries, cache, window)
 
 
 @pytest.mark.processor
 @pytest.mark.parametrize("sampler", ["reveal", "blockwise:4"])
-def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
+def test_a_planned_call_computes_the_needed_columns(sampler: str) -> None:
     """Samples that start from different texts: of each call, the places that change in it."""
     whole, part = model(), model()
     whole.denoiser, part.denoiser = Foreign(), Picking()
-    frames = list(watch(part, 6, L, 8, 3, pinned=pins(), sampler=sampler))
+    frames = list(run_frames(part, 6, L, 8, 3, pinned=pins(), sampler=sampler))
     assert torch.equal(frames[-1].z, draw(whole, sampler=sampler).tokens)
     changed = [
         [row.nonzero().squeeze(-1).tolist() for row in frame.changed if row.any()]
@@ -182,7 +183,7 @@ def test_a_planned_call_asks_for_what_it_reads(sampler: str) -> None:
 
 @pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samples_that_are_still_alike_are_one_to_the_network(sampler: str) -> None:
+def test_equal_samples_are_one_row_for_the_network(sampler: str) -> None:
     """With one prompt for all, too: the texts are those of samples drawn one by one."""
     picking = model()
     picking.denoiser = Picking()
@@ -192,44 +193,43 @@ def test_samples_that_are_still_alike_are_one_to_the_network(sampler: str) -> No
     assert torch.equal(together.tokens, draw(model(), batch_size=1, **how).tokens)
 
 
-def test_samples_of_different_prompts_are_not_alike() -> None:
+def test_samples_of_different_prompts_are_different_rows() -> None:
     picking = model()
     picking.denoiser = Picking()
     draw(picking, sampler="confidence")
     assert picking.denoiser.calls[0] == (5, None), "one of six is given whole"
 
 
-@pytest.mark.parametrize(("levels", "asked"), [([0.5, 0.5], 1), ([0.2, 0.5], 2)])
-def test_samples_that_are_told_different_levels_are_not_alike(
-    levels: list[float], asked: int
-) -> None:
+@pytest.mark.parametrize(("levels", "rows"), [([0.5, 0.5], 1), ([0.2, 0.5], 2)])
+def test_samples_of_different_alphas_are_different_rows(levels: list[float], rows: int) -> None:
     picking = model()
     picking.denoiser = Picking()
 
-    def sampler(task: Task) -> list[Moving]:
-        first = Reads(
-            torch.tensor([0, 1]), torch.tensor([0, L]), torch.tensor(levels, dtype=torch.float64)
+    def sampler(problem: SamplingProblem) -> list[Moving]:
+        first = Query(
+            torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor(levels, dtype=torch.float64)
         )
-        return [Moving(lambda z: first), Moving(lambda z: Reads.of(torch.arange(0), L))]
+        nothing = torch.zeros(2, L, dtype=torch.bool)
+        return [Moving(lambda z: first), Moving(lambda z: Query.of(nothing))]
 
     draw(picking, n=2, steps=2, pinned=None, sampler=sampler)
-    assert picking.denoiser.calls == [(asked, None)]
+    assert picking.denoiser.calls == [(rows, None)]
 
 
 class Moving:
-    """A step that reads what it is told to and moves nothing."""
+    """A step with a given query that changes nothing."""
 
-    def __init__(self, reads: Callable[[Tensor], Reads]) -> None:
-        self.reads = reads
+    def __init__(self, query: Callable[[Tensor], Query]) -> None:
+        self.query = query
 
-    def __call__(self, z: Tensor, laws: Laws) -> Tensor:
-        for _ in laws:
+    def __call__(self, z: Tensor, log_probs: LogProbs) -> Tensor:
+        for _ in log_probs:
             pass
         return z
 
 
 class Foreign:
-    """A denoiser of somebody else's."""
+    """A denoiser of another library."""
 
     vocab_size, sees_alpha = V, False
 
@@ -241,25 +241,25 @@ class Foreign:
 
 
 class Keeping(Foreign):
-    """One that keeps; notes the size of each window, None for a whole pass."""
+    """A denoiser with a cache that records the size of each window, None for a full pass."""
 
     def __init__(self) -> None:
         self.denoiser, self.windows = model().denoiser.frozen(), []
 
-    def part(
+    def forward_window(
         self,
         z: Tensor,
         alpha: Tensor,
-        asked: Tensor | None,
+        queries: Tensor | None,
         cache: Cache | None,
         window: Tensor | None,
     ) -> object:
         if cache is not None:
             self.windows.append(None if window is None else window.shape[1])
-        return self.denoiser.part(z, alpha, asked, cache, window)
+        return self.denoiser.forward_window(z, alpha, queries, cache, window)
 
 
-def test_a_foreign_denoiser_may_keep_or_is_named() -> None:
+def test_a_foreign_denoiser_may_have_a_cache_or_is_named() -> None:
     ours, theirs = model(), model()
     theirs.denoiser = Keeping()
     how = {"sampler": "blockwise:4", "pinned": None, "steps": 12, "cache": 3}
@@ -271,16 +271,16 @@ def test_a_foreign_denoiser_may_keep_or_is_named() -> None:
     theirs.denoiser = Foreign()
     draw(theirs)
     with pytest.raises(
-        ValueError, match="cache asks the model to keep keys and values, and Foreign has no method"
+        ValueError, match="cache needs a denoiser with a method forward_window, got Foreign"
     ):
         draw(theirs, cache=2)
 
 
 @pytest.mark.parametrize("sampler", ["psi:0.5", "remdm_cap:0.1", "remdm_loop:0.1"])
-def test_who_writes_noise_is_refused(sampler: str) -> None:
+def test_samplers_that_write_noise_are_refused(sampler: str) -> None:
     with pytest.raises(
         ValueError,
-        match=r"cache keeps .* want cache = None or 1, got 2; leave it out, or use a sampler",
+        match=r"cache .* got 2, want None or 1.*use a sampler",
     ):
         draw(model(), sampler=sampler, grid="loop", cache=2)
 
@@ -290,37 +290,46 @@ def test_uniform_noise_is_refused() -> None:
     other.denoiser = NetworkDenoiser(
         network_random(Shape(3, 4, width=8, blocks=1, heads=2)), None, sees_alpha=True
     )
-    with pytest.raises(ValueError, match=r"with uniform noise.* any token can change"):
+    with pytest.raises(ValueError, match=r"cache .*uniform noise.* any token can change"):
         sample(other, n=1, length=4, cache=2)
 
 
 @pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2"])
-def test_periods_that_are_none(wrong: object) -> None:
-    with pytest.raises(ValueError, match=f"cache is .*: got {wrong!r}, want a whole number 1 .. "):
+def test_wrong_periods(wrong: object) -> None:
+    with pytest.raises(ValueError, match=rf"cache is .*: got {wrong!r}, want a whole number 1 .. "):
         sample(masked(4, 3), n=1, length=3, cache=wrong)
 
 
 class Reader:
-    """A step that shows the likeliest tokens at positions `at`, flat; a late one names them only once text shows."""
+    """A step that writes the likeliest token at one position. A late one asks for it only later."""
 
-    def __init__(self, at: int, late: bool) -> None:
-        self.at, self.late = torch.tensor([at]), late
+    def __init__(self, row: int, column: int, late: bool) -> None:
+        self.row, self.column, self.late = row, column, late
 
-    def reads(self, z: Tensor) -> Reads:
-        return Reads.of(self.at[:0] if self.late and bool((z == MASK).all()) else self.at, L)
+    def query(self, z: Tensor) -> Query:
+        mask = torch.zeros(2, L, dtype=torch.bool)
+        mask[self.row, self.column] = not (self.late and bool((z == MASK).all()))
+        return Query.of(mask)
 
-    def __call__(self, z: Tensor, laws: Laws) -> Tensor:
-        for at, log_p in laws:
-            z = put(z, at, log_p.argmax(-1))
+    def __call__(self, z: Tensor, log_probs: LogProbs) -> Tensor:
+        for at, log_p in log_probs:
+            z = z.index_put(at, log_p.argmax(-1))
         return z
 
 
 @pytest.mark.parametrize(
-    ("late", "match"), [(3, "not a number"), (L + 3, r"later read others, \[1\] of \[0\]")]
+    ("row", "match"), [(0, "not a number"), (1, r"cache .* got samples \[1\], want some of \[0\]")]
 )
-def test_a_sampler_that_reads_more_than_it_said_is_stopped(late: int, match: str) -> None:
-    def sampler(task: Task) -> list[Reader]:
-        return [Reader(0, False), Reader(late, True)]
+def test_a_later_query_outside_the_window_is_an_error(row: int, match: str) -> None:
+    def sampler(problem: SamplingProblem) -> list[Reader]:
+        return [Reader(0, 0, False), Reader(row, 3, True)]
 
     with pytest.raises(ValueError, match=match):
         draw(model(), n=2, steps=2, pinned=None, sampler=sampler, cache=2)
+
+
+def test_a_cache_is_refused_where_a_block_ends_by_the_text() -> None:
+    for count in ("threshold:0.5", "bound:0.1"):
+        with pytest.raises(ValueError, match=r"cache .* got 2, want None or 1.*block"):
+            draw(model(), sampler=f"order=confidence,blocks=4,count={count}", cache=2)
+    draw(model(), sampler=f"order=confidence,count={count}", cache=2)

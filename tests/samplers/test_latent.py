@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, multivariate_normal, norm
 
 from reference import sampler_p_value
-from toy_sampling import causal, masked
+from toy_sampling import causal, masked, planned_nfe
 from toy_sampling import uniform as uniform_model
 from unmask.diffusion.correlated_masking import (
     CorrelatedBlocks,
@@ -21,12 +21,11 @@ from unmask.diffusion.correlated_masking import (
 )
 from unmask.diffusion.schedules import LogLinear
 from unmask.rng import address, gumbel, uniform
-from unmask.samplers.grids import uniform_grid
+from unmask.samplers.counts import uniform_grid
 from unmask.samplers.latent import draw_latent
-from unmask.samplers.remasking import psi
+from unmask.samplers.remasking import ancestral, psi
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import ancestral, confidence
-from unmask.samplers.unmasking_schedule import plan
+from unmask.samplers.steps import confidence, unmasking_schedule
 
 
 @given(
@@ -52,14 +51,18 @@ def test_a_longer_sample_begins_as_the_shorter_one() -> None:
 
 def test_addresses_tell_samples_positions_and_occasions_apart() -> None:
     latent = draw_latent(50, 40, seed=3)
-    states = torch.cat([latent.address(torch.arange(2000), occasion) for occasion in range(3)])
+    states = torch.cat(
+        [latent.address(latent.everywhere, occasion).flatten() for occasion in range(3)]
+    )
     assert len(states.unique()) == 6000
 
 
 def test_levels_and_noise_are_uniform_and_independent() -> None:
     latent = draw_latent(200, 100, seed=5)
     u = latent.u.flatten()
-    noise = torch.exp(-torch.exp(-gumbel(latent.address(torch.arange(20_000)))))  # the Gumbel CDF
+    noise = torch.exp(
+        -torch.exp(-gumbel(latent.address(latent.everywhere).flatten()))
+    )  # the Gumbel CDF
     assert kstest(u.numpy(), "uniform").pvalue > 1e-3
     assert kstest(noise.numpy(), "uniform").pvalue > 1e-3
     across = torch.corrcoef(torch.stack([u, noise, u.roll(1), u.roll(100)]))
@@ -93,7 +96,7 @@ STRUCTURES = [
 def test_a_structured_sample_keeps_its_latent(
     structure: Structure, seed: int, n: int, length: int, first: int
 ) -> None:
-    """In any batch, at any length, and its race is the one that it has without a structure."""
+    """In any batch, at any length, and with the Gumbel noise that it has without a structure."""
     batch = draw_latent(n, length, seed, first, structure=structure)
     assert batch.u.shape == (n, length) and batch.u.dtype == torch.float64
     assert torch.equal(batch.key, draw_latent(n, length, seed, first).key)
@@ -111,7 +114,7 @@ def test_no_structure_is_the_latent_that_always_was() -> None:
 
 
 def test_structured_numbers_have_addresses_that_never_change() -> None:
-    """Stream 0 is each token's own, stream 2 is shared, by level from 1 on and by the first position of a block."""
+    """Stream 0 is a token's own; stream 2 has a number for each level and block start."""
     latent = draw_latent(1, 5, 7, 3, structure=NestedBlocks((4, 2), (0.5, 0.2)))
     for i in range(5):
         keys = [(7, 3, 0, i), (7, 3, 2, 1, i - i % 4), (7, 3, 2, 2, i - i % 2)]
@@ -152,18 +155,20 @@ def test_structured_levels_are_uniform_and_correlated(structure: Structure) -> N
     due = a @ a.T  # the stated one: tests/diffusion/test_correlated_masking.py
     seen = torch.special.ndtri(latent.u).T.corrcoef()
     assert bool(((seen - due).abs() <= 4.5 * (1 - due**2).clamp(min=0) / math.sqrt(n) + 1e-9).all())
-    noise = torch.exp(-torch.exp(-gumbel(latent.address(torch.arange(0, n * length, length)))))
+    noise = torch.exp(
+        -torch.exp(-gumbel(latent.address((torch.arange(n), torch.zeros(n, dtype=torch.int64)))))
+    )
     across = (
         torch.stack([noise, latent.u[:, 0], latent.u[:, 0].roll(1)]).corrcoef().fill_diagonal_(0)
     )
     assert float(across.abs().max()) < 4 / math.sqrt(n), (
-        "samples and the race are independent of it"
+        "samples are independent, and so is the Gumbel noise"
     )
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_texts_of_independent_tokens_do_not_depend_on_the_structure(structure: Structure) -> None:
-    """When a token is revealed says nothing about which: the same texts, and their law is the product."""
+    """The time of unmasking does not change a token: the texts are equal, their law the product."""
     model = masked(4, 3)
     model.denoiser.logits[:] = model.denoiser.logits[0]
     plain, structured = (
@@ -194,7 +199,8 @@ def mean_nfe(structure: Structure | None, n: int, length: int, steps: int) -> tu
     """And its standard error."""
     free = torch.ones(n, length, dtype=torch.bool)
     latent = draw_latent(n, length, seed=9, structure=structure)
-    nfe = plan(latent, uniform_grid(steps, LogLinear()), free).nfe.double()
+    queries = unmasking_schedule(latent.u, uniform_grid(steps, LogLinear()), free)
+    nfe = planned_nfe(queries, n).double()
     return float(nfe.mean()), float(nfe.std()) / math.sqrt(n)
 
 
@@ -206,7 +212,7 @@ def test_tokens_revealed_together_cost_fewer_calls(structure: Structure) -> None
 
 @pytest.mark.parametrize(("length", "steps"), [(64, 64), (60, 16)])
 def test_expected_nfe_of_whole_blocks(length: int, steps: int) -> None:
-    """ceil(L / size) blocks that move as one cost what as many tokens cost: sum_k 1 - (1 - 1/N)^blocks."""
+    """A block of one level costs what one token costs: sum_k 1 - (1 - 1/N)^blocks calls."""
     mean, error = mean_nfe(CorrelatedBlocks(8, 1.0), 4000, length, steps)
     due = steps * (1 - (1 - 1 / steps) ** math.ceil(length / 8))
     assert abs(mean - due) < 4.5 * error
@@ -228,7 +234,7 @@ def test_two_tokens_meet_in_a_step_as_the_copula_says(rho: float) -> None:
 
 
 def test_tokens_revealed_together_do_not_see_one_another() -> None:
-    """The price: of two tokens that are always equal, those drawn in one call agree by chance only."""
+    """Two tokens that are always equal agree only by chance if one call draws both."""
     model = masked(3, 2)
     copy = torch.full((9, 2, 3), -40.0, dtype=torch.float64)
     for text in range(9):
@@ -242,7 +248,7 @@ def test_tokens_revealed_together_do_not_see_one_another() -> None:
         assert abs(unequal - met / 2) < 4.5 * math.sqrt(met / 2 * (1 - met / 2) / n)
 
 
-def test_sample_takes_text_forms_and_refuses_what_nobody_reads() -> None:
+def test_sample_takes_text_forms_and_refuses_a_structure_without_effect() -> None:
     model = masked(4, 5)
     by_text, by_value, plain = (
         sample(model, n=3, length=5, steps=3, structure=how).nfe.tolist()
@@ -254,17 +260,18 @@ def test_sample_takes_text_forms_and_refuses_what_nobody_reads() -> None:
     )
     greedy = sample(model, n=3, length=5, steps=3, sampler="greedy_tail", structure="block:5:1")
     assert greedy.nfe.tolist() == by_text
-    with pytest.raises(ValueError, match="structure .*got 'spam:3'"):
+    with pytest.raises(ValueError, match=r"'span:LENGTH'.*got 'spam:3'"):
         sample(model, n=1, length=5, structure="spam:3")
     for name in ("ancestral", "confidence", "entropy_bounded:0.1", "remdm_cap:0.02"):
         with pytest.raises(
-            ValueError, match=rf"'{name}' does not reveal by the latent.*'reveal'.*Span\(length=3"
+            ValueError,
+            match=rf"structure has no effect: got CorrelatedSpan\(length=3.*'{name}'.*'reveal'",
         ):
             sample(model, n=1, length=5, sampler=name, structure="span:3")
     for sampler in (confidence, psi(0.5), ancestral):
-        with pytest.raises(ValueError, match="this sampler does not reveal by the latent"):
+        with pytest.raises(ValueError, match=r"structure has no effect.*this sampler"):
             sample(model, n=1, length=5, sampler=sampler, structure="span:3")
-    with pytest.raises(ValueError, match="this sampler does not reveal by the latent"):
+    with pytest.raises(ValueError, match=r"structure has no effect.*this sampler"):
         sample(uniform_model(4, 5), n=1, length=5, structure="span:3")
-    with pytest.raises(ValueError, match="an autoregressive model does not reveal by the latent"):
+    with pytest.raises(ValueError, match=r"structure has no effect.*autoregressive"):
         sample(causal(4, 5), n=1, length=5, structure="span:3")

@@ -1,4 +1,4 @@
-"""`sample` and `denoise`: a sample is a function of its latent, given tokens stay, no cost is hidden, errors speak."""
+"""`sample` and `denoise`: coupled texts, given tokens, costs, options and errors."""
 
 import math
 import re
@@ -15,18 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reference import network_random
-from toy_sampling import causal, masked, uniform
+from toy_sampling import causal, masked, run_frames, uniform
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import Shape
 from unmask.prediction import Prediction
-from unmask.samplers.grids import uniform_grid
+from unmask.samplers.counts import uniform_grid
 from unmask.samplers.inputs import Frame
 from unmask.samplers.latent import draw_latent
-from unmask.samplers.sample import denoise, sample, watch
-from unmask.samplers.steps import Task
-from unmask.samplers.unmasking_schedule import Laws, Reads
+from unmask.samplers.options import SampleOptions
+from unmask.samplers.sample import denoise, iter_samples, sample, sample_with, watch
+from unmask.samplers.steps import LogProbs, Query, SamplingProblem
 
 V, L = 4, 5
 KINDS = [
@@ -53,7 +53,7 @@ class Letters:
 
 @pytest.mark.parametrize(("kind", "sampler"), KINDS)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("draw", ["race", "inverse_cdf"])
+@pytest.mark.parametrize("draw", ["gumbel_max", "inverse_cdf"])
 def test_batches_make_no_difference(kind: type, sampler: str, batch_size: int, draw: str) -> None:
     """Tokens and nfe of sample i do not depend on the batch it is in."""
     model = kind(V, L, sees_alpha=True, one_level=not sampler.startswith("entropy_bounded"))
@@ -71,7 +71,7 @@ def test_batches_make_no_difference(kind: type, sampler: str, batch_size: int, d
 
 
 def test_one_latent_at_any_number_of_steps() -> None:
-    """Where the other tokens do not matter, the text is the same at 1 and at 50 steps; where they do, it is coupled."""
+    """If tokens are independent, 1 and 50 steps give one text; else the texts are coupled."""
     model = masked(V, L)
     model.denoiser.logits[:] = model.denoiser.logits[0]
     runs = [sample(model, n=50, length=L, steps=steps, seed=2).tokens for steps in (1, 4, 50)]
@@ -91,7 +91,9 @@ def test_given_tokens_never_change_and_never_cost(kind: type, sampler: str) -> N
     pinned = torch.tensor([[-1, -1, -1, 2, -1], [-1, -1, 1, -1, 0], [-1, 0, 0, 0, 0]])
     given = torch.tensor([[1, -1, -1, 2, -1], [1, -1, 1, -1, 0], [1, 0, 0, 0, 0]])
     model.tokenizer = Letters()
-    for frame in watch(model, n=3, length=L, steps=4, prompt="b", pinned=pinned, sampler=sampler):
+    for frame in run_frames(
+        model, n=3, length=L, steps=4, prompt="b", pinned=pinned, sampler=sampler
+    ):
         assert torch.equal(frame.z[given >= 0], given[given >= 0]) and not bool(
             frame.changed[given >= 0].any()
         )
@@ -126,7 +128,7 @@ def test_a_text_that_is_given_costs_nothing(model: SimpleNamespace) -> None:
 def test_frames_show_what_a_player_needs() -> None:
     model = masked(V, L)
     alphas = uniform_grid(4, model.schedule)
-    frames = list(watch(model, n=3, length=L, steps=4, seed=9))
+    frames = list(run_frames(model, n=3, length=L, steps=4, seed=9))
     assert [frame.step for frame in frames] == [0, 1, 2, 3, 4] and [
         frame.alpha for frame in frames
     ] == alphas.tolist()
@@ -134,7 +136,7 @@ def test_frames_show_what_a_player_needs() -> None:
     for before, after in pairwise(frames):
         assert torch.equal(after.changed, before.z != after.z)
         assert torch.equal(after.z[~after.changed], before.z[~after.changed])
-        assert bool((before.z[after.changed] == V - 1).all())  # a token once shown stays
+        assert bool((before.z[after.changed] == V - 1).all())  # a visible token stays
     done = sample(model, n=3, length=L, steps=4, seed=9)
     assert torch.equal(done.tokens, frames[-1].z)
     assert done.calls == sum(len(frame.rows) > 0 for frame in frames)
@@ -146,7 +148,7 @@ def test_sampling_leaves_no_trace() -> None:
     model = masked(V, L)
     model.denoiser = NetworkDenoiser(network, mask_id=V - 1, sees_alpha=True)
     before = torch.get_rng_state()
-    frames = watch(model, n=2, length=L, steps=3)
+    frames = run_frames(model, n=2, length=L, steps=3)
     next(frames)
     next(frames)
     assert torch.is_grad_enabled()
@@ -170,14 +172,14 @@ def test_a_network_and_its_frozen_form_draw_the_same(sees_alpha: bool) -> None:
 
 @dataclass
 class Sizes(TorchDispatchMode):
-    """Notes the size of every tensor that torch makes."""
+    """Records the size of every tensor that torch makes."""
 
     largest: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore
         out = function(*args, **(kwargs or {}))
         sizes = [
             leaf.untyped_storage().nbytes() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)
@@ -195,7 +197,7 @@ class NarrowHead:
     rows: list[int] = field(default_factory=list)
 
     def __call__(self, rows: Tensor, /) -> Tensor:
-        assert rows.shape[0] < self.limit, "the head was asked for every position"
+        assert rows.shape[0] < self.limit, "the head got every position"
         self.rows.append(rows.shape[0])
         return rows @ self.weight
 
@@ -218,7 +220,7 @@ class Wide:
 
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.8, "top_p": 0.9, "top_k": 50}])
 def test_no_tensor_of_batch_times_length_times_vocabulary(filters: dict[str, float]) -> None:
-    """Each position goes through the head once, and no storage grows to a quarter of B x L x V float32 numbers."""
+    """Each position goes through the head once; no tensor has a quarter of B x L x V numbers."""
     n, length, vocab_size, steps = 4, 32, 3000, 32
     head = NarrowHead(
         torch.randn(4, vocab_size, generator=torch.Generator().manual_seed(0)), limit=n * length
@@ -254,16 +256,16 @@ def test_weights_that_are_no_numbers_stop() -> None:
     [
         ({"steps": 0}, "steps is too small: got 0, want a whole number 1 .. 1048576"),
         ({"steps": -1}, "got -1"),
-        ({"steps": 2.5}, "steps is not a whole number: got 2.5"),
+        ({"steps": 2.5}, "steps is .* whole number: got 2.5"),
         ({"n": 0}, "n is too small: got 0"),
         ({"length": 0}, "length is too small: got 0"),
         ({"batch_size": 0}, "batch_size is too small: got 0"),
-        ({"temperature": 0.0}, "temperature > 0, got 0.0"),
-        ({"top_p": 0.0}, "top_p <= 1 .*got 0.0"),
+        ({"temperature": 0.0}, "temperature .* got 0.0"),
+        ({"top_p": 0.0}, "top_p .* got 0.0"),
         ({"top_p": 1.1}, "got 1.1"),
         ({"top_k": 0}, "top_k is too small: got 0"),
         ({"seed": 2**64}, "seed is too large: got 18446744073709551616"),
-        ({"seed": True}, "seed is not a whole number: got True"),
+        ({"seed": True}, "seed is .* whole number: got True"),
         (
             {"n": 2**63},
             r"n is too large: got 9223372036854775808, want a whole number 1 .. 2\^63 - 1",
@@ -277,7 +279,7 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"steps": 10**5000}, "steps is too large: got a number of 16610 bits"),
         ({"batch_size": 2**63}, "batch_size is too large: got 9223372036854775808"),
         ({"top_k": 2**63}, "top_k is too large: got 9223372036854775808"),
-        ({"top_k": True}, "top_k is not a whole number: got True"),
+        ({"top_k": True}, "top_k is .* whole number: got True"),
         ({"cache": 2**63}, "cache is too large: got 9223372036854775808"),
         ({"first": 2**63}, "first is too large: got 9223372036854775808"),
         (
@@ -287,28 +289,34 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"first": -1}, "first is too small: got -1"),
         (
             {"prompt": [0] * (L + 1)},
-            r"at most length = 5 tokens, got 6; shorten it or raise length",
+            "prompt .* got 6 tokens, want at most length = 5",
         ),
-        ({"prompt": [0, V]}, "the prompt holds token ids: want 0 <= id < vocab_size = 4, got 4"),
-        ({"prompt": [-1]}, "the prompt holds token ids.*got -1"),
-        ({"prompt": [V - 1]}, r"the prompt holds MASK \(id 3\)"),
-        ({"prompt": [0.5]}, "text or integer ids"),
-        ({"prompt": [[0], [1]]}, r"text or integer ids .* shape \(2, 1\); use pinned"),
-        ({"prompt": "ab"}, "needs the model's tokenizer"),
-        ({"pinned": torch.zeros(2, L)}, "want an integer tensor, got torch.float32"),
-        ({"pinned": torch.ones(2, L, dtype=torch.bool)}, "want an integer tensor, got torch.bool"),
-        ({"pinned": [[0] * L] * 2}, "want an integer tensor, got list"),
-        ({"pinned": torch.zeros(1, L, dtype=torch.int64)}, r"want shape \(2, 5\), got \(1, 5\)"),
+        ({"prompt": [0, V]}, "prompt .* got id 4, want 0 <= id < 4"),
+        ({"prompt": [-1]}, "prompt .* got id -1"),
+        ({"prompt": [V - 1]}, r"prompt contains MASK \(id 3\)"),
+        ({"prompt": [0.5]}, "prompt .* want text, or integer ids"),
+        ({"prompt": [[0], [1]]}, r"prompt .* shape \(2, 1\), .* use pinned"),
+        ({"prompt": "ab"}, "prompt is text, and the model has no tokenizer"),
+        ({"pinned": torch.zeros(2, L)}, "pinned .* got torch.float32, want an integer tensor"),
+        (
+            {"pinned": torch.ones(2, L, dtype=torch.bool)},
+            "pinned .* got torch.bool, want an integer tensor",
+        ),
+        ({"pinned": [[0] * L] * 2}, "pinned .* got list, want an integer tensor"),
+        (
+            {"pinned": torch.zeros(1, L, dtype=torch.int64)},
+            r"pinned .* got \(1, 5\), want \(2, 5\)",
+        ),
         (
             {"pinned": torch.zeros(2, L + 1, dtype=torch.int64)},
-            r"want shape \(2, 5\), got \(2, 6\)",
+            r"pinned .* got \(2, 6\), want \(2, 5\)",
         ),
-        ({"pinned": torch.full((2, L), -2)}, "pinned holds token ids.*got -2"),
-        ({"pinned": torch.full((2, L), V)}, "pinned holds token ids.*got 4"),
-        ({"pinned": torch.full((2, L), V - 1)}, "pinned holds MASK"),
+        ({"pinned": torch.full((2, L), -2)}, "pinned .* got id -2"),
+        ({"pinned": torch.full((2, L), V)}, "pinned .* got id 4"),
+        ({"pinned": torch.full((2, L), V - 1)}, "pinned contains MASK"),
         (
             {"pinned": torch.full((2, L), 1), "prompt": [0]},
-            "pinned and prompt name different tokens",
+            "pinned and prompt give different tokens",
         ),
         (
             {"sampler": "reveel"},
@@ -344,7 +352,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
 
 def test_arguments_are_checked_before_the_first_frame() -> None:
     with pytest.raises(ValueError, match="steps"):
-        watch(masked(V, L), steps=0)
+        run_frames(masked(V, L), steps=0)
 
 
 def test_a_sampler_a_grid_and_a_draw_of_ones_own() -> None:
@@ -352,69 +360,126 @@ def test_a_sampler_a_grid_and_a_draw_of_ones_own() -> None:
     model = masked(V, L)
 
     class Greedy:
-        def __init__(self, task: Task) -> None:
-            self.plan = task.free
+        def __init__(self, problem: SamplingProblem) -> None:
+            self.free = problem.free
 
-        def reads(self, z: Tensor) -> Reads:
-            return Reads.of(self.plan.flatten().nonzero().squeeze(-1), z.shape[1])
+        def query(self, z: Tensor) -> Query:
+            return Query.of(self.free)
 
-        def __call__(self, z: Tensor, laws: Laws) -> Tensor:
-            [(at, log_p)] = laws
-            return z.flatten().index_copy(0, at, log_p.argmax(-1)).view_as(z)
+        def __call__(self, z: Tensor, log_probs: LogProbs) -> Tensor:
+            [(at, log_p)] = log_probs
+            return z.index_put(at, log_p.argmax(-1))
 
     frames: list[Frame] = list(
         denoise(
             model.denoiser,
-            Task(
+            SamplingProblem(
                 model.process,
                 torch.full((2, L), -1),
                 draw_latent(2, L, 0),
                 torch.tensor([0.0, 1.0]),
             ),
-            lambda task: [Greedy(task)],
+            lambda problem: [Greedy(problem)],
         )
     )
     best = model.denoiser.law((V - 1,) * L).argmax(-1).tolist()
     assert frames[-1].z.tolist() == [best, best]
     own = sample(
-        model, n=2, length=L, steps=1, sampler=lambda task: [Greedy(task)], grid=uniform_grid
+        model, n=2, length=L, steps=1, sampler=lambda problem: [Greedy(problem)], grid=uniform_grid
     )
     assert own.tokens.tolist() == [best, best] and own.calls == 1
+
+
+def test_the_length_is_the_models_own() -> None:
+    model = masked(V, L)
+    with pytest.raises(ValueError, match="length is missing"):
+        sample(model, n=1, steps=2)
+    model.length = L
+    drawn = sample(model, n=2, steps=2)
+    assert (
+        drawn.tokens.shape == (2, L)
+        and len(next(watch(model, SampleOptions(1, steps=2))).z[0]) == L
+    )
+
+
+def test_options_are_the_arguments_of_sample() -> None:
+    """One value gives the texts of the arguments, whole or in batches."""
+    model = masked(V, L)
+    given = {
+        "steps": 3,
+        "seed": 4,
+        "top_k": 2,
+        "first": 1,
+        "sampler": "confidence",
+        "batch_size": 2,
+    }
+    options, drawn = SampleOptions(5, L, **given), sample(model, n=5, length=L, **given)
+    same = sample_with(model, options)
+    assert torch.equal(same.tokens, drawn.tokens) and torch.equal(same.nfe, drawn.nfe)
+    assert same.calls == drawn.calls
+    batches = list(iter_samples(model, options))
+    assert [len(batch.tokens) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([batch.tokens for batch in batches]), drawn.tokens)
+    *_, last = watch(model, options)
+    assert torch.equal(last.z, drawn.tokens)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"steps": 0}, "steps is too small: got 0"),
+        ({"temperature": -1}, "temperature is out of range: got -1"),
+        ({"sampler": "order=x"}, "no order is called 'x'"),
+        ({"structure": "spam"}, "'spam'"),
+        ({"grid": "x"}, "no grid is called 'x'"),
+        ({"draw": "x"}, "no draw is called 'x'"),
+        ({"batch_size": 0}, "batch_size is too small: got 0"),
+        ({"first": -1}, "first is too small: got -1"),
+    ],
+)
+def test_options_are_checked_when_they_are_made(wrong: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        SampleOptions(**wrong)
 
 
 def test_a_model_somewhere_else_is_named():
     network = network_random(Shape(V, L, width=8, blocks=1, heads=2, cond_dim=4))
     model = masked(V, L)
     model.denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False).to("meta")
-    with pytest.raises(ValueError, match="device says where the model is: want 'meta', got 'cpu'"):
+    with pytest.raises(ValueError, match=r"device .* got 'cpu', want 'meta'"):
         sample(model, n=1, length=L)
     for device in ("gpu", "cuda:99"):
-        with pytest.raises(
-            ValueError, match=f"device says where the model is, and {device} is not to be had here"
-        ):
+        with pytest.raises(ValueError, match=f"device {device!r} is not available"):
             sample(masked(V, L), n=1, length=L, device=device)
 
 
 @pytest.mark.parametrize(
     ("wrong", "why"),
-    [({"seed": 1.5}, "seed is not a whole number: got 1.5"), ({"seed": "a"}, "got 'a'"),
+    [({"seed": 1.5}, "whole number: got 1.5"), ({"seed": "a"}, "got 'a'"),
      ({"first": -3}, "first is too small: got -3, want a whole number 0 .. "),
-     ({"temperature": "1"}, "temperature > 0, got '1'"),
-     ({"temperature": 1e-320}, "want a finite temperature > 0"), ({"top_k": 1.5}, "top_k is not a whole number: got 1.5"),
-     ({"top_p": True}, "0 < top_p <= 1"), ({"prompt": ["x"]}, "the same for every sample: got ['x']")],
+     ({"temperature": "1"}, "temperature is out of range: got '1'"),
+     ({"temperature": 1e-320}, "want a finite temperature > 0"),
+     ({"top_k": 1.5}, "whole number: got 1.5"),
+     ({"top_p": True}, "top_p is out of range: got True"),
+     ({"prompt": ["x"]}, "prompt has the wrong type: got ['x']")],
 )  # fmt: skip
 def test_numbers_of_the_wrong_kind(wrong, why):
     with pytest.raises(ValueError, match=re.escape(why)):
         sample(masked(V, L), n=1, length=L, **wrong)
 
 
-def test_weights_are_folded_once_and_nothing_changes():
-    """The constant conditioning of a time-agnostic model is computed before the first step."""
+def test_weights_are_folded_once_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The constant conditioning of a time-agnostic model is computed once, for all batches."""
+    frozen, views = NetworkDenoiser.frozen, []
+    monkeypatch.setattr(
+        NetworkDenoiser, "frozen", lambda self: views.append(frozen(self)) or views[-1]
+    )
     network = network_random(Shape(V, L, width=8, blocks=1, heads=2, cond_dim=4))
     model = masked(V, L)
     denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False)
     model.denoiser = denoiser
-    folded = sample(model, n=3, length=L, steps=3)
+    folded = sample(model, n=3, length=L, steps=3, batch_size=1)
+    assert len(views) == 1
     model.denoiser = Unfolded(denoiser)
     assert torch.equal(folded.tokens, sample(model, n=3, length=L, steps=3).tokens)
 

@@ -1,7 +1,10 @@
-"""The law of every sampler is the one that walking through all its paths gives; its cost is the one it plans."""
+"""The law of every sampler is that of all its paths; its cost is the planned one."""
 
 import math
+import re
 from collections.abc import Callable
+from itertools import product
+from textwrap import dedent
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,28 +23,42 @@ from reference import (
     sampler_reveal,
     sampler_uniform,
 )
-from toy_sampling import FILTERS, MASK, L, V, alphas_of, draw, filtered, masked, start, uniform
+from toy_sampling import (
+    FILTERS,
+    MASK,
+    L,
+    V,
+    alphas_of,
+    draw,
+    filtered,
+    masked,
+    planned_nfe,
+    run_frames,
+    start,
+    uniform,
+)
 from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import LogLinear
-from unmask.samplers.grids import GRIDS, uniform_grid
+from unmask.samplers import steps
+from unmask.samplers.counts import GRIDS, uniform_grid
 from unmask.samplers.latent import Latent, draw_latent
-from unmask.samplers.sample import sample, watch
-from unmask.samplers.steps import MixturePosteriorStep, Task, ancestral, reveal
-from unmask.samplers.unmasking_schedule import plan
+from unmask.samplers.remasking import MixturePosteriorStep, ancestral
+from unmask.samplers.sample import sample
+from unmask.samplers.steps import SamplingProblem, reveal, unmasking_schedule
 
 
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 @pytest.mark.parametrize(("eps", "sees_alpha"), [(1e-3, False), (0.3, True)])
 def test_masked_law(sampler: str, steps: int, eps: float, sees_alpha: bool) -> None:
-    """Also where alpha(1) is far from 0, and where the network sees alpha: it must be the one the step starts from."""
+    """Also at alpha(1) far from 0. A network that reads alpha gets the one before the step."""
     model = masked(V, L, LogLinear(eps), sees_alpha=sees_alpha)
     exact = sampler_reveal(start((-1,) * L), alphas_of(model, steps), filtered(model), MASK)
     assert sampler_p_value(draw(model, steps, sampler=sampler).tokens, exact) > 1e-3
 
 
 def test_the_test_can_fail() -> None:
-    """The laws at 1, 2 and 8 steps differ, and N samples tell them apart."""
+    """The laws at 1, 2 and 8 steps differ, and N samples are enough to see it."""
     model = masked(V, L)
     laws = [
         sampler_reveal((MASK,) * L, alphas_of(model, steps), filtered(model), MASK)
@@ -79,7 +96,7 @@ def test_masked_law_with_other_draws(name: str, sampler: str) -> None:
 )
 @pytest.mark.parametrize("pins", [(-1, -1, -1), (-1, 3, -1)])
 def test_uniform_law(steps: int, filters: dict[str, float], pins: tuple[int, ...]) -> None:
-    """Filters act on p(x0), which is renormalised before Bayes' rule; the law of z_s itself is never filtered."""
+    """Filters act on p(x0), which is renormalised before Bayes' rule; z_s is not filtered."""
     model = uniform(V, L, LogLinear(0.1), sees_alpha=True)
     tokens = draw(model, steps, pins, **filters).tokens
     exact = sampler_uniform(pins, alphas_of(model, steps), filtered(model, **filters), V)
@@ -88,7 +105,7 @@ def test_uniform_law(steps: int, filters: dict[str, float], pins: tuple[int, ...
 
 @pytest.mark.parametrize("name", ["inverse_cdf", "legacy_gumbel32"])
 def test_uniform_law_with_other_draws(name: str) -> None:
-    """One number a draw would tell if the coin of a step, or its noise, were that number, too."""
+    """A draw from one number shows whether a step uses that number twice."""
     model = uniform(V, L, LogLinear(0.1), sees_alpha=True)
     exact = sampler_uniform((-1,) * L, alphas_of(model, 4), filtered(model, top_p=0.8), V)
     assert sampler_p_value(draw(model, 4, draw=name, top_p=0.8).tokens, exact) > 1e-3
@@ -96,26 +113,24 @@ def test_uniform_law_with_other_draws(name: str) -> None:
 
 @pytest.mark.parametrize("known", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.4), (0.5, 0.51), (0.5, 0.9), (0.9, 1.0)])
-def test_a_move_from_a_known_text_has_the_law_of_the_posterior(
+def test_a_step_from_a_known_text_has_the_law_of_the_posterior(
     known: float, low: float, high: float
 ) -> None:
-    """One step from z = 2 everywhere, also where p excludes it, or names it: the joint law of both tokens' laws."""
+    """One step from z = 2 everywhere, also at p(x0 = 2) = 0 and 1: the joint law of two tokens."""
     model, n = uniform(V, 2), 20_000
     p = torch.tensor([0.2, 0.5, 0.0, 0.3], dtype=torch.float64) * (1 - known)
     p[2] = known
-    task = Task(
+    problem = SamplingProblem(
         model.process,
         torch.full((n, 2), -1),
         draw_latent(n, 2, 7),
         torch.tensor([low, high, 1.0]).double(),
     )
-    move, z = ancestral(task)[0], torch.full((n, 2), 2)
-    reads = move.reads(z)
-    at = reads.rows[reads.where // 2] * 2 + reads.where % 2
-    after = move(
-        z, [(part, p.log().clamp(min=-1e6).expand(len(part), V)) for part in at.split(9_000)]
-    )
-    levels = (task.alphas[k : k + 1] for k in (0, 1))
+    step, z = ancestral(problem)[0], torch.full((n, 2), 2)
+    query, log_p = step.query(z), p.log().clamp(min=-1e6)
+    parts = zip(query.samples.split(9_000), query.columns.split(9_000), strict=True)
+    after = step(z, [(at, log_p.expand(len(at[0]), V)) for at in parts])
+    levels = (problem.alphas[k : k + 1] for k in (0, 1))
     law = model.process.posterior(p.expand(1, 1, V), z[:1, :1], *levels)[0, 0].numpy()
     joint = {(i, j): float(law[i] * law[j]) for i in range(V) for j in range(V)}
     assert sampler_p_value(after, joint) > 1e-3
@@ -138,7 +153,7 @@ def test_texts_of_masked_models_stay_what_they_are(sampler: str, texts: list[str
 
 
 def test_the_test_of_filters_can_fail() -> None:
-    """The law without top-p, and the one that filters z_s in place of x0, are told apart."""
+    """The law without top-p, and the one that filters z_s in place of x0, are rejected."""
     model, pins = uniform(V, L, LogLinear(0.1), sees_alpha=True), (-1,) * L
     tokens = draw(model, 2, pins, top_p=0.5).tokens
     assert (
@@ -161,7 +176,7 @@ def test_the_test_of_filters_can_fail() -> None:
     ],
 )
 def test_confidence_law(steps: int, filters: dict[str, float], pins: tuple[int, ...]) -> None:
-    """Tokens come from the filtered law; their order follows the law at its temperature before top-p."""
+    """Tokens come from the filtered law, their order from the law before top-p."""
     model = masked(V, L, seed=6)
     score = filtered(model, temperature=filters.get("temperature", 1.0))
     exact = sampler_confidence(
@@ -187,7 +202,7 @@ def test_greedy_tail_law(
     pins: tuple[int, ...],
     filters: dict[str, float],
 ) -> None:
-    """Draws up to the last level, where the most probable token is written: over MASKs, or over all that is free."""
+    """Draws up to the last step, which writes the most probable token: at MASKs, or everywhere."""
     model = kind(V, L, LogLinear(0.2), sees_alpha=True)
     alphas, law = alphas_of(model, steps, grid), filtered(model, **filters)
     if kind is masked:
@@ -211,12 +226,12 @@ def test_a_greedy_tail_takes_the_smaller_id_of_two_and_is_no_draw() -> None:
 @pytest.mark.parametrize(
     ("kind", "sampler"), [(masked, "reveal"), (masked, "greedy_tail"), (uniform, "ancestral")]
 )
-def test_the_released_grid_makes_one_move_more(
+def test_the_released_grid_makes_one_step_more(
     kind: Callable[..., SimpleNamespace], sampler: str
 ) -> None:
-    """N + 1 moves, the last from t = 1e-5, where a MASK is hardly ever left; other noise pays for a call."""
+    """N + 1 steps, the last from t = 1e-5: a MASK is hardly ever left; other noise costs a call."""
     model = kind(V, L, LogLinear(1e-3), sees_alpha=True)
-    frames = list(watch(model, n=5, length=L, steps=3, sampler=sampler, grid="released"))
+    frames = list(run_frames(model, n=5, length=L, steps=3, sampler=sampler, grid="released"))
     assert [frame.step for frame in frames] == [0, 1, 2, 3, 4] and frames[-1].alpha == 1
     assert frames[-2].alpha == pytest.approx(1 - (1 - 1e-3) * 1e-5, abs=1e-15)
     paid = [k for k in range(4) if len(frames[k + 1].rows)]
@@ -229,7 +244,7 @@ def test_the_released_grid_makes_one_move_more(
 
 
 def test_confidence_counts_follow_the_grid() -> None:
-    """Of F free tokens round(F share) are shown after each step, and a step that shows none costs nothing."""
+    """Of F free tokens round(F share) are visible after a step; a step without any is free."""
     model = masked(V, 5)
     pinned = torch.tensor([[-1, -1, -1, -1, -1], [0, -1, -1, 1, 2], [0, 1, 2, 1, 0]])
     done = sample(model, n=3, length=5, steps=7, pinned=pinned, sampler="confidence")
@@ -242,40 +257,37 @@ def test_confidence_counts_follow_the_grid() -> None:
 @given(
     st.integers(1, 5), st.integers(1, 6), st.integers(1, 12), st.integers(0, 99), st.floats(0, 0.9)
 )
-def test_a_plan_reveals_every_free_position_once_when_its_level_is_passed(
+def test_a_schedule_reveals_every_free_position_once_when_its_level_is_passed(
     n: int, length: int, steps: int, seed: int, eps: float
 ) -> None:
     latent, alphas = draw_latent(n, length, seed), uniform_grid(steps, LogLinear(eps))
     free = draw_latent(n, length, seed + 100).u < 0.7
-    made = plan(latent, alphas, free)
+    queries = unmasking_schedule(latent.u, alphas, free)
     step = torch.full((n, length), -1)
-    for k, reads in enumerate(made.reads):
-        assert reads.rows.tolist() == sorted(set(reads.rows.tolist()))
-        rows, position = reads.rows[reads.where // length], reads.where % length
-        assert set(rows.tolist()) == set(reads.rows.tolist()) and bool(
-            (step[rows, position] == -1).all()
-        )
-        step[rows, position] = k
+    for k, query in enumerate(queries):
+        assert query.rows.tolist() == sorted(set(query.samples.tolist()))
+        assert torch.equal(query.rows[query.row], query.samples)
+        at = query.samples, query.columns
+        assert bool((step[at] == -1).all())
+        step[at] = k
+        padded = [sorted(set(row)) for row in query.padded_columns.tolist()]
+        assert padded == [query.columns[query.row == i].tolist() for i in range(len(query.rows))]
     assert torch.equal(step >= 0, free)
     level = alphas[0] + (1 - alphas[0]) * latent.u
     assert bool((alphas[step.clamp(min=0)] <= level)[free].all()) and bool(
         (level < alphas[step + 1])[free].all()
     )
-    assert made.nfe.tolist() == [len(set(row[row >= 0].tolist())) for row in step]
-    assert made.calls == len(set(step[step >= 0].tolist()))
+    nfe = [len(set(row[row >= 0].tolist())) for row in step]
+    assert planned_nfe(queries, n).tolist() == nfe
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.4])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_step_reveals_its_share(eps: float, grid: str) -> None:
-    """P(step k) = (alpha_{k+1} - alpha_k) / (1 - alpha_0): of what is left, (alpha_{k+1} - alpha_k) / (1 - alpha_k)."""
+    """P(step k) = (alpha_{k+1} - alpha_k) / (1 - alpha_0)."""
     alphas = GRIDS[grid](6, LogLinear(eps))
-    counts = [
-        len(r.where)
-        for r in plan(
-            draw_latent(400, 100, 1), alphas, torch.ones(400, 100, dtype=torch.bool)
-        ).reads
-    ]
+    free = torch.ones(400, 100, dtype=torch.bool)
+    counts = [len(q.samples) for q in unmasking_schedule(draw_latent(400, 100, 1).u, alphas, free)]
     expected = (40_000 * alphas.diff() / (1 - alphas[0])).numpy()
     rare = expected < 5  # a level that stands, or the last 1e-5 of "released"
     assert sum(count for count, few in zip(counts, rare, strict=True) if few) <= 5
@@ -285,37 +297,32 @@ def test_a_step_reveals_its_share(eps: float, grid: str) -> None:
 
 @pytest.mark.parametrize(("length", "steps"), [(8, 4), (8, 8), (8, 64), (3, 1000)])
 def test_expected_nfe(length: int, steps: int) -> None:
-    """E[nfe] = sum_k 1 - (1 - p_k)^L: a text of L tokens never costs more than L calls, at any number of steps."""
+    """E[nfe] = sum_k 1 - (1 - p_k)^L, and nfe <= L at any number of steps."""
     n, alphas = 4000, uniform_grid(steps, LogLinear())
-    nfe = plan(
-        draw_latent(n, length, 2), alphas, torch.ones(n, length, dtype=torch.bool)
-    ).nfe.double()
+    free = torch.ones(n, length, dtype=torch.bool)
+    queries = unmasking_schedule(draw_latent(n, length, 2).u, alphas, free)
+    nfe = planned_nfe(queries, n).double()
     p = alphas.diff() / (1 - alphas[0])
     expected = float((1 - (1 - p) ** length).sum())
     assert nfe.max() <= min(length, steps)
     assert abs(nfe.mean() - expected) <= 4 * max(nfe.std() / math.sqrt(n), 1e-3)
 
 
-def test_a_plan_is_paid_exactly() -> None:
-    """Calls, samples in each, alphas and head rows are those planned; a step that reveals nothing costs nothing."""
+def test_a_schedule_is_the_exact_cost() -> None:
+    """Calls, their samples, alphas and head rows are those of the schedule."""
     model = masked(V, 4, sees_alpha=True)
     pinned = torch.tensor([[-1, -1, -1, -1], [0, -1, 1, 2], [2, 2, 2, 2], [-1, -1, 0, -1]])
-    made = plan(draw_latent(4, 4, seed=3), uniform_grid(30, model.schedule), pinned < 0)
+    alphas = uniform_grid(30, model.schedule)
+    queries = unmasking_schedule(draw_latent(4, 4, seed=3).u, alphas, pinned < 0)
     done = sample(model, n=4, length=4, steps=30, seed=3, pinned=pinned)
-    paid = [k for k, reads in enumerate(made.reads) if len(reads.rows)]
-    denoiser = model.denoiser
-    assert 0 < done.calls == made.calls == len(denoiser.batches) < 30
-    assert (
-        torch.equal(done.nfe, made.nfe)
-        and done.nfe[2] == 0
-        and sum(denoiser.batches) == done.nfe.sum()
-    )
-    assert denoiser.batches == [len(made.reads[k].rows) for k in paid]
+    paid = [k for k, query in enumerate(queries) if len(query.rows)]
+    denoiser, nfe = model.denoiser, planned_nfe(queries, 4)
+    assert 0 < done.calls == len(paid) == len(denoiser.batches) < 30
+    assert torch.equal(done.nfe, nfe) and done.nfe[2] == 0 and sum(denoiser.batches) == nfe.sum()
+    assert denoiser.batches == [len(queries[k].rows) for k in paid]
     assert denoiser.alphas == [alphas_of(model, 30)[k] for k in paid]
-    assert (
-        denoiser.head_rows == [len(made.reads[k].where) for k in paid]
-        and sum(denoiser.head_rows) == 8
-    )
+    assert denoiser.head_rows == [len(queries[k].samples) for k in paid]
+    assert sum(denoiser.head_rows) == 8
 
 
 def test_ancestral_stops_when_nothing_is_masked_and_reads_masks_only() -> None:
@@ -326,28 +333,31 @@ def test_ancestral_stops_when_nothing_is_masked_and_reads_masks_only() -> None:
 
 @pytest.mark.parametrize("sampler", ["reveal", "confidence", "entropy_bounded:1"])
 def test_samplers_of_masks_refuse_other_noise(sampler: str) -> None:
-    with pytest.raises(ValueError, match=r"UniformProcess.*'ancestral'"):
+    with pytest.raises(ValueError, match=r"MaskedProcess, got UniformProcess.*'ancestral'"):
         sample(uniform(V, L), n=1, length=L, steps=2, sampler=sampler)
 
 
-def test_a_task_refuses_levels_that_do_not_end_in_text() -> None:
+def test_a_problem_refuses_levels_that_do_not_end_in_text() -> None:
     model, pins = masked(V, L), torch.full((2, L), -1)
     with pytest.raises(ValueError, match="exactly 1"):
-        Task(model.process, pins, draw_latent(2, L, 0), torch.tensor([0.0, 0.5]))
+        SamplingProblem(model.process, pins, draw_latent(2, L, 0), torch.tensor([0.0, 0.5]))
 
 
-def test_a_plan_is_made_before_the_first_call() -> None:
+def test_a_schedule_is_made_before_the_first_call() -> None:
     model, pins = masked(V, L), torch.full((2, L), -1)
-    task = Task(model.process, pins, draw_latent(2, L, 0), uniform_grid(4, model.schedule))
-    blank: Tensor = task.canvas()
-    assert [len(step.reads(blank).where) for step in reveal(task)] == [
-        len(reads.where) for reads in plan(task.latent, task.alphas, task.free).reads
+    problem = SamplingProblem(
+        model.process, pins, draw_latent(2, L, 0), uniform_grid(4, model.schedule)
+    )
+    blank: Tensor = problem.canvas()
+    queries = unmasking_schedule(problem.latent.u, problem.alphas, problem.free)
+    assert [len(step.query(blank).samples) for step in reveal(problem)] == [
+        len(query.samples) for query in queries
     ]
     assert model.denoiser.batches == []
 
 
-def uniform_task(latent: Latent, vocab_size: int) -> Task:
-    return Task(
+def uniform_problem(latent: Latent, vocab_size: int) -> SamplingProblem:
+    return SamplingProblem(
         UniformProcess(vocab_size),
         torch.full(latent.u.shape, -1),
         latent,
@@ -357,27 +367,43 @@ def uniform_task(latent: Latent, vocab_size: int) -> Task:
 
 def test_canvases_of_noise_are_uniform_and_each_samples_own() -> None:
     latent = draw_latent(500, 40, 3)
-    canvas = uniform_task(latent, 6).canvas()
+    canvas = uniform_problem(latent, 6).canvas()
     assert chisquare(canvas.flatten().bincount(minlength=6).numpy()).pvalue > 1e-3
     assert (
         chisquare((canvas[:-1] * 6 + canvas[1:]).flatten().bincount(minlength=36).numpy()).pvalue
         > 1e-3
     )
-    assert torch.equal(canvas[[7, 3]], uniform_task(latent[torch.tensor([7, 3])], 6).canvas())
+    assert torch.equal(canvas[[7, 3]], uniform_problem(latent[torch.tensor([7, 3])], 6).canvas())
 
 
 def test_canvases_whose_keys_share_32_bits_differ() -> None:
-    """One sample in 4 billion pairs had another's canvas while torch's generator read the low 32 bits of a key."""
+    """A generator that reads 32 bits of a key gives two samples one canvas."""
     latent = draw_latent(2, 24, 0)
     latent = Latent(latent.u, torch.tensor([5, 5 + 2**32]))
-    first, second = uniform_task(latent, 50).canvas()
+    first, second = uniform_problem(latent, 50).canvas()
     assert not torch.equal(first, second)
 
 
 def test_a_canvas_is_independent_of_the_noise_of_the_steps() -> None:
     latent = draw_latent(500, 40, 3)
-    task = uniform_task(latent, 6)
+    problem = uniform_problem(latent, 6)
     for k in range(3):
-        noise = MixturePosteriorStep(task, k)._numbers()[1]
-        cells = (task.canvas() * 6 + noise).flatten().bincount(minlength=36)
+        noise = MixturePosteriorStep(problem, k)._numbers()[1]
+        cells = (problem.canvas() * 6 + noise).flatten().bincount(minlength=36)
         assert chisquare(cells.numpy()).pvalue > 1e-3
+
+
+def test_the_sampler_of_the_page_runs_and_has_the_law_of_its_order() -> None:
+    """The code in the docstring of `samplers.steps`, alone: q(x) = prod_i p(x_i | x_<i)."""
+    code = dedent("".join(re.findall(r"(?m)(^    .*\n|^\n)", dedent(steps.__doc__ or ""))))
+    code = code[code.index("@dataclass") : code.index("unmask.sample(")]
+    names: dict[str, object] = {**vars(steps)}
+    exec(code, names)
+    model, law = masked(V, L, LogLinear(0.3), sees_alpha=True), {}
+    for text in product(range(MASK), repeat=L):
+        canvases = [text[:i] + (MASK,) * (L - i) for i in range(L)]
+        levels = [0.3 + 0.7 * i / L for i in range(L)]
+        p = [model.denoiser.law(*at) for at in zip(canvases, levels, strict=True)]
+        law[text] = math.prod(float(p[i][i, text[i]]) for i in range(L))
+    done = draw(model, 2, sampler=names["left_to_right"])
+    assert sampler_p_value(done.tokens, law) > 1e-3 and done.calls == L

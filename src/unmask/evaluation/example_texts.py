@@ -10,6 +10,7 @@ from unmask.data.packing import Rows, evenly_spaced
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.sweep import EvalSettings
 from unmask.models.model import Model
+from unmask.samplers.options import SampleOptions
 from unmask.samplers.sample import sample, watch
 
 
@@ -70,17 +71,10 @@ def side_by_side(
 
 def film(model: Model, title: str, steps: int, length: int, study: EvalSettings) -> dict[str, Any]:
     """One text as it is unmasked: its final pieces, and the positions that each network call reveals."""
-    drawn = watch(
-        model,
-        1,
-        length,
-        steps,
-        study.seed,
-        sampler=study.sampler,
-        draw=study.draw,
-        device=model.device,
+    options = SampleOptions(
+        1, length, steps, study.seed, sampler=study.sampler, draw=study.draw, device=model.device
     )
-    frames = list(drawn)
+    frames = list(watch(model, options))
     calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]
     final = frames[-1].z[0].tolist()
     return {

@@ -37,9 +37,9 @@ from unmask.evaluation.sample_metrics import (
 from unmask.evaluation.timing import timed
 from unmask.limits import MOST_STEPS, seed_number, whole
 from unmask.models.model import CausalModel, Model
-from unmask.samplers.categorical import PRECISION
-from unmask.samplers.parse import named
-from unmask.samplers.sample import Samples, sample
+from unmask.samplers.categorical import DRAW_LABELS, PRECISION
+from unmask.samplers.options import SampleOptions, named
+from unmask.samplers.sample import Samples, sample_with
 from unmask.types import Tokens
 
 REPORT = "report.json"  # of a directory that holds a measured frontier
@@ -207,7 +207,8 @@ def measure(
 
 def _setting(model: Model | CausalModel, study: EvalSettings) -> Setting:
     """What labels the rows of a model, but for steps and temperature."""
-    sampler = study.sampler if study.draw == "race" else f"{study.sampler}, {study.draw}"
+    draw = named("draw", study.draw, DRAW_LABELS)
+    sampler = study.sampler if draw == "race" else f"{study.sampler}, {draw}"
     return Setting(model.digest, sampler, steps=0, nfe=0.0, seeds=(study.seed,))
 
 
@@ -282,21 +283,24 @@ def draw_row(
     top_p: float = 1.0,
 ) -> Samples:
     """The texts of a row."""
-    return sample(
-        model, study.samples, length, steps, study.seed, temperature, top_p, batch_size=study.batch_size,
-        sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw, device=model.device,
+    options = SampleOptions(
+        study.samples, length, steps, study.seed, temperature, top_p, device=model.device,
+        sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw,
+        batch_size=study.batch_size,
     )  # fmt: skip
+    return sample_with(model, options)
 
 
 def _complete(
     model: Model, study: EvalSettings, pinned: Tokens, /, *, steps: int, temperature: float
 ) -> Tokens:
     # A seed of its own: completions are independent of the samples.
-    drawn = sample(
-        model, len(pinned), pinned.shape[1], steps, study.seed + 1, temperature, pinned=pinned, sampler=study.sampler,
-        draw=study.draw, batch_size=study.batch_size, device=model.device,
+    n, length = pinned.shape
+    options = SampleOptions(
+        n, length, steps, study.seed + 1, temperature, pinned=pinned, device=model.device,
+        sampler=study.sampler, draw=study.draw, batch_size=study.batch_size,
     )  # fmt: skip
-    return drawn.tokens.cpu()
+    return sample_with(model, options).tokens.cpu()
 
 
 def naive(scene: EvalContext, model: Model | CausalModel) -> list[MeasuredRow]:

@@ -144,10 +144,10 @@ class FrozenDenoiser:
 
     def __call__(self, z: Tokens, alpha: PerSequence) -> Prediction:
         """Predict as `NetworkDenoiser` does, in evaluation mode and without a graph."""
-        return self.part(z, alpha)
+        return self.forward_window(z, alpha)
 
     @torch.no_grad()
-    def part(
+    def forward_window(
         self,
         z: Tokens,
         alpha: PerSequence,

@@ -1,1 +1,1 @@
-"""How to draw: a latent, a grid of noise levels, and steps from one level to the next."""
+"""How texts are drawn: `sample`, its options, and samplers (start at `samplers.steps`)."""

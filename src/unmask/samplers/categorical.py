@@ -1,7 +1,8 @@
-"""From a law over tokens to a token: three draws, and the filters that sharpen a law before it.
+"""From log-probabilities to tokens: three categorical draws, and the filters before a draw.
 
-The race is the draw to use. Two runs that share its numbers pick different tokens with about the total variation
-between their laws, so that a small change of the model, the precision or the step count changes few tokens.
+`gumbel_max` is the draw to use. Two runs that share its random numbers draw different tokens with
+about the total variation between their probabilities. So a small change of the model, the precision
+or the number of steps changes few tokens.
 """
 
 from __future__ import annotations
@@ -19,69 +20,91 @@ from torch import Tensor
 from unmask.limits import whole
 from unmask.prediction import Prediction
 from unmask.rng import address, gumbel, uniform
+from unmask.samplers.latent import Positions
 
 BLOCK_ELEMENTS = 2**22  # rows x V drawn at a time: enough to fill a GPU
 CPU_BLOCK_ELEMENTS = 2**17  # a core's cache holds 1 MiB of float64, and as much of hashes
-TOP_P_ROUNDING = 1e-6  # laws come from float32 logits: a set within this of p has reached it
+TOP_P_ROUNDING = 1e-6  # log p comes from float32 logits: a set within this of top_p has reached it
 
 
 class Draw(Protocol):
-    """log p [N, V] float64 (-inf where never) and hashed states [N] -> tokens [N], each a pure function of its row."""
+    """A categorical draw: each token is a pure function of its row.
+
+    log p float64 [N, V] (-inf: never drawn) and hashed states int64 [N] -> tokens int64 [N].
+    """
 
     def __call__(self, log_p: Tensor, state: Tensor, /) -> Tensor: ...
 
 
-def race(log_p: Tensor, state: Tensor) -> Tensor:
-    """arg max_v (log p_v + G_v), G_v standard Gumbel noise at the address (state, v), in float64: exactly p."""
+def gumbel_max(log_p: Tensor, state: Tensor) -> Tensor:
+    """arg max_v (log p_v + G_v) in float64, which draws exactly from p.
+
+    G_v is standard Gumbel noise at the address (state, v).
+    """
     return gumbel(_token_states(log_p, state)).add_(log_p).argmax(dim=-1)
 
 
 def inverse_cdf(log_p: Tensor, state: Tensor) -> Tensor:
-    """The first token whose cumulative probability reaches one uniform number: exactly p, and cheap at a large V.
+    """The first token whose cumulative probability reaches one uniform number; exact, and cheap.
 
-    The worst coupling: a rounding error of one logit shifts the whole table, so two runs that share their numbers
-    differ in tokens that the error did not concern.
+    It is the worst coupling of two runs that share their numbers. A rounding error of one logit
+    shifts all later cumulative probabilities, so that it also changes tokens with equal
+    probabilities.
     """
     cumulative = log_p.exp().cumsum(dim=-1)
     return torch.searchsorted(cumulative, (uniform(state) * cumulative[:, -1])[:, None]).squeeze(-1)
 
 
-def legacy_gumbel32(log_p: Tensor, state: Tensor) -> Tensor:
-    """arg max_v p_v / (1e-10 - log(U_v + 1e-10)) in float32, as MDLM's, SDTT's and early Duo's codes draw: biased.
+def gumbel_max_float32(log_p: Tensor, state: Tensor) -> Tensor:
+    """arg max_v p_v / (1e-10 - log(U_v + 1e-10)) in float32: biased, for old tables only.
 
-    U has steps of 2^-24, so the noise never passes 16.6, and a rare token of odds r against one common token comes
-    x / (e^x - 1) times as often as it should, x = 2^-24 / r: right at 1e-4, a third at 3e-8, hardly ever at 1e-8. That
-    acts as a temperature below 1 (Zheng et al. 2024, arXiv 2409.02908). Only to reproduce old tables,
-    where MASK took part in the race: use it with the `ancestral` sampler.
+    The codes of MDLM, SDTT and the first version of Duo draw so. U has steps of 2^-24, so the noise
+    never exceeds 16.6. A rare token of odds r against one common token is drawn x / (e^x - 1) times
+    as often as it should be, x = 2^-24 / r: 1 at r = 1e-4, a third at 3e-8, hardly ever at 1e-8.
+    The effect is that of a temperature below 1 (arXiv 2409.02908). In old tables MASK was one of
+    the tokens of the draw: use it with the sampler `ancestral`.
     """
     u = (uniform(_token_states(log_p, state)) * 2**24).floor().clamp(max=2**24 - 1).float() * 2**-24
     return (log_p.float().exp() / (1e-10 - torch.log(u + 1e-10))).argmax(dim=-1)
 
 
 DRAWS: Mapping[str, Draw] = MappingProxyType(
-    {"race": race, "inverse_cdf": inverse_cdf, "legacy_gumbel32": legacy_gumbel32}
+    {
+        "gumbel_max": gumbel_max,
+        "inverse_cdf": inverse_cdf,
+        "gumbel_max_float32": gumbel_max_float32,
+        # The names of version 0.1.
+        "race": gumbel_max,
+        "legacy_gumbel32": gumbel_max_float32,
+    }
 )
-PRECISION: Mapping[str, str] = MappingProxyType(  # of a draw, as a protocol names it
-    {"race": "float64", "inverse_cdf": "float64", "legacy_gumbel32": "float32 Gumbel"}
+_OLD_NAMES = {"gumbel_max": "race", "gumbel_max_float32": "legacy_gumbel32"}
+# How measured rows on disk name a draw: by its name in version 0.1.
+DRAW_LABELS: Mapping[str, str] = MappingProxyType(
+    {name: _OLD_NAMES.get(name, name) for name in DRAWS}
 )
-EXACT: tuple[Draw, ...] = (
-    race,
-    inverse_cdf,
-)  # their law is p: a mixture may be drawn branch by branch
+# How an evaluation protocol names the precision of a draw.
+PRECISION: Mapping[str, str] = MappingProxyType(
+    {
+        name: "float32 Gumbel" if draw is gumbel_max_float32 else "float64"
+        for name, draw in DRAWS.items()
+    }
+)
+EXACT: tuple[Draw, ...] = (gumbel_max, inverse_cdf)  # draws from p itself: parts of a mixture too
 
 
 def is_number(value: object) -> bool:
-    """A real number; True and False are none."""
+    """Whether a value is a real number; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
-class Filters:
-    """What is done to p(x0) before the draw: temperature, then top-k, then top-p on what is left; renormalised.
+class SamplingFilters:
+    """Changes of p(x0) before a draw: temperature, then top-k, then top-p; renormalised.
 
     temperature  divides log p; > 0
     top_p        keep the smallest set of tokens whose probability reaches it; in (0, 1]
-    top_k        keep the k most probable tokens; >= 1, None for all
+    top_k        keep the k most probable tokens; >= 1, None: all
 
     Ties go to the smaller id. ValueError outside the ranges.
     """
@@ -93,37 +116,36 @@ class Filters:
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and 1e-30 < self.temperature < math.inf):
             raise ValueError(
-                f"temperature divides log p: want a finite temperature > 0, got {self.temperature!r}"
+                f"temperature is out of range: got {self.temperature!r}, want a finite temperature "
+                "> 0 (it divides log p)"
             )
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(
-                f"top_p is the probability of the tokens kept: want 0 < top_p <= 1 (1 keeps all), got {self.top_p!r}"
+                f"top_p is out of range: got {self.top_p!r}, want 0 < top_p <= 1 (the probability "
+                "of the tokens to keep; 1 keeps all)"
             )
         if self.top_k is not None:
-            whole("top_k", self.top_k, "the number of tokens kept, None for all")
+            whole("top_k", self.top_k, "the number of tokens to keep, None for all")
 
     @property
-    def keep_all(self) -> bool:
-        """Neither top-k nor top-p."""
+    def keeps_all(self) -> bool:
+        """True without top-k and top-p."""
         return self.top_p == 1 and self.top_k is None
 
-    def chance(self, log_p: Tensor, token: Tensor) -> Tensor:
-        """p(x0 = token) after the filters, float64 [N], of laws [N, V] and tokens [N]."""
-        chance = log_p.gather(-1, token[:, None]).squeeze(-1).double().exp()
-        if self.keep_all:
-            return chance
-        some = chance.nonzero().squeeze(
-            -1
-        )  # what was never drawn, as MASK, is not drawn after a filter
-        kept = [
-            self.keep(law).gather(-1, part[:, None])
-            for law, part in blocks(log_p[some], token[some])
-        ]
-        return chance.index_copy(0, some, torch.cat(kept).squeeze(-1).exp())
+    def probability(self, log_p: Tensor, token: Tensor) -> Tensor:
+        """p(x0 = token) after the filters: float64 [N], from log p [N, V] and tokens [N]."""
+        probability = log_p.gather(-1, token[:, None]).squeeze(-1).double().exp()
+        if self.keeps_all:
+            return probability
+        # A token of probability 0, such as MASK, keeps it after a filter.
+        possible = probability.nonzero().squeeze(-1)
+        log_p, token = log_p[possible], token[possible]
+        kept = [self.apply(law).gather(-1, token[rows, None]) for rows, law in iter_blocks(log_p)]
+        return probability.index_copy(0, possible, torch.cat(kept).squeeze(-1).exp())
 
-    def keep(self, log_p: Tensor) -> Tensor:
-        """Top-k and top-p of laws [N, V] that `read` has tempered: log p, -inf where a token is dropped."""
-        if self.keep_all:
+    def apply(self, log_p: Tensor) -> Tensor:
+        """Top-k and top-p of log p [N, V] that has its temperature: -inf for dropped tokens."""
+        if self.keeps_all:
             return log_p
         ranked, token = log_p.sort(dim=-1, descending=True, stable=True)
         if self.top_k is not None:
@@ -134,46 +156,61 @@ class Filters:
         return torch.empty_like(log_p).scatter_(-1, token, ranked.log_softmax(dim=-1))
 
 
-UNFILTERED = Filters()
+UNFILTERED = SamplingFilters()
 
 
-def read(
-    prediction: Prediction, where: Tensor, temperature: float, mask_id: int | None, broken: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (flat rows [n] of `where`, their log p [n, V]) in chunks of a bounded size, MASK excluded.
+def iter_log_probs(
+    prediction: Prediction,
+    rows: Tensor,
+    at: Positions,
+    temperature: float,
+    mask_id: int | None,
+    broken: Tensor,
+) -> Iterator[tuple[Positions, Tensor]]:
+    """Yield positions [m] and their log p [m, V] in chunks of bounded size, without MASK.
 
-    Raises the flag `broken` (bool, no shape) where a law is not a number: whoever draws looks at it at the end,
-    because a look each step would stall an accelerator.
+    `broken` (bool, no shape) becomes True if log p is not a number. The caller checks it at the
+    end, because a check in each step would stall a GPU.
+
+    Args:
+        prediction: The prediction of one network call.
+        rows: Flat rows [N] of the prediction.
+        at: The positions [N] of these rows, samples and columns.
+        temperature: Divides log p.
+        mask_id: A token that is never drawn, or None.
+        broken: The flag, changed in place.
     """
-    for rows, log_p in prediction.chunks(where, temperature):
+    (samples, columns), done = at, 0
+    for part, log_p in prediction.chunks(rows, temperature):
         broken |= log_p[:, 0].isnan().any()
-        if (
-            mask_id is not None and prediction.mask_id != mask_id
-        ):  # a foreign table may give MASK some mass
+        # The table of a foreign denoiser may give MASK a probability.
+        if mask_id is not None and prediction.mask_id != mask_id:
             never = torch.tensor(mask_id, device=log_p.device)
             log_p = log_p.double().index_fill(-1, never, -torch.inf).log_softmax(-1)
-        yield rows, log_p
+        chunk, done = slice(done, done + len(part)), done + len(part)
+        yield (samples[chunk], columns[chunk]), log_p
 
 
-def blocks(log_p: Tensor, of_row: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Laws [N, V] in float64, as many rows at a time as a core's cache or a GPU likes, with their `of_row` [N]."""
+def iter_blocks(log_p: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, float64 log p of these rows) of a table [N, V], in blocks that fit a cache."""
     elements = CPU_BLOCK_ELEMENTS if log_p.device.type == "cpu" else BLOCK_ELEMENTS
     size = max(1, elements // log_p.shape[-1])
-    for law, part in zip(log_p.split(size), of_row.split(size), strict=True):
-        yield law.double(), part
+    for low in range(0, max(1, len(log_p)), size):  # an empty table is one empty block
+        rows = slice(low, low + size)
+        yield rows, log_p[rows].double()
 
 
-def draw_rows(draw: Draw, filters: Filters, log_p: Tensor, state: Tensor) -> Tensor:
-    """Tokens [N] from laws [N, V] after the filters, at hashed states [N]."""
-    return torch.cat([draw(filters.keep(law), part) for law, part in blocks(log_p, state)])
+def draw_rows(draw: Draw, filters: SamplingFilters, log_p: Tensor, state: Tensor) -> Tensor:
+    """Draw tokens [N] from log p [N, V] after the filters, at hashed states [N]."""
+    return torch.cat([draw(filters.apply(law), state[rows]) for rows, law in iter_blocks(log_p)])
 
 
-def check_numbers(broken: Tensor) -> None:
-    """ValueError where a law that was drawn from was not a number."""
+def check_finite(broken: Tensor) -> None:
+    """Raise ValueError if the flag of `iter_log_probs` is set."""
     if bool(broken):
         raise ValueError(
-            "log p of the model is not a number at a position that was drawn, and the text would be worthless: "
-            "check the weights for NaN or infinity, and the precision for overflow"
+            "log p of the model is not a number at a position that was drawn: check the weights "
+            "for NaN or infinity, and the precision for overflow"
         )
 
 

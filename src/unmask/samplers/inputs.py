@@ -1,21 +1,29 @@
-"""What a sampler starts from, and what it shows after each step."""
+"""Inputs and frames of a sampling run: roles of models, prompts, given tokens, and their checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unmask.types import Tokens
+from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.diffusion.schedules import NoiseSchedule
+from unmask.limits import check_memory, whole
+from unmask.models.denoiser import NetworkDenoiser
+from unmask.models.kv_cache import Cache
+from unmask.prediction import Prediction
+from unmask.types import Denoiser, Tokens
 
-FREE = -1  # at a position that is to be drawn
+# Of a token in the end: its id in a batch, its id in all of them, and its int in a Python list.
+DRAWN_BYTES = 48
+FREE = -1  # marks a position to be drawn
 
 
 class TextDecoder(Protocol):
-    """Text to ids and back."""
+    """A tokenizer: text to ids, and ids to text."""
 
     @property
     def bos_id(self) -> int | None: ...
@@ -28,18 +36,70 @@ class TextDecoder(Protocol):
     def decode(self, ids: Sequence[int], /) -> str: ...
 
 
+class Predictor(Protocol):
+    """A next-token predictor: ids [B, l] -> log p of the token after each position.
+
+    With a cache, ids continue the tokens that it holds.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def mask_id(self) -> int | None: ...
+
+    def __call__(self, ids: Tokens, cache: Cache | None = None, /) -> Prediction: ...
+
+
+@runtime_checkable
+class DiffusionModel(Protocol):
+    """A model that denoises."""
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+
+    @property
+    def tokenizer(self) -> TextDecoder | None: ...
+
+
+@runtime_checkable
+class AutoregressiveModel(Protocol):
+    """A model that predicts the next token."""
+
+    @property
+    def predictor(self) -> Predictor: ...
+
+    @property
+    def tokenizer(self) -> TextDecoder | None: ...
+
+
+@runtime_checkable
+class HasLength(Protocol):
+    """A model that knows the length of the texts of its training, in tokens."""
+
+    @property
+    def length(self) -> int: ...
+
+
+TextModel: TypeAlias = DiffusionModel | AutoregressiveModel
 Prompt: TypeAlias = str | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A moment of a run: the canvas after `step` moves.
+    """The text after one step of a sampling run.
 
-    step     moves made; 0 is the canvas before the first
-    alpha    share of text at this moment
-    z        [n, L] ids; -1 where an autoregressive model has not written yet
-    changed  bool [n, L]: what the last move changed
-    rows     [b] the samples of the network call that the last move cost; empty: it cost none
+    step     number of steps made; 0 is the text before the first
+    alpha    noise level of the text: the alpha of the grid, or the mean level of the samples
+    z        int64 [n, L] ids; -1 where an autoregressive model has not written yet
+    changed  bool [n, L]: the tokens that the last step changed
+    rows     int64 [b]: the samples in the network call of the last step; empty: it made no call
     """
 
     step: int
@@ -47,6 +107,36 @@ class Frame:
     z: Tokens
     changed: Tensor
     rows: Tensor
+
+
+def length_of(model: TextModel, length: int | None) -> int:
+    """The tokens of a sample: `length`, or the model's own; ValueError if there is none."""
+    if length is not None:
+        return whole("length", length, "the tokens of a sample, prompt included")
+    if not isinstance(model, HasLength):
+        raise ValueError(
+            f"length is missing: {type(model).__name__} has no attribute length; give the "
+            "tokens of a sample"
+        )
+    return model.length
+
+
+def given_tokens(
+    model: TextModel,
+    n: int,
+    length: int,
+    prompt: Prompt | None,
+    pinned: Tensor | None,
+    device: torch.device | str,
+) -> Tokens:
+    """Given tokens [n, length] on the device, -1 where free; ValueError if memory is too small."""
+    check_device_memory(n, length, call_bytes(model), device)
+    if isinstance(model, AutoregressiveModel):
+        vocab_size, mask_id = model.predictor.vocab_size, model.predictor.mask_id
+    else:
+        vocab_size, process = model.process.vocab_size, model.process
+        mask_id = process.mask_id if isinstance(process, MaskedProcess) else None
+    return pin(n, length, vocab_size, mask_id, model.tokenizer, prompt, pinned).to(device)
 
 
 def pin(
@@ -58,10 +148,21 @@ def pin(
     prompt: Prompt | None = None,
     pinned: Tensor | None = None,
 ) -> Tokens:
-    """The tokens that are given: int64 [n, L], -1 (FREE) where one is to be drawn.
+    """Return the given tokens of n samples: int64 [n, length], -1 (FREE) at positions to be drawn.
 
-    `prompt` (text, or ids [P]) stands at the start of every sample, `pinned` [n, L] anywhere. ValueError for
-    tokens that are none of the vocabulary's, are MASK, do not fit, or contradict each other.
+    Args:
+        n: Number of samples.
+        length: Tokens of a sample.
+        vocab_size: Number of tokens, MASK included.
+        mask_id: The id of MASK, or None.
+        tokenizer: Encodes a prompt in words.
+        prompt: Text, or ids [P], at the start of every sample.
+        pinned: ids [n, length], -1 where free.
+
+    Raises:
+        ValueError: A token is outside the vocabulary or MASK, a tensor has the wrong shape or type,
+        or
+            prompt and pinned contradict each other.
     """
     pins = torch.full((n, length), FREE)
     if pinned is not None:
@@ -70,55 +171,89 @@ def pin(
         _check_tokens("pinned", pins[pins != FREE], vocab_size, mask_id)
     if prompt is not None:
         ids = _prompt_ids(prompt, tokenizer)
-        _check_tokens("the prompt", ids, vocab_size, mask_id)
+        _check_tokens("prompt", ids, vocab_size, mask_id)
         if len(ids) > length:
             raise ValueError(
-                f"the prompt is part of the length: want at most length = {length} tokens, got {len(ids)}; "
-                "shorten it or raise length"
+                f"prompt is too long: got {len(ids)} tokens, want at most length = {length}, which "
+                "counts the prompt; shorten it or raise length"
             )
         head = pins[:, : len(ids)]
         if bool(((head != FREE) & (head != ids)).any()):
             raise ValueError(
-                "pinned and prompt name different tokens at one position: leave -1 under the prompt"
+                "pinned and prompt give different tokens for one position: leave -1 under the "
+                "prompt"
             )
         pins = torch.cat([ids.expand(n, -1), pins[:, len(ids) :]], dim=1)
     return pins
 
 
 def check_pinned(pinned: Tensor, n: int, length: int) -> None:
-    """ValueError unless `pinned` is an integer tensor [n, length]."""
-    if not isinstance(pinned, Tensor) or not _whole(pinned):
+    """Raise ValueError unless `pinned` is an integer tensor [n, length]."""
+    if not isinstance(pinned, Tensor) or not _is_integer(pinned):
         kind = pinned.dtype if isinstance(pinned, Tensor) else type(pinned).__name__
         raise ValueError(
-            f"pinned holds token ids, -1 where free: want an integer tensor, got {kind}"
+            f"pinned has the wrong type: got {kind}, want an integer tensor of token ids, -1 where "
+            "free"
         )
     if tuple(pinned.shape) != (n, length):
         raise ValueError(
-            f"pinned has a row for each sample: want shape {(n, length)}, got {tuple(pinned.shape)}"
+            f"pinned has the wrong shape: got {tuple(pinned.shape)}, want {(n, length)}, a row for "
+            "each sample"
         )
 
 
-def _whole(ids: Tensor) -> bool:
+def check_device(model: TextModel, device: torch.device | str) -> None:
+    """Raise ValueError unless `device` exists and holds the model's weights, if it has weights."""
+    try:
+        kind = torch.empty(0, device=device).device.type
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device {str(device)!r} is not available: {error}") from error
+    network: object = model.predictor if isinstance(model, AutoregressiveModel) else model.denoiser
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if weight is not None and weight.device.type != kind:
+        raise ValueError(
+            f"device is not that of the model: got {str(device)!r}, want {weight.device.type!r}; "
+            "give sample the device that load was given"
+        )
+
+
+def check_device_memory(n: int, length: int, token_bytes: int, device: torch.device | str) -> None:
+    """Raise ValueError if n texts of `length` tokens exceed the memory of the device.
+
+    `token_bytes` is a lower bound of the memory of a token.
+    """
+    gpu = torch.device(device).type == "cuda"
+    room = torch.cuda.get_device_properties(device).total_memory if gpu else None
+    got, advice = f"{n} x {length} tokens", "give a smaller batch_size, n or length"
+    check_memory("n x length", got, n * length * token_bytes, advice, room)
+
+
+def call_bytes(model: TextModel) -> int:
+    """A lower bound of the bytes of a token in a call: its latent, and six hidden states."""
+    network = None if isinstance(model, AutoregressiveModel) else model.denoiser
+    return DRAWN_BYTES + (
+        24 * network.network.shape.width if isinstance(network, NetworkDenoiser) else 0
+    )
+
+
+def _is_integer(ids: Tensor) -> bool:
     return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
 
 
 def _prompt_ids(prompt: Prompt, tokenizer: TextDecoder | None) -> Tensor:
+    want = "want text, or integer ids [P] for all samples"
     if isinstance(prompt, str):
         if tokenizer is None:
-            raise ValueError(
-                "a prompt in words needs the model's tokenizer, and it has none: give token ids"
-            )
+            raise ValueError("prompt is text, and the model has no tokenizer: give token ids")
         prompt = tokenizer.encode(prompt)
     try:
         ids = torch.as_tensor(prompt, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"prompt has the wrong type: got {prompt!r}, {want}") from error
+    if ids.dim() != 1 or (len(ids) and not _is_integer(ids)):
         raise ValueError(
-            f"a prompt is text or integer ids [P], the same for every sample: got {prompt!r}"
-        ) from error
-    if ids.dim() != 1 or (len(ids) and not _whole(ids)):
-        raise ValueError(
-            f"a prompt is text or integer ids [P], the same for every sample: got {ids.dtype} of shape "
-            f"{tuple(ids.shape)}; use pinned where samples differ"
+            f"prompt has the wrong type: got {ids.dtype} of shape {tuple(ids.shape)}, {want}; use "
+            "pinned if samples differ"
         )
     return ids.to(torch.int64)
 
@@ -127,9 +262,8 @@ def _check_tokens(name: str, ids: Tensor, vocab_size: int, mask_id: int | None) 
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if len(outside):
         raise ValueError(
-            f"{name} holds token ids: want 0 <= id < vocab_size = {vocab_size}, got {int(outside[0])}"
+            f"{name} has a token outside the vocabulary: got id {int(outside[0])}, want 0 <= id < "
+            f"{vocab_size} = vocab_size"
         )
     if mask_id is not None and bool((ids == mask_id).any()):
-        raise ValueError(
-            f"{name} holds MASK (id {mask_id}), which is no text: leave the position free instead"
-        )
+        raise ValueError(f"{name} contains MASK (id {mask_id}): leave the position free instead")

@@ -1,12 +1,13 @@
-"""The randomness of a sample as a value: when each token is revealed, and who wins the race for it.
+"""The random numbers of a sample as a value: when each token is unmasked, and its Gumbel noise.
 
-A sample is a pure function of its `Latent` (and of the model), at any number of steps: the masked counterpart of
-drawing one x_T and integrating it with few or many DDIM steps.
+A sample is a pure function of its `Latent` and of the model, at any number of steps. DDIM does the
+same for pictures: one x_T is integrated in few or in many steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,19 +16,23 @@ from unmask.diffusion.correlated_masking import Structure, gaussian_copula
 from unmask.limits import INT64, seed_number, whole
 from unmask.rng import address, uniform
 
-_LEVEL, _RACE, _SHARED = 0, 1, 2  # the streams of a sample
-BEFORE = 2**62  # the occasion before the first step: no step has this index
+# int64 tensors (samples, columns) that broadcast, as `nonzero(as_tuple=True)` of [n, L] gives them
+Positions: TypeAlias = tuple[Tensor, Tensor]
+
+_LEVEL, _KEY, _SHARED = 0, 1, 2  # the streams of a sample
+# Occasions outside the steps: no step has such an index.
+INITIAL_NOISE, ORDER = 2**62, 2**62 + 1
 
 
 @dataclass(frozen=True)
 class Latent:
-    """The randomness of n samples of L tokens.
+    """The random numbers of n samples of L tokens.
 
-    u    [n, L] float64 in (0, 1): when a token is revealed. Read as the noise level alpha(1) + (1 - alpha(1)) u,
-         so that any grid of levels that starts at alpha(1) reveals it exactly once
-    key  [n] int64: the address of all other random numbers of a sample
+    u    float64 [n, L] in (0, 1): the level at which a token is unmasked. It stands for the alpha
+         alpha(1) + (1 - alpha(1)) u, so that a grid from alpha(1) to 1 unmasks each token once
+    key  int64 [n]: the address of all other random numbers of a sample
 
-    A model that reads an input noise fixed along the path would find it here, as one more field.
+    A later model that reads an input noise, fixed along the path, finds it in one more field.
     """
 
     u: Tensor
@@ -37,16 +42,23 @@ class Latent:
         return len(self.key)
 
     def __getitem__(self, rows: Tensor | slice) -> Latent:
-        """The latents of some samples; they stay what they are in any batch."""
+        """The latents of some samples; a latent does not depend on the batch."""
         return Latent(self.u[rows], self.key[rows])
 
-    def address(self, at: Tensor, occasion: int = 0) -> Tensor:
-        """Hashed states [N] of the draws at positions `at` [N], flat in [n, L].
+    @property
+    def everywhere(self) -> Positions:
+        """All positions, as samples [n, 1] and columns [L]."""
+        n, length = self.u.shape
+        device = self.u.device
+        return torch.arange(n, device=device)[:, None], torch.arange(length, device=device)
 
-        `occasion` tells the draws of one position apart where it is drawn more than once (the step's index).
+    def address(self, at: Positions, occasion: int = 0) -> Tensor:
+        """Hashed states of the draws at positions, in their shape.
+
+        `occasion` separates the draws of a position that is drawn more than once: the step's index.
         """
-        length = self.u.shape[1]
-        return address(self.key[at // length], occasion, at % length)
+        samples, columns = at
+        return address(self.key[samples], occasion, columns)
 
 
 def draw_latent(
@@ -57,10 +69,21 @@ def draw_latent(
     device: torch.device | str = "cpu",
     structure: Structure | None = None,
 ) -> Latent:
-    """The latents of samples first, ..., first + n - 1 of a seed: row r depends on (seed, first + r) alone.
+    """Draw the latents of samples first, ..., first + n - 1 of a seed.
 
-    `structure` says which tokens are revealed together; None, each on its own. The race is the same for any structure,
-    and each token's own normal is Phi^-1 of the independent u, which a structure without correlation gives back.
+    Row r is a function of (seed, first + r) alone. A structure changes u only: the Gumbel noise
+    stays. Without correlation a structure gives the independent u back, to rounding.
+
+    Args:
+        n: Number of samples.
+        length: Tokens of a sample.
+        seed: A 64-bit number.
+        first: Number of the first sample.
+        device: Device of the tensors.
+        structure: Correlation of the levels u of a text; None: independent levels.
+
+    Raises:
+        ValueError: seed or first is out of range.
     """
     seed_number("seed", seed)
     check_first(first, n)
@@ -77,9 +100,9 @@ def draw_latent(
         # On the CPU: other devices may round Phi and its inverse in another way.
         normals = torch.special.ndtri(uniform(torch.stack([own, *shared]).cpu()))
         u = gaussian_copula(structure, normals).to(device)
-    return Latent(u, address(seed, sample, _RACE))
+    return Latent(u, address(seed, sample, _KEY))
 
 
 def check_first(first: int, n: int) -> None:
-    """ValueError where samples first, ..., first + n - 1 have numbers beyond 64 bits."""
+    """Raise ValueError unless the numbers first, ..., first + n - 1 fit into 64 bits."""
     whole("first", first, "the number of the first sample", 0, INT64 - 1 - n)

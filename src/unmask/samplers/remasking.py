@@ -1,65 +1,101 @@
-"""Samplers that also write noise, so that a token once shown can still change: psi-samplers and ReMDM.
+"""Posterior samplers: ancestral steps, and steps that also write noise (psi-samplers, ReMDM).
 
-All of them are one law, for any kappa of each step (Duo's second paper, "Chapter II", calls it psi):
+All of them draw from one law, with a weight kappa for each step (Duo's second paper, "Chapter II",
+calls it psi):
 
-    z_s ~ kappa q(z_s | z_t, x0 ~ p) + (1 - kappa) q(z_s | x0 ~ q(x0 | z_t)),     q(x0 | z_t) = posterior at alpha = 1
+    z_s ~ kappa q(z_s | z_t, x0 ~ p) + (1 - kappa) q(z_s | x0 ~ q(x0 | z_t))
 
-The first term is the ancestral step, the second forgets z_t but for what it says about x0, and noises anew. From z_t ~
-q(z_t) and with an exact p both have each token's marginal q(z_s), so kappa is free: 1 is `ancestral`, 0 the pure
-predictor-corrector. Over several steps this holds for a text of one token; tokens that are drawn together leave q.
+with q(x0 | z_t) the posterior at alpha = 1. The first term is the ancestral step. The second term
+keeps only what z_t says about x0, and adds noise again. From z_t ~ q(z_t) and with an exact p both
+have each token's marginal q(z_s), so kappa is free: 1 is `ancestral`, 0 the pure
+predictor-corrector. Over several steps this holds for a text of one token; tokens drawn together
+leave q.
 
-In masked diffusion, r = (a_s - a_t) / (1 - a_t), it says
+In masked diffusion, with r = (a_s - a_t) / (1 - a_t), the law says:
 
-    a shown token becomes MASK   with probability sigma = (1 - kappa) (1 - a_s)
-    a MASK becomes a token of p  with probability kappa r + (1 - kappa) a_s = (a_s - (1 - sigma) a_t) / (1 - a_t)
+    a visible token becomes MASK with probability  sigma = (1 - kappa) (1 - a_s)
+    a MASK becomes a token of p with probability   kappa r + (1 - kappa) a_s
+                                                   = (a_s - (1 - sigma) a_t) / (1 - a_t)
 
-which is ReMDM (Wang et al. 2025, arXiv 2503.00307). kappa may be negative: both are probabilities for sigma <= min(1,
-(1 - a_s) / a_t), that is for kappa >= max(1 - 1/(1 - a_s), 1 - 1/a_t). For uniform noise over K tokens the limit is
-kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order of 1/K, and we stop at 0: sigma <= 1 - a_s.
+This is ReMDM (arXiv 2503.00307). kappa may be negative: both are probabilities for sigma <= min(1,
+(1 - a_s) / a_t), that is for kappa >= max(1 - 1/(1 - a_s), 1 - 1/a_t). For uniform noise over K
+tokens the limit is kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order of 1/K. There the
+limit here is 0: sigma <= 1 - a_s.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
-from unmask.samplers.categorical import EXACT, is_number
-from unmask.samplers.steps import MixturePosteriorStep, Sampler, Step, TablePosteriorStep, Task
+import torch
+from torch import Tensor
 
-Kappa: TypeAlias = Callable[[float, float], float]  # (alpha_t, alpha_s) -> kappa of that step
-Sigma: TypeAlias = Callable[
-    [float, float, float], float
-]  # (alpha_t, alpha_s, greatest allowed) -> sigma of that step
+from unmask.rng import uniform
+from unmask.samplers.categorical import EXACT, is_number, iter_blocks
+from unmask.samplers.steps import LogProbs, Query, Sampler, SamplingProblem, Step, masks, reveal
+from unmask.types import Tokens
+
+Kappa: TypeAlias = Callable[[float, float], float]  # (alpha_t, alpha_s) -> kappa of the step
+# (alpha_t, alpha_s, greatest allowed sigma) -> sigma of the step
+Sigma: TypeAlias = Callable[[float, float, float], float]
 
 _ROUNDING = 1e-9
 
 
+def ancestral(problem: SamplingProblem) -> Sequence[Step]:
+    """z_s ~ q(z_s | z_t, x0 ~ p) at every position, for any process.
+
+    Sources: MDLM, Eq. 6; Duo, arXiv 2506.10892, Eq. 3. One call a step at most, until no token can
+    change. Masked diffusion makes one draw over all tokens and MASK. Other noise is drawn as a
+    mixture (`MixturePosteriorStep`), or from a table if the draw is not exact.
+    """
+    kind = TablePosteriorStep if problem.mask_id is not None else _exact_step(problem)
+    return [kind(problem, k) for k in range(len(problem.alphas) - 1)]
+
+
+def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
+    """Ancestral steps, but the last writes arg max p(x0), for any process.
+
+    Source: Duo, arXiv 2506.10892. On the grid "released" this is the column "greedy-tail" of Duo's
+    tables, and what the released codes of MDLM and SDTT do. In masked diffusion the other steps are
+    those of `reveal`, ancestral in law, and the last writes at MASKs only. Ties go to the smaller
+    id; temperature, top-k and top-p do not change an arg max. This is not the model's law: with
+    fewer steps more tokens are an arg max, and the texts vary less.
+    """
+    steps = ancestral(problem) if problem.mask_id is None else reveal(problem)
+    return [*steps[:-1], _ArgMaxStep(problem)]
+
+
 def psi(kappa: float | Kappa) -> Sampler:
-    """The law above with one kappa, or with a function (alpha_t, alpha_s) -> kappa; see the module.
+    """The law of the module with one kappa, or with a function (alpha_t, alpha_s) -> kappa.
 
-    Where alpha_s = 1 there is no noise to write and kappa plays no part: a function is not asked there. In masked
-    diffusion only the MASKs that are about to be shown are read, elsewhere the tokens that a coin may move (by a table:
-    all), and a sample without one takes part in no call. The same sample in any batch, another at other step counts.
+    At alpha_s = 1 there is no noise to write and kappa has no effect: a function is not called. The
+    calls read only the MASKs that become visible; with uniform noise, only the tokens that can
+    change (from a table: all). A sample without such a token takes part in no call. A sample does
+    not depend on its batch, and is another one at other numbers of steps.
 
-    ValueError unless 0 <= kappa <= 1; a function may go lower in masked diffusion (see the module), and is checked
-    before the first call.
+    Raises:
+        ValueError: kappa is not in [0, 1]. A function may return less in masked diffusion (see the
+            module); its values are checked before the first call.
     """
     if callable(kappa):
         return partial(_psi, kappa=kappa)
     if not (is_number(kappa) and 0 <= kappa <= 1):
         raise ValueError(
-            "kappa is the weight of the ancestral step against noising anew: want 0 <= kappa <= 1 (1 is ancestral), or "
-            f"a function (alpha_t, alpha_s) -> kappa, got {kappa!r}"
+            f"kappa is out of range: got {kappa!r}, want 0 <= kappa <= 1 (the weight of the "
+            "ancestral step; 1 is ancestral), or a function (alpha_t, alpha_s) -> kappa"
         )
     value = float(kappa)
     return partial(_psi, kappa=lambda alpha_t, alpha_s: value)
 
 
 def remdm_cap(eta: float) -> Sampler:
-    """ReMDM with sigma = min(eta, greatest): about a share eta of the shown tokens is noised in each step.
+    """ReMDM with sigma = min(eta, greatest): noise about a share eta of the visible tokens a step.
 
     ValueError unless 0 <= eta <= 1.
     """
@@ -68,7 +104,7 @@ def remdm_cap(eta: float) -> Sampler:
 
 
 def remdm_rescale(eta: float) -> Sampler:
-    """ReMDM with sigma = eta x greatest: 0 is ancestral, 1 noises as many tokens as the marginals allow.
+    """ReMDM with sigma = eta x greatest: 0 is ancestral, 1 noises as many tokens as possible.
 
     ValueError unless 0 <= eta <= 1.
     """
@@ -77,7 +113,9 @@ def remdm_rescale(eta: float) -> Sampler:
 
 
 def remdm_loop(eta: float) -> Sampler:
-    """ReMDM-loop: ancestral where the grid rises, sigma = min(eta, greatest) where it stands; for the grid "loop".
+    """ReMDM-loop, for the grid "loop".
+
+    The steps are ancestral where alpha rises. Elsewhere sigma = min(eta, greatest).
 
     ValueError unless 0 <= eta <= 1.
     """
@@ -88,36 +126,147 @@ def remdm_loop(eta: float) -> Sampler:
     )
 
 
-def _remdm(task: Task, sigma: Sigma) -> Sequence[Step]:
+@dataclass(frozen=True)
+class MixturePosteriorStep:
+    """The law of the module as a mixture: keep z_t, draw from p, or write a token of noise.
+
+    Each position has one uniform number c: c < predict draws from p, c < predict + noise writes a
+    random token, else z_t stays. Both weights fall with p(x0 = z_t). So a position whose c changes
+    nothing at p(x0 = z_t) = 0 needs no prediction, and only draws from p need Gumbel noise.
+    """
+
+    problem: SamplingProblem
+    k: int
+    kappa: float = 1.0
+
+    def query(self, z: Tokens) -> Query:
+        predict, noise = self._weights(z, torch.zeros_like(z, dtype=torch.float64))
+        number, random = self._numbers()
+        may_change = number < predict + noise.where(random != z, 0.0)
+        return Query.of(masks(self.problem, z) & may_change)
+
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
+        problem, (number, random) = self.problem, self._numbers()
+        _, noise = self._weights(z, torch.ones_like(z, dtype=torch.float64))
+        settled = problem.free & ~problem.process.is_noised(z)  # p(x0 = z_t) = 1
+        z_t, z = z, random.where(settled & (number < noise), z)
+        for at, log_p in log_probs:
+            p_z = problem.filters.probability(log_p, z_t[at])
+            predict, noise = (w[0] for w in self._weights(z_t[at][None], p_z[None]))
+            token = random[at].where(number[at] < predict + noise, z_t[at])
+            # A GPU waits here: that costs less than Gumbel noise for all rows.
+            drawn = (number[at] < predict).nonzero().squeeze(-1)
+            samples, columns = at
+            place = samples[drawn], columns[drawn]
+            token[drawn] = problem.draw_tokens(log_p[drawn], place, self.k)
+            z = z.index_put(at, token)
+        return z
+
+    def _numbers(self) -> tuple[Tensor, Tensor]:
+        """The numbers c and the tokens of noise, [n, L].
+
+        No draw uses the address of c. Noise and the draw share one: a position uses one of them
+        only.
+        """
+        latent = self.problem.latent
+        number, random = (
+            uniform(latent.address(latent.everywhere, occasion))
+            for occasion in (-1 - self.k, self.k)
+        )
+        return number, self.problem.process.noise(random)
+
+    def _weights(self, z: Tokens, p_z: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of predict and noise at tokens [b, l] with p(x0 = z) [b, l]."""
+        mixture = self.problem.process.posterior_mixture
+        alpha_t, alpha_s = self.problem.alphas[self.k : self.k + 2].to(z.device).split(1)
+        _, predict, noise = mixture(z, p_z, alpha_t, alpha_s)
+        if self.kappa == 1:
+            return predict, noise
+        # x0 first, which then gets noise again.
+        _, clean, lost = mixture(z, p_z, alpha_t, torch.ones_like(alpha_t))
+        predict = self.kappa * predict + (1 - self.kappa) * (alpha_s * clean)
+        return predict, self.kappa * noise + (1 - self.kappa) * (alpha_s * lost + 1 - alpha_s)
+
+
+@dataclass(frozen=True)
+class TablePosteriorStep:
+    """The law of `MixturePosteriorStep` as a table [m, V], for one draw over all tokens."""
+
+    problem: SamplingProblem
+    k: int
+    kappa: float = 1.0
+
+    def query(self, z: Tokens) -> Query:
+        return Query.of(masks(self.problem, z))
+
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
+        problem, z_t = self.problem, z
+        for (samples, columns), log_p in log_probs:
+            for rows, law in iter_blocks(log_p):
+                at = samples[rows], columns[rows]
+                posterior = self._posterior(problem.filters.apply(law).exp(), z_t[at])
+                state = problem.latent.address(at, self.k)
+                z = z.index_put(at, problem.draw(posterior.log(), state))
+        return z
+
+    def _posterior(self, p_x0: Tensor, z_t: Tensor) -> Tensor:
+        """Probabilities [m, V] of z_s from p_x0 [m, V] and tokens z_t [m]."""
+        process, p_x0, z_t = self.problem.process, p_x0[None], z_t[None]
+        alpha_t, alpha_s = self.problem.alphas[self.k : self.k + 2].to(z_t.device).split(1)
+        law = process.posterior(p_x0, z_t, alpha_t, alpha_s)
+        if self.kappa != 1:
+            clean = process.posterior(p_x0, z_t, alpha_t, torch.ones_like(alpha_t))
+            law = self.kappa * law + (1 - self.kappa) * process.marginal(clean, alpha_s)
+        return law[0]
+
+
+@dataclass(frozen=True)
+class _ArgMaxStep:
+    problem: SamplingProblem
+
+    def query(self, z: Tokens) -> Query:
+        return Query.of(masks(self.problem, z))
+
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
+        for at, log_p in log_probs:
+            z = z.index_put(at, log_p.argmax(dim=-1))
+        return z
+
+
+PosteriorStep: TypeAlias = type[MixturePosteriorStep] | type[TablePosteriorStep]
+
+
+def _exact_step(problem: SamplingProblem) -> PosteriorStep:
+    """The step of a mixture, whose parts need a draw that is exact; else a table."""
+    return MixturePosteriorStep if problem.draw in EXACT else TablePosteriorStep
+
+
+def _remdm(problem: SamplingProblem, sigma: Sigma) -> Sequence[Step]:
     def kappa(alpha_t: float, alpha_s: float) -> float:
-        greatest = (1 - _least(task, alpha_t, alpha_s)) * (1 - alpha_s)
+        greatest = (1 - _least(problem, alpha_t, alpha_s)) * (1 - alpha_s)
         return 1 - sigma(alpha_t, alpha_s, greatest) / (1 - alpha_s)
 
-    return _psi(task, kappa)
+    return _psi(problem, kappa)
 
 
-def _psi(task: Task, kappa: Kappa) -> Sequence[Step]:
-    move = (
-        TablePosteriorStep
-        if task.mask_id is None and task.draw not in EXACT
-        else MixturePosteriorStep
-    )
+def _psi(problem: SamplingProblem, kappa: Kappa) -> Sequence[Step]:
+    kind = MixturePosteriorStep if problem.mask_id is not None else _exact_step(problem)
     return [
-        move(task, k, _weight(task, kappa, *levels))
-        for k, levels in enumerate(pairwise(task.alphas.tolist()))
+        kind(problem, k, _checked(problem, kappa, *alphas))
+        for k, alphas in enumerate(pairwise(problem.alphas.tolist()))
     ]
 
 
-def _weight(task: Task, kappa: Kappa, alpha_t: float, alpha_s: float) -> float:
-    """kappa of a step; ValueError where the law would have negative probabilities."""
+def _checked(problem: SamplingProblem, kappa: Kappa, alpha_t: float, alpha_s: float) -> float:
+    """kappa of a step; ValueError if the law had negative probabilities."""
     if alpha_s == 1:
         return 1.0
-    weight, least = kappa(alpha_t, alpha_s), _least(task, alpha_t, alpha_s)
+    weight, least = kappa(alpha_t, alpha_s), _least(problem, alpha_t, alpha_s)
     if not (is_number(weight) and least - _ROUNDING <= weight <= 1 + _ROUNDING):
         raise ValueError(
-            f"kappa is the weight of the ancestral step against noising anew: from alpha_t = {alpha_t:.6g} to alpha_s "
-            f"= {alpha_s:.6g} want {least:.6g} <= kappa <= 1, or probabilities are negative, got {weight!r}; change "
-            "the function given to psi"
+            f"kappa is out of range: got {weight!r} from alpha_t = {alpha_t:.6g} to alpha_s = "
+            f"{alpha_s:.6g}, want {least:.6g} <= kappa <= 1 (else probabilities are negative); "
+            "change the function given to psi"
         )
     return min(max(float(weight), least), 1.0)
 
@@ -125,13 +274,16 @@ def _weight(task: Task, kappa: Kappa, alpha_t: float, alpha_s: float) -> float:
 def _check_eta(eta: float) -> None:
     if not (is_number(eta) and 0 <= eta <= 1):
         raise ValueError(
-            "eta is the share of shown tokens that a step noises (cap, loop), or of the greatest such share (rescale): "
-            f"want 0 <= eta <= 1 (0 is ancestral), got {eta!r}"
+            f"eta is out of range: got {eta!r}, want 0 <= eta <= 1 (the share of visible tokens "
+            "that a step noises, or for rescale of the greatest such share; 0 is ancestral)"
         )
 
 
-def _least(task: Task, alpha_t: float, alpha_s: float) -> float:
-    """The smallest kappa of a step: that of sigma = min(1, (1 - alpha_s) / alpha_t) for MASKs, else 0."""
-    if task.mask_id is None:
+def _least(problem: SamplingProblem, alpha_t: float, alpha_s: float) -> float:
+    """The smallest kappa of a step: 0 for other noise.
+
+    For MASKs it is the kappa of sigma = min(1, (1 - alpha_s) / alpha_t).
+    """
+    if problem.mask_id is None:
         return 0.0
     return max(1 - 1 / alpha_t if alpha_t > 0 else -math.inf, 1 - 1 / (1 - alpha_s))

@@ -1,17 +1,55 @@
-"""Samplers: how a canvas goes from noise to text. A sampler is a plan of `Step`s, made before the first network call.
+"""Samplers: from noise to text in steps. This page is all that a new sampler needs.
 
-`reveal` is the deterministic sampler and the default for masked diffusion: the plan names every position that every
-step reads, so cost is known beforehand. `ancestral` is the classic update of any process, `greedy_tail` ends it with an
-arg max. `confidence` lets the model choose the order, as does that of `entropy_bounded`. Those that also write noise
-are in `renoising`.
+A sampler is a function from a `SamplingProblem` to a list of `Step`s. It runs before the first
+network call. The loop (`samplers.sample.denoise`) then makes one network call for each step:
 
-To add one: a function from `Task` to steps. What follows from the latent and the grid belongs into the plan, what
-follows from the text into the step.
+    query = step.query(z)      # the positions of the text z [n, L] whose predictions the step needs
+    z = step(z, log_probs)     # the text after the step
+
+`log_probs` yields chunks (at, log_p). `at` is a pair of index tensors (samples [m], columns [m]),
+so that `z[at]` reads tokens and `z.index_put(at, tokens)` returns a copy with other tokens. `log_p`
+[m, V] is log p(x0 = v | z) in nats, at the temperature; MASK has no probability. A query without
+positions costs no call, and a sample without positions takes no part in a call.
+
+This sampler unmasks one column in each step, from left to right:
+
+    @dataclass(frozen=True)
+    class Column:
+        problem: SamplingProblem
+        column: int
+
+        def query(self, z):
+            here = torch.arange(z.shape[1], device=z.device) == self.column
+            return Query.of(self.problem.free & here, alpha=self.problem.level(z))
+
+        def __call__(self, z, log_probs):
+            for at, log_p in log_probs:
+                z = z.index_put(at, self.problem.draw_tokens(log_p, at))
+            return z
+
+    def left_to_right(problem):
+        return [Column(problem, i) for i in range(problem.pins.shape[1])]
+
+    unmask.sample(model, sampler=left_to_right)
+
+Rules:
+
+- Only positions in `problem.free` may change.
+- Random numbers come from `problem.latent`, so that a sample does not depend on its batch. A step
+  that draws a position again passes its own index as `occasion`.
+- Without `Query.alpha`, step k runs at `problem.alphas[k]`, and the grid has an interval for each
+  step.
+- What follows from the latent and the grid is computed by the sampler, before the first call. What
+  follows from the text is computed by the step.
+- A test compares the texts with an enumeration of all paths: see tests/samplers/test_steps.py.
+
+Most samplers of masked diffusion need no code: `Unmasking` combines an order with a count. Samplers
+that can change a visible token are in `samplers.remasking`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeAlias
@@ -20,35 +58,46 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.limits import whole
 from unmask.rng import uniform
-from unmask.samplers.categorical import EXACT, UNFILTERED, Draw, Filters, blocks, draw_rows, race
-from unmask.samplers.grids import check_levels
+from unmask.samplers.categorical import UNFILTERED, Draw, SamplingFilters, draw_rows, gumbel_max
+from unmask.samplers.counts import CountRule, Pace, check_alphas, paces
 from unmask.samplers.inputs import FREE
-from unmask.samplers.latent import BEFORE, Latent
-from unmask.samplers.unmasking_schedule import Laws, Reads, plan
+from unmask.samplers.latent import INITIAL_NOISE, Latent, Positions
+from unmask.samplers.orders import (
+    CONFIDENCE,
+    RANDOM,
+    LevelOrder,
+    Statistic,
+    block_starts,
+    in_steps,
+    rank_order,
+)
 from unmask.types import Tokens
+
+LogProbs: TypeAlias = Iterable[tuple[Positions, Tensor]]  # chunks of (positions [m], log p [m, V])
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be drawn, and all that a sampler may look at besides the text.
+class SamplingProblem:
+    """The samples to draw: everything that a sampler can use besides the text.
 
-    pins     [n, L] given tokens, -1 where free; given tokens never change and are never read
-    latent   the randomness of the n samples
-    alphas   float64 [moves + 1], the grid: step k goes from alphas[k] to alphas[k + 1]
-    filters  applied to p(x0), before any posterior
-    draw     from a law to a token
+    pins     int64 [n, L]: given tokens, -1 where free; given tokens never change
+    latent   the random numbers of the n samples
+    alphas   float64 [steps + 1], the grid: step k goes from alphas[k] to alphas[k + 1]
+    filters  temperature, top-k and top-p of p(x0), before any posterior
+    draw     from log-probabilities to a token
     """
 
     process: Process
-    pins: Tensor
+    pins: Tokens
     latent: Latent
     alphas: Tensor
-    filters: Filters = UNFILTERED
-    draw: Draw = race
+    filters: SamplingFilters = UNFILTERED
+    draw: Draw = gumbel_max
 
     def __post_init__(self) -> None:
-        check_levels(self.alphas)
+        check_alphas(self.alphas)
 
     @cached_property
     def free(self) -> Tensor:
@@ -57,254 +106,245 @@ class Task:
 
     @property
     def mask_id(self) -> int | None:
-        """MASK, in masked diffusion."""
+        """The id of MASK; None unless the process is masked diffusion."""
         return self.process.mask_id if isinstance(self.process, MaskedProcess) else None
 
     @cached_property
-    def alike(self) -> bool:
+    def same_start(self) -> bool:
         """Whether all samples start from the same text."""
         return self.mask_id is not None and bool((self.pins == self.pins[:1]).all())
 
     def canvas(self) -> Tokens:
-        """The start: given tokens, and noise that is each sample's own in any batch."""
+        """The text before the first step [n, L]: given tokens, and noise elsewhere."""
         if self.mask_id is not None:
             return self.pins.where(~self.free, self.mask_id)
-        at = torch.arange(self.pins.numel(), device=self.pins.device)
-        noise = self.process.noise(uniform(self.latent.address(at, BEFORE)))
-        return self.pins.where(~self.free, noise.view_as(self.pins))
+        number = uniform(self.latent.address(self.latent.everywhere, INITIAL_NOISE))
+        return self.pins.where(~self.free, self.process.noise(number))
 
     def level(self, z: Tokens) -> Tensor:
-        """The alpha at which a text of masked diffusion is expected to show what z shows: float64 [n].
+        """The alpha at which as many tokens are visible as in z, on average: float64 [n].
 
-        alpha_0 + (1 - alpha_0) x (share of the free tokens that are shown); 1 where none is free.
+        alpha_0 + (1 - alpha_0) x (visible share of the free tokens); 1 if no token is free.
         """
         hidden = (self.free & self.process.is_noised(z)).sum(1)
         return 1 - (1 - self.alphas[0].to(z.device)) * hidden / self.free.sum(1).clamp(min=1)
 
-    def token(self, log_p: Tensor, at: Tensor, occasion: int = 0) -> Tensor:
-        """Draw from log p [m, V] of x0 at positions `at` [m]."""
+    def draw_tokens(self, log_p: Tensor, at: Positions, occasion: int = 0) -> Tensor:
+        """Draw x0 [m] at positions [m] from log p [m, V], after the filters."""
         return draw_rows(self.draw, self.filters, log_p, self.latent.address(at, occasion))
 
 
+@dataclass(frozen=True)
+class Query:
+    """The positions whose predictions a step needs.
+
+    samples, columns  int64 [N], as `nonzero(as_tuple=True)` gives them: samples in rising order
+    alpha             float64 [n], the network's alpha for each sample; None: the alpha of the grid
+    """
+
+    samples: Tensor
+    columns: Tensor
+    alpha: Tensor | None = None
+
+    @staticmethod
+    def of(mask: Tensor, alpha: Tensor | None = None) -> Query:
+        """The positions where `mask` [n, L] is True."""
+        samples, columns = mask.nonzero(as_tuple=True)
+        return Query(samples, columns, alpha)
+
+    @cached_property
+    def _grouped(self) -> tuple[Tensor, Tensor]:
+        rows, row = torch.unique(self.samples, return_inverse=True)
+        return rows, row
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The samples that have a position: int64 [b], each once, in rising order."""
+        return self._grouped[0]
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The index in `rows` of the sample of each position: int64 [N]."""
+        return self._grouped[1]
+
+    @cached_property
+    def padded_columns(self) -> Tensor:
+        """The columns of each of the b samples [b, W]; short rows repeat their last column."""
+        counts = torch.bincount(self.row, minlength=len(self.rows))
+        first = counts.cumsum(0) - counts
+        width = int(counts.max()) if len(counts) else 0
+        rank = torch.arange(width, device=self.row.device).minimum(counts[:, None] - 1)
+        return self.columns[first[:, None] + rank]
+
+    def to(self, device: torch.device) -> Query:
+        """The query on a device. All properties are computed here: a GPU would wait for them."""
+        moved = Query(self.samples.to(device), self.columns.to(device))
+        for name in ("rows", "row", "padded_columns"):
+            vars(moved)[name] = getattr(self, name).to(device)  # the value of the cached property
+        return moved
+
+
 class Step(Protocol):
-    """One move z_t -> z_s. First it says what it must read, then it is given the laws of that and moves."""
+    """One step z_t -> z_s of a sampler: see the module."""
 
-    def reads(self, z: Tokens) -> Reads: ...
+    def query(self, z: Tokens) -> Query: ...
 
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens: ...
-
-
-Sampler: TypeAlias = Callable[
-    [Task], Sequence[Step]
-]  # a step for each move of the grid, or it says `Reads.alpha`
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens: ...
 
 
-def reveal(task: Task) -> Sequence[Step]:
-    """Each token at its own level, by one race of its own: the law of MDLM's ancestral sampler, for L head rows a text.
+Sampler: TypeAlias = Callable[[SamplingProblem], Sequence[Step]]
 
-    The same latent gives coupled texts at different numbers of steps.
+
+@dataclass(frozen=True)
+class Unmasking:
+    """A sampler of masked diffusion: an order of the MASKs, and how many of them a step unmasks.
+
+    order   a `LevelOrder` of the latent, or a `Statistic` of the predictions (`samplers.orders`)
+    count   None: as the grid says. A `CountRule`: as the predictions allow, whatever the grid
+    blocks  free tokens of a block: blocks come from left to right, and `order` acts inside a block;
+            None: one block
+
+    With a `LevelOrder` and the grid all positions of all steps are known before the first call, and
+    a token is drawn from one prediction. A token of level u is unmasked at the step whose alphas
+    contain alpha_0 + (1 - alpha_0) u. In the order RANDOM that is the law of MDLM's ancestral
+    sampler. The same latent gives coupled texts at different numbers of steps.
+
+    With a `Statistic` a step draws a token at every MASK it can reach, and keeps the first ones in
+    the order. Ties (`orders.in_steps`) go to the earlier column. The statistic is that of p(x0) at
+    the temperature, before top-k and top-p. By the grid, of F free tokens F (alpha_k - alpha_0) /
+    (1 - alpha_0) are visible after step k, rounded, halves up. A step that fills a block continues
+    in the next one.
+
+    A `CountRule` unmasks at least one token of each sample in a step, and no token outside the
+    current block. The number of steps is at most the number of free tokens. The network's alpha is
+    `SamplingProblem.level`, because the grid does not say how many tokens are visible.
+
+    In training the visible tokens are random. With a `Statistic`, a `CountRule` or blocks they are
+    not: for a network that reads alpha, its alpha is then the nearest level, not an exact one. An
+    order that depends on the drawn token (CONFIDENCE) does not draw from the model's law: it
+    prefers safe tokens. Blocks unmask neighbours together, which depend on each other most.
     """
-    check_masked(task)
-    return [RevealStep(task, reads) for reads in plan(task.latent, task.alphas, task.free).reads]
+
+    order: LevelOrder | Statistic = RANDOM
+    count: CountRule | None = None
+    blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None:
+            whole("blocks", self.blocks, "the free tokens of a block")
+
+    def __call__(self, problem: SamplingProblem) -> Sequence[Step]:
+        if problem.mask_id is None:
+            raise ValueError(
+                f"sampler needs MaskedProcess, got {type(problem.process).__name__}: it unmasks "
+                "MASKs; use sampler='ancestral'"
+            )
+        free, order = problem.free, self.order
+        key = (
+            order.of(problem.latent, free, self.blocks) if isinstance(order, LevelOrder) else order
+        )
+        if self.count is None and isinstance(key, Tensor):
+            queries = unmasking_schedule(key, problem.alphas, free)
+            return [RevealStep(problem, query) for query in queries]
+        starts = block_starts(free, self.blocks)
+        counts: Sequence[Pace | CountRule] = paces(problem.alphas, free)
+        if self.count is not None:
+            counts = [self.count] * int(free.sum(1).max())
+        return [PrefixStep(problem, k, key, count, starts) for k, count in enumerate(counts)]
 
 
-def ancestral(task: Task) -> Sequence[Step]:
-    """z_s ~ q(z_s | z_t, x0 ~ p) at every position (MDLM, Eq. 6; Duo, arXiv 2506.10892, Eq. 3), for any process.
+reveal = Unmasking()
+confidence = Unmasking(CONFIDENCE)
 
-    A call a step at most, until nothing is left to change. In masked diffusion one draw over all tokens and MASK, the
-    textbook's way; elsewhere branch by branch (`MixturePosteriorStep`), but by a table for draws that are not exact.
+
+def unmasking_schedule(levels: Tensor, alphas: Tensor, free: Tensor) -> list[Query]:
+    """The positions that each step unmasks, known before the first network call.
+
+    Step k unmasks the free positions [n, L] with
+
+        alpha_k <= alpha_0 + (1 - alpha_0) level < alpha_{k+1}
+
+    For uniform levels it unmasks a MASK with probability (alpha_{k+1} - alpha_k) / (1 - alpha_k),
+    the ancestral law (MDLM, arXiv 2406.07524, Eq. 6), also if alpha_0 = alpha(1) > 0.
     """
-    move = (
-        MixturePosteriorStep if task.mask_id is None and task.draw in EXACT else TablePosteriorStep
-    )
-    return [move(task, k) for k in range(len(task.alphas) - 1)]
-
-
-def greedy_tail(task: Task) -> Sequence[Step]:
-    """Ancestral steps, but the last writes arg max p(x0) instead of a draw (Duo, arXiv 2506.10892), for any process.
-
-    On the grid "released" it is the column "greedy-tail" of Duo's tables, and what MDLM's and SDTT's released codes do.
-    In masked diffusion the steps are those of `reveal`, ancestral in law, and the last writes at MASKs only. Ties go to
-    the smaller id; temperature, top-k and top-p do not move an arg max. It is not the model's law: the fewer steps,
-    the more tokens are no draws, and the texts vary less.
-    """
-    steps = ancestral(task) if task.mask_id is None else reveal(task)
-    return [*steps[:-1], _Greedy(task)]
-
-
-def confidence(task: Task) -> Sequence[Step]:
-    """Draw everywhere, keep the tokens of greatest probability (MaskGIT, arXiv 2202.04200); the grid says how many.
-
-    After step k, of F free tokens F (alpha_{k+1} - alpha_0) / (1 - alpha_0) are shown, rounded, halves up. The order
-    goes by p(x0) at the temperature, before top-p and top-k; ties (see `in_steps`) go to the earlier position. This is
-    not the model's law: it prefers the safe tokens.
-    """
-    check_masked(task)
-    share = ((task.alphas - task.alphas[0]) / (1 - task.alphas[0])).to(task.pins.device)
-    shown = (
-        task.free.sum(1, keepdim=True) * share + 0.5 + 1e-9
-    ).long()  # a half is a half, however it was rounded
-    return [_Confidence(task, k, count) for k, count in enumerate(shown.diff(dim=1).T)]
+    level = alphas[0] + (1 - alphas[0]) * levels.cpu()
+    step = torch.bucketize(level, alphas[1:-1], right=True)
+    samples, columns = free.cpu().nonzero(as_tuple=True)
+    step = step[samples, columns]
+    order = step.argsort(stable=True)
+    counts = torch.bincount(step, minlength=len(alphas) - 1).tolist()
+    parts = zip(samples[order].split(counts), columns[order].split(counts), strict=True)
+    return [Query(*part).to(free.device) for part in parts]
 
 
 @dataclass(frozen=True)
 class RevealStep:
-    """Draw the tokens of the positions that are due, whatever the text says."""
+    """Draw tokens at positions that are known beforehand."""
 
-    task: Task
-    due: Reads
+    problem: SamplingProblem
+    positions: Query
 
-    def reads(self, z: Tokens) -> Reads:
-        return self.due
+    def query(self, z: Tokens) -> Query:
+        return self.positions
 
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        for at, log_p in laws:
-            z = put(z, at, self.task.token(log_p, at))
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
+        for at, log_p in log_probs:
+            z = z.index_put(at, self.problem.draw_tokens(log_p, at))
         return z
 
 
 @dataclass(frozen=True)
-class MixturePosteriorStep:
-    """Renoising with weight kappa (see `renoising`; 1: the ancestral step), drawn branch by branch.
+class PrefixStep:
+    """Draw tokens at all MASKs that the step can reach, and keep the first ones in the order.
 
-    A coin < fresh sends a position to a draw from p, a coin < fresh + stray to a token of noise; else it stays. The
-    coin is known before the text, and both weights fall with p(x0 = z_t): so the network and its head are asked only
-    where the coin may change something, and only a draw from p needs a race.
+    k       index of the step
+    order   levels [n, L] that follow from the latent, or a `Statistic` of the predictions
+    count   the pace of the grid, or a `CountRule`
+    starts  int64 [n, L]: free tokens before the block of each position
     """
 
-    task: Task
+    problem: SamplingProblem
     k: int
-    kappa: float = 1.0
+    order: Tensor | Statistic
+    count: Pace | CountRule
+    starts: Tensor
 
-    def reads(self, z: Tokens) -> Reads:
-        fresh, stray = self._weights(z, torch.zeros_like(z, dtype=torch.float64))
-        coin, noise = self._numbers()
-        return can_change(
-            self.task, z, self.task.free & (coin < fresh + stray.where(noise != z, 0.0))
-        )
+    def query(self, z: Tokens) -> Query:
+        alpha = None if isinstance(self.count, Pace) else self.problem.level(z)
+        return Query.of(self._candidates(z), alpha)
 
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        task, (coin, noise) = self.task, self._numbers()
-        _, stray = self._weights(z, torch.ones_like(z, dtype=torch.float64))
-        known = task.free & ~task.process.is_noised(z)  # p(x0 = z_t) = 1
-        z = noise.where(known & (coin < stray), z)
-        before, coin, noise = z.flatten(), coin.flatten(), noise.flatten()
-        for at, log_p in laws:
-            z_t = before[at]
-            fresh, stray = (
-                weight[0]
-                for weight in self._weights(z_t[None], task.filters.chance(log_p, z_t)[None])
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
+        order, count = self.order, self.count
+        used = order, None if isinstance(count, Pace) else count.statistic
+        statistics = [each for each in used if isinstance(each, Statistic)]
+        # A drawn token that decides about the order, and is dropped, must be drawn anew later.
+        occasion = self.k if any(each.reads_token for each in statistics) else 0
+        unread = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
+        drawn, values = z, dict.fromkeys(statistics, unread)
+        for at, log_p in log_probs:
+            token = self.problem.draw_tokens(log_p, at, occasion)
+            drawn = drawn.index_put(at, token)
+            values = {each: values[each].index_put(at, each.of(log_p, token)) for each in values}
+        candidates = self._candidates(z)
+        key = in_steps(values[order]) if isinstance(order, Statistic) else order
+        ranked = rank_order(key, self.starts, candidates)
+        rank = torch.arange(z.shape[1], device=z.device)
+        if isinstance(count, Pace):
+            first = rank < count.after - count.before
+        else:
+            first = (rank == 0) | count.fits(values[count.statistic].gather(1, ranked))
+        return drawn.where(torch.zeros_like(candidates).scatter(1, ranked, first) & candidates, z)
+
+    def _candidates(self, z: Tokens) -> Tensor:
+        """MASKs [n, L] in the blocks that the step can reach."""
+        hidden = masks(self.problem, z)
+        if isinstance(self.count, Pace):
+            return (
+                hidden & (self.count.before < self.count.after) & (self.starts < self.count.after)
             )
-            token = noise[at].where(coin[at] < fresh + stray, z_t)
-            drawn = (
-                (coin[at] < fresh).nonzero().squeeze(-1)
-            )  # an accelerator waits here: less than racing at all rows
-            token[drawn] = task.token(log_p[drawn], at[drawn], self.k)
-            z = put(z, at, token)
-        return z
-
-    def _numbers(self) -> tuple[Tensor, Tensor]:
-        """Coins and tokens of noise [n, L]: the coin is used by no draw; noise and the draw exclude each other."""
-        task = self.task
-        at = torch.arange(task.pins.numel(), device=task.pins.device)
-        coin, noise = (
-            uniform(task.latent.address(at, occasion)) for occasion in (-1 - self.k, self.k)
-        )
-        return coin.view_as(task.pins), task.process.noise(noise).view_as(task.pins)
-
-    def _weights(self, z: Tokens, p_z: Tensor) -> tuple[Tensor, Tensor]:
-        """Of fresh and stray, at tokens [b, l] with p(x0 = z) [b, l]."""
-        branches = self.task.process.posterior_mixture
-        alpha_t, alpha_s = self.task.alphas[self.k : self.k + 2].to(z.device).split(1)
-        _, fresh, stray = branches(z, p_z, alpha_t, alpha_s)
-        if self.kappa == 1:
-            return fresh, stray
-        _, guess, lost = branches(
-            z, p_z, alpha_t, torch.ones_like(alpha_t)
-        )  # of x0, which then is noised anew
-        fresh = self.kappa * fresh + (1 - self.kappa) * (alpha_s * guess)
-        return fresh, self.kappa * stray + (1 - self.kappa) * (alpha_s * lost + 1 - alpha_s)
+        return hidden & (self.starts <= (self.problem.free & ~hidden).sum(1, keepdim=True))
 
 
-@dataclass(frozen=True)
-class TablePosteriorStep:
-    """The law of `MixturePosteriorStep` as a table, for one draw over all tokens: for draws that are not exact, and what they drew."""
-
-    task: Task
-    k: int
-    kappa: float = 1.0
-
-    def reads(self, z: Tokens) -> Reads:
-        return can_change(self.task, z, self.task.free)
-
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        task, before = self.task, z.flatten()
-        alpha_t, alpha_s = task.alphas[self.k : self.k + 2].to(z.device).split(1)
-        for log_p, at in (block for rows, table in laws for block in blocks(table, rows)):
-            p_x0, z_t = task.filters.keep(log_p).exp()[None], before[None, at]
-            law = task.process.posterior(p_x0, z_t, alpha_t, alpha_s)
-            if self.kappa != 1:
-                known = task.process.posterior(p_x0, z_t, alpha_t, torch.ones_like(alpha_t))
-                law = self.kappa * law + (1 - self.kappa) * task.process.marginal(known, alpha_s)
-            z = put(z, at, task.draw(law[0].log(), task.latent.address(at, self.k)))
-        return z
-
-
-@dataclass(frozen=True)
-class _Greedy:
-    task: Task
-
-    def reads(self, z: Tokens) -> Reads:
-        return can_change(self.task, z, self.task.free)
-
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        for at, log_p in laws:
-            z = put(z, at, log_p.argmax(dim=-1))
-        return z
-
-
-@dataclass(frozen=True)
-class _Confidence:
-    task: Task
-    k: int
-    count: Tensor  # [n] tokens to show in this step
-
-    def reads(self, z: Tokens) -> Reads:
-        return can_change(self.task, z, self.task.free & (self.count > 0)[:, None])
-
-    def __call__(self, z: Tokens, laws: Laws) -> Tokens:
-        guess, score = z, torch.full(z.shape, -torch.inf, dtype=torch.float64, device=z.device)
-        for at, log_p in laws:
-            token = self.task.token(log_p, at, self.k)
-            guess = put(guess, at, token)
-            score = put(score, at, log_p.gather(-1, token[:, None]).squeeze(-1).double())
-        rank = in_steps(score).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        return torch.where(rank < self.count[:, None], guess, z)
-
-
-def in_steps(nats: Tensor) -> Tensor:
-    """Whole numbers that order `nats` by size, equal for a tie: for what is equal to 2^-10 nats.
-
-    Over a blank canvas a network with rotary positions has one law at all positions, and rounding must not choose one.
-    """
-    return (nats * 2**10).round()
-
-
-def can_change(task: Task, z: Tokens, candidates: Tensor) -> Reads:
-    """The candidates that can still change: in masked diffusion, those under a MASK."""
-    return Reads.of(
-        (candidates & task.process.is_noised(z)).flatten().nonzero().squeeze(-1), z.shape[1]
-    )
-
-
-def check_masked(task: Task) -> None:
-    if task.mask_id is None:
-        process = type(task.process).__name__
-        raise ValueError(
-            f"this sampler reveals MASKs, and the noise of {process} is none: use the sampler 'ancestral'"
-        )
-
-
-def put(table: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """A copy of `table` [n, L] with `values` [m] at positions `at` [m], flat in [n, L]."""
-    return table.flatten().index_copy(0, at, values).view_as(table)
+def masks(problem: SamplingProblem, z: Tokens) -> Tensor:
+    """Free positions [n, L] that can still change: in masked diffusion, the MASKs."""
+    return problem.free & problem.process.is_noised(z)

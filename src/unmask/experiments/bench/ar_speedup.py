@@ -19,7 +19,8 @@ from unmask.models.denoiser import CausalPredictor
 from unmask.models.dit import DiT, Shape
 from unmask.models.model import CausalModel, Model, own_network
 from unmask.rng import generator, global_generators
-from unmask.samplers.sample import AutoregressiveModel, DiffusionModel, sample
+from unmask.samplers.inputs import AutoregressiveModel, DiffusionModel
+from unmask.samplers.sample import sample
 
 
 @dataclass(frozen=True)

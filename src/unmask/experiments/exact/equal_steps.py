@@ -9,42 +9,40 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unmask.samplers.steps import RevealStep, Step, Task
-from unmask.samplers.unmasking_schedule import Reads
+from unmask.samplers.steps import Query, RevealStep, SamplingProblem, Step
 
 
-def equal_count_order(task: Task) -> Sequence[Step]:
+def equal_count_order(problem: SamplingProblem) -> Sequence[Step]:
     """Unmask equally many tokens in each step, in the random order of the latent's u.
 
     Of F masked tokens, F k / N (rounded) are visible after step k. `reveal` draws the number of
     tokens of a step, which may be 0: at N = L it makes about 0.64 L calls and is not exact. This
     sampler makes N calls, as `confidence` does. At N = L it draws one token a call, so that q = p.
     """
-    return _ranked(task, task.latent.u)
+    return _ranked(problem, problem.latent.u)
 
 
-def bit_reversed_order(task: Task) -> Sequence[Step]:
+def bit_reversed_order(problem: SamplingProblem) -> Sequence[Step]:
     """Unmask equally many tokens in each step, in the order of their bit-reversed positions.
 
     The tokens of a step are far apart. In a Markov chain, where neighbours depend most on each
     other, this shows how much an order can gain.
     """
-    length = task.pins.shape[1]
+    length = problem.pins.shape[1]
     bits = (length - 1).bit_length()
     position, key = torch.arange(length), torch.zeros(length)
     for bit in range(bits):
         key += (position >> bit & 1) << (bits - 1 - bit)
-    return _ranked(task, key.double().expand(task.pins.shape))
+    return _ranked(problem, key.double().expand(problem.pins.shape))
 
 
-def _ranked(task: Task, key: Tensor) -> Sequence[Step]:
+def _ranked(problem: SamplingProblem, key: Tensor) -> Sequence[Step]:
     """Unmask free tokens in increasing order of key [n, L], equally many in each step."""
-    steps = len(task.alphas) - 1
-    free = task.free.sum(1, keepdim=True)
-    rank = key.masked_fill(~task.free, math.inf).argsort(1).argsort(1)
+    steps = len(problem.alphas) - 1
+    free = problem.free.sum(1, keepdim=True)
+    rank = key.masked_fill(~problem.free, math.inf).argsort(1).argsort(1)
     bounds = (free * torch.arange(steps + 1) / steps + 0.5 + 1e-9).long()[:, None]  # [n, 1, N + 1]
-    due = [task.free & (rank >= low) & (rank < high) for low, high in pairwise(bounds.unbind(-1))]
-    return [
-        RevealStep(task, Reads.of(mask.flatten().nonzero().squeeze(-1), rank.shape[1]))
-        for mask in due
+    due = [
+        problem.free & (rank >= low) & (rank < high) for low, high in pairwise(bounds.unbind(-1))
     ]
+    return [RevealStep(problem, Query.of(mask)) for mask in due]

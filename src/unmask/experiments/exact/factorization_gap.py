@@ -28,9 +28,11 @@ from unmask.experiments.exact.equal_steps import bit_reversed_order, equal_count
 from unmask.experiments.exact.oracle import ExactModel
 from unmask.experiments.exact.synthetic_sources import SyntheticSource
 from unmask.rng import generator
-from unmask.samplers.entropy_bounded import entropy_bounded
+from unmask.samplers.counts import EntropyBound
+from unmask.samplers.options import SampleOptions
+from unmask.samplers.orders import ENTROPY
 from unmask.samplers.sample import watch
-from unmask.samplers.steps import Sampler, confidence, reveal
+from unmask.samplers.steps import Sampler, Unmasking, confidence, reveal
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call
@@ -117,7 +119,8 @@ def draw(
     for low in range(0, n, BATCH):
         size = min(BATCH, n - low)
         total = torch.zeros(size, dtype=torch.float64)
-        frames = watch(model, size, length, steps, seed, sampler=sampler, first=first + low)
+        options = SampleOptions(size, length, steps, seed, sampler=sampler, first=first + low)
+        frames = watch(model, options)
         before = next(frames)
         for frame in frames:
             nfe[low : low + size].index_add_(0, frame.rows, torch.ones_like(frame.rows))
@@ -235,7 +238,7 @@ def calibrate_entropy_bound(
         raise ValueError(f"nfe is out of range: got {nfe}, want 1 <= nfe <= {length} calls a text")
 
     def calls(bound: float) -> float:
-        drawn = draw(model, entropy_bounded(bound), length, n, length, seed)
+        drawn = draw(model, Unmasking(ENTROPY, EntropyBound(bound)), length, n, length, seed)
         return float(drawn.nfe.double().mean())
 
     low, high = 0.0, length * math.log(model.source.vocab_size) + 1  # a token a call; all in one
@@ -265,7 +268,16 @@ def order_rows(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> I
     low, high, share = calibrate_entropy_bound(model, nfe, min(n, BATCH // 2), length, seed)
     some = round(share * n)
     parts = [
-        draw(model, entropy_bounded(bound), length, size, length, seed, traced=True, first=first)
+        draw(
+            model,
+            Unmasking(ENTROPY, EntropyBound(bound)),
+            length,
+            size,
+            length,
+            seed,
+            traced=True,
+            first=first,
+        )
         for bound, size, first in ((low, some, 0), (high, n - some, some))
         if size
     ]

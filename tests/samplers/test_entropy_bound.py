@@ -1,4 +1,4 @@
-"""The EB-sampler: which MASKs go together, what the network is told, what it costs, and that bound 0 is exact."""
+"""The EB-sampler: its law, the network's alpha, its cost, and that bound 0 is exact."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,14 +10,20 @@ import pytest
 import torch
 
 from reference import in_float64, network_random, sampler_entropy_bounded, sampler_p_value
-from toy_sampling import MASK, L, N, Table, V, draw, filtered, masked, start
+from toy_sampling import MASK, L, N, Table, V, draw, filtered, masked, run_frames, start
 from unmask.diffusion.processes import MaskedProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import Shape
 from unmask.prediction import Prediction
-from unmask.samplers.entropy_bounded import entropy_bounded
-from unmask.samplers.sample import sample, watch
+from unmask.samplers.counts import EntropyBound
+from unmask.samplers.orders import ENTROPY
+from unmask.samplers.sample import sample
+from unmask.samplers.steps import Unmasking
+
+
+def entropy_bounded(nats: float) -> Unmasking:
+    return Unmasking(ENTROPY, EntropyBound(nats))
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.5, 0.9, 1.5, math.inf])
@@ -31,7 +37,7 @@ from unmask.samplers.sample import sample, watch
     ],
 )
 def test_law(bound: float, pins: tuple[int, ...], eps: float, filters: dict[str, float]) -> None:
-    """Tokens come from the filtered law; the entropies are those at the temperature, before top-k and top-p."""
+    """Tokens come from the filtered law, entropies from the law before top-k and top-p."""
     model = masked(V, L, LogLinear(eps), seed=6, sees_alpha=True, one_level=False)
     score = filtered(model, temperature=filters.get("temperature", 1.0))
     exact = sampler_entropy_bounded(
@@ -42,7 +48,7 @@ def test_law(bound: float, pins: tuple[int, ...], eps: float, filters: dict[str,
 
 
 def test_the_test_can_fail() -> None:
-    """The laws of three bounds differ, and so does the law where the network is told the level of the start only."""
+    """The laws of three bounds differ, and so does that of a network at the first level only."""
     model, bounds = (
         masked(V, L, LogLinear(0.3), seed=6, sees_alpha=True, one_level=False),
         (0.0, 0.9, math.inf),
@@ -55,12 +61,14 @@ def test_the_test_can_fail() -> None:
     assert all(
         sampler_p_value(tokens[i], laws[j]) < 1e-6 for i, j in ((0, 1), (0, 2), (1, 2), (2, 0))
     )
-    deaf = sampler_entropy_bounded(start((-1,) * L), 0.3, lambda z, a: law(z, 0.3), law, 0.0, MASK)
-    assert sampler_p_value(tokens[0], deaf) < 1e-6
+    constant = sampler_entropy_bounded(
+        start((-1,) * L), 0.3, lambda z, a: law(z, 0.3), law, 0.0, MASK
+    )
+    assert sampler_p_value(tokens[0], constant) < 1e-6
 
 
 def test_bound_0_draws_from_the_law_of_texts() -> None:
-    """With exact conditionals any order that goes by what is shown gives the joint law, here a table of V^L numbers."""
+    """With exact conditionals an order by the visible tokens gives the joint law."""
     joint = np.random.default_rng(0).dirichlet(np.full(MASK**L, 0.4)).reshape((MASK,) * L)
     model = masked(V, L)
     for row, z in enumerate(product(range(V), repeat=L)):
@@ -78,16 +86,18 @@ def test_bound_0_draws_from_the_law_of_texts() -> None:
 
 
 def test_the_order_goes_by_entropy_and_then_by_place() -> None:
-    """Entropies log 2, log 3, log 2, 0, log 3 at bound 0: the certain one and a first, then one by one."""
+    """Entropies log 2, log 3, log 2, 0, log 3 at bound 0: the certain token and one more first."""
     model = masked(V, 5)
     for i, choices in enumerate((2, 3, 2, 1, 3)):
         model.denoiser.logits[:, i] = torch.where(torch.arange(V) < choices, 0.0, -1e9)
-    frames = list(watch(model, n=3, length=5, steps=9, sampler="entropy_bounded:0"))
+    frames = list(run_frames(model, n=3, length=5, steps=9, sampler="entropy_bounded:0"))
     shown = [after.changed for after in frames[1:]]
     assert [row.nonzero().tolist() for row in shown] == [
         [[r, i] for r in range(3) for i in step] for step in ((0, 3), (2,), (1,), (4,), ())
     ]
-    once = list(watch(model, n=3, length=5, steps=9, sampler=entropy_bounded(math.log(2) + 1e-9)))
+    once = list(
+        run_frames(model, n=3, length=5, steps=9, sampler=entropy_bounded(math.log(2) + 1e-9))
+    )
     assert [int(frame.changed[0].sum()) for frame in once[1:]] == [
         3,
         1,
@@ -96,32 +106,32 @@ def test_the_order_goes_by_entropy_and_then_by_place() -> None:
         0,
     ]  # 0 + log 2 | log 2, then log 3
     more = list(
-        watch(model, n=3, length=5, steps=9, sampler=entropy_bounded(2 * math.log(2) + 1e-9))
+        run_frames(model, n=3, length=5, steps=9, sampler=entropy_bounded(2 * math.log(2) + 1e-9))
     )
     assert [int(frame.changed[0].sum()) for frame in more[1:]] == [4, 1, 0, 0, 0]
 
 
 @dataclass
-class Ear:
-    """A denoiser that keeps the alphas it is told."""
+class Recorder:
+    """A denoiser that records its alphas."""
 
     table: Table
-    heard: list[torch.Tensor] = field(default_factory=list)
+    alphas: list[torch.Tensor] = field(default_factory=list)
     vocab_size: int = V
     sees_alpha: bool = True
 
     def __call__(self, z: torch.Tensor, alpha: torch.Tensor) -> Prediction:
-        self.heard.append(alpha)
+        self.alphas.append(alpha)
         return self.table(z, alpha)
 
 
-def test_each_sample_pays_its_own_steps_and_is_told_its_own_level() -> None:
+def test_each_sample_has_its_own_steps_and_its_own_alpha() -> None:
     model = masked(V, 5, LogLinear(0.2), sees_alpha=True, one_level=False)
-    model.denoiser = Ear(model.denoiser)
-    heard = model.denoiser.heard
+    model.denoiser = Recorder(model.denoiser)
+    alphas = model.denoiser.alphas
     pinned = torch.tensor([[-1] * 5, [0, -1, 1, -1, 2], [1] * 5, [0, -1, -1, -1, -1]])
     frames = list(
-        watch(model, n=4, length=5, steps=2, pinned=pinned, sampler="entropy_bounded:0.7")
+        run_frames(model, n=4, length=5, steps=2, pinned=pinned, sampler="entropy_bounded:0.7")
     )
     free = (pinned < 0).sum(1)
     assert len(frames) == 6 and not bool((frames[-1].z == MASK).any())
@@ -133,10 +143,10 @@ def test_each_sample_pays_its_own_steps_and_is_told_its_own_level() -> None:
         nfe[after.rows] += 1
         if len(after.rows):
             share = 1 - masks[after.rows] / free[after.rows]
-            assert torch.allclose(heard.pop(0), (0.2 + 0.8 * share).double(), rtol=0, atol=1e-6)
+            assert torch.allclose(alphas.pop(0), (0.2 + 0.8 * share).double(), rtol=0, atol=1e-6)
         left = (after.z == MASK).sum(1) / free.clamp(min=1)
         assert after.alpha == pytest.approx(float((1 - 0.8 * left).mean()), abs=1e-6)
-    assert heard == [] and nfe[2] == 0
+    assert alphas == [] and nfe[2] == 0
     done = sample(model, n=4, length=5, steps=77, pinned=pinned, sampler="entropy_bounded:0.7")
     assert (
         torch.equal(done.nfe, nfe)
@@ -151,8 +161,8 @@ def test_the_ends_of_the_bound(bound: str, nfe: int) -> None:
     assert done.nfe.tolist() == [nfe] * 3 and done.calls == nfe
 
 
-def test_a_token_has_one_race_at_any_bound() -> None:
-    """Where the other tokens do not matter, the text is the same at every bound, and that of `reveal`."""
+def test_a_token_has_one_draw_at_any_bound() -> None:
+    """If tokens are independent, every bound gives the text of `reveal`."""
     model = masked(V, L)
     model.denoiser.logits[:] = model.denoiser.logits[0]
     texts = [
@@ -166,14 +176,14 @@ def test_a_token_has_one_race_at_any_bound() -> None:
 
 @pytest.mark.processor
 def test_rounding_does_not_choose() -> None:
-    """Over a blank canvas a rotary network has one law for all positions: the first go first, whatever the batch."""
+    """On a canvas of MASKs a rotary network has one law for all positions: columns decide."""
     network = network_random(Shape(8, 12, width=16, blocks=2, heads=2))
     denoiser = NetworkDenoiser(network, 7, sees_alpha=True)
     model = SimpleNamespace(
         denoiser=denoiser, process=MaskedProcess(8, 7), schedule=LogLinear(), tokenizer=None
     )
     how = {"n": 40, "length": 12, "sampler": "entropy_bounded:2.5"}
-    first = list(watch(model, **how))[1].changed
+    first = list(run_frames(model, **how))[1].changed
     size = int(first[0].sum())
     assert 1 < size < 12 and bool(first[:, :size].all()) and not bool(first[:, size:].any())
     in_float64(network)
@@ -185,6 +195,6 @@ def test_rounding_does_not_choose() -> None:
 @pytest.mark.parametrize("bound", [-0.1, math.nan, "1", None, True])
 def test_a_bound_out_of_range(bound: float) -> None:
     with pytest.raises(
-        ValueError, match=rf"bound is the entropy, in nats.*want bound >= 0 \(inf .*got {bound!r}"
+        ValueError, match=rf"bound is out of range: got {bound!r}, want bound >= 0 \(nats .*inf"
     ):
         entropy_bounded(bound)

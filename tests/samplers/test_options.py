@@ -1,4 +1,4 @@
-"""Names of samplers: each leads to its sampler, errors say what to write, and every list of names is complete."""
+"""Names of samplers: each has its value, errors are helpful, and lists of names are complete."""
 
 import re
 import typing
@@ -9,17 +9,25 @@ import torch
 
 from toy_sampling import L, V, draw, masked
 from unmask.cli.sample import Arguments
-from unmask.samplers.entropy_bounded import entropy_bounded
-from unmask.samplers.grids import GRIDS
-from unmask.samplers.parse import FAMILIES, SAMPLERS, sampler_of
-from unmask.samplers.remasking import psi, remdm_cap, remdm_loop, remdm_rescale
+from unmask.samplers.counts import COUNTS, GRIDS, EntropyBound
+from unmask.samplers.options import FAMILIES, SAMPLERS, sampler_of
+from unmask.samplers.orders import ENTROPY, ORDERS
+from unmask.samplers.remasking import (
+    ancestral,
+    greedy_tail,
+    psi,
+    remdm_cap,
+    remdm_loop,
+    remdm_rescale,
+)
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import ancestral, confidence, greedy_tail, reveal
+from unmask.samplers.steps import Unmasking, confidence, reveal
 
 
 def test_a_name_is_its_sampler() -> None:
     for name, sampler in (
-        ("reveal", reveal), ("ancestral", ancestral), ("greedy_tail", greedy_tail), ("confidence", confidence)
+        ("reveal", reveal), ("ancestral", ancestral), ("greedy_tail", greedy_tail),
+        ("confidence", confidence),
     ):  # fmt: skip
         assert sampler_of(name) is sampler is sampler_of(sampler)
 
@@ -29,7 +37,8 @@ def test_a_name_is_its_sampler() -> None:
     [
         ("psi:0.5", psi(0.5)), ("psi:0", psi(0)), ("remdm_cap:0.2", remdm_cap(0.2)),
         ("remdm_rescale:.3", remdm_rescale(0.3)), ("remdm_loop:2e-1", remdm_loop(0.2)),
-        ("entropy_bounded:0.7", entropy_bounded(0.7)), ("entropy_bounded:inf", entropy_bounded(float("inf"))),
+        ("entropy_bounded:0.7", Unmasking(ENTROPY, EntropyBound(0.7))),
+        ("entropy_bounded:inf", Unmasking(ENTROPY, EntropyBound(float("inf")))),
     ],
 )  # fmt: skip
 def test_a_family_and_a_number(name: str, sampler: object) -> None:
@@ -43,24 +52,24 @@ def test_a_family_and_a_number(name: str, sampler: object) -> None:
     [
         (
             "psi",
-            "the sampler 'psi' is written psi:NUMBER, where kappa is the weight .* 0 <= kappa <= 1 .*got nan",
+            "sampler 'psi' is written psi:NUMBER, where kappa .* got nan, want 0 <= kappa",
         ),
         ("psi:", "'psi:' is written psi:NUMBER, where kappa .* got nan"),
         ("psi:half", "'psi:half' is written psi:NUMBER"),
-        ("psi:2", "'psi:2' is written psi:NUMBER, where .* 0 <= kappa <= 1 .*got 2.0"),
+        ("psi:2", "'psi:2' is written psi:NUMBER, where kappa .* got 2.0, want 0 <= kappa <= 1"),
         ("psi:0.5:1", "'psi:0.5:1' is written psi:NUMBER"),
-        ("remdm_cap:-1", "remdm_cap:NUMBER, where eta is .* 0 <= eta <= 1 .*got -1.0"),
-        ("remdm_rescale", "remdm_rescale:NUMBER, where eta is .* got nan"),
-        ("remdm_loop:7", "remdm_loop:NUMBER, where eta is .* got 7.0"),
+        ("remdm_cap:-1", "remdm_cap:NUMBER, where eta .* got -1.0, want 0 <= eta <= 1"),
+        ("remdm_rescale", "remdm_rescale:NUMBER, where eta .* got nan"),
+        ("remdm_loop:7", "remdm_loop:NUMBER, where eta .* got 7.0"),
         (
             "entropy_bounded",
-            "entropy_bounded:NUMBER, where bound is the entropy, in nats.* bound >= 0 .*got nan",
+            "entropy_bounded:NUMBER, where bound .* got nan, want bound >= 0",
         ),
-        ("entropy_bounded:-1", "bound >= 0 .*got -1.0"),
-        ("reveal:0.5", "the sampler 'reveal' takes no number: write 'reveal', got 'reveal:0.5'"),
+        ("entropy_bounded:-1", "got -1.0, want bound >= 0"),
+        ("reveal:0.5", "sampler 'reveal' takes no number: got 'reveal:0.5', want 'reveal'"),
         (
             "remdm_cp:0.1",
-            r"no sampler is called 'remdm_cp:0.1' \(did you mean 'remdm_cap:NUMBER'\?\): want one of",
+            r"no sampler is called 'remdm_cp:0.1' \(did you mean 'remdm_cap:NUMBER'\?\)",
         ),
         (
             "greedy",
@@ -77,17 +86,19 @@ def test_names_that_are_none(name: str, match: str) -> None:
 
 
 def test_every_list_of_names_is_complete() -> None:
-    """The documents, the help of the command line and the docstring of `sample` name all samplers and grids."""
+    """The document, the help text and the docstring of `sample` name all samplers and grids."""
     page = (Path(__file__).parents[2] / "docs" / "choosing-a-sampler.md").read_text(
         encoding="utf-8"
     )
     for text in (page, Arguments.__doc__ or "", sample.__doc__ or ""):
         words = set(re.findall(r"[a-z_]+", text))
-        assert words >= {*SAMPLERS, *FAMILIES} and words >= {"released"}
+        assert words >= {*SAMPLERS, *FAMILIES, "released", "order", "blocks", "count"}
+    assert set(re.findall(r"[a-z_]+", page)) >= {*ORDERS, *COUNTS}
     for text in (page, sample.__doc__ or ""):
         assert set(re.findall(r"[a-z_]+", text)) >= {*GRIDS}
     assert {*typing.get_args(typing.get_type_hints(Arguments)["grid"])} == {*GRIDS}
     for name in re.findall(
-        r"\b(?:psi|remdm_\w+|entropy_bounded):[\d.]+", page + (sample.__doc__ or "")
+        r"\b(?:psi|remdm_\w+|entropy_bounded):[\d.]+|order=[\w=,:.]+\d",
+        page + (sample.__doc__ or ""),
     ):
         sampler_of(name)

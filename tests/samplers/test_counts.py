@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
-from unmask.samplers.grids import (
+from unmask.samplers.counts import (
     GRIDS,
     Grid,
-    check_levels,
+    check_alphas,
     cosine_grid,
     loop_grid,
     released_grid,
@@ -31,7 +31,7 @@ def test_a_grid_rises_from_alpha_1_to_exactly_1(
     assert alphas.shape == (moves + 1,) and alphas.dtype == torch.float64
     assert alphas[0] == schedule.alpha(torch.ones(1, dtype=torch.float64))[0] and alphas[-1] == 1
     assert bool((alphas.diff() > 0).all()) or name == "loop"
-    check_levels(alphas)
+    check_alphas(alphas)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_inner_levels_are_those_of_their_times(grid: Grid, times: list[float]) -
 
 @pytest.mark.parametrize("eps", [0.0, 0.2])
 def test_the_loop_rises_stands_at_nine_tenths_and_rises(eps: float) -> None:
-    """At N = 40: 18 steps up to t = 0.55, 20 steps at 0.9 until t = 0.05, 2 steps to text; equal levels are equal."""
+    """At N = 40: 18 steps up to t = 0.55, 20 steps at exactly 0.9, 2 steps to text."""
     alphas = loop_grid(40, LogLinear(eps))
     assert torch.allclose(
         alphas[:19], torch.linspace(eps, 0.9, 19, dtype=torch.float64), rtol=0, atol=1e-12
@@ -72,5 +72,5 @@ def test_no_steps_no_grid(grid: Grid, steps: int) -> None:
     [[0.0, 0.5], [0.0, 0.6, 0.5, 1.0], [1.0, 1.0], [-0.1, 1.0], [1.0], [0.0, math.nan, 1.0]],
 )
 def test_a_grid_of_ones_own_is_checked(alphas: list[float]) -> None:
-    with pytest.raises(ValueError, match="a grid is the share of text"):
-        check_levels(torch.tensor(alphas, dtype=torch.float64))
+    with pytest.raises(ValueError, match="grid is not a rising list of alphas: got"):
+        check_alphas(torch.tensor(alphas, dtype=torch.float64))

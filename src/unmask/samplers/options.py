@@ -1,0 +1,266 @@
+"""`SampleOptions`: how texts are drawn, as one checked value; and the names of samplers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from unmask.diffusion.correlated_masking import Structure, parse_structure
+from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.limits import MOST_STEPS, seed_number, whole
+from unmask.samplers.categorical import DRAWS, Draw, SamplingFilters
+from unmask.samplers.counts import COUNTS, GRIDS, CountRule, EntropyBound, Grid
+from unmask.samplers.inputs import Prompt
+from unmask.samplers.latent import check_first
+from unmask.samplers.orders import ENTROPY, ORDERS, RANDOM, LevelOrder, Statistic
+from unmask.samplers.remasking import (
+    ancestral,
+    greedy_tail,
+    psi,
+    remdm_cap,
+    remdm_loop,
+    remdm_rescale,
+)
+from unmask.samplers.steps import Sampler, Unmasking, confidence, reveal
+
+Choice = TypeVar("Choice")
+
+SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
+    {"reveal": reveal, "ancestral": ancestral, "greedy_tail": greedy_tail, "confidence": confidence}
+)
+FAMILIES: Mapping[str, Callable[[float], Sampler]] = MappingProxyType(
+    {
+        "psi": psi,
+        "remdm_cap": remdm_cap,
+        "remdm_rescale": remdm_rescale,
+        "remdm_loop": remdm_loop,
+        "entropy_bounded": lambda nats: Unmasking(ENTROPY, EntropyBound(nats)),
+        "blockwise": lambda size: Unmasking(blocks=_block_size(size)),
+    }
+)
+_PARTS = "order=ORDER,blocks=SIZE,count=COUNT"
+_COUNT_FORMS = ["grid", "threshold:PROBABILITY", "bound:NATS"]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """All arguments of `samplers.sample.sample` but the model, as one value that is checked once.
+
+    n            number of samples
+    length       tokens of a sample, prompt included; None: the model's own length
+    steps        from noise to text
+    seed         a 64-bit number
+    temperature  divides log p(x0)
+    top_p        probability of the tokens to keep
+    prompt       text, or ids [P], at the start of every sample
+    pinned       ids [n, length], -1 where free
+    device       of the model
+    top_k        number of tokens to keep; None: all
+    sampler      a name, an order with a count (`sampler_of`), or a `Sampler`; None: by the process
+    grid         a name or a `Grid`: the noise levels of the steps
+    draw         a name or a `Draw`: from log-probabilities to a token
+    first        number of the first sample
+    batch_size   samples in a network call; None: all
+    structure    its text form or a `Structure`: tokens that "reveal" unmasks together; None: none
+    cache        steps from one full forward pass to the next; None, 1: every pass is a full one
+
+    ValueError for values outside their range. Prompt and pins are checked with a model: they depend
+    on its vocabulary and length.
+    """
+
+    n: int = 4
+    length: int | None = None
+    steps: int = 16
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    prompt: Prompt | None = field(default=None, compare=False)
+    pinned: Tensor | None = field(default=None, compare=False)
+    device: torch.device | str = "cpu"
+    top_k: int | None = None
+    sampler: str | Sampler | None = None
+    grid: str | Grid = "uniform"
+    draw: str | Draw = "gumbel_max"
+    first: int = 0
+    batch_size: int | None = None
+    structure: str | Structure | None = None
+    cache: int | None = None
+
+    def __post_init__(self) -> None:
+        whole("n", self.n, "the number of samples")
+        whole("steps", self.steps, "the number of steps from noise to text", 1, MOST_STEPS)
+        seed_number("seed", self.seed)
+        for name, value, meaning in (
+            ("length", self.length, "the tokens of a sample, prompt included"),
+            ("batch_size", self.batch_size, "the number of samples in a network call"),
+            ("cache", self.cache, "the steps from one full forward pass to the next"),
+        ):
+            if value is not None:
+                whole(name, value, meaning)
+        check_first(self.first, self.n)
+        # Each value is made once here, so that a wrong name or number fails before any sampling.
+        _ = self.filters, self.structure_value, self.grid_value, self.draw_value
+        if self.sampler is not None:
+            sampler_of(self.sampler)
+
+    @property
+    def filters(self) -> SamplingFilters:
+        return SamplingFilters(self.temperature, self.top_p, self.top_k)
+
+    @property
+    def structure_value(self) -> Structure | None:
+        return (
+            parse_structure(self.structure) if isinstance(self.structure, str) else self.structure
+        )
+
+    @property
+    def grid_value(self) -> Grid:
+        return named("grid", self.grid, GRIDS)
+
+    @property
+    def draw_value(self) -> Draw:
+        return named("draw", self.draw, DRAWS)
+
+    def sampler_value(self, process: Process) -> Sampler:
+        """The sampler for a process; ValueError if `structure` has no effect on it."""
+        is_masked = isinstance(process, MaskedProcess)
+        default = reveal if is_masked else ancestral
+        sampler = default if self.sampler is None else sampler_of(self.sampler)
+        random = isinstance(sampler, Unmasking) and sampler.order == RANDOM
+        if not (is_masked and (random or sampler == greedy_tail)):
+            name = repr(self.sampler) if isinstance(self.sampler, str) else "this sampler"
+            self._check_structure(f"the sampler is {name}")
+        return sampler
+
+    def check_autoregressive(self) -> None:
+        """Raise ValueError for options that have no effect on an autoregressive model."""
+        why = "has no effect on an autoregressive model"
+        if self.sampler is not None:
+            raise ValueError(
+                f"sampler {why}, which writes from left to right: got {self.sampler!r}; leave it "
+                "out"
+            )
+        if self.grid != "uniform":
+            raise ValueError(
+                f"grid {why}, which has no noise levels: got {self.grid!r}; leave it out"
+            )
+        if self.cache is not None:
+            raise ValueError(
+                f"cache {why}, which keeps keys and values in any case: got {self.cache!r}; leave "
+                "it out"
+            )
+        self._check_structure("the model is autoregressive")
+
+    def _check_structure(self, fault: str) -> None:
+        if self.structure_value is not None:
+            raise ValueError(
+                f"structure has no effect: got {self.structure_value}, and {fault}; leave "
+                "structure out, or use the sampler 'reveal' of masked diffusion"
+            )
+
+
+def sampler_of(choice: str | Sampler) -> Sampler:
+    """The sampler of a name, or of an order with a count; a `Sampler` is returned as it is.
+
+    A name is "reveal", or a family with a number, "psi:0.5". An order with a count is any part of
+    "order=ORDER,blocks=SIZE,count=COUNT": ORDER is random (default), spread, confidence, entropy or
+    margin; COUNT is grid (default), threshold:PROBABILITY or bound:NATS.
+
+    >>> sampler_of("order=random,count=grid") == sampler_of("reveal")
+    True
+    >>> sampler_of("order=entropy,count=bound:0.1") == sampler_of("entropy_bounded:0.1")
+    True
+
+    Raises:
+        ValueError: The name is unknown, or a number is missing or outside its range.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if "=" in choice:
+        return _unmasking(choice)
+    name, colon, number = choice.partition(":")
+    if name in FAMILIES:
+        try:
+            return FAMILIES[name](_number(number))
+        except ValueError as error:
+            raise ValueError(
+                f"sampler {choice!r} is written {name}:NUMBER, where {error}"
+            ) from None
+    if name in SAMPLERS and colon:
+        raise ValueError(f"sampler {name!r} takes no number: got {choice!r}, want {name!r}")
+    if name not in SAMPLERS:
+        forms = [*SAMPLERS, *(f"{family}:NUMBER" for family in FAMILIES), _PARTS]
+        raise _unknown("sampler", choice, forms)
+    return SAMPLERS[name]
+
+
+def named(kind: str, choice: str | Choice, choices: Mapping[str, Choice]) -> Choice:
+    """The value of a name; a value is returned as it is. ValueError for an unknown name."""
+    if not isinstance(choice, str):
+        return choice
+    if choice not in choices:
+        raise _unknown(kind, choice, list(choices))
+    return choices[choice]
+
+
+def _unmasking(text: str) -> Unmasking:
+    """The sampler of "order=ORDER,blocks=SIZE,count=COUNT", of which any part may be missing."""
+    order: LevelOrder | Statistic = RANDOM
+    blocks: int | None = None
+    count: CountRule | None = None
+    seen: set[str] = set()
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        if key in seen:
+            raise ValueError(f"sampler {text!r} has the part {key!r} twice: want {_PARTS}")
+        seen.add(key)
+        try:
+            match key:
+                case "order":
+                    order = named("order", value, ORDERS)
+                case "blocks":
+                    blocks = _block_size(_number(value))
+                case "count":
+                    count = _count_rule(value)
+                case _:
+                    raise _unknown("part", key, ["order", "blocks", "count"])
+        except ValueError as error:
+            raise ValueError(f"sampler {text!r} is written {_PARTS}, where {error}") from None
+    return Unmasking(order, count, blocks)
+
+
+def _count_rule(text: str) -> CountRule | None:
+    name, _, number = text.partition(":")
+    if text == "grid":
+        return None
+    if name not in COUNTS:
+        raise _unknown("count", text, _COUNT_FORMS)
+    return COUNTS[name](_number(number))
+
+
+def _unknown(kind: str, choice: str, forms: list[str]) -> ValueError:
+    names = {form.partition(":")[0]: form for form in forms}
+    close = get_close_matches(choice.partition(":")[0], names, n=1)
+    hint = f" (did you mean {names[close[0]]!r}?)" if close else ""
+    return ValueError(f"no {kind} is called {choice!r}{hint}: want one of {', '.join(forms)}")
+
+
+def _number(text: str) -> float:
+    """The number of a text; NaN, which no sampler allows, if it is not a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _block_size(number: float) -> int:
+    """A whole number: the text "16" is read as a float."""
+    size = int(number) if number == number // 1 else number
+    return whole("blocks", size, "the free tokens of a block")
