@@ -260,7 +260,7 @@ def test_sample_takes_text_forms_and_refuses_a_structure_without_effect() -> Non
     )
     greedy = sample(model, n=3, length=5, steps=3, sampler="greedy_tail", structure="block:5:1")
     assert greedy.nfe.tolist() == by_text
-    with pytest.raises(ValueError, match=r"'span:LENGTH'.*got 'spam:3'"):
+    with pytest.raises(ValueError, match=r"structure .* got 'spam:3'"):
         sample(model, n=1, length=5, structure="spam:3")
     for name in ("ancestral", "confidence", "entropy_bounded:0.1", "remdm_cap:0.02"):
         with pytest.raises(

@@ -28,7 +28,7 @@ INITIAL_NOISE, ORDER = 2**62, 2**62 + 1
 class Latent:
     """The random numbers of n samples of L tokens.
 
-    u    float64 [n, L] in (0, 1): the level at which a token is unmasked. It stands for the alpha
+    u    float64 [n, L] in (0, 1): the level at which a token is unmasked. As an alpha it is
          alpha(1) + (1 - alpha(1)) u, so that a grid from alpha(1) to 1 unmasks each token once
     key  int64 [n]: the address of all other random numbers of a sample
 

@@ -8,7 +8,7 @@ network call. The loop (`samplers.sample.denoise`) then makes one network call f
 
 `log_probs` yields chunks (at, log_p). `at` is a pair of index tensors (samples [m], columns [m]),
 so that `z[at]` reads tokens and `z.index_put(at, tokens)` returns a copy with other tokens. `log_p`
-[m, V] is log p(x0 = v | z) in nats, at the temperature; MASK has no probability. A query without
+[m, V] is log p(x0 = v | z) in nats, at the temperature; MASK has probability 0. A query without
 positions costs no call, and a sample without positions takes no part in a call.
 
 This sampler unmasks one column in each step, from left to right:
@@ -317,7 +317,7 @@ class PrefixStep:
         order, count = self.order, self.count
         used = order, None if isinstance(count, Pace) else count.statistic
         statistics = [each for each in used if isinstance(each, Statistic)]
-        # A drawn token that decides about the order, and is dropped, must be drawn anew later.
+        # A drawn token that decides about the order, and is dropped, must be drawn again later.
         occasion = self.k if any(each.reads_token for each in statistics) else 0
         unread = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
         drawn, values = z, dict.fromkeys(statistics, unread)
