@@ -38,8 +38,8 @@ from unmask.evaluation.timing import timed
 from unmask.limits import MOST_STEPS, seed_number, whole
 from unmask.models.model import CausalModel, Model
 from unmask.samplers.categorical import DRAW_LABELS, PRECISION
-from unmask.samplers.options import SampleOptions, named
-from unmask.samplers.sample import Samples, sample_with
+from unmask.samplers.options import named
+from unmask.samplers.sample import Samples, sample
 from unmask.types import Tokens
 
 REPORT = "report.json"  # of a directory that holds a measured frontier
@@ -283,24 +283,21 @@ def draw_row(
     top_p: float = 1.0,
 ) -> Samples:
     """The texts of a row."""
-    options = SampleOptions(
-        study.samples, length, steps, study.seed, temperature, top_p, device=model.device,
-        sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw,
-        batch_size=study.batch_size,
+    return sample(
+        model, study.samples, length, steps, study.seed, temperature, top_p, batch_size=study.batch_size,
+        sampler=study.sampler if isinstance(model, Model) else None, draw=study.draw, device=model.device,
     )  # fmt: skip
-    return sample_with(model, options)
 
 
 def _complete(
     model: Model, study: EvalSettings, pinned: Tokens, /, *, steps: int, temperature: float
 ) -> Tokens:
     # A seed of its own: completions are independent of the samples.
-    n, length = pinned.shape
-    options = SampleOptions(
-        n, length, steps, study.seed + 1, temperature, pinned=pinned, device=model.device,
-        sampler=study.sampler, draw=study.draw, batch_size=study.batch_size,
+    drawn = sample(
+        model, len(pinned), pinned.shape[1], steps, study.seed + 1, temperature, pinned=pinned, sampler=study.sampler,
+        draw=study.draw, batch_size=study.batch_size, device=model.device,
     )  # fmt: skip
-    return sample_with(model, options).tokens.cpu()
+    return drawn.tokens.cpu()
 
 
 def naive(scene: EvalContext, model: Model | CausalModel) -> list[MeasuredRow]:
