@@ -43,7 +43,7 @@ from unmask.models.kv_cache import Cache
 from unmask.models.model import Model
 from unmask.prediction import Prediction
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import texts
+from unmask.recipes.data import training_data
 from unmask.samplers.options import SampleOptions
 from unmask.samplers.sample import watch
 
@@ -124,7 +124,9 @@ def timing(found: list[list[float]], n: int) -> Iterator[tuple[float, float]]:
 def error(n: int, repeats: int, counts: Sequence[int]) -> None:
     model, judge = unmask.load("unmask:teacher"), unmask.load("unmask:judge")
     plan = recipe("demo-teacher")
-    real = texts(replace(plan, data=replace(plan.data, tokenizer="unmask:teacher"))).held_out[:n]
+    real = training_data(
+        replace(plan, data=replace(plan.data, tokenizer="unmask:teacher"))
+    ).held_out[:n]
     print(
         "| prompt | sampler | steps | cache | KL | arg max | gen PPL | nats to exact | entropy | nfe | s | ratio |"
     )

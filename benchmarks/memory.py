@@ -26,18 +26,17 @@ import torch
 from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.timing import peak_memory, reset_peak_memory
 from unmask.models.model import Model
-from unmask.recipes.build import build, distillation
+from unmask.recipes.build import build
 from unmask.recipes.estimate import estimate
 from unmask.recipes.schema import (
     AutoregressiveSettings,
     ConsistencySettings,
-    DistillationSettings,
     NelboSettings,
     NetworkSettings,
     Recipe,
     SdttSettings,
 )
-from unmask.training import Engine, Guard, State, fit, launch
+from unmask.training import Engine, LossGuard, State, fit, launch
 
 WIDE = NetworkSettings(length=256, width=512, blocks=6, heads=8, dropout=0.1)
 DEEP = NetworkSettings(length=256, width=256, blocks=12, heads=4, dropout=0.0)
@@ -97,22 +96,22 @@ def taken(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
 
 def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
     """Two updates, of a distillation from a teacher of random weights."""
-    told, distils = recipe.objective, isinstance(recipe.objective, DistillationSettings)
+    distils = recipe.traits.distils
     parts = build(
         replace(recipe, objective=NelboSettings()) if distils else recipe, None, vocab_size
     )
     for weight in parts.student.parameters():
         torch.nn.init.normal_(weight, std=0.02)  # none may be zero, as at first gates and head are
-    if isinstance(told, DistillationSettings):
+    if distils:
         process = MaskedProcess(vocab_size, vocab_size - 1)
         teacher = Model(parts.student, process, parts.schedule, None)
-        parts = distillation(recipe, told, teacher)
+        parts = build(recipe, None, start=teacher)
         del teacher
     ids = torch.randint(vocab_size - 1, (recipe.batch_size, recipe.network.length))
     engine = launch(str(device), sharded=True) if "WORLD_SIZE" in os.environ else Engine(device)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
     updates = fit(parts.objective, state, lambda step: ids, steps=2, accumulation=recipe.accumulation, engine=engine,
-                  guard=Guard(factor=1e9))  # fmt: skip
+                  guard=LossGuard(factor=1e9))  # fmt: skip
     for _ in updates:
         gc.collect()
 

@@ -41,7 +41,7 @@ from unmask.data.packing import Rows, batch_at, pack, row_blocks, to_tensor
 from unmask.data.rows_on_disk import cached_rows
 from unmask.data.streaming import Stream
 from unmask.data.tokenizers import Tokenizer, train_bpe
-from unmask.recipes.data import encoded
+from unmask.recipes.data import iter_encoded
 
 WAYS = "lists", "memory", "disk", "streamed"
 BATCH, STEPS, VOCABULARY = 512, 20, 4096
@@ -80,10 +80,10 @@ def rows_of(way: str, corpus: Corpus, tokenizer: Tokenizer, length: int, folder:
     if way == "lists":
         return pack(tokenizer.encode_batch(list(corpus.texts)), length, eos)
     if way == "memory":
-        return to_tensor(row_blocks(encoded(corpus, tokenizer), length, eos))
+        return to_tensor(row_blocks(iter_encoded(corpus, tokenizer), length, eos))
     if way == "streamed":
         return streamed_rows(tokenizer, length, folder)
-    blocks = row_blocks(encoded(corpus, tokenizer), length, eos)
+    blocks = row_blocks(iter_encoded(corpus, tokenizer), length, eos)
     return cached_rows(folder / "rows.arrow", lambda: blocks, length, tokenizer.vocab_size)
 
 

@@ -27,7 +27,7 @@ from unmask.models.dit import Shape
 from unmask.models.model import Model
 from unmask.objectives.consistency import Consistency
 from unmask.objectives.rounds import Rounds
-from unmask.training import AdamW, Engine, Guard, State, fit
+from unmask.training import AdamW, Engine, LossGuard, State, fit
 
 ROWS = 4
 ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))
@@ -84,7 +84,12 @@ def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | 
         )
         state = State.begin(objective, student, AdamW(lr=1e-5), engine)
         updates = fit(
-            objective, state, lambda step: ids, steps=10**6, engine=engine, guard=Guard(factor=1e9)
+            objective,
+            state,
+            lambda step: ids,
+            steps=10**6,
+            engine=engine,
+            guard=LossGuard(factor=1e9),
         )
         learnt = timed(lambda: next(updates), repeats=repeats, device=device)
         work["train"] = learnt.median, 4 * body + 2 * head

@@ -52,7 +52,7 @@ from unmask.objectives.consistency import Consistency
 from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
-from unmask.training import AdamW, Engine, Guard, State, fit
+from unmask.training import AdamW, Engine, LossGuard, State, fit
 
 V, MASK = 50258, 50257
 ROUNDS = Rounds(
@@ -111,7 +111,7 @@ def training(
         made, student, AdamW(lr=1e-5, ema_decay=0.999), Engine(torch.device(device))
     )
     steps = fit(made, state, lambda step: ids, steps=10**6, seed=0, engine=Engine(torch.device(device)),
-                guard=Guard(factor=1e9))  # fmt: skip
+                guard=LossGuard(factor=1e9))  # fmt: skip
     return lambda: next(steps)
 
 

@@ -1,4 +1,4 @@
-"""Several processes learn what one does: whole or sharded, stopped and resumed on others, and when one is lost."""
+"""Several processes learn the same as one: whole or sharded, resumed, and with a lost process."""
 
 import json
 import os
@@ -21,7 +21,8 @@ from unmask.recipes.schema import Recipe
 from unmask.training import Engine
 
 STEPS, ROUND = 9, 3
-# DIRECTORY WORLD sharded|whole STEP: train to STEP and save there; a negative STEP loses the last process there instead
+# A job is DIRECTORY WORLD SHARDED STEP PORT: train to STEP and save there. A negative STEP kills
+# the last process at that step instead.
 SCRIPT = """
 import json, os, signal, sys
 from dataclasses import replace
@@ -54,8 +55,9 @@ for job in json.loads(sys.argv[1]):
         children.append(os.fork())
         if children[-1] == 0:
             if world > 1:
-                told = {"MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
-                os.environ |= {key: str(value) for key, value in told.items()} | {"LOCAL_WORLD_SIZE": str(world)}
+                variables = {"MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank,
+                             "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                os.environ |= {key: str(value) for key, value in variables.items()}
             train(Path(folder), rank, world, sharded, last)
             os._exit(0)
     ended = [os.waitpid(child, 0)[1] for child in children]
@@ -66,23 +68,27 @@ for job in json.loads(sys.argv[1]):
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def trained(*jobs: tuple[Path, int, bool, int]) -> list[list[object]]:
-    """What the processes of each job saw, one job after the other: a line a process."""
+    """The losses of each process of each job, one job after the other."""
     paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
-    told = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-            "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+    variables = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     with_ports = [
         (str(folder), world, sharded, last, free_port()) for folder, world, sharded, last in jobs
     ]
     command = [sys.executable, "-c", SCRIPT, json.dumps(with_ports)]
     ran = subprocess.run(
-        command, env=os.environ | told, capture_output=True, text=True, timeout=600
+        command, env=os.environ | variables, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stderr
     return [json.loads(line) for line in ran.stdout.splitlines()]
@@ -90,12 +96,19 @@ def trained(*jobs: tuple[Path, int, bool, int]) -> list[list[object]]:
 
 @pytest.fixture(scope="module")
 def plan(text: Path, masked: Path) -> Recipe:
-    """Three rounds of MCD with dropout, in two micro-batches, whose noise does not depend on who computes them."""
+    """Three rounds of MCD with dropout, in two micro-batches."""
     small = shrink(recipe("demo-mcd"), text, masked)
     objective = replace(small.objective, round_steps=ROUND, temperatures=(0.9, 0.8, 0.7))
     network = replace(small.network, dropout=0.2)
-    return replace(small, objective=objective, network=network, accumulation=2, steps=STEPS, save_every=5,
-                   precision="float32")  # fmt: skip
+    return replace(
+        small,
+        objective=objective,
+        network=network,
+        accumulation=2,
+        steps=STEPS,
+        save_every=5,
+        precision="float32",
+    )
 
 
 def planned(folder: Path, plan: Recipe) -> Path:
@@ -104,8 +117,8 @@ def planned(folder: Path, plan: Recipe) -> Path:
     return folder
 
 
-def close(found: object, expected: object) -> None:
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+def close(results: object, expected: object) -> None:
+    torch.testing.assert_close(torch.tensor(results), torch.tensor(expected), rtol=1e-5, atol=1e-7)
 
 
 def same_model(one: Path, two: Path, weights: str) -> None:
@@ -117,9 +130,10 @@ def same_model(one: Path, two: Path, weights: str) -> None:
 
 
 @pytest.mark.slow
-def test_whole_or_sharded_two_processes_learn_what_one_does(plan: Recipe, tmp_path: Path) -> None:
-    """Losses, gradients, weights and averages to 1e-5, with dropout, noise and a teacher that changes twice; a state
-    that two wrote sharded is read by one, and one's by two that share it out.
+def test_whole_or_sharded_two_processes_learn_the_same_as_one(plan: Recipe, tmp_path: Path) -> None:
+    """Losses, gradients, weights and EMA to 1e-5, with dropout, noise and a changing teacher.
+
+    One process reads the sharded state of two, and two read the state of one as shards.
     """
     alone = planned(tmp_path / "alone", plan)
     curve = [
@@ -127,15 +141,15 @@ def test_whole_or_sharded_two_processes_learn_what_one_does(plan: Recipe, tmp_pa
         for update in run(plan, alone / "run", device="cpu")
     ]
     again = replace(plan, checkpointing=True)
-    two, parts, back = (planned(tmp_path / name, which)
-                        for name, which in (("two", plan), ("parts", again), ("back", plan)))  # fmt: skip
-    found = trained(
+    two, back = planned(tmp_path / "two", plan), planned(tmp_path / "back", plan)
+    parts = planned(tmp_path / "parts", again)
+    results = trained(
         (two, 2, False, STEPS), (parts, 2, True, 5), (parts, 1, False, STEPS), (back, 1, False, 5),
         (back, 2, True, STEPS),
     )  # fmt: skip
     expected = [curve, curve, curve[:5], curve[:5], curve[5:], curve[:5], curve[5:], curve[5:]]
-    assert len(found) == len(expected)
-    for got, want in zip(found, expected, strict=True):
+    assert len(results) == len(expected)
+    for got, want in zip(results, expected, strict=True):
         close(got, want)
     for other in (two, parts, back):
         for weights in ("ema", "raw"):
@@ -144,10 +158,10 @@ def test_whole_or_sharded_two_processes_learn_what_one_does(plan: Recipe, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_lost_process_ends_the_training_with_a_word(
+def test_a_lost_process_ends_the_training_with_a_message(
     sharded: bool, plan: Recipe, tmp_path: Path
 ) -> None:
-    """Killed after step 7; the other one says so and where to go on, and one process goes on from step 5."""
+    """Killed after step 7: the other process names the last state, and one resumes at step 5."""
     folder, alone = planned(tmp_path / "run", plan), tmp_path / "alone"
     curve = [
         [u.step, u.loss, u.grad_norm, u.metrics["round"]]
@@ -166,8 +180,6 @@ def test_a_lost_process_ends_the_training_with_a_word(
 
 def test_processes_share_micro_batches() -> None:
     cpu = torch.device("cpu")
-    assert [Engine(cpu, 0, world).share(4) for world in (1, 2, 4, 8)] == [4, 2, 1, 1]
-    with pytest.raises(
-        ValueError, match=r"want a multiple of their number, 3, or a divisor of it, got 4"
-    ):
-        Engine(cpu, 0, 3).share(4)
+    assert [Engine(cpu, 0, world).local_micro_batches(4) for world in (1, 2, 4, 8)] == [4, 2, 1, 1]
+    with pytest.raises(ValueError, match=r"accumulation .*got 4.*multiple of 3"):
+        Engine(cpu, 0, 3).local_micro_batches(4)

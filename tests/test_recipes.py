@@ -1,4 +1,4 @@
-"""Every named recipe runs: in miniature it takes two steps on the CPU, and its model is saved, loaded and sampled."""
+"""Every named recipe runs in miniature: two steps on the CPU, then save, load and sample."""
 
 import json
 import math
@@ -13,7 +13,6 @@ from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.dataclass_json import from_json
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.models.model import CausalModel, Model
-from unmask.recipes.build import starts_from
 from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.run import run
 from unmask.recipes.schema import (
@@ -48,7 +47,7 @@ def test_it_takes_two_steps_and_its_model_speaks(
 ) -> None:
     plan = recipe(name)
     models = {"masked": masked, "uniform": uniform, "next token": causal}
-    start = models[kind(plan.objective)] if starts_from(plan) else None
+    start = models[kind(plan.objective)] if plan.traits.start else None
     small = shrink(
         plan,
         text,

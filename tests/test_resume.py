@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or saved in the middle of a round goes on bit for bit, teacher included."""
+"""A run that was stopped or killed in the middle of a round resumes bit for bit."""
 
 import io
 import json
@@ -26,8 +26,8 @@ from unmask.objectives.consistency import Consistency
 from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
-from unmask.training import AdamW, RunDir, State, fit, recorded, stop_signals
-from unmask.training.seal import damage
+from unmask.training import AdamW, RunDir, State, fit, stop_signals, with_checkpoints
+from unmask.training.checkpoint import damage
 
 STEPS = 10
 
@@ -40,7 +40,7 @@ def log(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("middle", [1, ROUND - 1, ROUND, 5, 2 * ROUND + 1])
 def test_ten_steps_are_five_and_five(tmp_path: Path, middle: int) -> None:
-    """With dropout, noise, a moving average, a warm-up and a teacher that changes at steps 0, 4, 8."""
+    """With dropout, noise, EMA, warm-up, and a teacher that changes at steps 0, 4, 8."""
     straight, _ = run(tmp_path / "straight", STEPS)
     run(tmp_path / "stopped", middle)
     torch.manual_seed(middle)  # a new process has other random numbers
@@ -51,7 +51,7 @@ def test_ten_steps_are_five_and_five(tmp_path: Path, middle: int) -> None:
 
 
 def test_the_comparison_sees_a_teacher_that_was_lost(tmp_path: Path) -> None:
-    """The law above is able to fail: without its teacher, the same resume differs."""
+    """The law above can fail: without its teacher, the same resume differs."""
     straight, _ = run(tmp_path / "straight", STEPS)
     run(tmp_path / "stopped", 5)
     objective = Chase()
@@ -68,7 +68,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     objective = Chase()
     state = begin(objective)
     with RunDir.open(tmp_path / "stopped", RECIPE) as directory, stop_signals() as stop:
-        for update in recorded(
+        for update in with_checkpoints(
             updates(state, objective, STEPS, stop=stop), directory, state, every=100
         ):
             if update.step == 5:
@@ -98,7 +98,7 @@ def begin(path):
 
 started = time.monotonic()
 os.waitpid(begin(path.with_name("undisturbed")), 0)
-whole = time.monotonic() - started  # how long a run takes on this machine: three pieces of it are not enough
+whole = time.monotonic() - started  # seconds of a run on this machine; less than three pieces
 for attempt in range(1000):
     child = begin(path)
     time.sleep(whole * dice.uniform(0.02, 0.25) * 1.1**attempt)
@@ -111,7 +111,7 @@ print(attempt)
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> None:
-    """Killed again and again at random moments, the run ends as if nothing had happened."""
+    """Killed repeatedly at random moments, the run ends as an uninterrupted one."""
     steps = 40
     paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parent)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -126,13 +126,13 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> No
 
 
 class Killed(BaseException):
-    """The process is gone: no line of it runs, and so no operation on a file has an effect any more."""
+    """The simulated process is killed: no later operation on a file has an effect."""
 
 
 def counted(patch: pytest.MonkeyPatch, alive: int) -> list[str]:
-    """Let the first `alive` operations that change a directory happen, and none after them; returns what happens.
+    """Let only the first `alive` operations that change a directory happen; returns their names.
 
-    To open a file for reading changes nothing, and is not counted.
+    Opening a file for reading changes nothing, and is not counted.
     """
     done: list[str] = []
 
@@ -154,19 +154,21 @@ def counted(patch: pytest.MonkeyPatch, alive: int) -> list[str]:
 
 
 def carry_out(path: Path) -> None:
-    """A run of three steps to its model, after which it needs no states."""
+    """A run of three steps that publishes its model and drops its states."""
     objective = Chase()
     state = begin(objective)
     with RunDir.open(path, RECIPE) as directory:
         if not directory.model.exists():
             directory.restore(state, every=1)
-            list(recorded(updates(state, objective, 3), directory, state, every=1))
-            directory.publish(lambda folder: torch.save(contents(state), folder / "weights"))
+            list(with_checkpoints(updates(state, objective, 3), directory, state, every=1))
+            directory.publish(
+                "model", lambda folder: torch.save(contents(state), folder / "weights")
+            )
         directory.drop_states()
 
 
-def found(path: Path) -> tuple[int, dict[str, torch.Tensor]]:
-    """Where the next start finds the run, and its numbers: those of the model, or of the newest state."""
+def saved_run(path: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """The step at which the next start finds the run, and the tensors of its model or state."""
     state = begin()
     with RunDir.open(path, RECIPE) as directory:
         if directory.model.exists():
@@ -183,14 +185,16 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def test_a_kill_before_any_operation_on_a_file_loses_nothing_that_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first one, before the second, ..., before the last: the next start finds the newest saved state, or
-    the one that was being saved, warns of nothing, and its end is that of a run without a stop.
+    """A kill before the first operation, the second, ..., the last.
+
+    The next start finds the newest saved state, or the one that was being saved, without a warning.
+    It ends as an uninterrupted run does.
     """
     objective, saved, save = Chase(), [0], RunDir.save
     state = begin(objective)
-    known = [{name: value.clone() for name, value in contents(state).items()}]
+    expected = [{name: value.clone() for name, value in contents(state).items()}]
     for _ in updates(state, objective, 3):
-        known.append({name: value.clone() for name, value in contents(state).items()})
+        expected.append({name: value.clone() for name, value in contents(state).items()})
 
     def noted(self: RunDir, state: State) -> None:
         save(self, state)
@@ -208,14 +212,14 @@ def test_a_kill_before_any_operation_on_a_file_loses_nothing_that_was_saved(
         saved[:] = [0]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            step, numbers = found(path) if path.exists() else (0, known[0])
-        assert newest <= step <= newest + 1 and equal(numbers, known[step]), (
+            step, numbers = saved_run(path) if path.exists() else (0, expected[0])
+        assert newest <= step <= newest + 1 and equal(numbers, expected[step]), (
             f"killed before {alive}, behind {done[-2:]}"
         )
         if alive % 8 == 0:
             carry_out(path)
             saved[:] = [0]
-            assert equal(found(path)[1], known[3]) and not (path / "state").exists()
+            assert equal(saved_run(path)[1], expected[3]) and not (path / "state").exists()
             assert [record["step"] for record in log(path)] == [1, 2, 3] and not [
                 *path.glob(".tmp-*")
             ]
@@ -263,7 +267,7 @@ METHODS: dict[str, tuple[Process, Callable[[], Objective]]] = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """The same law for the real network and objectives: stopped in the middle of a round, before and at the switch."""
+    """The same law for the real objectives, stopped inside a round and at the switch."""
     process, make = METHODS[name]
 
     def train(path: Path, steps: int) -> State:
@@ -278,7 +282,7 @@ def test_every_method_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
         with RunDir.open(path, {}) as directory:
             directory.restore(state)
             list(
-                recorded(
+                with_checkpoints(
                     fit(objective, state, batch, steps=steps, engine=CPU), directory, state, every=5
                 )
             )
@@ -298,7 +302,7 @@ def test_every_method_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 def test_a_curriculum_switches_at_its_step() -> None:
-    """Two runs that differ in soft_steps alone are one run until the first of them switches."""
+    """Two runs that differ only in soft_steps are equal until the first of them switches."""
     losses, x0 = {}, torch.randint(VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
     for soft_steps in (3, 6):
         objective = Curriculum(UNIFORM, LogLinear(), PATH, soft_steps, temperature=0.1, top_k=3)

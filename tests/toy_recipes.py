@@ -1,17 +1,19 @@
-"""Every recipe in miniature: a corpus of a few hundred words, a network of one narrow block, two steps on the CPU."""
+"""Every recipe in miniature: a small corpus, one narrow block, two steps on the CPU."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from unmask.recipes.build import starts_from
-from unmask.recipes.schema import CurriculumSettings, DistillationSettings, Recipe, SdttSettings
+from unmask.recipes.schema import CurriculumSettings, Recipe, SdttSettings
 
 LENGTH, VOCABULARY = 16, 262
-WORDS = "the state of the union is that teachers tell and a student learns what noise has left of the text".split()
+WORDS = (
+    "the state of the union is that teachers tell and a student learns what noise has left of "
+    "the text"
+).split()
 
 
 def corpus(folder: Path, documents: int = 24) -> Path:
-    """A folder of small texts, each of other words in another order."""
+    """A folder of small texts, each with other words in another order."""
     folder.mkdir()
     for number in range(documents):
         words = [WORDS[(number * 5 + place * (number % 7 + 1)) % len(WORDS)] for place in range(40)]
@@ -22,31 +24,34 @@ def corpus(folder: Path, documents: int = 24) -> Path:
 def shrink(
     recipe: Recipe, text: Path, start: Path | None = None, tokens: Path | None = None
 ) -> Recipe:
-    """The same recipe with small numbers; a round lasts one step, and so does softened input. "fastest", a choice that
-    each machine makes by a clock, becomes float32.
+    """The same recipe with small numbers.
 
-    start   the model that the weights start from, where they do
-    tokens  where the tokenizer is: `start`, or else it is trained on the text
+    A round lasts one step, and so does soft input. Precision "fastest", which each machine decides
+    by timing, becomes float32.
+
+    Args:
+        recipe: a named recipe.
+        text: the corpus.
+        start: the model that the weights start from, if any.
+        tokens: directory of the tokenizer; by default `start`, else it is trained on the text.
     """
-    objective, tokens = recipe.objective, tokens or start
+    objective, traits, tokens = recipe.objective, recipe.traits, tokens or start
     if isinstance(objective, CurriculumSettings):
         objective = replace(objective, soft_steps=1)
     if isinstance(objective, SdttSettings):
-        objective = replace(
-            objective, delta0=1 / 8, count=2
-        )  # in a small step of a short row no token is revealed
-    if isinstance(objective, DistillationSettings):
-        objective = replace(objective, teacher=str(start), round_steps=1)
-    elif starts_from(recipe):
-        objective = replace(objective, init=str(start))
+        # In a small step of a short row no token would be revealed.
+        objective = replace(objective, delta0=1 / 8, count=2)
+    if traits.start or traits.distils:
+        objective = replace(objective, **{traits.start_field: str(start)})
+    if traits.round_steps is not None:
+        objective = replace(objective, round_steps=1)
     decay = None if recipe.optim.decay_steps is None else 4
+    tokenizer = str(tokens) if tokens else f"bpe:{VOCABULARY}"
     return replace(
         recipe,
         objective=objective,
         network=replace(recipe.network, length=LENGTH, width=8, blocks=1, heads=2, cond_dim=4),
-        data=replace(
-            recipe.data, corpus=str(text), tokenizer=str(tokens) if tokens else f"bpe:{VOCABULARY}"
-        ),
+        data=replace(recipe.data, corpus=str(text), tokenizer=tokenizer),
         optim=replace(recipe.optim, warmup_steps=1, decay_steps=decay),
         precision="float32" if recipe.precision == "fastest" else recipe.precision,
         batch_size=4,

@@ -1,4 +1,4 @@
-"""A training small enough to read: a network with dropout chases its own past; every part of a run is in it."""
+"""A small training with every part of a run: dropout, noise, a moving teacher, metrics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.objectives.base import Loss
-from unmask.training import STUDENT, AdamW, Engine, RunDir, State, Update, fit, recorded
+from unmask.training import STUDENT, AdamW, Engine, RunDir, State, Update, fit, with_checkpoints
 
 TOKENS = 4
 ROUND = 4  # steps
@@ -33,7 +33,9 @@ class Net(nn.Module):
 
 @dataclass
 class Chase:
-    """The student runs ahead of its teacher by its token's size, read through noise; the teacher follows a round later.
+    """The student learns its teacher's output plus the token id, from a noisy input.
+
+    The teacher is replaced by the student at the start of each round.
 
     Token 0 has no weight, so that micro-batches weigh differently.
     """
@@ -97,20 +99,22 @@ def run(path: Path, steps: int, every: int = 3, **options: object) -> tuple[Stat
     with RunDir.open(path, RECIPE) as directory:
         directory.restore(state)
         return state, list(
-            recorded(updates(state, objective, steps, **options), directory, state, every=every)
+            with_checkpoints(
+                updates(state, objective, steps, **options), directory, state, every=every
+            )
         )
 
 
 def contents(state: State) -> dict[str, Tensor]:
     """Every tensor of a state, by a name."""
     tensors = {"step": torch.tensor(state.step)}
-    for name, learner in state.learners.items():
-        tensors |= {f"{name} {key}": value for key, value in learner.network.state_dict().items()}
-        for index, moments in learner.optimizer.state_dict()["state"].items():
+    for name, trained in state.trained.items():
+        tensors |= {f"{name} {key}": value for key, value in trained.network.state_dict().items()}
+        for index, moments in trained.optimizer.state_dict()["state"].items():
             tensors |= {f"{name} {index} {key}": value for key, value in moments.items()}
-        if learner.ema is not None:
-            tensors |= {f"{name} ema {key}": value for key, value in learner.ema.shadow.items()}
-            tensors[f"{name} ema updates"] = torch.tensor(learner.ema.updates)
+        if trained.ema is not None:
+            tensors |= {f"{name} ema {key}": value for key, value in trained.ema.shadow.items()}
+            tensors[f"{name} ema updates"] = torch.tensor(trained.ema.updates)
     for name, network in state.frozen.items():
         tensors |= {f"{name} {key}": value for key, value in network.state_dict().items()}
     return tensors

@@ -1,4 +1,4 @@
-"""`unmask train` saves before it ends: stopped by a signal, or because its output cannot be written."""
+"""`unmask train` saves its state before a signal or a failed output ends it."""
 
 import errno
 import os
@@ -12,15 +12,18 @@ import pytest
 from toy_recipes import corpus
 from unmask.cli import train
 
-TINY = "--network.width 8 --network.blocks 1 --network.heads 2 --network.cond-dim 4 --network.length 16 --batch-size 4"
-PLAN = f"{TINY} --precision float32 --data.part all --data.tokenizer bpe:262 --steps 6 --save-every 100 --json"
+PLAN = (
+    "--network.width 8 --network.blocks 1 --network.heads 2 --network.cond-dim 4 "
+    "--network.length 16 --batch-size 4 --precision float32 --data.part all "
+    "--data.tokenizer bpe:262 --steps 6 --save-every 100 --json"
+)
 
 
 @pytest.fixture
 def begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Any]:
-    """Train in `a run`; `at` is called with each line of the output. Returns exit code, or exception, and remarks."""
+    """Train in `a run`, calling `at` with each step; returns exit code or error, and messages."""
     data = ["--data.corpus", str(corpus(tmp_path / "text")), "--out", str(tmp_path / "a run")]
 
     def run(at: Callable[[int], object]) -> tuple[int | OSError, str]:
@@ -39,17 +42,16 @@ def states(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_the_way_on_is_named(
+def test_a_signal_saves_and_the_command_to_resume_is_named(
     begin: Callable[..., Any], tmp_path: Path, number: int
 ) -> None:
-    code, said = begin(lambda step: os.kill(os.getpid(), number) if step == 2 else None)
-    assert (
-        code == 1 and f"stopped; `unmask train '{tmp_path}/a run'` goes on from the state" in said
-    )
+    code, messages = begin(lambda step: os.kill(os.getpid(), number) if step == 2 else None)
+    command = f"unmask train '{tmp_path}/a run'"
+    assert code == 1 and f"stopped; `{command}` resumes from the state" in messages
     assert states(tmp_path) == ["step-00000003"]
     steps: list[int] = []
-    code, said = begin(steps.append)
-    assert code == 0 and steps == [4, 5, 6] and "a run/model holds the model" in said
+    code, messages = begin(steps.append)
+    assert code == 0 and steps == [4, 5, 6] and "a run/model holds the model" in messages
     assert begin(steps.append)[0] == 0 and steps == [4, 5, 6]
 
 

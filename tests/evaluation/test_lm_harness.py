@@ -19,7 +19,7 @@ from unmask.evaluation.lm_harness import harness
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import DiT
 from unmask.models.model import CausalModel, Model
-from unmask.recipes.held_out import Text, held_out, reading
+from unmask.recipes.held_out import Text, held_out, scoring_rule
 
 pytest.importorskip("lm_eval", reason="pip install 'unmask[lm-eval]'")
 Harness = harness()
@@ -225,7 +225,7 @@ def test_one_row_has_one_likelihood() -> None:
     judge = unmask.load("unmask:judge")
     assert isinstance(judge, CausalModel) and judge.tokenizer is not None
     text = held_out(Text(), "unmask:judge", judge)
-    rows, read = text.some(3), reading(judge, text.data.wrap)
+    rows, read = text.some(3), scoring_rule(judge, text.data.wrap)
     want, start = read.scores(rows), judge.tokenizer.eos_id
     assert (
         read.start == start

@@ -21,7 +21,7 @@ from unmask.experiments.plans import demo
 from unmask.experiments.report.report_schema import read_report
 from unmask.models.model import load
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import texts
+from unmask.recipes.data import training_data
 from unmask.recipes.schema import NetworkSettings, Recipe, recipe_of
 from unmask.training import RunDir, RunError
 
@@ -135,7 +135,7 @@ def test_a_finished_training_is_read_while_another_process_reads_it(plan, finish
 def test_known_rows_are_looked_up_only_under_their_own_protocol(plan, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
     known = [MeasuredRow(Row.from_json(row), shipped=True) for row in finished["teacher"]]
-    data = texts(plan.prerequisites["teacher"])
+    data = training_data(plan.prerequisites["teacher"])
     scene = EvalContext(
         plan.study, judge_of(judge, 16), data.held_out, data.digest, known, read_by_judge=0.0
     )
@@ -152,7 +152,7 @@ def test_known_rows_are_looked_up_only_under_their_own_protocol(plan, finished, 
 
 def test_models_that_speak_in_other_tokens_are_not_compared(plan, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
-    data = texts(plan.prerequisites["teacher"])
+    data = training_data(plan.prerequisites["teacher"])
     scene = EvalContext(plan.study, judge_of(judge, 16), data.held_out, data.digest)
     other = replace(teacher, tokenizer=train_bpe(["zebras graze lazily, zebras doze"] * 9, 265))
     with pytest.raises(ValueError, match="want one tokenizer and one noise process"):

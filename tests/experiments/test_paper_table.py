@@ -22,8 +22,8 @@ from unmask.experiments.plan import FAILURE, Cell, Plan, PlanTeacher, Run
 from unmask.experiments.published import TABLES
 from unmask.experiments.round_rows import RoundRows
 from unmask.experiments.rows_file import ROWS, read_rows
-from unmask.recipes.build import trained_on
 from unmask.recipes.catalog import recipe
+from unmask.recipes.model_card import trained_on
 from unmask.recipes.schema import Recipe
 from unmask.training import TrainingError
 

@@ -6,7 +6,6 @@ import pytest
 
 from unmask.experiments import plans
 from unmask.experiments.plan import Run
-from unmask.recipes.build import starts_from
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe, SdttSettings
 
@@ -37,7 +36,7 @@ def test_a_cell_of_the_study_changes_one_factor() -> None:
 
 def test_teacher_and_judge_of_the_study_start_from_the_shipped_ones() -> None:
     prerequisites = plans.study(HERE).prerequisites
-    starts = {name: starts_from(one) for name, one in prerequisites.items()}
+    starts = {name: one.traits.start for name, one in prerequisites.items()}
     assert starts == {"teacher": "unmask:teacher", "judge": "unmask:judge"}
 
 

@@ -1,5 +1,6 @@
-"""From data to objects: nothing of a recipe is lost on the way, and what does not fit is refused."""
+"""From a recipe to objects: every setting arrives, and settings that do not fit are refused."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 from unmask.recipes import schema
-from unmask.recipes.build import Parts, build, distillation, schedule, starts_from
+from unmask.recipes.build import Parts, build, load_start
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import documents, texts, tokenizer_of
+from unmask.recipes.data import documents, tokenizer_of, training_data
 from unmask.recipes.schema import Recipe
-from unmask.recipes.unused_settings import not_used
+from unmask.recipes.unused_settings import unused_lines
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -45,14 +46,14 @@ def teacher(small: Recipe) -> Model:
         nn.init.normal_(
             parts.student.network.head.weight, generator=torch.Generator().manual_seed(0)
         )
-    return parts.model(parts.student)
+    return parts.model(copy.deepcopy(parts.student))
 
 
 def wordlevel(*words: str) -> Tokenizer:
     """A tokenizer without MASK, as GPT-2's is; <|endoftext|> comes last."""
-    known = {word: i for i, word in enumerate([*words, "<|endoftext|>"])}
+    vocabulary = {word: i for i, word in enumerate([*words, "<|endoftext|>"])}
     return Tokenizer(
-        hf.Tokenizer(hf.models.WordLevel(known, unk_token=words[0])), {"eos": "<|endoftext|>"}
+        hf.Tokenizer(hf.models.WordLevel(vocabulary, unk_token=words[0])), {"eos": "<|endoftext|>"}
     )
 
 
@@ -67,10 +68,10 @@ def same_weights(one: nn.Module, two: nn.Module) -> bool:
 
 
 def test_schedules_by_name() -> None:
-    assert schedule(schema.Schedule("log-linear", 0.1)) == LogLinear(0.1)
-    assert schedule(schema.Schedule("cosine", 0.2)) == Cosine(0.2)
-    assert schedule(schema.Schedule("polynomial", 0.3, power=3.0)) == Polynomial(3.0, 0.3)
-    assert schedule(schema.Schedule()) == LogLinear(1e-3), "MDLM's"
+    assert schema.Schedule("log-linear", 0.1).build() == LogLinear(0.1)
+    assert schema.Schedule("cosine", 0.2).build() == Cosine(0.2)
+    assert schema.Schedule("polynomial", 0.3, power=3.0).build() == Polynomial(3.0, 0.3)
+    assert schema.Schedule().build() == LogLinear(1e-3), "MDLM's"
 
 
 # --- networks and objectives
@@ -81,7 +82,7 @@ def test_a_masked_teacher(small: Recipe) -> None:
     plan = replace(
         small, schedule=schema.Schedule("cosine"), objective=schema.NelboSettings(t_min=0.01)
     )
-    tokenizer = texts(plan).tokenizer
+    tokenizer = training_data(plan).tokenizer
     parts = build(plan, tokenizer)
     process = MaskedProcess(VOCABULARY, mask_id=VOCABULARY - 1)
     assert parts.objective == Nelbo(process, Cosine(1e-3), 0.01) and parts.tokenizer is tokenizer
@@ -96,8 +97,8 @@ def test_a_masked_teacher(small: Recipe) -> None:
         sizes.dropout,
     ) and not shape.causal
     assert parts.student.sees_alpha is sizes.sees_alpha is False
-    told = build(replace(plan, network=replace(sizes, sees_alpha=True)), tokenizer).student
-    assert told.sees_alpha
+    method = build(replace(plan, network=replace(sizes, sees_alpha=True)), tokenizer).student
+    assert method.sees_alpha
 
 
 @pytest.mark.processor
@@ -105,18 +106,22 @@ def test_a_masked_teacher(small: Recipe) -> None:
 def test_the_precision_is_the_recipes_or_the_faster_one(
     faster: str, small: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which one is faster belongs to the machine: here it is given. A model that is read computes in float32."""
+    """The faster precision is given here. A loaded model computes in float32."""
     monkeypatch.setattr(
         unmask.recipes.build, "faster_in_bfloat16", lambda device: faster == "bfloat16"
     )
-    for asked, expected in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fastest", faster)):
-        parts = build(replace(small, precision=asked), None, vocab_size=9)
+    for downloads, expected in (
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("fastest", faster),
+    ):
+        parts = build(replace(small, precision=downloads), None, vocab_size=9)
         assert parts.student.network.precision == parts.recipe.precision == expected
-        assert parts.model(parts.student).network.precision == "float32"
+        assert parts.model(copy.deepcopy(parts.student)).network.precision == "float32"
 
 
 def test_mask_is_a_token_of_its_own(small: Recipe) -> None:
-    """GPT-2's tokenizer has no MASK: V is one more, MASK is last (MDLM's 50258), and <|endoftext|> stays a word."""
+    """A tokenizer without MASK (GPT-2's) gets one more token, MASK, the last (MDLM: V = 50258)."""
     tokenizer = wordlevel("a", "b")
     parts = build(small, tokenizer)
     assert tokenizer.mask_id is None and tokenizer.eos_id == 2
@@ -124,9 +129,7 @@ def test_mask_is_a_token_of_its_own(small: Recipe) -> None:
     assert parts.objective.process == MaskedProcess(4, 3)
     without = build(small, None, vocab_size=9)
     assert (without.student.vocab_size, without.student.mask_id, without.tokenizer) == (9, 8, None)
-    with pytest.raises(
-        ValueError, match="without a tokenizer the size of the vocabulary is unknown"
-    ):
+    with pytest.raises(ValueError, match="vocab_size is missing"):
         build(small, None)
 
 
@@ -135,7 +138,9 @@ def test_an_autoregressive_judge(small: Recipe) -> None:
     parts = build(plan, wordlevel("a", "b"))
     assert parts.objective == NextToken(start_id=2), "a text begins after <|endoftext|>"
     assert isinstance(parts.student, CausalPredictor) and parts.student.network.shape.causal
-    assert parts.student.vocab_size == 3 and isinstance(parts.model(parts.student), CausalModel)
+    assert parts.student.vocab_size == 3 and isinstance(
+        parts.model(copy.deepcopy(parts.student)), CausalModel
+    )
     assert build(plan, None, vocab_size=5).objective.start_id == 4
 
 
@@ -146,23 +151,13 @@ def test_weights_come_from_the_seed_alone(small: Recipe) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_model_of_a_student_is_a_copy_at_rest(small: Recipe) -> None:
+def test_the_model_of_a_student_is_as_load_would_give_it(small: Recipe) -> None:
     parts = build(small, None, 9)
-    model = parts.model(parts.student.train())
+    model = parts.model(copy.deepcopy(parts.student.train()))
     assert same_weights(model.network, parts.student.network) and not model.network.training
     assert model.denoiser.network is model.network and model.process == MaskedProcess(9, 8)
-    assert model.schedule == LogLinear() and not any(
-        p.requires_grad for p in model.network.parameters()
-    )
-    assert model.network.compute_dtype == torch.float32, "as `load` would give it"
-    assert parts.student.training and all(p.requires_grad for p in parts.student.parameters())
-    with torch.no_grad():
-        parts.student.network.head.bias.add_(1)
-    assert not same_weights(model.network, parts.student.network)
-    with pytest.raises(
-        TypeError, match="a student is a denoiser or a next-token predictor, not Linear"
-    ):
-        parts.model(nn.Linear(1, 1))
+    assert model.schedule == LogLinear() and model.network.compute_dtype == torch.float32
+    assert not any(p.requires_grad for p in model.network.parameters())
 
 
 # --- distillation
@@ -174,15 +169,15 @@ def settings(**changes: object) -> schema.ConsistencySettings:
     )
 
 
-def distilled(small: Recipe, teacher: Model, told: schema.DistillationSettings) -> Parts:
-    return distillation(replace(small, objective=told), told, teacher)
+def distilled(small: Recipe, teacher: Model, method: schema.DistillationSettings) -> Parts:
+    return build(replace(small, objective=method), None, start=teacher)
 
 
 def test_every_switch_reaches_the_objective(small: Recipe, teacher: Model) -> None:
-    told = settings(
+    method = settings(
         direction="forward", revealed="none", coupling="independent", reduction="masked"
     )
-    objective = distilled(small, teacher, told).objective
+    objective = distilled(small, teacher, method).objective
     assert isinstance(objective, Consistency)
     assert objective.rounds == Rounds(7, 1 / 8, (0.9, 0.7))
     assert (objective.direction, objective.revealed) == ("forward", "none")
@@ -230,21 +225,20 @@ def test_rows_of_another_tokenizer_are_refused(small: Recipe, teacher: Model) ->
     """Same size, other words: nothing else would notice, and the student would learn nonsense."""
     other = train_bpe(["zebras graze lazily, zebras doze"] * 3, VOCABULARY)
     assert other.vocab_size == teacher.tokenizer.vocab_size
-    with pytest.raises(
-        ValueError, match=r"by another tokenizer than that of the model to start from: point data"
-    ):
-        distillation(small, settings(), teacher, other)
+    with pytest.raises(ValueError, match=r"data\.tokenizer .*demo-teacher"):
+        build(replace(small, objective=settings()), other, start=teacher)
 
 
 def test_a_teacher_without_a_tokenizer_takes_that_of_the_rows(small: Recipe) -> None:
     public = load(GOLDEN / "hub_mdlm")
     fitting = wordlevel(*(f"w{i}" for i in range(36)))
-    parts = distillation(small, settings(), public, fitting)
+    plan = replace(small, objective=settings())
+    parts = build(plan, fitting, start=public)
     assert parts.tokenizer is fitting and parts.student.mask_id == 37, (
         "37 tokens, and MASK behind them"
     )
     with pytest.raises(ValueError, match="the tokenizer has 36 tokens and the model 38"):
-        distillation(small, settings(), public, wordlevel(*(f"w{i}" for i in range(35))))
+        build(plan, wordlevel(*(f"w{i}" for i in range(35))), start=public)
 
 
 @pytest.mark.parametrize("name", ["long-teacher", "long-judge"])
@@ -258,7 +252,7 @@ def test_training_goes_on_from_a_model_on_longer_rows(
         network=replace(plan.network, length=2 * LENGTH, width=64, dropout=0.2),
         precision="float32",
     )
-    rows = texts(replace(plan, data=replace(plan.data, tokenizer="bpe:300")))
+    rows = training_data(replace(plan, data=replace(plan.data, tokenizer="bpe:300")))
     assert rows.train.shape[1] == 2 * LENGTH, "the recipe's length, in the model's tokens"
     assert rows.tokenizer.digest == load(start).tokenizer.digest, (
         "no tokenizer is trained where a model is given"
@@ -267,35 +261,38 @@ def test_training_goes_on_from_a_model_on_longer_rows(
     assert same_weights(parts.student.network, before.network)
     shape = before.network.shape
     assert parts.student.network.shape == replace(shape, length=2 * LENGTH, dropout=0.2)
-    causal = ["network.cond_dim = 4 does not act: next-token training has no noise"] * (
+    causal = ["network.cond_dim = 4 has no effect: autoregressive training has no noise"] * (
         name == "long-judge"
     )
-    assert not_used(plan, parts) == [*causal, f"network.width = {shape.width} of {start}, not 64"]
-    assert parts.model(parts.student).network.shape.length == 2 * LENGTH
+    assert unused_lines(plan, parts, before) == [
+        *causal,
+        f"network.width = {shape.width} of {start}, not 64",
+    ]
+    assert parts.model(copy.deepcopy(parts.student)).network.shape.length == 2 * LENGTH
 
 
 def test_training_goes_on_from_its_own_kind_only(text: Path, masked: Path, causal: Path) -> None:
     for name, start, why in (
-        ("long-teacher", causal, "a model of masked diffusion"),
-        ("long-judge", masked, "autoreg"),
+        ("long-teacher", causal, "got .*'autoregressive', want 'masked'"),
+        ("long-judge", masked, "got .*'masked', want 'autoregressive'"),
     ):
         plan = shrink(recipe(name), text, start)
         with pytest.raises(ValueError, match=why):
-            build(plan, texts(plan).tokenizer)
+            build(plan, training_data(plan).tokenizer)
 
 
 def test_a_run_directory_stands_for_its_model(masked: Path) -> None:
     assert same_weights(load(masked.parent).network, load(masked).network)
-    assert starts_from(recipe("demo-teacher")) == ""
+    assert recipe("demo-teacher").traits.start == ""
 
 
 @pytest.mark.parametrize(("folder", "kind"), [("hub_ar", "autoregressive"), ("hub_duo", "uniform")])
 def test_other_kinds_of_teachers_are_refused(folder: str, kind: str, small: Recipe) -> None:
     with pytest.raises(
         ValueError,
-        match=f"starts from a model of masked diffusion, and this one is {kind}: give another",
+        match=f"got .*'{kind}', want 'masked'; give another",
     ):
-        distillation(small, settings(), load(GOLDEN / folder))
+        build(replace(small, objective=settings()), None, start=load(GOLDEN / folder))
 
 
 # --- uniform noise, and walks
@@ -314,11 +311,11 @@ def uniform_teacher(small: Recipe, teacher: Model) -> Model:
         nn.init.normal_(
             parts.student.network.head.weight, generator=torch.Generator().manual_seed(0)
         )
-    return parts.model(parts.student)
+    return parts.model(copy.deepcopy(parts.student))
 
 
 def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
-    """V is the tokenizer's: nothing stands for noise. A MASK that the tokenizer has is a word as any other."""
+    """V is the tokenizer's, with its MASK, if any, as an ordinary token."""
     plan = replace(
         small,
         objective=schema.NelboSettings(process="uniform", t_min=0.02),
@@ -329,31 +326,29 @@ def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
     parts = build(plan, words)
     assert parts.objective == Nelbo(UniformProcess(3), Cosine(1e-3), 0.02)
     assert (parts.student.vocab_size, parts.student.mask_id) == (3, None)
-    assert parts.model(parts.student).process == UniformProcess(3)
-    own = texts(plan).tokenizer
+    assert parts.model(copy.deepcopy(parts.student)).process == UniformProcess(3)
+    own = training_data(plan).tokenizer
     assert (
         own.mask_id is not None
         and build(plan, own).student.vocab_size == own.vocab_size == VOCABULARY
     )
     assert build(plan, None, vocab_size=9).student.vocab_size == 9
-    with pytest.raises(
-        ValueError, match="without a tokenizer the size of the vocabulary is unknown"
-    ):
+    with pytest.raises(ValueError, match="vocab_size is missing"):
         build(plan, None)
 
 
 def test_a_curriculum(small: Recipe) -> None:
-    told = schema.CurriculumSettings(
+    method = schema.CurriculumSettings(
         soft_steps=5, gamma=(-3.0, -1.0), temperature=0.02, top_k=4, t_min=0.01
     )
-    plan = replace(small, objective=told, network=replace(small.network, sees_alpha=True))
+    plan = replace(small, objective=method, network=replace(small.network, sees_alpha=True))
     parts = build(plan, None, vocab_size=50)
     path = GaussianArgmax(50, -3.0, -1.0)
     assert parts.objective == Curriculum(UniformProcess(50), LogLinear(), path, 5, 0.02, 4, 0.01)
     assert (
         parts.student.mask_id is None and parts.student.sees_alpha and parts.schedule == LogLinear()
     )
-    assert parts.model(parts.student).schedule == LogLinear(), (
+    assert parts.model(copy.deepcopy(parts.student)).schedule == LogLinear(), (
         "the path is of the training, not of the model"
     )
     wrong = {
@@ -364,14 +359,15 @@ def test_a_curriculum(small: Recipe) -> None:
     }
     for message, change in wrong.items():
         with pytest.raises(ValueError, match=message):
-            build(replace(plan, objective=replace(told, **change)), None, vocab_size=50)
+            build(replace(plan, objective=replace(method, **change)), None, vocab_size=50)
 
 
 def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Model) -> None:
-    told = schema.SdttSettings(
-        round_steps=7, delta0=1 / 64, count=3, teacher_steps=4, divergence="forward", faithful="released"
+    method = schema.SdttSettings(
+        round_steps=7, delta0=1 / 64, count=3, teacher_steps=4, divergence="forward",
+        faithful="released",
     )  # fmt: skip
-    parts = distilled(small, teacher, told)
+    parts = distilled(small, teacher, method)
     objective = parts.objective
     assert isinstance(objective, Sdtt)
     assert (
@@ -391,41 +387,39 @@ def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Mode
 
 
 def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teacher: Model) -> None:
-    told = settings(
+    method = settings(
         process="uniform", gamma=(-3.9, 1.0), structure="block:4:0.5", coupling="independent"
     )
-    objective = distilled(small, uniform_teacher, told).objective
+    objective = distilled(small, uniform_teacher, method).objective
     assert isinstance(objective, Consistency) and objective.process == UniformProcess(VOCABULARY)
     assert objective.schedule == GaussianArgmax(VOCABULARY, -3.9, 1.0)
     assert (objective.structure, objective.coupling) == (CorrelatedBlocks(4, 0.5), "independent")
-    parts = distilled(small, uniform_teacher, replace(told, gamma=None, structure=""))
+    parts = distilled(small, uniform_teacher, replace(method, gamma=None, structure=""))
     assert (
         parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None
     )
     assert parts.schedule == uniform_teacher.schedule, "that of sampling stays the teacher's"
     assert parts.student.sees_alpha and parts.student.mask_id is None
     with pytest.raises(ValueError, match=r"gamma .*got gamma_min = -9\.0"):
-        distilled(small, uniform_teacher, replace(told, gamma=(-9.0, 1.0)))
+        distilled(small, uniform_teacher, replace(method, gamma=(-9.0, 1.0)))
 
 
 def test_noise_of_another_kind_is_refused_and_both_are_named(
     small: Recipe, teacher: Model, uniform_teacher: Model, masked: Path, uniform: Path
 ) -> None:
-    for model, told, want, got in (
+    for model, method, want, got in (
         (uniform_teacher, settings(), "masked", "uniform"),
         (uniform_teacher, schema.SdttSettings(), "masked", "uniform"),
         (teacher, settings(process="uniform"), "uniform", "masked"),
     ):
-        with pytest.raises(
-            ValueError, match=f"a model of {want} diffusion, and this one is {got}: give another"
-        ):
-            distilled(small, model, told)
+        with pytest.raises(ValueError, match=f"got .*'{got}', want '{want}'"):
+            distilled(small, model, method)
     for objective, want, got in (
         (schema.NelboSettings(init=str(uniform)), "masked", "uniform"),
         (schema.NelboSettings(init=str(masked), process="uniform"), "uniform", "masked"),
         (schema.CurriculumSettings(init=str(masked)), "uniform", "masked"),
     ):
-        message = rf"recipe 'demo-teacher' \({objective.kind}\) starts from a model of {want} .* this one is {got}"
+        message = rf"'demo-teacher' \({objective.kind}\) .*got .*'{got}', want '{want}'"
         with pytest.raises(ValueError, match=message):
             build(replace(small, objective=objective), None)
     init = schema.CurriculumSettings(init=str(uniform), soft_steps=0)
@@ -444,26 +438,28 @@ def test_a_deeper_network_begins_as_the_one_it_grows_from(
     )
     for tensor in parts.student.network.parameters():
         nn.init.normal_(tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel()))
-    parts.model(parts.student).save(tmp_path)
+    parts.model(copy.deepcopy(parts.student)).save(tmp_path)
     sizes = replace(small.network, blocks=3 * small.network.blocks)
-    told = replace(
+    method = replace(
         small,
         objective=schema.NelboSettings(process=process, init=str(tmp_path), deeper=3),
         network=sizes,
     )
-    parts = build(replace(told, precision="float32"), None)
+    parts = build(replace(method, precision="float32"), None)
     grown = parts.student.eval()
     old = load(tmp_path).network
-    assert grown.network.shape.blocks == 3 * old.shape.blocks and not not_used(told, parts)
+    assert grown.network.shape.blocks == 3 * old.shape.blocks and not unused_lines(
+        method, parts, load_start(method)
+    )
     tokens, sigma = torch.randint(9, (2, small.network.length)), torch.tensor([0.5, 2.0])
     with torch.no_grad():
         assert torch.equal(grown.network(tokens, sigma), old(tokens, sigma))
     grown.network(tokens, sigma).square().mean().backward()
     gates = [block.adaLN_modulation.weight.grad for block in grown.network.blocks]
     assert all(grad is not None and bool(grad.any()) for grad in gates)
-    assert same_weights(build(told, None).student.network, grown.network), "by the seed"
+    assert same_weights(build(method, None).student.network, grown.network), "by the seed"
     for wrong in ({"deeper": 0, "init": "x"}, {"deeper": 2}):
-        with pytest.raises(ValueError, match="want deeper >= 1, and 1 where init is empty"):
+        with pytest.raises(ValueError, match=r"deeper .*init"):
             schema.NelboSettings(**wrong)
 
 
@@ -473,7 +469,7 @@ def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> Non
     distilled(small, teacher, schema.SdttSettings(delta0=1 / 8, count=2))
     with pytest.raises(
         ValueError,
-        match=r"temperatures is out of range: got 3 rounds, want 1 .. 2, .* delta0 = 0.25",
+        match=r"temperatures .*got 3 rounds, want 1 .. 2, .* delta0 = 0.25",
     ):
         distilled(small, teacher, replace(settings(), delta0=1 / 4, temperatures=(1.0,) * 3))
 
@@ -481,19 +477,19 @@ def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> Non
 def test_a_tokenizer_of_the_hub_is_fetched_by_its_name(tmp_path, monkeypatch):
     import huggingface_hub
 
-    asked = []
+    downloads = []
     train_bpe(["the people of the United States " * 9], 270).save(tmp_path)
 
     def download(name, revision, allow_patterns):
-        asked.append((name, "tokenizer*" in allow_patterns))
+        downloads.append((name, "tokenizer*" in allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    found = tokenizer_of(
+    loaded = tokenizer_of(
         schema.DataSettings(tokenizer="someone/tokens"), documents(schema.DataSettings()).train
     )
-    assert asked == [("someone/tokens", True)]
-    assert found.digest == Tokenizer.load(tmp_path).digest
+    assert downloads == [("someone/tokens", True)]
+    assert loaded.digest == Tokenizer.load(tmp_path).digest
 
 
 def test_without_a_network_the_tokenizer_of_the_hub_is_named():

@@ -24,11 +24,11 @@ ids = lambda plan: plan.name  # noqa: E731
 
 
 def rounds(plan: Recipe) -> Rounds:
-    told = plan.objective
+    method = plan.objective
     return Rounds(
-        told.round_steps,
-        told.delta0,
-        (1.0,) * told.count if isinstance(told, SdttSettings) else told.temperatures,
+        method.round_steps,
+        method.delta0,
+        (1.0,) * method.count if isinstance(method, SdttSettings) else method.temperatures,
     )
 
 
@@ -50,11 +50,9 @@ def test_names_are_the_names_of_the_functions_and_find_their_recipes() -> None:
 
 
 def test_a_wrong_name() -> None:
-    with pytest.raises(
-        ValueError, match=r"no recipe is called 'owt-smal-mcd': did you mean 'owt-small-mcd'\?"
-    ):
+    with pytest.raises(ValueError, match=r"'owt-smal-mcd'.*did you mean 'owt-small-mcd'"):
         recipe("owt-smal-mcd")
-    with pytest.raises(ValueError, match=r"'xyz': there are owt-small-teacher, .*demo-mcd"):
+    with pytest.raises(ValueError, match=r"'xyz'.*owt-small-teacher, .*demo-mcd"):
         recipe("xyz")
 
 
@@ -80,14 +78,14 @@ def test_a_distillation_ends_with_its_last_round_and_reads_its_teachers_rows(pla
 
 
 def test_the_papers_distillation() -> None:
-    """Latent Shadows, section 4: from the public MDLM, 5 rounds of 10k steps, lr 6e-5, warm-up 500, batch 128."""
+    """Latent Shadows, section 4: public MDLM, 5 rounds of 10k steps, lr 6e-5, batch 128."""
     plan = recipe("owt-small-mcd")
-    told = plan.objective
-    assert told.teacher == "kuleshov-group/mdlm-owt"
-    assert (told.direction, told.revealed, told.coupling, told.reduction) == (
+    method = plan.objective
+    assert method.teacher == "kuleshov-group/mdlm-owt"
+    assert (method.direction, method.revealed, method.coupling, method.reduction) == (
         "reverse", "cross_entropy", "locked", "tokens",
     )  # fmt: skip
-    assert told.temperatures == (0.96, 0.93, 0.90, 0.87, 0.84) and told.round_steps == 10_000
+    assert method.temperatures == (0.96, 0.93, 0.90, 0.87, 0.84) and method.round_steps == 10_000
     assert [rounds(plan).delta(step) for step in (0, 49_999)] == [1 / 512, 1 / 32]
     optim = plan.optim
     assert (optim.lr, optim.warmup_steps, optim.weight_decay, optim.ema_decay) == (
@@ -106,7 +104,7 @@ def test_the_papers_distillation() -> None:
 
 
 def test_mdlms_training() -> None:
-    """arXiv 2406.07524 and its released configs: 2500 steps of warm-up to 3e-4, then constant; batch 512; 1M steps."""
+    """arXiv 2406.07524 and its configs: 2500 warm-up steps to 3e-4, batch 512, 1M steps."""
     plan = recipe("owt-small-teacher")
     network, optim = plan.network, plan.optim
     assert (network.width, network.blocks, network.heads, network.cond_dim) == (768, 12, 12, 128)
@@ -139,16 +137,17 @@ def test_the_demos_teacher_and_judge_share_no_document() -> None:
 
 
 def test_sdtts_training() -> None:
-    """arXiv 2410.21035: 7 rounds of 10k updates from 1024 steps, two at a time; 6e-5, 128 rows, average 0.9999."""
+    """arXiv 2410.21035: 7 rounds of 10k updates from 1024 steps, two at a time; lr 6e-5."""
     plan = recipe("owt-small-sdtt")
-    told, optim = plan.objective, plan.optim
+    method, optim = plan.objective, plan.optim
     assert (
-        isinstance(told, SdttSettings) and told.teacher == recipe("owt-small-mcd").objective.teacher
+        isinstance(method, SdttSettings)
+        and method.teacher == recipe("owt-small-mcd").objective.teacher
     )
-    assert (told.count, told.round_steps, told.teacher_steps) == (7, 10_000, 2)
-    assert (told.divergence, told.faithful) == ("reverse", "paper")
-    deltas = [told.rounds().delta(10_000 * r) for r in range(7)]
-    assert deltas == [2.0**r / 1024 for r in range(7)] and {*told.rounds().temperatures} == {1.0}
+    assert (method.count, method.round_steps, method.teacher_steps) == (7, 10_000, 2)
+    assert (method.divergence, method.faithful) == ("reverse", "paper")
+    deltas = [method.rounds().delta(10_000 * r) for r in range(7)]
+    assert deltas == [2.0**r / 1024 for r in range(7)] and {*method.rounds().temperatures} == {1.0}
     assert (optim.lr, optim.warmup_steps, optim.ema_decay, optim.weight_decay) == (
         6e-5,
         500,
@@ -159,28 +158,30 @@ def test_sdtts_training() -> None:
 
 
 def test_duos_training_and_distillation() -> None:
-    """arXiv 2506.10892 and its scripts: 500k updates of curriculum at tau = 1e-3 of 1M; then 5 rounds from 1/512."""
+    """arXiv 2506.10892 and its scripts: 500k of 1M updates on soft input; 5 rounds from 1/512."""
     teacher, student, short = (recipe(name) for name in ("owt-duo", "owt-duo-dcd", "lm1b-duo"))
     for plan, gamma in ((teacher, (-3.55, -1.85)), (short, (-3.5, -1.75))):
-        told = plan.objective
-        assert (told.soft_steps, plan.steps, told.temperature, told.t_min) == (
+        method = plan.objective
+        assert (method.soft_steps, plan.steps, method.temperature, method.t_min) == (
             500_000,
             1_000_000,
             1e-3,
             1e-3,
         )
-        assert told.gamma == gamma and plan.network.sees_alpha and plan.batch_size == 512
+        assert method.gamma == gamma and plan.network.sees_alpha and plan.batch_size == 512
         assert (plan.schedule.name, plan.schedule.eps) == ("log-linear", 1e-3)
-    told = student.objective
-    assert isinstance(told, ConsistencySettings) and (told.process, told.gamma) == (
+    method = student.objective
+    assert isinstance(method, ConsistencySettings) and (method.process, method.gamma) == (
         "uniform",
         (-4.0, -1.0),
     )
-    assert (told.direction, told.reduction, told.coupling) == ("reverse", "tokens", "locked")
+    assert (method.direction, method.reduction, method.coupling) == ("reverse", "tokens", "locked")
     assert (
-        {*told.temperatures} == {1.0} and len(told.temperatures) == 5 and student.network.sees_alpha
+        {*method.temperatures} == {1.0}
+        and len(method.temperatures) == 5
+        and student.network.sees_alpha
     )
-    assert [told.rounds().delta(step) for step in (0, 49_999)] == [
+    assert [method.rounds().delta(step) for step in (0, 49_999)] == [
         1 / 512,
         1 / 32,
     ] and student.steps == 50_000

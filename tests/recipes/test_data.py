@@ -1,4 +1,4 @@
-"""The text of a recipe as rows: of documents in memory and on disk the same ones, tokenized once, never all at once."""
+"""The text of a recipe as rows: equal from memory and disk, tokenized once, piece by piece."""
 
 import json
 import os
@@ -23,12 +23,18 @@ from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.data import load_corpus
 from unmask.data.corpora import Corpus
 from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, StoredRows
-from unmask.data.streaming import DOCUMENTS_AT_ONCE
 from unmask.data.tokenizers import Tokenizer, check_ids, tokenizer_named, train_bpe
 from unmask.dataclass_json import to_json
 from unmask.models.model import load
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import documents, encoded, rows, texts, tokenizer_of
+from unmask.recipes.data import (
+    DOCUMENTS_AT_ONCE,
+    documents,
+    iter_encoded,
+    rows,
+    tokenizer_of,
+    training_data,
+)
 from unmask.recipes.estimate import vocabulary
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
@@ -74,7 +80,7 @@ def test_halves_and_held_out_documents_are_apart(small: Recipe) -> None:
 
 
 def test_rows_are_tokens_of_the_documents(small: Recipe) -> None:
-    rows = texts(small)
+    rows = training_data(small)
     assert (
         rows.train.shape[1] == rows.held_out.shape[1] == LENGTH
         and len(rows.train) > len(rows.held_out) > 0
@@ -83,7 +89,7 @@ def test_rows_are_tokens_of_the_documents(small: Recipe) -> None:
     beginning = documents(small.data).train.documents[0]
     assert beginning.startswith(rows.tokenizer.decode(rows.train[0].tolist()))
     assert rows.digest == documents(small.data).held_out.digest
-    again = texts(small)
+    again = training_data(small)
     assert torch.equal(again.train, rows.train) and again.tokenizer.digest == rows.tokenizer.digest
 
 
@@ -95,7 +101,9 @@ def test_wrapped_rows_begin_and_end_with_their_own_marks(small: Recipe, tmp_path
     )
     backend.pre_tokenizer = hf.pre_tokenizers.Whitespace()
     Tokenizer(backend, {"bos": "[CLS]", "eos": "[SEP]"}).save(tmp_path)
-    wrapped = texts(replace(small, data=replace(small.data, tokenizer=str(tmp_path), wrap=True)))
+    wrapped = training_data(
+        replace(small, data=replace(small.data, tokenizer=str(tmp_path), wrap=True))
+    )
     assert wrapped.train[:, 0].unique().tolist() == [0] and wrapped.train[
         :, -1
     ].unique().tolist() == [1]
@@ -144,9 +152,9 @@ def test_a_text_and_a_tokenizer_have_digests_that_change_when_they_do(
             for number, text in enumerate(some):
                 (tmp_path / name / f"{number:02}.txt").write_text(text, "utf-8")
         plan = on(small, tmp_path / name, streaming=streaming, tokenizer=tokenizer)
-        found = texts(replace(plan, network=replace(plan.network, length=4)))
-        found.close()
-        return found.digest, found.text_digest, found.tokenizer_digest
+        result = training_data(replace(plan, network=replace(plan.network, length=4)))
+        result.close()
+        return result.digest, result.text_digest, result.tokenizer_digest
 
     first = facts(None)
     assert all(first), "none is empty"
@@ -161,16 +169,17 @@ def test_a_text_and_a_tokenizer_have_digests_that_change_when_they_do(
 def test_rows_on_disk_are_those_in_memory(
     small: Recipe, on_disk: Path, cache: Path, wrap: bool
 ) -> None:
-    """Of the same documents: tokenizer, rows to learn from, rows to measure on, digest; kept for each part apart."""
+    """Equal tokenizer, training rows, held-out rows and digest; each part has its own cache."""
     for part in (*PARTS, *PARTS):  # made, then read
         plan = on(small, Path(small.data.corpus), part=part, wrap=wrap)
-        expected, found = texts(plan), texts(on(plan, on_disk))
-        assert isinstance(found.train, StoredRows) and isinstance(found.held_out, StoredRows)
-        assert torch.equal(found.train[:], expected.train) and torch.equal(
-            found.held_out[:], expected.held_out
+        expected, result = training_data(plan), training_data(on(plan, on_disk))
+        assert isinstance(result.train, StoredRows) and isinstance(result.held_out, StoredRows)
+        assert torch.equal(result.train[:], expected.train) and torch.equal(
+            result.held_out[:], expected.held_out
         )
         assert (
-            found.digest == expected.digest and found.tokenizer.digest == expected.tokenizer.digest
+            result.digest == expected.digest
+            and result.tokenizer.digest == expected.tokenizer.digest
         )
 
 
@@ -178,15 +187,15 @@ def test_a_text_is_tokenized_once(
     small: Recipe, on_disk: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = on(small, on_disk)
-    first = texts(plan)
+    first = training_data(plan)
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("it is there")
 
-    monkeypatch.setattr(unmask.recipes.data, "encoded", refuse)
+    monkeypatch.setattr(unmask.recipes.data, "iter_encoded", refuse)
     monkeypatch.setattr(unmask.recipes.data, "train_bpe", refuse)
     monkeypatch.setattr(Corpus, "digest", property(refuse))
-    again = texts(plan)
+    again = training_data(plan)
     assert (
         torch.equal(again.train[:], first.train[:])
         and again.tokenizer.digest == first.tokenizer.digest
@@ -198,7 +207,7 @@ def test_a_text_is_tokenized_once(
         on(plan, on_disk, tokenizer=f"bpe:{VOCABULARY + 1}"),
     ):
         with pytest.raises(AssertionError, match="it is there"):
-            texts(other)
+            training_data(other)
 
 
 def test_tokenizers_of_one_vocabulary_that_cut_differently_do_not_share_rows(
@@ -234,20 +243,22 @@ def test_documents_are_not_read_ahead(small: Recipe) -> None:
                 read += 1
                 yield "the state of the union"
 
-    ids = encoded(Corpus("endless", Endless(["x"])), tokenizer)
+    ids = iter_encoded(Corpus("endless", Endless(["x"])), tokenizer)
     for number in range(1, 3 * DOCUMENTS_AT_ONCE):
         next(ids)
         assert number <= read < number + DOCUMENTS_AT_ONCE
 
 
-def test_a_long_tokenization_is_told(
+def test_a_long_tokenization_is_reported(
     small: Recipe, on_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unmask.recipes.data, "SPEAK_EVERY", -1)
-    said: list[str] = []
+    monkeypatch.setattr(unmask.recipes.data, "REPORT_EVERY", -1)
+    messages: list[str] = []
     corpus = load_corpus(on_disk)
-    list(encoded(corpus, tokenizer_of(small.data, documents(small.data).train), said.append))
-    assert said == [f"tokenizing {on_disk}: 24 of 24 documents"]
+    list(
+        iter_encoded(corpus, tokenizer_of(small.data, documents(small.data).train), messages.append)
+    )
+    assert messages == [f"tokenizing {on_disk}: 24 of 24 documents"]
 
 
 # --- ids that somebody else made
@@ -263,10 +274,10 @@ def ids_of(plan: Recipe, folder: Path, **columns: list[object]) -> Recipe:
 def test_rows_that_are_there_are_taken_where_they_are(
     small: Recipe, tmp_path: Path, cache: Path
 ) -> None:
-    own = texts(small).train
-    found = texts(ids_of(small, tmp_path, **{IDS_COLUMN: own.tolist()}))
+    own = training_data(small).train
+    result = training_data(ids_of(small, tmp_path, **{IDS_COLUMN: own.tolist()}))
     most = len(own) - len(own) // 10
-    assert torch.equal(found.train[:], own[:most]) and torch.equal(found.held_out[:], own[most:])
+    assert torch.equal(result.train[:], own[:most]) and torch.equal(result.held_out[:], own[most:])
     assert not (cache / "rows").exists(), "nothing is copied"
 
 
@@ -281,59 +292,59 @@ def test_lists_of_any_length_are_packed(small: Recipe, tmp_path: Path, cache: Pa
     lists.save_to_disk(tmp_path / "set")
     tokenizer.save(tmp_path / "tokens")
     for wrap in (True, False):
-        expected = texts(on(small, Path(small.data.corpus), wrap=wrap))
-        found = texts(on(small, tmp_path / "set", tokenizer=str(tmp_path / "tokens"), wrap=wrap))
-        assert torch.equal(found.train[:], expected.train) and torch.equal(
-            found.held_out[:], expected.held_out
+        expected = training_data(on(small, Path(small.data.corpus), wrap=wrap))
+        result = training_data(
+            on(small, tmp_path / "set", tokenizer=str(tmp_path / "tokens"), wrap=wrap)
+        )
+        assert torch.equal(result.train[:], expected.train) and torch.equal(
+            result.held_out[:], expected.held_out
         )
 
 
 def test_wrapped_rows_are_taken_if_they_are_wrapped(
     small: Recipe, tmp_path: Path, cache: Path
 ) -> None:
-    wrapped = texts(on(small, Path(small.data.corpus), wrap=True)).train
+    wrapped = training_data(on(small, Path(small.data.corpus), wrap=True)).train
     plan = on(
         ids_of(small, tmp_path / "1", **{IDS_COLUMN: wrapped.tolist()}),
         tmp_path / "1" / "set",
         wrap=True,
     )
-    assert torch.equal(texts(plan).train[:], wrapped[: len(wrapped) - len(wrapped) // 10])
+    assert torch.equal(training_data(plan).train[:], wrapped[: len(wrapped) - len(wrapped) // 10])
     plan = on(
         ids_of(small, tmp_path / "2", **{IDS_COLUMN: (wrapped + 1).tolist()}),
         tmp_path / "2" / "set",
         wrap=True,
     )
-    with pytest.raises(
-        ValueError, match=r"begins with BOS \(id 0\) .* begin and end with \[\[1, 1\]\]"
-    ):
-        texts(plan)
+    with pytest.raises(ValueError, match=r"data\.wrap .*BOS \(id 0\) .* with \[\[1, 1\]\]"):
+        training_data(plan)
 
 
-def test_ids_that_cannot_be_rows_say_why(small: Recipe, tmp_path: Path, cache: Path) -> None:
+def test_ids_that_cannot_be_rows_are_refused(small: Recipe, tmp_path: Path, cache: Path) -> None:
     short = ids_of(small, tmp_path / "short", **{IDS_COLUMN: [[1] * 9] * 20})
     with pytest.raises(
         ValueError,
-        match=f"have 9 tokens each and network.length is {LENGTH}: give --network.length 9",
+        match=f"network.length .*got {LENGTH}, .*have 9 tokens; give --network.length 9",
     ):
-        texts(short)
+        training_data(short)
     foreign = ids_of(small, tmp_path / "foreign", **{IDS_COLUMN: [[1] * 20, [999] * 30, [1] * 50]})
     with pytest.raises(
         ValueError, match=f"vocab_size = {VOCABULARY}, got 0 to 999; was the text encoded"
     ):
-        texts(foreign)
+        training_data(foreign)
     rows_of_others = ids_of(small, tmp_path / "rows", **{IDS_COLUMN: [[999] * LENGTH] * 20})
     with pytest.raises(ValueError, match=f"vocab_size = {VOCABULARY}, got 999 to 999"):
         list(run(rows_of_others, tmp_path / "run", device="cpu"))
     no_tokens = on(rows_of_others, tmp_path / "rows" / "set", tokenizer="bpe:300")
     with pytest.raises(ValueError, match="token ids, and text is needed"):
-        texts(no_tokens)
+        training_data(no_tokens)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_padded_rows_are_the_documents_without_padding(
     small: Recipe, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
-    """Lists of network.length ids would be rows as they are; with padding in them they are packed."""
+    """Lists of network.length ids are rows already, but lists with padding are packed."""
     monkeypatch.setattr(unmask.data.streaming, "DOCUMENTS_AT_ONCE", 4)
     monkeypatch.setattr(unmask.data.streaming, "HEAD_SIZE", 40)
     tokenizer = tokenizer_of(small.data, documents(small.data).train)
@@ -349,16 +360,16 @@ def test_padded_rows_are_the_documents_without_padding(
         tmp_path / "2",
         **{IDS_COLUMN: full, PADDING_COLUMN: marks, "token_type_ids": marks, "labels": full},
     )
-    found, expected = (
-        texts(replace(plan, data=replace(plan.data, streaming=streaming)))
+    result, expected = (
+        training_data(replace(plan, data=replace(plan.data, streaming=streaming)))
         for plan in (padded, plain)
     )
     one, two = (
-        each.train.at_least(1000)[:] if streaming else each.train[:] for each in (found, expected)
+        each.train.at_least(1000)[:] if streaming else each.train[:] for each in (result, expected)
     )
-    assert torch.equal(one, two) and torch.equal(found.held_out[:], expected.held_out[:])
-    assert found.digest == expected.digest
-    for each in (found, expected):
+    assert torch.equal(one, two) and torch.equal(result.held_out[:], expected.held_out[:])
+    assert result.digest == expected.digest
+    for each in (result, expected):
         each.close()
 
 
@@ -374,10 +385,10 @@ def test_padding_behind_the_beginning_of_a_stream_of_rows_is_refused(
         tmp_path / "set",
         streaming=True,
     )
-    found = texts(plan)
-    with pytest.raises(ValueError, match=f"rows of {LENGTH} tokens, others have other lengths"):
-        found.train.at_least(1000)
-    found.close()
+    result = training_data(plan)
+    with pytest.raises(ValueError, match=f"rows of {LENGTH} tokens, others are not"):
+        result.train.at_least(1000)
+    result.close()
 
 
 # --- ids beside the text that they encode
@@ -395,12 +406,12 @@ def foreign(text: Path) -> Tokenizer:
 def beside(
     plan: Recipe, folder: Path, tokenizer: Tokenizer, change: Callable[[list[int]], list[int]]
 ) -> Recipe:
-    found = list(load_corpus(plan.data.corpus).texts)
+    result = list(load_corpus(plan.data.corpus).texts)
     return ids_of(
         plan,
         folder,
-        text=found,
-        **{IDS_COLUMN: [change(ids) for ids in tokenizer.encode_batch(found)]},
+        text=result,
+        **{IDS_COLUMN: [change(ids) for ids in tokenizer.encode_batch(result)]},
     )
 
 
@@ -413,7 +424,7 @@ def test_ids_of_another_tokenizer_are_refused(
     with pytest.raises(
         ValueError, match=r"^input_ids of .* contradicts the column text in \d+ of \d+ rows"
     ):
-        texts(replace(plan, data=replace(plan.data, streaming=streaming)))
+        training_data(replace(plan, data=replace(plan.data, streaming=streaming)))
 
 
 @pytest.mark.parametrize(
@@ -447,13 +458,13 @@ def test_one_part_that_another_tokenizer_made_is_found(
 ) -> None:
     """Rows are compared all over the set, not at its beginning."""
     tokenizer = tokenizer_of(small.data, documents(small.data).train)
-    found = list(load_corpus(small.data.corpus).texts)
+    result = list(load_corpus(small.data.corpus).texts)
     ids = [
         (foreign if 15 <= number < 18 else tokenizer).encode(text)
-        for number, text in enumerate(found)
+        for number, text in enumerate(result)
     ]
     lists = load_corpus(
-        ids_of(small, tmp_path, text=found, **{IDS_COLUMN: ids}).data.corpus
+        ids_of(small, tmp_path, text=result, **{IDS_COLUMN: ids}).data.corpus
     ).documents
     with pytest.raises(ValueError, match="contradicts"):
         check_ids("set", lists.beside_text(16), tokenizer)
@@ -463,24 +474,25 @@ def test_one_part_that_another_tokenizer_made_is_found(
 
 
 @pytest.mark.parametrize(
-    "name", ["bpe:abc", "bpe:0", "bpe:-5", "bpe:1e3", "bpe:", "bpe: 300", "bpe:300.0", "bpe:1_000", "bpe:257",
-             "bpe:16777217", "bpe:" + "9" * 30, "bpe:\u0663\u0660\u0660"]
+    "size", ["abc", "0", "-5", "1e3", "", " 300", "300.0", "1_000", "257", "16777217", "9" * 30,
+             "\u0663\u0660\u0660"]
 )  # fmt: skip
-def test_a_size_that_is_none_is_named(small: Recipe, name: str) -> None:
+def test_a_wrong_vocabulary_size_is_named(small: Recipe, size: str) -> None:
+    name = f"bpe:{size}"
     plan = replace(small, data=replace(small.data, tokenizer=name))
-    for find in (texts, vocabulary):
+    for find in (training_data, vocabulary):
         with pytest.raises(
             ValueError,
-            match=rf"^data\.tokenizer .* got '{re.escape(name)}', want bpe:V with V in 258 \.\. 16777216",
+            match=rf"^data\.tokenizer .* got '{re.escape(name)}', .* 258 \.\. 16777216",
         ):
             find(plan)
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_an_empty_name_is_no_tokenizer(
+def test_an_empty_name_is_not_a_tokenizer(
     name: str, masked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a path it would be the working directory, which holds one here."""
+    """As a path it would be the working directory, which has a tokenizer here."""
     monkeypatch.chdir(masked)
     with pytest.raises(ValueError, match=r"^tokenizer is empty"):
         tokenizer_named(name)
@@ -490,10 +502,10 @@ def test_an_empty_name_is_no_tokenizer(
 # --- training on them
 
 
-def test_a_training_on_rows_on_disk_is_that_in_memory_and_resumes_bit_for_bit(
+def test_training_on_disk_equals_training_in_memory_and_resumes_bit_for_bit(
     small: Recipe, on_disk: Path, tmp_path: Path, cache: Path
 ) -> None:
-    """Stopped after step 5 of 8, in the second epoch, and gone on with; its rows were made anew in between."""
+    """Stopped after step 5 of 8, in the second epoch; its rows are made again before the resume."""
     plan = replace(small, steps=8, save_every=2, batch_size=8, precision="float32")
     there = on(plan, on_disk)
     in_memory = [update.loss for update in run(plan, tmp_path / "memory", device="cpu")]
@@ -522,7 +534,8 @@ from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
 from unmask.dataclass_json import from_json
 import unmask.data.streaming, unmask.data.prefetch
-unmask.data.streaming.DOCUMENTS_AT_ONCE, unmask.data.streaming.HEAD_SIZE, unmask.data.prefetch.WINDOW_TOKENS = 4, 1200, 256
+unmask.data.streaming.DOCUMENTS_AT_ONCE, unmask.data.streaming.HEAD_SIZE = 4, 1200
+unmask.data.prefetch.WINDOW_TOKENS = 256
 plans, folder, rank = json.loads(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"]
 losses = []
 for number, plan in enumerate(plans):
@@ -536,11 +549,17 @@ for number, plan in enumerate(plans):
 def test_two_processes_tokenize_once_and_train_as_one(
     small: Recipe, on_disk: Path, tmp_path: Path, cache: Path
 ) -> None:
-    """Started as `torchrun` starts them; on text that is stored, then on text that is streamed."""
+    """Started as `torchrun` does, on stored text, then on streamed text."""
     stored = on(replace(small, steps=2, precision="float32"), on_disk)
     plans = stored, on(replace(stored, steps=9), on_disk, streaming=True)
-    launcher = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                "PYTHONPATH": str(Path(unmask.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    launcher = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "PYTHONPATH": str(Path(unmask.__file__).parents[1]),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [
         sys.executable,
         "-c",

@@ -1,4 +1,4 @@
-"""What a dry run tells is what a training takes."""
+"""The estimate of a dry run matches the cost of a training."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import torch
 
 import unmask
 from unmask.models.dit import DiT, Shape
-from unmask.recipes.build import starts_from
 from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.estimate import _parameters, check_memory, estimate
 from unmask.recipes.run import run
@@ -25,24 +24,25 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 @pytest.mark.parametrize(
     ("case", "shards"), [("body, recomputed", 1), ("uniform", 1), ("MCD, wide", 1), ("head", 2)]
 )
-def test_memory_is_told_to_15_percent(case: str, shards: int) -> None:
-    """Weights, optimizer, activations with dropout and recomputed, a noise level, two losses over the vocabulary; and
-    each of two processes that share the weights out.
+def test_memory_is_estimated_to_15_percent(case: str, shards: int) -> None:
+    """Weights, optimizer, activations with dropout or recomputed, a noise level, two losses.
+
+    Also each of two processes that share the weights.
     """
-    told = {
+    cost = {
         "PYTHONPATH": str(Path(unmask.__file__).parents[1]),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
     command = [sys.executable, str(BENCHMARK), "--cases", case, "--shards", str(shards)]
     ran = subprocess.run(
-        command, env=os.environ | told, check=True, capture_output=True, text=True, timeout=300
+        command, env=os.environ | cost, check=True, capture_output=True, text=True, timeout=300
     )
     assert json.loads(ran.stdout)["ratio"] == pytest.approx(1, abs=0.15), ran.stdout
 
 
-def test_what_saves_memory_is_seen() -> None:
-    """Micro-batches divide activations, checkpointing keeps a number a token, channel and block, in more FLOPs."""
+def test_micro_batches_and_checkpointing_save_memory() -> None:
+    """Micro-batches divide activations; checkpointing saves more, for more FLOPs."""
     plan = recipe("owt-small-mcd")
     whole, halves, again = (
         estimate(change)
@@ -62,17 +62,17 @@ def test_what_saves_memory_is_seen() -> None:
 
 
 def test_32_rows_of_1024_tokens_fit_in_24_gb() -> None:
-    """The micro-batch that a card of that size is to take: weights, teacher, optimizer, average and activations."""
+    """Weights, teacher, optimizer, EMA and activations of a micro-batch."""
     plan = replace(recipe("owt-small-mcd"), accumulation=4)
     assert plan.batch_size // plan.accumulation == 32 and estimate(plan)["memory_bytes"] < 24e9
 
 
 def test_hours_follow_the_flops_and_the_precision() -> None:
     plan = recipe("owt-small-mcd")
-    told = estimate(plan)
-    assert told["hours"]["H100"] == pytest.approx(told["flops"] / (0.4 * 989e12 * 3600), rel=0.01)
+    cost = estimate(plan)
+    assert cost["hours"]["H100"] == pytest.approx(cost["flops"] / (0.4 * 989e12 * 3600), rel=0.01)
     assert (
-        estimate(replace(plan, precision="float32"))["hours"]["H100"] > 10 * told["hours"]["H100"]
+        estimate(replace(plan, precision="float32"))["hours"]["H100"] > 10 * cost["hours"]["H100"]
     )
 
 
@@ -113,7 +113,7 @@ def test_chunks_are_those_of_the_device() -> None:
 def test_sizes_beyond_the_machine_are_refused_before_anything_is_built(
     path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within milliseconds: no text is read, no network is built. `run` asks first."""
+    """`run` checks first, within milliseconds: no text is read, no network is built."""
     plan, value = recipe(name), 24 * 10**8
     first, _, rest = path.partition(".")
     if path == "objective.deeper" and name != "long-teacher":
@@ -121,13 +121,15 @@ def test_sizes_beyond_the_machine_are_refused_before_anything_is_built(
     plan = replace(
         plan, **{first: replace(getattr(plan, first), **{rest: value}) if rest else value}
     )
-    if path in ("network.width", "network.blocks", "network.cond_dim") and starts_from(plan):
+    if path in ("network.width", "network.blocks", "network.cond_dim") and (plan.traits.start):
         check_memory(plan, torch.device("cpu"))  # the model to start from has its own
         return
-    monkeypatch.setattr("unmask.recipes.run.texts", lambda *_: pytest.fail("reads the text"))
+    monkeypatch.setattr(
+        "unmask.recipes.run.training_data", lambda *_: pytest.fail("reads the text")
+    )
     with pytest.raises(
         ValueError,
-        match=f"^{path} is too large: got {value}, and a step needs .* give a smaller --",
+        match=f"^{path} .*got {value}, .*--",
     ):
         next(run(plan, tmp_path / "run", device="cpu"))
 
@@ -136,7 +138,7 @@ def test_sizes_beyond_the_machine_are_refused_before_anything_is_built(
 def test_the_least_that_a_step_needs_is_below_the_estimate(
     function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a run is refused only where the estimate is over twice the memory."""
+    """So a run is refused only if the estimate is more than twice the memory."""
     plan = function()
     monkeypatch.setattr(
         "unmask.recipes.estimate.memory_of",

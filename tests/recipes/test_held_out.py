@@ -1,4 +1,4 @@
-"""Text to measure on: whole where no training saw it, rows as the card says, a start token as in training."""
+"""Text to measure on: its held-out part, rows as in the card, a start token as in training."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.data.tokenizers import start_token
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.data import documents, rows
-from unmask.recipes.held_out import HeldOut, ScoringRule, Text, ends, held_out, reading, wraps
+from unmask.recipes.held_out import HeldOut, ScoringRule, Text, ends, held_out, scoring_rule, wraps
 from unmask.recipes.schema import DataSettings
 
 
 def carded(model: Path, folder: Path, **data: Any) -> str:
-    """A copy of a model whose card has other words about its data; no words: a copy without a card."""
+    """A copy of a model with changes to the data in its card; without changes, without a card."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["card"] = {} if not data else config["card"]
@@ -31,36 +31,42 @@ def carded(model: Path, folder: Path, **data: Any) -> str:
 
 
 def test_some_rows_are_spread_over_all_of_them() -> None:
-    known = HeldOut(
+    rows_of_text = HeldOut(
         torch.arange(100)[:, None], DataSettings("sotu", "first half"), whole=False, digest=""
     )
-    assert known.some(4).flatten().tolist() == [12, 37, 62, 87]
+    assert rows_of_text.some(4).flatten().tolist() == [12, 37, 62, 87]
     assert (
-        known.some("all").flatten().tolist()
-        == known.some(100).flatten().tolist()
+        rows_of_text.some("all").flatten().tolist()
+        == rows_of_text.some(100).flatten().tolist()
         == list(range(100))
     )
-    want = "4 of 100 rows of 1 tokens, spread evenly; rows are plain crops; held-out part of first half of sotu"
-    assert known.words(4) == want
-    assert "100 of 100 rows of 1 tokens; rows" in known.words(100)
+    source = "held-out part of first half of sotu"
+    want = f"4 of 100 rows of 1 tokens, spread evenly; rows are plain crops; {source}"
+    assert rows_of_text.words(4) == want
+    assert "100 of 100 rows of 1 tokens; rows" in rows_of_text.words(100)
 
 
 def test_rows_have_the_ends_that_the_card_names(masked: Path, tmp_path: Path) -> None:
-    """`data.wrap` of the training, unless the user says otherwise; in the words of the protocol."""
+    """`data.wrap` of the training, unless the user chooses otherwise."""
     wrapped = carded(masked, tmp_path / "wrapped", wrap=True)
-    for name, chosen, want in ((str(masked), None, False), (wrapped, None, True), (wrapped, False, False),
-                               (str(masked), True, True)):  # fmt: skip
+    cases = (
+        (str(masked), None, False),
+        (wrapped, None, True),
+        (wrapped, False, False),
+        (str(masked), True, True),
+    )
+    for name, chosen, want in cases:
         model = load(name)
-        found = held_out(Text(wrap=chosen), name, model)
+        measured_text = held_out(Text(wrap=chosen), name, model)
         data = DataSettings(
             **json.loads((Path(name) / "config.json").read_text("utf-8"))["card"]["recipe"]["data"]
         )
         assert model.tokenizer is not None
         same = rows(documents(data).held_out, model.tokenizer, 16, want)
-        assert torch.equal(found.some("all"), same[:]) and found.data.wrap is want
-        both_ends = found.some("all")[:, [0, -1]].unique().tolist()
+        assert torch.equal(measured_text.some("all"), same[:]) and measured_text.data.wrap is want
+        both_ends = measured_text.some("all")[:, [0, -1]].unique().tolist()
         assert (both_ends == [model.tokenizer.eos_id]) is want
-        assert ends(want) in found.words(1)
+        assert ends(want) in measured_text.words(1)
     checkpoint = tmp_path / "checkpoint" / "model.ckpt"  # its card is not in a config.json
     checkpoint.parent.mkdir()
     assert main(["convert", wrapped, str(checkpoint), "--to", "lightning-duo"]) == 0
@@ -83,11 +89,17 @@ def test_another_text_is_measured_whole(masked: Path, text: Path, tmp_path: Path
             json.dumps({"text": f"{i} the state of the union is what is left"}) for i in range(160)
         )
     )
-    found = held_out(Text(str(file)), name, model)
-    assert model.tokenizer is not None and found.whole and "held-out" not in found.words(1)
-    assert torch.equal(found.rows[:], rows(load_corpus(file), model.tokenizer, 16)[:])
+    measured_text = held_out(Text(str(file)), name, model)
+    assert (
+        model.tokenizer is not None
+        and measured_text.whole
+        and "held-out" not in measured_text.words(1)
+    )
+    assert torch.equal(measured_text.rows[:], rows(load_corpus(file), model.tokenizer, 16)[:])
     tenth = held_out(Text(str(file), held_out=True), name, model)
-    assert 8 * len(tenth.rows) < len(found.rows) and f"held-out part of {file}" in tenth.words(1)
+    assert 8 * len(tenth.rows) < len(
+        measured_text.rows
+    ) and f"held-out part of {file}" in tenth.words(1)
     half = held_out(Text(str(file), part="first half"), name, model)
     assert half.whole and f"first half of {file}" in half.words(1)
     one = tmp_path / "one.txt"
@@ -104,26 +116,26 @@ def test_another_text_is_measured_whole(masked: Path, text: Path, tmp_path: Path
 def test_a_text_that_was_moved_is_still_the_models_own(
     masked: Path, text: Path, tmp_path: Path
 ) -> None:
-    """Its file name is what is left to know it by: never is a text that was trained on measured as another one."""
+    """Its file name identifies it, so a training text is never measured as another text."""
     name = carded(masked, tmp_path / "model", corpus=f"elsewhere/{text.name}")
     with pytest.raises(
         ValueError,
-        match=rf"text.corpus is needed: the card of {name} names the text 'elsewhere/text'",
+        match=rf"text\.corpus .*{name} names the text 'elsewhere/text'",
     ):
         held_out(Text(), name, load(name))
-    found = held_out(Text(str(text)), name, load(name))
-    assert not found.whole and torch.equal(
-        found.rows[:], held_out(Text(), str(masked), load(masked)).rows[:]
+    measured_text = held_out(Text(str(text)), name, load(name))
+    assert not measured_text.whole and torch.equal(
+        measured_text.rows[:], held_out(Text(), str(masked), load(masked)).rows[:]
     )
 
 
 def test_the_part_of_the_card_goes_with_its_text(masked: Path, text: Path, tmp_path: Path) -> None:
     """Every tenth document of all is in the training text of a model of the second half."""
     name = carded(masked, tmp_path / "model", part="second half")
-    found, model = held_out(Text(str(text)), name, load(name)), load(name)
-    assert model.tokenizer is not None and found.data.part == "second half"
+    measured_text, model = held_out(Text(str(text)), name, load(name)), load(name)
+    assert model.tokenizer is not None and measured_text.data.part == "second half"
     want = documents(DataSettings(str(text), "second half")).held_out
-    assert torch.equal(found.rows[:], rows(want, model.tokenizer, 16)[:])
+    assert torch.equal(measured_text.rows[:], rows(want, model.tokenizer, 16)[:])
 
 
 def test_lists_of_ids_are_measured_whole_too(masked: Path, tmp_path: Path) -> None:
@@ -140,8 +152,12 @@ def test_a_published_split_is_what_is_measured(masked: Path, tmp_path: Path) -> 
         return datasets.Dataset.from_dict({IDS_COLUMN: [[i % 200] * 16 for i in range(n)]})
 
     datasets.DatasetDict({"train": table(40), "test": table(7)}).save_to_disk(tmp_path / "set")
-    found = held_out(Text(str(tmp_path / "set")), str(masked), load(masked))
-    assert len(found.rows) == 7 and not found.whole and "held-out part of" in found.words(7)
+    measured_text = held_out(Text(str(tmp_path / "set")), str(masked), load(masked))
+    assert (
+        len(measured_text.rows) == 7
+        and not measured_text.whole
+        and "held-out part of" in measured_text.words(7)
+    )
 
 
 def test_what_cannot_be_measured_is_named(masked: Path, tmp_path: Path) -> None:
@@ -158,11 +174,9 @@ def test_what_cannot_be_measured_is_named(masked: Path, tmp_path: Path) -> None:
     ):
         held_out(Text(str(short), held_out=True), str(masked), model)
     bare = carded(masked, tmp_path / "bare")
-    with pytest.raises(
-        ValueError, match=r"does not say which text it was trained on: give --text.corpus"
-    ):
+    with pytest.raises(ValueError, match=r"text\.corpus is missing, .*give --text\.corpus"):
         held_out(Text(), bare, load(bare))
-    with pytest.raises(ValueError, match=r"text.streaming says how --text.corpus is read"):
+    with pytest.raises(ValueError, match=r"text\.streaming .*--text\.corpus"):
         held_out(Text(streaming=True), str(masked), model)
 
 
@@ -172,7 +186,9 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
     start = start_token(model.tokenizer, model.predictor.vocab_size, model.predictor.mask_id)
     bare = carded(causal, tmp_path / "bare")
     starts = [
-        reading(load(name), wrap).start for name in (str(causal), bare) for wrap in (False, True)
+        scoring_rule(load(name), wrap).start
+        for name in (str(causal), bare)
+        for wrap in (False, True)
     ]
     assert starts == [start, start, start, None], (
         "rows of MDLM's baselines begin with BOS, and nothing stands before it"

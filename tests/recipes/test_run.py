@@ -1,4 +1,4 @@
-"""A recipe carried out: in a run directory that can stop and go on, or in memory; both are the same training."""
+"""Run a recipe in a run directory that can stop and resume, or in memory: the same training."""
 
 import json
 import shutil
@@ -14,9 +14,9 @@ from toy_recipes import shrink
 from unmask.data.packing import batch_at
 from unmask.dataclass_json import to_json
 from unmask.models.model import Model, load
-from unmask.recipes.build import HELD_OUT
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import TrainingData, documents, texts
+from unmask.recipes.data import TrainingData, documents, training_data
+from unmask.recipes.model_card import HELD_OUT
 from unmask.recipes.run import distill, run
 from unmask.recipes.schema import ConsistencySettings, Recipe
 from unmask.training import Engine, RunError
@@ -28,7 +28,7 @@ IN_FLOAT32 = ", matrix products in float32"
 
 @pytest.fixture(scope="module")
 def plan(text: Path, masked: Path) -> Recipe:
-    """Three rounds of two steps, with dropout, so that all that can go wrong in a resume is there."""
+    """Three rounds of two steps with dropout, so that a resume has every difficulty."""
     small = shrink(recipe("demo-mcd"), text, masked)
     objective = replace(small.objective, round_steps=2, temperatures=(0.9, 0.8, 0.7))
     return replace(small, objective=objective, steps=6, save_every=3, precision="float32")
@@ -43,9 +43,9 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 
 def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> None:
-    said: list[str] = []
-    updates = list(run(plan, tmp_path / "run", say=said.append, device="cpu"))
-    assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and said == [
+    messages: list[str] = []
+    updates = list(run(plan, tmp_path / "run", say=messages.append, device="cpu"))
+    assert [update.step for update in updates] == [1, 2, 3, 4, 5, 6] and messages == [
         f"starting at step 0{IN_FLOAT32}"
     ]
     assert [update.metrics["round"] for update in updates] == [0, 0, 1, 1, 2, 2]
@@ -62,16 +62,18 @@ def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> 
 
 @pytest.mark.processor
 def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> None:
-    """Broken off after step 4, in the middle of a round; the last save is that of step 3."""
+    """Stopped after step 4, in the middle of a round; the last saved state is step 3."""
     whole = list(run(plan, tmp_path / "whole", device="cpu"))
     broken = run(plan, tmp_path / "parts", device="cpu")
     first = [next(broken).loss for _ in range(4)]
     broken.close()
-    said: list[str] = []
-    rest = [update.loss for update in run(plan, tmp_path / "parts", say=said.append, device="cpu")]
+    messages: list[str] = []
+    rest = [
+        update.loss for update in run(plan, tmp_path / "parts", say=messages.append, device="cpu")
+    ]
     losses = [update.loss for update in whole]
     assert first == losses[:4] and rest == losses[3:]
-    assert said == [
+    assert messages == [
         f"resuming at step 3; 1 steps after the last save were lost and are done again{IN_FLOAT32}"
     ]
     for which in ("ema", "raw"):
@@ -85,9 +87,9 @@ def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> 
 def test_a_finished_run_is_left_alone(plan: Recipe, tmp_path: Path) -> None:
     list(run(plan, tmp_path / "run", device="cpu"))
     before = weights(load(tmp_path / "run" / "model").network)
-    said: list[str] = []
-    assert list(run(plan, tmp_path / "run", say=said.append, device="cpu")) == []
-    assert said[0].startswith("all 6 steps are done; ")
+    messages: list[str] = []
+    assert list(run(plan, tmp_path / "run", say=messages.append, device="cpu")) == []
+    assert messages[0].startswith("all 6 steps are done; ")
     assert same(weights(load(tmp_path / "run" / "model").network), before)
     with pytest.raises(RunError, match=r"fields that differ .*\n.*optim.lr"):
         list(run(replace(plan, optim=replace(plan.optim, lr=1.0)), tmp_path / "run", device="cpu"))
@@ -96,7 +98,7 @@ def test_a_finished_run_is_left_alone(plan: Recipe, tmp_path: Path) -> None:
 
 
 def test_distill_is_the_same_training_in_memory(plan: Recipe, tmp_path: Path) -> None:
-    rows = texts(plan)
+    rows = training_data(plan)
     in_files = list(run(plan, tmp_path / "run", data=rows, device="cpu"))
     model = load(plan.objective.teacher)
     before = weights(model.network)
@@ -136,12 +138,10 @@ def test_distill_needs_neither_corpus_nor_directory() -> None:
 
 def test_wrong_use_of_distill() -> None:
     model, ids = load(GOLDEN / "hub_mdlm"), torch.zeros(4, 8, dtype=torch.int64)
-    with pytest.raises(
-        ValueError, match="wants a recipe of distillation, 'demo-judge' is next-token"
-    ):
+    with pytest.raises(ValueError, match=r"'demo-judge' does not distill: got .*'next-token'"):
         list(distill(model, ids, recipe("demo-judge")))
     for wrong in (ids[0], ids[:0]):
-        with pytest.raises(ValueError, match=r"rows of tokens \[n, L\], at least one: got shape"):
+        with pytest.raises(ValueError, match=r"ids .*got .*\[n, L\]"):
             list(distill(model, wrong, recipe("demo-mcd")))
     with pytest.raises(
         ValueError,
@@ -158,7 +158,7 @@ def test_wrong_use_of_distill() -> None:
 
 def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
     """Rows that are already there; the corpus of the recipe is not read."""
-    rows = texts(plan)
+    rows = training_data(plan)
     elsewhere = replace(plan, data=replace(plan.data, corpus="/nowhere"), steps=1)
     data = TrainingData(rows.train, rows.held_out, rows.tokenizer, rows.digest, rows.text_digest)
     assert len(list(run(elsewhere, tmp_path / "run", data=data, device="cpu"))) == 1
@@ -169,30 +169,32 @@ def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:
 def test_the_fastest_precision_is_decided_once_and_kept(
     faster: bool, plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another machine the same run goes on as it began; the line at its start and the model's card name it."""
-    fastest, chosen, said = (
+    """A resume on another machine keeps the precision, which start line and model card name."""
+    fastest, chosen, messages = (
         replace(plan, precision="fastest"),
         "bfloat16" if faster else "float32",
         [],
     )
     monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: faster)
-    begun = run(fastest, tmp_path / "run", say=said.append, device="cpu")
+    begun = run(fastest, tmp_path / "run", say=messages.append, device="cpu")
     next(begun)
     begun.close()
     monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: not faster)
-    assert len(list(run(fastest, tmp_path / "run", say=said.append, device="cpu"))) == 6
-    assert len(said) == 2 and all(line.endswith(f", matrix products in {chosen}") for line in said)
+    assert len(list(run(fastest, tmp_path / "run", say=messages.append, device="cpu"))) == 6
+    assert len(messages) == 2 and all(
+        line.endswith(f", matrix products in {chosen}") for line in messages
+    )
     saved = json.loads((tmp_path / "run" / "recipe.json").read_text("utf-8"))
     card = json.loads((tmp_path / "run" / "model" / "config.json").read_text("utf-8"))["card"]
     assert saved == card["recipe"] == to_json(replace(plan, precision=chosen))
 
 
 def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     other = replace(plan, network=replace(plan.network, width=32, dropout=0.3), steps=1)
-    list(run(other, tmp_path / "run", say=said.append, device="cpu"))
+    list(run(other, tmp_path / "run", say=messages.append, device="cpu"))
     start = plan.objective.teacher
-    assert said[1:] == [
+    assert messages[1:] == [
         f"network.width = 8 of {start}, not 32",
         f"network.dropout = 0.0 of {start}, not 0.3",
     ]
@@ -201,7 +203,7 @@ def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) ->
 def test_a_run_goes_on_from_the_weights_that_it_began_with(
     plan: Recipe, masked: Path, tmp_path: Path
 ) -> None:
-    """The teacher's directory may hold another model by then."""
+    """The teacher's directory may hold another model later."""
     model = load(masked)
     model.save(tmp_path / "teacher")
     other = replace(plan, objective=replace(plan.objective, teacher=str(tmp_path / "teacher")))
@@ -211,7 +213,7 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(
     with torch.no_grad():
         model.network.head.weight.add_(1)
     model.save(tmp_path / "teacher")
-    with pytest.raises(RunError, match=r"started from weights .* was trained again since"):
+    with pytest.raises(RunError, match=r"teacher has other weights .* was trained again since"):
         list(run(other, tmp_path / "run", device="cpu"))
 
 
@@ -222,12 +224,12 @@ def test_two_processes_share_the_rows_of_a_distillation_in_memory(
     for rank in (0, 1):
 
         class Other(Engine):
-            """One of two processes, whose sums stay its own."""
+            """One of two processes, without communication."""
 
             def sum_(self, tensors):
                 pass
 
-            def agree(self, modules):
+            def broadcast_weights(self, modules):
                 pass
 
         def watched(ids, step, *, rank, **options):
@@ -251,10 +253,10 @@ def test_two_processes_share_the_rows_of_a_distillation_in_memory(
     assert len(one) == len(two) == plan.batch_size // 2 and not torch.equal(one, two)
 
 
-def test_who_is_killed_with_an_update_in_hand_is_given_it_again(
+def test_a_run_killed_while_the_caller_has_an_update_yields_it_again(
     plan: Recipe, tmp_path: Path
 ) -> None:
-    """The state of step 3 is saved when the caller is done with update 3: a measurement of it is not lost."""
+    """The state of step 3 is saved after the caller's code for update 3, so nothing is lost."""
     for update in run(plan, tmp_path / "run", device="cpu"):
         if update.step == 3:
             shutil.copytree(tmp_path / "run", tmp_path / "killed")
@@ -275,9 +277,9 @@ def test_a_run_of_before_a_field_was_added_goes_on(plan: Recipe, tmp_path: Path)
     next(begun)
     begun.close()
     file = tmp_path / "run" / "recipe.json"
-    told = json.loads(file.read_text("utf-8"))
-    del told["accumulation"], told["optim"]["weight_decay"]
-    file.write_text(json.dumps(told), "utf-8")
+    content = json.loads(file.read_text("utf-8"))
+    del content["accumulation"], content["optim"]["weight_decay"]
+    file.write_text(json.dumps(content), "utf-8")
     assert len(list(run(plan, tmp_path / "run", device="cpu"))) == plan.steps
     with pytest.raises(RunError, match=r"(?s)another recipe.*weight_decay"):
         list(

@@ -1,4 +1,4 @@
-"""A recipe is data: JSON and back without loss, and a wrong field is named."""
+"""A recipe is data: JSON and back without loss, and an error names a wrong field."""
 
 import dataclasses
 import json
@@ -107,12 +107,12 @@ def test_named_recipes_and_back(function) -> None:  # type: ignore[no-untyped-de
 
 def test_fields_that_are_left_out_have_their_defaults() -> None:
     assert from_json(Recipe, {"name": "x"}, "recipe") == Recipe("x")
-    told = {
+    content = {
         "name": "x",
         "objective": {"kind": "consistency", "temperatures": [1, 0.5]},
         "optim": {"lr": 1},
     }
-    recipe = from_json(Recipe, told, "recipe")
+    recipe = from_json(Recipe, content, "recipe")
     assert recipe.objective == ConsistencySettings(
         temperatures=(1.0, 0.5)
     ) and recipe.optim == AdamW(lr=1.0)
@@ -122,77 +122,98 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("content", "message"),
     [
         ({}, "recipe.name is missing: recipe has name, objective"),
         ([], r"recipe has the wrong type: got \[\], want an object with the fields of Recipe"),
         ({"name": "x", "step": 5}, "recipe has no field 'step', did you mean 'steps'?"),
         ({"name": "x", "zzz": 5}, "recipe has no field 'zzz': it has name, objective, network"),
         ({"name": "x", "optim": {"learning": 1}}, "recipe.optim has no field 'learning'"),
-        ({"name": "x", "optim": {"warmup_step": 1}}, "recipe.optim has no field 'warmup_step', did you mean 'warmup"),
-        ({"name": 5}, "recipe.name has the wrong type: got 5, want str"),
-        ({"name": "x", "steps": 1.5}, "recipe.steps has the wrong type: got 1.5, want int"),
-        ({"name": "x", "steps": True}, "recipe.steps has the wrong type: got True, want int"),
-        ({"name": "x", "steps": None}, "recipe.steps has the wrong type: got None, want int"),
-        ({"name": "x", "optim": {"lr": "1e-3"}}, "recipe.optim.lr has the wrong type: got '1e-3', want float"),
-        ({"name": "x", "optim": {"clip_norm": "no"}}, "recipe.optim.clip_norm has the wrong type: got 'no', want float"),
-        ({"name": "x", "optim": {"betas": [0.9]}}, r"recipe.optim.betas has the wrong length: got \[0.9\], want a list of 2"),
-        ({"name": "x", "optim": {"betas": 0.9}}, "recipe.optim.betas has the wrong type: got 0.9, want a list"),
-        ({"name": "x", "optim": {"betas": [0.9, "a"]}}, r"recipe.optim.betas\[1\] has the wrong type: got 'a', want float"),
-        ({"name": "x", "optim": 3}, "recipe.optim has the wrong type: got 3, want an object"),
-        ({"name": "x", "network": {"sees_alpha": 1}}, "recipe.network.sees_alpha has the wrong type: got 1, want bool"),
-        ({"name": "x", "precision": "float16"}, "precision .*got 'float16', want one of 'float32', 'bfloat16', 'fastest'"),
+        ({"name": "x", "optim": {"warmup_step": 1}}, "'warmup_step', did you mean 'warmup"),
+        ({"name": 5}, "recipe.name .*got 5, want str"),
+        ({"name": "x", "steps": 1.5}, "recipe.steps .*got 1.5, want int"),
+        ({"name": "x", "steps": True}, "recipe.steps .*got True, want int"),
+        ({"name": "x", "steps": None}, "recipe.steps .*got None, want int"),
+        ({"name": "x", "optim": {"lr": "1e-3"}}, "recipe.optim.lr .*got '1e-3', want float"),
+        ({"name": "x", "optim": {"clip_norm": "no"}}, "optim.clip_norm .*got 'no', want float"),
+        ({"name": "x", "optim": {"betas": [0.9]}}, r"betas .*got \[0.9\], want a list of 2"),
+        ({"name": "x", "optim": {"betas": 0.9}}, "recipe.optim.betas .*got 0.9, want a list"),
+        ({"name": "x", "optim": {"betas": [0.9, "a"]}}, r"betas\[1\] .*got 'a', want float"),
+        ({"name": "x", "optim": 3}, "recipe.optim .*got 3, want an object"),
+        ({"name": "x", "network": {"sees_alpha": 1}}, "network.sees_alpha .*got 1, want bool"),
+        ({"name": "x", "precision": "float16"}, "precision .*got 'float16', .*'fastest'"),
         ({"name": "x", "precision": ["float32"]}, "recipe.precision is unknown: got"),
-        ({"name": "x", "objective": {"kind": "x"}}, "kind is unknown: got 'x', want one of 'nelbo', 'curriculum', .*'sdtt'"),
+        ({"name": "x", "objective": {"kind": "x"}}, "kind .*got 'x', .*'nelbo', .*'sdtt'"),
         ({"name": "x", "objective": {}}, "recipe.objective.kind is unknown: got None"),
         ({"name": "x", "objective": "nelbo"}, "recipe.objective.kind is unknown: got None"),
-        ({"name": "x", "objective": {"kind": "nelbo", "teacher": "y"}}, "recipe.objective has no field 'teacher'"),
-        ({"name": "x", "objective": {"kind": "consistency", "direction": "both"}}, "direction is unknown: got 'both', want one of 'reverse', "),
-        ({"name": "x", "steps": 0}, "steps is a count of the recipe 'x': want >= 1, got 0"),
-        ({"name": "x", "batch_size": 10, "accumulation": 4}, "splits batch_size = 10 into equal .* 4 does not"),
+        ({"name": "x", "objective": {"kind": "nelbo", "teacher": "y"}}, "no field 'teacher'"),
+        (
+            {"name": "x", "objective": {"kind": "consistency", "direction": "both"}},
+            "direction is unknown: got 'both', want one of 'reverse', ",
+        ),
+        ({"name": "x", "steps": 0}, "steps of the recipe 'x' .*got 0, want steps >= 1"),
+        ({"name": "x", "batch_size": 10, "accumulation": 4}, "accumulation .*4 .*batch_size = 10"),
     ],
-)  # fmt: skip
-def test_wrong_json(told: object, message: str) -> None:
+)
+def test_wrong_json(content: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        from_json(Recipe, told, "recipe")
+        from_json(Recipe, content, "recipe")
 
 
-def test_what_would_have_no_effect_is_refused() -> None:
+def test_settings_without_effect_are_refused() -> None:
     for change in ({"revealed": "none"}, {"revealed_weight": 4.0}, {"reduction": "masked"}):
         with pytest.raises(
             ValueError,
-            match=f"{next(iter(change))}: uniform noise shows no token.*process = 'masked'",
+            match=f"{next(iter(change))} .*process = 'uniform'",
         ):
             ConsistencySettings(process="uniform", **change)
         ConsistencySettings(**change)
     for name in ("count", "teacher_steps"):
-        with pytest.raises(
-            ValueError, match=f"{name} is a count of the distillation: want >= 1, got 0"
-        ):
+        with pytest.raises(ValueError, match=f"{name} .*got 0, want 1"):
             SdttSettings(**{name: 0})
 
 
 WRONG = {
-    "optim.lr": [0.0, -1.0], "optim.betas": [(0.9, 1.0), (-0.1, 0.9)], "optim.eps": [0.0, -1.0],
-    "optim.weight_decay": [-1.0], "optim.clip_norm": [0.0, -1.0], "optim.ema_decay": [1.0, -0.1],
-    "optim.warmup_steps": [-1], "schedule.eps": [1.0, -0.1], "schedule.power": [0.0, -1.0],
-    "network.dropout": [1.0, -0.1], "network.length": [0], "network.width": [0], "network.blocks": [0],
-    "network.heads": [0], "network.cond_dim": [0],
-    "objective.t_min": [1.0, -0.1], "objective.soft_steps": [-1], "objective.temperature": [0.0, -1.0],
-    "objective.top_k": [0], "objective.gamma": [(-1.0, -1.0), (0.0, -1.0)], "objective.round_steps": [0],
-    "objective.delta0": [0.0, 1.0, -1.0], "objective.temperatures": [(), (0.9, 0.0), (-1.0,), (0.9,) * 10],
-    "objective.revealed_weight": [-1.0], "objective.count": [0, 11, 10**9], "objective.teacher_steps": [0],
+    "optim.lr": [0.0, -1.0],
+    "optim.betas": [(0.9, 1.0), (-0.1, 0.9)],
+    "optim.eps": [0.0, -1.0],
+    "optim.weight_decay": [-1.0],
+    "optim.clip_norm": [0.0, -1.0],
+    "optim.ema_decay": [1.0, -0.1],
+    "optim.warmup_steps": [-1],
+    "schedule.eps": [1.0, -0.1],
+    "schedule.power": [0.0, -1.0],
+    "network.dropout": [1.0, -0.1],
+    "network.length": [0],
+    "network.width": [0],
+    "network.blocks": [0],
+    "network.heads": [0],
+    "network.cond_dim": [0],
+    "objective.t_min": [1.0, -0.1],
+    "objective.soft_steps": [-1],
+    "objective.temperature": [0.0, -1.0],
+    "objective.top_k": [0],
+    "objective.gamma": [(-1.0, -1.0), (0.0, -1.0)],
+    "objective.round_steps": [0],
+    "objective.delta0": [0.0, 1.0, -1.0],
+    "objective.temperatures": [(), (0.9, 0.0), (-1.0,), (0.9,) * 10],
+    "objective.revealed_weight": [-1.0],
+    "objective.count": [0, 11, 10**9],
+    "objective.teacher_steps": [0],
     "objective.deeper": [0],
-    "batch_size": [0, -4], "accumulation": [0], "steps": [0], "save_every": [0],
+    "batch_size": [0, -4],
+    "accumulation": [0],
+    "steps": [0],
+    "save_every": [0],
     "seed": [2**63, -(2**63) - 1],
     "name": ["", ".", "..", "a/b", "a\0b", "x" * 201, "ü" * 101],
-}  # fmt: skip
+}
 
 
-def with_field(told: dict, path: str, value: object) -> dict:
+def with_field(content: dict, path: str, value: object) -> dict:
     """The JSON of a recipe with one field changed."""
     first, _, rest = path.partition(".")
-    return told | {first: with_field(told[first], rest, value) if rest else value}
+    return content | {first: with_field(content[first], rest, value) if rest else value}
 
 
 def fields_of(kind: type, path: str = "") -> dict[str, object]:
@@ -210,8 +231,8 @@ def fields_of(kind: type, path: str = "") -> dict[str, object]:
     [NelboSettings, CurriculumSettings, AutoregressiveSettings, ConsistencySettings, SdttSettings],
 )
 def test_every_number_and_text_of_a_recipe_is_one_that_files_keep(kind: type) -> None:
-    """A number that is not finite, an integer beyond 64 bits or a text without UTF-8 ends a run at its last save."""
-    told, numbers = to_json(Recipe("x", kind())), 0
+    """No NaN or infinity, no integer beyond 64 bits, no text without a form in UTF-8."""
+    content, numbers = to_json(Recipe("x", kind())), 0
     for path, value in fields_of(kind).items():
         if path.endswith("kind") or isinstance(value, bool):
             continue
@@ -227,7 +248,7 @@ def test_every_number_and_text_of_a_recipe_is_one_that_files_keep(kind: type) ->
             bad = ["\udcff"]
         for wrong in bad:
             with pytest.raises(ValueError, match=path.rpartition(".")[2]):
-                from_json(Recipe, with_field(told, path, wrong), "recipe")
+                from_json(Recipe, with_field(content, path, wrong), "recipe")
             numbers += 1
     assert numbers > 40
 
@@ -247,14 +268,16 @@ def test_a_value_out_of_its_range_is_refused_at_the_start(path: str) -> None:
     ]
     assert kinds
     for kind in kinds:
-        told = to_json(Recipe("x", kind()))
+        content = to_json(Recipe("x", kind()))
         for wrong in WRONG[path]:
             with pytest.raises(ValueError, match=path.rpartition(".")[2]):
-                from_json(Recipe, with_field(told, path, json.loads(json.dumps(wrong))), "recipe")
+                from_json(
+                    Recipe, with_field(content, path, json.loads(json.dumps(wrong))), "recipe"
+                )
 
 
 def test_numbers_of_a_recipe_have_a_range_or_a_reason() -> None:
-    """A new field of a number joins `WRONG`, or this list says why any finite value of it is right."""
+    """A new numeric field joins `WRONG`, or `free` with the reason why all its values are valid."""
     free = {"optim.decay_steps"}  # None, or more than warmup_steps
     for kind in (
         NelboSettings,

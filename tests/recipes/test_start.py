@@ -1,4 +1,4 @@
-"""A run goes on with the text, the tokenizer and the weights that it began with, wherever it is started from."""
+"""A run resumes only with the text, tokenizer and weights that it started with."""
 
 import json
 import shutil
@@ -13,12 +13,13 @@ from toy_recipes import corpus, shrink
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import to_json
 from unmask.models.model import load
-from unmask.recipes import start as begun
 from unmask.recipes.catalog import recipe
 from unmask.recipes.held_out import Text, held_out
 from unmask.recipes.run import finished, run
 from unmask.recipes.schema import Recipe, recipe_of
+from unmask.recipes.start import with_absolute_paths
 from unmask.training import Engine, RunError
+from unmask.training.run_files import read_start
 
 STEPS = 4
 
@@ -30,14 +31,14 @@ def plan(tmp_path: Path) -> Recipe:
     return replace(small, steps=STEPS, save_every=1, precision="float32")
 
 
-def some(plan: Recipe, folder: Path, steps: int, said: list[str] | None = None) -> list[float]:
-    """Losses of a run that is broken off after some updates."""
+def some(plan: Recipe, folder: Path, steps: int, messages: list[str] | None = None) -> list[float]:
+    """Losses of a run that is stopped after some updates."""
     updates: Iterator = run(
-        plan, folder, device="cpu", say=[].append if said is None else said.append
+        plan, folder, device="cpu", say=[].append if messages is None else messages.append
     )
-    found = [update.loss for _, update in zip(range(steps), updates, strict=False)]
+    losses = [update.loss for _, update in zip(range(steps), updates, strict=False)]
     updates.close()
-    return found
+    return losses
 
 
 def start(folder: Path) -> dict[str, object]:
@@ -45,7 +46,7 @@ def start(folder: Path) -> dict[str, object]:
 
 
 def test_another_text_is_refused_with_both_digests(plan: Recipe, tmp_path: Path) -> None:
-    """Of a run that was stopped and of one that is finished; the text put back, it goes on."""
+    """For a stopped and for a finished run; with the old text restored, it resumes."""
     edited = tmp_path / "text" / "04.txt"
     before = edited.read_text("utf-8")
     for steps, rest in ((2, STEPS - 2), (STEPS + 1, 0)):
@@ -66,7 +67,7 @@ def test_another_text_is_refused_with_both_digests(plan: Recipe, tmp_path: Path)
 def test_another_folder_of_the_same_name_is_refused(
     plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path is kept in full; from elsewhere the run directory finds its text, and so does a measurement."""
+    """Paths are saved as absolute: resume and measurement find the text from any directory."""
     relative = replace(plan, data=replace(plan.data, corpus="text"))
     monkeypatch.chdir(tmp_path)
     some(relative, tmp_path / "run", 2)
@@ -92,8 +93,8 @@ def test_another_folder_of_the_same_name_is_refused(
     assert again.words(1).endswith(f" of {tmp_path / 'text'}, changed since the training")
 
 
-def test_a_run_whose_text_was_moved_goes_on_by_its_new_path(plan: Recipe, tmp_path: Path) -> None:
-    """The refusal says where to write it; the digest decides whether it is the same text."""
+def test_a_run_whose_text_was_moved_resumes_with_its_new_path(plan: Recipe, tmp_path: Path) -> None:
+    """The error says where to write the path; the digest decides if it is the same text."""
     some(plan, tmp_path / "run", 2)
     (tmp_path / "text").rename(tmp_path / "moved")
     moved = replace(plan, data=replace(plan.data, corpus=str(tmp_path / "moved")))
@@ -111,7 +112,7 @@ def test_a_run_whose_text_was_moved_goes_on_by_its_new_path(plan: Recipe, tmp_pa
 def test_a_resume_uses_the_tokenizer_of_the_run(
     plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not trained a second time; one that is not the run's is refused."""
+    """It is not trained again, and another tokenizer is refused."""
     straight = some(plan, tmp_path / "straight", STEPS + 1)
     assert some(plan, tmp_path / "run", 2) == straight[:2]
     own = Tokenizer.load(tmp_path / "run" / "tokenizer")
@@ -121,16 +122,16 @@ def test_a_resume_uses_the_tokenizer_of_the_run(
     assert some(plan, tmp_path / "run", STEPS) == straight[2:]
     assert load(tmp_path / "run" / "model").tokenizer.behaviour == own.behaviour
     file = tmp_path / "other" / "tokenizer" / "tokenizer.json"
-    told = json.loads(file.read_text("utf-8"))
-    told["model"]["merges"].reverse()
-    file.write_text(json.dumps(told), "utf-8")
+    content = json.loads(file.read_text("utf-8"))
+    content["model"]["merges"].reverse()
+    file.write_text(json.dumps(content), "utf-8")
     with pytest.raises(
-        RunError, match=r"data\.tokenizer is another one .*got tokenizer [0-9a-f]+, want [0-9a-f]+"
+        RunError, match=r"data\.tokenizer .*got tokenizer [0-9a-f]+, want [0-9a-f]+"
     ):
         some(plan, tmp_path / "other", 1)
 
 
-def test_other_rounding_is_said(
+def test_another_machine_is_reported(
     plan: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Engine(torch.device("cpu")).machine()
@@ -138,30 +139,28 @@ def test_other_rounding_is_said(
     plan = replace(plan, steps=9)
     some(plan, tmp_path / "run", 1)
     assert start(tmp_path / "run")["machine"] == here
-    said: list[str] = []
-    some(plan, tmp_path / "run", 1, said)
-    assert said == ["resuming at step 1, matrix products in float32"]
+    messages: list[str] = []
+    some(plan, tmp_path / "run", 1, messages)
+    assert messages == ["resuming at step 1, matrix products in float32"]
     monkeypatch.setattr(Engine, "machine", lambda self: here | {"threads": 7})
     for _ in range(2):  # at each resume
-        said.clear()
-        some(plan, tmp_path / "run", 1, said)
-        assert said[1].startswith(
-            f"what rounding depends on has changed since the run began (threads: {here['threads']} -> 7)"
-        )
+        messages.clear()
+        some(plan, tmp_path / "run", 1, messages)
+        assert f"(threads: {here['threads']} -> 7)" in messages[1]
 
 
-def test_a_run_of_version_0_1_goes_on_and_says_what_is_not_checked(
+def test_a_run_of_version_0_1_resumes_and_reports_what_is_not_checked(
     plan: Recipe, tmp_path: Path
 ) -> None:
-    """It has a relative path, no start.json and no tokenizer; from then on all is checked."""
+    """It has a relative path, no start.json and no tokenizer; later resumes check all."""
     straight = some(plan, tmp_path / "straight", STEPS + 1)
     some(plan, tmp_path / "run", 2)
     (tmp_path / "run" / "start.json").unlink()
     shutil.rmtree(tmp_path / "run" / "tokenizer")
-    said: list[str] = []
-    assert some(plan, tmp_path / "run", 1, said) == straight[2:3]
-    assert said[1].startswith(
-        "this run has no text_digest, tokenizer_digest, machine in its start.json (version 0.1"
+    messages: list[str] = []
+    assert some(plan, tmp_path / "run", 1, messages) == straight[2:3]
+    assert messages[1].startswith(
+        "start.json of this run lacks text_digest, tokenizer_digest, machine"
     )
     assert start(tmp_path / "run").keys() == {"text_digest", "tokenizer_digest", "machine"}
     assert some(plan, tmp_path / "run", STEPS) == straight[3:]
@@ -177,42 +176,42 @@ def test_an_old_relative_path_is_the_same_text_from_the_same_place(
     assert len(some(plan, tmp_path / "run", STEPS)) == STEPS - 2
 
 
-def test_what_a_start_kept_of_a_streamed_text_is_its_digest(tmp_path: Path) -> None:
+def test_start_json_is_read_strictly_and_in_the_form_of_version_0_1(tmp_path: Path) -> None:
     (tmp_path / "start.json").write_text(json.dumps({"text": "abc", "weights": "1"}))
-    assert begun.read_start(tmp_path) == {"text_digest": "abc", "weights": "1"}
+    assert read_start(tmp_path) == {"text_digest": "abc", "weights": "1"}
     for text, fault in {
         "{": r"start\.json is not valid JSON",
-        "7": r"start\.json holds no JSON object: got 7",
-        '{"text_digest": 3}': r"start\.json holds no digest or no machine: got text_digest = 3",
-        '{"machine": []}': r"start\.json holds no digest or no machine: got machine = \[\]",
+        "7": r"start\.json is not a JSON object: got 7",
+        '{"text_digest": 3}': r"start\.json .* wrong type: got text_digest = 3",
+        '{"machine": []}': r"start\.json .* wrong type: got machine = \[\]",
     }.items():
         (tmp_path / "start.json").write_text(text)
-        with pytest.raises(RunError, match=rf"{fault}.*; put it back, or remove it"):
-            begun.read_start(tmp_path)
+        with pytest.raises(RunError, match=rf"{fault}.*; restore it, or remove it"):
+            read_start(tmp_path)
 
 
-def test_names_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Recipe) -> None:
-    """A folder that is called like a corpus is not read, so the name stays."""
+def test_names_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Recipe) -> None:
+    """A folder with the name of a corpus is not read, so the name stays."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sotu").mkdir()
     for name in ("sotu", "hub:a/b", "openwebtext", "nowhere"):
         named = replace(plan, data=replace(plan.data, corpus=name))
-        assert begun.resolved(named) == named
-    assert begun.resolved(replace(plan, data=replace(plan.data, corpus="text"))) == plan
+        assert with_absolute_paths(named) == named
+    assert with_absolute_paths(replace(plan, data=replace(plan.data, corpus="text"))) == plan
 
 
 def test_a_finished_run_keeps_no_states_and_takes_no_more_steps(
     plan: Recipe, masked: Path, tmp_path: Path
 ) -> None:
-    """The model is left as it is; the refusal names the way to train it further."""
+    """The model is unchanged, and the error names the command that trains it further."""
     some(plan, tmp_path / "run", STEPS + 1)
     names = {"recipe.json", "start.json", "tokenizer", "metrics.jsonl", "model", ".lock"}
     assert {entry.name for entry in (tmp_path / "run").iterdir()} == names
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "model").iterdir()}
-    said: list[str] = []
-    assert some(plan, tmp_path / "run", 1, said) == []
-    assert said == [
-        f"all {STEPS} steps are done; {tmp_path}/run/model holds the model and is left as it is"
+    messages: list[str] = []
+    assert some(plan, tmp_path / "run", 1, messages) == []
+    assert messages == [
+        f"all {STEPS} steps are done; {tmp_path}/run/model holds the model and is unchanged"
     ]
     assert {file: file.stat().st_mtime_ns for file in before} == before
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Recipes on text that is streamed: the rows of the same documents, held-out ones never learnt, bit for bit resumed."""
+"""Recipes on streamed text: rows of all documents but the held-out ones, exact resume."""
 
 import shutil
 import threading
@@ -20,7 +20,7 @@ from unmask.data.packing import StreamedRows
 from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.models.model import load
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import PARTS, documents, texts
+from unmask.recipes.data import PARTS, documents, training_data
 from unmask.recipes.held_out import Text, held_out
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
@@ -31,7 +31,7 @@ DOCUMENTS, HELD_OUT, W = 120, 8, 16
 
 @pytest.fixture(autouse=True)
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, documents four at a time, two such steps held out, windows of W rows; no thread is left."""
+    """An empty cache, four documents at a time, two such steps held out; no thread is left."""
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(unmask.data.streaming, "DOCUMENTS_AT_ONCE", 4)
@@ -42,13 +42,13 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def all_texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return list(load_corpus(corpus(tmp_path_factory.mktemp("text") / "text", DOCUMENTS)).texts)
 
 
 @pytest.fixture
-def tables(found: list[str]) -> datasets.DatasetDict:
-    split = {"train": found[:100], "test": found[100:]}
+def tables(all_texts: list[str]) -> datasets.DatasetDict:
+    split = {"train": all_texts[:100], "test": all_texts[100:]}
     return datasets.DatasetDict(
         {name: datasets.Dataset.from_dict({"text": some}) for name, some in split.items()}
     )
@@ -76,33 +76,33 @@ def on(plan: Recipe, corpus: object, **changes: object) -> Recipe:
 
 def everything(rows: Any) -> torch.Tensor:
     assert isinstance(rows, StreamedRows)
-    found = rows.at_least(10**6)[:]
+    all_texts = rows.at_least(10**6)[:]
     rows.close()
-    return found
+    return all_texts
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("wrap", [True, False])
 def test_what_is_streamed_is_what_is_stored_without_what_is_held_out(
-    plan: Recipe, found: list[str], part: str, wrap: bool
+    plan: Recipe, all_texts: list[str], part: str, wrap: bool
 ) -> None:
     """The first documents; halves are every other document of both."""
-    data = texts(on(plan, plan.data.corpus, part=part, wrap=wrap))
+    data = training_data(on(plan, plan.data.corpus, part=part, wrap=wrap))
     code, eos = data.tokenizer.encode_batch, data.tokenizer.eos_id
     chosen = range(100)[PARTS[part]]
     first = [i for i in chosen if i < HELD_OUT]
     assert (
         1200
-        <= sum(map(len, found[:HELD_OUT]))
-        < 1200 + sum(map(len, found[HELD_OUT - 4 : HELD_OUT]))
+        <= sum(map(len, all_texts[:HELD_OUT]))
+        < 1200 + sum(map(len, all_texts[HELD_OUT - 4 : HELD_OUT]))
     )
     assert list(documents(on(plan, plan.data.corpus, part=part).data).held_out.documents) == [
-        found[i] for i in first
+        all_texts[i] for i in first
     ]
     assert torch.equal(
-        data.held_out[:], pack(code([found[i] for i in first]), LENGTH, eos, wrap=wrap)
+        data.held_out[:], pack(code([all_texts[i] for i in first]), LENGTH, eos, wrap=wrap)
     )
-    learnt = code([found[i] for i in chosen if i >= HELD_OUT])
+    learnt = code([all_texts[i] for i in chosen if i >= HELD_OUT])
     assert torch.equal(everything(data.train), pack(learnt, LENGTH, eos, wrap=wrap))
 
 
@@ -118,13 +118,13 @@ def forms(tables: datasets.DatasetDict, folder: Path) -> dict[str, Path]:
 
 
 def test_with_a_split_to_hold_out_all_else_is_learnt(
-    plan: Recipe, found: list[str], tables: datasets.DatasetDict, tmp_path: Path
+    plan: Recipe, all_texts: list[str], tables: datasets.DatasetDict, tmp_path: Path
 ) -> None:
-    """Of the split no more is read than is kept; the rows to learn from are those that are stored."""
+    """No more of the split is read than is kept, and the rows equal the stored ones."""
     for path in forms(tables, tmp_path).values():
-        data, stored = texts(on(plan, path)), texts(on(plan, path, streaming=False))
+        data, stored = training_data(on(plan, path)), training_data(on(plan, path, streaming=False))
         assert torch.equal(everything(data.train), stored.train[:])
-        assert list(documents(on(plan, path).data).held_out.documents) == found[100:108]
+        assert list(documents(on(plan, path).data).held_out.documents) == all_texts[100:108]
         assert data.digest != stored.digest and 0 < len(data.held_out) < len(stored.held_out)
 
 
@@ -136,7 +136,7 @@ def test_any_data_set_of_the_hub(
     monkeypatch: pytest.MonkeyPatch,
     streaming: bool,
 ) -> None:
-    """By name, configuration and revision, which is resolved to a commit; the directory has the layout of the hub's."""
+    """By name, configuration and revision (resolved to a commit), in the layout of the hub."""
     folder, asked, commit, real = (
         forms(tables, tmp_path)["parquet"],
         [],
@@ -174,8 +174,8 @@ def test_any_data_set_of_the_hub(
         len({part.identity for part in (parts.train, parts.held_out, other.train, other.held_out)})
         == 4
     )
-    expected = texts(on(plan, folder, streaming=streaming))
-    named = texts(on(plan, "hub:some/text@" + "2" * 40, streaming=streaming))
+    expected = training_data(on(plan, folder, streaming=streaming))
+    named = training_data(on(plan, "hub:some/text@" + "2" * 40, streaming=streaming))
     assert named.digest == expected.digest and asked[-1][2] == "2" * 40
     if streaming:
         assert torch.equal(everything(named.train), everything(expected.train))
@@ -190,7 +190,7 @@ def test_any_data_set_of_the_hub(
 def test_files_of_the_hub_that_would_be_left_out_are_named(
     plan: Recipe, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
-    """A card that says which file is of which split is taken at its word; what an earlier download left, too."""
+    """The splits follow the card of the data set, and files of an earlier download are used."""
     read: dict[str, list[str]] = {"test": ["hf://datasets/some/text@0/crash-test.parquet"]}
     card: list[dict[str, object] | None] = [None]
     names = "README.md", "crash-test.parquet", "physics.parquet", "deep/x.parquet"
@@ -248,44 +248,45 @@ def test_a_folder_is_not_read_in_the_place_of_the_hub(
 
 
 def test_a_tokenizer_is_trained_on_the_beginning(
-    plan: Recipe, found: list[str], small: Path
+    plan: Recipe, all_texts: list[str], small: Path
 ) -> None:
     """Of what is learnt from, and once."""
     data = replace(plan.data, tokenizer="bpe:262")
     parts = documents(data)
-    assert list(parts.train.texts) == found[HELD_OUT : 2 * HELD_OUT]
-    first = texts(replace(plan, data=data)).tokenizer
+    assert list(parts.train.texts) == all_texts[HELD_OUT : 2 * HELD_OUT]
+    first = training_data(replace(plan, data=data)).tokenizer
     assert (
-        first.vocab_size == 262 and texts(replace(plan, data=data)).tokenizer.digest == first.digest
+        first.vocab_size == 262
+        and training_data(replace(plan, data=data)).tokenizer.digest == first.digest
     )
     assert len(list((small / "tokenizers").glob("[0-9a-f]*"))) == 1
 
 
 def test_lists_of_ids_are_packed_or_are_rows(
-    plan: Recipe, found: list[str], tmp_path: Path
+    plan: Recipe, all_texts: list[str], tmp_path: Path
 ) -> None:
-    tokenizer = texts(plan).tokenizer
-    ids = tokenizer.encode_batch(found[:100])
+    tokenizer = training_data(plan).tokenizer
+    ids = tokenizer.encode_batch(all_texts[:100])
     datasets.Dataset.from_dict({IDS_COLUMN: ids}).save_to_disk(tmp_path / "lists")
-    data = texts(on(plan, tmp_path / "lists"))
+    data = training_data(on(plan, tmp_path / "lists"))
     held = len(documents(on(plan, tmp_path / "lists").data).held_out.documents)
     assert 1200 <= sum(map(len, ids[:held])) and held % 4 == 0
     assert torch.equal(everything(data.train), pack(ids[held:], LENGTH, tokenizer.eos_id))
 
     rows = pack(ids, LENGTH, tokenizer.eos_id)
     datasets.Dataset.from_dict({IDS_COLUMN: rows.tolist()}).save_to_disk(tmp_path / "rows")
-    data = texts(on(plan, tmp_path / "rows"))
+    data = training_data(on(plan, tmp_path / "rows"))
     assert torch.equal(torch.cat([data.held_out[:], everything(data.train)]), rows)
-    with pytest.raises(ValueError, match=f"have {LENGTH} tokens each and network.length is 9"):
-        texts(replace(on(plan, tmp_path / "rows"), network=replace(plan.network, length=9)))
+    with pytest.raises(ValueError, match=rf"network\.length .*got 9, .*have {LENGTH} tokens"):
+        training_data(replace(on(plan, tmp_path / "rows"), network=replace(plan.network, length=9)))
 
     datasets.Dataset.from_dict({IDS_COLUMN: [*rows.tolist(), [1, 2]]}).save_to_disk(
         tmp_path / "mixed"
     )
-    with pytest.raises(ValueError, match=f"are rows of {LENGTH} tokens, others have other lengths"):
-        everything(texts(on(plan, tmp_path / "mixed")).train)
+    with pytest.raises(ValueError, match=f"are rows of {LENGTH} tokens, others are not"):
+        everything(training_data(on(plan, tmp_path / "mixed")).train)
     with pytest.raises(ValueError, match="token ids, and text is needed"):
-        texts(on(plan, tmp_path / "rows", tokenizer="bpe:262"))
+        training_data(on(plan, tmp_path / "rows", tokenizer="bpe:262"))
 
 
 def test_what_cannot_be_streamed_says_why(plan: Recipe, text: Path, tmp_path: Path) -> None:
@@ -293,16 +294,16 @@ def test_what_cannot_be_streamed_says_why(plan: Recipe, text: Path, tmp_path: Pa
         with pytest.raises(
             ValueError, match=r"data\.streaming cannot read .* give --data\.no-streaming"
         ):
-            texts(on(plan, name))
+            training_data(on(plan, name))
     datasets.Dataset.from_dict({"text": ["the text"] * 9}).save_to_disk(tmp_path / "short")
-    short = texts(on(plan, tmp_path / "short"))
+    short = training_data(on(plan, tmp_path / "short"))
     with pytest.raises(ValueError, match=r"does not fill one row.* leave data\.streaming out"):
         short.train.at_least(1)
     datasets.Dataset.from_dict({"text": ["the text " * 9] * 40 + [None]}).save_to_disk(
         tmp_path / "gap"
     )
     with pytest.raises(ValueError, match="column 'text' is empty in row 40"):
-        everything(texts(on(plan, tmp_path / "gap")).train)
+        everything(training_data(on(plan, tmp_path / "gap")).train)
     datasets.Dataset.from_dict({IDS_COLUMN: [[1] * 99, [1] * 98] * 10 + [[999] * 50]}).save_to_disk(
         tmp_path / "foreign"
     )
@@ -315,20 +316,22 @@ def test_what_cannot_be_streamed_says_why(plan: Recipe, text: Path, tmp_path: Pa
 
 def losses(plan: Recipe, folder: Path, steps: int | None = None) -> list[float]:
     """Of the updates of a run, broken off after some."""
-    updates, found = run(plan, folder, device="cpu"), []
+    updates, all_texts = run(plan, folder, device="cpu"), []
     for update in updates:
-        found.append(update.loss)
+        all_texts.append(update.loss)
         if update.step == steps:
             break
     updates.close()
-    return found
+    return all_texts
 
 
 def test_a_training_on_a_stream_resumes_bit_for_bit(
     plan: Recipe, tmp_path: Path, small: Path
 ) -> None:
-    """Stopped in the first window, then in a later one with the cache gone; with 100 documents it ends in the third
-    epoch. A caller's rows all at once, window by window in order, give the same losses.
+    """Stopped in the first window, then in a later one with an empty cache.
+
+    With 100 documents the run ends in the third epoch. The same rows in memory, in the order of the
+    windows, give the same losses.
     """
     straight = losses(plan, tmp_path / "straight")
     assert len(straight) == 40
@@ -336,10 +339,10 @@ def test_a_training_on_a_stream_resumes_bit_for_bit(
         assert losses(plan, tmp_path / "stopped", steps) == straight[begins:steps]
     shutil.rmtree(small)
     assert losses(plan, tmp_path / "stopped") == straight[14:]
-    known = texts(plan)
-    whole = everything(known.train)
+    digests = training_data(plan)
+    whole = everything(digests.train)
     assert len(whole) * 2 < 40 * 56 < len(whole) * 3
-    at_once = replace(known, train=StreamedRows(W, lambda n: whole, lambda: None))
+    at_once = replace(digests, train=StreamedRows(W, lambda n: whole, lambda: None))
     assert [
         update.loss for update in run(plan, tmp_path / "at once", data=at_once, device="cpu")
     ] == straight
@@ -348,7 +351,7 @@ def test_a_training_on_a_stream_resumes_bit_for_bit(
     ]
     assert all(
         torch.equal(one, two)
-        for one, two in zip(*(found.values() for found in weights), strict=True)
+        for one, two in zip(*(all_texts.values() for all_texts in weights), strict=True)
     )
 
 
@@ -371,4 +374,4 @@ def test_held_out_text_of_a_model_is_that_of_its_training(plan: Recipe, tmp_path
     with pytest.raises(ValueError, match=r"text.held_out has no effect: got False"):
         held_out(Text(held_out=False), str(tmp_path / "run"), load(tmp_path / "run"))
     assert replace(measured.data, tokenizer=plan.data.tokenizer) == plan.data
-    assert torch.equal(measured.rows[:], texts(plan).held_out[:])
+    assert torch.equal(measured.rows[:], training_data(plan).held_out[:])

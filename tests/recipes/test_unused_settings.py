@@ -1,4 +1,4 @@
-"""Every field of every recipe acts, or the recipe says why it does not, and a flag for it is refused."""
+"""Every field of every recipe has an effect, or a reason is given and its flag is refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from unmask.dataclass_json import from_json, leaves, to_json
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.model import load
 from unmask.models.modules import weights_digest
-from unmask.recipes.build import build
+from unmask.recipes.build import build, load_start
 from unmask.recipes.catalog import recipe
-from unmask.recipes.data import texts
+from unmask.recipes.data import training_data
 from unmask.recipes.schema import (
     AutoregressiveSettings,
     ConsistencySettings,
@@ -25,20 +25,45 @@ from unmask.recipes.schema import (
     Schedule,
     SdttSettings,
 )
-from unmask.recipes.unused_settings import check_flags, idle, not_used
+from unmask.recipes.unused_settings import (
+    check_flags,
+    set_by_start,
+    unused_lines,
+    without_effect,
+)
 
-# Read by `run`, `fit` and the optimizer, whatever is learnt: laws of their own are in test_run.py and tests/training.
+# Used for every objective: tested in test_run.py and tests/training.
 OF_EVERY_RUN = {"name", "batch_size", "accumulation", "steps", "save_every", "seed"}
 OTHERS: dict[str, Any] = {
-    "network.heads": 1, "network.width": 16, "network.blocks": 2, "network.cond_dim": 8, "network.dropout": 0.25,
-    "network.length": 8, "data.tokenizer": "bpe:263", "data.part": "all", "schedule.name": "cosine",
-    "schedule.eps": 0.25, "schedule.power": 3.0, "precision": "bfloat16", "objective.deeper": 2,
-    "objective.process": "uniform", "objective.direction": "forward", "objective.revealed": "divergence",
-    "objective.coupling": "independent", "objective.structure": "span:3", "objective.reduction": "masked",
-    "objective.gamma": (-3.0, -1.5), "objective.temperatures": (0.5, 0.5), "objective.divergence": "tvd",
-    "objective.faithful": "released", "objective.delta0": 1 / 16, "objective.t_min": 0.125,
-    "objective.revealed_weight": 2.0, "objective.temperature": 9.0, "optim.betas": (0.5, 0.75),
-}  # fmt: skip
+    "network.heads": 1,
+    "network.width": 16,
+    "network.blocks": 2,
+    "network.cond_dim": 8,
+    "network.dropout": 0.25,
+    "network.length": 8,
+    "data.tokenizer": "bpe:263",
+    "data.part": "all",
+    "schedule.name": "cosine",
+    "schedule.eps": 0.25,
+    "schedule.power": 3.0,
+    "precision": "bfloat16",
+    "objective.deeper": 2,
+    "objective.process": "uniform",
+    "objective.direction": "forward",
+    "objective.revealed": "divergence",
+    "objective.coupling": "independent",
+    "objective.structure": "span:3",
+    "objective.reduction": "masked",
+    "objective.gamma": (-3.0, -1.5),
+    "objective.temperatures": (0.5, 0.5),
+    "objective.divergence": "tvd",
+    "objective.faithful": "released",
+    "objective.delta0": 1 / 16,
+    "objective.t_min": 0.125,
+    "objective.revealed_weight": 2.0,
+    "objective.temperature": 9.0,
+    "optim.betas": (0.5, 0.75),
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +98,8 @@ def plans(text: Path, masked: Path, causal: Path) -> dict[str, Recipe]:
 
 
 def resolved(plan: Recipe) -> dict[str, Any]:
-    """What a run takes from its recipe: rows, first weights, precision, optimizer, and the first losses."""
-    data = texts(plan)
+    """The effects of a recipe: rows, initial weights, precision, optimizer, first losses."""
+    data = training_data(plan)
     parts = build(plan, data.tokenizer)
     network = parts.student.network
     shape = replace(network.shape, cond_dim=1) if network.shape.causal else network.shape
@@ -102,7 +127,12 @@ def resolved(plan: Recipe) -> dict[str, Any]:
     }
 
 
+def idle(plan: Recipe) -> dict[str, str]:
+    return set_by_start(plan) | without_effect(plan)
+
+
 def other(path: str, value: Any) -> Any:
+    """Another value of a field."""
     if path in OTHERS:
         return OTHERS[path]
     if isinstance(value, bool):
@@ -118,15 +148,24 @@ def changed(plan: Recipe, path: str, value: Any) -> Recipe:
 
 
 KINDS = [
-    "teacher", "teacher from a model", "polynomial", "curriculum", "hard curriculum", "judge", "judge from a model",
-    "mcd", "mcd without the revealed", "sdtt", "sdtt of one step",
-]  # fmt: skip
+    "teacher",
+    "teacher from a model",
+    "polynomial",
+    "curriculum",
+    "hard curriculum",
+    "judge",
+    "judge from a model",
+    "mcd",
+    "mcd without the revealed",
+    "sdtt",
+    "sdtt of one step",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_field_acts_or_is_idle(kind: str, plans: dict[str, Recipe]) -> None:
+def test_every_field_has_an_effect_or_a_reason(kind: str, plans: dict[str, Recipe]) -> None:
     plan = plans[kind]
-    before, said = resolved(plan), idle(plan)
+    before, unused = resolved(plan), idle(plan)
     given = {
         "objective.kind",
         "objective.init",
@@ -137,18 +176,18 @@ def test_every_field_acts_or_is_idle(kind: str, plans: dict[str, Recipe]) -> Non
     }
     for path, value in leaves(plan):
         if path in OF_EVERY_RUN | given:
-            assert path not in said
+            assert path not in unused
             continue
         try:
             now = resolved(changed(plan, path, other(path, value)))
         except ValueError:
             continue  # refused
-        assert (now == before) == (path in said), f"{path} of {kind}: idle is {path in said}"
+        assert (now == before) == (path in unused), f"{path} of {kind}: unused is {path in unused}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flag_that_does_not_act_is_refused(kind: str, plans: dict[str, Recipe]) -> None:
-    """But for sizes of the network, where one line of flags serves teacher, judge and student."""
+def test_a_flag_without_effect_is_refused(kind: str, plans: dict[str, Recipe]) -> None:
+    """Except sizes of the network: the same flags serve teacher, judge and student."""
     plan = plans[kind]
     for path in idle(plan):
         flagged = changed(plan, path, other(path, dict(leaves(plan))[path]))
@@ -157,13 +196,13 @@ def test_a_flag_that_does_not_act_is_refused(kind: str, plans: dict[str, Recipe]
         if path.startswith("network.") and path != "network.sees_alpha":
             check_flags(flagged, plan)
             continue
-        with pytest.raises(ValueError, match=f"^--{path.replace('_', '-')} does not act"):
+        with pytest.raises(ValueError, match=f"^--{path.replace('_', '-')} has no effect"):
             check_flags(flagged, plan)
     check_flags(replace(plan, seed=9, optim=replace(plan.optim, lr=0.5)), plan)
 
 
 def test_an_estimate_reads_sizes_and_vocabulary() -> None:
-    """docs/scaling.md estimates distillations of networks that are not there."""
+    """docs/scaling.md estimates distillations of networks that do not exist."""
     plan = recipe("owt-small-mcd")
     wide = replace(
         plan,
@@ -171,25 +210,32 @@ def test_an_estimate_reads_sizes_and_vocabulary() -> None:
         data=DataSettings(tokenizer="bpe:128000"),
     )
     check_flags(wide, plan, estimated=True)
-    with pytest.raises(ValueError, match=r"^--data.tokenizer does not act"):
+    with pytest.raises(ValueError, match=r"^--data.tokenizer has no effect"):
         check_flags(wide, plan)
-    with pytest.raises(ValueError, match=r"^--schedule.name does not act"):
+    with pytest.raises(ValueError, match=r"^--schedule.name has no effect"):
         check_flags(replace(plan, schedule=Schedule("cosine")), plan, estimated=True)
 
 
-def test_a_run_says_what_its_recipe_says_in_vain(plans: dict[str, Recipe], masked: Path) -> None:
+def started_lines(plan: Recipe) -> list[str]:
+    """The lines about settings of a recipe that starts from a model."""
+    start = load_start(plan)
+    return unused_lines(plan, build(plan, None, start=start), start)
+
+
+def test_a_run_reports_settings_without_effect(plans: dict[str, Recipe], masked: Path) -> None:
     plan = replace(
         plans["mcd"],
         schedule=Schedule("cosine"),
         network=replace(plans["mcd"].network, sees_alpha=True),
     )
     plan = replace(plan, network=replace(plan.network, length=8))
-    lines = not_used(plan, build(plan, None))
+    lines = started_lines(plan)
     assert f"network.sees_alpha = False of {masked}, not True" in lines
     assert f"schedule = LogLinear(eps=0.001) of {masked}, not Cosine(eps=0.001)" in lines
-    assert f"rows have network.length = 8 tokens, those of {masked} 16" in lines
+    assert any("network.length = 8 tokens" in line and "rows of 16" in line for line in lines)
     judge = replace(plans["judge"], network=replace(plans["judge"].network, sees_alpha=True))
-    assert "network.sees_alpha = True does not act: next-token training has no noise" in not_used(
+    reason = "autoregressive training has no noise"
+    assert f"network.sees_alpha = True has no effect: {reason}" in unused_lines(
         judge, build(judge, None, vocab_size=20)
     )
 
@@ -197,21 +243,21 @@ def test_a_run_says_what_its_recipe_says_in_vain(plans: dict[str, Recipe], maske
 def test_a_text_by_its_relative_path_is_the_same_text(
     plans: dict[str, Recipe], masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the cards of version 0.1 name it."""
+    """Cards of version 0.1 hold relative paths."""
     plan = plans["mcd"]
     text = Path(plan.data.corpus)
     monkeypatch.chdir(text.parent)
-    for name, said in {text.name: 0, "another": 1}.items():
+    for name, differs in {text.name: 0, "another": 1}.items():
         card = to_json(replace(plan, data=replace(plan.data, corpus=name)))
         load(masked).save(tmp_path / "model", recipe=card)
         now = replace(plan, objective=ConsistencySettings(teacher=str(tmp_path / "model")))
-        assert sum("was trained on" in line for line in not_used(now, build(now, None))) == said
+        assert sum("was trained on" in line for line in started_lines(now)) == differs
 
 
 @pytest.mark.parametrize(
     "name", ["demo-teacher", "demo-judge", "demo-duo", "owt-small-teacher", "lm1b-duo"]
 )
-def test_a_named_recipe_says_nothing_in_vain(name: str) -> None:
+def test_a_named_recipe_has_no_setting_without_effect(name: str) -> None:
     plan = recipe(name)
     assert from_json(Recipe, to_json(plan), "recipe") == plan
     usual = dict(leaves(Recipe(plan.name, type(plan.objective)())))

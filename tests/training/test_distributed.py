@@ -1,4 +1,4 @@
-"""Many processes learn what one would: same losses, same weights, one end."""
+"""Several processes learn the same as one: same losses, same weights, same last step."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from toy_training import RECIPE, Chase, Net, batch_at
-from unmask.training import AdamW, RunDir, State, fit, launch, recorded
+from unmask.training import AdamW, RunDir, State, fit, launch, with_checkpoints
 from unmask.training import distributed as engine
 import accelerate
 import torch
@@ -32,9 +32,11 @@ def train(folder, resumed):
         assert run.restore(state).step == 5 * resumed
         mine = lambda step: batch_at(step).tensor_split(here.world)[here.rank]
         stop = lambda: here.rank == 1 and state.step + 1 == 5
-        updates = list(recorded(fit(objective, state, mine, steps=8, engine=here, stop=stop), run, state, every=3))
+        updates = fit(objective, state, mine, steps=8, engine=here, stop=stop)
+        updates = list(with_checkpoints(updates, run, state, every=3))
     weights = [p.tolist() for p in state.student.parameters()]
-    found = [[[u.loss, u.metrics["error"], u.tokens] for u in updates], weights, here.world, here.device.type]
+    curve = [[u.loss, u.metrics["error"], u.tokens] for u in updates]
+    found = [curve, weights, here.world, here.device.type]
     (folder / f"{here.rank}{resumed}.json").write_text(json.dumps(found))
 
 engine.BUCKET_ELEMENTS = 20  # several messages
@@ -52,10 +54,16 @@ for resumed, port in enumerate(sys.argv[2:]):
 
 
 def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
-    """Equal to 1e-5, through a stop that one rank asks for and a resume on both."""
+    """Equal to 1e-5, with a stop on one rank and a resume on both."""
     paths = [str(Path(unmask.__file__).parents[1]), str(Path(__file__).parents[1])]
-    launcher = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
+    launcher = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_ADDR": "127.0.0.1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), free_port(), free_port()]
     ran = subprocess.run(
         command, env=os.environ | launcher, capture_output=True, text=True, timeout=300
@@ -70,9 +78,9 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
             halfway = [p.tolist() for p in state.student.parameters()]
     ends = [halfway, [p.tolist() for p in state.student.parameters()]]
     for resumed, expected in enumerate((alone[:5], alone[5:])):
-        found = [json.loads((tmp_path / f"{rank}{resumed}.json").read_text()) for rank in (0, 1)]
-        assert found[0] == found[1]
-        curve, weights, world, device = found[0]
+        results = [json.loads((tmp_path / f"{rank}{resumed}.json").read_text()) for rank in (0, 1)]
+        assert results[0] == results[1]
+        curve, weights, world, device = results[0]
         assert (world, device, len(curve)) == (2, "cpu", len(expected))
         torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-5, atol=0)
         for got, want in zip(weights, ends[resumed], strict=True):
@@ -102,7 +110,7 @@ def test_buckets_hold_every_tensor_once_and_one_dtype(monkeypatch: pytest.Monkey
 
 def test_one_process_is_its_own_sum() -> None:
     here = launch("cpu")
-    assert here == Engine(torch.device("cpu"), 0, 1) and here.main and here.same(3) == 3
+    assert here == Engine(torch.device("cpu"), 0, 1) and here.main and here.broadcast_int(3) == 3
     value = torch.tensor([2.0])
     here.sum_([value])
     assert value.item() == 2

@@ -1,4 +1,4 @@
-"""A step whose tokens all have weight 0, such as a batch without a MASK: loss 0, and nothing is learnt from it."""
+"""A step whose weights are all 0, such as a batch without a MASK: loss 0, no update."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +16,8 @@ from unmask.objectives.consistency import Consistency
 from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import DIVERGENCES, Sdtt
-from unmask.training import AdamW, Guard, State, TrainingError, fit
-from unmask.training.loss_guard import Watch
+from unmask.training import AdamW, LossGuard, State, TrainingError, fit
+from unmask.training.loss_guard import LossHistory
 
 V, MASK = 6, 5
 PROCESS, LEVELS, ROUNDS = MaskedProcess(V, MASK), LogLinear(), Rounds(20, 1 / 32, (1.0, 1.0))
@@ -60,7 +60,7 @@ def rows(step: int) -> Tensor:
 def steps_of(
     objective: Objective, state: State, steps: int
 ) -> Iterator[tuple[float, float, set[str]]]:
-    """(loss, round, names of the tensors that changed) of each step, without those of the frozen teacher."""
+    """(loss, round, names of changed tensors) of each step, without the frozen teacher's."""
     before = {name: value.clone() for name, value in contents(state).items()}
     for update in fit(objective, state, rows, steps=steps, seed=3, engine=CPU):
         now = {name: value.clone() for name, value in contents(state).items()}
@@ -77,14 +77,14 @@ def steps_of(
 def test_a_batch_without_a_mask_changes_nothing_and_training_goes_on(name: str) -> None:
     objective = WEIGHTLESS[name]
     state = State.begin(objective, Toy(V, MASK, seed=8), AdamW(lr=0.01, weight_decay=0.1), CPU)
-    found = list(steps_of(objective, state, 40))
-    idle = [loss for loss, _, changed in found if not changed]
-    assert len(found) == state.step == 40 and 5 < len(idle) < 25
+    steps_seen = list(steps_of(objective, state, 40))
+    idle = [loss for loss, _, changed in steps_seen if not changed]
+    assert len(steps_seen) == state.step == 40 and 5 < len(idle) < 25
     assert set(idle) == {0.0}
-    assert [number for _, number, _ in found] == [0.0] * 20 + [1.0] * 20, (
+    assert [number for _, number, _ in steps_seen] == [0.0] * 20 + [1.0] * 20, (
         "the round is known without a token"
     )
-    averaged = state.learners["student"].ema
+    averaged = state.trained["student"].ema
     assert averaged is not None and averaged.updates == 40 - len(idle)
 
 
@@ -123,7 +123,7 @@ class Weighed(Chase):
         return replace(loss, per_token=self.factor * loss.per_token, weight=weight)
 
 
-def trained(weight: float, factor: float, steps: int, guard: Guard) -> int:
+def trained(weight: float, factor: float, steps: int, guard: LossGuard) -> int:
     objective = Weighed()
     objective.weight, objective.factor = weight, factor
     return len(
@@ -132,24 +132,26 @@ def trained(weight: float, factor: float, steps: int, guard: Guard) -> int:
 
 
 def test_a_training_that_never_learns_ends() -> None:
-    guard = Guard(window=7)
+    guard = LossGuard(window=7)
     assert trained(0.0, 0.0, 6, guard) == 6
-    with pytest.raises(TrainingError, match=r"step 6.*no token to learn from in 7 steps"):
+    with pytest.raises(
+        TrainingError, match=r"step 6.*no token to learn from in 7 consecutive steps"
+    ):
         trained(0.0, 0.0, 7, guard)
 
 
-def test_weights_that_make_no_mean_are_refused() -> None:
+def test_negative_and_missing_weights_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"step 0.*weights of the loss sum to -48"):
-        trained(-1.0, 1.0, 1, Guard())
+        trained(-1.0, 1.0, 1, LossGuard())
     with pytest.raises(TrainingError, match=r"step 0.*weights of the loss sum to nan"):
-        trained(float("nan"), 1.0, 1, Guard())
-    with pytest.raises(TrainingError, match=r"step 0.*weights of the loss are 0, and it has loss"):
-        trained(0.0, 1.0, 1, Guard())
+        trained(float("nan"), 1.0, 1, LossGuard())
+    with pytest.raises(TrainingError, match=r"step 0.*weights of the loss are 0, but it has loss"):
+        trained(0.0, 1.0, 1, LossGuard())
 
 
 def test_steps_without_weight_do_not_move_the_median_of_the_guard() -> None:
-    watch = Watch(Guard(factor=10, window=3, patience=0))
+    history = LossHistory(LossGuard(factor=10, window=3, patience=0))
     for step, loss in enumerate([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]):
-        assert watch.learns(step, "student", loss, {"loss": loss}, {}) == (loss > 0)
-    with pytest.raises(TrainingError, match="over 10 times its median 1"):
-        watch.learns(6, "student", 1.0, {"loss": 11.0}, {})
+        assert history.accept(step, "student", loss, {"loss": loss}, {}) == (loss > 0)
+    with pytest.raises(TrainingError, match="10 times its median 1"):
+        history.accept(6, "student", 1.0, {"loss": 11.0}, {})

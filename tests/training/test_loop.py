@@ -1,9 +1,10 @@
-"""The loop's laws: one normaliser for all micro-batches, randomness from the step alone, every network its own turn."""
+"""Laws of the loop: one normalizer for all micro-batches, randomness from the step, turns."""
 
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from toy_training import (
     CPU,
+    RECIPE,
     ROUND,
     TOKENS,
     Chase,
@@ -22,7 +24,16 @@ from toy_training import (
     updates,
 )
 from unmask.objectives.base import Loss
-from unmask.training import AdamW, Engine, State, fit, stop_signals
+from unmask.training import (
+    AdamW,
+    Engine,
+    RunDir,
+    State,
+    Update,
+    fit,
+    stop_signals,
+    with_checkpoints,
+)
 
 pytestmark = pytest.mark.processor
 
@@ -35,7 +46,7 @@ def quiet() -> tuple[Chase, State]:
 
 @pytest.mark.parametrize("accumulation", [2, 3, 8])
 def test_accumulation_changes_nothing(accumulation: int) -> None:
-    """sum / sum over all micro-batches, not the mean of their means (which differ: token 0 has no weight)."""
+    """sum / sum over all micro-batches. The mean of their means differs: token 0 has no weight."""
     objective, whole = quiet()
     expected = list(updates(whole, objective, 6))
     objective, parts = quiet()
@@ -50,9 +61,9 @@ def test_accumulation_changes_nothing(accumulation: int) -> None:
 
 
 def test_a_step_is_adamw_on_the_mean_with_a_clip() -> None:
-    """Against the plain way to write it."""
+    """Compared with a plain training loop."""
     objective, state = quiet()
-    state.learners["student"].settings = replace(state.learners["student"].settings, clip_norm=0.5)
+    state.trained["student"].settings = replace(state.trained["student"].settings, clip_norm=0.5)
     twin = Net(dropout=0.0).double()
     optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.0)
     for update in updates(state, objective, ROUND, accumulation=2):
@@ -77,19 +88,19 @@ def test_a_step_is_adamw_on_the_mean_with_a_clip() -> None:
 
 def test_dropout_and_noise_are_functions_of_seed_step_and_rank() -> None:
     def losses(disturb: Callable[[], object], seed: int = 1, rank: int = 0) -> list[float]:
-        objective, found = Chase(), []
+        objective, losses_ = Chase(), []
         engine = Engine(torch.device("cpu"), rank)
         for update in fit(objective, begin(objective), batch_at, steps=4, seed=seed, engine=engine):
-            found.append(update.loss)
+            losses_.append(update.loss)
             disturb()
-        return found
+        return losses_
 
     usual = losses(lambda: None)
     assert losses(lambda: torch.rand(3)) == usual
     assert losses(lambda: None, seed=2)[0] != usual[0] != losses(lambda: None, rank=1)[0]
 
 
-def test_the_callers_random_numbers_are_left_alone() -> None:
+def test_the_callers_random_numbers_do_not_change() -> None:
     objective = Chase()
     state = begin(objective)
     torch.manual_seed(5)
@@ -172,12 +183,10 @@ def test_each_network_has_its_turn_its_settings_and_its_average() -> None:
     settings = {"student": AdamW(lr=0.1), "critic": AdamW(lr=0.2, ema_decay=None)}
     state = State.begin(objective, Net(), settings, CPU)
     names = ["student", "critic"]
-    before = {
-        name: [p.clone() for p in state.learners[name].network.parameters()] for name in names
-    }
+    before = {name: [p.clone() for p in state.trained[name].network.parameters()] for name in names}
     for update in fit(objective, state, batch_at, steps=4, engine=CPU):
         after = {
-            name: [p.clone() for p in state.learners[name].network.parameters()] for name in names
+            name: [p.clone() for p in state.trained[name].network.parameters()] for name in names
         }
         moved = [
             n
@@ -188,14 +197,52 @@ def test_each_network_has_its_turn_its_settings_and_its_average() -> None:
         assert update.lr == settings[update.turn].lr
         before = after
     assert objective.modes == [(True, False), (False, True)] * 2
-    assert state.learners["critic"].ema is None and state.learners["student"].ema.updates == 2
-    with pytest.raises(ValueError, match=r"settings name .*student.*trains .*critic"):
+    assert state.trained["critic"].ema is None and state.trained["student"].ema.updates == 2
+    with pytest.raises(ValueError, match=r"settings .*student.*critic"):
         State.begin(objective, Net(), {"student": AdamW()}, CPU)
+
+
+@dataclass
+class Alternation(Duel):
+    """Five updates of the critic, then one of the student."""
+
+    def turn(self, step: int) -> str:
+        return "critic" if step % 6 < 5 else "student"
+
+
+@pytest.mark.parametrize("stops", [[], [3], [5], [6, 14]])
+def test_a_learning_rate_follows_the_updates_of_its_own_network(
+    tmp_path: Path, stops: list[int]
+) -> None:
+    """Warm-up and decay are counted in a network's updates, also after a resume at any step."""
+    settings = {
+        "student": AdamW(lr=0.1, warmup_steps=2, ema_decay=0.9),
+        "critic": AdamW(lr=0.2, warmup_steps=4, decay_steps=12, ema_decay=None),
+    }
+
+    def train(path: Path, steps: int) -> tuple[State, list[Update]]:
+        objective = Alternation()
+        state = State.begin(objective, Net(), settings, CPU)
+        loop = fit(objective, state, batch_at, steps=steps, seed=1, engine=CPU)
+        with RunDir.open(path, RECIPE) as directory:
+            directory.restore(state)
+            return state, list(with_checkpoints(loop, directory, state, every=100))
+
+    updates: list[Update] = []
+    for steps in (*stops, 20):
+        state, some = train(tmp_path / "run", steps)
+        updates += some
+    for name, setting in settings.items():
+        rates = [update.lr for update in updates if update.turn == name]
+        assert rates == [setting.learning_rate(update) for update in range(len(rates))]
+    assert [update.turn for update in updates].count("student") == 3
+    straight, _ = train(tmp_path / "straight", 20)
+    assert differing(state, straight) == []
 
 
 def test_a_teacher_that_is_the_student_is_refused() -> None:
     student = Net()
-    with pytest.raises(ValueError, match="'teacher' shares weights with 'student'"):
+    with pytest.raises(ValueError, match=r"'teacher' shares weights with .*'student'"):
         begin(Chase(teacher=student), student)
 
 
@@ -208,7 +255,7 @@ def test_a_signal_ends_the_training_after_its_step(number: int) -> None:
         for update in updates(state, objective, 100, stop=stop):
             if update.step == 3:
                 os.kill(os.getpid(), number)
-        with pytest.raises(KeyboardInterrupt):  # the impatient second
+        with pytest.raises(KeyboardInterrupt):  # the second signal
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is handler
     list(updates(expected, straight, 4))
@@ -244,6 +291,6 @@ def test_bad_options_are_named(options: dict[str, int], message: str) -> None:
 def test_metrics_keep_their_names() -> None:
     update = next(updates(begin(Chase()), Chase(), 1))
     assert update.record()["error"] == update.metrics["error"]
-    with pytest.raises(ValueError, match=r"may not be called \['loss'\]"):
+    with pytest.raises(ValueError, match=r"metrics .*\['loss'\]"):
         replace(update, metrics={"loss": 1.0}).record()
     assert replace(update, metrics={"term": float("nan")}).record()["term"] is None

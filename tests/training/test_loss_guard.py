@@ -1,4 +1,4 @@
-"""A training that goes wrong stops before the bad step, and says which step, round and term."""
+"""An exploding training stops before the bad step and names step, round and term."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toy_training import Chase, batch_at, begin, contents, updates
+from toy_training import Chase, begin, contents, updates
 from unmask.objectives.base import Loss
-from unmask.training import Guard, TrainingError
-from unmask.training.loss_guard import Watch
+from unmask.training import LossGuard, TrainingError
+from unmask.training.loss_guard import LossHistory
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Spoiled(Chase):
 def test_a_bad_step_is_refused_and_nothing_changes(factor: float) -> None:
     objective = Spoiled(factor=factor)
     state = begin(objective)
-    loop = updates(state, objective, 10, guard=Guard(factor=100, window=2, patience=2))
+    loop = updates(state, objective, 10, guard=LossGuard(factor=100, window=2, patience=2))
     while state.step < 6:
         next(loop)
     before = {name: value.clone() for name, value in contents(state).items()}
@@ -50,7 +50,7 @@ def test_a_bad_step_is_refused_and_nothing_changes(factor: float) -> None:
     assert all(torch.equal(after[name], before[name]) for name in after.keys() - teacher)
 
 
-def test_weights_that_are_not_numbers_are_seen_at_once() -> None:
+def test_a_nan_weight_stops_the_first_step() -> None:
     objective = Chase()
     state = begin(objective)
     with torch.no_grad():
@@ -59,35 +59,30 @@ def test_weights_that_are_not_numbers_are_seen_at_once() -> None:
         next(updates(state, objective, 1))
 
 
-def watch(guard: Guard, losses: list[float], rounds: list[int]) -> list[int]:
-    """Steps that a watch refuses."""
-    refused, watching = [], Watch(guard)
+def refused_steps(guard: LossGuard, losses: list[float], rounds: list[int]) -> list[int]:
+    """The steps whose loss a guard refuses."""
+    refused, history = [], LossHistory(guard)
     for step, (loss, number) in enumerate(zip(losses, rounds, strict=True)):
         try:
-            watching.check(step, "student", {"loss": loss}, {"round": float(number)})
+            history.check(step, "student", {"loss": loss}, {"round": float(number)})
         except TrainingError:
             refused.append(step)
     return refused
 
 
-def test_only_values_far_over_the_median_of_their_round_are_refused() -> None:
-    guard = Guard(factor=10, window=3, patience=0)
-    assert watch(guard, [1, 1, 1, 9, 11, 1], [0] * 6) == [4]
-    assert (
-        watch(guard, [1, 1, 1, 99, 98, 97], [0, 0, 0, 1, 1, 1]) == []
-    )  # a new round has a new loss
-    assert watch(guard, [0, 0, 0, 1], [0] * 4) == []  # no scale to compare with
-    assert watch(replace(guard, patience=9), [1, 1, 1, 99], [0] * 4) == []
+def test_only_values_far_above_the_median_of_their_round_are_refused() -> None:
+    guard = LossGuard(factor=10, window=3, patience=0)
+    assert refused_steps(guard, [1, 1, 1, 9, 11, 1], [0] * 6) == [4]
+    # a new round has a new loss
+    assert refused_steps(guard, [1, 1, 1, 99, 98, 97], [0, 0, 0, 1, 1, 1]) == []
+    assert refused_steps(guard, [0, 0, 0, 1], [0] * 4) == []  # no scale to compare with
+    assert refused_steps(replace(guard, patience=9), [1, 1, 1, 99], [0] * 4) == []
 
 
 def test_a_guard_out_of_range_is_named() -> None:
     with pytest.raises(ValueError, match="factor"):
-        Guard(factor=1.0)
+        LossGuard(factor=1.0)
     with pytest.raises(ValueError, match="window"):
-        Guard(window=0)
-
-
-def test_the_toy_trains() -> None:
-    objective = Chase(noise=0.0)
-    losses = [update.loss for update in updates(begin(objective, ema_decay=0.9), objective, 3 * 4)]
-    assert losses[3] < losses[0] and batch_at(0).shape == (8, 6)
+        LossGuard(window=0)
+    with pytest.raises(ValueError, match="patience"):
+        LossGuard(patience=-1)

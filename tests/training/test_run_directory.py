@@ -1,4 +1,4 @@
-"""The run directory survives what can happen to it: damage, a full disk, a crash, a second process, another recipe."""
+"""The run directory survives damage, a full disk, a crash, a second process and another recipe."""
 
 import errno
 import json
@@ -16,10 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toy_training import CPU, RECIPE, Chase, Net, begin, contents, differing, run, updates
-from unmask.training import AdamW, RunDir, RunError, State, TrainingError, parts, recorded, seal
-from unmask.training import checkpoint as storage
-from unmask.training import run_directory as rundir
-from unmask.training.metrics_file import logged_lines
+from unmask.training import (
+    AdamW,
+    RunDir,
+    RunError,
+    State,
+    TrainingError,
+    checkpoint,
+    with_checkpoints,
+)
+from unmask.training.run_files import logged_lines
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -70,7 +76,7 @@ def flip(file: Path) -> None:
 @pytest.mark.parametrize(
     "harm", [flip, Path.unlink, lambda file: os.truncate(file, 20)], ids=["bit", "gone", "torn"]
 )
-def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
+def test_a_damaged_state_falls_back_to_the_previous_one_with_a_warning(
     tmp_path: Path, part: str, harm: Callable[[Path], None]
 ) -> None:
     run(tmp_path, 6)
@@ -96,8 +102,8 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
     assert snapshot(tmp_path) == before
 
 
-def test_states_that_were_removed_are_missed(tmp_path: Path) -> None:
-    """A run that logged more steps than one save lies apart had a state; a run that was killed before it had none."""
+def test_removed_states_are_an_error(tmp_path: Path) -> None:
+    """A run that logged more steps than `every` had a state; a run killed earlier had none."""
     run(tmp_path, 4)
     shutil.rmtree(tmp_path / "state")
     before = snapshot(tmp_path)
@@ -113,14 +119,14 @@ def test_states_that_were_removed_are_missed(tmp_path: Path) -> None:
 
 
 def swap(state: Path) -> None:
-    """Two folders change places."""
+    """Exchange two states."""
     state.rename(state.with_name("x"))
     state.with_name("step-00000003").rename(state)
     state.with_name("x").rename(state.with_name("step-00000003"))
 
 
 def change(old: str, new: str, cursor: str = "cursor.json") -> Callable[[Path], None]:
-    """A cursor that is still JSON, and says something else."""
+    """Replace text in a cursor, which stays JSON."""
 
     def harm(state: Path) -> None:
         text = (state / cursor).read_text()
@@ -131,27 +137,27 @@ def change(old: str, new: str, cursor: str = "cursor.json") -> Callable[[Path], 
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "problem"),
     [
         (swap, "it is the state of step 3"),
-        (change('"step": 6', '"step": 3'), "does not have its checksum"),
-        (change('"updates": 6', '"updates": 7'), "does not have its checksum"),
+        (change('"step": 6', '"step": 3'), "does not match its checksum"),
+        (change('"updates": 6', '"updates": 7'), "does not match its checksum"),
         (change('"format": 2', '"format": 3'), "has format 3"),
-        (lambda state: (state / "cursor.json").write_text("[]"), "no cursor of a state"),
+        (lambda state: (state / "cursor.json").write_text("[]"), "not the cursor of a state"),
         (lambda state: (state / "extra").touch(), "extra does not belong to it"),
         (lambda state: os.mkfifo(state / "student" / "pipe"), "student/pipe does not belong to it"),
     ],
 )
 def test_every_digit_of_a_state_is_checked(
-    tmp_path: Path, harm: Callable[[Path], None], said: str
+    tmp_path: Path, harm: Callable[[Path], None], problem: str
 ) -> None:
     run(tmp_path, 6)
     harm(tmp_path / "state" / "step-00000006")
-    assert said in str(rundir.damage(tmp_path / "state" / "step-00000006", 6))
+    assert problem in str(checkpoint.damage(tmp_path / "state" / "step-00000006", 6))
 
 
-def test_a_state_of_version_0_1_is_read_and_that_is_said(tmp_path: Path) -> None:
-    """Its cursor has no digest; step and files are checked all the same."""
+def test_a_state_of_version_0_1_is_read_and_reported(tmp_path: Path) -> None:
+    """Its cursor has no digest, but step and files are checked."""
     straight, _ = run(tmp_path / "straight", 6)
     run(tmp_path / "old", 3)
     folder = tmp_path / "old" / "state" / "step-00000003"
@@ -159,10 +165,9 @@ def test_a_state_of_version_0_1_is_read_and_that_is_said(tmp_path: Path) -> None
     del cursor["digest"]
     (folder / "cursor.json").write_text(json.dumps(cursor | {"format": 1}))
     with RunDir.open(tmp_path / "old", RECIPE) as directory:
-        assert str(directory.restore(begin())) == (
-            "resuming at step 3; version 0.1 wrote this state, and its cursor.json has no checksum to check"
-        )
-    assert rundir.damage(folder, 4) == "it is the state of step 3"
+        line = str(directory.restore(begin()))
+    assert line.startswith("resuming at step 3; version 0.1 wrote this state")
+    assert checkpoint.damage(folder, 4) == "it is the state of step 3"
     resumed, _ = run(tmp_path / "old", 6)
     assert differing(straight, resumed) == []
 
@@ -172,7 +177,8 @@ def fail(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(storage, "save_file"), (seal, "sha256"), (os, "fsync"), (Path, "rename")]
+    ("module", "name"),
+    [(checkpoint, "save_file"), (checkpoint, "sha256"), (os, "fsync"), (Path, "rename")],
 )
 def test_a_full_disk_keeps_the_old_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
@@ -193,8 +199,8 @@ def test_a_full_disk_keeps_the_old_states(
         assert directory.steps() == [6, 7]
 
 
-def test_a_full_disk_under_the_log_keeps_its_own_sentence(tmp_path: Path) -> None:
-    """Also when the file is closed, and the line that was torn is cut at the next start."""
+def test_a_full_disk_during_logging_is_an_error_that_names_the_log(tmp_path: Path) -> None:
+    """Closing the file adds no error, and the next start cuts the incomplete line."""
     run(tmp_path, 3)
     size, limit = (
         (tmp_path / "metrics.jsonl").stat().st_size,
@@ -214,10 +220,10 @@ def test_a_full_disk_under_the_log_keeps_its_own_sentence(tmp_path: Path) -> Non
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_what_the_disk_refuses_is_a_sentence(
+def test_a_full_disk_is_an_error_that_names_the_operation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each operation of a start and an end says what it could not do; nothing is lost."""
+    """Each operation of a start and an end names its failure; nothing is lost."""
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"file cannot be a run directory"):
         RunDir.open(tmp_path / "file", RECIPE)
@@ -234,9 +240,7 @@ def test_what_the_disk_refuses_is_a_sentence(
     with RunDir.open(tmp_path / "run", RECIPE) as directory:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", fail)
-            with pytest.raises(
-                RunError, match=r"holds the model, but the states in .* were not removed"
-            ):
+            with pytest.raises(RunError, match=r"holds the model, but .*state was not removed"):
                 directory.drop_states()
         assert directory.restore(begin()).step == 4 and len(lines(tmp_path / "run")) == 4
     flip(tmp_path / "run" / "state" / "step-00000004" / "cursor.json")
@@ -253,7 +257,7 @@ def test_what_the_disk_refuses_is_a_sentence(
 def test_a_run_directory_that_vanishes_ends_the_training(
     tmp_path: Path, gone: Callable[[Path], None], again: bool
 ) -> None:
-    """It is not made a second time, and one that another process made is not touched."""
+    """It is not created again, and a directory of another process is not touched."""
     state, _ = run(tmp_path / "run", 3)
     with RunDir.open(tmp_path / "run", RECIPE) as directory:
         gone(tmp_path / "run")
@@ -263,7 +267,7 @@ def test_a_run_directory_that_vanishes_ends_the_training(
         for act in (
             lambda: directory.log({"step": 4}),
             lambda: directory.save(state),
-            lambda: directory.publish(fail),
+            lambda: directory.publish("model", fail),
         ):
             with pytest.raises(RunError, match=r"run was removed, moved or replaced"):
                 act()
@@ -280,7 +284,7 @@ def test_an_exploding_run_keeps_and_names_its_last_good_state(tmp_path: Path) ->
             TrainingError,
             match=r"step 5.*loss is nan.*The last good state, step 4, is kept in .*step-00000004",
         ):
-            for update in recorded(updates(state, objective, 9), directory, state, every=2):
+            for update in with_checkpoints(updates(state, objective, 9), directory, state, every=2):
                 if update.step == 5:
                     with torch.no_grad():
                         next(state.student.parameters()).fill_(float("nan"))
@@ -301,7 +305,7 @@ def test_another_recipe_is_refused_with_the_fields(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_what_is_not_a_run_or_is_already_one_is_refused(tmp_path: Path) -> None:
+def test_other_directories_and_existing_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunError, match=r"not a run directory: it holds \['thesis\.tex'\]"):
         RunDir.open(tmp_path, RECIPE)
@@ -330,11 +334,11 @@ def test_states_of_other_networks_are_refused(tmp_path: Path) -> None:
     for state in (
         begin(Chase(), wide),
         State.begin(Chase(), Net(), AdamW(ema_decay=None), CPU),
-        State({**begin().learners, "critic": begin().learners["student"]}, {}),
+        State({**begin().trained, "critic": begin().trained["student"]}, {}),
     ):
         with (
             RunDir.open(tmp_path, RECIPE) as directory,
-            pytest.raises(RunError, match="is one of other networks"),
+            pytest.raises(RunError, match="other networks"),
         ):
             directory.restore(state)
 
@@ -347,7 +351,7 @@ def test_a_line_torn_by_a_kill_and_lines_of_lost_steps_go(tmp_path: Path) -> Non
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
     with (
         RunDir.open(tmp_path, RECIPE) as directory,
-        pytest.raises(ValueError, match="needs a step"),
+        pytest.raises(ValueError, match="step"),
     ):
         directory.log({"loss": 1.0})
 
@@ -357,11 +361,11 @@ def test_the_model_is_replaced_whole(tmp_path: Path) -> None:
         return lambda folder: (folder / "weights").write_text(text)
 
     with RunDir.open(tmp_path, RECIPE) as directory:
-        directory.publish(write("old"))
-        with pytest.raises(RunError, match=r"No space left.*What was there is kept"):
-            directory.publish(lambda folder: (write("half")(folder), fail()))
+        directory.publish("model", write("old"))
+        with pytest.raises(RunError, match=r"model was not written: .*No space left.*kept"):
+            directory.publish("model", lambda folder: (write("half")(folder), fail()))
         assert (directory.model / "weights").read_text() == "old"
-        directory.publish(write("new"))
+        directory.publish("model", write("new"))
     assert (tmp_path / "model" / "weights").read_text() == "new"
     (tmp_path / "model").rename(tmp_path / ".old-model")  # a crash between the two renames
     shutil.copytree(tmp_path / ".old-model", tmp_path / ".tmp-model")
@@ -373,10 +377,10 @@ def test_the_model_is_replaced_whole(tmp_path: Path) -> None:
     ]
 
 
-def test_parts_that_cannot_be_written_or_read_end_in_a_sentence(
+def test_unwritable_or_unreadable_parts_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state before is kept, and comes back whole."""
+    """The previous state is kept, and is restored intact."""
     state, shards = begin(), replace(CPU, sharded=True)
     with RunDir.open(tmp_path, RECIPE, engine=shards) as directory:
         next(updates(state, Chase(), 2))
@@ -384,7 +388,7 @@ def test_parts_that_cannot_be_written_or_read_end_in_a_sentence(
         before = {name: value.clone() for name, value in contents(state).items()}
         next(updates(state, Chase(), 2))
         with monkeypatch.context() as patch:
-            patch.setattr(parts, "save_file", fail)
+            patch.setattr(checkpoint, "save_file", fail)
             with pytest.raises(
                 RunError,
                 match=r"step 2 was not saved: a process could not .*No space left.* step 1, is",
@@ -392,7 +396,7 @@ def test_parts_that_cannot_be_written_or_read_end_in_a_sentence(
                 directory.save(state)
         fresh = begin()
         with monkeypatch.context() as patch:
-            patch.setattr(parts, "safe_open", fail)
+            patch.setattr(checkpoint, "safe_open", fail)
             with pytest.raises(
                 RunError,
                 match=r"step-00000001 could not be read: a process could not .*No space left",
@@ -414,7 +418,7 @@ class Program:
 
 @pytest.mark.parametrize("name", [".metadata", "00000.safetensors", "__0_0.distcp"])
 def test_no_file_of_a_state_is_run(tmp_path: Path, name: str) -> None:
-    """A run directory from elsewhere, whose checksums fit, with a program in the place of numbers."""
+    """A run directory of unknown origin with valid checksums, and a program instead of numbers."""
     trace = tmp_path / "trace"
     pickle.loads(pickle.dumps(Program(trace)))
     assert trace.exists(), "the program works"
@@ -427,7 +431,7 @@ def test_no_file_of_a_state_is_run(tmp_path: Path, name: str) -> None:
         (folder / "parts" / name).write_bytes(pickle.dumps(Program(trace)))
         cursor = json.loads((folder / "cursor.json").read_text())
         (folder / "cursor.json").unlink()
-        seal.seal(folder, 1, {fact: cursor[fact] for fact in ("learners", "frozen")})
+        checkpoint.seal(folder, 1, {fact: cursor[fact] for fact in ("learners", "frozen")})
         with pytest.raises(RunError, match=r"is a pickle, which could run code|could not read"):
             directory.restore(begin())
     assert not trace.exists()
@@ -437,10 +441,10 @@ def test_no_file_of_a_state_is_run(tmp_path: Path, name: str) -> None:
     ("sharded", "rows"),
     [(False, ""), (True, ""), (True, "[]"), (True, '{"student/model/inner.weight": 3}')],
 )
-def test_a_sealed_state_of_something_else_is_a_sentence(
+def test_a_sealed_state_of_other_content_is_an_error(
     tmp_path: Path, sharded: bool, rows: str
 ) -> None:
-    """A run directory from elsewhere, whose checksums fit."""
+    """A run directory of unknown origin with valid checksums."""
     state, engine = begin(), replace(CPU, sharded=sharded)
     with RunDir.open(tmp_path, RECIPE, engine=engine) as directory:
         next(updates(state, Chase(), 1))
@@ -453,14 +457,12 @@ def test_a_sealed_state_of_something_else_is_a_sentence(
             file.write_bytes(b"these are no tensors")
         cursor = json.loads((folder / "cursor.json").read_text())
         (folder / "cursor.json").unlink()
-        seal.seal(folder, 1, {fact: cursor[fact] for fact in ("learners", "frozen")})
-        with pytest.raises(
-            RunError, match=r"step-00000001 (could not be read|is one of other networks)"
-        ):
+        checkpoint.seal(folder, 1, {fact: cursor[fact] for fact in ("learners", "frozen")})
+        with pytest.raises(RunError, match=r"step-00000001 (could not be read|has other networks)"):
             directory.restore(begin())
 
 
-def test_lines_that_are_no_updates_are_left_out(tmp_path: Path) -> None:
+def test_lines_that_are_not_updates_are_omitted(tmp_path: Path) -> None:
     deep = "[" * 100_000
     (tmp_path / "log").write_text(
         f'{{"step": 1}}\n{{"step": 1e999}}\n{deep}\n[]\n{{"step": "2"}}\n{{"step": 3}}\n'

@@ -15,7 +15,7 @@ from unmask.evaluation.judges import Scores, perplexity
 from unmask.evaluation.likelihood import Convention, summed
 from unmask.limits import INT64, MOST_STEPS, whole
 from unmask.models.model import CausalModel, Model, load
-from unmask.recipes.held_out import Limit, ScoringRule, Text, held_out, reading
+from unmask.recipes.held_out import Limit, ScoringRule, Text, held_out, scoring_rule
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Effort:
     def reading(self, model: Model | CausalModel, wrap: bool) -> ScoringRule:
         """How rows, with `wrap` or without, are read under a model."""
         return replace(
-            reading(model, wrap), convention=self.convention, passes=self.passes, batch_size=self.batch_size,
+            scoring_rule(model, wrap), convention=self.convention, passes=self.passes, batch_size=self.batch_size,
             seed=self.seed,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`unmask train` and `unmask distill`: carry out a recipe in a run directory."""
+"""`unmask train` and `unmask distill`: run a recipe in a run directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unmask.dataclass_json import to_json
 from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.run import run
-from unmask.recipes.schema import DistillationSettings, Recipe, recipe_of
+from unmask.recipes.schema import Recipe, recipe_of
 from unmask.recipes.unused_settings import check_flags
 from unmask.training import Update
 
@@ -27,12 +27,12 @@ from unmask.training import Update
 class Arguments:
     """Train a recipe. Every field of the recipe is a flag.
 
-    recipe   what is trained
-    out      the run directory (runs/NAME)
-    dry_run  print the resolved recipe with its parameters, memory and tokens, and train nothing
-    resume   go on from the newest state in the run directory; --no-resume refuses one that holds a run
-    shard    of several processes, each holds a part of every weight, moment and average (FSDP2) and not all of them;
-             it changes no number but by rounding, and a run may go on without it
+    recipe   the recipe to train
+    out      run directory (runs/NAME)
+    dry_run  print the resolved recipe with its parameters, memory and tokens; train nothing
+    resume   resume from the newest state in the run directory; --no-resume refuses an existing run
+    shard    with several processes, share weights, moments and averages among them (FSDP2).
+             Results change only by rounding, and a run can resume without it
     json     print JSON lines instead of sentences
     """
 
@@ -45,59 +45,71 @@ class Arguments:
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    names = ", ".join(function().name for function in RECIPES if _fits(verb, function()))
+    recipes = [function() for function in RECIPES]
+    names = ", ".join(item.name for item in recipes if item.traits.verb == verb)
     if not arguments or arguments[0].startswith("-"):
-        usage = f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]\nrecipes: {names}"
-        return show_usage(verb, usage, arguments)
+        usage = f"usage: unmask {verb} RECIPE [--out DIR] [--dry-run] [flags of the recipe]"
+        return show_usage(verb, f"{usage}\nrecipes: {names}", arguments)
     name, *rest = arguments
-    chosen = _chosen(name)
-    if not _fits(verb, chosen):
-        other = "distill" if verb == "train" else "train"
+    started = (Path(name) / "recipe.json").exists()
+    chosen = recipe_of(Path(name)) if started else recipe(name)
+    if chosen.traits.verb != verb:
         raise ValueError(
-            f"recipe {chosen.name!r} is for `unmask {other}`: its objective is {chosen.objective.kind}"
+            f"recipe {chosen.name!r} needs another command: its objective is "
+            f"{chosen.objective.kind}, use `unmask {chosen.traits.verb}`"
         )
-    asked = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
-    check_flags(asked.recipe, chosen, estimated=asked.dry_run)
-    out = asked.out or (
-        Path(name) if (Path(name) / "recipe.json").exists() else Path("runs") / asked.recipe.name
-    )
-    if asked.dry_run:
-        emit({"recipe": to_json(asked.recipe), "out": str(out), "estimate": estimate(asked.recipe)})
+    options = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
+    check_flags(options.recipe, chosen, estimated=options.dry_run)
+    out = options.out or (Path(name) if started else Path("runs") / options.recipe.name)
+    if options.dry_run:
+        estimated = estimate(options.recipe)
+        emit({"recipe": to_json(options.recipe), "out": str(out), "estimate": estimated})
         return 0
+    _train(options, out)
+    if (out / "model").exists():
+        remark(f"{out}/model holds the model")
+        return 0
+    remark(f"stopped; `unmask {verb} {shlex.quote(str(out))}` resumes from the state in {out}")
+    return 1
+
+
+def _train(options: Arguments, out: Path) -> None:
+    """Run the recipe and print its updates. The run is saved before a fault of the output ends it.
+
+    OSError if the output cannot be written, because its reader has closed or its disk is full.
+    """
+    faults: list[OSError] = []
     with progress() as (advance, note), tensorboard(out) as board:
-        lost: list[OSError] = []  # the output: its reader has gone, or its disk is full
         for update in run(
-            asked.recipe,
+            options.recipe,
             out,
             say=note,
-            resume=asked.resume,
-            sharded=asked.shard,
-            stop=lambda: bool(lost),
+            resume=options.resume,
+            sharded=options.shard,
+            stop=lambda: bool(faults),
         ):
-            advance(asked.recipe.name, update.step, asked.recipe.steps)
+            advance(options.recipe.name, update.step, options.recipe.steps)
             board(update)
-            if asked.json and not lost:
+            if options.json and not faults:
                 try:
                     emit_line(update.record())
-                except OSError as error:  # the run is saved before it ends
-                    lost.append(error)
+                except OSError as error:
+                    faults.append(error)
             elif update.student is not None or update.step % 100 == 0:
                 speed = update.tokens / update.seconds
                 note(
-                    f"step {update.step}: loss {update.loss:.4f} nats a token, {speed:.0f} tokens a second"
+                    f"step {update.step}: loss {update.loss:.4f} nats a token, "
+                    f"{speed:.0f} tokens a second"
                 )
-    if lost:
-        raise lost[0]
-    done = (out / "model").exists()
-    goes_on = f"stopped; `unmask {verb} {shlex.quote(str(out))}` goes on from the state in {out}"
-    remark(f"{out}/model holds the model" if done else goes_on)
-    return 0 if done else 1
+    if faults:
+        raise faults[0]
 
 
 @contextmanager
 def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
-    """Writes updates to `out`/tensorboard where TensorBoard is installed, one process of them all; metrics.jsonl is
-    written always.
+    """A function that writes updates to `out`/tensorboard, if TensorBoard is installed.
+
+    Only one process writes. metrics.jsonl is always written.
     """
     if find_spec("tensorboard") is None or not speaks():
         yield lambda update: None
@@ -105,11 +117,9 @@ def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
     from torch.utils.tensorboard import SummaryWriter
 
     with ExitStack() as stack:
-
+        # Made at the first update: a new run directory must be empty before it.
         @cache
-        def writer() -> (
-            SummaryWriter
-        ):  # at the first update: before, the run directory has to be empty
+        def writer() -> SummaryWriter:
             return stack.enter_context(SummaryWriter(str(out / "tensorboard")))
 
         def write(update: Update) -> None:
@@ -118,12 +128,3 @@ def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
                     writer().add_scalar(name, value, update.step)
 
         yield write
-
-
-def _chosen(name: str) -> Recipe:
-    """A recipe by name, or the one of a run directory."""
-    return recipe_of(Path(name)) if (Path(name) / "recipe.json").exists() else recipe(name)
-
-
-def _fits(verb: str, chosen: Recipe) -> bool:
-    return (verb == "distill") == isinstance(chosen.objective, DistillationSettings)

@@ -22,7 +22,7 @@ from unmask.data.zero_shot_sets import ZERO_SHOT, load_zero_shot, zero_shot_rows
 from unmask.evaluation.judges import bits_per_byte, perplexity
 from unmask.evaluation.measure import Measure
 from unmask.models.model import load
-from unmask.recipes.held_out import Limit, ScoringRule, ends, spoken, wraps
+from unmask.recipes.held_out import Limit, ScoringRule, ends, require_tokenizer, wraps
 
 _PACKAGE_CORPORA = "unmask.experiments.package_corpora"  # a higher floor: loaded by name
 _packages = import_module(_PACKAGE_CORPORA)
@@ -78,7 +78,7 @@ def zero_shot(arguments: Sequence[str]) -> int:
     asked = parse(ZeroShot, "eval zero-shot", arguments)
     names, missing = named(asked.sets, asked.texts)
     model = load(asked.model, device=asked.device)
-    tokenizer, wrap = spoken(model), wraps(model, asked.wrap, True)
+    tokenizer, wrap = require_tokenizer(model), wraps(model, asked.wrap, True)
     length = model.length if asked.length is None else asked.length
     check_length(asked.model, model, length)
     read, limit = asked.effort.reading(model, wrap), asked.effort.limit

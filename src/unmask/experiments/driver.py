@@ -21,7 +21,7 @@ from unmask.experiments.plan import FAILURE, OpenRun, OpenTeacher, Plan, Run, di
 from unmask.experiments.rows_file import ROWS, append_new, read_rows, row_line
 from unmask.models.model import load
 from unmask.recipes.contamination import share_read
-from unmask.recipes.data import texts
+from unmask.recipes.data import training_data
 from unmask.recipes.run import finished
 from unmask.recipes.run import run as run_recipe
 from unmask.recipes.schema import Recipe
@@ -81,7 +81,7 @@ def open_teacher(plan: Plan, name: str, directory: Path) -> OpenTeacher:
     """Load a teacher of a plan, the judge, and the data of the teacher's first cell."""
     settings, device = plan.teachers[name], plan.device or "cpu"
     recipe = next(plan.recipe(run) for run in plan.runs if plan.cells[run.cell].teacher == name)
-    data = texts(recipe)
+    data = training_data(recipe)
     model = diffusion(load(settings.model, device=device))
     if model.tokenizer is None:
         model = replace(model, tokenizer=data.tokenizer)

@@ -19,7 +19,7 @@ from unmask.experiments.plan import Plan, Run, diffusion, failure
 from unmask.experiments.published import Published
 from unmask.experiments.rows_file import ROWS, newest_rows
 from unmask.models.model import load
-from unmask.recipes.data import texts
+from unmask.recipes.data import training_data
 from unmask.samplers.sample import sample
 
 PublishedCells = Mapping[tuple[str, int, int], Sequence[Published]]
@@ -168,7 +168,7 @@ def example_texts(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[s
         model = diffusion(load(path, device=plan.device or "cpu"))
         if model.tokenizer is None:
             run = next(run for run in plan.runs if plan.cells[run.cell].teacher == teacher)
-            model = replace(model, tokenizer=texts(plan.recipe(run)).tokenizer)
+            model = replace(model, tokenizer=training_data(plan.recipe(run)).tokenizer)
         sampler, device = plan.teachers[teacher].sampler, plan.device or "cpu"
         drawn = sample(
             model, n, model.length, steps, plan.study.seed, sampler=sampler, device=device

@@ -20,7 +20,7 @@ from unmask.experiments.plans import SHIPPED, demo, teacher_and_judge, with_toke
 from unmask.experiments.rows_file import ROWS
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.catalog import recipe
-from unmask.recipes.held_out import Text, held_out, reading
+from unmask.recipes.held_out import Text, held_out, scoring_rule
 from unmask.recipes.schema import Recipe
 
 NAMES = ("teacher", "judge", "duo")
@@ -91,7 +91,7 @@ def measure_card(out: Path) -> None:
         # Only the teacher's run trains a tokenizer, which the others share.
         plan = with_tokenizer(plan, PACKAGE_PREFIX + "teacher")
     text = held_out(Text(), str(out), model)
-    rule, n = reading(model, text.data.wrap), len(text.rows)
+    rule, n = scoring_rule(model, text.data.wrap), len(text.rows)
     value = perplexity(rule.scores(text.some("all")), rule.unit)
     likelihood = f"{value} [{rule.words}; {text.words(n)}]"
     model.save(out, dtype=torch.bfloat16, recipe=to_json(plan), held_out_perplexity=likelihood)

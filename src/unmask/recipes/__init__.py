@@ -1,1 +1,1 @@
-"""Floor 5: a run as data. `build` is the one place that knows every class."""
+"""Floor 5: a training run as data (`Recipe`), and its execution (`run`)."""

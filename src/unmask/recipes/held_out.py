@@ -1,4 +1,4 @@
-"""Text to measure a model on, and rows read under the model, both as in the training that its card names."""
+"""Held-out rows to measure a model on, and their scores under the model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from unmask.evaluation.likelihood import (
     unit_of,
 )
 from unmask.models.model import CausalModel, Model
-from unmask.recipes.build import HELD_OUT, text_of
 from unmask.recipes.data import corpus_of, digest_of, documents, rows
+from unmask.recipes.model_card import HELD_OUT, text_of
 from unmask.recipes.schema import DataSettings, Part
 from unmask.rng import generator
 
@@ -31,15 +31,17 @@ Limit: TypeAlias = int | Literal["all"]
 
 @dataclass(frozen=True)
 class Text:
-    """Text to measure on; by default the held-out text of the training of the model (of two models: the teacher).
+    """Text to measure on; by default the held-out text of the model's training (or its teacher's).
 
-    corpus     a corpus by name, a file or a folder (the text of the model's card)
-    part       the half of the documents (that of the card; of another text: all)
-    held_out   only the documents that a training on the text holds out (yes for the text of the card). Another text is
-               measured whole, or its published held-out split where it has one
-    length     tokens of a row (the model's)
-    wrap       rows with BOS and EOS at their ends, else plain crops (what the card says; without a card: plain crops)
-    streaming  of a data set that is given, the documents that a training with data.streaming holds out
+    corpus     corpus name, file or folder (default: the text of the model's card)
+    part       half of the documents (default: that of the card; for another text: all)
+    held_out   use only the documents that a training on the text holds out (default: yes for the
+               text of the card; another text is used whole, or its published held-out split)
+    length     tokens in a row (default: the model's)
+    wrap       rows with BOS and EOS at their ends, else plain crops (default: as in the card;
+               without a card plain crops)
+    streaming  for a given data set, use the documents that a training with data.streaming holds
+               out
     """
 
     corpus: str | None = None
@@ -52,12 +54,12 @@ class Text:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows [N, L] to measure a model on, and how they were made.
+    """Rows [N, L] to measure a model on, and their origin.
 
     data     corpus, part and wrap
-    whole    whether they are the whole text; else its held-out part
-    digest   of the documents
-    changed  whether a training held out other documents of this text, by the digest in its card
+    whole    True: the rows are the whole text; False: its held-out part
+    digest   digest of the documents
+    changed  the model's training held out other documents of this text, by the digest in its card
     """
 
     rows: Rows
@@ -72,20 +74,15 @@ class HeldOut:
 
     @property
     def source(self) -> str:
-        """The text that the rows are made of."""
-        of = (
-            self.data.corpus
-            if self.data.part == "all"
-            else f"{self.data.part} of {self.data.corpus}"
-        )
-        return (
-            of
-            if self.whole
-            else f"held-out part of {of}" + (", changed since the training" if self.changed else "")
-        )
+        """The text that the rows are made of, in words."""
+        part, corpus = self.data.part, self.data.corpus
+        text = corpus if part == "all" else f"{part} of {corpus}"
+        if self.whole:
+            return text
+        return f"held-out part of {text}{', changed since the training' if self.changed else ''}"
 
     def words(self, n: int) -> str:
-        """The number of these rows, n of N, their choice, their ends and their source."""
+        """A line about n of the N rows: their number, choice, ends and source."""
         chosen = ", spread evenly" if n < len(self.rows) else ""
         size = f"{n} of {len(self.rows)} rows of {self.rows.shape[1]} tokens"
         return f"{size}{chosen}; {ends(self.data.wrap)}; {self.source}"
@@ -93,9 +90,14 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ScoringRule:
-    """How rows are read under a model.
+    """How to score rows under a model.
 
-    start  the token before each row of an autoregressive model; None: the first token of a row is its start token
+    start       token before each row of an autoregressive model; None: the first token of a row
+                is its start token
+    convention  of a diffusion model: a bound, or the convention of MDLM's tables
+    passes      noise levels for each row of a diffusion model
+    batch_size  rows in a network call
+    seed        seed of the noise
     """
 
     model: Model | CausalModel
@@ -106,13 +108,12 @@ class ScoringRule:
     seed: int = 0
 
     def calls(self, n: int) -> int:
-        """The network calls that n rows take."""
-        return -(-n // self.batch_size) * (
-            1 if isinstance(self.model, CausalModel) else self.passes
-        )
+        """The number of network calls for n rows."""
+        passes = 1 if isinstance(self.model, CausalModel) else self.passes
+        return -(-n // self.batch_size) * passes
 
     def batches(self, x0: Tensor) -> Iterator[Tensor]:
-        """The nats [n] that each row of x0 [n, L] gets from each network call; their sum is its score.
+        """Nats [n] of each row of x0 [n, L], from each network call; their sum is its score.
 
         ValueError for ids outside the vocabulary, and for a MASK among them.
         """
@@ -122,81 +123,90 @@ class ScoringRule:
             return next_token_batches(
                 self.model.predictor, x0, start=self.start, batch_size=self.batch_size
             )
-        noise = generator(self.seed, device=x0.device)
         return nelbo_batches(
-            self.model.denoiser, self.model.process, x0, convention=self.convention, passes=self.passes,
-            batch_size=self.batch_size, generator=noise,
-        )  # fmt: skip
+            self.model.denoiser,
+            self.model.process,
+            x0,
+            convention=self.convention,
+            passes=self.passes,
+            batch_size=self.batch_size,
+            generator=generator(self.seed, device=x0.device),
+        )
 
     def scores(self, x0: Tensor) -> Scores:
-        """The nats and the counted tokens of each row of x0 [n, L]: a bound for diffusion, else exact."""
+        """Nats and counted tokens of each row of x0 [n, L]: a bound for diffusion, else exact."""
         return summed(self.batches(x0), self.tokens(x0.shape[1]))
 
     def tokens(self, length: int) -> int:
-        """The tokens of a row that count."""
+        """The number of tokens of a row that count."""
         return length - (isinstance(self.model, CausalModel) and self.start is None)
 
     @property
     def unit(self) -> str:
-        """The name of the exponential of the mean score a token."""
+        """The name of the exponential of the mean score per token."""
         return "perplexity" if isinstance(self.model, CausalModel) else unit_of(self.convention)
 
     @property
     def words(self) -> str:
         """The kind of the scores, in words."""
+        precision = f"products in {self.model.precision}"
         if isinstance(self.model, CausalModel):
-            after = (
-                "after the first token of each row"
-                if self.start is None
-                else "start token before each row"
-            )
-            return f"exact, {after}; products in {self.model.precision}"
-        kind = (
-            "upper bound"
-            if self.convention == "bound"
-            else "convention of MDLM's tables, not a bound"
-        )
-        how = f"{self.passes} noise levels a row, seed {self.seed}"
-        return f"{kind}, {how}; products in {self.model.precision}"
+            if self.start is None:
+                return f"exact, after the first token of each row; {precision}"
+            return f"exact, start token before each row; {precision}"
+        bound = self.convention == "bound"
+        kind = "upper bound" if bound else "convention of MDLM's tables, not a bound"
+        return f"{kind}, {self.passes} noise levels a row, seed {self.seed}; {precision}"
 
 
 def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
-    """The rows of `text` in the tokens of a model, by its card, and how they were made; errors call it `name`.
+    """The rows of a text in the tokens of a model.
 
-    ValueError for a text that is not there, is too short for a row, or has a MASK among its ids.
+    Args:
+        text: the text; by default the one that the model's card names.
+        name: the name of the model in errors.
+        model: its tokenizer encodes the text.
+
+    Raises:
+        ValueError: the text does not exist, is too short for a row, or has a MASK among its ids.
     """
-    data, own = _data(text, name, model)
+    data, from_card = _data(text, name, model)
     if data.streaming and text.held_out is False:
         raise ValueError(
-            "text.held_out has no effect: got False, and of a streamed text only the held-out part is read; omit it"
+            "text.held_out has no effect: got False, but only the held-out part of a streamed "
+            "text is read; omit it"
         )
-    whole = not own if text.held_out is None else not text.held_out
+    whole = not from_card if text.held_out is None else not text.held_out
     if not whole or data.streaming:
         corpus, whole = documents(data).held_out, False
     else:
-        all_of_it = corpus_of(data)
-        corpus = evaluation_part(all_of_it)
-        whole = corpus is all_of_it
+        all_documents = corpus_of(data)
+        corpus = evaluation_part(all_documents)
+        whole = corpus is all_documents
     length = model.length if text.length is None else text.length
-    found = rows(corpus, spoken(model), length, data.wrap)
-    check_rows(found, model.vocab_size, model.mask_id)
+    token_rows = rows(corpus, require_tokenizer(model), length, data.wrap)
+    check_rows(token_rows, model.vocab_size, model.mask_id)
     digest, card = digest_of(corpus), _text_of(model, name)
-    same = (
-        own
+    comparable = (
+        from_card
         and not whole
         and card is not None
         and (data.part, data.streaming) == (card.part, card.streaming)
     )
-    return HeldOut(
-        found, data, whole, digest, changed=same and model.card.get(HELD_OUT, digest) != digest
-    )
+    changed = comparable and model.card.get(HELD_OUT, digest) != digest
+    return HeldOut(token_rows, data, whole, digest, changed)
 
 
-def reading(model: Model | CausalModel, wrap: bool) -> ScoringRule:
-    """How rows, with `wrap` or without, are read under a model.
+def scoring_rule(model: Model | CausalModel, wrap: bool) -> ScoringRule:
+    """How to score rows under a model.
 
-    A start token stands before each row of an autoregressive model, as in our training and in the harness. Only a model
-    without a card reads rows with BOS without it: the released baselines of MDLM were trained so.
+    A start token precedes each row of an autoregressive model, as in our training and in the
+    harness. The exception are rows with BOS under a model without a card, because the released
+    baselines of MDLM were trained without a start token.
+
+    Args:
+        model: the model.
+        wrap: whether rows have BOS and EOS at their ends.
     """
     if isinstance(model, CausalModel) and not (wrap and _text_of(model) is None):
         return ScoringRule(model, start_token(model.tokenizer, model.vocab_size, model.mask_id))
@@ -204,7 +214,13 @@ def reading(model: Model | CausalModel, wrap: bool) -> ScoringRule:
 
 
 def wraps(model: Model | CausalModel, chosen: bool | None, otherwise: bool) -> bool:
-    """Whether rows have BOS and EOS at their ends: as chosen, else as the card of a model says, else `otherwise`."""
+    """Whether rows have BOS and EOS at their ends.
+
+    Args:
+        model: its card decides, if `chosen` is None.
+        chosen: the choice of the user.
+        otherwise: the value without a choice and without a card.
+    """
     card = _text_of(model)
     return chosen if chosen is not None else otherwise if card is None else card.wrap
 
@@ -214,12 +230,12 @@ def ends(wrap: bool) -> str:
     return "rows with BOS and EOS at their ends" if wrap else "rows are plain crops"
 
 
-def spoken(model: Model | CausalModel) -> Tokenizer:
-    """The tokenizer of a model; ValueError where it has none."""
+def require_tokenizer(model: Model | CausalModel) -> Tokenizer:
+    """The tokenizer of a model; ValueError if it has none."""
     if model.tokenizer is None:
         raise ValueError(
-            "text is measured in tokens, and this model's directory has no tokenizer: save it with one, or "
-            "`unmask convert MODEL OUT --tokenizer gpt2`"
+            "the model has no tokenizer, which is needed to encode a text: save the model with "
+            "one, or `unmask convert MODEL OUT --tokenizer gpt2`"
         )
     return model.tokenizer
 
@@ -233,24 +249,24 @@ def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[DataSettin
     card, wrap = _text_of(model, name), wraps(model, text.wrap, False)
     if text.corpus is not None:
         if card is not None and same_corpus(text.corpus, card.corpus):
-            streaming = text.streaming or card.streaming
-            return DataSettings(
-                text.corpus, text.part or card.part, wrap=wrap, streaming=streaming
-            ), True
-        return DataSettings(
-            text.corpus, text.part or "all", wrap=wrap, streaming=text.streaming
-        ), False
+            part, streaming = text.part or card.part, text.streaming or card.streaming
+            return DataSettings(text.corpus, part, wrap=wrap, streaming=streaming), True
+        part = text.part or "all"
+        return DataSettings(text.corpus, part, wrap=wrap, streaming=text.streaming), False
     if text.streaming:
         raise ValueError(
-            "text.streaming says how --text.corpus is read: give it too, or leave both to the model's card"
+            "text.streaming has no effect without --text.corpus: give both, or omit both to use "
+            "the text of the model's card"
         )
     if card is None:
         raise ValueError(
-            f"{name} does not say which text it was trained on: give --text.corpus (and --text.part)"
+            f"text.corpus is missing, and {name} does not name its training text: give "
+            "--text.corpus (and --text.part)"
         )
     if not corpus_exists(card.corpus):
         raise ValueError(
-            f"text.corpus is needed: the card of {name} names the text {card.corpus!r}, and there is no such file or "
-            f"folder in {Path.cwd()}; give its path by --text.corpus, with --text.held-out True if it is that text"
+            f"text.corpus is missing: the card of {name} names the text {card.corpus!r}, but there "
+            f"is no such file or folder in {Path.cwd()}; give its path by --text.corpus, with "
+            "--text.held-out True if it is that text"
         )
     return replace(card, part=text.part or card.part, wrap=wrap), True

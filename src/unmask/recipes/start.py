@@ -1,15 +1,15 @@
-"""The beginning of a run, kept in its directory: the run continues only with the same text, tokenizer and weights.
+"""The start of a run: it resumes only with the same text, tokenizer and initial weights.
 
     NAME/ start.json  tokenizer/
 
-`start.json` holds digests of the text, the tokenizer and the first weights, and what rounding depends on (`machine`).
-A resume encodes with the tokenizer of the run directory: one that is trained on the text is trained once.
+`start.json` holds digests of the text, the tokenizer and the initial weights, and the facts that
+rounding depends on (`machine`). A resume encodes with the tokenizer of the run directory, so a
+tokenizer that is trained on the text is trained once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -17,191 +17,155 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unmask.atomic_files import replacing, write_text
 from unmask.data.corpora import Corpus, is_corpus_path
 from unmask.data.tokenizers import Tokenizer
-from unmask.dataclass_json import read_json, to_json
-from unmask.recipes.build import starts_from
+from unmask.dataclass_json import from_json, to_json
+from unmask.models.model import LanguageModel, load
 from unmask.recipes.data import TrainingData, documents
-from unmask.recipes.schema import DataSettings, DistillationSettings, Recipe, recipe_of
-from unmask.training import RunError
+from unmask.recipes.schema import DataSettings, Recipe, recipe_of
+from unmask.training import RunDir, RunError
 from unmask.training.distributed import Engine
-from unmask.training.run_directory import differences
+from unmask.training.run_files import MACHINE, START, differences, read_start
 
-START, TOKENIZER = "start.json", "tokenizer"
-MACHINE = "machine"  # in start.json: what rounding depends on
-TEXT_OF_0_1 = "text"  # how version 0.1 called the digest of a streamed text
+TOKENIZER = "tokenizer"
 
 
-def resolved(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths of the files and folders that it names and that are there."""
-    data, objective = recipe.data, recipe.objective
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths of the existing files and folders that it names."""
+    data, field = recipe.data, recipe.traits.start_field
     corpus = _absolute(data.corpus) if is_corpus_path(data.corpus) else data.corpus
     data = replace(data, corpus=corpus, tokenizer=_absolute(data.tokenizer))
-    if isinstance(objective, DistillationSettings):
-        return replace(
-            recipe, data=data, objective=replace(objective, teacher=_absolute(objective.teacher))
-        )
-    return replace(recipe, data=data, objective=replace(objective, init=_absolute(objective.init)))
+    start: dict[str, Any] = {field: _absolute(recipe.traits.start)}
+    return replace(recipe, data=data, objective=replace(recipe.objective, **start))
 
 
 def _absolute(name: str) -> str:
-    return (
-        os.path.abspath(Path(name).expanduser())
-        if name and Path(name).expanduser().exists()
-        else name
-    )
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if name and path.exists() else name
 
 
-def as_saved(recipe: Recipe, directory: Path) -> Any:
-    """The recipe as JSON; as `directory` holds it, where that reads as the same recipe (fields come with defaults)."""
-    file = directory / "recipe.json"
-    same = file.exists() and resolved(recipe_of(directory)) == recipe
-    return read_json(file) if same else to_json(recipe)
+def as_written_now(saved: Any) -> Any:
+    """The content of a recipe.json in today's form: with all fields and absolute paths."""
+    return to_json(with_absolute_paths(from_json(Recipe, saved, "recipe")))
 
 
 def refuse_more_steps(recipe: Recipe, directory: Path) -> None:
-    """RunError where the finished run of a directory is to take more steps: its model can begin another run."""
-    if not all((directory / name).exists() for name in ("model", "recipe.json")):
+    """RunError if the run of a directory is finished and `recipe` has more steps."""
+    if not _has_model(directory):
         return
-    begun = resolved(recipe_of(directory))
-    if recipe.steps <= begun.steps:
+    old = with_absolute_paths(recipe_of(directory))
+    if recipe.steps <= old.steps:
         return
-    distils = isinstance(recipe.objective, DistillationSettings)
-    verb, flag = ("distill", "--objective.teacher") if distils else ("train", "--objective.init")
+    verb, flag = recipe.traits.verb, f"--objective.{recipe.traits.start_field}"
     raise RunError(
-        f"steps of a finished run are fixed: got {recipe.steps}, and {directory} ended after {begun.steps}; its model "
-        f"can begin another run: unmask {verb} {recipe.name} {flag} {shlex.quote(str(directory))} --out ANOTHER. "
-        "Fields that differ (there -> now):\n  "
-        + "\n  ".join(differences(to_json(begun), to_json(recipe)))
+        f"steps of a finished run are fixed: got {recipe.steps}, and {directory} ended after "
+        f"{old.steps}; start another run from its model: unmask {verb} {recipe.name} {flag} "
+        f"{shlex.quote(str(directory))} --out ANOTHER. Fields that differ (there -> now):\n  "
+        + "\n  ".join(differences(to_json(old), to_json(recipe)))
     )
+
+
+def _has_model(directory: Path) -> bool:
+    return all((directory / name).exists() for name in ("model", "recipe.json"))
+
+
+def finished(recipe: Recipe, directory: Path) -> bool:
+    """True if the run is complete and matches `recipe`: its model can be read without a lock."""
+    if not _has_model(directory):
+        return False
+    old, recipe = with_absolute_paths(recipe_of(directory)), with_absolute_paths(recipe)
+    if recipe.precision == "fastest":
+        recipe = replace(recipe, precision=old.precision)
+    if old != recipe:
+        return False
+    saved = read_start(directory)
+    if "text_digest" in saved and saved["text_digest"] != text_digest(recipe.data):
+        return False
+    start = recipe.traits.start
+    return not start or "weights" not in saved or bool(saved["weights"] == load(start).digest)
 
 
 def with_own_tokenizer(recipe: Recipe, directory: Path) -> Recipe:
-    """The recipe with the tokenizer that its run directory holds, where there is one."""
+    """The recipe with the tokenizer of its run directory, if it has one."""
     own = directory / TOKENIZER
-    return (
-        replace(recipe, data=replace(recipe.data, tokenizer=str(own))) if own.exists() else recipe
-    )
+    if not own.exists():
+        return recipe
+    return replace(recipe, data=replace(recipe.data, tokenizer=str(own)))
 
 
 def text_digest(data: DataSettings) -> str:
-    """`Texts.text_digest` of the text that a recipe names, without its rows."""
+    """`TrainingData.text_digest` of the text that `data` names, without making rows."""
     train = documents(data).train
-    return (
-        train.digest
-        if isinstance(train, Corpus) and train.identity is None
-        else str(train.identity)
-    )
+    if isinstance(train, Corpus) and train.identity is None:
+        return train.digest
+    return str(train.identity)
 
 
-def digests(data: TrainingData, weights: str | None) -> dict[str, str]:
-    """The digests of text, tokenizer and first weights (None: they are random), which stay the same in a run."""
+def digests(data: TrainingData, start: LanguageModel | None) -> dict[str, str]:
+    """Digests of text, tokenizer and initial weights (if not random), constant during a run."""
     own = {"text_digest": data.text_digest, "tokenizer_digest": data.tokenizer_digest}
-    return own if weights is None else {"weights": weights, **own}
+    return own if start is None else {"weights": start.digest, **own}
 
 
-def read_start(directory: Path) -> dict[str, Any]:
-    """The contents of start.json, {} where there is none. RunError where it is damaged."""
-    file = directory / START
-    if not file.exists():
-        return {}
-    advice = "put it back, or remove it, and what it held is not checked"
-    try:
-        known = read_json(file)
-    except ValueError as error:
-        raise RunError(f"{error}; {advice}") from error
-    if not isinstance(known, dict):
-        raise RunError(f"{file} holds no JSON object: got {known!r}; {advice}")
-    if wrong := [
-        name
-        for name, value in known.items()
-        if not isinstance(value, dict if name == MACHINE else str)
-    ]:
-        raise RunError(
-            f"{file} holds no digest or no machine: got {wrong[0]} = {known[wrong[0]]!r}; {advice}"
-        )
-    if TEXT_OF_0_1 in known:
-        known.setdefault("text_digest", known.pop(TEXT_OF_0_1))
-    return known
-
-
-def checked_start(
-    directory: Path, found: Mapping[str, str], recipe: Recipe, engine: Engine
-) -> dict[str, Any]:
-    """The contents of start.json; RunError where it, or another process, has other digests than `found`."""
-    known = read_start(directory)
-    for name, digest in found.items():
+def check_start(directory: Path, now: Mapping[str, str], recipe: Recipe, engine: Engine) -> None:
+    """RunError if start.json, or another process, has other digests than `now`."""
+    saved = read_start(directory)
+    for name, digest in now.items():
         number = int(hashlib.sha256(digest.encode()).hexdigest()[:15], 16)
-        if engine.same(number) != number:
+        if engine.broadcast_int(number) != number:
             raise RunError(
-                f"{name} of process {engine.rank} is {digest[:12]}, and that of process 0 is another: give all "
-                f"processes of a training the same files ({recipe.data.corpus})"
+                f"{name} differs between processes: process {engine.rank} has {digest[:12]}, "
+                "process 0 has another; give all processes of a training the same files "
+                f"({recipe.data.corpus})"
             )
-    for name, digest in found.items():
-        if known.get(name, digest) != digest:
-            raise RunError(_not_as_begun(name, known[name][:12], digest[:12], directory, recipe))
-    return known
+    for name, digest in now.items():
+        if saved.get(name, digest) != digest:
+            raise RunError(_changed(name, saved[name][:12], digest[:12], directory, recipe))
 
 
-def _not_as_begun(name: str, want: str, got: str, directory: Path, recipe: Recipe) -> str:
-    match name:
-        case "weights":
-            return (
-                f"the run in {directory} started from weights {want}, and {starts_from(recipe)} holds {got}: it "
-                "was trained again since; choose another run directory, or remove this one"
-            )
-        case "text_digest":
-            return (
-                f"data.corpus has another text than {directory} began with: got text {got} in {recipe.data.corpus}, "
-                f"want {want}; it was edited, its files have other names, sizes or times, or a branch of the hub has "
-                "another commit: put the text back (cp -p keeps times), name the commit (hub:OWNER/NAME@COMMIT), or "
-                "choose another run directory"
-            )
-    return (
-        f"data.tokenizer is another one than {directory} began with, and ids would change their meaning: got tokenizer "
-        f"{got}, want {want}; put {directory / TOKENIZER} back, or choose another run directory"
-    )
+def _changed(name: str, want: str, got: str, directory: Path, recipe: Recipe) -> str:
+    field = f"objective.{recipe.traits.start_field}"
+    messages = {
+        "weights": f"{field} has other weights than {directory} started from: got {got} in "
+        f"{recipe.traits.start}, want {want}; that model was trained again since. Choose another "
+        "run directory, or remove this one",
+        "text_digest": f"data.corpus has another text than {directory} started with: got text "
+        f"{got} in {recipe.data.corpus}, want {want}. The text was edited, its files have other "
+        "names, sizes or times, or a branch of the hub has another commit: restore the text "
+        "(cp -p keeps times), name the commit (hub:OWNER/NAME@COMMIT), or choose another run "
+        "directory",
+        "tokenizer_digest": f"data.tokenizer is not the tokenizer that {directory} started with, "
+        f"so ids would change their meaning: got tokenizer {got}, want {want}; restore "
+        f"{directory / TOKENIZER}, or choose another run directory",
+    }
+    return messages[name]
 
 
 def changes(
-    known: Mapping[str, Any], found: Mapping[str, str], machine: Mapping[str, str | int], step: int
+    saved: Mapping[str, Any], now: Mapping[str, str], machine: Mapping[str, str | int], step: int
 ) -> list[str]:
-    """A line for each fact that cannot be checked, or that changes rounding, in a run that continues at `step`."""
+    """A line for each fact that cannot be checked, or that changes rounding, at a resume."""
     if not step:
         return []
     lines = []
-    if missing := [name for name in (*found, MACHINE) if name not in known]:
+    if missing := [name for name in (*now, MACHINE) if name not in saved]:
         lines.append(
-            f"this run has no {', '.join(missing)} in its {START} (version 0.1 wrote none): whether these are as they "
-            "were cannot be checked now; from now on it is"
+            f"{START} of this run lacks {', '.join(missing)} (version 0.1 wrote none): whether "
+            "these have changed cannot be checked now; they are checked from now on"
         )
-    if changed := differences(known.get(MACHINE, machine), machine):
+    if changed := differences(saved.get(MACHINE, machine), machine):
         lines.append(
-            f"what rounding depends on has changed since the run began ({'; '.join(changed)}): its weights will not "
-            "be, to the bit, those of a run without a stop"
+            f"the machine has changed since the run started ({'; '.join(changed)}): rounding may "
+            "differ, so the weights will not equal those of an uninterrupted run bit for bit"
         )
     return lines
 
 
-def keep_start(
-    directory: Path,
-    known: Mapping[str, Any],
-    found: Mapping[str, str],
-    machine: Mapping[str, str | int],
-    tokenizer: Tokenizer,
-    step: int,
-) -> None:
-    """Write down the beginning of a run, where `directory` does not hold it yet."""
-    first = known.get(MACHINE, machine) if step else machine
-    start = {**found, MACHINE: first}
-    try:
-        if known != start:
-            write_text(directory / START, json.dumps(start, indent=1) + "\n")
-        if not (directory / TOKENIZER).exists():
-            with replacing(directory / TOKENIZER) as folder:
-                tokenizer.save(folder)
-    except OSError as error:
-        raise RunError(
-            f"{directory} could not keep what its run began with: {error}; no step was taken"
-        ) from error
+def keep_start(run_dir: RunDir, now: Mapping[str, str], tokenizer: Tokenizer, step: int) -> None:
+    """Write start.json and the tokenizer, if the run directory does not hold them yet."""
+    machine = run_dir.engine.machine()
+    if step:
+        machine = read_start(run_dir.path).get(MACHINE, machine)
+    run_dir.keep_start({**now, MACHINE: machine})
+    if not (run_dir.path / TOKENIZER).exists():
+        run_dir.publish(TOKENIZER, tokenizer.save)

@@ -1,116 +1,122 @@
-"""Fields of a recipe that do not act: the kind of training has no use for them, or another model decides."""
+"""Fields of a recipe without effect: the training does not use them, or another model decides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from unmask.dataclass_json import leaves
-from unmask.models.denoiser import AUTOREGRESSIVE, as_dit
-from unmask.recipes import schema
-from unmask.recipes.build import Parts, deeper_by, schedule, starts_from, trained_on
+from unmask.models.dit import DiT
+from unmask.models.model import LanguageModel
+from unmask.recipes.build import Parts
+from unmask.recipes.model_card import text_of
 from unmask.recipes.schema import Recipe
-from unmask.recipes.start import resolved
+from unmask.recipes.start import with_absolute_paths
 
 _SCHEDULE = ("schedule.name", "schedule.eps", "schedule.power")
 _SIZES = ("network.width", "network.blocks", "network.heads", "network.cond_dim")
 _SEES = "network.sees_alpha"
-_OWN = "has its own"
+_DROPOUT = "network.dropout"
 
 
-def idle(recipe: Recipe) -> dict[str, str]:
-    """The fields that do not act in this recipe, by dotted names, and why."""
-    found: dict[str, str] = {}
-    objective = recipe.objective
-    if isinstance(objective, schema.DistillationSettings):
-        found |= dict.fromkeys(
-            (*_SIZES, _SEES, "network.dropout", *_SCHEDULE), f"the teacher {_OWN}"
-        )
-    elif starts_from(recipe):
-        found |= dict.fromkeys((*_SIZES, _SEES), f"the model to start from {_OWN}")
-    if starts_from(recipe) and recipe.data.tokenizer.startswith("bpe:"):
-        found["data.tokenizer"] = f"the model to start from {_OWN}"
-    if isinstance(objective, schema.AutoregressiveSettings):
-        found |= dict.fromkeys(
-            ("network.cond_dim", _SEES, *_SCHEDULE), "next-token training has no noise"
-        )
-    if recipe.schedule.name != "polynomial":
-        found.setdefault("schedule.power", "only the polynomial schedule has a power")
-    match objective:
-        case schema.CurriculumSettings(soft_steps=0):
-            soft = ("objective.gamma", "objective.temperature", "objective.top_k")
-            found |= dict.fromkeys(soft, "soft_steps is 0: no input is soft")
-        case schema.ConsistencySettings(revealed="none"):
-            found["objective.revealed_weight"] = "revealed is 'none': that loss is left out"
-        case schema.SdttSettings(teacher_steps=1):
-            found |= dict.fromkeys(
-                ("objective.delta0", "objective.faithful"),
-                "teacher_steps is 1: the teacher does not walk",
-            )
-    return found
+def without_effect(recipe: Recipe) -> dict[str, str]:
+    """The fields that this kind of training does not use, by dotted names, and the reason."""
+    traits = recipe.traits
+    reasons = {f"objective.{name}": reason for name, reason in traits.unused.items()}
+    if traits.noise is None:
+        unused = ("network.cond_dim", _SEES, *_SCHEDULE)
+        reasons |= dict.fromkeys(unused, "autoregressive training has no noise")
+    if recipe.schedule.name != "polynomial" and not traits.distils:
+        reasons.setdefault("schedule.power", "only the polynomial schedule has a power")
+    return reasons
+
+
+def set_by_start(recipe: Recipe) -> dict[str, str]:
+    """The fields whose value comes from the model to start from, and the reason."""
+    traits = recipe.traits
+    names: list[str] = [*_SIZES, _SEES] if traits.start or traits.distils else []
+    if traits.distils:
+        names += [_DROPOUT, *_SCHEDULE]
+    if traits.start and recipe.data.tokenizer.startswith("bpe:"):
+        names += ["data.tokenizer"]
+    owner = "the teacher" if traits.distils else "the model to start from"
+    return dict.fromkeys(names, f"{owner} has its own")
 
 
 def check_flags(recipe: Recipe, before: Recipe, estimated: bool = False) -> None:
-    """ValueError for a field that was changed from `before` and does not act.
+    """ValueError for a field without effect that differs from `before`.
 
-    Sizes of the network may be given, so that one line of flags serves teacher, judge and student: `not_used` says
-    where they differ from those in use.
-    estimated  nothing is trained, and of a tokenizer only the number of tokens is read
+    Sizes of the network may be given, so that the same flags serve teacher, judge and student.
+    `unused_lines` reports sizes that differ from those in use.
+
+    Args:
+        recipe: the recipe with the flags of the user.
+        before: the recipe without them.
+        estimated: True for a dry run, which reads only the number of tokens of a tokenizer.
     """
     old, now = dict(leaves(before)), dict(leaves(recipe))
-    free = {*_SIZES, "network.dropout", *(["data.tokenizer"] if estimated else [])}
-    for name, why in idle(recipe).items():
-        if now[name] != old.get(name) and name not in free:
+    allowed = {*_SIZES, _DROPOUT, *(["data.tokenizer"] if estimated else [])}
+    for name, reason in (set_by_start(recipe) | without_effect(recipe)).items():
+        if now[name] != old.get(name) and name not in allowed:
             raise ValueError(
-                f"--{name.replace('_', '-')} does not act in the recipe {recipe.name!r}: got {now[name]!r}, and {why}; "
-                "leave it out"
+                f"--{name.replace('_', '-')} has no effect in the recipe {recipe.name!r}: got "
+                f"{now[name]!r}, but {reason}; omit it"
             )
 
 
-def not_used(recipe: Recipe, parts: Parts) -> list[str]:
-    """A phrase for each field of the recipe that the run does not follow."""
-    said, values = idle(recipe), dict(leaves(recipe))
-    usual = dict(leaves(Recipe(recipe.name, type(recipe.objective)())))
+def unused_lines(recipe: Recipe, parts: Parts, start: LanguageModel | None = None) -> list[str]:
+    """A line for each field of the recipe that a run does not follow.
+
+    Args:
+        recipe: the run.
+        parts: its parts, with the sizes in use.
+        start: the model that the recipe starts from.
+    """
+    reasons, values = without_effect(recipe), dict(leaves(recipe))
+    defaults = dict(leaves(Recipe(recipe.name, type(recipe.objective)())))
     lines = [
-        f"{name} = {values[name]!r} does not act: {why}"
-        for name, why in said.items()
-        if not why.endswith(_OWN) and values[name] != usual[name]
+        f"{name} = {values[name]!r} has no effect: {reason}"
+        for name, reason in reasons.items()
+        if values[name] != defaults[name]
     ]
-    return lines + (_against_start(recipe, parts, said) if starts_from(recipe) else [])
+    return lines if start is None else lines + _differences(recipe, parts, start)
 
 
-def _against_start(recipe: Recipe, parts: Parts, said: Mapping[str, str]) -> list[str]:
-    start, student, values = starts_from(recipe), parts.student, dict(leaves(recipe))
-    used: dict[str, object] = {}
-    own = as_dit(student.network)
-    if own is not None:
-        shape = own.shape
+def _differences(recipe: Recipe, parts: Parts, start: LanguageModel) -> list[str]:
+    """A line for each field that differs from the model to start from, which decides."""
+    traits, student, values = recipe.traits, parts.student, dict(leaves(recipe))
+    name, used = traits.start, {_SEES: student.sees_alpha}
+    if isinstance(student.network, DiT):
+        shape = student.network.shape
         used |= {f"network.{field.name}": getattr(shape, field.name) for field in fields(shape)}
-    if student.kind == AUTOREGRESSIVE:
-        used.pop("network.cond_dim", None)
-    else:
-        used["network.sees_alpha"] = student.sees_alpha
-    deeper = (
-        f"({deeper_by(recipe)} for each of {start})" if deeper_by(recipe) > 1 else f"of {start}"
-    )
+    depth = traits.depth_multiplier
+    blocks = f"({depth} for each block of {name})" if depth > 1 else f"of {name}"
+    fixed = set_by_start(recipe).keys() - without_effect(recipe).keys()
     lines = [
-        f"{name} = {used[name]} {deeper if name == 'network.blocks' else f'of {start}'}, not {values[name]}"
-        for name in said
-        if name in used and used[name] != values[name]
+        f"{field} = {used[field]} {blocks if field == 'network.blocks' else f'of {name}'}, "
+        f"not {values[field]}"
+        for field in used
+        if field in fixed and used[field] != values[field]
     ]
-    if isinstance(recipe.objective, schema.DistillationSettings):
-        if parts.schedule != (told := schedule(recipe.schedule)):
-            lines.append(f"schedule = {parts.schedule} of {start}, not {told}")
+    if traits.distils:
+        if parts.schedule != (own := recipe.schedule.build()):
+            lines.append(f"schedule = {parts.schedule} of {name}, not {own}")
         if student.length != recipe.network.length:
             lines.append(
-                f"rows have network.length = {recipe.network.length} tokens, those of {start} {student.length}"
+                f"network.length = {recipe.network.length} tokens in a row, but {name} was "
+                f"trained on rows of {student.length}"
             )
-    card, now = trained_on(start), resolved(recipe).data
-    before = (
-        None if card is None else resolved(replace(recipe, data=card)).data
-    )  # version 0.1 wrote relative paths
-    if before is not None and (before.corpus, before.part) != (now.corpus, now.part):
-        lines.append(
-            f"{start} was trained on {before.part} of {before.corpus}, and this run reads {now.part} of {now.corpus}"
-        )
-    return lines
+    return lines + _other_text(recipe, start)
+
+
+def _other_text(recipe: Recipe, start: LanguageModel) -> list[str]:
+    """A line if the card of the model to start from names another text than the recipe."""
+    if (card := text_of(start.card, recipe.traits.start)) is None:
+        return []
+    now = with_absolute_paths(recipe).data
+    before = with_absolute_paths(replace(recipe, data=card)).data  # 0.1 wrote relative paths
+    if (before.corpus, before.part) == (now.corpus, now.part):
+        return []
+    return [
+        f"{recipe.traits.start} was trained on {before.part} of {before.corpus}, but this run "
+        f"reads {now.part} of {now.corpus}"
+    ]

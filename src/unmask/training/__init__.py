@@ -1,26 +1,27 @@
-"""Floor 4: a generator loop, the run directory, and the engine that knows devices and processes."""
+"""Floor 4: the training loop as a generator, the run directory, and devices and processes."""
 
 from unmask.training.distributed import Engine, launch
-from unmask.training.loop import Update, fit, recorded, stop_signals
-from unmask.training.loss_guard import Guard, TrainingError
+from unmask.training.loop import Update, fit, stop_signals, with_checkpoints
+from unmask.training.loss_guard import LossGuard, TrainingError
 from unmask.training.optim import AdamW
-from unmask.training.run_directory import Restored, RunDir, RunError
-from unmask.training.state import STUDENT, Learner, State
+from unmask.training.run_directory import Restored, RunDir
+from unmask.training.run_files import RunError
+from unmask.training.state import STUDENT, State, TrainedNetwork
 
 __all__ = [
     "STUDENT",
     "AdamW",
     "Engine",
-    "Guard",
-    "Learner",
+    "LossGuard",
     "Restored",
     "RunDir",
     "RunError",
     "State",
+    "TrainedNetwork",
     "TrainingError",
     "Update",
     "fit",
     "launch",
-    "recorded",
     "stop_signals",
+    "with_checkpoints",
 ]

@@ -1,18 +1,26 @@
-"""Where a training runs: one device, or many processes that each see a part of every batch.
+"""Devices and processes: one device, or many processes that each see a part of every batch.
 
-Accelerate finds the device and joins the processes (`accelerate launch`, `torchrun` or nothing at all: the same
-program). Each process either holds every weight, or, sharded, its part of each (FSDP2, see `sharding`).
+Accelerate finds the device and connects the processes. The same program runs under
+`accelerate launch`, `torchrun`, or alone. Each process holds every weight or, sharded, a part of
+every weight.
 
-Where each holds all, gradients are summed here once a step, after the last micro-batch, and not by a wrapper around
-the module: the vocabulary head runs outside the module's forward, a step may train any one of several networks, and
-the normaliser of the loss (the weights of all micro-batches of all ranks) is known only then.
+Whole weights: gradients are summed here once a step, after the last micro-batch. A wrapper around
+the module cannot do this, for three reasons. The vocabulary head runs outside of the module's
+forward pass; a step may train any one of several networks; and the normalizer of the loss (the
+weights of all micro-batches of all ranks) is known only then.
+
+Sharded weights: `torch.distributed.fsdp.fully_shard` (FSDP2; Zhao et al. 2023, arXiv 2304.11277).
+Moments and EMA are sharded as the weights are. Whole blocks exist one at a time. Embedding and
+head are outside of the blocks: they stay whole from the forward pass to the end of the backward
+pass, because the head runs after the forward pass. Those of a teacher, which has no backward pass,
+stay whole until the next round.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,14 +29,22 @@ from torch import Tensor, nn
 
 from unmask import __version__
 from unmask.training.loss_guard import TrainingError
-from unmask.training.sharding import local, shard
 
 BUCKET_ELEMENTS = 2**25  # numbers in one message between processes: 128 MiB in float32
+
+# torch.distributed.tensor takes seconds to import. An optimizer has imported it already, so the
+# functions below import it when they run.
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One process of a training: its device, its rank, how many there are, and whether they share out the weights."""
+    """One process of a training.
+
+    device   device of its weights
+    rank     number of the process; process 0 writes the files
+    world    number of processes
+    sharded  whether the processes share the weights
+    """
 
     device: torch.device
     rank: int = 0
@@ -48,13 +64,12 @@ class Engine:
 
         for bucket in _buckets(tensors):
             flat = reduce(torch.cat([tensor.flatten() for tensor in bucket]), reduction="sum")
-            for tensor, part in zip(
-                bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True
-            ):
+            sizes = [tensor.numel() for tensor in bucket]
+            for tensor, part in zip(bucket, flat.split(sizes), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def agree(self, modules: Iterable[nn.Module]) -> None:
-        """Move modules to the device and give every process the weights and buffers of rank 0, or its part of each."""
+    def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
+        """Move modules to the device with the weights and buffers of rank 0, whole or sharded."""
         for module in modules:
             if self.world > 1:
                 for tensor in (*module.parameters(), *module.buffers()):
@@ -65,33 +80,43 @@ class Engine:
                 shard(module, self.device)
             module.to(self.device)
 
-    def gather(self, gradients: Sequence[Tensor], sums: Tensor) -> list[Tensor]:
-        """Sum the gradients, and the float64 numbers `sums`, over the processes; the former as this process holds them.
+    def sum_gradients(self, gradients: Sequence[Tensor], sums: Tensor) -> list[Tensor]:
+        """Sum gradients and the float64 numbers `sums` over the processes.
 
-        Sharded, the gradients have been averaged over the processes on the way back.
+        Returns the gradients as this process holds them. Sharded gradients were averaged over the
+        processes in the backward pass.
         """
         if not self.sharded:
             self.sum_([*gradients, sums])
             return [*gradients]
         self.sum_([sums])
-        here = [local(gradient) for gradient in gradients]
-        torch._foreach_mul_(here, self.world)
-        return here
+        parts = [local(gradient) for gradient in gradients]
+        torch._foreach_mul_(parts, self.world)
+        return parts
 
     def wait(self) -> None:
-        """Go on when every process is here."""
-        self.same(0)
+        """Wait for all processes."""
+        self.broadcast_int(0)
 
-    def all_well(self, problem: Exception | None, what: str) -> None:
-        """OSError on every process where one of them had a problem; waits for all."""
+    def broadcast_int(self, value: int) -> int:
+        """The value of rank 0, on every process; waits for all."""
+        if self.world == 1:
+            return value
+        number = torch.tensor([value], dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(number, src=0)
+        return int(number.item())
+
+    def raise_together(self, problem: Exception | None, what: str) -> None:
+        """Wait for all; OSError on every process if any of them has a problem."""
         failed = torch.tensor([problem is not None], dtype=torch.int64, device=self.device)
         self.sum_([failed])
         if failed.item():
-            own = "see the message of that process" if problem is None else str(problem)
-            raise OSError(f"a process {what} ({failed.item()} of {self.world}): {own}") from problem
+            reason = "see the message of that process" if problem is None else str(problem)
+            count = f"{failed.item()} of {self.world}"
+            raise OSError(f"a process {what} ({count}): {reason}") from problem
 
     def machine(self) -> dict[str, str | int]:
-        """The causes of rounding besides the recipe: equal ones give the same weights to the bit (on a CPU)."""
+        """The facts that rounding depends on; equal facts give equal weights (on a CPU)."""
         facts: dict[str, str | int] = {
             "unmask": __version__,
             "torch": torch.__version__,
@@ -99,28 +124,27 @@ class Engine:
         }
         if self.device.type == "cuda":
             return facts | {"device": torch.cuda.get_device_name(self.device)}
-        threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
         return facts | {
             "device": self.device.type,
-            "threads": threads,
-            "instructions": instructions,
+            "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
         }
 
-    def share(self, micro_batches: int) -> int:
-        """How many of an update's micro-batches this process computes: their number over that of processes, or one.
+    def local_micro_batches(self, micro_batches: int) -> int:
+        """The number of an update's micro-batches that this process computes, at least one.
 
-        ValueError where that is no whole number.
+        ValueError if the processes cannot share them equally.
         """
         if micro_batches % self.world and self.world % micro_batches:
             raise ValueError(
-                f"the processes share the micro-batches of an update, accumulation: want a multiple of their number, "
-                f"{self.world}, or a divisor of it, got {micro_batches}"
+                f"accumulation does not fit the number of processes: got {micro_batches}, want a "
+                f"multiple of {self.world}, or a divisor of it"
             )
         return max(1, micro_batches // self.world)
 
     @contextmanager
-    def together(self, step: int) -> Iterator[None]:
-        """What goes wrong in a step where others wait for this process, or it for them, ends as a TrainingError."""
+    def report_lost_process(self, step: int) -> Iterator[None]:
+        """Raise an error in a step with several processes as a TrainingError with advice."""
         try:
             yield
         except RuntimeError as error:
@@ -128,32 +152,29 @@ class Engine:
                 raise
             first = str(error).partition("\n")[0]
             raise TrainingError(
-                f"step {step} did not end on process {self.rank} of {self.world}: {first}. Where "
-                "no memory was short here, another process was lost: look at its last message, then start all of them "
-                "again by the same line; the training goes on from the last good state, on any number of processes."
+                f"step {step} did not end on process {self.rank} of {self.world}: {first}. Unless "
+                "memory was short here, another process was lost: see its last message. Then start "
+                "all processes again by the same command. The training resumes from the last good "
+                "state, on any number of processes."
             ) from error
-
-    def same(self, value: int) -> int:
-        """The value of rank 0, on every process; waits for all."""
-        if self.world == 1:
-            return value
-        box = torch.tensor([value], dtype=torch.int64, device=self.device)
-        torch.distributed.broadcast(box, src=0)
-        return int(box.item())
 
 
 def launch(device: str | None = None, sharded: bool = False) -> Engine:
-    """Join the processes of this training and take a device: the one named, else the best that there is.
+    """Connect the processes of this training and choose a device.
 
-    Under `accelerate launch` or `torchrun` each process takes its own GPU, or the CPU where there is none or the
-    launcher was told `--cpu`; `device` then only says "cpu" or not. Weights are sharded where that is asked for here
-    or by `accelerate launch --use_fsdp`, and there is more than one process.
+    Under `accelerate launch` or `torchrun` each process takes its own GPU. It takes the CPU if
+    there is no GPU, if `device` is "cpu", or with `accelerate launch --cpu`.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N"; by default the best available. With several processes
+            only "cpu" has an effect.
+        sharded: shard the weights, if there are several processes. `accelerate launch --use_fsdp`
+            has the same effect.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    told = (
-        os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-    )  # by `accelerate launch --cpu`
-    cpu = device == "cpu" or told or not torch.cuda.is_available()
+    # `accelerate launch --cpu` sets this variable.
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    cpu = device == "cpu" or use_cpu or not torch.cuda.is_available()
     if world == 1:
         return Engine(torch.device(device or ("cpu" if cpu else "cuda")))
     from accelerate import PartialState
@@ -161,23 +182,25 @@ def launch(device: str | None = None, sharded: bool = False) -> Engine:
     state = PartialState(cpu=cpu)
     if state.num_processes != world or state.device is None:
         raise RuntimeError(
-            f"the launcher started WORLD_SIZE = {world} processes, Accelerate joined {state.num_processes} on "
-            f"{state.device}: start all of them by one `accelerate launch` or `torchrun`"
+            f"WORLD_SIZE does not match: got {world} from the launcher, but Accelerate connected "
+            f"{state.num_processes} processes on {state.device}; start all of them by one "
+            "`accelerate launch` or `torchrun`"
         )
     sharded = sharded or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return Engine(state.device, state.process_index, state.num_processes, sharded)
 
 
 def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:
-    """Whether a matrix product takes less time in bfloat16 than in float32 (CPUs without such units are far slower)."""
+    """True if a matrix product takes less time in bfloat16 than in float32.
+
+    On a CPU both are timed `repeats` times, because many CPUs have no bfloat16 units.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
     def seconds(dtype: torch.dtype) -> float:
-        a, b = (
-            torch.ones(1024, 256, dtype=dtype, device=device),
-            torch.ones(256, 1024, dtype=dtype, device=device),
-        )
+        a = torch.ones(1024, 256, dtype=dtype, device=device)
+        b = torch.ones(256, 1024, dtype=dtype, device=device)
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -188,8 +211,86 @@ def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Keep this process's part of each weight, on `device`; gradients are averaged."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    # The blocks of a transformer are the entries of a ModuleList. Inner lists come first.
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    for blocks in reversed(lists):
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, in the same memory."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """True if this process holds only a part of a tensor."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def first_row(tensor: Tensor) -> int:
+    """The first row that this process holds: FSDP2 splits dimension 0 as `torch.chunk` does."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    if not isinstance(tensor, DTensor):
+        return 0
+    if tensor.placements != (Shard(0),):
+        raise ValueError(
+            f"placements of a sharded weight are not supported: got {tensor.placements}, want "
+            "(Shard(0),)"
+        )
+    mesh = tensor.device_mesh
+    return min(len(tensor), mesh.get_local_rank() * -(-len(tensor) // mesh.size()))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; if it is sharded, every process must call this."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def copies(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Copies of whole tensors on the CPU, each in its own memory.
+
+    With `keep` False, the process only helps others to gather them, and gets none.
+    """
+    kept = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor.detach())
+        if keep:
+            kept[name] = gathered.to("cpu", copy=True).contiguous()
+    return kept
+
+
+@torch.no_grad()
+def fill(target: Tensor, value: Tensor) -> None:
+    """Write a whole `value`, which every process holds, into a tensor or this process's part of it.
+
+    ValueError for another dtype, which would be rounded silently.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if value.dtype != target.dtype:
+        raise ValueError(f"dtype of a saved tensor is {value.dtype}, want {target.dtype}")
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """Runs of tensors of one dtype, each run below BUCKET_ELEMENTS (or one tensor)."""
+    """Runs of tensors of one dtype, each of at most BUCKET_ELEMENTS numbers (or one tensor)."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:

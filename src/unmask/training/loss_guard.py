@@ -1,4 +1,4 @@
-"""A watch on the loss: a training that has gone wrong stops before the bad step reaches the weights."""
+"""Stop a training whose loss explodes, before the bad step changes the weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from statistics import median
 
 
 class TrainingError(RuntimeError):
-    """A training cannot go on; the message says at which step, which term, and where the last good state is."""
+    """The training cannot continue; the message names the step, the term, and the last state."""
 
 
 @dataclass(frozen=True)
-class Guard:
-    """When a loss or gradient norm counts as exploded: above `factor` times the median of the last `window` steps.
+class LossGuard:
+    """When a loss or gradient norm counts as exploded: above `factor` times its recent median.
 
-    Nothing is compared during the first `patience` updates (the warm-up), nor before `window` values of the present
-    round are known: a new round has a new loss. A value that is not finite always stops the run.
+    factor    largest ratio to the median
+    window    steps of the median. Nothing is compared before a round has had that many steps,
+              because a new round has a new loss
+    patience  first steps of a training that are not compared (the warm-up)
+
+    A value that is not finite always stops the training.
     """
 
     factor: float = 50.0
@@ -27,25 +31,26 @@ class Guard:
 
     def __post_init__(self) -> None:
         if not self.factor > 1:
-            raise ValueError(
-                f"factor says how far above the median is an explosion: want > 1, got {self.factor}"
-            )
-        if self.window < 1 or self.patience < 0:
-            raise ValueError(
-                f"want window >= 1 and patience >= 0 steps, got {self.window} and {self.patience}"
-            )
+            raise ValueError(f"factor is out of range: got {self.factor}, want factor > 1")
+        if self.window < 1:
+            raise ValueError(f"window is out of range: got {self.window}, want window >= 1")
+        if self.patience < 0:
+            raise ValueError(f"patience is out of range: got {self.patience}, want patience >= 0")
 
 
 @dataclass
-class Watch:
-    """The values a guard has seen. Not saved: after a resume it fills anew, and no result depends on it."""
+class LossHistory:
+    """The recent losses that a guard compares with.
 
-    guard: Guard
+    It is not saved: it fills again after a resume, and no result depends on it.
+    """
+
+    guard: LossGuard
     _round: int = 0
-    _empty: int = 0  # steps in a row whose weights are all 0
-    _seen: dict[str, deque[float]] = field(default_factory=dict)
+    _empty: int = 0  # consecutive steps whose weights are all 0
+    _recent: dict[str, deque[float]] = field(default_factory=dict)
 
-    def learns(
+    def accept(
         self,
         step: int,
         turn: str,
@@ -53,61 +58,70 @@ class Watch:
         values: Mapping[str, float],
         metrics: Mapping[str, float],
     ) -> bool:
-        """True where the loss of a step has a weight, so that the step is taken. TrainingError as in `check`.
+        """True if the step is to be taken, False if its loss has no weight.
 
-        TrainingError also for a sum of weights below 0 or not a number, for a loss without weight, and where a whole
-        `window` of steps has had no weight: such a training learns nothing.
+        Args:
+            step: number of the step, 0 for the first.
+            turn: the network that the step trains.
+            weight: sum of the weights of the loss.
+            values: loss and gradient norm.
+            metrics: further terms for the message.
+
+        Raises:
+            TrainingError: as in `check`; for a weight below 0 or NaN; for a loss without weight;
+                and after a whole `window` of steps without weight, which teach nothing.
         """
         if weight > 0:
             self._empty = 0
             self.check(step, turn, values, metrics)
             return True
+        problem = ""
         if weight < 0 or math.isnan(weight):
-            raise TrainingError(
-                self._message(
-                    step, turn, f"weights of the loss sum to {weight}, want >= 0", metrics
+            problem = f"weights of the loss sum to {weight}, want >= 0"
+        elif any(value != 0 for value in values.values()):
+            terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            problem = f"the weights of the loss are 0, but it has {terms}"
+        else:
+            self._empty += 1
+            if self._empty >= self.guard.window:
+                problem = (
+                    f"no token to learn from in {self._empty} consecutive steps: the weights of "
+                    "the loss are 0"
                 )
-            )
-        if any(value != 0 for value in values.values()):
-            said = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise TrainingError(
-                self._message(
-                    step, turn, f"the weights of the loss are 0, and it has {said}", metrics
-                )
-            )
-        self._empty += 1
-        if self._empty >= self.guard.window:
-            what = f"no token to learn from in {self._empty} steps in a row: the weights of the loss are 0"
-            raise TrainingError(self._message(step, turn, what, metrics))
+        if problem:
+            raise TrainingError(_message(step, turn, problem, metrics))
         return False
 
     def check(
         self, step: int, turn: str, values: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
-        """Raise TrainingError where one of `values` is not finite or explodes. `metrics` say more about the loss."""
+        """TrainingError if one of `values` is not finite or explodes; `metrics` go into it."""
         if (now := round(metrics.get("round", 0))) != self._round:
             self._round = now
-            self._seen.clear()
+            self._recent.clear()
         for name, value in values.items():
-            seen = self._seen.setdefault(f"{turn} {name}", deque(maxlen=self.guard.window))
+            recent = self._recent.setdefault(f"{turn} {name}", deque(maxlen=self.guard.window))
             if not math.isfinite(value):
-                raise TrainingError(self._message(step, turn, f"{name} is {value}", metrics))
-            if step >= self.guard.patience and len(seen) == self.guard.window:
-                usual = median(seen)
+                raise TrainingError(_message(step, turn, f"{name} is {value}", metrics))
+            if step >= self.guard.patience and len(recent) == self.guard.window:
+                usual = median(recent)
                 if value > self.guard.factor * usual > 0:
-                    what = f"{name} is {value:.4g}, over {self.guard.factor:g} times its median {usual:.4g}"
-                    raise TrainingError(self._message(step, turn, what, metrics))
-            seen.append(value)
+                    problem = (
+                        f"{name} is {value:.4g}, more than {self.guard.factor:g} times its median "
+                        f"{usual:.4g}"
+                    )
+                    raise TrainingError(_message(step, turn, problem, metrics))
+            recent.append(value)
 
-    def _message(self, step: int, turn: str, what: str, metrics: Mapping[str, float]) -> str:
-        where = (
-            f"step {step}"
-            + (f", round {metrics['round']:g}" if "round" in metrics else "")
-            + f", {turn}"
-        )
-        terms = {name: value for name, value in metrics.items() if name != "round"}
-        bad = [f"{name} = {value:g}" for name, value in terms.items() if not math.isfinite(value)]
-        rest = [f"{name} = {value:g}" for name, value in terms.items() if math.isfinite(value)]
-        offending = f"; terms that are not finite: {', '.join(bad)}" if bad else ""
-        others = f"; other terms: {', '.join(rest)}" if rest else ""
-        return f"training stopped at {where}: {what}{offending}{others}. The step was not taken."
+
+def _message(step: int, turn: str, problem: str, metrics: Mapping[str, float]) -> str:
+    in_round = f", round {metrics['round']:g}" if "round" in metrics else ""
+    terms = {name: value for name, value in metrics.items() if name != "round"}
+    bad = [f"{name} = {value:g}" for name, value in terms.items() if not math.isfinite(value)]
+    rest = [f"{name} = {value:g}" for name, value in terms.items() if math.isfinite(value)]
+    not_finite = f"; terms that are not finite: {', '.join(bad)}" if bad else ""
+    others = f"; other terms: {', '.join(rest)}" if rest else ""
+    return (
+        f"training stopped at step {step}{in_round}, {turn}: {problem}{not_finite}{others}. The "
+        "step was not taken."
+    )

@@ -1,4 +1,4 @@
-"""How an optimizer is set, and its learning rate as a pure function of the step."""
+"""Settings of an optimizer, and its learning rate as a pure function of the update."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AdamW:
-    """Settings of one trained network: AdamW, its learning rate, its clip and its moving average.
+    """AdamW for one trained network: its learning rate, gradient clipping and EMA.
 
     lr            peak learning rate
-    betas, eps    moments of AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)
-    weight_decay  decoupled, as a share of lr a step
-    warmup_steps  the learning rate grows linearly from lr / warmup_steps to lr over these steps
-    decay_steps   None: constant after the warm-up; else a half cosine reaches 0 at this step
-    clip_norm     greatest L2 norm of the gradient of all its parameters; None: no clip
-    ema_decay     greatest decay of the moving average of the weights; None: no average is kept
+    betas         decay rates of the two moments (Loshchilov and Hutter 2019, arXiv 1711.05101)
+    eps           number added to the denominator of an update
+    weight_decay  decoupled weight decay, as a share of lr in each update
+    warmup_steps  updates over which the learning rate grows linearly from lr / warmup_steps to lr
+    decay_steps   update at which a half cosine reaches 0; None: constant after the warm-up
+    clip_norm     largest L2 norm of the gradient of all parameters; None: no clipping
+    ema_decay     largest decay of the EMA of the weights; None: no EMA
     """
 
     lr: float = 3e-4
@@ -29,18 +30,21 @@ class AdamW:
     ema_decay: float | None = 0.9999
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr is the peak learning rate: want a finite lr > 0, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is out of range: got {self.lr}, want a finite lr > 0")
         if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps counts steps: want >= 0, got {self.warmup_steps}")
+            raise ValueError(
+                f"warmup_steps is out of range: got {self.warmup_steps}, want warmup_steps >= 0"
+            )
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(
-                f"decay_steps is where the learning rate reaches 0: want more than "
-                f"warmup_steps = {self.warmup_steps}, got {self.decay_steps}"
+                f"decay_steps is out of range: got {self.decay_steps}, want decay_steps > "
+                f"warmup_steps = {self.warmup_steps}"
             )
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(
-                f"clip_norm is out of range: got {self.clip_norm}, want a finite clip_norm > 0; give None for no clip"
+                f"clip_norm is out of range: got {self.clip_norm}, want a finite clip_norm > 0; "
+                "give None for no clipping"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
@@ -50,24 +54,27 @@ class AdamW:
             raise ValueError(f"eps is out of range: got {self.eps}, want a finite eps > 0")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
-                f"weight_decay is out of range: got {self.weight_decay}, want a finite weight_decay >= 0"
+                f"weight_decay is out of range: got {self.weight_decay}, want a finite "
+                "weight_decay >= 0"
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(
-                f"ema_decay is a share of old weights kept: want [0, 1), or None, got {self.ema_decay}"
+                f"ema_decay is out of range: got {self.ema_decay}, want 0 <= ema_decay < 1, or "
+                "None for no EMA"
             )
 
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of update `step` (0 is the first): lr min(1, (step + 1) / warmup), then constant or cosine.
+    def learning_rate(self, update: int) -> float:
+        """The learning rate of an update (0 is the first).
 
-        The first update already moves (not rate 0, as in `get_constant_schedule_with_warmup` of transformers).
+        lr min(1, (update + 1) / warmup_steps), then constant or a half cosine. The first update has
+        a rate above 0, unlike `get_constant_schedule_with_warmup` of transformers.
 
-        >>> [AdamW(lr=1.0, warmup_steps=4).learning_rate(step) for step in (0, 1, 3, 9)]
+        >>> [AdamW(lr=1.0, warmup_steps=4).learning_rate(update) for update in (0, 1, 3, 9)]
         [0.25, 0.5, 1.0, 1.0]
         """
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
+        if update < self.warmup_steps:
+            return self.lr * (update + 1) / self.warmup_steps
         if self.decay_steps is None:
             return self.lr
-        progress = min(1.0, (step - self.warmup_steps) / (self.decay_steps - self.warmup_steps))
+        progress = min(1.0, (update - self.warmup_steps) / (self.decay_steps - self.warmup_steps))
         return self.lr * 0.5 * (1 + math.cos(math.pi * progress))

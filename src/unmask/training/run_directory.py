@@ -1,11 +1,11 @@
-"""The run directory: what a training leaves behind, written so that no moment of a crash can spoil it.
+"""The run directory: all files of a training, written so that a crash at any moment is harmless.
 
-    NAME/ recipe.json  metrics.jsonl  model/  state/step-00000500/  state/step-00000400/
-    step-N/ cursor.json  NETWORK/{model,optimizer,ema}.safetensors  frozen/NETWORK.safetensors  or, sharded, parts/
+    NAME/ recipe.json  start.json  tokenizer/  metrics.jsonl  model/
+    NAME/ state/step-00000500/  state/step-00000400/
 
-The last two good states are kept until the model is there. `cursor.json` holds the step and the SHA-256 of every file
-(`seal`). There is no generator to save: randomness and batches are functions of the step (see `loop`). All files are
-safetensors and JSON, and no pickle is read.
+The last two good states are kept until the model is written. `checkpoint` describes their files.
+No generator is saved, because randomness and batches are functions of the step (see `loop`). All
+files are safetensors and JSON, and no pickle is read.
 """
 
 from __future__ import annotations
@@ -18,33 +18,39 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from unmask.atomic_files import TEMPORARY, recover, remove, replacing, temporary_path, write_text
 from unmask.dataclass_json import read_json
-from unmask.training.checkpoint import read_state, write_state
+from unmask.training.checkpoint import UNSEALED, damage, read_state, write_state
 from unmask.training.distributed import Engine
-from unmask.training.metrics_file import cut_lines, logged_lines
-from unmask.training.seal import UNSEALED, damage, read_cursor, seal
+from unmask.training.lock import LOCK, DirectoryLock
+from unmask.training.run_files import (
+    METRICS,
+    RECIPE,
+    START,
+    RunError,
+    cut_lines,
+    differences,
+    logged_lines,
+    read_start,
+)
 from unmask.training.state import State
 
 KEEP = 2  # good states
-LOCK, METRICS = ".lock", "metrics.jsonl"
-DAMAGED = ".damaged"  # behind the name of a state that was set aside
-ALONE = Engine(torch.device("cpu"))
-
-
-class RunError(RuntimeError):
-    """A run directory cannot be used or written; the message says why and what to do. Nothing in it was lost."""
+DAMAGED = ".damaged"  # suffix of a damaged state that was set aside
+ONE_PROCESS = Engine(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Restored:
-    """The point where a training continues: `step` updates are done, and `lost` logged ones are computed again.
+    """The point at which a training continues.
 
+    step      number of completed steps
+    lost      steps that were logged but not saved, and are computed again
     unsealed  version 0.1 wrote the state: its cursor has no checksum
     """
 
@@ -53,53 +59,59 @@ class Restored:
     unsealed: bool = False
 
     def __str__(self) -> str:
-        again = (
-            f"; {self.lost} steps after the last save were lost and are done again"
-            if self.lost
-            else ""
-        )
-        old = (
-            "; version 0.1 wrote this state, and its cursor.json has no checksum to check"
-            if self.unsealed
-            else ""
-        )
-        return (
-            (f"resuming at step {self.step}" if self.step else "starting at step 0") + again + old
-        )
+        line = f"resuming at step {self.step}" if self.step else "starting at step 0"
+        if self.lost:
+            line += f"; {self.lost} steps after the last save were lost and are done again"
+        if self.unsealed:
+            line += "; version 0.1 wrote this state, and its cursor.json has no checksum to check"
+        return line
 
 
 @dataclass
 class RunDir:
-    """An open run directory; use it in `with`, which locks it against a second training.
+    """An open run directory. Use it in `with`, which locks it against a second training.
 
-    engine  the process that holds it: all but the first write nothing, except their parts of a sharded state
+    path    the directory
+    engine  the process. Only the first one writes files, except for parts of a sharded state
     """
 
     path: Path
-    engine: Engine = ALONE
-    _lock: IO[str] | None = field(default=None, init=False, repr=False)
+    engine: Engine = ONE_PROCESS
+    _lock: DirectoryLock | None = field(default=None, init=False, repr=False)
     _metrics: RawIOBase | None = field(default=None, init=False, repr=False)
-    _saved: int | None = field(
-        default=None, init=False, repr=False
-    )  # the step of the state that was written last
+    _saved: int | None = field(default=None, init=False, repr=False)  # step of the newest state
 
     @staticmethod
     def open(
-        path: str | Path, recipe: Mapping[str, Any], *, resume: bool = True, engine: Engine = ALONE
+        path: str | Path,
+        recipe: Mapping[str, Any],
+        *,
+        resume: bool = True,
+        engine: Engine = ONE_PROCESS,
+        update: Callable[[Any], Any] = lambda saved: saved,
     ) -> RunDir:
-        """Make the directory, or open one of the same recipe to go on.
+        """Create the directory, or open one of the same recipe.
 
-        RunError for another recipe (with the fields that differ), for an existing run where `resume` is False, for
-        a directory of something else, and where another process is at work in it.
+        Args:
+            path: the directory.
+            recipe: the recipe as JSON, written to recipe.json.
+            resume: if False, an existing run is refused.
+            engine: the process.
+            update: brings the content of an existing recipe.json to the form of `recipe`, such as
+                defaults of fields that were added since.
+
+        Raises:
+            RunError: the directory has another recipe (the message lists the fields that differ),
+                or is not a run directory, or another process is using it.
         """
         run = RunDir(Path(path), engine)
         if not engine.main:
             return run
         try:
-            with _saying(f"{run.path} cannot be a run directory"):
+            with _explain(f"{run.path} cannot be a run directory"):
                 run.path.mkdir(parents=True, exist_ok=True)
-                run._take_lock()
-                run._check(recipe, resume)
+                run._lock = DirectoryLock.acquire(run.path)
+                run._check_recipe(recipe, resume, update)
                 for folder in (run.path, run.path / "state"):
                     if folder.exists():
                         recover(folder)
@@ -110,7 +122,7 @@ class RunDir:
 
     @property
     def model(self) -> Path:
-        """Where the finished model lies (`publish`)."""
+        """The directory of the finished model."""
         return self.path / "model"
 
     def __enter__(self) -> RunDir:
@@ -120,32 +132,35 @@ class RunDir:
         self.close()
 
     def close(self) -> None:
-        """Give the directory back."""
-        for handle in (self._metrics, self._lock):
-            if handle is not None:
-                handle.close()
+        """Release the lock."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock is not None:
+            self._lock.release()
         self._metrics = self._lock = None
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl; it has a `step` and reaches the operating system at once."""
+        """Append one line to metrics.jsonl, unbuffered. The line must have a `step`."""
         if not self.engine.main:
             return
         if "step" not in record:
             raise ValueError(
-                f"a line of metrics.jsonl needs a step, where a resume cuts the file: got {dict(record)}"
+                "record lacks a step, which a resume needs to cut metrics.jsonl: got "
+                f"{dict(record)}"
             )
         self._check_place()
         line = (json.dumps(record) + "\n").encode()
-        with _saying("metrics.jsonl was not written", self.kept):
-            if self._metrics is None:
-                self._metrics = (self.path / METRICS).open(
-                    "ab", buffering=0
-                )  # so `close` has nothing to write
+        with _explain("metrics.jsonl was not written", self.kept):
+            if self._metrics is None:  # unbuffered, so that `close` has nothing to write
+                self._metrics = (self.path / METRICS).open("ab", buffering=0)
             while line:
                 line = line[self._metrics.write(line) or 0 :]
 
     def save(self, state: State) -> None:
-        """Write the state of this step, then drop all but the last two. RunError (disk full): the old ones are kept."""
+        """Write the state of this step, then remove all but the last two.
+
+        RunError (such as a full disk): the old states are kept.
+        """
         main, sharded, target = self.engine.main, self.engine.sharded, self._folder(state.step)
         if self._saved == state.step or not (main or sharded):
             return
@@ -155,68 +170,72 @@ class RunDir:
                 os.fsync(self._metrics.fileno())
             with replacing(target) if main else nullcontext(temporary_path(target)) as folder:
                 if sharded:
-                    self.engine.wait()  # until the folder is there
-                facts = write_state(state, folder, self.engine)
-                if main:
-                    seal(folder, state.step, facts)
+                    self.engine.wait()  # until process 0 has made the folder
+                write_state(state, folder, self.engine)
         except Exception as error:
             raise RunError(
                 f"the state of step {state.step} was not saved: {error}. {self.kept()}"
             ) from error
         self._saved = state.step
-        with _saying(f"an older state than the last {KEEP} was not removed", self.kept):
+        with _explain(f"an older state than the last {KEEP} was not removed", self.kept):
             for step in self.steps()[:-KEEP] if main else ():
                 remove(self._folder(step))
 
     def restore(self, state: State, *, every: int | None = None) -> Restored:
-        """Bring back the newest good state (step 0 where there is none) and cut metrics.jsonl to it.
+        """Read the newest good state (step 0 if there is none), and cut metrics.jsonl to it.
 
-        every  updates between two saves: without a state, no more than these can have been logged
+        A damaged state is set aside with a warning, and the one before it is read.
 
-        A damaged state is set aside with a warning and the one before is taken. RunError where states were there and
-        no good one is left: nothing is changed then.
+        Args:
+            state: receives the saved values.
+            every: steps between two saves. Without a state, metrics.jsonl cannot have more lines
+                than this, unless the states were removed.
+
+        Raises:
+            RunError: no good state is left, or it is of other networks. Nothing was changed.
         """
         engine = self.engine
-        with _saying(f"a damaged state in {self.path} was not set aside"):
-            step = engine.same(self._newest(every) if engine.main else 0)
-        unsealed = False
+        with _explain(f"a damaged state in {self.path} was not set aside"):
+            step = engine.broadcast_int(self._newest(every) if engine.main else 0)
+        unsealed, folder = False, self._folder(step)
         if step:
-            folder = self._folder(step)
             try:
-                cursor = read_cursor(folder)
-                read_state(state, folder, cursor, engine)
+                unsealed = read_state(state, folder, engine) == UNSEALED
             except (ValueError, LookupError, TypeError) as error:
-                raise RunError(
-                    f"the state in {folder} is one of other networks than these: {error}"
-                ) from error
+                raise RunError(f"the state in {folder} has other networks: {error}") from error
             except (OSError, SafetensorError) as error:
                 raise RunError(f"the state in {folder} could not be read: {error}") from error
-            unsealed = cursor["format"] == UNSEALED
         state.step, self._saved = step, step or None
-        with _saying("metrics.jsonl was not cut to the step of the state", self.kept):
-            lost = engine.same(self._cut(step) if engine.main else 0)
+        with _explain("metrics.jsonl was not cut to the step of the state", self.kept):
+            lost = engine.broadcast_int(self._cut(step) if engine.main else 0)
         return Restored(step, lost, unsealed)
 
-    def publish(self, write: Callable[[Path], object]) -> None:
-        """Replace model/ by what `write(directory)` puts into an empty directory."""
+    def keep_start(self, facts: Mapping[str, Any]) -> None:
+        """Write start.json, unless it has this content already."""
+        if self.engine.main and read_start(self.path) != facts:
+            with _explain(f"{START} was not written, and no step was taken"):
+                write_text(self.path / START, json.dumps(facts, indent=1) + "\n")
+
+    def publish(self, name: str, write: Callable[[Path], object]) -> None:
+        """Replace the folder `name` by what `write(folder)` puts into an empty one."""
         if not self.engine.main:
             return
         self._check_place()
+        target = self.path / name
         try:
-            with replacing(self.model) as folder:
+            with replacing(target) as folder:
                 write(folder)
         except Exception as error:
             raise RunError(
-                f"{self.model} was not written: {error}. What was there is kept. {self.kept()}"
+                f"{target} was not written: {error}. Its old content is kept. {self.kept()}"
             ) from error
 
     def drop_states(self) -> None:
-        """Remove all states: once the model is published, no command reads them."""
-        if self.engine.main and (self.path / "state").exists():
-            with _saying(
-                f"{self.model} holds the model, but the states in {self.path / 'state'} were not removed"
-            ):
-                remove(self.path / "state")
+        """Remove all states. A finished run does not need them."""
+        states = self.path / "state"
+        if self.engine.main and states.exists():
+            with _explain(f"{self.model} holds the model, but {states} was not removed"):
+                remove(states)
 
     def steps(self) -> list[int]:
         """Steps of the saved states, oldest first."""
@@ -224,7 +243,7 @@ class RunDir:
         return sorted(int(name.removeprefix("step-")) for name in names)
 
     def kept(self) -> str:
-        """A sentence for error messages: which good state is on disk."""
+        """A sentence for error messages: the good state on disk."""
         if self.model.exists():
             return f"The finished model is kept in {self.model}."
         steps = self.steps()
@@ -235,73 +254,51 @@ class RunDir:
     def _folder(self, step: int) -> Path:
         return self.path / "state" / f"step-{step:08d}"
 
-    def _take_lock(self) -> None:
-        import fcntl  # POSIX only, and the library is to be imported anywhere
-
-        lock = (self.path / LOCK).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # freed by the system however the process ends
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            lock.close()
-            raise RunError(
-                f"{self.path} is in use by process {holder}: wait, or choose another directory"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        self._lock = lock
-
     def _check_place(self) -> None:
-        """RunError where the directory that was locked is not the one under this name any more."""
-        if self._lock is None:
-            return
-        try:
-            same = os.path.samestat(os.stat(self.path / LOCK), os.fstat(self._lock.fileno()))
-        except FileNotFoundError:
-            same = False
-        if not same:
+        """RunError if the locked directory no longer has its path."""
+        if self._lock is not None and not self._lock.is_in_place():
             raise RunError(
-                f"{self.path} was removed, moved or replaced while its training ran ({LOCK} is not the file that this "
-                "process locked), and nothing more can be saved in it: put it back where it was, then start again by "
-                "the same line; or choose another directory"
+                f"{self.path} was removed, moved or replaced during its training ({LOCK} is not "
+                "the file that this process locked), so nothing can be saved in it: move it back "
+                "and start again by the same command, or choose another directory"
             )
 
-    def _check(self, recipe: Mapping[str, Any], resume: bool) -> None:
-        file = self.path / "recipe.json"
-        wanted = json.loads(json.dumps(recipe))  # as it comes back: tuples are lists
+    def _check_recipe(
+        self, recipe: Mapping[str, Any], resume: bool, update: Callable[[Any], Any]
+    ) -> None:
+        file = self.path / RECIPE
+        wanted = json.loads(json.dumps(recipe))  # tuples become lists
         if not file.exists():
             names = sorted(entry.name for entry in self.path.iterdir())
             strange = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
             if strange:
                 raise RunError(
-                    f"{self.path} is not a run directory: it holds {strange[:5]} and no recipe.json; choose another"
+                    f"{self.path} is not a run directory: it holds {strange[:5]} and no "
+                    f"{RECIPE}; choose another"
                 )
             write_text(file, json.dumps(wanted, indent=1) + "\n")
             return
         try:
-            found = read_json(file)
+            saved = read_json(file)
         except ValueError as error:
             raise RunError(
-                f"{file} is not JSON ({error}): put it right, or choose another directory"
+                f"{file} is not JSON ({error}): repair it, or choose another directory"
             ) from error
-        if changed := differences(found, wanted):
+        if changed := differences(update(saved), wanted):
             raise RunError(
                 f"{self.path} is a run of another recipe; fields that differ (there -> now):\n  "
                 + "\n  ".join(changed)
-                + "\nChoose another directory, or the recipe it was started with. Where files were only moved, write "
-                f"their new path into {file}."
+                + "\nChoose another directory, or the recipe that it was started with. If files "
+                f"were only moved, write their new path into {file}."
             )
         if not resume and (self.steps() or (self.path / METRICS).exists()):
             raise RunError(
-                f"{self.path} already holds a run: resume it, or choose another directory. {self.kept()}"
+                f"{self.path} already holds a run: resume it, or choose another directory. "
+                f"{self.kept()}"
             )
 
     def _newest(self, every: int | None) -> int:
-        """The step of the newest whole state, 0 where none was ever saved; damaged ones before it are set aside."""
+        """The step of the newest good state, 0 if none was saved. Damaged ones are set aside."""
         problems: dict[Path, str] = {}
         for step in reversed(self.steps()):
             problem = damage(self._folder(step), step)
@@ -309,22 +306,20 @@ class RunDir:
                 self._set_aside(problems)
                 return step
             problems[self._folder(step)] = problem
-        problems |= {
-            folder: "set aside before"
-            for folder in sorted((self.path / "state").glob(f"*{DAMAGED}"))
-        }
+        aside = sorted((self.path / "state").glob(f"*{DAMAGED}"))
+        problems |= dict.fromkeys(aside, "set aside before")
         if problems:
-            found = "; ".join(f"{folder.name}: {problem}" for folder, problem in problems.items())
+            listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in problems.items())
             raise RunError(
-                f"no good state is left in {self.path}, and nothing in it was changed: {found}. Put a good copy of a "
-                "state there, or start in another directory."
+                f"no good state is left in {self.path}, and nothing in it was changed: {listed}. "
+                "Put a good copy of a state there, or start in another directory."
             )
         logged = max((at for at, _ in logged_lines(self.path / METRICS)), default=0)
         if every is not None and logged > every:
             raise RunError(
-                f"{self.path} has no state, but metrics.jsonl logged {logged} steps, and a state was saved every "
-                f"{every}: the states were removed. Put them back into {self.path / 'state'}, or start in another "
-                "directory; nothing was changed."
+                f"{self.path} has no state, but metrics.jsonl logged {logged} steps, and a state "
+                f"was saved every {every} steps: the states were removed. Put them back into "
+                f"{self.path / 'state'}, or start in another directory; nothing was changed."
             )
         return 0
 
@@ -340,33 +335,14 @@ class RunDir:
             if aside.exists():
                 remove(aside)
             folder.rename(aside)
-            said = f"the state {folder} is damaged ({problem}); it is set aside as {aside.name}"
-            warnings.warn(said, RuntimeWarning, stacklevel=4)
+            line = f"the state {folder} is damaged ({problem}); it is set aside as {aside.name}"
+            warnings.warn(line, RuntimeWarning, stacklevel=4)
 
 
 @contextmanager
-def _saying(what: str, kept: Callable[[], str] = str) -> Iterator[None]:
-    """Turn an OSError, such as that of a full disk, into a RunError that says what was not done and what is kept."""
+def _explain(failed: str, kept: Callable[[], str] = str) -> Iterator[None]:
+    """Raise an OSError, such as that of a full disk, as a RunError: what failed, what is kept."""
     try:
         yield
     except OSError as error:
-        raise RunError(f"{what}: {error}. {kept()}".strip()) from error
-
-
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Fields of two JSON values that differ, one line each.
-
-    >>> differences({"optim": {"lr": 0.1}, "seed": 1}, {"optim": {"lr": 0.2}})
-    ['optim.lr: 0.1 -> 0.2', 'seed: 1 -> absent']
-    """
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]
-    lines = []
-    for key in {**old, **new}:
-        inner = f"{where}.{key}" if where else key
-        if key in old and key in new:
-            lines += differences(old[key], new[key], inner)
-        else:
-            there, now = (json.dumps(side[key]) if key in side else "absent" for side in (old, new))
-            lines.append(f"{inner}: {there} -> {now}")
-    return lines
+        raise RunError(f"{failed}: {error}. {kept()}".strip()) from error

@@ -1,4 +1,4 @@
-"""What a training changes and cannot compute again from the step: weights, averages, moments, teachers, the step."""
+"""The part of a training that is not a function of the step: weights, EMA, moments, teachers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.ema import Ema
-from unmask.training.distributed import Engine
+from unmask.training.distributed import Engine, whole
 from unmask.training.optim import AdamW
-from unmask.training.sharding import entire
 
 if TYPE_CHECKING:
     from unmask.objectives.base import Objective
 
-STUDENT = "student"  # the network that every objective trains; others have the names of `Objective.networks()`
+# The network that every objective trains. `Objective.networks()` names the others.
+STUDENT = "student"
 
 
 @dataclass
-class Learner:
-    """One trained network with its own optimizer and moving average (None: no average is kept)."""
+class TrainedNetwork:
+    """A trained network with its own optimizer and EMA (None: no EMA is kept)."""
 
     network: nn.Module
     settings: AdamW
@@ -30,13 +30,11 @@ class Learner:
     ema: Ema | None
 
     @staticmethod
-    def begin(network: nn.Module, settings: AdamW) -> Learner:
-        """A network at the start of its training; its weights must be on their device already."""
+    def begin(network: nn.Module, settings: AdamW) -> TrainedNetwork:
+        """A network before its first update; its weights must be on their device already."""
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if not parameters:
-            raise ValueError(
-                "a trained network needs a parameter with requires_grad; this one has none"
-            )
+            raise ValueError("network has no parameter with requires_grad, so it cannot be trained")
         optimizer = torch.optim.AdamW(
             parameters,
             lr=settings.lr,
@@ -45,16 +43,15 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        for parameter in (
-            parameters
-        ):  # AdamW's own first values, here so that a state can be read before any step
+        # The first values of AdamW itself, so that a state can be read before any step.
+        for parameter in parameters:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
         ema = None if settings.ema_decay is None else Ema(network, settings.ema_decay)
-        return Learner(network, settings, optimizer, ema)
+        return TrainedNetwork(network, settings, optimizer, ema)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trained parameters with their names, in the optimizer's order."""
@@ -63,7 +60,10 @@ class Learner:
         )
 
     def clear_gradients(self) -> list[Tensor]:
-        """Zero and return the gradient of every trained parameter: zeros, not None, so that all ranks agree."""
+        """Zero and return the gradient of every trained parameter.
+
+        Zeros, and not None, so that all ranks sum the same tensors.
+        """
         gradients = []
         for _, parameter in self.parameters():
             if parameter.grad is None:
@@ -73,14 +73,13 @@ class Learner:
         return gradients
 
     def clip(self) -> Tensor:
-        """L2 norm of the gradient; beyond `clip_norm` the gradient is scaled down to it."""
+        """Scale the gradient down to `clip_norm`, and return its L2 norm from before."""
         limit = float("inf") if self.settings.clip_norm is None else self.settings.clip_norm
-        return entire(
-            torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self.parameters()], limit)
-        )
+        parameters = [parameter for _, parameter in self.parameters()]
+        return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def advance(self, learning_rate: float) -> None:
-        """One AdamW step with this learning rate; the moving average follows."""
+        """One AdamW update with this learning rate, and one update of the EMA."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -90,13 +89,15 @@ class Learner:
 
 @dataclass
 class State:
-    """A training between two steps; `step` counts the updates done. `RunDir` saves it and brings it back.
+    """A training between two steps. `RunDir` saves and restores it.
 
-    learners  name -> trained network; "student" is always there
-    frozen    name -> network that is read but not trained; an objective may replace its weights at a round's start
+    trained  name -> trained network; "student" is always present
+    frozen   name -> network that is read but not trained. An objective may replace its weights at
+             the start of a round
+    step     number of completed steps
     """
 
-    learners: dict[str, Learner]
+    trained: dict[str, TrainedNetwork]
     frozen: dict[str, nn.Module]
     step: int = 0
 
@@ -107,52 +108,62 @@ class State:
         settings: AdamW | Mapping[str, AdamW],
         engine: Engine,
     ) -> State:
-        """The state before the first step: networks on the device, equal on all ranks or sharded, frozen ones in eval.
+        """The state before the first step.
 
-        `settings` is one for all networks, or one for each by name. Raises ValueError where a name has no settings,
-        or a frozen network shares a parameter with a trained one (copy it: freezing it would freeze both).
+        Networks are moved to the device, equal on all ranks or sharded. Frozen ones are in eval
+        mode.
+
+        Args:
+            objective: names the other networks.
+            student: the student.
+            settings: one for all trained networks, or one for each by its name.
+            engine: the process.
+
+        Raises:
+            ValueError: `settings` names other networks than `objective`, or a frozen network
+                shares a parameter with a trained one (freezing it would freeze both).
         """
         networks = {STUDENT: student, **objective.networks()}
         frozen = objective.frozen()
-        if not isinstance(settings, AdamW) and set(settings) != set(networks):
+        if isinstance(settings, AdamW):
+            settings = dict.fromkeys(networks, settings)
+        if set(settings) != set(networks):
             raise ValueError(
-                f"settings name the networks {sorted(settings)}, the objective trains {sorted(networks)}"
+                f"settings names other networks than the objective trains: got {sorted(settings)}, "
+                f"want {sorted(networks)}"
             )
-        trained = {
+        owners = {
             p.data_ptr(): name for name, network in networks.items() for p in network.parameters()
         }
         for name, network in frozen.items():
-            shared = next(
-                (trained[p.data_ptr()] for p in network.parameters() if p.data_ptr() in trained),
-                None,
-            )
-            if shared is not None:
+            shared = [owners[p.data_ptr()] for p in network.parameters() if p.data_ptr() in owners]
+            if shared:
                 raise ValueError(
-                    f"the frozen {name!r} shares weights with {shared!r}, which is trained: copy it"
+                    f"the frozen network {name!r} shares weights with the trained {shared[0]!r}: "
+                    "copy it"
                 )
             network.eval().requires_grad_(False)
-        engine.agree([*networks.values(), *frozen.values()])
-        learners = {
-            name: Learner.begin(
-                network, settings if isinstance(settings, AdamW) else settings[name]
-            )
+        engine.broadcast_weights([*networks.values(), *frozen.values()])
+        trained = {
+            name: TrainedNetwork.begin(network, settings[name])
             for name, network in networks.items()
         }
-        return State(learners, frozen)
+        return State(trained, frozen)
 
     @property
     def student(self) -> nn.Module:
         """The network that the objective trains in most steps."""
-        return self.learners[STUDENT].network
+        return self.trained[STUDENT].network
 
-    def only(self, turn: str) -> Learner:
-        """The learner whose turn it is, in train mode with zero gradients; the others in eval mode with none."""
-        if turn not in self.learners:
+    def select(self, turn: str) -> TrainedNetwork:
+        """The network `turn` in train mode; the others are in eval mode without gradients."""
+        if turn not in self.trained:
             raise ValueError(
-                f"turn({self.step}) is {turn!r}, which is not a trained network: {sorted(self.learners)}"
+                f"turn({self.step}) is not a trained network: got {turn!r}, want one of "
+                f"{sorted(self.trained)}"
             )
-        for name, learner in self.learners.items():
-            learner.network.train(name == turn)
+        for name, trained in self.trained.items():
+            trained.network.train(name == turn)
             if name != turn:
-                learner.network.zero_grad(set_to_none=True)
-        return self.learners[turn]
+                trained.network.zero_grad(set_to_none=True)
+        return self.trained[turn]

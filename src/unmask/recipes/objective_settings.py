@@ -1,0 +1,330 @@
+"""Settings of the objectives: one frozen dataclass each; its field `kind` names it in JSON.
+
+Every class has two methods, and the rest of the recipe layer does not depend on the kind:
+
+    traits()                             facts that loading, estimating and running need
+    build(student, schedule, tokenizer)  the objective itself
+
+A new objective adds one class, and adds it to `ObjectiveSettings`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from unmask.data.tokenizers import Tokenizer, start_token
+from unmask.diffusion.correlated_masking import parse_structure
+from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
+from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
+from unmask.models.denoiser import DenoiserModule, PredictorModule
+from unmask.models.model import process_of as noise_process
+from unmask.objectives.autoregressive import NextToken
+from unmask.objectives.base import Objective
+from unmask.objectives.consistency import Consistency, Coupling, Direction, Reduction, Revealed
+from unmask.objectives.curriculum import Curriculum
+from unmask.objectives.nelbo import Nelbo
+from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
+from unmask.objectives.sdtt import Distance, Sdtt, TimeGrid
+from unmask.recipes.traits import Noise, Traits
+
+Student: TypeAlias = DenoiserModule | PredictorModule
+
+
+@dataclass(frozen=True)
+class NelboSettings:
+    """Train a diffusion teacher on its evidence bound.
+
+    process  noise that replaces a token: MASK, or a uniform random token (Duo)
+    t_min    smallest time that is drawn (MDLM, Duo: 1e-3)
+    init     model to continue from, a run directory, model directory or hub id. Its sizes and its
+             MASK are kept; row length and dropout are the recipe's. Empty: random weights
+    deeper   depth multiplier. After each block of `init`, deeper - 1 new blocks are inserted that
+             start as the identity
+    """
+
+    kind: Literal["nelbo"] = "nelbo"
+    process: Noise = "masked"
+    t_min: float = 1e-3
+    init: str = ""
+    deeper: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("t_min", self.t_min, 0, 1)
+        if self.deeper < 1 or (self.deeper > 1 and not self.init):
+            raise ValueError(
+                f"deeper is out of range: got {self.deeper} with init = {self.init!r}, want "
+                "deeper >= 1, and deeper = 1 if init is empty"
+            )
+
+    def traits(self) -> Traits:
+        return Traits(self.process, self.init, depth_multiplier=self.deeper)
+
+    def build(
+        self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+    ) -> Objective:
+        return Nelbo(process_of(student), schedule, self.t_min)
+
+
+@dataclass(frozen=True)
+class CurriculumSettings:
+    """Train a uniform-state teacher as Duo does (arXiv 2506.10892): soft Gaussian input first.
+
+    soft_steps   updates on soft input, from the first update; later updates use the plain bound
+    gamma        range of gamma, minus the log signal-to-noise ratio, for soft input
+    temperature  temperature of the softmax over the Gaussian, for soft input
+    top_k        largest competitors of each token that the soft input keeps
+    t_min        smallest time that is drawn (1e-3)
+    init         model to continue from, as in `NelboSettings`; empty: random weights
+    """
+
+    kind: Literal["curriculum"] = "curriculum"
+    soft_steps: int = 500_000
+    gamma: tuple[float, float] = (-3.55, -1.85)
+    temperature: float = 1e-3
+    top_k: int = 8
+    t_min: float = 1e-3
+    init: str = ""
+
+    def __post_init__(self) -> None:
+        check_range("t_min", self.t_min, 0, 1)
+        check_range("soft_steps", self.soft_steps, 0, math.inf)
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature is out of range: got {self.temperature}, want temperature > 0"
+            )
+        if self.top_k < 1:
+            raise ValueError(
+                f"top_k is out of range: got {self.top_k}, want 1 <= top_k < vocabulary size"
+            )
+        _check_increasing("gamma", self.gamma)
+
+    def traits(self) -> Traits:
+        soft = ("gamma", "temperature", "top_k") if self.soft_steps == 0 else ()
+        unused = dict.fromkeys(soft, "soft_steps is 0, so no input is soft")
+        return Traits("uniform", self.init, unused=unused)
+
+    def build(
+        self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+    ) -> Objective:
+        path = GaussianArgmax(student.vocab_size, *self.gamma)
+        process = UniformProcess(student.vocab_size)
+        return Curriculum(
+            process, schedule, path, self.soft_steps, self.temperature, self.top_k, self.t_min
+        )
+
+
+@dataclass(frozen=True)
+class AutoregressiveSettings:
+    """Train an autoregressive baseline or judge.
+
+    init  model to continue from, as in `NelboSettings`; empty: random weights
+    """
+
+    kind: Literal["next-token"] = "next-token"
+    init: str = ""
+
+    def traits(self) -> Traits:
+        return Traits(None, self.init)
+
+    def build(
+        self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+    ) -> Objective:
+        return NextToken(start_token(tokenizer, student.vocab_size, None))
+
+
+@dataclass(frozen=True)
+class ConsistencySettings:
+    """Consistency distillation: MCD (masked, arXiv 2602.00792) or DCD (uniform, arXiv 2506.10892).
+
+    teacher       run directory, model directory, hub id (with @revision), or unmask:teacher
+    process       noise process of the teacher: masked is MCD, uniform is DCD
+    round_steps   updates in a round; at its start the teacher is replaced by the student
+    delta0        time between student and teacher in the first round, doubled each round
+    temperatures  the teacher's temperature in each round; one value for each round
+    direction     KL divergence where both inputs are masked: reverse is
+                  KL(student || teacher)
+    revealed      loss at tokens that only the teacher's input shows
+    revealed_weight  weight of that loss; the divergence has weight 1
+    coupling      locked: both inputs read one trajectory (Theorem 3.3); independent: their noise
+                  is independent
+    structure     tokens that are noised together: block:SIZE:CORRELATION, span:LENGTH,
+                  hierarchy:SIZES:SHARES; empty: tokens are independent
+    reduction     divide by all tokens, or by the masked tokens
+    gamma         train on Duo's Gaussian path over this range of gamma; none: on the teacher's
+                  schedule
+    """
+
+    kind: Literal["consistency"] = "consistency"
+    teacher: str = ""
+    process: Noise = "masked"
+    round_steps: int = 10_000
+    delta0: float = 1 / 512
+    temperatures: tuple[float, ...] = PAPER_TEMPERATURES
+    direction: Direction = "reverse"
+    revealed: Revealed = "cross_entropy"
+    revealed_weight: float = 1.0
+    coupling: Coupling = "locked"
+    structure: str = ""
+    reduction: Reduction = "tokens"
+    gamma: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        parse_structure(self.structure)  # raises for a wrong name
+        _check_rounds("temperatures", self.round_steps, self.delta0, len(self.temperatures))
+        if not all(tau > 0 for tau in self.temperatures):
+            raise ValueError(
+                f"temperatures is out of range: got {self.temperatures}, want each > 0"
+            )
+        check_range("revealed_weight", self.revealed_weight, 0, math.inf)
+        if self.gamma is not None:
+            _check_increasing("gamma", self.gamma)
+        defaults = {"revealed": "cross_entropy", "revealed_weight": 1.0, "reduction": "tokens"}
+        changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.process == "uniform" and changed:
+            raise ValueError(
+                f"{', '.join(changed)} has no effect with process = 'uniform': uniform noise has "
+                "no visible tokens, so no term for them, and all tokens count; omit it, or use "
+                "process = 'masked'"
+            )
+
+    def rounds(self) -> Rounds:
+        """Step size and temperature as functions of the step."""
+        return Rounds(self.round_steps, self.delta0, self.temperatures)
+
+    def traits(self) -> Traits:
+        reason = {"revealed_weight": "revealed is 'none', which omits that loss"}
+        two_losses = self.process == "masked" and self.revealed == "cross_entropy"
+        return Traits(
+            self.process,
+            self.teacher,
+            distils=True,
+            round_steps=self.round_steps,
+            teacher_passes=1,
+            vocabulary_losses=2 if two_losses else 1,
+            unused=reason if self.revealed == "none" else {},
+        )
+
+    def build(
+        self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+    ) -> Objective:
+        path = schedule if self.gamma is None else GaussianArgmax(student.vocab_size, *self.gamma)
+        return Consistency(
+            process_of(student),
+            path,
+            frozen_copy(student),
+            self.rounds(),
+            direction=self.direction,
+            revealed=self.revealed,
+            coupling=self.coupling,
+            reduction=self.reduction,
+            revealed_weight=self.revealed_weight,
+            structure=parse_structure(self.structure),
+        )
+
+
+@dataclass(frozen=True)
+class SdttSettings:
+    """Self-Distillation Through Time of a masked-diffusion model (arXiv 2410.21035).
+
+    teacher        as in `ConsistencySettings`
+    round_steps    updates in a round; at its start the teacher is replaced by the student
+    delta0         time step of the teacher in the first round, doubled each round
+    count          number of rounds
+    teacher_steps  teacher steps that one student step imitates
+    divergence     between student and target: reverse KL(student || target), forward, or mse or
+                   tvd of the probabilities
+    faithful       time grid of the paper, or of the released code, which differs by a slip
+    """
+
+    kind: Literal["sdtt"] = "sdtt"
+    teacher: str = ""
+    round_steps: int = 10_000
+    delta0: float = 1 / 1024
+    count: int = 7
+    teacher_steps: int = 2
+    divergence: Distance = "reverse"
+    faithful: TimeGrid = "paper"
+
+    def __post_init__(self) -> None:
+        check_range("count", self.count, 1, math.inf)
+        check_range("teacher_steps", self.teacher_steps, 1, math.inf)
+        _check_rounds("count", self.round_steps, self.delta0, self.count)
+
+    def rounds(self) -> Rounds:
+        """Step size as a function of the step; the teacher's temperature stays 1."""
+        return Rounds(self.round_steps, self.delta0, (1.0,) * self.count)
+
+    def traits(self) -> Traits:
+        reason = "teacher_steps is 1, so the teacher takes no step"
+        return Traits(
+            "masked",
+            self.teacher,
+            distils=True,
+            round_steps=self.round_steps,
+            teacher_passes=self.teacher_steps,
+            vocabulary_losses=self.teacher_steps,
+            unused=dict.fromkeys(("delta0", "faithful"), reason) if self.teacher_steps == 1 else {},
+        )
+
+    def build(
+        self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+    ) -> Objective:
+        process = process_of(student)
+        if not isinstance(process, MaskedProcess):
+            raise TypeError(f"SDTT needs a masked-diffusion teacher, got {process}")
+        return Sdtt(
+            process,
+            schedule,
+            frozen_copy(student),
+            self.rounds(),
+            self.teacher_steps,
+            self.divergence,
+            self.faithful,
+        )
+
+
+DistillationSettings = ConsistencySettings | SdttSettings
+ObjectiveSettings = (
+    NelboSettings | CurriculumSettings | AutoregressiveSettings | ConsistencySettings | SdttSettings
+)
+
+
+def process_of(student: Student) -> Process:
+    """The noise process of a denoiser: masked if its vocabulary has a MASK, else uniform."""
+    if isinstance(student, PredictorModule):
+        raise TypeError("student is autoregressive and has no noise process: want a denoiser")
+    return noise_process(student.vocab_size, student.mask_id)
+
+
+def frozen_copy(student: Student) -> Student:
+    """A copy in eval mode without gradients: the teacher at the start of a distillation."""
+    return copy.deepcopy(student).eval().requires_grad_(False)
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """ValueError unless low <= value < high."""
+    if not low <= value < high:
+        above = "" if high == math.inf else f" < {high}"
+        raise ValueError(f"{name} is out of range: got {value}, want {low} <= {name}{above}")
+
+
+def _check_increasing(name: str, ends: tuple[float, float]) -> None:
+    if not ends[0] < ends[1]:
+        raise ValueError(f"{name} is not a range: got {ends}, want the smaller value first")
+
+
+def _check_rounds(name: str, round_steps: int, delta0: float, count: int) -> None:
+    """ValueError unless delta0, doubled each round, stays in (0, 1)."""
+    check_range("round_steps", round_steps, 1, math.inf)
+    if not 0 < delta0 < 1:
+        raise ValueError(f"delta0 is out of range: got {delta0}, want 0 < delta0 < 1")
+    most = math.ceil(-math.log2(delta0))
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"{name} is out of range: got {count} rounds, want 1 .. {most}, because delta0 = "
+            f"{delta0}, doubled each round, must stay below 1; give fewer rounds or a smaller "
+            "delta0"
+        )
