@@ -14,8 +14,9 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.evaluation.bootstrap import pooled_mean, resamples
 from unmask.evaluation.interpolation import estimate
-from unmask.evaluation.measure import mean, pooled_mean, resamples
+from unmask.evaluation.measure import mean
 
 COUNTS = (2, 4, 8, 16, 32, 64, 256)
 

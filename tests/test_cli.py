@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, and for each thing a user can get wrong one sentence instead of a stack trace."""
+"""The command line: help, exit codes, and a sentence instead of a stack trace for wrong use."""
 
 import dataclasses
 import importlib
@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmask.cli import help_text as flags
+from unmask.cli import console
 from unmask.cli.main import EXPERIMENTS, VERBS, main
 from unmask.data.corpora import library_files
 from unmask.experiments import package_corpora
@@ -25,21 +25,22 @@ from unmask.recipes.catalog import RECIPES
 from unmask.recipes.schema import DistillationSettings
 
 GOLDEN = Path(__file__).parent / "golden"
-TINY = [
-    "--network.width", "16", "--network.blocks", "1", "--network.heads", "2", "--network.cond-dim", "4",
-    "--network.length", "16", "--batch-size", "4", "--precision", "float32", "--save-every", "2",
-    "--optim.warmup-steps", "1",
-]  # fmt: skip
+TINY = (
+    "--network.width 16 --network.blocks 1 --network.heads 2 --network.cond-dim 4 "
+    "--network.length 16 --batch-size 4 --precision float32 --save-every 2 --optim.warmup-steps 1"
+).split()
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
+    return write_corpus(tmp_path / "corpus")
+
+
+def write_corpus(folder: Path) -> Path:
     folder.mkdir()
     for i in range(12):
-        (folder / f"{i:02}.txt").write_text(
-            f"document {i}: " + "the people of the United States " * 20
-        )
+        text = f"document {i}: " + "the people of the United States " * 20
+        (folder / f"{i:02}.txt").write_text(text)
     return folder
 
 
@@ -60,7 +61,7 @@ def test_no_words_at_all_are_a_call_for_help(capsys, monkeypatch):
 
 
 def test_waiting_threads_of_the_program_sleep():
-    """The program sets the policy before the threads of torch read it; OpenMP prints what it has read."""
+    """The program sets the policy before torch reads it; OpenMP prints the policy in use."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     words = [sys.executable, "-m", "unmask", "sample", "--help"]
     ran = subprocess.run(
@@ -129,7 +130,7 @@ def test_steps_of_an_autoregressive_model_are_refused(capsys):
 
 
 def test_sample_with_a_cache(capsys):
-    asked = (
+    command = (
         "sample",
         GOLDEN / "hub_mdlm",
         "--n",
@@ -143,12 +144,12 @@ def test_sample_with_a_cache(capsys):
         "--json",
     )
     exact, one, four = (
-        run(capsys, *asked, *more)[1] for more in ((), ("--cache", "1"), ("--cache", "4"))
+        run(capsys, *command, *more)[1] for more in ((), ("--cache", "1"), ("--cache", "4"))
     )
     assert exact == one and json.loads(four)["nfe"] != json.loads(exact)["nfe"], (
         "whole passes take all of a period"
     )
-    code, _, err = run(capsys, *asked, "--cache", "0")
+    code, _, err = run(capsys, *command, "--cache", "0")
     assert code == 1 and "cache is too small: got 0" in err
 
 
@@ -216,11 +217,11 @@ def test_dry_run_prints_the_recipe_and_trains_nothing(capsys, tmp_path):
         "--out",
         tmp_path / "run",
     )
-    said = json.loads(out)
+    printed = json.loads(out)
     assert code == 0
-    assert said["recipe"]["optim"]["lr"] == 1e-4
-    assert said["estimate"]["parameters"] == 169_627_218
-    assert said["estimate"]["tokens"] == 512 * 1024 * 1_000_000
+    assert printed["recipe"]["optim"]["lr"] == 1e-4
+    assert printed["estimate"]["parameters"] == 169_627_218
+    assert printed["estimate"]["tokens"] == 512 * 1024 * 1_000_000
     assert not (tmp_path / "run").exists()
 
 
@@ -235,16 +236,16 @@ def test_every_recipe_has_its_dry_run(capsys, recipe):
     """Nothing is read but a tokenizer that is at hand: no teacher, no corpus, no hub."""
     plan = recipe()
     verb = "distill" if isinstance(plan.objective, DistillationSettings) else "train"
-    said = dry(capsys, verb, plan.name)
+    printed = dry(capsys, verb, plan.name)
     assert (
-        said["recipe"]["name"] == plan.name
-        and said["recipe"]["objective"]["kind"] == plan.objective.kind
+        printed["recipe"]["name"] == plan.name
+        and printed["recipe"]["objective"]["kind"] == plan.objective.kind
     )
-    assert said["estimate"]["tokens"] == plan.batch_size * plan.steps * plan.network.length
+    assert printed["estimate"]["tokens"] == plan.batch_size * plan.steps * plan.network.length
 
 
 def test_the_estimate_counts_the_passes_of_the_teacher(capsys):
-    """6 FLOPs a weight and token for the student, 2 for each pass of a teacher: SDTT walks, and so pays a step each."""
+    """6 FLOPs per weight and token for the student, 2 per pass of a teacher; SDTT has several."""
     teacher = dry(capsys, "train", "demo-teacher", "--batch-size", "32", "--steps", "480")[
         "estimate"
     ]
@@ -254,15 +255,15 @@ def test_the_estimate_counts_the_passes_of_the_teacher(capsys):
         "demo-sdtt": dry(capsys, "distill", "demo-sdtt"),
         "three": dry(capsys, "distill", "demo-sdtt", "--objective.teacher-steps", "3"),
     }
-    costs = {name: said["estimate"]["flops"] / unit for name, said in passes.items()}
+    costs = {name: printed["estimate"]["flops"] / unit for name, printed in passes.items()}
     assert costs == pytest.approx({"demo-mcd": 8, "demo-sdtt": 10, "three": 12})
-    for said in passes.values():
-        assert said["estimate"]["parameters"] == teacher["parameters"]
-        assert said["estimate"]["weights_bytes"] == 24 * teacher["parameters"]
+    for printed in passes.values():
+        assert printed["estimate"]["parameters"] == teacher["parameters"]
+        assert printed["estimate"]["weights_bytes"] == 24 * teacher["parameters"]
 
 
 def test_flags_reach_the_objectives_of_duo_and_sdtt(capsys):
-    told = dry(
+    printed_recipe = dry(
         capsys,
         "train",
         "demo-duo",
@@ -273,10 +274,10 @@ def test_flags_reach_the_objectives_of_duo_and_sdtt(capsys):
         "7",
     )
     assert (
-        told["recipe"]["objective"]["gamma"] == [-3.0, -1.0]
-        and told["recipe"]["objective"]["soft_steps"] == 7
+        printed_recipe["recipe"]["objective"]["gamma"] == [-3.0, -1.0]
+        and printed_recipe["recipe"]["objective"]["soft_steps"] == 7
     )
-    told = dry(
+    printed_recipe = dry(
         capsys,
         "distill",
         "demo-sdtt",
@@ -285,10 +286,10 @@ def test_flags_reach_the_objectives_of_duo_and_sdtt(capsys):
         "--objective.faithful",
         "released",
     )
-    assert (told["recipe"]["objective"]["divergence"], told["recipe"]["objective"]["faithful"]) == (
-        "tvd",
-        "released",
-    )
+    assert (
+        printed_recipe["recipe"]["objective"]["divergence"],
+        printed_recipe["recipe"]["objective"]["faithful"],
+    ) == ("tvd", "released")
     assert run(capsys, "distill", "demo-sdtt", "--dry-run", "--objective.divergence", "kl")[0] == 2
     assert (
         run(capsys, "train", "demo-dcd", "--dry-run")[0]
@@ -319,172 +320,140 @@ def test_a_teacher_of_other_noise_is_refused_by_name(capsys, tmp_path, text, mas
         assert not (tmp_path / "run").exists()
 
 
-def test_train_distil_evaluate(capsys, tmp_path, corpus):
-    """The whole path through the command line: teacher, judge, student, samples, likelihood, frontier."""
-    data = ["--data.corpus", corpus, "--data.part", "all"]
-    teacher, judge, student = (tmp_path / name for name in ("teacher", "judge", "student"))
-    code, out, err = run(
-        capsys,
-        "train",
-        "demo-teacher",
-        *TINY,
-        *data,
-        "--data.tokenizer",
-        "bpe:280",
-        "--steps",
-        "4",
-        "--out",
-        teacher,
-    )
-    assert code == 0, out + err
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> types.SimpleNamespace:
+    """Run directories of a teacher, a judge and a student that the command line trained."""
+    root = tmp_path_factory.mktemp("family")
+    corpus = write_corpus(root / "corpus")
+    data = ["--data.corpus", str(corpus), "--data.part", "all"]
+    teacher, judge, student = (root / name for name in ("teacher", "judge", "student"))
+
+    def train(verb: str, recipe: str, out: Path, *flags: object) -> None:
+        words = [verb, recipe, *TINY, *data, "--steps", "4", "--out", out, *flags]
+        assert main([str(word) for word in words]) == 0
+
+    train("train", "demo-teacher", teacher, "--data.tokenizer", "bpe:280")
     same = ["--data.tokenizer", teacher / "model"]
-    assert (
-        run(capsys, "train", "demo-judge", *TINY, *data, *same, "--steps", "4", "--out", judge)[0]
-        == 0
-    )
-    rounds = [
-        "--objective.teacher",
-        teacher / "model",
-        "--objective.round-steps",
-        "2",
-        "--objective.temperatures",
-        "0.9",
-        "0.8",
-    ]
-    code, out, err = run(
-        capsys,
-        "distill",
-        "demo-mcd",
-        *TINY,
-        *data,
-        *same,
-        *rounds,
-        "--steps",
-        "4",
-        "--out",
-        student,
-    )
-    assert code == 0, out + err
-    assert run(capsys, "sample", student, "--steps", "4", "--n", "2")[0] == 0
+    train("train", "demo-judge", judge, *same)
+    rounds = ["--objective.round-steps", "2", "--objective.temperatures", "0.9", "0.8"]
+    train("distill", "demo-mcd", student, *same, "--objective.teacher", teacher / "model", *rounds)
     text = ["--text.corpus", corpus, "--text.length", "16"]
-    code, out, err = run(capsys, "eval", "likelihood", student, *text, "--json")
+    return types.SimpleNamespace(
+        teacher=teacher, judge=judge, student=student, corpus=corpus, data=data, text=text
+    )
+
+
+def test_a_trained_student_draws_and_scores_text(capsys, family):
+    assert run(capsys, "sample", family.student, "--steps", "4", "--n", "2")[0] == 0
+    code, out, err = run(capsys, "eval", "likelihood", family.student, *family.text, "--json")
     assert code == 0, out + err
     assert json.loads(out)["perplexity"]["value"] > 1
-    study = ["--study.samples", "2", "--study.teacher-steps", "2", "4", "--study.student-steps", "2",
-             "--study.teacher-temperatures", "0.8", "--study.student-temperatures", "1.2", "--study.texts", "1",
-             "--study.completions", "2", "--study.shown", "1", "--study.player-steps", "2", "--study.round-steps",
-             "4"]  # fmt: skip
-    code, out, err = run(
-        capsys,
-        "eval",
-        "frontier",
-        student,
-        teacher,
-        "--judge",
-        judge,
-        *text,
-        *study,
-        "--out",
-        tmp_path / "frontier",
-    )
+
+
+def test_a_finished_run_trains_no_further_and_prints_json_lines(capsys, family, tmp_path):
+    new = ["--data.tokenizer", "bpe:280", "--steps", "2", "--out", tmp_path / "json"]
+    first = run(capsys, "train", family.teacher, "--json")
+    second = run(capsys, "train", "demo-teacher", *TINY, *family.data, *new, "--json")
+    assert (first[0], second[0]) == (0, 0)
+    lines = [json.loads(line) for line in (first[1] + second[1]).splitlines()]
+    assert [line["step"] for line in lines] == [1, 2], "the finished run prints no updates"
+
+
+@pytest.fixture
+def frontier(capsys, family, tmp_path) -> types.SimpleNamespace:
+    """The result and the output of `unmask eval frontier`."""
+    flags = {
+        "samples": [2],
+        "teacher-steps": [2, 4],
+        "student-steps": [2],
+        "teacher-temperatures": [0.8],
+        "student-temperatures": [1.2],
+        "texts": [1],
+        "completions": [2],
+        "shown": [1],
+        "player-steps": [2],
+        "round-steps": [4],
+    }
+    study = [word for name, values in flags.items() for word in (f"--study.{name}", *values)]
+    models = [family.student, family.teacher, "--judge", family.judge]
+    words = ["eval", "frontier", *models, *family.text, *study]
+    folder = tmp_path / "frontier"
+    code, out, err = run(capsys, *words, "--out", folder)
     assert code == 0, out + err
-    again = run(capsys, "eval", "frontier", student, teacher, "--judge", judge, *text, *study, "--json",
-                "--out", tmp_path / "again")  # fmt: skip
-    assert again[0] == 0 and json.loads(again[1])["verdict"], (
-        "nothing but JSON on the standard output"
-    )
-    few = [
-        "--samples",
-        "2",
-        "--texts",
-        "1",
-        "--completions",
-        "2",
-        "--steps",
-        "2",
-        "4",
-        "--no-naive",
-    ]
-    rows = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few, "--json")
-    assert rows[0] == 0 and json.loads(rows[1])[0]["gen_ppl"] > 1
-    seeds = run(
-        capsys,
-        "eval",
-        "samples",
-        student,
-        "--judge",
-        judge,
-        *text,
-        *few[:-1],
-        "--seeds",
-        "0",
-        "1",
-        "--json",
-    )
-    names = [row["name"] for row in json.loads(seeds[1])]
-    assert names == [
-        *["samples"] * 4,
-        *["2 seeds"] * 2,
-        "uniform tokens",
-        "unigram draws",
-        "one text repeated",
-        "data",
-    ]
-    by_seed, both = [row["gen_ppl"] for row in json.loads(seeds[1])[0:4:2]], json.loads(seeds[1])[4]
-    assert both["gen_ppl"] == pytest.approx(sum(by_seed) / 2) and both["setting"]["seeds"] == [0, 1]
-    lines = run(capsys, "train", teacher, "--json")[1] + run(
-        capsys, "train", "demo-teacher", *TINY, *data, "--data.tokenizer", "bpe:280", "--steps", "2", "--json", "--out",
-        tmp_path / "json",
-    )[1]  # fmt: skip
-    assert [json.loads(line)["step"] for line in lines.splitlines()] == [1, 2]
-    assert len(json.loads(rows[1])) == 2
-    for flag, name in ((["--steps", "2", "4"], "steps"), (["--texts", "1"], "texts")):
-        code, _, err = run(capsys, "eval", "samples", judge, "--judge", judge, *flag)
-        assert (
-            code == 1
-            and f"{name} has no effect: got" in err
-            and "is autoregressive; leave --" in err
-        )
-    drawn = ["--samples", "2", "--no-naive", "--json"]
-    alone = run(capsys, "eval", "samples", judge, "--judge", judge, *drawn)
-    assert alone[0] == 0, alone[2]
-    assert [row["steps"] for row in json.loads(alone[1])] == [16], (
-        "its own text by default, and a call a token"
-    )
-    assert run(capsys, "eval", "samples", judge, "--judge", judge, "--steps")[0] == 1
-    legacy = ["--draw", "legacy_gumbel32", "--sampler", "ancestral", "--json"]
-    noisy = run(capsys, "eval", "samples", student, "--judge", judge, *text, *few, *legacy)
-    assert json.loads(noisy[1])[0]["protocol"]["precision"] == "float32 Gumbel"
-    assert json.loads(rows[1])[0]["protocol"]["precision"] == "float64"
-    assert (
-        run(capsys, "report", tmp_path / "frontier")[0] == 0
-        and (tmp_path / "frontier" / "report.html").exists()
-    )
-    result = json.loads((tmp_path / "frontier" / "report.json").read_text())
-    assert {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"} <= set(
-        result
-    )
+    result = json.loads((folder / "report.json").read_text())
+    return types.SimpleNamespace(words=words, folder=folder, out=out, result=result)
+
+
+def test_a_frontier_has_rows_answers_a_verdict_and_example_texts(capsys, frontier):
+    result = frontier.result
+    keys = {"teacher", "student", "temperature_teacher", "answers", "verdict", "protocol"}
+    assert keys <= set(result)
     assert [pair["latent"] for pair in result["samples"]] == [0] and len(result["real"]) == 2
-    assert [film["title"] for film in result["player"]] == [
-        "teacher, 2 steps", "student, 2 steps", "teacher, 16 steps", "student, 4 steps"
-    ]  # fmt: skip
-    assert result["verdict"][0].startswith(
-        "No claim is made about the student (n = 2 texts a row are too few"
-    )
-    assert "entropy" in out and "judge" in out
+    titles = ["teacher, 2 steps", "student, 2 steps", "teacher, 16 steps", "student, 4 steps"]
+    assert [trace["title"] for trace in result["player"]] == titles
+    conclusion, caveat = result["verdict"]
+    assert conclusion["claim"] == "No claim is made about the student"
+    assert conclusion["figures"].startswith("n = 2 texts a row are too few")
+    assert caveat["claim"] == "One training seed"
+    assert f"{conclusion['claim']} ({conclusion['figures']})." in frontier.out
+    assert "entropy" in frontier.out and "judge" in frontier.out
+    assert run(capsys, "report", frontier.folder)[0] == 0
+    assert (frontier.folder / "report.html").exists()
+
+
+def test_a_frontier_in_json_prints_nothing_else(capsys, frontier, tmp_path):
+    code, out, _ = run(capsys, *frontier.words, "--json", "--out", tmp_path / "again")
+    assert code == 0 and json.loads(out)["verdict"] == frontier.result["verdict"]
+
+
+FEW = ["--samples", "2", "--texts", "1", "--completions", "2", "--steps", "2", "4"]
+
+
+def test_samples_have_a_row_for_each_seed_and_a_row_of_means(capsys, family):
+    words = ["eval", "samples", family.student, "--judge", family.judge, *family.text, *FEW]
+    rows = json.loads(run(capsys, *words, "--seeds", "0", "1", "--json")[1])
+    baselines = ["uniform tokens", "unigram draws", "one text repeated", "data"]
+    assert [row["name"] for row in rows] == ["samples"] * 4 + ["2 seeds"] * 2 + baselines
+    by_seed, both = [row["gen_ppl"] for row in rows[0:4:2]], rows[4]
+    assert both["gen_ppl"] == pytest.approx(sum(by_seed) / 2)
+    assert both["setting"]["seeds"] == [0, 1]
+
+
+def test_the_protocol_of_samples_names_their_draw(capsys, family):
+    words = ["eval", "samples", family.student, "--judge", family.judge, *family.text, *FEW]
+    words += ["--no-naive", "--json"]
+    legacy = ["--draw", "legacy_gumbel32", "--sampler", "ancestral"]
+    plain, noisy = (json.loads(run(capsys, *words, *more)[1])[0] for more in ([], legacy))
+    assert plain["protocol"]["precision"] == "float64" and plain["setting"]["draw"] == "race"
+    assert noisy["protocol"]["precision"] == "float32 Gumbel"
+    assert noisy["setting"]["sampler"] == "ancestral"
+    assert noisy["setting"]["draw"] == "legacy_gumbel32"
+
+
+def test_samples_of_an_autoregressive_model(capsys, family):
+    """A call a token, on the text of its own card; flags of diffusion models are refused."""
+    words = ["eval", "samples", family.judge, "--judge", family.judge]
+    for flag, name in ((["--steps", "2", "4"], "steps"), (["--texts", "1"], "texts")):
+        code, _, err = run(capsys, *words, *flag)
+        assert code == 1
+        assert f"{name} has no effect: got" in err and "is autoregressive; leave --" in err
+    code, out, err = run(capsys, *words, "--samples", "2", "--no-naive", "--json")
+    assert code == 0, err
+    assert [row["steps"] for row in json.loads(out)] == [16]
+    assert run(capsys, *words, "--steps")[0] == 1
 
 
 def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
-    files = library_files()[:40]
-    monkeypatch.setattr(package_corpora, "library_files", lambda: files)  # some of 12 MB
+    files = offline.library_files()[:40]
+    monkeypatch.setattr(offline, "library_files", lambda: files)  # some of 12 MB
     few = ["--limit", "2", "--batch-size", "2", "--texts", tmp_path]
     code, out, err = run(
         capsys, "eval", "zero-shot", "unmask:judge", "--sets", "offline", *few, "--json"
     )
     assert code == 0, err
-    (found,) = json.loads(out)["sets"]
-    assert found["name"] == "code" and found["rows"] == 2 and found["of"] > 1000
-    assert found["perplexity"]["value"] > 30 and 2 < found["bits_per_byte"]["value"] < 20
+    (result,) = json.loads(out)["sets"]
+    assert result["name"] == "code" and result["rows"] == 2 and result["of"] > 1000
+    assert result["perplexity"]["value"] > 30 and 2 < result["bits_per_byte"]["value"] < 20
     bound, mdlm = (
         json.loads(
             run(
@@ -535,13 +504,13 @@ def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform,
     ]
     code, out, err = run(capsys, "bench", *few, "--json")
     assert code == 0, err
-    found = json.loads(out)
-    assert found == json.loads((tmp_path / "bench.json").read_text())
-    assert found["model"]["name"] == "unmask:teacher" and found["baseline"]["random"]
-    assert [(row["batch"], row["steps"]) for row in found["rows"]] == [
+    result = json.loads(out)
+    assert result == json.loads((tmp_path / "bench.json").read_text())
+    assert result["model"]["name"] == "unmask:teacher" and result["baseline"]["random"]
+    assert [(row["batch"], row["steps"]) for row in result["rows"]] == [
         (b, s) for b in (1, 3) for s in (2, 4, None)
     ]
-    assert [row["nfe"] for row in found["rows"] if row["steps"] is None] == [8, 8]
+    assert [row["nfe"] for row in result["rows"] if row["steps"] is None] == [8, 8]
     (tmp_path / "bench.png").unlink()
     assert run(capsys, "report", tmp_path)[0] == 0 and (tmp_path / "bench.png").exists()
     code, out, err = run(
@@ -549,20 +518,21 @@ def test_bench_measures_and_its_figure_is_drawn_again(capsys, tmp_path, uniform,
     )
     assert code == 0, err
     assert "tokens/forward" in out and "drawn at random" not in out and "bfloat16" in out
-    found = json.loads((tmp_path / "bench.json").read_text())
+    result = json.loads((tmp_path / "bench.json").read_text())
     assert (
-        found["model"]["digest"] != found["baseline"]["digest"] and not found["baseline"]["random"]
+        result["model"]["digest"] != result["baseline"]["digest"]
+        and not result["baseline"]["random"]
     )
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "command",
     [["bench"], ["verify", "duality"], ["verify", "exact"], ["demo"],
      ["eval", "frontier", "unmask:teacher", "unmask:teacher", "--judge", "unmask:judge"]],
-    ids=lambda asked: asked[1] if len(asked) > 1 else asked[0],
+    ids=lambda command: command[1] if len(command) > 1 else command[0],
 )  # fmt: skip
 def test_a_place_that_takes_no_files_is_refused_before_the_work(
-    capsys, tmp_path, monkeypatch, asked
+    capsys, tmp_path, monkeypatch, command
 ):
     def work(*_: object) -> typing.NoReturn:
         raise AssertionError("the work began")
@@ -571,23 +541,23 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(
         "experiments.bench.ar_speedup.time_pairs",
         "experiments.exact.duality_checks.observe",
         "experiments.commands.verify._gaps",
-        "experiments.commands.demo.run_plan",
-        "cli.evaluate.measure_both",
+        "experiments.commands.demo.demo",
+        "cli.evaluate.measure_frontier",
     ):
         monkeypatch.setattr(f"unmask.{place}", work)
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
-        code, _, err = run(capsys, *asked, "--out", out)
+        code, _, err = run(capsys, *command, "--out", out)
         assert code == 1 and f": out takes no files: got '{out}'" in err
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_tasks(capsys, tmp_path):
-    asked = ["eval", "lm-harness", "unmask:teacher", "--tasks", "no_such_task", "--out"]
+    command = ["eval", "lm-harness", "unmask:teacher", "--tasks", "no_such_task", "--out"]
     (tmp_path / "file").write_text("mine")
-    code, _, err = run(capsys, *asked, tmp_path)
+    code, _, err = run(capsys, *command, tmp_path)
     assert code == 1 and f": out is a directory: got '{tmp_path}'" in err
-    code, _, err = run(capsys, *asked, tmp_path / "file" / "below")
+    code, _, err = run(capsys, *command, tmp_path / "file" / "below")
     assert code == 1 and f": out takes no files: got '{tmp_path / 'file'}'" in err
 
 
@@ -681,24 +651,29 @@ def test_one_process_of_many_speaks(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", "4")[:2] == (0, "")
     code, _, err = run(capsys, "sample", GOLDEN / "no such model")
-    assert code == 1 and "no such model" in err, "errors are told by whoever has them"
+    assert code == 1 and "no such model" in err, "every process prints its errors"
 
 
-@pytest.mark.parametrize("name", [
-    "convert.Arguments", "demo.Arguments", "doctor.Arguments", "evaluate.Frontier", "evaluate.Samples",
-    "likelihood.Likelihood", "zero_shot.ZeroShot", "lm_harness.LmHarness", "report.Arguments", "reproduce.Arguments",
-    "sample.Arguments", "train.Arguments", "verify.Arguments",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{verb}.Arguments" for verb in sorted(VERBS.keys() - {"distill", "eval"})),
+        "evaluate.Frontier",
+        "evaluate.Samples",
+        "likelihood.Likelihood",
+        "zero_shot.ZeroShot",
+        "lm_harness.LmHarness",
+    ],
+)
 def test_every_flag_has_its_sentence(name):
     module, _, own = name.partition(".")
     package = "unmask.experiments.commands" if module in EXPERIMENTS else "unmask.cli"
     kind = vars(importlib.import_module(f"{package}.{module}"))[own]
-    for each in flags.dataclasses_of(kind):
-        flags.explain(each)
-        told = inspect.getdoc(each)
-        for f in dataclasses.fields(each):
-            nested = any(flags.dataclasses_of(typing.get_type_hints(each)[f.name]))
-            assert nested or f.name == "kind" or f"\n    {f.name}: " in told, (each, f.name)
+    for settings in console.dataclasses_of(kind):
+        doc = inspect.getdoc(settings)
+        for f in dataclasses.fields(settings):
+            nested = any(console.dataclasses_of(typing.get_type_hints(settings)[f.name]))
+            assert nested or f.name == "kind" or f"\n    {f.name}: " in doc, (settings, f.name)
 
 
 @pytest.fixture
@@ -710,7 +685,7 @@ def few_objectives(monkeypatch):
 
 @pytest.mark.usefixtures("few_objectives")
 def test_verify_measures_on_a_known_law(capsys, tmp_path):
-    asked = [
+    command = [
         "verify",
         "exact",
         "--n",
@@ -723,14 +698,16 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
         tmp_path,
         "--no-train",
     ]
-    code, out, err = run(capsys, *asked)
+    code, out, err = run(capsys, *command)
     assert code == 0, out + err
     assert "entropy_bounded" in out and "FAILS" not in out and "forward KL" in out
     assert (tmp_path / "exact.png").stat().st_size > 10_000
-    found = json.loads((tmp_path / "exact.json").read_text())
-    assert {len(found["gaps"][name]) for name in ("reveal", "even", "confidence", "uniform")} == {3}
-    assert found["source"]["length"] == 4 and all(check["passed"] for check in found["checks"])
-    code, out, _ = run(capsys, *asked, "--json", "--source", "grammar")
+    result = json.loads((tmp_path / "exact.json").read_text())
+    assert {len(result["gaps"][name]) for name in ("reveal", "even", "confidence", "uniform")} == {
+        3
+    }
+    assert result["source"]["length"] == 4 and all(check["passed"] for check in result["checks"])
+    code, out, _ = run(capsys, *command, "--json", "--source", "grammar")
     assert code == 0 and json.loads(out)["source"]["kind"] == "grammar"
     faults = {
         "--n": ("50", "n is too small: got 50"),
@@ -738,7 +715,7 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
         "--vocab-size": ("0", "vocab_size is too small: got 0"),
     }
     for flag, (value, words) in faults.items():
-        code, _, err = run(capsys, *asked, flag, value)
+        code, _, err = run(capsys, *command, flag, value)
         assert code == 1 and words in err
     assert run(capsys, "verify", "nothing")[0] == 2
     for flag in (["--length", "8"], ["--no-train"], ["--source", "grammar"]):
@@ -766,9 +743,9 @@ def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
     from unmask.experiments.exact import equal_steps
     from unmask.samplers.steps import confidence
 
-    monkeypatch.setattr(equal_steps, "equal_count_order", confidence)
-    asked = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]
-    code, out, _ = run(capsys, "verify", "exact", *asked)
+    monkeypatch.setattr(exact, "even", exact.confidence)
+    command = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]
+    code, out, _ = run(capsys, "verify", "exact", *command)
     assert code == 1 and "FAILS" in out
 
 
@@ -843,8 +820,8 @@ def test_a_text_longer_than_the_rows_of_training_is_named(capsys):
 
 
 def test_a_batch_at_a_time_is_the_same_text(capsys):
-    asked = ["sample", GOLDEN / "hub_mdlm", "--n", "5", "--length", "8", "--steps", "4", "--json"]
+    command = ["sample", GOLDEN / "hub_mdlm", "--n", "5", "--length", "8", "--steps", "4", "--json"]
     all_at_once, by_two = (
-        json.loads(run(capsys, *asked, *more)[1]) for more in ([], ["--batch-size", "2"])
+        json.loads(run(capsys, *command, *more)[1]) for more in ([], ["--batch-size", "2"])
     )
     assert by_two.pop("calls") >= all_at_once.pop("calls") and by_two == all_at_once

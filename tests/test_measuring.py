@@ -1,4 +1,4 @@
-"""The command line on held-out text: which rows were read stands beside every number, and what is measured is kept."""
+"""The command line on held-out text: the protocol names the rows; interruptions keep results."""
 
 import json
 from pathlib import Path
@@ -27,26 +27,26 @@ def test_the_rows_that_were_read_stand_beside_their_perplexity(
     capsys: Capture, causal: Path, text: Path
 ) -> None:
     every = len(held_out(Text(), str(causal), load(causal)).rows)
-    asked = ["eval", "likelihood", causal, "--limit", 3]
-    code, out, err = run(capsys, *asked)
+    command = ["eval", "likelihood", causal, "--limit", 3]
+    code, out, err = run(capsys, *command)
     read = "exact, start token before each row; products in float32"
     words = f"{read}; 3 of {every} rows of 16 tokens, spread evenly; rows are plain crops; "
     assert code == 0 and f"(n = 3) [{words}held-out part of second half of {text}]" in out, (
         out + err
     )
-    answer = json.loads(run(capsys, *asked, "--json")[1])
+    answer = json.loads(run(capsys, *command, "--json")[1])
     assert (answer["rows"], answer["of"], answer["perplexity"]["n"]) == (
         3,
         every,
         3,
     ) and words in answer["protocol"]
-    whole = json.loads(run(capsys, *asked[:-1], "all", "--json")[1])
+    whole = json.loads(run(capsys, *command[:-1], "all", "--json")[1])
     assert (whole["rows"], whole["of"]) == (every, every) and f"{every} of {every} rows" in whole[
         "protocol"
     ]
-    ended = json.loads(run(capsys, *asked, "--text.wrap", "True", "--json")[1])["protocol"]
+    ended = json.loads(run(capsys, *command, "--text.wrap", "True", "--json")[1])["protocol"]
     assert "rows with BOS and EOS at their ends" in ended
-    longer = run(capsys, *asked, "--text.length", 24)[2]
+    longer = run(capsys, *command, "--text.length", 24)[2]
     assert (
         f"rows of 24 tokens are longer than the 16 tokens of the rows that {causal} was trained on"
         in longer
@@ -74,16 +74,16 @@ def test_samples_and_frontier_name_their_real_rows(
     study = [f"--study.{name}" for name in ("samples", "texts", "completions")]
     few = ["--judge", causal, "--text.wrap", "True"]
     words = "Real text: held-out part of"
-    code, out, err = run(capsys, "eval", "samples", masked, *few, "--samples", 2, "--texts", 1, "--completions", 2,
-                         "--steps", 2, "--no-naive")  # fmt: skip
+    sizes = ["--samples", 2, "--texts", 1, "--completions", 2, "--steps", 2, "--no-naive"]
+    code, out, err = run(capsys, "eval", "samples", masked, *few, *sizes)
     assert (
         code == 0
         and words in out
         and "real ones with BOS and EOS at their ends; real text: 2 of" in out
     ), out + err
     counts = [part for pair in zip(study, (2, 1, 2), strict=True) for part in pair]
-    steps = ["--study.teacher-steps", 2, 4, "--study.student-steps", 2, "--study.teacher-temperatures", 0.8,
-             "--study.student-temperatures", 1.2]  # fmt: skip
+    steps = ["--study.teacher-steps", 2, 4, "--study.student-steps", 2]
+    steps += ["--study.teacher-temperatures", 0.8, "--study.student-temperatures", 1.2]
     out = run(
         capsys,
         "eval",
@@ -109,10 +109,11 @@ def sets(monkeypatch: pytest.MonkeyPatch) -> None:
     from unmask.experiments import package_corpora
 
     monkeypatch.setattr(package_corpora, "present", lambda folder: ["kjv", "code"])
-    monkeypatch.setattr(
-        package_corpora, "load_offline",
-        lambda name, folder: Corpus(name, [f"{name} {i} the state of the union" for i in range(200)]),
-    )  # fmt: skip
+
+    def load_offline(name: str, folder: Path) -> Corpus:
+        return Corpus(name, [f"{name} {i} the state of the union" for i in range(200)])
+
+    monkeypatch.setattr(package_corpora, "load_offline", load_offline)
 
 
 @pytest.mark.usefixtures("sets")
@@ -178,13 +179,15 @@ def test_a_card_says_what_the_command_prints(
     for run_directory in (masked.parent, causal.parent):
         out = tmp_path / run_directory.parent.name
         publish(run_directory, out)
-        said = json.loads((out / "config.json").read_text("utf-8"))["card"]["held_out_perplexity"]
-        assert said == run(capsys, "eval", "likelihood", out, "--limit", "all")[1].strip()
-        assert said in (out / "README.md").read_text("utf-8")
+        printed = json.loads((out / "config.json").read_text("utf-8"))["card"][
+            "held_out_perplexity"
+        ]
+        assert printed == run(capsys, "eval", "likelihood", out, "--limit", "all")[1].strip()
+        assert printed in (out / "README.md").read_text("utf-8")
 
 
 def test_the_offline_sets_are_known(tmp_path: Path) -> None:
-    names, missing = zero_shot.named(["offline", "kjv"], tmp_path)
+    names, missing = zero_shot.resolve_sets(["offline", "kjv"], tmp_path)
     assert names == ["code", "kjv"] and sorted([*missing, *names]) == sorted(zero_shot.OFFLINE_SETS)
     assert set(offline.OFFLINE) < set(zero_shot.OFFLINE_SETS)
 

@@ -1,4 +1,4 @@
-"""The stable surface: the names, signatures and fields that users write down. A change here breaks their code."""
+"""The stable surface: names, signatures and fields in user code, which a change breaks."""
 
 import ast
 import inspect
@@ -27,10 +27,13 @@ SIGNATURES = {
     "Prediction.from_log_p": "log_p",
     "Prediction.log_p": "self, where=None, temperature=1.0",
     "Prediction.sample": "self, where, n, generator",
-    "distillation_loss": "student, teacher, x0, mask_t, mask_s, *, temperature=1.0, direction='reverse', "
+    "distillation_loss": "student, teacher, x0, mask_t, mask_s, *, temperature=1.0, "
+    "direction='reverse', "
     "revealed='cross_entropy'",
+    "judge": "name",
     "load": "path_or_hub_id, revision=None, weights='ema', device='cpu'",
-    "sample": "model, n=4, length=None, steps=16, seed=0, temperature=1.0, top_p=1.0, prompt=None, pinned=None, "
+    "sample": "model, n=4, length=128, steps=16, seed=0, temperature=1.0, top_p=1.0, "
+    "prompt=None, pinned=None, "
     "device='cpu'",
     "recipe": "name",
     "distill": "model, ids, recipe",
@@ -66,7 +69,7 @@ def promised(signature: str) -> list[tuple[str, bool, object]]:
 
 @pytest.mark.parametrize(("name", "signature"), SIGNATURES.items())
 def test_signatures_are_kept(name: str, signature: str) -> None:
-    """In this order, with these defaults. More is allowed where no call written today notices: optional, at the end."""
+    """In this order, with these defaults. New parameters are optional and come last."""
     promise, found = promised(signature), described(find(name))
     kept, more = found[: len(promise)], found[len(promise) :]
     for wanted, got in zip(promise, kept, strict=True):
@@ -76,7 +79,7 @@ def test_signatures_are_kept(name: str, signature: str) -> None:
 
 
 def test_editors_see_what_python_finds() -> None:
-    """The imports for type checkers, the table of homes and `dir` name the same things in the same places."""
+    """The imports for type checkers, the table of modules and `dir` name the same things."""
     [branch] = [
         node
         for node in ast.parse(Path(unmask.__file__).read_text("utf-8")).body
@@ -131,3 +134,32 @@ def test_values_can_be_pickled() -> None:
     """Names found on first use still are the names that pickle writes down."""
     schedule = unmask.LogLinear(1e-3)
     assert pickle.loads(pickle.dumps(schedule)) == schedule
+
+
+def test_a_judge_by_name_scores_texts_or_ids() -> None:
+    """By itself a judge scores texts; with the tokenizer of the judged model it scores ids."""
+    model = unmask.load("unmask:teacher")
+    samples = unmask.sample(model, n=2, length=8, steps=2)
+    by_texts = unmask.judge("unmask:judge")
+    assert unmask.generative_perplexity(samples.texts, by_texts).value > 1
+    by_ids = unmask.judge("unmask:judge", model.tokenizer)
+    assert unmask.generative_perplexity(samples.tokens, by_ids).value > 1
+    with pytest.raises(ValueError, match=r"tokens_or_texts .* samples\.texts"):
+        unmask.generative_perplexity(samples.tokens, by_texts)
+    with pytest.raises(ValueError, match=r"tokens_or_texts .* samples\.tokens"):
+        unmask.generative_perplexity(samples.texts, by_ids)
+    with pytest.raises(ValueError, match=r"judge .* is a diffusion model"):
+        unmask.judge("unmask:teacher")
+
+
+@pytest.mark.parametrize("wrong", ["model", "name", "none"])
+def test_a_model_is_no_judge(wrong: str) -> None:
+    judge = {"model": unmask.load(GOLDEN / "hub_mdlm"), "name": "unmask:judge", "none": None}[wrong]
+    kind = type(judge).__name__
+    with pytest.raises(ValueError, match=rf"^judge is not a judge: got a {kind}.*unmask\.judge"):
+        unmask.generative_perplexity(["a text"], judge)  # type: ignore[arg-type]
+
+
+def test_an_entropy_of_a_list_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^tokens is not a tensor: got list.*torch\.tensor"):
+        unmask.entropy([[1, 2]])  # type: ignore[arg-type]

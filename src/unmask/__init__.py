@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unmask.diffusion.schedules import LogLinear as LogLinear
     from unmask.diffusion.trajectory import Trajectory as Trajectory
     from unmask.diffusion.trajectory import trajectory as trajectory
+    from unmask.evaluation.judge_by_name import judge as judge
     from unmask.evaluation.judges import generative_perplexity as generative_perplexity
     from unmask.evaluation.metrics import entropy as entropy
     from unmask.models.model import Model as Model
@@ -53,6 +54,7 @@ _HOMES = {
     "duality": "unmask.diffusion",
     "entropy": "unmask.evaluation.metrics",
     "generative_perplexity": "unmask.evaluation.judges",
+    "judge": "unmask.evaluation.judge_by_name",
     "load": "unmask.models.model",
     "recipe": "unmask.recipes.catalog",
     "sample": "unmask.samplers.sample",

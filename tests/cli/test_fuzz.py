@@ -1,4 +1,4 @@
-"""Hostile values for the flags of every verb: each ends with an exit code and a sentence about the flag."""
+"""Hostile values for all flags: each ends with an exit code and a sentence about the flag."""
 
 import contextlib
 import dataclasses
@@ -82,7 +82,7 @@ class Hung(Exception):
 
 
 def flags_of(kind: type, prefix: str = "--") -> Iterator[tuple[str, object]]:
-    """The flags of a dataclass and of those in its fields, with their types; positional arguments are none."""
+    """The flags of a dataclass and its nested dataclasses, with types; no positional arguments."""
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         flag, inner = prefix + name.replace("_", "-"), hint
         if typing.get_origin(hint) is typing.Annotated:
@@ -102,20 +102,27 @@ def flags_of(kind: type, prefix: str = "--") -> Iterator[tuple[str, object]]:
 
 
 def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | int]]]:
-    """verb -> (a cheap command line that works, the flags to add to it and the indices of words to replace)."""
+    """verb -> (a cheap valid command line, flags to add and indices of words to replace)."""
     masked, causal, text = (str(places[name]) for name in ("masked", "causal", "text"))
     rows = ["--text.corpus", text, "--text.length", "16"]
     few = ["--samples", "2", "--texts", "1", "--completions", "2", "--steps", "1", "--no-naive"]
-    study = ["--study.samples", "2", "--study.teacher-steps", "1", "--study.student-steps", "1", "--study.texts", "1",
-             "--study.teacher-temperatures", "1", "--study.student-temperatures", "1",
-             "--study.completions", "2"]  # fmt: skip
+    sizes = {
+        "samples": "2",
+        "teacher-steps": "1",
+        "student-steps": "1",
+        "texts": "1",
+        "teacher-temperatures": "1",
+        "student-temperatures": "1",
+        "completions": "2",
+    }
+    study = [word for name, size in sizes.items() for word in (f"--study.{name}", size)]
+    bench = ["--steps", "1", "--batches", "1", "--repeats", "1", "--length", "4"]
     lines = {
         "sample.Arguments": ["sample", masked, "--n", "1", "--length", "8", "--steps", "2"],
-        "bench.Arguments": ["bench", masked, "--baseline", causal, "--steps", "1", "--batches", "1", "--repeats", "1",
-                            "--length", "4"],
+        "bench.Arguments": ["bench", masked, "--baseline", causal, *bench],
         "verify.Arguments": ["verify", "duality", "--n", "100", "--vocab-size", "4"],
         "train.Arguments": ["train", "demo-teacher", "--dry-run"],
-        "likelihood.Likelihood": ["eval", "likelihood", masked, *rows, "--limit", "2", "--passes", "1"],
+        "likelihood.Likelihood": ["eval", "likelihood", masked, *rows, "--limit", "2"],
         "zero_shot.ZeroShot": ["eval", "zero-shot", masked, "--sets", "code", "--limit", "1"],
         "evaluate.Samples": ["eval", "samples", masked, "--judge", causal, *rows, *few],
         "evaluate.Frontier": ["eval", "frontier", masked, masked, "--judge", causal, *rows, *study],
@@ -124,21 +131,21 @@ def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | i
         "report.Arguments": ["report", "no run"],
         "demo.Arguments": ["demo"],
     }  # fmt: skip
-    found: dict[str, tuple[list[str], list[str | int]]] = {}
+    results: dict[str, tuple[list[str], list[str | int]]] = {}
     for name, line in lines.items():
         module, _, own = name.partition(".")
         package = "unmask.experiments.commands" if module in EXPERIMENTS else "unmask.cli"
         kind = vars(importlib.import_module(f"{package}.{module}"))[own]
         second = 2 if line[0] == "eval" else 1
         named = next((i for i, word in enumerate(line) if word.startswith("--")), len(line))
-        found[name] = (line, [*(flag for flag, _ in flags_of(kind)), *range(second, named)])
+        results[name] = (line, [*(flag for flag, _ in flags_of(kind)), *range(second, named)])
     objective: list[str | int] = [
         flag for flag, _ in flags_of(type(recipe("demo-mcd").objective), "--objective.")
     ]
-    found["distill"] = (["distill", "demo-mcd", "--dry-run"], objective)
+    results["distill"] = (["distill", "demo-mcd", "--dry-run"], objective)
     exact = ["verify", "exact", "--n", "100", "--length", "4", "--vocab-size", "3", "--no-train"]
-    found["exact"] = (exact, found["verify.Arguments"][1])
-    return found
+    results["exact"] = (exact, results["verify.Arguments"][1])
+    return results
 
 
 @contextlib.contextmanager
@@ -168,12 +175,12 @@ def faults(words: Sequence[str], flag: str, value: str) -> Iterator[str]:
         return
     for stream in (out, err):
         stream.flush()
-    said = typing.cast(io.BytesIO, err.buffer).getvalue().decode("utf-8")
+    output = typing.cast(io.BytesIO, err.buffer).getvalue().decode("utf-8")
     if code not in (0, 1, 2):
         yield f"exit code {code}"
-    if "Traceback" in said:
+    if "Traceback" in output:
         yield "a traceback"
-    if code and not said.strip():
+    if code and not output.strip():
         yield f"exit code {code} without a word"
     name = flag.lstrip("-").rpartition(".")[2]
     names = {
@@ -190,50 +197,49 @@ def faults(words: Sequence[str], flag: str, value: str) -> Iterator[str]:
         value.replace("//", "/"),
     }
     # "stopped" is the end of the demo, whose work is left out: its values were accepted.
-    if said.startswith("stopped; ") or HUB in said:
+    if output.startswith("stopped; ") or HUB in output:
         return
-    if code and not any(each in " ".join(said.split()) or each in said for each in names):
-        yield f"exit code {code} without the name of {flag}: {' '.join(said.split())[:300]}"
+    if code and not any(each in " ".join(output.split()) or each in output for each in names):
+        yield f"exit code {code} without the name of {flag}: {' '.join(output.split())[:300]}"
 
 
 def fuzz(places: dict[str, Path], verbs: Sequence[str], count: int, seed: int) -> list[str]:
     """The faults of `count` command lines."""
-    dice, known, found = random.Random(seed), commands(places), []
+    source, by_name, results = random.Random(seed), commands(places), []
     for _ in range(count):
-        line, flags = known[dice.choice(verbs)]
-        flag, value = dice.choice(flags), dice.choice(HOSTILE)
+        line, flags = by_name[source.choice(verbs)]
+        flag, value = source.choice(flags), source.choice(HOSTILE)
         words = (
             [*line, flag, value]
             if isinstance(flag, str)
             else [*line[:flag], value, *line[flag + 1 :]]
         )
         for fault in faults(words, flag if isinstance(flag, str) else "argument", value):
-            found.append(f"{' '.join(words)[:400]!r}: {fault}")
-    return found
+            results.append(f"{' '.join(words)[:400]!r}: {fault}")
+    return results
 
 
 @pytest.fixture
 def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
-    """Tiny models and a text; the working directory is empty but for "a file"; nothing is trained, nothing is drawn."""
+    """Tiny models and a text in a directory with "a file"; nothing is trained or drawn."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").write_text("words")
-    some = library_files()[:5]  # of 12 MB
-    monkeypatch.setattr(package_corpora, "library_files", lambda: some)
-    monkeypatch.setattr("unmask.experiments.commands.demo.run_plan", lambda *_: iter(()))
+    some = offline.library_files()[:5]  # of 12 MB
+    monkeypatch.setattr(offline, "library_files", lambda: some)
+    monkeypatch.setattr("unmask.experiments.commands.demo.demo", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(
-        "unmask.experiments.bench.figure.write_figure",
-        lambda *_: (Path("a.png"), Path("a.svg")),
+        "unmask.experiments.bench.figure.write_figure", lambda *_: (Path("a.png"), Path("a.svg"))
     )
     return {"masked": masked, "causal": causal, "text": text}
 
 
 def test_hostile_values_end_in_a_sentence(places):
-    found = fuzz(places, ["sample.Arguments", "bench.Arguments", "verify.Arguments"], 60, seed=0)
-    assert not found, "\n".join(found)
+    results = fuzz(places, ["sample.Arguments", "bench.Arguments", "verify.Arguments"], 60, seed=0)
+    assert not results, "\n".join(results)
 
 
 @pytest.mark.slow
 def test_hostile_values_for_every_verb(places):
-    found = fuzz(places, [*commands(places)], 1200, seed=3)
-    assert not found, "\n".join(found)
+    results = fuzz(places, [*commands(places)], 1200, seed=3)
+    assert not results, "\n".join(results)

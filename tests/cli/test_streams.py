@@ -1,4 +1,4 @@
-"""What is printed: text as it was drawn, names as they are written, and no result that is lost to its printing."""
+"""Output: texts and names unchanged, and no result lost to a failure of printing."""
 
 import io
 import json
@@ -88,7 +88,7 @@ def test_json_has_no_numbers_of_its_own(capsys):
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
 def test_names_are_no_markup(monkeypatch, kind):
-    """[/bold] closes nothing, [v2] stays, :100: is no emoji: in titles, heads, cells, lines, and names of bars."""
+    """[/bold], [v2] and :100: stay text in titles, heads, cells, lines, and names of bars."""
     name = "run[v2] :100: [/bold]"
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stdout", out := kind())

@@ -1,4 +1,4 @@
-"""The likelihood of a continuation: against sources whose law is known, and for networks by what must hold."""
+"""The likelihood of a continuation, against sources of known distribution and as laws."""
 
 import math
 
@@ -18,7 +18,7 @@ LENGTH = 7
 TARGETS = [[6], [0], [4, 5, 6], [1, 3], list(range(LENGTH))]
 
 
-def told(places: list[int]) -> Tensor:
+def target_mask(places: list[int]) -> Tensor:
     target = torch.zeros(LENGTH, dtype=torch.bool)
     target[places] = True
     return target
@@ -40,10 +40,10 @@ def test_a_perfect_masked_denoiser_knows_the_law_of_a_continuation(places: list[
     model = masked_model(random_chain(4, order=2, seed=3))
     x0 = model.source.sample(1, LENGTH, torch.Generator().manual_seed(0))[0]
     estimates = conditional_nelbo(
-        model.denoiser, model.process, x0, told(places), draws=4096, batch_size=512,
+        model.denoiser, model.process, x0, target_mask(places), draws=4096, batch_size=512,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
-    want, error = surprise(model, x0, told(places)), float(estimates.std()) / 64
+    want, error = surprise(model, x0, target_mask(places)), float(estimates.std()) / 64
     assert want > 0.05 and abs(float(estimates.mean()) - want) < 4 * error + 1e-9
     if len(places) == 1:
         assert float(estimates.std()) < 1e-9, "one token: every draw is the answer"
@@ -53,7 +53,7 @@ def test_counting_hides_less_noise_than_hiding_by_itself() -> None:
     """The spread against that of the integrand at alpha ~ U(0, 1), which has the same mean."""
     model = masked_model(random_chain(4, order=2, seed=3))
     x0 = model.source.sample(1, LENGTH, torch.Generator().manual_seed(0))[0]
-    target = told([3, 4, 5, 6])
+    target = target_mask([3, 4, 5, 6])
     generator = torch.Generator().manual_seed(1)
     ours = conditional_nelbo(
         model.denoiser, model.process, x0, target, draws=4000, generator=generator
@@ -77,7 +77,7 @@ def test_uniform_noise_where_tokens_tell_nothing_of_each_other(places: list[int]
     model = uniform_model(markov_chain(law.expand(4, -1), law))
     x0 = torch.tensor([0, 1, 2, 3, 1, 0, 2])
     estimates = conditional_nelbo(
-        model.denoiser, model.process, x0, told(places), draws=4096, batch_size=512,
+        model.denoiser, model.process, x0, target_mask(places), draws=4096, batch_size=512,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     want, error = float(-law[x0[places]].log().sum()), float(estimates.std()) / 64
@@ -85,10 +85,10 @@ def test_uniform_noise_where_tokens_tell_nothing_of_each_other(places: list[int]
 
 
 def test_uniform_noise_is_a_bound_where_they_do() -> None:
-    """The network is told one alpha for given and noisy tokens: what it loses is a gap, never a gain."""
+    """One alpha for context and noisy tokens makes the bound loose, never too small."""
     model = uniform_model(random_chain(4, order=1, concentration=0.2, seed=3))
     x0 = model.source.sample(1, LENGTH, torch.Generator().manual_seed(0))[0]
-    target = told([4, 5, 6])
+    target = target_mask([4, 5, 6])
     estimates = conditional_nelbo(
         model.denoiser, model.process, x0, target, draws=8192, batch_size=512,
         generator=torch.Generator().manual_seed(1),
@@ -98,7 +98,7 @@ def test_uniform_noise_is_a_bound_where_they_do() -> None:
 
 def test_given_tokens_are_never_noised_and_batches_do_not_matter() -> None:
     model = masked_model(random_chain(4, order=1, seed=3))
-    x0, target = torch.tensor([0, 1, 2, 3, 1, 0, 2]), told([2, 5])
+    x0, target = torch.tensor([0, 1, 2, 3, 1, 0, 2]), target_mask([2, 5])
     seen: list[Tensor] = []
 
     class Watching:
@@ -143,9 +143,9 @@ def test_what_is_no_continuation_is_refused() -> None:
             ValueError, match="want ids \\[L\\] and targets, bool \\[L\\], at least one"
         ):
             conditional_nelbo(model.denoiser, model.process, x0, target)
-    with pytest.raises(ValueError, match="want draws >= 1, got 0"):
+    with pytest.raises(ValueError, match="draws is too small: got 0"):
         conditional_nelbo(
             model.denoiser, model.process, x0, torch.ones(5, dtype=torch.bool), draws=0
         )
-    with pytest.raises(ValueError, match="want 1 <= count < L tokens after a context, got 5"):
+    with pytest.raises(ValueError, match="count is out of range: got 5"):
         conditional_nats(None, x0, 5)  # type: ignore[arg-type]

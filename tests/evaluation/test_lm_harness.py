@@ -1,4 +1,4 @@
-"""Our models in stock lm-eval: a task of our own through its evaluator, and each request by hand."""
+"""Our models in stock lm-eval: a task through its evaluator, and each request by hand."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ doc_to_target: "{{{{answer}}}}"
 """
 
 
-def asked(*arguments: Any) -> SimpleNamespace:
+def request_of(*arguments: Any) -> SimpleNamespace:
     return SimpleNamespace(args=arguments)
 
 
@@ -66,11 +66,12 @@ def uniform() -> Model:
 def test_multiple_choice_through_stock_lm_eval(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """What any writer knows: both models, trained on presidential messages, choose right each time."""
+    """Both models, trained on presidential messages, choose the right answer each time."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "questions.jsonl"
     file.write_text("\n".join(map(json.dumps, QUESTIONS)))
-    more = 'doc_to_choice: "{{choices}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]'
+    more = 'doc_to_choice: "{{choices}}"\n'
+    more += "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]"
     text = TASK.format(name="toy_choice", file=file, kind="multiple_choice", more=more)
     (tmp_path / "toy_choice.yaml").write_text(text)
     call = [
@@ -116,7 +117,9 @@ def test_tasks_that_lm_eval_does_not_know(
     assert (
         main(["eval", "lm-harness", "unmask:teacher", "--tasks", "no_such_task", "arc_easy"]) == 1
     )
-    assert "lm-eval knows no task no_such_task: `lm-eval ls tasks`" in capsys.readouterr().err
+    assert (
+        "tasks has unknown names: got no_such_task; `lm-eval ls tasks`" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,9 +127,9 @@ def test_tasks_that_lm_eval_does_not_know(
 )
 def test_a_likelihood_is_a_function_of_its_text_and_seed(model: Model) -> None:
     pairs = [
-        asked("The President of the United", " States"),
-        asked("", "In the year"),
-        asked("We", " must act now"),
+        request_of("The President of the United", " States"),
+        request_of("", "In the year"),
+        request_of("We", " must act now"),
     ]
     one = Harness(model, draws=8, greedy=False).loglikelihood(pairs)
     two = Harness(model, draws=8, greedy=False, batch_size=3).loglikelihood(pairs[::-1])[::-1]
@@ -140,9 +143,9 @@ def test_the_greedy_continuation_is_known_as_such() -> None:
     for name in ("unmask:teacher", "unmask:judge"):
         harness = Harness(name, draws=4)
         context = "The President of the United"
-        written = harness.generate_until([asked(context, {"max_gen_toks": 1})])[0]
+        written = harness.generate_until([request_of(context, {"max_gen_toks": 1})])[0]
         (_, yes), (_, no) = harness.loglikelihood(
-            [asked(context, " States"), asked(context, " banana")]
+            [request_of(context, " States"), request_of(context, " banana")]
         )
         assert yes and not no
         if name == "unmask:judge":  # a writer from left to right begins with its likeliest token
@@ -151,18 +154,20 @@ def test_the_greedy_continuation_is_known_as_such() -> None:
 
 @pytest.mark.parametrize("context", ["", "In", "The President of the United", "We have"])
 def test_what_an_autoregressive_model_writes_is_greedy_and_no_other(context: str) -> None:
-    """One start token in both: the text that it writes, token by token, is the one that it calls greedy."""
+    """Both use one start token: the text drawn token by token is the one that is greedy."""
     harness_ = Harness("unmask:judge")
     ids = [harness_._start, *harness_.model.tokenizer.encode(context)]
     for _ in range(6):
         ids.append(int(harness_.model.predictor(torch.tensor([ids])).log_p()[0, -1].argmax()))
     text = harness_.model.tokenizer.decode(ids[-6:])
-    (row,) = harness_._fill([ids[:-6]], {"top_k": 1})
+    (row,) = harness_._draw([ids[:-6]], {"top_k": 1})
     assert row[: len(ids)] == ids
     assert harness_._is_greedy(ids, 6) and not harness_._is_greedy(
         [*ids[:-1], (ids[-1] + 1) % 1000], 6
     )
-    assert harness_.generate_until([asked(context, {"max_gen_toks": 6, "until": []})])[0] == text
+    assert (
+        harness_.generate_until([request_of(context, {"max_gen_toks": 6, "until": []})])[0] == text
+    )
 
 
 def test_with_masks_the_surest_token_comes_first_whatever_the_schedule() -> None:
@@ -183,20 +188,24 @@ def test_with_masks_the_surest_token_comes_first_whatever_the_schedule() -> None
     )
 
 
-def test_no_greedy_answer_without_being_asked() -> None:
-    assert not any(greedy for _, greedy in Harness("unmask:teacher", draws=4, greedy=False).loglikelihood(
-        [asked("The President of the United", " States")]
-    ))  # fmt: skip
+def test_without_the_option_no_answer_is_greedy() -> None:
+    harness = Harness("unmask:teacher", draws=4, greedy=False)
+    ((_, greedy),) = harness.loglikelihood([request_of("The President of the United", " States")])
+    assert not greedy
 
 
 def test_an_autoregressive_likelihood_adds_up() -> None:
     """log p(ab) = log p(a) + log p(b | a), where the pieces are tokens."""
     harness = Harness("unmask:judge", greedy=False)
     (whole, _), (first, _), (second, _) = harness.loglikelihood(
-        [asked("", "The United States"), asked("", "The United"), asked("The United", " States")]
+        [
+            request_of("", "The United States"),
+            request_of("", "The United"),
+            request_of("The United", " States"),
+        ]
     )
     assert whole == pytest.approx(first + second, rel=1e-5)
-    assert harness.loglikelihood_rolling([asked("The United States")])[0] == pytest.approx(
+    assert harness.loglikelihood_rolling([request_of("The United States")])[0] == pytest.approx(
         whole, rel=1e-5
     )
 
@@ -215,13 +224,13 @@ def test_long_texts_are_read_in_windows_and_long_contexts_lose_their_beginning()
         row = torch.tensor([stream[max(0, last - 128) : last + 1]])
         table = harness.model.predictor(row[:, :-1]).log_p()[0].detach().gather(1, row[0, 1:, None])
         want += float(table[-(last - first) :].sum())
-    assert harness.loglikelihood_rolling([asked(text)])[0] == pytest.approx(want, rel=1e-4)
-    assert harness.loglikelihood([asked(text, " States")])[0][0] < 0
-    assert harness.loglikelihood_rolling([asked("")]) == [0.0]
+    assert harness.loglikelihood_rolling([request_of(text)])[0] == pytest.approx(want, rel=1e-4)
+    assert harness.loglikelihood([request_of(text, " States")])[0][0] < 0
+    assert harness.loglikelihood_rolling([request_of("")]) == [0.0]
 
 
 def test_one_row_has_one_likelihood() -> None:
-    """`eval likelihood`, the harness and a judge that shares the tokenizer put a start token before each row."""
+    """`eval likelihood`, the harness and a judge of ids put a start token before each row."""
     judge = unmask.load("unmask:judge")
     assert isinstance(judge, CausalModel) and judge.tokenizer is not None
     text = held_out(Text(), "unmask:judge", judge)
@@ -249,13 +258,13 @@ def test_rows_that_begin_with_bos_have_it_behind_the_start_token() -> None:
     assert wrapped.wrap and not Harness(wrapped.model, wrap=False).wrap
     bos, ids = plain._start, plain.model.tokenizer.encode("The United States")
     want = -plain._nats([bos, bos, *ids], len(ids))
-    assert wrapped.loglikelihood_rolling([asked("The United States")]) == [want]
-    assert wrapped.loglikelihood([asked("", "The United States")])[0][0] == want
-    assert plain.loglikelihood_rolling([asked("The United States")])[0] != want
-    (row,) = wrapped._fill([wrapped._context("The United", 3)], {"top_k": 1})
+    assert wrapped.loglikelihood_rolling([request_of("The United States")]) == [want]
+    assert wrapped.loglikelihood([request_of("", "The United States")])[0][0] == want
+    assert plain.loglikelihood_rolling([request_of("The United States")])[0] != want
+    (row,) = wrapped._draw([wrapped._context("The United", 3)], {"top_k": 1})
     assert len(row) == 128 and row[:2] == [bos, bos]
     long = "The Congress of the United States has before it the question. " * 30
-    assert wrapped.loglikelihood_rolling([asked(long)])[0] < 0
+    assert wrapped.loglikelihood_rolling([request_of(long)])[0] < 0
     assert len(wrapped._context(long, 126)) == 2 == 128 - 126
 
 
@@ -263,9 +272,9 @@ def test_rows_that_begin_with_bos_have_it_behind_the_start_token() -> None:
 def test_blanks_of_a_context_belong_to_what_follows(blanks: str) -> None:
     """Also where the context holds nothing else: the continuation is scored whole."""
     harness = Harness("unmask:judge", greedy=False)
-    for said in ("", "The United"):
+    for stem in ("", "The United"):
         (one, _), (other, _) = harness.loglikelihood(
-            [asked(said + blanks, "States"), asked(said, blanks + "States")]
+            [request_of(stem + blanks, "States"), request_of(stem, blanks + "States")]
         )
         assert one == other
     assert not harness.notes
@@ -275,7 +284,7 @@ def test_blanks_of_a_context_belong_to_what_follows(blanks: str) -> None:
     "context, continuation", [("The Presid", "ent"), ("The Uni", "ted States of America")]
 )
 def test_a_token_across_the_border_ends_no_task(context: str, continuation: str) -> None:
-    """Context and continuation are encoded alone: all tokens of the continuation are scored, and no others."""
+    """Context and continuation are encoded separately: exactly the continuation is scored."""
     harness = Harness("unmask:judge", greedy=False)
     given, follows, whole = map(
         harness.model.tokenizer.encode, (context, continuation, context + continuation)
@@ -284,7 +293,7 @@ def test_a_token_across_the_border_ends_no_task(context: str, continuation: str)
         "a token lies across the border"
     )
     want = -harness._nats([harness._start, *given, *follows], len(follows))
-    assert harness.loglikelihood([asked(context, continuation)]) == [(want, False)]
+    assert harness.loglikelihood([request_of(context, continuation)]) == [(want, False)]
     assert list(harness.notes.values()) == [1]
 
 
@@ -297,11 +306,13 @@ def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
     for first in range(len(given), len(ids), 64):
         end = min(first + 64, len(ids))
         want -= harness._nats([start, *ids[max(0, end - 128) : end]], end - first)
-    ((found, greedy),) = harness.loglikelihood([asked("We", follows)])
-    assert found == pytest.approx(want, rel=1e-6) and not greedy
+    ((score, greedy),) = harness.loglikelihood([request_of("We", follows)])
+    assert score == pytest.approx(want, rel=1e-6) and not greedy
     assert dict(harness.notes) == {"continuations of more than 128 tokens, scored 64 at a time": 1}
     assert (
-        Harness("unmask:teacher", draws=2, greedy=False).loglikelihood([asked("We", follows)])[0][0]
+        Harness("unmask:teacher", draws=2, greedy=False).loglikelihood([request_of("We", follows)])[
+            0
+        ][0]
         < 0
     )
 
@@ -320,12 +331,12 @@ def test_the_protocol_says_what_was_done() -> None:
 def test_answers_longer_than_the_model_are_capped_with_a_note() -> None:
     long, plain = {"max_gen_toks": 256}, {"max_gen_toks": 20}
     harness = Harness("unmask:judge")
-    (text,) = harness.generate_until([asked("The Congress", long)])
-    assert harness.generate_until([asked("The Congress", {"max_gen_toks": 64})]) == [text]
+    (text,) = harness.generate_until([request_of("The Congress", long)])
+    assert harness.generate_until([request_of("The Congress", {"max_gen_toks": 64})]) == [text]
     assert dict(harness.notes) == {"answers of 64 tokens at most, where the task allows 256": 1}
     few = Harness("unmask:judge", max_gen_toks=8)
     answers = few.generate_until(
-        [asked("The Congress", each) for each in (long, plain, {"max_gen_toks": 4})]
+        [request_of("The Congress", each) for each in (long, plain, {"max_gen_toks": 4})]
     )
     assert (
         answers[0] == answers[1]
@@ -343,39 +354,45 @@ def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None
         "The Congress",
         "In the year of our Lord, the people of the United States",
     ]
-    texts = harness.generate_until([asked(context, plain) for context in contexts])
+    texts = harness.generate_until([request_of(context, plain) for context in contexts])
     assert all(texts) and texts == harness.generate_until(
-        [asked(context, plain) for context in contexts]
+        [request_of(context, plain) for context in contexts]
     )
     mark = texts[0][3:5]
-    cut = harness.generate_until([asked(contexts[0], {"max_gen_toks": 24, "until": [mark, "\0"]})])[
-        0
-    ]
+    cut = harness.generate_until(
+        [request_of(contexts[0], {"max_gen_toks": 24, "until": [mark, "\0"]})]
+    )[0]
     assert cut == texts[0][: texts[0].find(mark)]
     hot = {"max_gen_toks": 24, "do_sample": True, "temperature": 1.0}
     mixed = harness.generate_until(
-        [asked(contexts[0], plain), asked(contexts[1], hot), asked(contexts[2], plain)]
+        [
+            request_of(contexts[0], plain),
+            request_of(contexts[1], hot),
+            request_of(contexts[2], plain),
+        ]
     )
     assert mixed[1] != texts[1] and all(mixed)
     with pytest.raises(ValueError, match=r"top_p.*got 0"):
-        harness.generate_until([asked(contexts[0], hot | {"top_p": 0.0})])
-    for said in (
+        harness.generate_until([request_of(contexts[0], hot | {"top_p": 0.0})])
+    for options in (
         {"do_sample": True},
         {"temperature": 1.0},
         {"do_sample": True, "temperature": 1.0},
     ):
         again = harness.generate_until(
-            [asked(contexts[1], said | {"max_tokens": 24}) for _ in range(2)]
+            [request_of(contexts[1], options | {"max_tokens": 24}) for _ in range(2)]
         )
-        assert again[0] == harness.generate_until([asked(contexts[1], hot)])[0] != texts[1], said
+        assert again[0] == harness.generate_until([request_of(contexts[1], hot)])[0] != texts[1], (
+            options
+        )
     cold = harness.generate_until(
-        [asked(contexts[1], {"do_sample": True, "top_k": 1, "max_gen_toks": 24})]
+        [request_of(contexts[1], {"do_sample": True, "top_k": 1, "max_gen_toks": 24})]
     )
-    assert cold == harness.generate_until([asked(contexts[1], plain)]), "top_k is heard"
-    assert harness.generate_until([asked(contexts[0], {})])[0], (
+    assert cold == harness.generate_until([request_of(contexts[1], plain)]), "top_k has an effect"
+    assert harness.generate_until([request_of(contexts[0], {})])[0], (
         "no length given: half the row at most"
     )
-    short = harness.generate_until([asked(contexts[0], {"max_gen_toks": 2})])[0]
+    short = harness.generate_until([request_of(contexts[0], {"max_gen_toks": 2})])[0]
     assert len(harness.model.tokenizer.encode(short)) <= 2
 
 
@@ -398,17 +415,14 @@ def test_what_cannot_be_asked_is_refused() -> None:
     harness = Harness("unmask:teacher")
     with pytest.raises(ValueError, match=r"max_gen_toks is out of range: got 128, want 1 \.\. 127"):
         Harness("unmask:teacher", max_gen_toks=128)
-    with pytest.raises(
-        ValueError,
-        match="batch_size is the number of rows a network call: want a number, got 'auto'",
-    ):
+    with pytest.raises(ValueError, match=r"batch_size .* got 'auto'"):
         Harness("unmask:teacher", batch_size="auto")
-    with pytest.raises(ValueError, match="the continuation '' is empty behind 'a': want a text"):
-        harness.loglikelihood([asked("a", "")])
+    with pytest.raises(ValueError, match="continuation '' is empty after 'a'"):
+        harness.loglikelihood([request_of("a", "")])
     with pytest.raises(ValueError, match="takes no argument pretrained"):
         Harness("unmask:teacher", pretrained="gpt2")
     teacher = unmask.load("unmask:teacher")
-    with pytest.raises(ValueError, match="this model has no tokenizer"):
-        Harness(Model(teacher.denoiser, teacher.process, teacher.schedule, None)).loglikelihood(
-            [asked("a", " b")]
-        )
+    with pytest.raises(ValueError, match="model has no tokenizer"):
+        Harness(
+            Model(teacher.denoiser, teacher.process, teacher.schedule, None, teacher.network)
+        ).loglikelihood([request_of("a", " b")])

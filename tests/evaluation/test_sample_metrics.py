@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from unmask.evaluation.measure import (
     Setting,
     require_same_protocol,
 )
-from unmask.evaluation.sample_metrics import DrawnTexts, measure_frontier, measure_row, naive_rows
+from unmask.evaluation.sample_metrics import (
+    DrawnTexts,
+    baseline_rows,
+    draw_and_measure,
+    measure_row,
+)
 
 V, N, L = 8, 6, 16
 
@@ -33,69 +39,66 @@ def decode(ids):
 
 
 JUDGE = make_judge()
-PROTOCOL = EvaluationProtocol(JUDGE.stamp, L, N, "float64", "digest", "0")
+PROTOCOL = EvaluationProtocol(JUDGE.identity, L, N, "float64", "digest", "0")
 SETTING = Setting("model", "reveal", 0, 0.0)
 
 
 @dataclass
 class Model:
-    """Hotter is more random; counts what it was asked."""
+    """A higher temperature is more random. Counts its draws."""
 
-    asked: list
+    draws: int = 0
 
     def draw(self, steps, temperature):
-        self.asked.append((steps, temperature))
+        self.draws += 1
         generator = torch.Generator().manual_seed(0)
         tokens = (torch.rand(N, L, generator=generator) * V * temperature).long().clamp(max=V - 1)
-        return DrawnTexts(
-            tokens, [decode(row) for row in tokens.tolist()], torch.full((N,), steps - 0.5)
-        )
+        texts = [decode(row) for row in tokens.tolist()]
+        return DrawnTexts(tokens, texts, torch.full((N,), steps - 0.5))
 
-    def complete(self, pinned, *, steps, temperature):
+    def complete(self, steps, temperature, pinned):
         generator = torch.Generator().manual_seed(steps)
         drawn = (torch.rand(pinned.shape, generator=generator) * V * temperature).long()
         return torch.where(pinned == -1, drawn, pinned)
 
 
-def test_a_frontier_is_a_row_for_each_steps_and_temperature():
-    model = Model([])
+def test_a_row_holds_every_measure_of_a_timed_draw():
+    model, protocol = Model(), replace(PROTOCOL, texts=3, completions=4)
     texts = torch.randint(V, (3, L), generator=torch.Generator().manual_seed(1))
-    rows = list(
-        measure_frontier(
-            model.draw, JUDGE, PROTOCOL, SETTING, name="student", steps=[2, 4], temperatures=iter([0.5, 1.0]),
-            complete=model.complete, texts=texts, repeats=2,
+    cold, plain = (
+        draw_and_measure(
+            partial(model.draw, 2, temperature),
+            JUDGE,
+            protocol,
+            replace(SETTING, steps=2, temperature=temperature),
+            name="student",
+            complete=partial(model.complete, 2, temperature),
+            texts=texts,
+            repeats=2,
+            warmup=1,
         )
-    )  # fmt: skip
-    assert [(row.setting.steps, row.setting.temperature) for row in rows] == [
-        (2, 0.5),
-        (2, 1.0),
-        (4, 0.5),
-        (4, 1.0),
-    ]
-    assert len(model.asked) == 1 + 2 * 4  # one draw to warm up
-    assert [row.setting.nfe for row in rows] == [1.5, 1.5, 3.5, 3.5]
-    row = rows[1]
-    tokens = model.draw(2, 1.0).tokens
-    assert row.measures["gen_ppl"].value == pytest.approx(math.exp(tokens[:, 1:].double().mean()))
-    assert row.measures["gen_ppl"].sem > 0
-    assert row.measures["entropy"].value > rows[0].measures["entropy"].value
-    assert (
-        0
-        < rows[0].measures["completion_disagreement"].value
-        < row.measures["completion_disagreement"].value
-        < 1
+        for temperature in (0.5, 1.0)
     )
-    assert row.measures["seconds"].value > 0 and row.measures["seconds"].n == 2
-    assert {"repetition_4", "distinct_2", "overlap_4", "pooled_entropy"} <= row.measures.keys()
-    assert len(row.samples["nats"]) == N and len(row.samples["completion_disagreement"]) == 3
-    require_same_protocol(rows)
-    assert Row.from_json(row.to_json()) == row
+    assert model.draws == 2 * (1 + 2)
+    assert (plain.setting.steps, plain.setting.temperature, plain.setting.nfe) == (2, 1.0, 1.5)
+    tokens = model.draw(2, 1.0).tokens
+    gen_ppl = plain.measures["gen_ppl"]
+    assert gen_ppl.value == pytest.approx(math.exp(tokens[:, 1:].double().mean()))
+    assert gen_ppl.sem > 0
+    assert plain.measures["entropy"].value > cold.measures["entropy"].value
+    disagreements = [row.measures["completion_disagreement"].value for row in (cold, plain)]
+    assert 0 < disagreements[0] < disagreements[1] < 1
+    assert plain.measures["seconds"].value > 0 and plain.measures["seconds"].n == 2
+    assert {"repetition_4", "distinct_2", "overlap_4", "pooled_entropy"} <= plain.measures.keys()
+    assert len(plain.samples["nats"]) == N and len(plain.samples["completion_disagreement"]) == 3
+    require_same_protocol([cold, plain])
+    assert Row.from_json(plain.to_json()) == plain
 
 
 def test_texts_are_retokenised_where_the_judge_wants_them():
     judge = make_judge(ids=False)
-    protocol = replace(PROTOCOL, judge=judge.stamp)
-    drawn = Model([]).draw(2, 1.0)
+    protocol = replace(PROTOCOL, judge=judge.identity)
+    drawn = Model().draw(2, 1.0)
     row = measure_row("x", drawn, judge, protocol, SETTING)
     assert row.measures["bits_per_byte"].value > 0
     with pytest.raises(ValueError, match="has none"):
@@ -103,26 +106,19 @@ def test_texts_are_retokenised_where_the_judge_wants_them():
 
 
 def test_a_row_that_is_not_what_its_protocol_says_is_refused():
-    drawn = Model([]).draw(2, 1.0)
-    with pytest.raises(ValueError, match="7 samples of 16"):
+    drawn = Model().draw(2, 1.0)
+    with pytest.raises(ValueError, match=r"row x has the shape .*7 samples of 16"):
         measure_row("x", drawn, JUDGE, replace(PROTOCOL, samples=7), SETTING)
-    with pytest.raises(ValueError, match=r"judge\.stamp"):
+    with pytest.raises(ValueError, match=r"judge\.identity"):
         measure_row(
-            "x", drawn, JUDGE, replace(PROTOCOL, judge=replace(JUDGE.stamp, revision="1")), SETTING
+            "x",
+            drawn,
+            JUDGE,
+            replace(PROTOCOL, judge=replace(JUDGE.identity, revision="1")),
+            SETTING,
         )
-    with pytest.raises(ValueError, match="both or neither"):
-        next(
-            measure_frontier(
-                Model([]).draw,
-                JUDGE,
-                PROTOCOL,
-                SETTING,
-                name="x",
-                steps=[2],
-                temperatures=[1.0],
-                texts=drawn.tokens,
-            )
-        )
+    with pytest.raises(ValueError, match="complete or texts is missing"):
+        draw_and_measure(lambda: drawn, JUDGE, PROTOCOL, SETTING, name="x", texts=drawn.tokens)
 
 
 def test_naive_rows_show_which_measure_can_be_gamed():
@@ -131,7 +127,8 @@ def test_naive_rows_show_which_measure_can_be_gamed():
         torch.tensor([0.4, 0.3, 0.2, 0.1]), N * L, True, generator=generator
     ).view(N, L)
     rows = {
-        row.name: row for row in naive_rows(real, V, JUDGE, PROTOCOL, decode=decode, never=[V - 1])
+        row.name: row
+        for row in baseline_rows(real, V, JUDGE, PROTOCOL, decode=decode, never=[V - 1])
     }
     assert list(rows) == ["uniform tokens", "unigram draws", "one text repeated", "data"]
     value = lambda name, measure: rows[name].measures[measure].value  # noqa: E731
@@ -144,5 +141,5 @@ def test_naive_rows_show_which_measure_can_be_gamed():
     assert value(repeated, "pooled_entropy") < value(data, "pooled_entropy")
     assert all(row.setting.nfe == 0 for row in rows.values())
     require_same_protocol(rows.values())
-    only_zero = naive_rows(real, V, JUDGE, PROTOCOL, never=range(1, V))[0]
+    only_zero = baseline_rows(real, V, JUDGE, PROTOCOL, never=range(1, V))[0]
     assert only_zero.measures["gen_ppl"].value == 1

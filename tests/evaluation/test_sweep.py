@@ -8,10 +8,9 @@ import torch
 import unmask
 from unmask.cli.main import main
 from unmask.data.packing import evenly_spaced
-from unmask.evaluation import sweep as studies
+from unmask.evaluation import sweep
 from unmask.evaluation.example_texts import side_by_side
 from unmask.evaluation.frontier import frontier
-from unmask.evaluation.judge_by_name import judge_named
 from unmask.evaluation.judges import LanguageModelJudge
 from unmask.evaluation.measure import (
     MAUVE,
@@ -20,7 +19,13 @@ from unmask.evaluation.measure import (
     protocol_words,
     require_same_protocol,
 )
-from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow, measure, naive
+from unmask.evaluation.sweep import (
+    EvalContext,
+    EvalSettings,
+    MeasuredRow,
+    measure,
+    measure_baselines,
+)
 from unmask.samplers.categorical import DRAWS, PRECISION
 
 STUDY = EvalSettings(samples=20, texts=0, completions=0, reverse_seeds=1, batch_size=20)
@@ -34,7 +39,7 @@ def teacher() -> unmask.Model:
 
 @pytest.fixture(scope="module")
 def judge(teacher: unmask.Model) -> LanguageModelJudge:
-    return judge_named("unmask:judge", teacher.tokenizer, length=8)
+    return unmask.judge("unmask:judge", teacher.tokenizer, length=8)
 
 
 @pytest.mark.parametrize(
@@ -53,19 +58,22 @@ def test_reverse_perplexity_stands_in_every_row_and_is_not_fitted_twice(
     teacher: unmask.Model, judge: LanguageModelJudge
 ) -> None:
     scene = EvalContext(STUDY, judge, REAL, "digest")
-    (found,) = measure("teacher", teacher, scene, [2], [1.0])
-    assert found.row.measures[REVERSE].value > 100 and found.row.measures[REVERSE].n == 1
-    assert "of 20 texts" in found.row.measures[REVERSE].unit and MAUVE not in found.row.measures
-    (again,) = measure("teacher", teacher, replace(scene, known=[found]), [2], [1.0])
-    assert again is found
+    (measured,) = measure("teacher", teacher, scene, [2], [1.0])
+    assert measured.row.measures[REVERSE].value > 100 and measured.row.measures[REVERSE].n == 1
+    assert (
+        "of 20 texts" in measured.row.measures[REVERSE].unit and MAUVE not in measured.row.measures
+    )
+    (again,) = measure("teacher", teacher, replace(scene, known=[measured]), [2], [1.0])
+    assert again is measured
     without = replace(
-        found.row, measures={key: m for key, m in found.row.measures.items() if key != REVERSE}
+        measured.row,
+        measures={key: m for key, m in measured.row.measures.items() if key != REVERSE},
     )
     (new,) = measure(
         "teacher", teacher, replace(scene, known=[MeasuredRow(without, False)]), [2], [1.0]
     )
-    assert new.row.measures[REVERSE] == found.row.measures[REVERSE]
-    rows = {m.row.name: m.row.measures for m in naive(scene, teacher)}
+    assert new.row.measures[REVERSE] == measured.row.measures[REVERSE]
+    rows = {m.row.name: m.row.measures for m in measure_baselines(scene, teacher)}
     assert rows["one text repeated"][REVERSE].value > rows["data"][REVERSE].value, (
         "sure of one text"
     )
@@ -86,18 +94,15 @@ def test_rows_of_another_precision_have_another_protocol(judge: LanguageModelJud
 def test_both_measures_side_by_side(teacher: unmask.Model, judge: LanguageModelJudge) -> None:
     pytest.importorskip("mauve", reason="pip install 'unmask[mauve]'")
     scene = EvalContext(replace(STUDY, mauve_seeds=2), judge, REAL, "digest")
-    (found,) = measure("teacher", teacher, scene, [2], [1.0])
-    assert 0 < found.row.measures[MAUVE].value <= 1 and found.row.measures[MAUVE].n == 2
-    assert REVERSE in found.row.measures
+    (measured,) = measure("teacher", teacher, scene, [2], [1.0])
+    assert 0 < measured.row.measures[MAUVE].value <= 1 and measured.row.measures[MAUVE].n == 2
+    assert REVERSE in measured.row.measures
 
 
 def test_real_texts_for_both_sides_are_needed(judge: LanguageModelJudge) -> None:
-    with pytest.raises(
-        ValueError,
-        match="compare at least 20 texts with as many: want more samples, or mauve_seeds =",
-    ):
+    with pytest.raises(ValueError, match=r"samples is too small: got 19.*at least 20"):
         EvalContext(replace(STUDY, samples=19), judge, REAL, "digest")
-    with pytest.raises(ValueError, match="a row measures 40 texts and only 39 real ones"):
+    with pytest.raises(ValueError, match=r"samples or texts is too large: .* 40 .* 39"):
         EvalContext(STUDY, judge, REAL[:39], "digest")
     EvalContext(replace(STUDY, reverse_seeds=0), judge, REAL[:20], "digest")
 
@@ -105,30 +110,29 @@ def test_real_texts_for_both_sides_are_needed(judge: LanguageModelJudge) -> None
 def test_real_texts_are_spread_over_all_held_out_rows(
     teacher: unmask.Model, judge: LanguageModelJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Completed rows and those of the row of real text: not the first ones, which come from one document."""
+    """Completed rows and those of the row of real text are not the first ones, of one document."""
     real = torch.arange(1, 401)[:, None].expand(400, 8)
     study = EvalSettings(samples=10, texts=5, completions=2, batch_size=20)
     scene = EvalContext(study, judge, real, "digest")
     seen = []
-    monkeypatch.setattr(
-        studies,
-        "_complete",
-        lambda model, study, pinned, **how: seen.append(pinned) or pinned.abs(),
-    )
+
+    def completion(*_):
+        return lambda pinned: seen.append(pinned) or pinned.abs()
+
+    monkeypatch.setattr(sweep, "_completion", completion)
     next(measure("teacher", teacher, scene, [1], [1.0]))
     (pinned,) = seen
-    assert pinned.max(dim=1).values.tolist() == [
-        1 + row for row in [40, 120, 200, 280, 360] for _ in range(2)
-    ]
-    assert studies._real(scene)[0][:, 0].tolist() == (1 + evenly_spaced(400, 10)).tolist()
-    early, late = studies._real(replace(scene, study=replace(study, samples=20, mauve_seeds=1)))
-    assert early[:, 0].tolist() == (1 + evenly_spaced(200, 20)).tolist() and (
-        late - early
-    ).unique().tolist() == [200]
+    first_ids = [1 + row for row in [40, 120, 200, 280, 360] for _ in range(2)]
+    assert pinned.max(dim=1).values.tolist() == first_ids
+    assert scene.real_texts[:, 0].tolist() == (1 + evenly_spaced(400, 10)).tolist()
+    compared = replace(scene, study=replace(study, samples=20, mauve_seeds=1))
+    early, late = compared.real_texts, compared.reference_texts
+    assert early[:, 0].tolist() == (1 + evenly_spaced(200, 20)).tolist()
+    assert (late - early).unique().tolist() == [200]
     words = protocol_words(scene.protocol, [0])
     assert (
-        "real text: 10 of 400 held-out rows, spread evenly; completions by masked diffusion: 2 of each of 5 real"
-        in words
+        "real text: 10 of 400 held-out rows, spread evenly; completions by masked diffusion: "
+        "2 of each of 5 real" in words
     )
     assert replace(scene, real=real[:200]).protocol != scene.protocol
 
@@ -154,7 +158,7 @@ def test_a_protocol_takes_its_precision_from_the_draw(
         )
         assert not any(rows[draw] is row for name, row in rows.items() if name != draw)
     with pytest.raises(UnequalProtocols, match=r'precision: "float64" .*, "float32 Gumbel"'):
-        require_same_protocol(found.row for found in rows.values())
+        require_same_protocol(measured.row for measured in rows.values())
     with pytest.raises(ValueError, match="no draw is called 'rase'"):
         _ = EvalContext(replace(plain, draw="rase"), judge, REAL, "digest").protocol
 
@@ -162,8 +166,15 @@ def test_a_protocol_takes_its_precision_from_the_draw(
 def test_a_judge_draws_no_texts_longer_than_its_rows(
     teacher: unmask.Model, judge: LanguageModelJudge
 ) -> None:
-    study = EvalSettings(samples=1, texts=0, completions=0, teacher_steps=(1,), student_steps=(1,), teacher_temperatures=(),
-                  student_temperatures=())  # fmt: skip
+    study = EvalSettings(
+        samples=1,
+        texts=0,
+        completions=0,
+        teacher_steps=(1,),
+        student_steps=(1,),
+        teacher_temperatures=(),
+        student_temperatures=(),
+    )
     own = unmask.load("unmask:judge")
     for length, rows in ((8, 1), (129, 0)):
         real = REAL[:1].repeat(1, 20)[:, :length]
@@ -174,17 +185,16 @@ def test_a_judge_draws_no_texts_longer_than_its_rows(
 def test_uniform_noise_has_no_completions_and_no_mask_among_uniform_tokens(
     teacher: unmask.Model,
 ) -> None:
-    """Duo's vocabulary counts the MASK of its tokenizer, which no text holds: a judge gives it no probability."""
+    """Duo's vocabulary holds the MASK of its tokenizer; a judge gives it no probability."""
     duo = unmask.load("unmask:duo")
-    study = studies.fitting(EvalSettings(samples=20, sampler="ancestral"), duo)
-    assert (study.texts, study.completions) == (0, 0) and studies.fitting(
-        EvalSettings(), teacher
-    ) == EvalSettings()
+    study = sweep.settings_for(duo, EvalSettings(samples=20, sampler="ancestral"))
+    assert (study.texts, study.completions) == (0, 0)
+    assert sweep.settings_for(teacher, EvalSettings()) == EvalSettings()
     scene = EvalContext(
-        study, judge_named("unmask:judge", duo.tokenizer, length=128), REAL.repeat(1, 16), "digest"
+        study, unmask.judge("unmask:judge", duo.tokenizer, length=128), REAL.repeat(1, 16), "digest"
     )
     assert "completions" not in protocol_words(scene.protocol, [0])
-    (uniform,) = (m.row for m in naive(scene, duo) if m.row.name == "uniform tokens")
+    (uniform,) = (m.row for m in measure_baselines(scene, duo) if m.row.name == "uniform tokens")
     assert uniform.measures["gen_ppl"].value < 1e6
 
 
@@ -194,9 +204,15 @@ def test_a_report_may_show_no_texts(teacher: unmask.Model) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["study", "--jobs", "2"], "jobs"), (["methods", "--out", "x"], "out"), (["assets", "--cells", "a"], "cells"),
-     (["table1", "--full"], "full"), (["study", "--dry-run"], "dry_run"), (["ablation", "--jobs", "0"], "jobs")],
-)  # fmt: skip
+    [
+        (["study", "--jobs", "2"], "jobs"),
+        (["methods", "--out", "x"], "out"),
+        (["assets", "--cells", "a"], "cells"),
+        (["table1", "--full"], "full"),
+        (["study", "--dry-run"], "dry_run"),
+        (["ablation", "--jobs", "0"], "jobs"),
+    ],
+)
 def test_a_flag_of_reproduce_that_does_nothing_is_refused(
     arguments: list[str], word: str, capsys
 ) -> None:

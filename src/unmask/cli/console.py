@@ -1,10 +1,12 @@
-"""What all verbs print with: lines, tables, a progress bar where there is a terminal, JSON for machines."""
+"""Output of all verbs: lines, tables, progress bars on a terminal, JSON for machines."""
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from unmask.cli import streams
-from unmask.cli.help_text import empty_flag, explain
 from unmask.cli.streams import one_line, visible, written
 from unmask.dataclass_json import dumps, not_finite
 
 if TYPE_CHECKING:
-    from rich.console import (
-        Console,
-    )  # rich draws from the global random numbers when it is imported: not at the top
+    # Not at run time: the import of rich advances the global random number generator.
+    from rich.console import Console
 
 T = TypeVar("T")
 LOG_WIDTH = 160  # columns of a table in a file or a pipe
@@ -31,14 +31,20 @@ Advance = Callable[[str, int, int], None]  # stage, done, total
 
 
 def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None = None) -> T:
-    """Arguments to a dataclass, with its docstring as help; exits with code 2 on wrong use."""
-    explain(kind)
+    """Parse arguments into a dataclass; exits with code 2 on wrong use.
+
+    Args:
+        kind: the dataclass; its docstring is the help text.
+        verb: the words after `unmask`, for the usage line.
+        arguments: the words after the verb.
+        default: defaults of the flags; None: those of the dataclass.
+    """
     if flag := empty_flag(kind, arguments):
         streams.remark(
             f"unmask {verb}: {flag} is empty: got '', want a value; leave it out for its default"
         )
         raise SystemExit(2)
-    ask = partial(
+    call = partial(
         tyro.cli,
         kind,
         prog=f"unmask {verb}",
@@ -47,52 +53,81 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
     )
     with written(sys.stdout):  # --help
         try:
-            answer: T = ask() if default is None else ask(default=default)
+            options: T = call() if default is None else call(default=default)
         finally:
             sys.stdout.flush()
-    return answer
+    return options
+
+
+def empty_flag(kind: type, arguments: Sequence[str]) -> str | None:
+    """The flag of the first empty argument, or None.
+
+    An empty argument is usually an unset variable of a shell script; as a path it would mean the
+    working directory. A field whose default is empty accepts it.
+    """
+    free = {
+        f.name for each in dataclasses_of(kind) for f in dataclasses.fields(each) if f.default == ""
+    }
+    flag = ""
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        flag = name if word.startswith("--") else flag
+        empty = not word or (word.startswith("--") and equals and not value)
+        if empty and flag.rpartition(".")[2].lstrip("-").replace("-", "_") not in free:
+            return flag or "an argument"
+    return None
+
+
+def dataclasses_of(kind: object) -> Iterator[type]:
+    """The dataclasses of a type: itself, those of its fields, those of a union."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        yield kind
+        for hint in typing.get_type_hints(kind, include_extras=False).values():
+            yield from dataclasses_of(hint)
+    for argument in typing.get_args(kind):
+        yield from dataclasses_of(argument)
 
 
 def speaks() -> bool:
-    """False on all processes of a `torchrun` but the first: they have nothing of their own to say, errors excepted."""
+    """Whether this is the first process of a `torchrun`; the others print only errors."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str, flush: bool = False) -> None:
-    """A line of the result; `flush` where the next one takes its time."""
+    """Print a line of the result; `flush` if the next line takes time."""
     if speaks():
         streams.put(sys.stdout, line, flush)
 
 
 def remark(line: str) -> None:
-    """A line about the work, not its result."""
+    """Print a line about the work to stderr."""
     if speaks():
         streams.remark(line)
 
 
 def show_usage(verb: str, usage: str, arguments: Sequence[str]) -> int:
-    """The usage of a verb with a second word, and the exit code: 0 on --help, else 2, on the error stream."""
+    """Print the usage of a verb and return the exit code: 0 on --help, else 2, on stderr."""
     if arguments and arguments[0] in ("-h", "--help"):
         say(usage)
         return 0
     remark(usage)
     if arguments:
         remark(
-            f"unmask {verb}: the first argument is wrong: got {arguments[0]!r}, want one of the usage above"
+            f"unmask {verb}: the first argument is wrong: got {arguments[0]!r}, want one of the "
+            "usage above"
         )
     return 2
 
 
 def console(stderr: bool = False) -> Console:
-    """For tables and bars: a name in them is no markup, no emoji, no code to colour."""
+    """A console for tables and bars, without markup, emoji or highlighting."""
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    width = None if terminal else LOG_WIDTH
     return Console(
         stderr=stderr,
         soft_wrap=not terminal,
-        width=width,
+        width=None if terminal else LOG_WIDTH,
         markup=False,
         emoji=False,
         highlight=False,
@@ -100,25 +135,25 @@ def console(stderr: bool = False) -> Console:
 
 
 def emit(value: Any) -> None:
-    """A JSON value for machines; a number that is not finite is null, with a remark."""
+    """Print a JSON value; a number that is not finite becomes null, with a note on stderr."""
     _write(value, indent=2)
 
 
 def emit_line(value: Any) -> None:
-    """A JSON value on a line of its own; see `emit`."""
+    """Print a JSON value on one line, as `emit`."""
     _write(value)
 
 
 def _write(value: Any, indent: int | None = None) -> None:
     if speaks():
-        plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
-        streams.put(sys.stdout, dumps(value, indent, plain), flush=True)
+        ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
+        streams.put(sys.stdout, dumps(value, indent, ascii_only), flush=True)
     if places := not_finite(value):
         remark(f"not finite, written as null: {', '.join(places)}")
 
 
 def result_folder(out: Path) -> Path:
-    """The directory of a result, made and tried before the work; ValueError where no file can be written there."""
+    """Create the directory of a result and test it; ValueError if no file can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
@@ -130,30 +165,29 @@ def result_folder(out: Path) -> Path:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; figures stand on the right. Where the words of a row do not fit side by side, a line for each row."""
+    """Print a table, or a line per row if the terminal is too narrow for it."""
     from rich.table import Table
 
-    grid, screen, least = Table(title=one_line(title), title_justify="left"), console(), 1
+    grid, screen = Table(title=one_line(title), title_justify="left"), console()
+    heads = list(map(one_line, columns))
     cells = [
         [f"{cell:.4g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row]
         for row in rows
     ]
-    for i, column in enumerate(map(one_line, columns)):
+    min_width = 1
+    for i, head in enumerate(heads):
         numeric = all(isinstance(row[i], int | float) for row in rows)
         grid.add_column(
-            column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
+            head, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
         )
-        texts = [column, *(row[i] for row in cells)]
-        least += 3 + max(
-            len(word) for text in texts for word in ([text] if numeric else text.split() or [""])
-        )
-    if least > screen.width:
+        texts = [head, *(row[i] for row in cells)]
+        words = [word for text in texts for word in ([text] if numeric else text.split() or [""])]
+        min_width += 3 + max(map(len, words))
+    if min_width > screen.width:
         say(one_line(title))
         for row in cells:
-            named = [
-                (one_line(column), cell) for column, cell in zip(columns, row, strict=True) if cell
-            ]
-            say("; ".join(f"{column}: {cell}" if column else cell for column, cell in named))
+            pairs = [(head, cell) for head, cell in zip(heads, row, strict=True) if cell]
+            say("; ".join(f"{head}: {cell}" if head else cell for head, cell in pairs))
         return
     for row in cells:
         grid.add_row(*row)
@@ -164,25 +198,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 @contextmanager
 def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
-    """(advance, say), on the error stream: a bar with the time left on a terminal, a line a tenth of a stage elsewhere.
+    """Progress on stderr: (advance, note).
 
-    What a verb was asked for goes to the standard output, by `say`, `table` and `emit`.
+    A terminal gets a bar per stage with the remaining time, other streams a line per tenth of a
+    stage. Results go to stdout by `say`, `table` and `emit`.
     """
     if sys.stderr.isatty() and speaks():
         from rich import progress as bars
 
-        columns = (
+        bar = bars.Progress(
+            bars.TextColumn("{task.description:<20}", markup=False),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(),
             bars.TimeRemainingColumn(),
+            console=console(stderr=True),
+            # Only if stdout is a terminal too: lines for a file or a pipe must not go to the bar.
+            redirect_stdout=sys.stdout.isatty(),
         )
-        name = bars.TextColumn("{task.description:<20}", markup=False)
-        # A bar takes the standard output over where both are one terminal, never a file's or a pipe's.
-        both = sys.stdout.isatty()
-        with bars.Progress(
-            name, *columns, console=console(stderr=True), redirect_stdout=both
-        ) as bar:
+        with bar:
             tasks: dict[str, Any] = {}
 
             def advance(stage: str, done: int, total: int) -> None:
@@ -195,17 +229,20 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
 
     tenths: dict[str, int] = {}
 
-    def plain(stage: str, done: int, total: int) -> None:
+    def advance_line(stage: str, done: int, total: int) -> None:
         if done and done * 10 // total > tenths.get(stage, 0):
             tenths[stage] = done * 10 // total
             remark(f"{stage}: {done}/{total}")
 
-    yield plain, remark
+    yield advance_line, remark
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where it is: `done` of `total` of a stage, a line worth keeping, and at the very end the report."""
+    """Progress of a long job: `done` of `total` of a stage, perhaps a line to print.
+
+    The last event of a complete job has the report.
+    """
 
     stage: str
     done: int
@@ -215,7 +252,7 @@ class Progress:
 
 
 def follow(events: Iterable[Progress]) -> Mapping[str, Any] | None:
-    """Show where a long job is, to its end; the report of its last event, None where it was stopped before."""
+    """Show the progress of a job and return the report of its last event, or None if it stopped."""
     report = None
     with progress() as (advance, note):
         for event in events:

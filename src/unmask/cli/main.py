@@ -1,6 +1,6 @@
-"""The command line: find the verb, run it, and end with a sentence and an exit code instead of a stack trace.
+"""The command line: find the verb, run it, and turn expected errors into one sentence.
 
-0 done, 1 failed, 2 wrong use.
+Exit codes: 0 done, 1 failed, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -8,124 +8,172 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pickle import PickleError
 from zipfile import BadZipFile
 
 from unmask.cli.streams import OUTPUT, open_streams, put, remark, written
 
-ON = "the same command goes on from what is saved"
-EXPERIMENTS = ("demo", "bench", "reproduce", "report", "verify")  # a higher floor: loaded by name
-VERBS = {  # verb -> module, what it does, what an interrupt leaves
-    "demo": (
-        "demo",
-        "distil a teacher on real text, measure it, and write a report with pictures",
-        ON,
-    ),
-    "train": ("train", "train a recipe: a diffusion teacher, or an autoregressive baseline", ON),
-    "distill": ("train", "distil a teacher by a recipe", ON),
-    "sample": ("sample", "draw texts from a model", "only the texts above were drawn"),
-    "eval": (
+
+@dataclass(frozen=True)
+class Verb:
+    """One command.
+
+    Attributes:
+        module: module of its function, below `unmask.cli` or `unmask.experiments.commands`
+        summary: its line in the usage
+        stopped: effect of an interrupt
+        function: (verb, arguments) -> exit code
+    """
+
+    module: str
+    summary: str
+    stopped: str
+    function: str = "main"
+
+
+RESUMES = "the same command resumes from the saved state"
+EXPERIMENTS = ("demo", "bench", "reproduce", "report", "verify")  # of a higher floor
+VERBS = {
+    "demo": Verb("demo", "distil a teacher on real text, measure it, write a report", RESUMES),
+    "train": Verb("train", "train a diffusion teacher or an autoregressive baseline", RESUMES),
+    "distill": Verb("train", "distil a teacher by a recipe", RESUMES),
+    "sample": Verb("sample", "draw texts from a model", "only the texts above were drawn"),
+    "eval": Verb(
         "evaluate",
-        "likelihood, generative perplexity with entropy, the frontier against a teacher",
+        "measure likelihood, generative perplexity with entropy, or a student's frontier",
         "only the lines above were measured",
     ),
-    "bench": (
+    "bench": Verb(
         "bench",
-        "tokens a second and latency on this machine, beside an autoregressive model",
+        "measure throughput and latency beside an autoregressive model",
         "no bench.json was written",
     ),
-    "convert": (
+    "convert": Verb(
         "convert",
-        "read any checkpoint that unmask knows and write it in its own layout",
+        "read any supported checkpoint and write it in another layout",
         "nothing was written",
     ),
-    "reproduce": ("reproduce", "measure again what this project ships or claims", ON),
-    "report": (
-        "report",
-        "write report.html from a report.json",
-        "the same command writes the page again",
+    "reproduce": Verb("reproduce", "measure again the results of this project", RESUMES),
+    "report": Verb(
+        "report", "write report.html from a report.json", "the same command writes the page again"
     ),
-    "verify": (
-        "verify",
-        "check the duality by simulation, samplers and objectives on a known law",
-        "nothing was kept",
+    "verify": Verb(
+        "verify", "check the duality by simulation, and samplers exactly", "nothing was kept"
     ),
-    "doctor": ("doctor", "what of this machine matters to unmask", "nothing was kept"),
+    "doctor": Verb("doctor", "show versions, devices and memory", "nothing was kept"),
+}
+EVALUATIONS = {  # the second word of `unmask eval`
+    name: Verb(module, summary, VERBS["eval"].stopped, function)
+    for name, module, function, summary in (
+        ("likelihood", "likelihood", "main", "MODEL: perplexity of held-out text"),
+        (
+            "zero-shot",
+            "zero_shot",
+            "main",
+            "MODEL: perplexity of the papers' seven sets, or others",
+        ),
+        ("samples", "evaluate", "samples", "MODEL --judge J: generative perplexity with entropy"),
+        ("frontier", "evaluate", "frontier", "STUDENT TEACHER --judge J: both, over temperatures"),
+        ("lm-harness", "lm_harness", "main", "MODEL --tasks T: tasks of lm-evaluation-harness"),
+    )
 }
 
-USAGE = "usage: unmask VERB [...]; unmask VERB --help says more\n\n" + "\n".join(
-    f"  {verb:<10} {what}" for verb, (_, what, _) in VERBS.items()
-)
-
-# What a user can cause: a bad value or file, a training gone wrong, an extra that is missing, a number or an input that
-# is too large for the machine. Any other exception is a fault of the program, and keeps its traceback.
+# Errors that a user can cause: a bad value or file, a diverged training, a missing extra, a number
+# or input that is too large. Any other exception is a bug and keeps its traceback.
 EXPECTED = (
-    ValueError, OSError, RuntimeError, ImportError, MemoryError, OverflowError, EOFError, BadZipFile, PickleError,
-)  # fmt: skip
+    ValueError,
+    OSError,
+    RuntimeError,
+    ImportError,
+    MemoryError,
+    OverflowError,
+    EOFError,
+    BadZipFile,
+    PickleError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. Without `arguments` it is the whole program, and sets how threads wait."""
+    """Run one verb and return the exit code.
+
+    Args:
+        arguments: the words after `unmask`. None: those of the process, which then belongs to
+            this program, so the wait policy of its threads is set.
+    """
     if arguments is None:
-        # Threads that spin while they wait steal the cores of other work. Read once, when torch is imported.
+        # Spinning threads take cores from other work. torch reads this once, when imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    code, sentence = 1, ""
+    sentence = ""
     try:
-        code = _verb(words)
+        code = _run(words)
         with written(sys.stdout):
             sys.stdout.flush()
-    except SystemExit as stop:  # so tyro ends, on --help and on wrong use
+    except SystemExit as stop:  # tyro raises it on --help and on wrong use
         if not isinstance(stop.code, int):
             raise
         code = stop.code
     except KeyboardInterrupt:
-        sentence = f"interrupted; {VERBS[words[0]][2] if words and words[0] in VERBS else 'nothing was done'}"
+        verb = VERBS.get(words[0]) if words else None
+        code, sentence = 1, f"interrupted; {verb.stopped if verb else 'nothing was done'}"
     except EXPECTED as error:
-        read_enough = isinstance(error, BrokenPipeError) and error.filename == OUTPUT
-        code, sentence = 1, "" if read_enough else _sentence(error)
+        # A reader that closes the output, such as `head`, is not a fault.
+        closed = isinstance(error, BrokenPipeError) and error.filename == OUTPUT
+        code, sentence = 1, "" if closed else _sentence(error)
     if sentence:
         remark(f"{' '.join(['unmask', *words[:1]])}: {sentence}")
     return code
 
 
-def _verb(words: list[str]) -> int:
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        put(sys.stdout, USAGE)
+        put(sys.stdout, _usage("unmask VERB [...]", VERBS))
         return 0
-    verb, *rest = words
-    if verb == "--version":
+    name, *rest = words
+    if name == "--version":
         from unmask import __version__
 
         put(sys.stdout, __version__)
         return 0
-    if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "unmask --help lists them"
-        remark(f"unmask: there is no verb {verb!r}: {hint}")
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "unmask --help lists all verbs"
+        remark(f"unmask: unknown verb {name!r}: {hint}")
         return 2
-    if fault := _unreadable(rest):
-        remark(f"unmask {verb}: {fault}")
+    if fault := _encoding_fault(rest):
+        remark(f"unmask {name}: {fault}")
         return 2
-    package = "unmask.experiments.commands" if verb in EXPERIMENTS else "unmask.cli"
-    return int(import_module(f"{package}.{VERBS[verb][0]}").main(verb, rest))
+    verb = VERBS[name]
+    if name == "eval":
+        if not rest or rest[0] not in EVALUATIONS:
+            from unmask.cli.console import show_usage
+
+            return show_usage(name, _usage("unmask eval KIND [...]", EVALUATIONS), rest)
+        verb, name, rest = EVALUATIONS[rest[0]], f"eval {rest[0]}", rest[1:]
+    package = "unmask.experiments.commands" if name in EXPERIMENTS else "unmask.cli"
+    function = vars(import_module(f"{package}.{verb.module}"))[verb.function]
+    return int(function(name, rest))
 
 
-def _unreadable(words: Sequence[str]) -> str:
-    """The fault of an argument that no file name and no recipe can hold; empty where there is none."""
+def _usage(line: str, verbs: Mapping[str, Verb]) -> str:
+    lines = [f"  {name:<10} {verb.summary}" for name, verb in verbs.items()]
+    return "\n".join([f"usage: {line}; add --help for all flags", "", *lines])
+
+
+def _encoding_fault(words: Sequence[str]) -> str:
+    """The fault of an argument that cannot be a file name or text; empty if there is none."""
     if words[:1] == [""]:
         return "the first argument is empty: got '', want a name"
     for before, word in zip(["", *words], words, strict=False):
-        flag = (
-            word.partition("=")[0]
-            if word.startswith("--")
-            else before
-            if before.startswith("--")
-            else "an argument"
-        )
+        flag = "an argument"
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+        elif before.startswith("--"):
+            flag = before
         if "\0" in word:
             return f"{flag} holds a NUL character: got {word!r}, want text without it"
         try:
@@ -136,14 +184,15 @@ def _unreadable(words: Sequence[str]) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """A sentence about an exception; some exceptions of Python have no text, or a text without the cause."""
+    """An exception in words; some exceptions of Python have no text, or one without the cause."""
     match error:
         case MemoryError():
-            return f"out of memory ({error or 'Python gave no size'}): give smaller numbers or a smaller input"
+            detail = error or "no size given"
+            return f"out of memory ({detail}): give smaller numbers or a smaller input"
         case OverflowError():
             return f"a number is too large ({error}): give smaller numbers"
         case RecursionError():
-            return f"an input nests too deeply to be read ({error})"
+            return f"an input nests too deeply ({error})"
         case EOFError():
             return f"a file ends too early ({error}): copy or download it again"
         case BadZipFile() | PickleError():

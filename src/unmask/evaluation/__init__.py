@@ -1,1 +1,1 @@
-"""Evidence: measures with their protocol, judges, likelihoods, and the frontier of quality against diversity."""
+"""Measures of texts and models: judges, diversity, likelihood, timing, and the frontier."""

@@ -1,11 +1,13 @@
-"""The frontier of quality against diversity, and its three answers, as pure functions of measured rows.
+"""The frontier of quality against diversity, and its three questions, as pure functions of rows.
 
-1. Same steps: what the student gains over the teacher, both at temperature 1.
-2. Equal entropy: what it gains over a teacher whose temperature makes it as diverse, by three measures of diversity;
-   and the same at equal seconds.
-3. Speed: with how few calls, and seconds, it is as good as the teacher at its most steps, at that teacher's diversity.
+1. Same steps: the student's gain over the teacher, both at temperature 1.
+2. Equal entropy: its gain over a teacher whose temperature gives it the same diversity, for three
+   measures of diversity; and the same at equal seconds.
+3. Speed: the fewest calls, and seconds, with which it is as good as the teacher at its most steps,
+   at that teacher's diversity.
 
-A gain is gen_ppl of the teacher / gen_ppl of the student: above 1 the student is better. `verdict` says it in words.
+A gain is gen_ppl of the teacher / gen_ppl of the student: above 1 the student is better. `verdict`
+puts the answers into words.
 """
 
 from __future__ import annotations
@@ -16,19 +18,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from unmask.evaluation.bootstrap import DRAWS
 from unmask.evaluation.interpolation import (
     NOT_REACHED,
     CurvePoint,
     Estimate,
     Point,
     Resampler,
+    at_temperature_1,
     curves,
     estimate,
     interpolate,
     read,
-    untempered,
 )
-from unmask.evaluation.measure import DRAWS, ENTROPIES, Row, require_same_protocol
+from unmask.evaluation.measure import ENTROPIES, Row, require_same_protocol
 
 Curves: TypeAlias = Mapping[int, Sequence[Point]]  # steps -> points over temperatures
 
@@ -47,7 +50,7 @@ class SameSteps:
 
 @dataclass(frozen=True)
 class AtTarget:
-    """A curve read at the target: gen_ppl, calls and seconds a sample there."""
+    """A curve at the target entropy: gen_ppl, calls and seconds per sample."""
 
     gen_ppl: Estimate
     nfe: float
@@ -56,11 +59,13 @@ class AtTarget:
 
 @dataclass(frozen=True)
 class EqualEntropy:
-    """Student and temperature-scaled teacher at one step count, both where `column` has the value `target`.
+    """Student and temperature-scaled teacher at one step count and one value of `column`.
 
-    at      whose diversity that is: "the teacher at 64 steps", or "data"
-    gain    of the student over the teacher at the same steps
-    reason  why something is None: not reached, not measured
+    Attributes:
+        at: origin of the target: "the teacher at 64 steps", or "data"
+        target: the value of `column`
+        gain: gain of the student over the teacher at the same steps
+        reason: reason for a None: not reached, not measured
     """
 
     column: str
@@ -75,9 +80,9 @@ class EqualEntropy:
 
 @dataclass(frozen=True)
 class EqualSeconds:
-    """The student at one step count against the temperature-scaled teacher in the same seconds, at the target.
+    """The student against the temperature-scaled teacher at equal seconds and equal `column`.
 
-    The teacher is read between two of its step counts: log gen_ppl linear in log seconds.
+    The teacher's value lies between two of its step counts: log gen_ppl linear in log seconds.
     """
 
     column: str
@@ -89,11 +94,17 @@ class EqualSeconds:
 
 @dataclass(frozen=True)
 class Speed:
-    """The least steps at which `model` has at most the gen_ppl `reference` of the teacher at its most steps.
+    """The fewest steps at which `model` reaches the gen_ppl of the teacher at its most steps.
 
-    Where `column` equals that teacher's. `model` is "student" or "temperature_teacher": what temperature alone gives.
-    calls, seconds  how many times fewer (ratio of nfe, of measured seconds)
-    support         share of resamples in which these steps are good enough
+    Both at the `column` of that teacher.
+
+    Attributes:
+        model: "student" or "temperature_teacher" (the effect of temperature alone)
+        reference_steps: steps of that teacher
+        reference: gen_ppl of that teacher
+        calls: how many times fewer: ratio of nfe, and of measured seconds
+        seconds: how many times fewer: ratio of nfe, and of measured seconds
+        support: share of resamples in which these steps are good enough
     """
 
     column: str
@@ -109,7 +120,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Answers:
-    """Lists in order of column and steps."""
+    """All answers, in order of column and steps."""
 
     same_steps: list[SameSteps]
     equal_entropy: list[EqualEntropy]
@@ -117,11 +128,11 @@ class Answers:
     equal_seconds: list[EqualSeconds]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """JSON values."""
         return asdict(self)
 
 
-def answer(
+def answer_questions(
     teacher: Sequence[Row],
     student: Sequence[Row],
     temperature_teacher: Sequence[Row],
@@ -129,41 +140,50 @@ def answer(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Answers:
-    """The answers that rows measured under one protocol give; `UnequalProtocols` where they were not.
+    """Answer the three questions from rows of one protocol.
 
-    teacher               temperature 1, some step counts
-    student               some step counts, temperatures (1 among them; some above 1 to reach the teacher's entropy)
-    temperature_teacher   the teacher at other temperatures
-    data                  real text: its entropy is a second target
+    Args:
+        teacher: rows at temperature 1, at some step counts.
+        student: rows at some step counts and temperatures, with 1 among them, and some above 1 to
+            reach the teacher's entropy.
+        temperature_teacher: rows of the teacher at other temperatures.
+        data: the row of real text; its entropy is a second target.
+        draws: bootstrap resamples.
+        seed: seed of the bootstrap.
+
+    Raises:
+        UnequalProtocols: for rows of several protocols.
     """
     plain = [row for row in teacher if row.setting.temperature == 1]
     if not plain or not student:
         raise ValueError(
-            "a frontier compares a teacher at temperature 1 with a student: want rows of both"
+            f"teacher or student is empty: got {len(plain)} rows of the teacher at temperature 1 "
+            f"and {len(student)} of the student, want rows of both"
         )
     require_same_protocol([*teacher, *student, *temperature_teacher, *([data] if data else [])])
     resampler = Resampler(draws, seed)
     teachers = curves([*plain, *temperature_teacher], resampler)
     students = curves(student, resampler)
     most = max(row.setting.steps for row in plain)
-    reference = next(point for point in teachers[most] if point.row.setting.temperature == 1)
-    targets = {f"the teacher at {most} steps": reference} | (
-        {"data": resampler(data)} if data else {}
-    )
+    reference = at_temperature_1(teachers[most])
+    assert reference is not None  # `plain` has a row at `most` steps
+    targets = {f"the teacher at {most} steps": reference}
+    if data:
+        targets["data"] = resampler(data)
     return Answers(
-        list(_same_steps(teachers, students)),
-        [
+        same_steps=list(_same_steps(teachers, students)),
+        equal_entropy=[
             _equal_entropy(column, at, target, steps, teachers, students)
             for at, target in targets.items()
             for column in ENTROPIES
             for steps in students
         ],
-        [
-            _speed(column, model, found, reference)
+        speed=[
+            _speed(column, model, model_curves, reference)
             for column in ENTROPIES
-            for model, found in (("student", students), ("temperature_teacher", teachers))
+            for model, model_curves in (("student", students), ("temperature_teacher", teachers))
         ],
-        [
+        equal_seconds=[
             _equal_seconds(column, steps, reference, teachers, students)
             for column in ENTROPIES
             for steps in students
@@ -173,7 +193,8 @@ def answer(
 
 def _same_steps(teachers: Curves, students: Curves) -> Iterator[SameSteps]:
     for steps in students:
-        teacher, student = untempered(teachers.get(steps, ())), untempered(students[steps])
+        teacher = at_temperature_1(teachers.get(steps, ()))
+        student = at_temperature_1(students[steps])
         if teacher and student:
             yield SameSteps(
                 steps,
@@ -188,14 +209,12 @@ def _same_steps(teachers: Curves, students: Curves) -> Iterator[SameSteps]:
 def _equal_entropy(
     column: str, at: str, target: Point, steps: int, teachers: Curves, students: Curves
 ) -> EqualEntropy:
-    teacher, student = (
-        read(teachers.get(steps, ()), column, target),
-        read(students[steps], column, target),
-    )
+    teacher = read(teachers.get(steps, ()), column, target)
+    student = read(students[steps], column, target)
     problems = [
-        f"{who} {what}"
-        for who, what in (("teacher:", teacher), ("student:", student))
-        if isinstance(what, str)
+        f"{name}: {point}"
+        for name, point in (("teacher", teacher), ("student", student))
+        if isinstance(point, str)
     ]
     gain = None
     if isinstance(teacher, CurvePoint) and isinstance(student, CurvePoint):
@@ -212,10 +231,10 @@ def _equal_entropy(
     )
 
 
-def _at_target(reading: CurvePoint | str) -> AtTarget | None:
-    if isinstance(reading, str):
+def _at_target(point: CurvePoint | str) -> AtTarget | None:
+    if isinstance(point, str):
         return None
-    return AtTarget(estimate(reading.log_ppl), reading.nfe, reading.seconds)
+    return AtTarget(estimate(point.log_ppl), point.nfe, point.seconds)
 
 
 def _equal_seconds(
@@ -226,15 +245,15 @@ def _equal_seconds(
         return EqualSeconds(column, steps, None, None, f"student: {student}")
     if student.seconds is None:
         return EqualSeconds(column, steps, None, None, "student: seconds were not measured")
+    points = [read(curve, column, target) for curve in teachers.values()]
     timed = [
-        (np.log(found.seconds), found.log_ppl)
-        for found in (read(curve, column, target) for curve in teachers.values())
-        if isinstance(found, CurvePoint) and found.seconds is not None
+        (np.log(point.seconds), point.log_ppl)
+        for point in points
+        if isinstance(point, CurvePoint) and point.seconds is not None
     ]
     if not timed:
-        return EqualSeconds(
-            column, steps, student.seconds, None, "teacher: not reached, or not timed, at any steps"
-        )
+        reason = "teacher: not reached, or not timed, at any steps"
+        return EqualSeconds(column, steps, student.seconds, None, reason)
     log_ppl = np.stack([values for _, values in timed])
     clock = np.broadcast_to(np.array([seconds for seconds, _ in timed])[:, None], log_ppl.shape)
     teacher = interpolate(clock, log_ppl, np.full(log_ppl.shape[1], np.log(student.seconds)))
@@ -247,34 +266,33 @@ def _equal_seconds(
     return EqualSeconds(column, steps, student.seconds, estimate(teacher - student.log_ppl), None)
 
 
-def _speed(column: str, model: str, found: Curves, reference: Point) -> Speed:
-    """Search the step counts from the least."""
-    setting, level = reference.row.setting, float(np.exp(reference.log_ppl[0]))
+def _speed(column: str, model: str, model_curves: Curves, reference: Point) -> Speed:
+    """Search the step counts in ascending order."""
+    setting, goal = reference.row.setting, float(np.exp(reference.log_ppl[0]))
     problems = []
-    for steps, curve in found.items():
-        reading = read(curve, column, reference)
-        if isinstance(reading, str):
-            problems.append(f"{steps} steps: {reading.removeprefix(NOT_REACHED)}")
-        elif reading.log_ppl[0] > reference.log_ppl[0]:
-            problems.append(
-                f"{steps} steps: gen_ppl {np.exp(reading.log_ppl[0]):.4g} is above {level:.4g}"
-            )
-        else:
-            enough = (
-                reading.log_ppl[1:] <= reference.log_ppl[1:]
-            )  # nan, not bracketed, counts against
-            return Speed(
-                column,
-                model,
-                setting.steps,
-                level,
-                steps,
-                setting.nfe / reading.nfe,
-                None
-                if reading.seconds is None or reference.seconds is None
-                else reference.seconds / reading.seconds,
-                float(enough.mean()),
-                "; ".join(problems) or None,
-            )
+    for steps, curve in model_curves.items():
+        point = read(curve, column, reference)
+        if isinstance(point, str):
+            problems.append(f"{steps} steps: {point.removeprefix(NOT_REACHED)}")
+            continue
+        if point.log_ppl[0] > reference.log_ppl[0]:
+            gen_ppl = np.exp(point.log_ppl[0])
+            problems.append(f"{steps} steps: gen_ppl {gen_ppl:.4g} is above {goal:.4g}")
+            continue
+        seconds = None
+        if point.seconds is not None and reference.seconds is not None:
+            seconds = reference.seconds / point.seconds
+        good_enough = point.log_ppl[1:] <= reference.log_ppl[1:]  # False for NaN, not bracketed
+        return Speed(
+            column,
+            model,
+            setting.steps,
+            goal,
+            steps,
+            calls=setting.nfe / point.nfe,
+            seconds=seconds,
+            support=float(good_enough.mean()),
+            reason="; ".join(problems) or None,
+        )
     reason = NOT_REACHED + "; ".join(problems)
-    return Speed(column, model, setting.steps, level, None, None, None, None, reason)
+    return Speed(column, model, setting.steps, goal, None, None, None, None, reason)

@@ -1,4 +1,4 @@
-"""How well a model continues a text: the likelihood of a continuation given its context."""
+"""Likelihood of a continuation given its context."""
 
 from __future__ import annotations
 
@@ -23,18 +23,30 @@ def conditional_nelbo(
     batch_size: int = 32,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Estimates [draws], float64 nats, whose mean is a bound on -log p(x0[target] | the rest of x0).
+    """Estimate a bound on -log p(x0[target] | other tokens of x0); context tokens get no noise.
 
-    x0      one text, ids [L]
-    target  bool [L], the M tokens to be told; the others are given: no noise ever touches them
+    Masked diffusion: a draw masks k of the M targets, with k uniform on 1 .. M and random
+    positions, and weighs their -log p by M / k. This is -log p in a random order, each token given
+    those before it. For a denoiser that knows p(x0_i | z) exactly it is the likelihood itself.
+    Masking each target independently, as in training, has the same mean and more variance (Nie et
+    al. 2025, arXiv 2502.09992, use the same estimator). The network input alpha is the visible
+    share of the targets, as in sampling after a prompt.
 
-    With MASKs a draw hides k of the M targets, k uniform on 1 .. M and the places too, and weighs their surprise by
-    M / k. That is -log p in a random order, each token given those told before it; for a denoiser that knows
-    p(x0_i | z) exactly, the likelihood itself. (Hiding each target by itself, as in training, has the same mean and a
-    larger spread; Nie et al. 2025, arXiv 2502.09992, measure so too.) With uniform noise a draw is an alpha ~ U(0, 1)
-    and the integrand of the bound at the targets; such a network is told one alpha for all tokens and doubts the given
-    ones. Over the draws k, and alpha, are stratified. A masked network that sees alpha is told the share of the
-    *targets* that are shown, as in sampling behind a prompt.
+    Uniform noise: a draw is an alpha ~ U(0, 1) and the bound's integrand at the targets. The
+    network gets one alpha for all tokens, so it also assumes noise in the context, and the bound
+    is loose. Both k and alpha are stratified over the draws.
+
+    Args:
+        denoiser: the network.
+        process: its noise process.
+        x0: one text, ids [L].
+        target: bool [L], True at the M continuation tokens.
+        draws: number of estimates.
+        batch_size: draws per network call.
+        generator: source of the noise.
+
+    Returns:
+        Estimates [draws], float64 nats; the bound is their mean.
     """
     if not (
         x0.dim() == 1
@@ -43,37 +55,31 @@ def conditional_nelbo(
         and bool(target.any())
     ):
         raise ValueError(
-            f"a continuation is told given its context: want ids [L] and targets, bool [L], at least one of them, got "
-            f"{tuple(x0.shape)} and {tuple(target.shape)} with {int(target.sum())}"
+            f"x0 or target is wrong: got {tuple(x0.shape)} and {tuple(target.shape)} with "
+            f"{int(target.sum())} targets, want ids [L] and targets, bool [L], at least one"
         )
     if draws < 1:
-        raise ValueError(
-            f"draws counts the estimates that are averaged: want draws >= 1, got {draws}"
-        )
+        raise ValueError(f"draws is too small: got {draws}, want draws >= 1 estimates")
     rows, u = x0.expand(draws, -1), stratified(draws, generator, x0.device)
     if isinstance(process, MaskedProcess):
         count = int(target.sum())
         hidden = (u * count).long() + 1
-        order = (
-            torch.rand(rows.shape, generator=generator, device=x0.device)
-            .masked_fill(~target, 2.0)
-            .argsort(dim=1)
-        )
+        noise = torch.rand(rows.shape, generator=generator, device=x0.device)
+        order = noise.masked_fill(~target, 2.0).argsort(dim=1)
         z = rows.masked_fill(order.argsort(dim=1) < hidden[:, None], process.mask_id)
-        alpha, told = (
-            1 - hidden.double() / count,
-            1 - (hidden - 0.5) / count,
-        )  # the network never sees alpha = 0
+        alpha = 1 - hidden.double() / count
+        alpha_input = 1 - (hidden - 0.5) / count  # the network never gets alpha = 0
     else:
-        alpha = told = 1 - u
+        alpha = alpha_input = 1 - u
         z = trajectory(process, rows, generator).at(alpha).where(target, rows)
+    slope = -torch.ones_like(u)
     nats = [
         process.nelbo(
-            denoiser(z[part], told[part].double()),
+            denoiser(z[part], alpha_input[part].double()),
             rows[part],
             z[part],
             alpha[part],
-            -torch.ones_like(u[part]),
+            slope[part],
         )
         for part in torch.arange(draws, device=x0.device).split(batch_size)
     ]
@@ -81,9 +87,10 @@ def conditional_nelbo(
 
 
 def conditional_nats(predictor: NextTokenModel, x0: Tokens, count: int) -> float:
-    """-log p of the last `count` tokens of a text [L] given those before, under an autoregressive model: exact."""
+    """-log p of the last `count` tokens of x0 [L] given the earlier ones: exact, autoregressive."""
     if not (x0.dim() == 1 and 1 <= count < len(x0)):
         raise ValueError(
-            f"want 1 <= count < L tokens after a context, got {count} of {tuple(x0.shape)}"
+            f"count is out of range: got {count} tokens of a text of shape {tuple(x0.shape)}, want "
+            "1 <= count < L"
         )
     return float(predictor_nats(predictor, x0[None])[0, -count:].double().sum())

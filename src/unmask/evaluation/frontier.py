@@ -1,4 +1,4 @@
-"""Measure a teacher against its student, and write down what came out: the content of report.json."""
+"""Measure a teacher and its student, and build the contents of report.json."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unmask.evaluation.answers import answer
-from unmask.evaluation.claims import against
-from unmask.evaluation.sweep import EvalContext, MeasuredRow, measure, naive
-from unmask.evaluation.verdict import verdict
+from unmask.evaluation.answers import answer_questions
+from unmask.evaluation.sweep import EvalContext, MeasuredRow, measure, measure_baselines
+from unmask.evaluation.verdict import reasons_against_claim, verdict
 from unmask.models.model import CausalModel, Model
 
 
 @dataclass(frozen=True)
 class FrontierEvent:
-    """The row that a frontier has just measured, and all rows so far, by their place in the report."""
+    """Progress of `frontier`.
+
+    Attributes:
+        done: rows measured so far
+        total: rows in all
+        name: name of the report's list that got the new row
+        measured: the new row
+        rows: all rows so far, by the name of their list
+    """
 
     done: int
     total: int
@@ -25,16 +32,24 @@ class FrontierEvent:
 
 
 def frontier(
-    teacher: Model, student: Model, scene: EvalContext, autoregressive: CausalModel | None = None
+    teacher: Model, student: Model, context: EvalContext, autoregressive: CausalModel | None = None
 ) -> Iterator[FrontierEvent]:
-    """Measure every row of a report: both models over steps and temperatures, naive texts, real text.
+    """Measure every row of a report: both models over steps and temperatures, baselines, real text.
 
-    autoregressive  a judge of ours, whose own texts are a row where it was trained on rows of their length
+    Args:
+        teacher: the teacher.
+        student: the student, with the teacher's tokenizer and noise process.
+        context: judge, real text and settings.
+        autoregressive: a judge of ours; its own texts become a row if its training rows are at
+            least as long as the texts.
+
+    Yields:
+        An event per row of a model.
     """
-    study, length, tokenizer = scene.study, scene.real.shape[1], teacher.tokenizer
+    study, length, tokenizer = context.study, context.real.shape[1], teacher.tokenizer
     if tokenizer is None:
         raise ValueError(
-            "a frontier is measured on text, and this teacher has no tokenizer: save it with one"
+            "teacher has no tokenizer, and a frontier is measured on text: save it with one"
         )
     if (
         student.tokenizer is None
@@ -42,10 +57,11 @@ def frontier(
         or student.process != teacher.process
     ):
         raise ValueError(
-            "teacher and student are compared token by token: want one tokenizer and one noise process, and theirs "
-            "differ; measure them apart by `unmask eval samples` under a judge that reads texts"
+            "student and teacher differ: want one tokenizer and one noise process, because a "
+            "frontier compares token by token; measure each by `unmask eval samples` with a judge "
+            "of texts"
         )
-    *fakes, real = naive(scene, teacher)
+    *baselines, real = measure_baselines(context, teacher)
     plans: list[tuple[str, Model | CausalModel, tuple[int, ...], tuple[float, ...]]] = [
         ("teacher", teacher, study.teacher_steps, (1.0, *study.teacher_temperatures)),
         ("student", student, study.student_steps, (1.0, *study.student_temperatures)),
@@ -53,39 +69,39 @@ def frontier(
     if autoregressive is not None and length <= autoregressive.length:
         plans.append(("autoregressive", autoregressive, (length,), (1.0,)))
     total, done = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans), 0
-    rows: dict[str, list[MeasuredRow]] = {"naive": fakes, "data": [real]}
-    rows |= {name: [] for name, *_ in plans} | {
-        f"temperature_{name}": [] for name in ("teacher", "student")
-    }
+    rows: dict[str, list[MeasuredRow]] = {"naive": baselines, "data": [real]}
+    rows |= {name: [] for name, *_ in plans}
+    rows |= {f"temperature_{name}": [] for name in ("teacher", "student")}
     for name, model, steps, temperatures in plans:
-        for measured in measure(name, model, scene, steps, temperatures):
-            place = name if measured.row.setting.temperature == 1 else f"temperature_{name}"
+        for measured in measure(name, model, context, steps, temperatures):
+            untempered = measured.row.setting.temperature == 1
+            place = name if untempered else f"temperature_{name}"
             rows[place].append(measured)
             done += 1
             yield FrontierEvent(done, total, place, measured, rows)
 
 
-def conclude(
+def build_report(
     rows: Mapping[str, Sequence[MeasuredRow]], doubts: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Rows by their place in the report, the three answers, and the verdict in sentences.
+    """The rows, the answers, and the verdict, as JSON values.
 
-    doubts  why no claim is made, besides what the rows say themselves (`evaluation.grounds`)
+    Args:
+        rows: rows by the name of their list, as `frontier` yields them.
+        doubts: reasons against a claim, besides those that follow from the rows.
     """
-    teacher, student = ([m.row for m in rows[name]] for name in ("teacher", "student"))
-    warmer = [m.row for m in rows["temperature_student"]]
-    data, fakes = rows["data"][0].row, [m.row for m in rows["naive"]]
-    answers = answer(
-        teacher, [*student, *warmer], [m.row for m in rows["temperature_teacher"]], data
-    )
-    no_claim = [*doubts, *against(teacher, student, fakes, data)]
-    table = {
+    by_name = {name: [m.row for m in measured] for name, measured in rows.items()}
+    teacher, student, (data,) = by_name["teacher"], by_name["student"], by_name["data"]
+    all_student = [*student, *by_name["temperature_student"]]
+    answers = answer_questions(teacher, all_student, by_name["temperature_teacher"], data)
+    reasons = [*doubts, *reasons_against_claim(teacher, student, by_name["naive"], data)]
+    table: dict[str, Any] = {
         name: [m.to_json() for m in measured] for name, measured in rows.items() if name != "data"
     }
     return table | {
         "data": rows["data"][0].to_json(),
         "answers": answers.to_json(),
-        "no_claim": no_claim,
-        "verdict": verdict(answers, against=no_claim),
+        "no_claim": reasons,
+        "verdict": [asdict(finding) for finding in verdict(answers, reasons=reasons)],
         "protocol": asdict(teacher[0].protocol),
     }

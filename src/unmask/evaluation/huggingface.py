@@ -1,9 +1,10 @@
-"""A model of transformers as a judge, by one of two named rules.
+"""Judges from models of the package transformers, by one of two scoring rules.
 
-`huggingface_judge` has the rule of `judges`. `sdtt_judge` scores as SDTT's released code does with Llama 3 (Deschenaux
-and Gulcehre 2024, arXiv 2410.21035, run_eval.py), and MCD's table 3 after it: remove each <|endoftext|> from a text,
-strip blanks at its ends, put the judge's BOS before it, score each token after BOS, in one window. The perplexity is
-exp of the mean over texts of nats a token.
+`huggingface_judge` follows the rule of `judges`. `sdtt_judge` follows SDTT's released code for
+Llama 3 (Deschenaux and Gulcehre 2024, arXiv 2410.21035, run_eval.py), which table 3 of the MCD
+paper uses. It removes each <|endoftext|> from a text, strips blanks at both ends, puts the judge's
+BOS first, and scores each token after BOS in one window. The perplexity is exp of the mean over
+texts of nats per token.
 """
 
 from __future__ import annotations
@@ -36,27 +37,30 @@ def huggingface_judge(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
 ) -> LanguageModelJudge:
-    """Any `AutoModelForCausalLM` as a judge, by hub id ("gpt2-large") or directory, in float32; runs no code of theirs.
+    """A judge from any `AutoModelForCausalLM`, in float32. No code of the model's directory is run.
 
-    context: `CONTEXT` tokens, or as many as the model reads where it reads fewer.
+    Args:
+        path_or_hub_id: a directory or a hub id such as "gpt2-large".
+        revision: branch, tag or commit of a hub id.
+        ids: True: score token ids; False: encode texts.
+        context: tokens in one window; None: `CONTEXT`, or the model's maximum if that is less.
+        eos_rule: see `JudgeId`.
+        batch_size: windows per network call.
+        device: device of the network.
     """
     network, tokenizer = _load(path_or_hub_id, revision, ids, device)
-    name, longest = _name(path_or_hub_id), _positions(network)
+    longest = _max_positions(network)
     context = min(longest, CONTEXT) if context is None else context
-    check_context(context, longest, name)
-    weights, ends = network.state_dict(), network.config.get_text_config().eos_token_id
-    end = ends[0] if isinstance(ends, list) else ends
-    stamp = JudgeId(
-        name, weights_digest(weights), weights_dtype(weights), context, retokenised=not ids, prefixed=False,
-        eos_rule=eos_rule,
-    )  # fmt: skip
+    eos_ids = network.config.get_text_config().eos_token_id
+    if tokenizer is not None:
+        eos_ids = tokenizer.eos_token_id
     return _judge(
         network,
         tokenizer,
-        stamp,
-        end if tokenizer is None else tokenizer.eos_token_id,
-        None,
-        batch_size,
+        _identity(path_or_hub_id, network, context, retokenised=not ids, eos_rule=eos_rule),
+        eos_id=eos_ids[0] if isinstance(eos_ids, list) else eos_ids,
+        start_id=None,
+        batch_size=batch_size,
     )
 
 
@@ -67,29 +71,45 @@ def sdtt_judge(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
 ) -> LanguageModelJudge:
-    """The same by the rule of SDTT, whose context is all that the model reads; ValueError without a BOS token."""
+    """A judge by SDTT's rule, with the model's maximum context; ValueError without a BOS token.
+
+    Args:
+        path_or_hub_id: a directory or a hub id.
+        revision: branch, tag or commit of a hub id.
+        batch_size: windows per network call.
+        device: device of the network.
+    """
     network, tokenizer = _load(path_or_hub_id, revision, False, device)
-    name, start = _name(path_or_hub_id), tokenizer.bos_token_id
-    if start is None:
+    if tokenizer.bos_token_id is None:
         raise ValueError(
-            f"the rule of SDTT puts BOS before a text, and the tokenizer of {name} has none: leave sdtt: out"
+            f"judge {_name(path_or_hub_id)} has no BOS token, which the rule of SDTT puts before a "
+            'text: leave "sdtt:" out'
         )
-    weights, context = network.state_dict(), _positions(network)
-    check_context(context, context, name)
-    stamp = JudgeId(
-        name, weights_digest(weights), weights_dtype(weights), context, retokenised=True, prefixed=True,
-        eos_rule="removed", average="texts",
-    )  # fmt: skip
-    return _judge(network, tokenizer, stamp, None, start, batch_size)
+    identity = _identity(
+        path_or_hub_id,
+        network,
+        _max_positions(network),
+        prefixed=True,
+        eos_rule="removed",
+        average="texts",
+    )
+    return _judge(
+        network,
+        tokenizer,
+        identity,
+        eos_id=None,
+        start_id=tokenizer.bos_token_id,
+        batch_size=batch_size,
+    )
 
 
 def _load(
     path_or_hub_id: str, revision: str | None, ids: bool, device: torch.device | str
 ) -> tuple[Any, Any]:
-    """The network in float32, and the tokenizer where texts are read."""
+    """The network in float32, and the tokenizer (None for a judge of ids)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # Without an explicit False, transformers asks on the standard input whether to run the code of a directory.
+    # Without an explicit False, transformers asks on stdin whether to run code of the directory.
     source = {
         "pretrained_model_name_or_path": path_or_hub_id,
         "revision": revision,
@@ -103,30 +123,54 @@ def _name(path_or_hub_id: str) -> str:
     return path_or_hub_id.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _positions(network: Any) -> int:
-    """How many tokens the network was trained to read, by its configuration; `CONTEXT` where it does not say."""
-    told = network.config.get_text_config()
-    positions = told.attribute_map.get(
+def _max_positions(network: Any) -> int:
+    """The network's maximum number of positions by its configuration, else `CONTEXT`."""
+    text_config = network.config.get_text_config()
+    key = text_config.attribute_map.get(  # GPT-2: n_positions
         "max_position_embeddings", "max_position_embeddings"
-    )  # GPT-2: n_positions
-    said: int | None = told.to_dict().get(positions)
-    return CONTEXT if said is None else said
+    )
+    positions: int | None = text_config.to_dict().get(key)
+    return CONTEXT if positions is None else positions
+
+
+def _identity(
+    path_or_hub_id: str,
+    network: Any,
+    context: int,
+    *,
+    eos_rule: EosRule,
+    retokenised: bool = True,
+    prefixed: bool = False,
+    average: str = "tokens",
+) -> JudgeId:
+    name, weights = _name(path_or_hub_id), network.state_dict()
+    check_context(context, _max_positions(network), name)
+    return JudgeId(
+        name,
+        weights_digest(weights),
+        weights_dtype(weights),
+        context,
+        retokenised,
+        prefixed,
+        eos_rule,
+        average,
+    )
 
 
 def _judge(
     network: Any,
     tokenizer: Any,
-    stamp: JudgeId,
-    end: int | None,
-    start: int | None,
+    identity: JudgeId,
+    *,
+    eos_id: int | None,
+    start_id: int | None,
     batch_size: int,
 ) -> LanguageModelJudge:
     def next_nats(rows: Tokens) -> PerToken:
         with torch.no_grad():
             logits = network(input_ids=rows[:, :-1], use_cache=False).logits
-        pairs = zip(
-            logits, rows[:, 1:], strict=True
-        )  # a row at a time: float32 log-softmax of [B, T, V] is gigabytes
+        # One row at a time: a float32 log-softmax of [B, T, V] takes gigabytes.
+        pairs = zip(logits, rows[:, 1:], strict=True)
         return torch.stack(
             [F.cross_entropy(row.float(), target, reduction="none") for row, target in pairs]
         )
@@ -136,16 +180,18 @@ def _judge(
             states: Tensor = network.base_model(input_ids=rows, use_cache=False).last_hidden_state
         return states
 
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
     return LanguageModelJudge(
-        stamp,
+        identity,
         network.get_input_embeddings().num_embeddings,
         next_nats,
-        None
-        if tokenizer is None
-        else lambda text: tokenizer.encode(text, add_special_tokens=False),
-        end,
-        start,
-        batch_size,
-        network.device,
-        hidden,
+        encode=None if tokenizer is None else encode,
+        eos_id=eos_id,
+        start_id=start_id,
+        batch_size=batch_size,
+        device=network.device,
+        hidden=hidden,
     )

@@ -1,9 +1,10 @@
-"""A curve is one model at one step count over temperatures: points (entropy, log gen_ppl), read at a target entropy.
+"""Curves of log gen_ppl against an entropy, interpolated at a target entropy.
 
-Between the two points whose entropies bracket the target, log gen_ppl is linear in the entropy; outside all points
-there is no answer, never an extrapolation. Everything carries its bootstrap: arrays [1 + draws] hold the value as
-measured, then its resamples. One resample draws latents for all rows at once, because sample i of every row was drawn
-from latent i; so the intervals of ratios are paired.
+A curve is one model at one step count over temperatures, with points (entropy, log gen_ppl).
+Between the two points whose entropies bracket the target, log gen_ppl is linear in the entropy. It
+is never extrapolated. Every number carries its bootstrap: arrays [1 + draws] hold the value as
+measured, then its resamples. One resample draws latents for all rows at once, because sample i of
+every row comes from latent i. Intervals of ratios are therefore paired.
 """
 
 from __future__ import annotations
@@ -13,25 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unmask.evaluation.measure import (
-    ENTROPIES,
-    NATS,
-    SECONDS,
-    TOKENS,
-    Floats,
-    Index,
-    Row,
-    pooled_mean,
-    resamples,
-)
+from unmask.evaluation.bootstrap import Floats, Index, pooled_mean, resamples
+from unmask.evaluation.measure import ENTROPIES, NATS, SECONDS, TOKENS, Row
 
 NOT_REACHED = "not reached: "
-LEAST_SHARE = 0.95  # of resamples in which a target must be bracketed, before an interval is given
+MIN_SHARE = 0.95  # of the resamples must bracket the target for an interval
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; None where too few resamples reach the target to give one."""
+    """A value and its 95 % interval; None where too few resamples reach the target."""
 
     value: float
     low: float | None
@@ -40,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Point:
-    """A row under every resample: log gen_ppl [1 + draws], and each measured entropy [1 + draws]."""
+    """A row under every resample: log gen_ppl [1 + draws], and each entropy [1 + draws]."""
 
     row: Row
     log_ppl: Floats
@@ -53,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A curve at a target: log gen_ppl [1 + draws], nan where a resample misses it; calls, seconds a sample."""
+    """A curve at a target: log gen_ppl [1 + draws] (NaN outside), calls and seconds per sample."""
 
     log_ppl: Floats
     nfe: float
@@ -62,7 +54,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Resampler:
-    """Row -> `Point`, by the same resamples for all rows of n samples."""
+    """A function Row -> `Point` that uses the same resamples for all rows of n samples."""
 
     draws: int
     seed: int
@@ -70,29 +62,25 @@ class Resampler:
     def __call__(self, row: Row) -> Point:
         if not {NATS, TOKENS} <= row.samples.keys():
             raise ValueError(
-                f"row {row.name} at {row.setting.steps} steps lacks the per-sample {NATS} and {TOKENS} that a paired "
-                "interval needs: measure it again, or keep `samples` when you store it"
+                f"row {row.name} at {row.setting.steps} steps lacks the per-sample {NATS} and "
+                f"{TOKENS}, which a paired interval needs: measure it again, or store its `samples`"
             )
         columns = {name: np.asarray(values, np.float64) for name, values in row.samples.items()}
         entropies = {
-            name: pooled_mean(
-                columns[name], np.ones(len(columns[name])), self._index(len(columns[name]))
-            )
+            name: self._pooled(columns[name], np.ones(len(columns[name])))
             for name in ENTROPIES
             if name in columns
         }
-        return Point(
-            row,
-            pooled_mean(columns[NATS], columns[TOKENS], self._index(len(columns[NATS]))),
-            entropies,
-        )
+        return Point(row, self._pooled(columns[NATS], columns[TOKENS]), entropies)
 
-    def _index(self, n: int) -> Index:
-        return np.concatenate([np.arange(n)[None], resamples(n, self.draws, self.seed)])
+    def _pooled(self, total: Floats, count: Floats) -> Floats:
+        n = len(total)
+        index: Index = np.concatenate([np.arange(n)[None], resamples(n, self.draws, self.seed)])
+        return pooled_mean(total, count, index)
 
 
 def curves(rows: Iterable[Row], resampler: Resampler) -> dict[int, list[Point]]:
-    """Steps -> the points at those steps, both ascending; of two rows at one temperature the first is taken."""
+    """Steps -> points by temperature, both ascending. The first of two equal settings counts."""
     table: dict[int, dict[float, Row]] = {}
     for row in rows:
         table.setdefault(row.setting.steps, {}).setdefault(row.setting.temperature, row)
@@ -102,38 +90,41 @@ def curves(rows: Iterable[Row], resampler: Resampler) -> dict[int, list[Point]]:
     }
 
 
-def untempered(curve: Iterable[Point]) -> Point | None:
+def at_temperature_1(curve: Iterable[Point]) -> Point | None:
     """The point at temperature 1."""
     return next((point for point in curve if point.row.setting.temperature == 1), None)
 
 
 def read(curve: Sequence[Point], column: str, target: Point) -> CurvePoint | str:
-    """The curve where its `column` equals the target's, or in words why it cannot be read there."""
+    """The curve at the target's value of `column`, or the reason why there is none."""
     if not curve:
         return "no rows at these steps"
     if column not in target.entropy or any(column not in point.entropy for point in curve):
         return f"{ENTROPIES[column]} was not measured"
-    x, wanted = np.stack([point.entropy[column] for point in curve]), target.entropy[column]
-    log_ppl = interpolate(x, np.stack([point.log_ppl for point in curve]), wanted)
+    x, goal = np.stack([point.entropy[column] for point in curve]), target.entropy[column]
+    log_ppl = interpolate(x, np.stack([point.log_ppl for point in curve]), goal)
     if np.isnan(log_ppl[0]):
         temperatures = ", ".join(f"{point.row.setting.temperature:g}" for point in curve)
         return (
-            f"{NOT_REACHED}{wanted[0]:.4g} is outside {x[:, 0].min():.4g} to {x[:, 0].max():.4g} "
+            f"{NOT_REACHED}{goal[0]:.4g} is outside {x[:, 0].min():.4g} to {x[:, 0].max():.4g} "
             f"(temperatures {temperatures})"
         )
 
-    def here(values: Sequence[float]) -> float:
-        return float(interpolate(x[:, :1], np.array(values)[:, None], wanted[:1])[0])
+    def at_goal(values: Sequence[float]) -> float:
+        return float(interpolate(x[:, :1], np.array(values)[:, None], goal[:1])[0])
 
     seconds = [point.seconds for point in curve if point.seconds is not None]
-    nfe = here([point.row.setting.nfe for point in curve])
-    return CurvePoint(log_ppl, nfe, here(seconds) if len(seconds) == len(curve) else None)
+    nfe = at_goal([point.row.setting.nfe for point in curve])
+    return CurvePoint(log_ppl, nfe, at_goal(seconds) if len(seconds) == len(curve) else None)
 
 
 def interpolate(x: Floats, y: Floats, target: Floats) -> Floats:
-    """y at x = target, linear between the neighbours in x: x, y [P, D], target [D] -> [D]; nan outside all points.
+    """y at x = target, linear between neighbours in x; NaN outside all points.
 
-    Points need no order; a single point answers for its own x only.
+    Args:
+        x: [P, D], points in any order; a single point gives a value at its own x only.
+        y: [P, D].
+        target: [D].
 
     >>> interpolate(np.array([[3.0], [1.0]]), np.array([[8.0], [4.0]]), np.array([2.5]))
     array([7.])
@@ -153,9 +144,9 @@ def interpolate(x: Floats, y: Floats, target: Floats) -> Floats:
 
 
 def estimate(log_values: Floats) -> Estimate:
-    """exp of log values [1 + draws]: the value itself, and the interval that its resamples span."""
+    """exp of log values [1 + draws]: the measured value and the 95 % interval of its resamples."""
     value, resampled = float(np.exp(log_values[0])), log_values[1:][~np.isnan(log_values[1:])]
-    if len(resampled) < max(1, LEAST_SHARE * (len(log_values) - 1)):
+    if len(resampled) < max(1, MIN_SHARE * (len(log_values) - 1)):
         return Estimate(value, None, None)
     low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
     return Estimate(value, float(low), float(high))

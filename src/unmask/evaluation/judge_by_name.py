@@ -1,4 +1,4 @@
-"""Judges by name: the one place that knows every kind."""
+"""Judges by name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from unmask.evaluation.judges import Judge, causal_judge
 from unmask.evaluation.smollm2 import smollm2_judge
 from unmask.models.model import CausalModel, load
 
-SDTT = "sdtt:"  # before the name of a Hugging Face model: the rule by which it scores
+SDTT = "sdtt:"  # prefix of a Hugging Face model that scores by the rule of SDTT
 
 
 def judge_of(model: CausalModel, length: int, name: str = "demo-judge") -> Judge:
-    """A judge that shares the tokenizer of what it judges: it reads ids, a start token stands before each text.
+    """A judge that shares the judged model's tokenizer: it scores ids, after a start token.
 
-    length  of the texts; a text longer than the rows that the judge was trained on is read in windows of their length
+    Args:
+        model: an autoregressive model of ours.
+        length: tokens of a text; a text longer than the rows of the judge's training is scored in
+            windows of their length.
+        name: the judge's name.
     """
     return causal_judge(
         model.predictor,
@@ -37,13 +41,25 @@ def judge_of(model: CausalModel, length: int, name: str = "demo-judge") -> Judge
     )
 
 
-def judge_named(
-    name: str, tokenizer: Tokenizer | None, length: int, device: torch.device | str = "cpu"
+def judge(
+    name: str,
+    tokenizer: Tokenizer | None = None,
+    length: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Judge:
-    """A judge by name: "smollm2", the directory of one of our autoregressive models, or any Hugging Face model.
+    """A judge by name.
 
-    One of ours reads ids where its tokenizer is that of the judged model, and texts otherwise. "sdtt:NAME" is a Hugging
-    Face model that scores by the rule of SDTT and of MCD's table 3 (`evaluation.huggingface`).
+    Args:
+        name: "unmask:judge", the directory or hub id of an autoregressive model (of ours or of
+            Hugging Face), "smollm2", or "sdtt:NAME": a Hugging Face model by the rule of SDTT and
+            of table 3 of the MCD paper (`evaluation.huggingface`).
+        tokenizer: the judged model's. A judge of ours with the same tokenizer scores token ids;
+            every other judge scores texts.
+        length: tokens of a text, for such a judge; None: the length of its training rows.
+        device: device of the judge.
+
+    Returns:
+        The judge, for `generative_perplexity(texts, judge)`, or for token ids as said above.
     """
     if name == "smollm2":
         return smollm2_judge(device=device)
@@ -53,29 +69,25 @@ def judge_named(
         return huggingface_judge(name, device=device)
     directory = local_or_hub(name, ())
     file = directory / "config.json"
-    told = read_json(file) if file.exists() else {}
-    if not isinstance(told, dict):
+    content = read_json(file) if file.exists() else {}
+    if not isinstance(content, dict):
         raise ValueError(
-            f"judge {name}: {file} holds the fields of a model: want a JSON object, got {told!r:.40}"
+            f"judge {name}: {file} has the wrong type: got {content!r:.40}, want a JSON object"
         )
-    if not str(told.get("format", "")).startswith("unmask"):
+    if not str(content.get("format", "")).startswith("unmask"):
         return huggingface_judge(name, device=device)
-    name = told.get("card", {}).get("recipe", {}).get("name", name)
+    name = content.get("card", {}).get("recipe", {}).get("name", name)
     model = load(directory, device=device)
     if not isinstance(model, CausalModel):
-        raise ValueError(f"a judge is autoregressive, and {name} is a diffusion model")
-    if (
-        model.tokenizer is not None
-        and tokenizer is not None
-        and model.tokenizer.digest == tokenizer.digest
-    ):
-        return judge_of(model, length, name=name)
-    weights = model.network.state_dict()
+        raise ValueError(f"judge {name} is a diffusion model: want an autoregressive model")
+    own = model.tokenizer
+    if own is not None and tokenizer is not None and own.digest == tokenizer.digest:
+        return judge_of(model, model.length if length is None else length, name=name)
     return causal_judge(
         model.predictor,
         model.vocab_size,
-        model.tokenizer,
-        weights,
+        own,
+        model.network.state_dict(),
         name=name,
         context=model.length,
         device=device,

@@ -1,4 +1,4 @@
-"""How well a model knows held-out text: a bound for diffusion, the likelihood itself for autoregressive models."""
+"""Likelihood of held-out text: a bound (NELBO) for diffusion, exact for autoregressive models."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from unmask.rng import stratified
 from unmask.types import Denoiser, PerSequence, Tokens
 
 Convention: TypeAlias = Literal["bound", "mdlm"]
-MDLM_EPS = 1e-3  # of its log-linear schedule, and its least t
+MDLM_EPS = 1e-3  # epsilon of MDLM's log-linear schedule, and its smallest t
 
 
 def levels(u: PerSequence, convention: Convention) -> tuple[PerSequence, PerSequence]:
-    """Uniform numbers u [B] -> (alpha, dalpha), float64, at which the bound's integrand is averaged.
+    """Noise levels (alpha, dalpha), float64 [B], at which the bound's integrand is averaged.
 
-    "bound": alpha = u with time 1 - alpha, so dalpha = -1 and a MASK weighs 1 / (1 - alpha): the whole integral.
-    "mdlm": t = 1e-3 + (1 - 1e-3) u under the log-linear schedule with eps = 1e-3 (arXiv 2406.07524, its code), as in
-    published tables. Not a bound: it leaves out t < 1e-3 and alpha < 1e-3.
+    Args:
+        u: uniform numbers [B].
+        convention: "bound": alpha = u and t = 1 - alpha, so dalpha = -1 and a MASK has weight
+            1 / (1 - alpha): the whole integral. "mdlm": t = 1e-3 + (1 - 1e-3) u under the
+            log-linear schedule with eps = 1e-3, as in published tables (arXiv 2406.07524, its
+            code). This is not a bound: it leaves out t < 1e-3 and alpha < 1e-3.
     """
     u = u.double()
     if convention == "bound":
@@ -34,9 +37,7 @@ def levels(u: PerSequence, convention: Convention) -> tuple[PerSequence, PerSequ
     if convention == "mdlm":
         t = MDLM_EPS + (1 - MDLM_EPS) * u
         return 1 - (1 - MDLM_EPS) * t, torch.full_like(t, MDLM_EPS - 1)
-    raise ValueError(
-        f"convention says how noise levels are drawn: want 'bound' or 'mdlm', got {convention!r}"
-    )
+    raise ValueError(f"convention is unknown: got {convention!r}, want 'bound' or 'mdlm'")
 
 
 @torch.no_grad()
@@ -50,16 +51,31 @@ def nelbo_batches(
     batch_size: int = 8,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """The bound on each row of x0 [n, L], one network call at a time: `passes` noise levels a row.
+    """Yield the contribution of each network call to the bound on each row of x0.
 
-    Yields the nats [n], float64, of this call: n / batch_size calls a pass. Their sum over all calls is the bound. Its
-    mean is E over alpha of `process.nelbo`; with a perfect denoiser it is the entropy of the source. Noise levels are
-    stratified over the rows of a pass. The noise of a pass is drawn for all rows at once, so that it does not depend on
-    `batch_size`. ValueError for ids outside the vocabulary, and for a MASK among them.
+    The sum over all calls is the bound. Its mean is E over alpha of `process.nelbo`; for a perfect
+    denoiser this is the entropy of the source. Noise levels are stratified over the rows of a pass.
+    The noise of a pass is drawn for all rows at once, so it does not depend on `batch_size`.
+
+    Args:
+        denoiser: the network.
+        process: its noise process.
+        x0: held-out ids [n, L].
+        convention: see `levels`.
+        passes: noise levels per row.
+        batch_size: rows per network call.
+        generator: source of the noise.
+
+    Yields:
+        Nats [n], float64, of one call; there are ceil(n / batch_size) calls per pass.
+
+    Raises:
+        ValueError: for a wrong shape, ids outside the vocabulary, and a MASK among the ids.
     """
     if not (x0.dim() == 2 and x0.numel() and passes >= 1):
         raise ValueError(
-            f"want held-out rows [n, L], n >= 1, and passes >= 1, got {tuple(x0.shape)} and {passes}"
+            f"x0 or passes is out of range: got {tuple(x0.shape)} and {passes}, want held-out rows "
+            "[n, L], n >= 1, and passes >= 1"
         )
     check_rows(
         x0, process.vocab_size, process.mask_id if isinstance(process, MaskedProcess) else None
@@ -76,13 +92,13 @@ def nelbo_batches(
 
 
 def summed(batches: Iterable[Tensor], tokens: int) -> Scores:
-    """The scores of rows with `tokens` counted tokens each, from the nats [n] of each call."""
+    """Scores of rows with `tokens` scored tokens each, from the nats [n] of each network call."""
     nats = reduce(torch.add, batches)
     return Scores(nats, torch.full((len(nats),), tokens))
 
 
 def unit_of(convention: Convention) -> str:
-    """The name of the exponential of a mean bound."""
+    """The unit of exp of a mean bound per token."""
     return f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}"
 
 
@@ -90,14 +106,22 @@ def unit_of(convention: Convention) -> str:
 def next_token_batches(
     predictor: NextTokenModel, x0: Tokens, *, start: int | None = None, batch_size: int = 8
 ) -> Iterator[Tensor]:
-    """The exact nats of each row of x0 [n, L] under an autoregressive model, one network call at a time, as above.
+    """Yield the exact nats of each row of x0 under an autoregressive model, call by call.
 
-    start  the token before each row: -log p(x_1 .. x_L | start), L tokens, as in training (`objectives`). None: the
-           first token of a row is its start token, and the L - 1 tokens after it are counted.
+    Args:
+        predictor: the model.
+        x0: held-out ids [n, L].
+        start: token before each row, as in training: -log p(x_1 .. x_L | start), L tokens. None:
+            the first token of a row serves as start token, and L - 1 tokens are scored.
+        batch_size: rows per network call.
+
+    Yields:
+        Nats [n], float64, of one network call; zero for the rows of other calls.
     """
     if not (x0.dim() == 2 and len(x0) and x0.shape[1] >= (2 if start is None else 1)):
         raise ValueError(
-            f"want held-out rows [n, L] with n >= 1 and L >= 2 (L >= 1 behind a start token), got {tuple(x0.shape)}"
+            f"x0 has a wrong shape: got {tuple(x0.shape)}, want held-out rows [n, L] with n >= 1 "
+            "and L >= 2 (L >= 1 with a start token)"
         )
     for rows in torch.arange(len(x0), device=x0.device).split(batch_size):
         text = x0[rows] if start is None else F.pad(x0[rows], (1, 0), value=start)

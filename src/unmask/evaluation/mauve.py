@@ -1,4 +1,4 @@
-"""MAUVE (Pillutla et al. 2021, arXiv 2102.01454) of drawn texts against real ones, by the package mauve-text."""
+"""MAUVE (Pillutla et al. 2021, arXiv 2102.01454) of drawn texts, by the package mauve-text."""
 
 from __future__ import annotations
 
@@ -11,47 +11,45 @@ from torch import Tensor
 from unmask.evaluation.judges import TextSet
 from unmask.evaluation.measure import Measure, over_seeds
 
-Features: TypeAlias = Callable[
-    [TextSet], Tensor
-]  # texts -> [n, D], as `LanguageModelJudge.features`
+Features: TypeAlias = Callable[[TextSet], Tensor]  # texts -> [n, D], as `Judge.features`
 
-LEAST = 20  # texts: two clusters, the fewest that the package makes
+MIN_TEXTS = 20  # mauve-text makes at least two clusters, of ten texts each
 
 
 def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
-    """Area under the divergence curve of two sets of texts, quantised together: in (0, 1], 1 where they are alike.
+    """Area under the divergence curve of two quantised sets of texts: in (0, 1], 1 for equal sets.
 
-    real, drawn  features [n, D] and [m, D], n, m >= 20: the judge's last hidden state at the end of each text
-    seeds        of k-means, whose start decides much where texts are few: the value is their mean, the error from their
-                 spread, n counts them
+    Scaling factor 5 and min(n, m) / 10 clusters, the package's defaults. Published values use
+    thousands of texts. The value grows with the number of texts and depends on the features, so
+    compare it only under one protocol.
 
-    Scaling factor 5 and min(n, m) / 10 clusters, as the package has them. It takes thousands of texts to mean what it
-    means in papers, grows with the number of texts, and depends on the features: compare under one protocol only.
+    Args:
+        real: features [n, D], n >= 20: the judge's last hidden state at the end of each text.
+        drawn: features [m, D], m >= 20.
+        seeds: runs of k-means with different starts, which matter where texts are few. The value
+            is their mean, the error comes from their spread, and n counts them.
     """
     if seeds < 1:
-        raise ValueError(f"seeds is how often k-means begins anew: want seeds >= 1, got {seeds}")
-    if (
-        min(len(real), len(drawn)) < LEAST
-        or real.dim() != 2
-        or drawn.dim() != 2
-        or real.shape[1] != drawn.shape[1]
-    ):
+        raise ValueError(f"seeds is too small: got {seeds}, want seeds >= 1 runs of k-means")
+    shapes = tuple(real.shape), tuple(drawn.shape)
+    matrices = real.dim() == drawn.dim() == 2 and real.shape[1] == drawn.shape[1]
+    if not matrices or min(len(real), len(drawn)) < MIN_TEXTS:
         raise ValueError(
-            f"MAUVE compares two sets of at least {LEAST} texts by features of one judge, [n, D] and [m, D]: got "
-            f"{tuple(real.shape)} and {tuple(drawn.shape)}"
+            f"real or drawn has a wrong shape: got {shapes[0]} and {shapes[1]}, want features "
+            f"[n, D] and [m, D] of two sets of at least {MIN_TEXTS} texts"
         )
     try:
         from mauve import compute_mauve
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"MAUVE is the package mauve-text: pip install 'unmask[mauve]' ({error})"
+            f"MAUVE needs the package mauve-text: pip install 'unmask[mauve]' ({error})"
         ) from error
     p, q = (np.ascontiguousarray(table.detach().cpu().float().numpy()) for table in (real, drawn))
-    found = [compute_mauve(p_features=p, q_features=q, seed=seed) for seed in range(seeds)]
-    # where both histograms are equal, the package's area falls to 0.75: its curve is one point, split by rounding
+    results = [compute_mauve(p_features=p, q_features=q, seed=seed) for seed in range(seeds)]
+    # For equal histograms the package's curve is one point, which rounding splits: area 0.75.
     values = [
-        1.0 if np.array_equal(each.p_hist, each.q_hist) else min(1.0, float(each.mauve))
-        for each in found
+        1.0 if np.array_equal(result.p_hist, result.q_hist) else min(1.0, float(result.mauve))
+        for result in results
     ]
     return over_seeds([Measure(value, f"MAUVE of {len(drawn)} texts", 1) for value in values])
 
@@ -59,6 +57,6 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
 def mauve_against(
     features: Features, real: TextSet, seeds: int = 5
 ) -> Callable[[TextSet], Measure]:
-    """`mauve` against the same real texts each time: texts -> Measure."""
-    known = features(real)
-    return lambda texts: mauve(known, features(texts), seeds)
+    """A function texts -> `mauve` against the real texts, whose features are computed once."""
+    real_features = features(real)
+    return lambda texts: mauve(real_features, features(texts), seeds)

@@ -1,6 +1,8 @@
-"""A number with its spread, and the two labels without which it means nothing: `EvaluationProtocol` and `Setting`.
+"""A measured number with its spread, and the labels that make it comparable.
 
-No torch here: whoever reads results (the report, the command line) reads them through this file.
+`EvaluationProtocol` holds everything that must be equal before two rows may share a table.
+`Setting` says which model drew the texts of a row, and how. This module does not import torch, so
+that the report and the command line can read results without it.
 """
 
 from __future__ import annotations
@@ -8,22 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from unmask.dataclass_json import from_json
-
-Floats: TypeAlias = NDArray[np.float64]
-Index: TypeAlias = NDArray[np.int64]
-
-DRAWS = 1000  # bootstrap resamples
+from unmask.evaluation.bootstrap import Floats, pooled_mean, resamples
 
 GEN_PPL, MAUVE, REVERSE = "gen_ppl", "mauve", "reverse_ppl"
 NATS, TOKENS = "nats", "tokens"  # per-sample columns behind gen_ppl
-SECONDS = "seconds"  # wall clock a sample
-ENTROPIES = {  # column -> what it is called in a sentence
+SECONDS = "seconds"  # wall clock time per sample
+ENTROPIES = {  # column -> its name in a sentence
     "entropy": "unigram entropy",
     "pooled_entropy": "pooled 4-gram entropy",
     "completion_disagreement": "completion disagreement",
@@ -31,12 +29,12 @@ ENTROPIES = {  # column -> what it is called in a sentence
 
 
 class UnequalProtocols(ValueError):
-    """Rows measured under different protocols were about to share a table."""
+    """Raised for rows that were measured under different protocols."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A value, its unit, the number n of samples behind it, and its standard error (None where n = 1 tells nothing)."""
+    """A value, its unit, its number of samples n, and its standard error (None where n = 1)."""
 
     value: float
     unit: str
@@ -56,15 +54,18 @@ class Measure:
 
 @dataclass(frozen=True)
 class JudgeId:
-    """What of a judge decides the number it gives.
+    """The properties of a judge that decide its numbers.
 
-    revision     digest of its weights
-    context      tokens that it reads at a time
-    retokenised  True: texts, in the judge's own tokens; False: the model's ids as they are
-    prefixed     True: a start token is put before the text, so that the first token counts too
-    eos_rule     "first": an EOS counts only the first time (the rule of MDLM and Duo); "all": every token counts;
-                 "removed": the spelling of EOS is taken out of a text before (SDTT)
-    average      nats "tokens": over all tokens of all texts; "texts": of each text, then over texts
+    Attributes:
+        revision: digest of its weights
+        context: tokens in one window
+        retokenised: True: the judge encodes texts with its own tokenizer; False: it scores
+            token ids
+        prefixed: True: a start token precedes each text, so the first token is scored too
+        eos_rule: "first": only the first EOS of a text is scored (the rule of MDLM and
+            Duo); "all": every EOS is scored; "removed": EOS strings are removed first (SDTT)
+        average: "tokens": mean nats over all tokens of all texts; "texts": mean over the texts'
+            own means
     """
 
     name: str
@@ -79,14 +80,22 @@ class JudgeId:
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """What must be equal before two rows may share a table or a figure.
+    """Everything that must be equal before two rows may share a table or a figure.
 
-    length L and number of samples of each row; precision of the categorical draw; digest of the data; unmask version;
-    texts, completions: real texts, and how often each was completed, behind the completion disagreement (0: none);
-    products: precision of the networks' matrix products; wrap: real rows have BOS and EOS at their ends, as the
-    model's training rows had.
-    held_out       rows of real text; those that are measured or completed are spread evenly over them (0: not known)
-    read_by_judge  share of the held-out documents that the judge was trained on; None where its card does not say
+    Attributes:
+        length: L, tokens per sample
+        samples: samples per row
+        precision: number format of the categorical draw
+        data: digest of the data set
+        version: version of unmask
+        texts: real texts behind the completion disagreement (0: not measured)
+        completions: completions of each of these texts
+        products: number format of the networks' matrix products
+        wrap: True: real rows begin with BOS and end with EOS, like the training rows
+        held_out: number of held-out rows; measured rows are spread evenly over them (0:
+            unknown)
+        read_by_judge: share of the held-out documents in the judge's training data; None:
+            unknown
     """
 
     judge: JudgeId
@@ -104,13 +113,19 @@ class EvaluationProtocol:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> EvaluationProtocol:
-        """The protocol that `asdict` gave; ValueError names a field that is missing, foreign or of another type."""
+        """Read the output of `asdict`; ValueError names a missing, unknown or mistyped field."""
         return from_json(EvaluationProtocol, data, "protocol")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What labels a row: the model's digest, and how its texts were drawn. `nfe` is measured: mean calls a sample."""
+    """How the texts of a row were drawn.
+
+    Attributes:
+        model: digest of the model's weights
+        nfe: measured: mean network calls per sample
+        draw: categorical draw, see `samplers.categorical`
+    """
 
     model: str
     sampler: str
@@ -119,16 +134,19 @@ class Setting:
     temperature: float = 1.0
     top_p: float = 1.0
     seeds: tuple[int, ...] = (0,)
+    draw: str = "race"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One row of a table of results.
 
-    name      whose line: "teacher", "student", "data", ...
-    measures  by name: "gen_ppl", "entropy", "seconds", ...
-    samples   per-sample values by name ("nats", "tokens", "entropy", ...): what a paired bootstrap needs. Columns of
-              equal length are paired: entry i belongs to latent i, of whichever model.
+    Attributes:
+        name: "teacher", "student", "data", ...
+        measures: by name: "gen_ppl", "entropy", "seconds", ...
+        samples: per-sample values by name ("nats", "tokens", "entropy", ...) for a paired
+            bootstrap. Columns of equal length are paired: entry i belongs to latent i in every
+            row.
     """
 
     name: str
@@ -138,7 +156,7 @@ class Row:
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data. The figures that a reader looks for stand on top; `from_json` reads the rest."""
+        """JSON values. The most important figures are repeated at the top level for readers."""
         gen_ppl = self.measures.get(GEN_PPL)
         top = {
             "name": self.name,
@@ -157,9 +175,9 @@ class Row:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Row:
-        """The row that `to_json` wrote; ValueError names what is missing or foreign.
+        """Read the output of `to_json`; ValueError names a missing or unknown field.
 
-        In a file null is a value that is not finite (`plain.dumps`); here it is NaN.
+        A JSON null stands for a value that is not finite. It is read as NaN.
         """
         try:
             return row_of(data, "row")
@@ -170,83 +188,101 @@ class Row:
 
 
 def row_of(value: Any, where: str, strict: bool = True) -> Row:
-    """A row from JSON; ValueError names a field, from `where` on. Null is a value that is not finite: here NaN.
+    """Read a row from JSON values.
 
-    strict  False: labels that this version does not know are left alone
+    Args:
+        value: the output of `Row.to_json`, perhaps of an earlier version.
+        where: the row's place in its file, for error messages.
+        strict: False ignores fields of labels that this version does not know.
+
+    Raises:
+        ValueError: names the faulty field.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} holds the fields of a row: want an object, got {value!r:.40}")
-    known = {one.name: value[one.name] for one in fields(Row) if one.name in value}
-    if isinstance(samples := known.get("samples"), Mapping):
-        known["samples"] = {
-            key: [_number(item) for item in column] if isinstance(column, list) else column
+        raise ValueError(f"{where} is not a row: got {value!r:.40}, want a JSON object")
+    values = {one.name: value[one.name] for one in fields(Row) if one.name in value}
+    if isinstance(samples := values.get("samples"), Mapping):
+        values["samples"] = {
+            key: [_nan_for_null(item) for item in column] if isinstance(column, list) else column
             for key, column in samples.items()
         }
-    return from_json(Row, known, where, strict=strict, readers={Measure: _measure})
+    if isinstance(setting := values.get("setting"), Mapping):
+        values["setting"] = _with_draw(setting)
+    return from_json(Row, values, where, strict=strict, readers={Measure: _measure})
+
+
+def _with_draw(setting: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Earlier versions wrote a draw other than "race" behind the sampler: "SAMPLER, DRAW"."""
+    sampler = setting.get("sampler")
+    if "draw" in setting or not isinstance(sampler, str) or ", " not in sampler:
+        return setting
+    name, _, draw = sampler.rpartition(", ")
+    return {**setting, "sampler": name, "draw": draw}
 
 
 def _measure(value: Any, where: str) -> Measure:
     if isinstance(value, Mapping) and "value" in value:
-        value = {**value, "value": _number(value["value"])}
+        value = {**value, "value": _nan_for_null(value["value"])}
     return from_json(Measure, value, where)
 
 
-def _number(value: Any) -> Any:
+def _nan_for_null(value: Any) -> Any:
     return np.nan if value is None else value
 
 
 def require_same_protocol(rows: Iterable[Row]) -> EvaluationProtocol:
-    """The protocol that all rows share; `UnequalProtocols` names each field that differs, with its values."""
+    """The protocol that all rows share; `UnequalProtocols` names each differing field."""
     rows = list(rows)
     if not rows:
-        raise ValueError("no rows: a table needs at least one")
+        raise ValueError("rows is empty: a table needs at least one row")
     table = [_flat(asdict(row.protocol)) for row in rows]
-    differing = [
-        name for name in table[0] if any(fields[name] != table[0][name] for fields in table)
-    ]
+    differing = [name for name in table[0] if any(line[name] != table[0][name] for line in table)]
     if differing:
-        lines = [
-            f"{name}: {', '.join(_groups(rows, [fields[name] for fields in table]))}"
+        faults = [
+            f"{name}: {', '.join(_groups(rows, [line[name] for line in table]))}"
             for name in differing
         ]
         raise UnequalProtocols(
-            "these rows were measured under different protocols and may not share a table. "
-            + "; ".join(lines)
-            + ". Measure them again under one protocol"
+            "these rows were measured under different protocols and may not share a table: "
+            f"{'; '.join(faults)}. Measure them again under one protocol"
         )
     return rows[0].protocol
 
 
 def protocol_words(protocol: EvaluationProtocol, seeds: Iterable[int]) -> str:
-    """How numbers were measured, in a sentence."""
+    """The protocol of a table in one sentence."""
     judge = protocol.judge
-    how = ["its own tokens of the text" if judge.retokenised else "token ids as they are"]
-    how += [
+    removed = judge.eos_rule == "removed"
+    rules = [
+        "its own tokens of the text" if judge.retokenised else "token ids as they are",
         "start token before the text" if judge.prefixed else "first token not scored",
-        f"EOS {judge.eos_rule}"
-        if judge.eos_rule == "removed"
-        else f"EOS counted: {judge.eos_rule}",
+        f"EOS {'' if removed else 'counted: '}{judge.eos_rule}",
     ]
-    how += ["mean over texts"] if judge.average == "texts" else []
-    how += (
-        [f"trained on {protocol.read_by_judge:.0%} of the held-out documents"]
-        if protocol.read_by_judge
-        else []
-    )
+    if judge.average == "texts":
+        rules.append("mean over texts")
+    if protocol.read_by_judge:
+        rules.append(f"trained on {protocol.read_by_judge:.0%} of the held-out documents")
     of = f" of {protocol.held_out:,} held-out rows" if protocol.held_out else ""
-    real = f"real text: {protocol.samples:,}{of}, spread evenly; " if of else ""
-    completed = (
-        f"completions by masked diffusion: {protocol.completions} of each of {protocol.texts} real texts{of}; "
-        if protocol.texts
-        else ""
-    )
-    ends = ", real ones with BOS and EOS at their ends" if protocol.wrap else ""
-    return (
-        f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, {', '.join(how)}); "
-        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row{ends}; {real}{completed}"
-        f"draws in {protocol.precision}, products in {protocol.products}; "
-        f"seed {', '.join(map(str, sorted(set(seeds))))}; data {protocol.data[:8]}; unmask {protocol.version}."
-    )
+    parts = [
+        f"Judge {judge.name} ({judge.revision[:8]}, {judge.dtype}, context {judge.context}, "
+        f"{', '.join(rules)})",
+        f"n = {protocol.samples} texts of L = {protocol.length} tokens a row"
+        + (", real ones with BOS and EOS at their ends" if protocol.wrap else ""),
+    ]
+    if of:
+        parts.append(f"real text: {protocol.samples:,}{of}, spread evenly")
+    if protocol.texts:
+        parts.append(
+            f"completions by masked diffusion: {protocol.completions} of each of "
+            f"{protocol.texts} real texts{of}"
+        )
+    parts += [
+        f"draws in {protocol.precision}, products in {protocol.products}",
+        f"seed {', '.join(map(str, sorted(set(seeds))))}",
+        f"data {protocol.data[:8]}",
+        f"unmask {protocol.version}.",
+    ]
+    return "; ".join(parts)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -257,24 +293,11 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def _groups(rows: Sequence[Row], values: Sequence[object]) -> list[str]:
+    """Each distinct value with the names of its rows."""
     names: dict[str, list[str]] = {}
     for row, value in zip(rows, values, strict=True):
         names.setdefault(json.dumps(value), []).append(row.name)
     return [f"{value} ({', '.join(dict.fromkeys(owners))})" for value, owners in names.items()]
-
-
-def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Index:
-    """Bootstrap indices [draws, n]. The same n and seed give the same indices: that is what pairs two rows."""
-    return np.random.default_rng(seed % 2**64).integers(n, size=(draws, n))
-
-
-def pooled_mean(total: Floats, count: Floats, index: Index) -> Floats:
-    """sum(total) / sum(count) within each resample of `index` [D, n] -> [D]; nan where nothing was counted."""
-    counted: Floats = count[index].sum(-1)
-    mean: Floats = np.divide(
-        total[index].sum(-1), counted, out=np.full(counted.shape, np.nan), where=counted > 0
-    )
-    return mean
 
 
 def pooled(
@@ -285,21 +308,19 @@ def pooled(
 ) -> Measure:
     """of(sum(total) / sum(count)) over samples, with a bootstrap standard error over samples.
 
-    total, count [n]: of each sample. `of=np.exp` makes a perplexity of nats and tokens.
+    Args:
+        total: sums per sample, [n].
+        count: counts per sample, [n].
+        unit: unit of the result.
+        of: function of the mean; `np.exp` turns nats and tokens into a perplexity.
     """
     totals, counts = np.asarray(total, np.float64), np.asarray(count, np.float64)
     n = len(totals)
     if not counts.sum() > 0:
-        raise ValueError(
-            f"{unit} is a mean over counted tokens: want at least one, got {n} samples without any"
-        )
+        raise ValueError(f"{unit}: got {n} samples without a counted token, want at least one")
     value = float(of(pooled_mean(totals, counts, np.arange(n)[None]))[0])
-    return Measure(
-        value,
-        unit,
-        n,
-        float(np.nanstd(of(pooled_mean(totals, counts, resamples(n))))) if n > 1 else None,
-    )
+    sem = float(np.nanstd(of(pooled_mean(totals, counts, resamples(n))))) if n > 1 else None
+    return Measure(value, unit, n, sem)
 
 
 def mean(values: ArrayLike, unit: str) -> Measure:
@@ -309,7 +330,7 @@ def mean(values: ArrayLike, unit: str) -> Measure:
 
 
 def median(values: ArrayLike, unit: str) -> Measure:
-    """The median of values [n], which does not mind one that is off, and its bootstrap standard error."""
+    """The median of values [n], robust to a single outlier, and its bootstrap standard error."""
     table = np.asarray(values, np.float64)
     n = len(table)
     sem = float(np.median(table[resamples(n)], axis=-1).std()) if n > 1 else None
@@ -317,23 +338,19 @@ def median(values: ArrayLike, unit: str) -> Measure:
 
 
 def perplexity(nats: ArrayLike, tokens: ArrayLike, unit: str = "perplexity") -> Measure:
-    """exp of the pooled mean nats a token; nats, tokens [n] of each sample."""
+    """exp of the pooled mean nats per token; nats [n] and tokens [n] are sums per sample."""
     return pooled(nats, tokens, unit, of=np.exp)
 
 
 def over_seeds(measures: Sequence[Measure]) -> Measure:
-    """One measure from the same one at several training seeds: their mean, and the standard error from their spread.
+    """Mean of one measure over training seeds, with the standard error of their spread.
 
-    n counts seeds. Two at least before any verdict.
+    The result's n counts seeds. A verdict needs at least two.
     """
     units = {measure.unit for measure in measures}
     if len(units) != 1:
-        raise ValueError(f"seeds of one measure share a unit, got {sorted(units) or 'no measure'}")
+        raise ValueError(f"measures have several units: got {sorted(units) or 'none'}, want one")
     values = np.array([measure.value for measure in measures])
     n = len(values)
-    return Measure(
-        float(values.mean()),
-        units.pop(),
-        n,
-        float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
-    )
+    sem = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    return Measure(float(values.mean()), units.pop(), n, sem)

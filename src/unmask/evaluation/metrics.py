@@ -1,7 +1,8 @@
-"""What a text, and a set of texts, repeats: entropies, n-grams, overlap, and the disagreement of completions.
+"""Diversity measures of drawn texts: entropies, n-grams, overlap, disagreement of completions.
 
-Each function answers a value per sample, so that every mean has a standard error and every comparison can be paired.
-Token ids are int64 [n, L], n samples of L tokens. Everything is exact counting in float64, no sampling.
+Each function returns a value per sample, so that every mean has a standard error and comparisons
+can be paired. Token ids are int64 [n, L]: n samples of L tokens. All results are exact counts in
+float64.
 """
 
 from __future__ import annotations
@@ -14,25 +15,32 @@ from torch import Tensor
 from unmask.rng import address, uniform
 from unmask.types import PerSequence, Tokens
 
-_HALVES = 0x48414C46  # stream of the positions that `completion_disagreement` covers
+_HALVES = 0x48414C46  # random stream of the positions that `half_masked` masks
 
 
 def entropy(tokens: Tokens) -> PerSequence:
     """Unigram entropy of each sample's token ids, -sum_v (c_v/L) ln(c_v/L): [n] nats, at most ln L.
 
-    As the field measures it (Duo, arXiv 2506.10892), not corrected for L. Blind to all samples being one and the same.
+    As in Duo (arXiv 2506.10892), without a correction for L. It does not notice that all samples
+    are the same text.
 
     >>> entropy(torch.tensor([[5, 5, 5, 5], [1, 2, 1, 2]]))
     tensor([0.0000, 0.6931], dtype=torch.float64)
     """
+    if not isinstance(tokens, Tensor):
+        raise ValueError(
+            f"tokens is not a tensor: got {type(tokens).__name__}, want ids [n, L] as an int64 "
+            "tensor; use torch.tensor(tokens), or the field .tokens of samples"
+        )
     return (tokens.shape[1] / own_counts(grams(tokens, 1)).double()).log().mean(dim=1)
 
 
 def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
-    """Entropy of n-grams pooled over all samples, shared out: the mean of the values [rows] is that entropy, nats.
+    """Entropy of the n-grams of all samples together: the mean of the values [rows] is it, in nats.
 
-    A sample's value is the mean of -ln(share of the pool) over its n-grams, which is also the influence of that sample
-    on the entropy: their spread gives its standard error. It grows with the number of samples; compare at equal n.
+    A sample's value is the mean of -ln(share of the pool) over its n-grams. This is also the
+    influence of the sample on the entropy, so the spread of the values gives the standard error.
+    The entropy grows with the number of samples: compare at equal n.
 
     >>> pooled_entropy(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]))
     tensor([0.6931, 0.6931], dtype=torch.float64)
@@ -42,7 +50,7 @@ def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
 
 
 def repetition(tokens: Tokens, n: int) -> PerSequence:
-    """Share of a sample's n-grams that stand in it already: 1 - distinct / all, [rows].
+    """Share of a sample's n-grams that repeat an earlier one of it: 1 - distinct / all, [rows].
 
     >>> repetition(torch.tensor([[1, 2, 1, 2, 1]]), 2)
     tensor([0.5000], dtype=torch.float64)
@@ -51,7 +59,7 @@ def repetition(tokens: Tokens, n: int) -> PerSequence:
 
 
 def distinct_n(tokens: Tokens, n: int) -> PerSequence:
-    """Distinct n-grams of the whole set / all n-grams, shared out: the mean of the values [rows] is distinct-n.
+    """Distinct n-grams of the whole set / all n-grams: the mean of the values [rows] is distinct-n.
 
     >>> distinct_n(torch.tensor([[1, 2, 3], [1, 2, 3]]), 2).mean()
     tensor(0.5000, dtype=torch.float64)
@@ -61,9 +69,10 @@ def distinct_n(tokens: Tokens, n: int) -> PerSequence:
 
 
 def overlap(tokens: Tokens, n: int = 4, subset: int = 64) -> PerSequence:
-    """Share of a sample's n-grams that stand in another sample, mean over the others: [min(rows, subset)].
+    """Share of a sample's n-grams in another sample, mean over the others: [min(rows, subset)].
 
-    Over the first `subset` rows, every ordered pair. 1 where all samples are one text, whatever its entropy.
+    Over every ordered pair of the first `subset` rows. It is 1 where all samples are one text,
+    whatever the entropy of that text.
 
     >>> overlap(torch.tensor([[1, 2, 3], [1, 2, 4]]), n=2)
     tensor([0.5000, 0.5000], dtype=torch.float64)
@@ -71,7 +80,7 @@ def overlap(tokens: Tokens, n: int = 4, subset: int = 64) -> PerSequence:
     ids = grams(tokens[:subset], n)
     rows = len(ids)
     if rows < 2:
-        raise ValueError(f"overlap compares samples with one another: want at least 2, got {rows}")
+        raise ValueError(f"tokens has too few samples for an overlap: got {rows}, want at least 2")
     counts = torch.zeros(rows, int(ids.max()) + 1, device=ids.device)
     counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
     shared = (counts @ (counts > 0).to(counts).T).double() / ids.shape[1]
@@ -79,7 +88,7 @@ def overlap(tokens: Tokens, n: int = 4, subset: int = 64) -> PerSequence:
 
 
 def half_masked(texts: Tokens, share: float = 0.5, seed: int = 0) -> Tokens:
-    """Texts [T, L] with round(share L) positions a text, chosen by (seed, text), set to -1: free to complete."""
+    """Texts [T, L] with round(share L) positions of each set to -1, chosen by (seed, text)."""
     count, length = texts.shape
     rows = torch.arange(count, device=texts.device)[:, None]
     columns = torch.arange(length, device=texts.device)[None]
@@ -94,53 +103,58 @@ def completion_disagreement(
     share: float = 0.5,
     seed: int = 0,
 ) -> PerSequence:
-    """P(two completions of a half-masked real text differ at a masked position), mean over its positions: [T].
+    """P(two completions of a text differ at a masked position), mean over positions: [T].
 
-    complete      pinned ids [T completions, L], -1 where free -> ids of that shape, independent draws
-    texts         real rows [T, L]; entry i of the answer belongs to text i, whichever model completes it
+    This is diversity given a context. A method that keeps one mode per context keeps its unigram
+    entropy and loses this.
 
-    Diversity given a context: a method that keeps one mode for each context keeps its unigram entropy and loses this.
+    Args:
+        complete: pinned ids [T completions, L], -1 where free -> ids of that shape, independent.
+        texts: real rows [T, L]; entry i of the result belongs to text i, for every model.
+        completions: completions per text, at least 2.
+        share: share of the positions that are masked.
+        seed: seed of the masked positions.
     """
     if completions < 2:
-        raise ValueError(
-            f"disagreement is between completions of one text: want completions >= 2, got {completions}"
-        )
+        raise ValueError(f"completions is too small: got {completions}, want completions >= 2")
     masked = half_masked(texts, share, seed)
     if not bool((masked == -1).any(dim=1).all()):
         raise ValueError(
-            f"share = {share} is the part of a text to complete: of {masked.shape[1]} tokens it covers none"
+            f"share is too small: got {share}, which masks none of {masked.shape[1]} tokens"
         )
     pinned = masked.repeat_interleave(completions, dim=0)
     drawn = complete(pinned)
     if drawn.shape != pinned.shape or not bool((drawn == pinned)[pinned != -1].all()):
         raise ValueError(
-            "a completion keeps the pinned tokens and the shape [T completions, L]; this one does not"
+            f"complete changed pinned tokens or the shape: got {tuple(drawn.shape)}, want ids "
+            f"{tuple(pinned.shape)} with the pinned tokens"
         )
     sets = zip(drawn.split(completions), masked == -1, strict=True)
     return torch.stack([disagreement(rows[:, free]) for rows, free in sets])
 
 
 def disagreement(rows: Tokens) -> Tensor:
-    """P(two of k rows differ at a position), mean over positions: rows [k, M] -> scalar, unbiased for the law behind.
+    """P(two of k rows differ at a position), mean over positions: rows [k, M] -> scalar, unbiased.
 
     >>> disagreement(torch.tensor([[1, 7], [1, 8], [1, 8]]))
     tensor(0.3333, dtype=torch.float64)
     """
     k = len(rows)
-    agreeing = own_counts(rows.T).double() - 1  # with how many others each row agrees
+    agreeing = own_counts(rows.T).double() - 1  # number of other rows with the same token
     return 1 - agreeing.mean() / (k - 1)
 
 
 def grams(tokens: Tokens, n: int) -> Tokens:
-    """Number the n-grams: ids [rows, L - n + 1], equal exactly where the n-grams are equal, 0 .. distinct - 1."""
+    """Number the n-grams: ids [rows, L - n + 1] in 0 .. distinct - 1, equal for equal n-grams."""
     rows, length = tokens.shape
     if not (rows >= 1 and 1 <= n <= length):
         raise ValueError(
-            f"n-grams of tokens [rows, L] want rows >= 1 and 1 <= n <= L, got {rows, length} and n = {n}"
+            f"n or tokens is out of range: got n = {n} and tokens {[rows, length]}, "
+            "want rows >= 1 and 1 <= n <= L"
         )
     single = _number(tokens)
     size, ids = int(single.max()) + 1, single
-    for shift in range(1, n):  # ids < rows L and size < V, so the pair fits 64 bits
+    for shift in range(1, n):  # ids < rows L and size < V, so the product fits 64 bits
         ids = _number(ids[:, :-1] * size + single[:, shift:])
     return ids
 
@@ -151,7 +165,7 @@ def _number(values: Tensor) -> Tokens:
 
 
 def own_counts(ids: Tokens) -> Tokens:
-    """How often each entry of ids [n, L] stands in its own row, itself included: [n, L], sorted by id within a row."""
+    """Count each entry of ids [n, L] in its own row: [n, L], in the order of the sorted row."""
     ids = ids.sort(dim=1).values
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]

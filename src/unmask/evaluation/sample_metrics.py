@@ -1,10 +1,9 @@
-"""Measuring: drawn texts in, rows out; and the naive rows that show which measure can be gamed."""
+"""Rows of results: every measure of a set of texts, and rows of baseline texts to compare with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
@@ -26,27 +25,34 @@ from unmask.evaluation.timing import timed
 from unmask.rng import generator
 from unmask.types import PerSequence, Tokens
 
+_UNITS = {
+    "entropy": "nats",
+    "pooled_entropy": "nats",
+    "completion_disagreement": "share of positions",
+}
+
 
 class SampleSet(Protocol):
-    """What a row asks of `samplers.loop.Samples`: ids [n, L], their texts where there is a tokenizer, calls [n]."""
+    """The part of `samplers.sample.Samples` that a row uses."""
 
     @property
-    def tokens(self) -> Tokens: ...
+    def tokens(self) -> Tokens:
+        """Ids [n, L]."""
+        ...
 
     @property
-    def texts(self) -> list[str] | None: ...
+    def texts(self) -> list[str] | None:
+        """The decoded texts; None without a tokenizer."""
+        ...
 
     @property
-    def nfe(self) -> Tensor: ...
+    def nfe(self) -> Tensor:
+        """Network calls of each sample, [n]."""
+        ...
 
 
-class Complete(Protocol):
-    """Pinned ids [k, L], -1 where free -> ids [k, L], independent draws."""
-
-    def __call__(self, pinned: Tokens, /, *, steps: int, temperature: float) -> Tokens: ...
-
-
-SetMetric: TypeAlias = Callable[[SampleSet], Measure]  # of a whole set of texts, against real ones
+Complete: TypeAlias = Callable[[Tokens], Tokens]  # pinned ids [k, L], -1 where free -> ids [k, L]
+SetMetric: TypeAlias = Callable[[SampleSet], Measure]  # compares a set of texts with real texts
 
 
 @dataclass(frozen=True)
@@ -67,133 +73,130 @@ def measure_row(
     *,
     seconds: Measure | None = None,
     disagreement: PerSequence | None = None,
-    gauges: Mapping[str, SetMetric] | None = None,
+    set_metrics: Mapping[str, SetMetric] | None = None,
 ) -> Row:
-    """Every measure of a set of texts. `setting.nfe` is overwritten by what was counted.
+    """Every measure of a set of texts.
 
-    seconds       wall clock a sample
-    disagreement  `metrics.completion_disagreement` of the same model in the same setting, a value a real text
-    gauges        further measures of the set, by name
+    Args:
+        name: the row's name.
+        drawn: the texts.
+        judge: the judge behind gen_ppl.
+        protocol: the protocol of the row; the texts and the judge must fit it.
+        setting: how the texts were drawn; its `nfe` is replaced by the counted calls.
+        seconds: wall clock time per sample.
+        disagreement: `metrics.completion_disagreement` of the same model in the same setting, one
+            value per real text.
+        set_metrics: further measures of the whole set, by name.
     """
     tokens = drawn.tokens.cpu()
     if tuple(tokens.shape) != (protocol.samples, protocol.length):
         raise ValueError(
-            f"the protocol measures {protocol.samples} samples of {protocol.length} tokens: row {name} has "
-            f"{tuple(tokens.shape)}"
+            f"row {name} has the shape {tuple(tokens.shape)}, and its protocol measures "
+            f"{protocol.samples} samples of {protocol.length} tokens"
         )
-    if judge.stamp != protocol.judge:
+    if judge.identity != protocol.judge:
         raise ValueError(
-            f"the protocol's judge is {protocol.judge}, not {judge.stamp}: build it from `judge.stamp`"
+            f"judge {judge.identity} is not the protocol's, {protocol.judge}: build the protocol "
+            "from `judge.identity`"
         )
-    scores = judge(as_read(drawn, judge))
-    columns: dict[str, Tensor] = {
-        "entropy": metrics.entropy(tokens),
-        "pooled_entropy": metrics.pooled_entropy(tokens),
-        **({} if disagreement is None else {"completion_disagreement": disagreement}),
-    }
-    others = {
-        **{
-            f"repetition_{n}": (metrics.repetition(tokens, n), "share of repeated n-grams")
-            for n in (2, 3, 4)
-        },
-        **{
-            f"distinct_{n}": (metrics.distinct_n(tokens, n), "share of distinct n-grams")
-            for n in (1, 2, 3, 4)
-        },
-        **(
-            {"overlap_4": (metrics.overlap(tokens), "share of 4-grams in another sample")}
-            if len(tokens) > 1
-            else {}
-        ),
-    }
-    measures = {
-        GEN_PPL: perplexity(scores, f"perplexity under {judge.stamp.name}"),
-        **({} if scores.bytes is None else {"bits_per_byte": bits_per_byte(scores)}),
-        **{key: measure.mean(values.numpy(), _UNITS[key]) for key, values in columns.items()},
-        **{key: measure.mean(values.numpy(), unit) for key, (values, unit) in others.items()},
-        **{key: gauge(drawn) for key, gauge in (gauges or {}).items()},
-        **({} if seconds is None else {SECONDS: seconds}),
-    }
-    samples = {**dict(zip((NATS, TOKENS), scores.terms, strict=True)), **columns}
-    return Row(
-        name,
-        protocol,
-        replace(setting, nfe=float(drawn.nfe.double().mean())),
-        measures,
-        {key: values.tolist() for key, values in samples.items()},
-    )
+    scores = judge(judge_input(drawn, judge))
+    columns = {"entropy": metrics.entropy(tokens), "pooled_entropy": metrics.pooled_entropy(tokens)}
+    if disagreement is not None:
+        columns["completion_disagreement"] = disagreement
+    measures = {GEN_PPL: perplexity(scores, f"perplexity under {judge.identity.name}")}
+    if scores.bytes is not None:
+        measures["bits_per_byte"] = bits_per_byte(scores)
+    for key, values in columns.items():
+        measures[key] = measure.mean(values.numpy(), _UNITS[key])
+    measures |= _repetition(tokens)
+    for key, metric in (set_metrics or {}).items():
+        measures[key] = metric(drawn)
+    if seconds is not None:
+        measures[SECONDS] = seconds
+    nats, weights = scores.terms
+    samples = {NATS: nats, TOKENS: weights, **columns}
+    setting = replace(setting, nfe=float(drawn.nfe.double().mean()))
+    per_sample = {key: values.tolist() for key, values in samples.items()}
+    return Row(name, protocol, setting, measures, per_sample)
 
 
-def as_read(drawn: SampleSet, judge: Judge) -> TextSet:
-    """The texts, or their ids, whichever the judge reads."""
-    if not judge.stamp.retokenised:
+def _repetition(tokens: Tokens) -> dict[str, Measure]:
+    """Repeated and distinct n-grams; overlap needs two samples."""
+    values = {
+        f"repetition_{n}": (metrics.repetition(tokens, n), "share of repeated n-grams")
+        for n in (2, 3, 4)
+    }
+    values |= {
+        f"distinct_{n}": (metrics.distinct_n(tokens, n), "share of distinct n-grams")
+        for n in (1, 2, 3, 4)
+    }
+    if len(tokens) > 1:
+        values["overlap_4"] = (metrics.overlap(tokens), "share of 4-grams in another sample")
+    return {key: measure.mean(table.numpy(), unit) for key, (table, unit) in values.items()}
+
+
+def judge_input(drawn: SampleSet, judge: Judge) -> TextSet:
+    """The texts or their ids, whichever the judge scores."""
+    if not judge.identity.retokenised:
         return drawn.tokens.cpu()
     if drawn.texts is None:
         raise ValueError(
-            f"judge {judge.stamp.name} reads texts and this set has none, only ids: give the model a tokenizer"
+            f"judge {judge.identity.name} scores texts and this set has none, only ids: give the "
+            "model a tokenizer"
         )
     return drawn.texts
 
 
-_UNITS = {
-    "entropy": "nats",
-    "pooled_entropy": "nats",
-    "completion_disagreement": "share of positions",
-}
-
-
-def measure_frontier(
-    draw: Callable[[int, float], SampleSet],
+def draw_and_measure(
+    draw: Callable[[], SampleSet],
     judge: Judge,
     protocol: EvaluationProtocol,
     setting: Setting,
     *,
     name: str,
-    steps: Iterable[int],
-    temperatures: Iterable[float],
     complete: Complete | None = None,
     texts: Tokens | None = None,
-    completions: int = 16,
-    gauges: Mapping[str, SetMetric] | None = None,
+    set_metrics: Mapping[str, SetMetric] | None = None,
     repeats: int = 1,
-    warmup: int = 1,
+    warmup: int = 0,
     device: torch.device | str = "cpu",
-) -> Iterator[Row]:
-    """Yield a row for each step count and temperature.
+) -> Row:
+    """Draw and time the texts of one row, and measure them.
 
-    draw      (steps, temperature) -> texts: the same latents each time, or nothing is paired
-    complete  fills in the real `texts` [T, L], half masked
-    gauges    as in `measure_row`
-    repeats   timed draws a row, after `warmup` draws in all
+    Args:
+        draw: draws the texts; two rows are paired only if both use the same latents.
+        judge: the judge behind gen_ppl.
+        protocol: the protocol of the row; it also counts the completions of each text.
+        setting: how `draw` draws.
+        name: the row's name.
+        complete: completes half-masked texts in the same setting.
+        texts: real texts [T, L] to complete.
+        set_metrics: see `measure_row`.
+        repeats: timed draws.
+        warmup: draws before them that are not timed.
+        device: device to synchronise with.
     """
     if (complete is None) != (texts is None):
         raise ValueError(
-            "completion disagreement takes both `complete` and real `texts` [T, L]: give both or neither"
+            "complete or texts is missing: completion disagreement needs both; give both or neither"
         )
-    temperatures = list(temperatures)
-    for count in steps:
-        for temperature in temperatures:
-            run = timed(
-                partial(draw, count, temperature), repeats=repeats, warmup=warmup, device=device
-            )
-            warmup = 0
-            disagreement = None
-            if complete is not None and texts is not None:
-                here = partial(complete, steps=count, temperature=temperature)
-                disagreement = metrics.completion_disagreement(here, texts, completions).cpu()
-            yield measure_row(
-                name,
-                run.result,
-                judge,
-                protocol,
-                replace(setting, steps=count, temperature=temperature),
-                seconds=run.measure(per=protocol.samples, unit="s a sample"),
-                disagreement=disagreement,
-                gauges=gauges,
-            )
+    run = timed(draw, repeats=repeats, warmup=warmup, device=device)
+    disagreement = None
+    if complete is not None and texts is not None:
+        disagreement = metrics.completion_disagreement(complete, texts, protocol.completions).cpu()
+    return measure_row(
+        name,
+        run.result,
+        judge,
+        protocol,
+        setting,
+        seconds=run.measure(per=protocol.samples, unit="s a sample"),
+        disagreement=disagreement,
+        set_metrics=set_metrics,
+    )
 
 
-def naive_rows(
+def baseline_rows(
     real: Tokens,
     vocab_size: int,
     judge: Judge,
@@ -202,42 +205,42 @@ def naive_rows(
     decode: Callable[[Sequence[int]], str] | None = None,
     never: Sequence[int] = (),
     seed: int = 0,
-    gauges: Mapping[str, SetMetric] | None = None,
+    set_metrics: Mapping[str, SetMetric] | None = None,
 ) -> list[Row]:
-    """Uniform tokens, unigram draws, one real text repeated, and real data: from real rows [n, L].
+    """Rows of uniform tokens, unigram draws, one real text repeated, and real text (last).
 
-    decode  ids -> text, for a judge that reads texts
-    never   ids that no text holds, such as MASK
+    They show which measures prefer bad texts.
+
+    Args:
+        real: real rows [n, L].
+        vocab_size: V.
+        judge: the judge behind gen_ppl.
+        protocol: the protocol of the rows.
+        decode: ids -> text, for a judge of texts.
+        never: ids that no text contains, such as MASK.
+        seed: seed of the draws.
+        set_metrics: see `measure_row`.
     """
-    dice = generator(seed)
+    source = generator(seed)
     real = real.cpu()
     allowed = torch.ones(vocab_size, dtype=torch.float64)
     allowed[list(never)] = 0
     count = real.flatten().bincount(minlength=vocab_size).double()
-    sets: Mapping[str, Tokens] = {
-        "uniform tokens": _draw(allowed, real, dice),
-        "unigram draws": _draw(count, real, dice),
+    sets = {
+        "uniform tokens": _multinomial(allowed, real, source),
+        "unigram draws": _multinomial(count, real, source),
         "one text repeated": real[:1].expand_as(real),
         "data": real,
     }
-    return [
-        measure_row(
-            name,
-            DrawnTexts(
-                tokens,
-                decode and [decode(row) for row in tokens.tolist()],
-                torch.zeros(len(tokens)),
-            ),
-            judge,
-            protocol,
-            Setting(protocol.data, name, steps=0, nfe=0.0, seeds=(seed,)),
-            gauges=gauges,
-        )
-        for name, tokens in sets.items()
-    ]
+    rows = []
+    for name, tokens in sets.items():
+        texts = None if decode is None else [decode(row) for row in tokens.tolist()]
+        drawn = DrawnTexts(tokens, texts, torch.zeros(len(tokens)))
+        setting = Setting(protocol.data, name, steps=0, nfe=0.0, seeds=(seed,))
+        rows.append(measure_row(name, drawn, judge, protocol, setting, set_metrics=set_metrics))
+    return rows
 
 
-def _draw(weight: Tensor, like: Tokens, generator: torch.Generator) -> Tokens:
-    return torch.multinomial(weight, like.numel(), replacement=True, generator=generator).view_as(
-        like
-    )
+def _multinomial(weight: Tensor, like: Tokens, source: torch.Generator) -> Tokens:
+    ids = torch.multinomial(weight, like.numel(), replacement=True, generator=source)
+    return ids.view_as(like)

@@ -1,4 +1,4 @@
-"""Seconds, tokens a second, and memory, measured so that they mean the same twice."""
+"""Repeatable measurements of wall clock time, throughput and peak memory."""
 
 from __future__ import annotations
 
@@ -19,69 +19,83 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """What a call answered, and the wall clock of each repeat, seconds."""
+    """The result of a call, and the wall clock time of each repeat in seconds."""
 
     result: T
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Seconds; unlike the mean it does not mind one interrupted repeat."""
+        """Median seconds; robust to a single interrupted repeat."""
         return statistics.median(self.seconds)
 
     def measure(self, per: int = 1, unit: str = "s") -> Measure:
-        """Median seconds / per (say, the number of texts drawn), with a bootstrap error over repeats."""
+        """Median of seconds / per (such as the number of texts), with a bootstrap error."""
         return median(np.array(self.seconds) / per, unit)
 
     def quantile(self, share: float) -> float:
-        """Seconds within which this share of the repeats ended, linear between two repeats in order.
+        """The quantile of the seconds over repeats, linear between two order statistics.
 
-        With R repeats the quantile stands at place 1 + share (R - 1): below R = 21 the 0.95 one is a mean of the two
-        longest, weighted for the longest the more the fewer they are.
+        With R repeats the quantile lies at rank 1 + share (R - 1). For R < 21 the 0.95 quantile is
+        therefore a weighted mean of the two longest repeats.
         """
         return float(np.quantile(np.array(self.seconds), share))
 
     def rate(self, count: int, unit: str = "tokens/s") -> Measure:
-        """Median of count / seconds, with a bootstrap error over repeats."""
+        """Median of count / seconds, with a bootstrap standard error over repeats."""
         return median(count / np.array(self.seconds), unit)
 
 
 def timed(
-    call: Callable[[], T], *, repeats: int = 3, warmup: int = 1, device: torch.device | str = "cpu"
+    call: Callable[[], T],
+    *,
+    repeats: int = 3,
+    warmup: int = 1,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timed[T]:
-    """Run `call` warmup + repeats times, keep the clock of the last `repeats`; waits for an accelerator to finish."""
+    """Run `call` warmup + repeats times and time the last `repeats`.
+
+    Args:
+        call: the work to time.
+        repeats: timed calls, at least 1.
+        warmup: calls before them that are not timed.
+        device: an accelerator to synchronise with before each clock reading.
+        clock: returns seconds.
+    """
     if not (repeats >= 1 and warmup >= 0):
         raise ValueError(
-            f"want repeats >= 1 timed calls after warmup >= 0 others, got {repeats} and {warmup}"
+            f"repeats or warmup is too small: got {repeats} and {warmup}, want repeats >= 1 and "
+            "warmup >= 0"
         )
     for _ in range(warmup):
         call()
     seconds = []
     for _ in range(repeats):
-        _finish(device)
-        start = time.perf_counter()
+        _synchronize(device)
+        start = clock()
         result = call()
-        _finish(device)
-        seconds.append(time.perf_counter() - start)
+        _synchronize(device)
+        seconds.append(clock() - start)
     return Timed(result, tuple(seconds))
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes: the most that torch held on a GPU since `reset_peak_memory`; on a CPU, that this process ever held."""
+    """Peak memory in bytes: torch's on a GPU since the last reset, this process's own on a CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
+    import resource  # absent on Windows
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:
-    """Forget the peak of a GPU; a process cannot forget its own: measure on the CPU in a fresh one."""
+    """Reset the peak of a GPU. The peak of a CPU process cannot be reset: use a fresh process."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _finish(device: torch.device | str) -> None:
+def _synchronize(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,26 +1,50 @@
-"""The answers of the frontier in plain words, whichever way they fall."""
+"""The answers of the frontier in words, and the reasons against a claim."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from unmask.evaluation.answers import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.interpolation import Estimate
-from unmask.evaluation.measure import ENTROPIES
+from unmask.evaluation.measure import ENTROPIES, GEN_PPL, Row
 
-BETTER, WORSE, EQUAL, OPEN, NOT_REACHED = (
-    "better",
-    "worse",
-    "no difference seen",
-    "no interval",
-    "not reached",
-)
+BETTER, WORSE, EQUAL = "better", "worse", "no difference seen"
+OPEN, NOT_REACHED = "no interval", "not reached"
 UNKNOWN = {OPEN, NOT_REACHED}
 NO_CLAIM = "no claim"
 
+MIN_TEXTS = 16  # per row: with fewer, 95 % intervals often miss the truth (benchmarks/coverage.py)
+MAX_REPEATED = 0.5  # share of 4-grams that repeat the same text or another text
+UNIGRAM = "unigram draws"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding of a verdict.
+
+    Attributes:
+        claim: the conclusion, or the subject of a comparison
+        figures: evidence of a conclusion; None for a comparison
+        details: results of a comparison; empty for a conclusion
+    """
+
+    claim: str
+    figures: str | None = None
+    details: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """
+        >>> print(Finding("Training seeds", details=["2"]))
+        Training seeds: 2.
+        """
+        figures = f" ({self.figures})" if self.figures else ""
+        details = f": {'; '.join(self.details)}" if self.details else ""
+        return f"{self.claim}{figures}{details}."
+
 
 def judge_gain(gain: Estimate, claims: bool = True) -> str:
-    """What a gain and its interval allow to be said of the student; nothing where no claim is made."""
+    """The conclusion that a gain and its interval allow; `NO_CLAIM` where no claim is made."""
     if not claims:
         return NO_CLAIM
     if gain.low is None or gain.high is None:
@@ -28,115 +52,126 @@ def judge_gain(gain: Estimate, claims: bool = True) -> str:
     return BETTER if gain.low > 1 else WORSE if gain.high < 1 else EQUAL
 
 
-def verdict(answers: Answers, training_seeds: int = 1, against: Sequence[str] = ()) -> list[str]:
-    """Sentences with figures. Intervals are 95 %; a win is called only where all three diversities agree.
+def verdict(
+    answers: Answers, training_seeds: int = 1, reasons: Sequence[str] = ()
+) -> list[Finding]:
+    """The findings, with 95 % intervals. A win needs all three diversities to agree.
 
-    against  why no claim is made (`grounds`): the verdict then says so, and nothing else of the student
+    Args:
+        answers: the answers.
+        training_seeds: number of students that were trained with different seeds.
+        reasons: reasons against a claim (`reasons_against_claim`); the verdict then gives them and
+            says nothing else about the student.
     """
-    if against:
+    if reasons:
         return [
-            f"No claim is made about the student ({'; '.join(against)}).",
+            Finding("No claim is made about the student", "; ".join(reasons)),
             _seeds(training_seeds),
         ]
     at = answers.equal_entropy[0].at
     columns = {
-        column: [
-            entry for entry in answers.equal_entropy if entry.column == column and entry.at == at
-        ]
+        column: [one for one in answers.equal_entropy if one.column == column and one.at == at]
         for column in ENTROPIES
     }
     return [
         *map(_same_steps, answers.same_steps),
         *(_equal_entropy(column, entries) for column, entries in columns.items()),
         _win(list(columns.values()), at),
-        *_equal_seconds(answers.equal_seconds),
-        *(
-            _speed(column, [entry for entry in answers.speed if entry.column == column])
-            for column in ENTROPIES
-        ),
+        *(_equal_seconds(column, answers.equal_seconds) for column in ENTROPIES),
+        *(_speed(column, answers.speed) for column in ENTROPIES),
         _seeds(training_seeds),
     ]
 
 
-def _same_steps(entry: SameSteps) -> str:
+def _same_steps(entry: SameSteps) -> Finding:
     diversity = ", ".join(
-        f"{ENTROPIES[column]} {entry.student_entropy[column]:.4g} against {entry.teacher_entropy[column]:.4g}"
-        for column in ENTROPIES
+        f"{name} {entry.student_entropy[column]:.4g} against {entry.teacher_entropy[column]:.4g}"
+        for column, name in ENTROPIES.items()
         if column in entry.student_entropy and column in entry.teacher_entropy
     )
-    return (
-        f"Same steps ({entry.steps}), temperature 1: gen_ppl of the student {entry.student:.4g}, of the teacher "
-        f"{entry.teacher:.4g}, gain {_gain(entry.gain)}; {diversity or 'no diversity was measured'}."
+    gen_ppl = (
+        f"gen_ppl of the student {entry.student:.4g}, of the teacher {entry.teacher:.4g}, "
+        f"gain {_gain(entry.gain)}"
+    )
+    details = [gen_ppl, diversity or "no diversity was measured"]
+    return Finding(f"Same steps ({entry.steps}), temperature 1", details=details)
+
+
+def _equal_entropy(column: str, entries: list[EqualEntropy]) -> Finding:
+    name, at, target = ENTROPIES[column], entries[0].at, entries[0].target
+    if target is None:
+        return Finding(f"Equal {name}", details=["not measured"])
+    return Finding(
+        f"Equal {name} ({target:.4g}, {at}), against a temperature-scaled teacher",
+        details=[f"{entry.steps} steps {_change(entry)}" for entry in entries],
     )
 
 
-def _equal_entropy(column: str, entries: list[EqualEntropy]) -> str:
-    target = entries[0].target
-    if target is None:
-        return f"Equal {ENTROPIES[column]}: not measured."
-    clauses = "; ".join(f"{entry.steps} steps {_clause(entry)}" for entry in entries)
-    return f"Equal {ENTROPIES[column]} ({target:.4g}, {entries[0].at}), against a temperature-scaled teacher: {clauses}."
-
-
-def _clause(entry: EqualEntropy) -> str:
+def _change(entry: EqualEntropy) -> str:
     if entry.gain is None or entry.student is None or entry.teacher is None:
         return str(entry.reason)
-    return f"{entry.student.gen_ppl.value:.4g} to {entry.teacher.gen_ppl.value:.4g}, gain {_gain(entry.gain)}"
+    student, teacher = entry.student.gen_ppl.value, entry.teacher.gen_ppl.value
+    return f"{student:.4g} to {teacher:.4g}, gain {_gain(entry.gain)}"
 
 
-def _win(columns: list[list[EqualEntropy]], at: str) -> str:
-    """The one line that may claim something: each step count, all columns together."""
-    said: dict[str, list[str]] = {}
+def _win(columns: list[list[EqualEntropy]], at: str) -> Finding:
+    """The only finding that may claim something: all diversities together, at each step count."""
+    steps_by_result: dict[str, list[str]] = {}
     for entries in zip(*columns, strict=True):
-        words = [judge_gain(entry.gain) if entry.gain else NOT_REACHED for entry in entries]
-        unknown = [word for word in words if word in UNKNOWN]
-        word = (
-            unknown[0] if unknown else words[0] if len(set(words)) == 1 else _mixed(entries, words)
-        )
-        said.setdefault(word, []).append(str(entries[0].steps))
-    figures = "; ".join(f"{word} at {', '.join(steps)} steps" for word, steps in said.items())
-    known = said.keys() - UNKNOWN
-    claim = (
-        "beats"
-        if said.keys() == {BETTER}
-        else "beats at some steps"
-        if BETTER in known
-        else "does not beat"
-    )
-    claim = claim if known else "cannot be compared with"
-    return (
-        f"As diverse as {at} by all {len(columns)} measures together, the student {claim} a teacher that only lowers "
-        f"its temperature ({figures})."
+        results = [judge_gain(entry.gain) if entry.gain else NOT_REACHED for entry in entries]
+        unknown = [result for result in results if result in UNKNOWN]
+        if unknown:
+            result = unknown[0]
+        elif len(set(results)) == 1:
+            result = results[0]
+        else:
+            result = _mixed(entries, results)
+        steps_by_result.setdefault(result, []).append(str(entries[0].steps))
+    compared = steps_by_result.keys() - UNKNOWN
+    if not compared:
+        verb = "cannot be compared with"
+    elif steps_by_result.keys() == {BETTER}:
+        verb = "beats"
+    else:
+        verb = "beats at some steps" if BETTER in compared else "does not beat"
+    return Finding(
+        f"As diverse as {at} by all {len(columns)} measures together, the student {verb} a teacher "
+        "that only lowers its temperature",
+        "; ".join(
+            f"{result} at {', '.join(steps)} steps" for result, steps in steps_by_result.items()
+        ),
     )
 
 
-def _mixed(entries: Sequence[EqualEntropy], words: Sequence[str]) -> str:
-    """What each diversity says, where they differ."""
+def _mixed(entries: Sequence[EqualEntropy], results: Sequence[str]) -> str:
+    """The result for each diversity, where they differ."""
     columns: dict[str, list[str]] = {}
-    for entry, word in zip(entries, words, strict=True):
-        columns.setdefault(word, []).append(ENTROPIES[entry.column])
-    return ", ".join(f"{word} by {' and '.join(names)}" for word, names in columns.items())
+    for entry, result in zip(entries, results, strict=True):
+        columns.setdefault(result, []).append(ENTROPIES[entry.column])
+    return ", ".join(f"{result} by {' and '.join(names)}" for result, names in columns.items())
 
 
-def _equal_seconds(entries: list[EqualSeconds]) -> Iterator[str]:
-    for column, name in ENTROPIES.items():
-        clauses = [
-            f"{entry.steps} steps in {entry.seconds:.3g} s, gain {_gain(entry.gain)}"
-            for entry in entries
-            if entry.column == column and entry.gain and entry.seconds
-        ]
-        figures = "; ".join(clauses) or "not reached, or not timed, at any steps"
-        yield f"Equal seconds and {name}, against a temperature-scaled teacher: {figures}."
+def _equal_seconds(column: str, entries: list[EqualSeconds]) -> Finding:
+    details = [
+        f"{entry.steps} steps in {entry.seconds:.3g} s, gain {_gain(entry.gain)}"
+        for entry in entries
+        if entry.column == column and entry.gain and entry.seconds
+    ]
+    return Finding(
+        f"Equal seconds and {ENTROPIES[column]}, against a temperature-scaled teacher",
+        details=details or ["not reached, or not timed, at any steps"],
+    )
 
 
-def _speed(column: str, entries: list[Speed]) -> str:
-    reference = entries[0]
-    goal = f"gen_ppl {reference.reference:.4g}, the teacher's at {reference.reference_steps} steps"
-    clauses = "; ".join(f"{_MODELS[entry.model]} {_pace(entry)}" for entry in entries)
-    return f"Speed to {goal}, at its {ENTROPIES[column]}: {clauses}."
-
-
-_MODELS = {"student": "the student", "temperature_teacher": "temperature alone"}
+def _speed(column: str, speeds: list[Speed]) -> Finding:
+    names = {"student": "the student", "temperature_teacher": "temperature alone"}
+    entries = [entry for entry in speeds if entry.column == column]
+    reference, steps = entries[0].reference, entries[0].reference_steps
+    return Finding(
+        f"Speed to gen_ppl {reference:.4g}, the teacher's at {steps} steps, "
+        f"at its {ENTROPIES[column]}",
+        details=[f"{names[entry.model]} {_pace(entry)}" for entry in entries],
+    )
 
 
 def _pace(entry: Speed) -> str:
@@ -144,10 +179,11 @@ def _pace(entry: Speed) -> str:
         return str(entry.reason)
     if entry.calls == 1:
         return f"needs its {entry.steps} steps"
-    seconds = (
-        "seconds not measured" if entry.seconds is None else f"{_times(entry.seconds)} seconds"
-    )
-    return f"{entry.steps} steps, {_times(entry.calls)} calls, {seconds} (in {entry.support:.0%} of resamples)"
+    seconds = "seconds not measured"
+    if entry.seconds is not None:
+        seconds = f"{_times(entry.seconds)} seconds"
+    support = f"in {entry.support:.0%} of resamples"
+    return f"{entry.steps} steps, {_times(entry.calls)} calls, {seconds} ({support})"
 
 
 def _times(ratio: float) -> str:
@@ -164,7 +200,53 @@ def _gain(gain: Estimate) -> str:
     return f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}], {judge_gain(gain)}"
 
 
-def _seeds(count: int) -> str:
-    if count < 2:
-        return "One training seed: figures of one run, not yet a verdict on the method, which takes two at least."
-    return f"Training seeds: {count}."
+def _seeds(count: int) -> Finding:
+    if count >= 2:
+        return Finding("Training seeds", details=[str(count)])
+    caveat = "figures of one run, not yet a verdict on the method, which takes two at least"
+    return Finding("One training seed", details=[caveat])
+
+
+def reasons_against_claim(
+    teacher: Sequence[Row], student: Sequence[Row], baselines: Sequence[Row], data: Row | None
+) -> list[str]:
+    """The reasons against a claim about the student, a clause each; empty if a claim is allowed.
+
+    Args:
+        teacher: rows at temperature 1.
+        student: rows at temperature 1.
+        baselines: rows of baseline texts; the unigram draws give the score of a model that uses no
+            context.
+        data: the row of real text.
+    """
+    return list(_reasons(teacher, student, baselines, data))
+
+
+def _reasons(
+    teacher: Sequence[Row], student: Sequence[Row], baselines: Sequence[Row], data: Row | None
+) -> Iterator[str]:
+    best = max(teacher, key=lambda row: row.setting.steps)
+    protocol = best.protocol
+    if protocol.read_by_judge:
+        share = protocol.read_by_judge
+        yield f"the judge was trained on {share:.0%} of the held-out documents"
+    if protocol.samples < MIN_TEXTS:
+        n = protocol.samples
+        yield f"n = {n} texts a row are too few for an interval, {MIN_TEXTS} are the least"
+    if {row.setting.model for row in student} & {row.setting.model for row in teacher}:
+        yield "student and teacher have the same weights"
+    unigram = next((row.measures[GEN_PPL].value for row in baselines if row.name == UNIGRAM), None)
+    if unigram is not None:
+        rows: Mapping[str, Row | None] = {
+            f"the teacher at {best.setting.steps} steps": best,
+            "real text": data,
+        }
+        for name, row in rows.items():
+            if row is not None and not (value := row.measures[GEN_PPL].value) < unigram:
+                yield f"{name} has gen PPL {value:.4g}, no lower than {unigram:.4g} of {UNIGRAM}"
+    for name, row in [("teacher", best), *(("student", row) for row in student)]:
+        for key, where in (("overlap_4", "other texts"), ("repetition_4", "the same text")):
+            share = row.measures[key].value if key in row.measures else 0.0
+            if share > MAX_REPEATED:
+                steps = row.setting.steps
+                yield f"{share:.0%} of the {name}'s 4-grams at {steps} steps repeat {where}"
