@@ -740,8 +740,6 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
 
 @pytest.mark.usefixtures("few_objectives")
 def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
-    from unmask.experiments.exact import equal_steps
-    from unmask.samplers.steps import confidence
 
     monkeypatch.setattr(exact, "even", exact.confidence)
     command = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]

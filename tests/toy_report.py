@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unmask import __version__
-from unmask.evaluation.answers import answer
+from unmask.evaluation.answers import answer_questions
 from unmask.evaluation.measure import (
     EvaluationProtocol,
     JudgeId,
@@ -180,7 +180,9 @@ def build(samples: int = 24, draws: int = 40) -> dict[str, Any]:
     lists = rows(samples)
     (data,) = lists.pop("data")
     students = [*lists["student"], *lists["temperature_student"]]
-    answers = answer(lists["teacher"], students, lists["temperature_teacher"], data, draws)
+    answers = answer_questions(
+        lists["teacher"], students, lists["temperature_teacher"], data, draws
+    )
     table = {
         name: [each.to_json() | {"shipped": False} for each in some] for name, some in lists.items()
     }

@@ -423,6 +423,6 @@ def test_what_cannot_be_asked_is_refused() -> None:
         Harness("unmask:teacher", pretrained="gpt2")
     teacher = unmask.load("unmask:teacher")
     with pytest.raises(ValueError, match="model has no tokenizer"):
-        Harness(
-            Model(teacher.denoiser, teacher.process, teacher.schedule, None, teacher.network)
-        ).loglikelihood([request_of("a", " b")])
+        Harness(Model(teacher.denoiser, teacher.process, teacher.schedule, None)).loglikelihood(
+            [request_of("a", " b")]
+        )

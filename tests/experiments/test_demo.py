@@ -168,7 +168,7 @@ def test_the_command_prints_the_report_and_writes_the_page(
 ):
     """In the finished directory nothing is trained or measured again."""
     monkeypatch.setattr(command, "demo", lambda *_, **__: plan)
-    monkeypatch.setattr(sweep, "measure_frontier", None)
+    monkeypatch.setattr(sweep, "draw_and_measure", None)
     assert main(["demo", "--out", str(home)]) == 0
     out = capsys.readouterr().out
     assert all(sentence in out for sentence in finished["verdict"])

@@ -39,7 +39,7 @@ def test_nothing_is_measured_twice(
         raise AssertionError("a known row is measured")
 
     before = named_reports(frontier_plan, frontier_home)
-    monkeypatch.setattr(sweep, "measure_frontier", refuse)
+    monkeypatch.setattr(sweep, "draw_and_measure", refuse)
     list(run_plan(frontier_plan, frontier_home))
     for name, report in named_reports(frontier_plan, frontier_home).items():
         del report["seconds"], before[name]["seconds"]

@@ -152,7 +152,7 @@ def measure(
     rows measured here at one step count get the median of their seconds. Seconds of another
     machine compare with nothing: a shipped row gets this median too, or that of one timed draw.
     """
-    context = replace(context, products=model.network.precision)
+    context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
     setting, set_metrics = _setting(model, study), _set_metrics(context, model)
     completing = can_complete(model) and study.texts > 0
@@ -337,7 +337,7 @@ def mean_row(rows: Sequence[Row]) -> MeasuredRow:
 
 def perplexity_after_round(model: Model, context: EvalContext) -> MeasuredRow:
     """A row at `round_steps` steps, without completions: cheap enough for every round."""
-    context = replace(context, products=model.network.precision)
+    context = replace(context, products=model.precision)
     study, steps = context.study, context.study.round_steps
     draw: Callable[[], Samples] = partial(
         draw_row, model, study, context.real.shape[1], steps, temperature=1.0

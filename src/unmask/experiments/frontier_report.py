@@ -14,8 +14,8 @@ from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
 from unmask.dataclass_json import dumps
 from unmask.evaluation import sweep
-from unmask.evaluation.example_texts import shown
-from unmask.evaluation.frontier import conclude, frontier
+from unmask.evaluation.example_texts import example_texts
+from unmask.evaluation.frontier import build_report, frontier
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.measure import EvaluationProtocol
@@ -92,7 +92,8 @@ class FrontierReport:
             append_new(event.measured, known_rows, file)
             line = row_line(event.name, event.measured)
             yield Progress("measuring", event.done, event.total, line)
-        report = conclude(rows) | shown(teacher, student, context.study, context.real)
+        report = build_report(rows)
+        report |= example_texts(teacher, student, context.study, context.real)
         report |= self._origin(run, teacher, student, judge)
         report["rounds"] = _rounds(run.place / ROUNDS, context)
         write_text(run.place / REPORT, dumps(report, indent=1) + "\n")

@@ -10,11 +10,10 @@ from typing import ClassVar
 
 from unmask.cli.console import Progress
 from unmask.dataclass_json import to_json
-from unmask.evaluation import sweep
-from unmask.evaluation.judge_by_name import judge_named
+from unmask.evaluation import judge_by_name, sweep
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.measure import Setting
-from unmask.evaluation.sample_metrics import measure_frontier
+from unmask.evaluation.sample_metrics import draw_and_measure
 from unmask.evaluation.sweep import MeasuredRow
 from unmask.experiments.plan import OpenRun, OpenTeacher, diffusion
 from unmask.experiments.rows_file import ROWS, append_new, read_rows, row_line
@@ -34,7 +33,7 @@ class RoundRows:
 
     def judge(self, name: str, data: TrainingData, device: str) -> Judge:
         """Load a judge of any kind."""
-        return judge_named(name, data.tokenizer, data.held_out.shape[1], device)
+        return judge_by_name.judge(name, data.tokenizer, data.held_out.shape[1], device)
 
     def teacher_rows(self, teacher: OpenTeacher) -> tuple[int, Iterator[MeasuredRow]]:
         """Rows in each precision at `precision_steps`, then a row at each step count."""
@@ -79,13 +78,11 @@ def _precision_rows(teacher: OpenTeacher) -> Iterator[MeasuredRow]:
         title = f"{teacher.name}, {protocol.precision}, top-p {top_p:g}"
         seeds = (study.seed,)
         setting = Setting(model.digest, sampler, steps=count, nfe=0.0, top_p=top_p, seeds=seeds)
-        matches = (m for m in context.known if sweep.answers(m.row, title, setting, protocol))
+        matches = (m for m in context.known if sweep.matches(m.row, title, setting, protocol))
         measured = next(matches, None)
         if measured is None:
-            drawing = partial(sweep.draw_row, model, study, context.real.shape[1], top_p=top_p)
-            rows = measure_frontier(
-                drawing, context.judge, protocol, setting,
-                name=title, steps=[count], temperatures=[1.0], warmup=0,
-            )  # fmt: skip
-            measured = MeasuredRow(next(iter(rows)), shipped=False)
+            length = context.real.shape[1]
+            draw_texts = partial(sweep.draw_row, model, study, length, count, 1.0, top_p)
+            row = draw_and_measure(draw_texts, context.judge, protocol, setting, name=title)
+            measured = MeasuredRow(row, shipped=False)
         yield measured

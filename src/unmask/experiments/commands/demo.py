@@ -9,6 +9,7 @@ from pathlib import Path
 from unmask.cli.console import follow, parse, remark, result_folder, say, table
 from unmask.dataclass_json import LARGEST_REPORT, read_json
 from unmask.evaluation.sweep import REPORT, EvalSettings
+from unmask.evaluation.verdict import Finding
 from unmask.experiments.driver import run_plan
 from unmask.experiments.plans import SHIPPED, demo
 from unmask.recipes.catalog import recipe
@@ -63,8 +64,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         rows = [[row[column] for column in columns] for row in report[name]]
         table(name, ["steps", "calls", "gen PPL", "sem", "entropy"], rows)
     say(read_report(report).protocol_words)
-    for sentence in report["verdict"]:
-        say(sentence)
+    for finding in report["verdict"]:
+        say(str(Finding(**finding)))
     seconds = report["seconds"]["total"]
     say(f"\n{page}: the report, with figures and a player ({seconds:.0f} s)")
     return 0

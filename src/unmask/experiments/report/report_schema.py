@@ -20,6 +20,7 @@ from unmask.evaluation.measure import (
     require_same_protocol,
     row_of,
 )
+from unmask.evaluation.verdict import Finding
 
 ENTROPY = "entropy"
 TINY, HUGE = 1e-100, 1e100  # the range of a number on an axis
@@ -62,15 +63,6 @@ class ReportRow:
     @property
     def entropy(self) -> Measure:
         return self.row.measures[ENTROPY]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A finding of the verdict: a claim, the figures behind it, and details, a clause each."""
-
-    claim: str
-    figures: str | None = None
-    details: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
