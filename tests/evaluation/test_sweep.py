@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import unmask
-from unmask.cli.main import main
 from unmask.data.packing import evenly_spaced
 from unmask.evaluation import sweep
 from unmask.evaluation.example_texts import side_by_side
@@ -200,21 +199,3 @@ def test_uniform_noise_has_no_completions_and_no_mask_among_uniform_tokens(
 
 def test_a_report_may_show_no_texts(teacher: unmask.Model) -> None:
     assert side_by_side(teacher, teacher, EvalSettings(shown=0), length=8) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["study", "--jobs", "2"], "jobs"),
-        (["methods", "--out", "x"], "out"),
-        (["assets", "--cells", "a"], "cells"),
-        (["table1", "--full"], "full"),
-        (["study", "--dry-run"], "dry_run"),
-        (["ablation", "--jobs", "0"], "jobs"),
-    ],
-)
-def test_a_flag_of_reproduce_that_does_nothing_is_refused(
-    arguments: list[str], word: str, capsys
-) -> None:
-    assert main(["reproduce", *arguments]) == 1
-    assert word in capsys.readouterr().err
