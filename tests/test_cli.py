@@ -444,8 +444,8 @@ def test_samples_of_an_autoregressive_model(capsys, family):
 
 
 def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
-    files = offline.library_files()[:40]
-    monkeypatch.setattr(offline, "library_files", lambda: files)  # some of 12 MB
+    files = library_files()[:40]
+    monkeypatch.setattr(package_corpora, "library_files", lambda: files)  # some of 12 MB
     few = ["--limit", "2", "--batch-size", "2", "--texts", tmp_path]
     code, out, err = run(
         capsys, "eval", "zero-shot", "unmask:judge", "--sets", "offline", *few, "--json"

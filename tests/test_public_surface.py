@@ -32,7 +32,7 @@ SIGNATURES = {
     "revealed='cross_entropy'",
     "judge": "name",
     "load": "path_or_hub_id, revision=None, weights='ema', device='cpu'",
-    "sample": "model, n=4, length=128, steps=16, seed=0, temperature=1.0, top_p=1.0, "
+    "sample": "model, n=4, length=None, steps=16, seed=0, temperature=1.0, top_p=1.0, "
     "prompt=None, pinned=None, "
     "device='cpu'",
     "recipe": "name",

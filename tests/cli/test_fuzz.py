@@ -224,8 +224,8 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     """Tiny models and a text in a directory with "a file"; nothing is trained or drawn."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").write_text("words")
-    some = offline.library_files()[:5]  # of 12 MB
-    monkeypatch.setattr(offline, "library_files", lambda: some)
+    some = library_files()[:5]  # of 12 MB
+    monkeypatch.setattr(package_corpora, "library_files", lambda: some)
     monkeypatch.setattr("unmask.experiments.commands.demo.demo", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(

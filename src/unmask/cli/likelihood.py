@@ -46,7 +46,7 @@ class Effort:
     def scoring_rule(self, model: Model | CausalModel, wrap: bool) -> ScoringRule:
         """The scoring rule of a model for rows with or without BOS and EOS (`wrap`)."""
         return replace(
-            reading(model, wrap),
+            scoring_rule(model, wrap),
             convention=self.convention,
             passes=self.passes,
             batch_size=self.batch_size,

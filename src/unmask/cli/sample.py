@@ -25,31 +25,32 @@ class Arguments:
 
     A file or a pipe gets the texts unchanged. On a terminal control characters are escaped.
 
-    model        run directory, model directory, .ckpt file, hub id, or unmask:teacher
-    n            number of samples
-    length       tokens of a sample, prompt included (the model's length)
-    steps        steps from noise to text (16); not for an autoregressive model: one call a token
-    seed         64-bit number; one seed gives coupled texts at different numbers of steps
-    temperature  divides the log-probabilities of each token
-    top_p        probability of the tokens to keep, the most probable first
-    top_k        number of tokens to keep, the most probable first (all)
-    prompt       text at the start of every sample, after BOS if the training rows had BOS (none)
-    sampler      reveal (default in masked diffusion), ancestral (default otherwise), greedy_tail,
-                 confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015, remdm_loop:0.02,
-                 entropy_bounded:0.1, blockwise:16, or an order and a count, such as
-                 order=confidence,blocks=16,count=grid; see docs/choosing-a-sampler.md
-    grid         noise levels of the steps; released: one step more, as in the released codes
-    draw         gumbel_max: float64; gumbel_max_float32: as in old tables, biased; race and
-                 legacy_gumbel32 are their old names
-    batch_size   samples in a network call (all); 1: no bit of a sample depends on n
-    cache        steps from one full forward pass to the next, windows in between: faster,
-                 approximate, masked diffusion only (full forward passes only)
-    structure    tokens that reveal unmasks together: block:8:0.9, span:16,
-                 hierarchy:64,16:0.5,0.3 (none)
-    revision     branch, tag or commit of a hub id
-    weights      ema: the moving average; raw: the raw weights, if the files hold both
-    device       device of the model: cpu, cuda, cuda:1
-    json         print tokens, texts and calls as JSON
+    Attributes:
+        model: run directory, model directory, .ckpt file, hub id, or unmask:teacher
+        n: number of samples
+        length: tokens of a sample, prompt included (the model's length)
+        steps: steps from noise to text (16); not for an autoregressive model: one call a token
+        seed: 64-bit number; one seed gives coupled texts at different numbers of steps
+        temperature: divides the log-probabilities of each token
+        top_p: probability of the tokens to keep, the most probable first
+        top_k: number of tokens to keep, the most probable first (all)
+        prompt: text at the start of every sample, after BOS if the training rows had BOS (none)
+        sampler: reveal (default in masked diffusion), ancestral (default otherwise),
+            greedy_tail, confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015,
+            remdm_loop:0.02, entropy_bounded:0.1, blockwise:16, or an order and a count, such as
+            order=confidence,blocks=16,count=grid; see docs/choosing-a-sampler.md
+        grid: noise levels of the steps; released: one step more, as in the released codes
+        draw: gumbel_max: float64; gumbel_max_float32: as in old tables, biased; race and
+            legacy_gumbel32 are their old names
+        batch_size: samples in a network call (all); 1: no bit of a sample depends on n
+        cache: steps from one full forward pass to the next, windows in between: faster,
+            approximate, masked diffusion only (full forward passes only)
+        structure: tokens that reveal unmasks together: block:8:0.9, span:16,
+            hierarchy:64,16:0.5,0.3 (none)
+        revision: branch, tag or commit of a hub id
+        weights: ema: the moving average; raw: the raw weights, if the files hold both
+        device: device of the model: cpu, cuda, cuda:1
+        json: print tokens, texts and calls as JSON
     """
 
     model: Annotated[str, tyro.conf.Positional]

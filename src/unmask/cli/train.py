@@ -27,13 +27,15 @@ from unmask.training import Update
 class Arguments:
     """Train a recipe. Every field of the recipe is a flag.
 
-    recipe   the recipe to train
-    out      run directory (runs/NAME)
-    dry_run  print the resolved recipe with its parameters, memory and tokens; train nothing
-    resume   resume from the newest state in the run directory; --no-resume refuses an existing run
-    shard    with several processes, share weights, moments and averages among them (FSDP2).
-             Results change only by rounding, and a run can resume without it
-    json     print JSON lines instead of sentences
+    Attributes:
+        recipe: the recipe to train
+        out: run directory (runs/NAME)
+        dry_run: print the resolved recipe with its parameters, memory and tokens; train nothing
+        resume: resume from the newest state in the run directory; --no-resume refuses an
+            existing run
+        shard: with several processes, share weights, moments and averages among them (FSDP2).
+            Results change only by rounding, and a run can resume without it
+        json: print JSON lines instead of sentences
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]

@@ -81,7 +81,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     options = parse(ZeroShot, verb, arguments)
     names, missing = resolve_sets(options.sets, options.texts)
     model = load(options.model, device=options.device)
-    tokenizer, wrap = spoken(model), wraps(model, options.wrap, True)
+    tokenizer, wrap = require_tokenizer(model), wraps(model, options.wrap, True)
     length = model.length if options.length is None else options.length
     check_length(options.model, model, length)
     rule, limit = options.effort.scoring_rule(model, wrap), options.effort.limit

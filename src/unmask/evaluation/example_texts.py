@@ -12,6 +12,7 @@ from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import draw_row
 from unmask.models.model import Model
+from unmask.samplers.options import SampleOptions
 from unmask.samplers.sample import watch
 
 
@@ -88,18 +89,10 @@ def unmasking_trace(
         JSON values: "title", "pieces" (the final text's tokens as strings), "frames" (the positions
         that each network call unmasks), "alphas" (the alpha of each call).
     """
-    frames = list(
-        watch(
-            model,
-            1,
-            length,
-            steps,
-            study.seed,
-            sampler=study.sampler,
-            draw=study.draw,
-            device=model.device,
-        )
+    options = SampleOptions(
+        1, length, steps, study.seed, sampler=study.sampler, draw=study.draw, device=model.device
     )
+    frames = list(watch(model, options))
     calls = [(before, after) for before, after in pairwise(frames) if len(after.rows)]
     final, tokenizer = frames[-1].z[0].tolist(), model.tokenizer
     return {

@@ -206,7 +206,7 @@ def _with_seconds(
 def _setting(model: Model | CausalModel, study: EvalSettings) -> Setting:
     """The setting of a model's rows, except steps and temperature."""
     sampler = study.sampler if isinstance(model, Model) else "autoregressive"
-    draw = study.draw if isinstance(model, Model) else Setting.draw
+    draw = named("draw", study.draw, DRAW_LABELS) if isinstance(model, Model) else Setting.draw
     return Setting(model.digest, sampler, steps=0, nfe=0.0, seeds=(study.seed,), draw=draw)
 
 

@@ -33,15 +33,16 @@ Limit: TypeAlias = int | Literal["all"]
 class Text:
     """Text to measure on; by default the held-out text of the model's training (or its teacher's).
 
-    corpus     corpus name, file or folder (default: the text of the model's card)
-    part       half of the documents (default: that of the card; for another text: all)
-    held_out   use only the documents that a training on the text holds out (default: yes for the
-               text of the card; another text is used whole, or its published held-out split)
-    length     tokens in a row (default: the model's)
-    wrap       rows with BOS and EOS at their ends, else plain crops (default: as in the card;
-               without a card plain crops)
-    streaming  for a given data set, use the documents that a training with data.streaming holds
-               out
+    Attributes:
+        corpus: corpus name, file or folder (default: the text of the model's card)
+        part: half of the documents (default: that of the card; for another text: all)
+        held_out: use only the documents that a training on the text holds out (default: yes for
+            the text of the card; another text is used whole, or its published held-out split)
+        length: tokens in a row (default: the model's)
+        wrap: rows with BOS and EOS at their ends, else plain crops (default: as in the card;
+            without a card plain crops)
+        streaming: for a given data set, use the documents that a training with data.streaming
+            holds out
     """
 
     corpus: str | None = None

@@ -50,13 +50,14 @@ NAME_BYTES = 200  # file systems allow 255, and temporary names are longer than 
 class NetworkSettings:
     """Sizes of the diffusion transformer; the vocabulary size comes from the tokenizer.
 
-    length      L, tokens in a row
-    width       channels, a multiple of 2 x heads
-    blocks      number of layers
-    heads       number of attention heads
-    cond_dim    channels of the noise-level conditioning
-    dropout     fraction of channels dropped in training
-    sees_alpha  condition the network on the noise level; MDLM, SDTT and MCD do not
+    Attributes:
+        length: L, tokens in a row
+        width: channels, a multiple of 2 x heads
+        blocks: number of layers
+        heads: number of attention heads
+        cond_dim: channels of the noise-level conditioning
+        dropout: fraction of channels dropped in training
+        sees_alpha: condition the network on the noise level; MDLM, SDTT and MCD do not
     """
 
     length: int = 1024
@@ -88,18 +89,19 @@ class NetworkSettings:
 class DataSettings:
     """Source of the rows.
 
-    corpus     name ("sotu", "pydocs", "openwebtext", "lm1b"), file, folder, or data set: a
-               directory of `datasets.save_to_disk`, parquet files of text or token ids, or
-               hub:OWNER/NAME[:CONFIGURATION][@REVISION] (`data/corpora.py:load_corpus`)
-    part       documents to use: all, or one of two disjoint halves (alternating documents)
-    tokenizer  directory or hub id, or "bpe:V": train a byte-level BPE tokenizer of V tokens on
-               the corpus. If weights start from a model, "bpe:V" means that model's tokenizer
-    wrap       make rows as MDLM does: [BOS] + L - 2 tokens + [EOS]; else plain crops
-    streaming  read a data set in order during training, only as far as the run needs. Rows are
-               shuffled in windows of 2^24 tokens. The first documents are held out and train
-               "bpe:V" (`data/corpora.py:load_stream`)
-
     Rows of a data set are made once, cached on disk and memory-mapped.
+
+    Attributes:
+        corpus: name ("sotu", "pydocs", "openwebtext", "lm1b"), file, folder, or data set: a
+            directory of `datasets.save_to_disk`, parquet files of text or token ids, or
+            hub:OWNER/NAME[:CONFIGURATION][@REVISION] (`data/corpora.py:load_corpus`)
+        part: documents to use: all, or one of two disjoint halves (alternating documents)
+        tokenizer: directory or hub id, or "bpe:V": train a byte-level BPE tokenizer of V tokens
+            on the corpus. If weights start from a model, "bpe:V" means that model's tokenizer
+        wrap: make rows as MDLM does: [BOS] + L - 2 tokens + [EOS]; else plain crops
+        streaming: read a data set in order during training, only as far as the run needs. Rows
+            are shuffled in windows of 2^24 tokens. The first documents are held out and
+            train "bpe:V" (`data/corpora.py:load_stream`)
     """
 
     corpus: str = "sotu"
@@ -113,9 +115,10 @@ class DataSettings:
 class Schedule:
     """Noise schedule.
 
-    name   its formula
-    eps    share of text left at t = 1
-    power  exponent of the polynomial schedule, 1 - t^power
+    Attributes:
+        name: its formula
+        eps: share of text left at t = 1
+        power: exponent of the polynomial schedule, 1 - t^power
     """
 
     name: Literal["log-linear", "cosine", "polynomial"] = "log-linear"
@@ -142,23 +145,24 @@ class Schedule:
 class Recipe:
     """One training run.
 
-    name           name of the run; without --out its directory is runs/NAME
-    batch_size     rows in an update, over all processes and micro-batches
-    accumulation   micro-batches in an update, divided among the processes. Noise depends on the
-                   micro-batch, not on the process
-    checkpointing  recompute the activations of each block in the backward pass: same numbers, less
-                   memory, up to a third more time
-    precision      precision of matrix products in the network; weights, normalizations and losses
-                   stay float32. "fastest": bfloat16 if this machine multiplies it faster, else
-                   float32; the choice is made at the start and written to recipe.json
-    steps          total number of updates
-    seed           seed of batches, noise, dropout and initial weights
-    save_every     updates between two saved states
-    objective      what is learned
-    network        sizes of the network
-    data           source of the rows
-    schedule       noise schedule
-    optim          optimizer of the student
+    Attributes:
+        name: name of the run; without --out its directory is runs/NAME
+        objective: what is learned
+        network: sizes of the network
+        data: source of the rows
+        schedule: noise schedule
+        optim: optimizer of the student
+        batch_size: rows in an update, over all processes and micro-batches
+        accumulation: micro-batches in an update, divided among the processes. Noise depends on
+            the micro-batch, not on the process
+        checkpointing: recompute the activations of each block in the backward pass: same
+            numbers, less memory, up to a third more time
+        steps: total number of updates
+        seed: seed of batches, noise, dropout and initial weights
+        precision: precision of matrix products in the network; weights, normalizations and
+            losses stay float32. "fastest": bfloat16 if this machine multiplies it faster, else
+            float32; the choice is made at the start and written to recipe.json
+        save_every: updates between two saved states
     """
 
     name: str

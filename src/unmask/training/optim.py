@@ -10,14 +10,16 @@ from dataclasses import dataclass
 class AdamW:
     """AdamW for one trained network: its learning rate, gradient clipping and EMA.
 
-    lr            peak learning rate
-    betas         decay rates of the two moments (Loshchilov and Hutter 2019, arXiv 1711.05101)
-    eps           number added to the denominator of an update
-    weight_decay  decoupled weight decay, as a share of lr in each update
-    warmup_steps  updates over which the learning rate grows linearly from lr / warmup_steps to lr
-    decay_steps   update at which a half cosine reaches 0; None: constant after the warm-up
-    clip_norm     largest L2 norm of the gradient of all parameters; None: no clipping
-    ema_decay     largest decay of the EMA of the weights; None: no EMA
+    Attributes:
+        lr: peak learning rate
+        betas: decay rates of the two moments (Loshchilov and Hutter 2019, arXiv 1711.05101)
+        eps: number added to the denominator of an update
+        weight_decay: decoupled weight decay, as a share of lr in each update
+        warmup_steps: updates over which the learning rate grows linearly from lr / warmup_steps
+            to lr
+        decay_steps: update at which a half cosine reaches 0; None: constant after the warm-up
+        clip_norm: largest L2 norm of the gradient of all parameters; None: no clipping
+        ema_decay: largest decay of the EMA of the weights; None: no EMA
     """
 
     lr: float = 3e-4
