@@ -741,7 +741,10 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
 @pytest.mark.usefixtures("few_objectives")
 def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
 
-    monkeypatch.setattr(exact, "even", exact.confidence)
+    from unmask.experiments.exact import equal_steps
+    from unmask.samplers.steps import confidence
+
+    monkeypatch.setattr(equal_steps, "equal_count_order", confidence)
     command = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]
     code, out, _ = run(capsys, "verify", "exact", *command)
     assert code == 1 and "FAILS" in out

@@ -37,12 +37,13 @@ Student: TypeAlias = DenoiserModule | PredictorModule
 class NelboSettings:
     """Train a diffusion teacher on its evidence bound.
 
-    process  noise that replaces a token: MASK, or a uniform random token (Duo)
-    t_min    smallest time that is drawn (MDLM, Duo: 1e-3)
-    init     model to continue from, a run directory, model directory or hub id. Its sizes and its
-             MASK are kept; row length and dropout are the recipe's. Empty: random weights
-    deeper   depth multiplier. After each block of `init`, deeper - 1 new blocks are inserted that
-             start as the identity
+    Attributes:
+        process: noise that replaces a token: MASK, or a uniform random token (Duo)
+        t_min: smallest time that is drawn (MDLM, Duo: 1e-3)
+        init: model to continue from, a run directory, model directory or hub id. Its sizes and
+            its MASK are kept; row length and dropout are the recipe's. Empty: random weights
+        deeper: depth multiplier. After each block of `init`, deeper - 1 new blocks are inserted
+            that start as the identity
     """
 
     kind: Literal["nelbo"] = "nelbo"
@@ -72,12 +73,14 @@ class NelboSettings:
 class CurriculumSettings:
     """Train a uniform-state teacher as Duo does (arXiv 2506.10892): soft Gaussian input first.
 
-    soft_steps   updates on soft input, from the first update; later updates use the plain bound
-    gamma        range of gamma, minus the log signal-to-noise ratio, for soft input
-    temperature  temperature of the softmax over the Gaussian, for soft input
-    top_k        largest competitors of each token that the soft input keeps
-    t_min        smallest time that is drawn (1e-3)
-    init         model to continue from, as in `NelboSettings`; empty: random weights
+    Attributes:
+        soft_steps: updates on soft input, from the first update; later updates use the plain
+            bound
+        gamma: range of gamma, minus the log signal-to-noise ratio, for soft input
+        temperature: temperature of the softmax over the Gaussian, for soft input
+        top_k: largest competitors of each token that the soft input keeps
+        t_min: smallest time that is drawn (1e-3)
+        init: model to continue from, as in `NelboSettings`; empty: random weights
     """
 
     kind: Literal["curriculum"] = "curriculum"
@@ -120,7 +123,8 @@ class CurriculumSettings:
 class AutoregressiveSettings:
     """Train an autoregressive baseline or judge.
 
-    init  model to continue from, as in `NelboSettings`; empty: random weights
+    Attributes:
+        init: model to continue from, as in `NelboSettings`; empty: random weights
     """
 
     kind: Literal["next-token"] = "next-token"
@@ -139,22 +143,22 @@ class AutoregressiveSettings:
 class ConsistencySettings:
     """Consistency distillation: MCD (masked, arXiv 2602.00792) or DCD (uniform, arXiv 2506.10892).
 
-    teacher       run directory, model directory, hub id (with @revision), or unmask:teacher
-    process       noise process of the teacher: masked is MCD, uniform is DCD
-    round_steps   updates in a round; at its start the teacher is replaced by the student
-    delta0        time between student and teacher in the first round, doubled each round
-    temperatures  the teacher's temperature in each round; one value for each round
-    direction     KL divergence where both inputs are masked: reverse is
-                  KL(student || teacher)
-    revealed      loss at tokens that only the teacher's input shows
-    revealed_weight  weight of that loss; the divergence has weight 1
-    coupling      locked: both inputs read one trajectory (Theorem 3.3); independent: their noise
-                  is independent
-    structure     tokens that are noised together: block:SIZE:CORRELATION, span:LENGTH,
-                  hierarchy:SIZES:SHARES; empty: tokens are independent
-    reduction     divide by all tokens, or by the masked tokens
-    gamma         train on Duo's Gaussian path over this range of gamma; none: on the teacher's
-                  schedule
+    Attributes:
+        teacher: run directory, model directory, hub id (with @revision), or unmask:teacher
+        process: noise process of the teacher: masked is MCD, uniform is DCD
+        round_steps: updates in a round; at its start the teacher is replaced by the student
+        delta0: time between student and teacher in the first round, doubled each round
+        temperatures: the teacher's temperature in each round; one value for each round
+        direction: KL divergence where both inputs are masked: reverse is KL(student || teacher)
+        revealed: loss at tokens that only the teacher's input shows
+        revealed_weight: weight of that loss; the divergence has weight 1
+        coupling: locked: both inputs read one trajectory (Theorem 3.3); independent: their
+            noise is independent
+        structure: tokens that are noised together: block:SIZE:CORRELATION, span:LENGTH,
+            hierarchy:SIZES:SHARES; empty: tokens are independent
+        reduction: divide by all tokens, or by the masked tokens
+        gamma: train on Duo's Gaussian path over this range of gamma; none: on the teacher's
+            schedule
     """
 
     kind: Literal["consistency"] = "consistency"
@@ -229,14 +233,15 @@ class ConsistencySettings:
 class SdttSettings:
     """Self-Distillation Through Time of a masked-diffusion model (arXiv 2410.21035).
 
-    teacher        as in `ConsistencySettings`
-    round_steps    updates in a round; at its start the teacher is replaced by the student
-    delta0         time step of the teacher in the first round, doubled each round
-    count          number of rounds
-    teacher_steps  teacher steps that one student step imitates
-    divergence     between student and target: reverse KL(student || target), forward, or mse or
-                   tvd of the probabilities
-    faithful       time grid of the paper, or of the released code, which differs by a slip
+    Attributes:
+        teacher: as in `ConsistencySettings`
+        round_steps: updates in a round; at its start the teacher is replaced by the student
+        delta0: time step of the teacher in the first round, doubled each round
+        count: number of rounds
+        teacher_steps: teacher steps that one student step imitates
+        divergence: between student and target: reverse KL(student || target), forward, or mse
+            or tvd of the probabilities
+        faithful: time grid of the paper, or of the released code, which differs by a slip
     """
 
     kind: Literal["sdtt"] = "sdtt"
