@@ -1,7 +1,8 @@
-"""Masked diffusion as the originals compute it: every row of the vocabulary, at every position, every time.
+"""Masked diffusion as the original codes compute it: full tables [B, L, V] at every call.
 
-What MDLM's and SDTT's codes do (arXiv 2406.07524, 2410.21035), written anew, on the library's own network with its
-plain attention. Equal in law to the library's sampler and, term by term, to its losses (tests/test_baselines.py).
+Reimplements MDLM's and SDTT's codes (arXiv 2406.07524, 2410.21035) on the library's network with
+plain attention. The sampler has the distribution of the library's sampler, and the losses equal the
+library's losses term by term (tests/test_baselines.py).
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ NEVER = -1e6
 
 
 def subs(logits: Tensor, z: Tensor, mask_id: int) -> Tensor:
-    """Logits [B, L, V] -> log p [B, L, V]: no MASK, sum 1, shown tokens carried over."""
+    """Logits [B, L, V] to log p [B, L, V]: MASK has probability 0, visible tokens are copied."""
     logits[:, :, mask_id] += NEVER
     log_p = logits - logits.logsumexp(dim=-1, keepdim=True)
-    shown = z != mask_id
-    log_p[shown] = NEVER
-    log_p[shown, z[shown]] = 0.0
+    visible = z != mask_id
+    log_p[visible] = NEVER
+    log_p[visible, z[visible]] = 0.0
     return log_p
 
 
@@ -48,7 +49,7 @@ def gumbel_draw(weight: Tensor, generator: torch.Generator | None = None) -> Ten
 def sample(
     network: nn.Module, mask_id: int, n: int, length: int, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """MDLM's ancestral sampler, made exact: float64 draws; the last step reveals what is left."""
+    """MDLM's ancestral sampler with float64 draws. The last step unmasks all remaining tokens."""
     z = torch.full((n, length), mask_id, device=generator.device)
     alphas = SCHEDULE.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()
     for alpha_t, alpha_s in zip(alphas[:-1], [*alphas[1:-1], 1.0], strict=True):
@@ -60,7 +61,7 @@ def sample(
 
 
 class FullBound:
-    """MDLM's training step: -log p(x0) / t of a table [B, L, V], t >= 1e-3."""
+    """MDLM's loss: -log p(x0) / t from a table [B, L, V], t >= 1e-3."""
 
     networks = frozen = no_networks
     turn = student_turn
@@ -81,7 +82,7 @@ class FullBound:
 
 @dataclass(frozen=True)
 class FullMcd:
-    """MCD's step (arXiv 2602.00792, Eq. 14) on two tables [B, L, V]."""
+    """MCD's loss (arXiv 2602.00792, Eq. 14) from two tables [B, L, V]."""
 
     teacher: nn.Module
     rounds: Rounds
@@ -105,15 +106,14 @@ class FullMcd:
         log_p = subs(network.network(z_t), z_t, mask_id)
         divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
         reconstruction = -log_p.gather(-1, x0[..., None]).squeeze(-1)
-        per_token = torch.where(
-            z_s == mask_id, divergence, reconstruction
-        )  # where z_t shows it: -log 1
+        # A token that is visible in z_t adds -log 1 = 0.
+        per_token = torch.where(z_s == mask_id, divergence, reconstruction)
         return Loss(per_token, torch.ones_like(per_token))
 
 
 @dataclass(frozen=True)
 class FullSdtt:
-    """SDTT's step: two forward passes of the teacher, one of the student, KL(student || teacher) on whole tables."""
+    """SDTT's loss: two passes of the teacher, one of the student, KL on tables [B, L, V]."""
 
     teacher: nn.Module
     rounds: Rounds

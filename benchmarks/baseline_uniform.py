@@ -1,7 +1,7 @@
 """Uniform-state diffusion as Duo's code computes it: K Gaussians a token, and tables [B, L, K].
 
-Its sampler and DCD (arXiv 2506.10892, Eq. 3 and section 4.2), written anew, on the library's own network with its plain
-attention. Equal in law to the library's (tests/test_baselines.py).
+Reimplements its sampler and DCD (arXiv 2506.10892, Eq. 3 and section 4.2) on the library's network
+with plain attention. Both have the distributions of the library's (tests/test_baselines.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unmask.rng import stratified
 def sample(
     network: nn.Module, n: int, length: int, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """Duo's ancestral sampler: q(z_s | z_t, x0 ~ softmax) as a table [B, L, K] in float64, and a race over it."""
+    """Duo's ancestral sampler: Gumbel-max over q(z_s | z_t, x0 ~ softmax), float64 [B, L, K]."""
     size = network.shape.vocab_size
     z = torch.randint(size, (n, length), generator=generator, device=generator.device)
     alphas = SCHEDULE.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()
@@ -42,7 +42,10 @@ def sample(
 
 @dataclass(frozen=True)
 class FullDcd:
-    """z_t and z_s are the arg max of one Gaussian path [B, L, K] at two times; KL(student || teacher) at all tokens."""
+    """DCD's loss: KL(student || teacher) at all tokens.
+
+    z_t and z_s are the arg max of one Gaussian path [B, L, K] at two times.
+    """
 
     schedule: GaussianArgmax
     teacher: nn.Module

@@ -1,18 +1,20 @@
-"""What a cache costs and gains: windows beside kept keys and values (`unmask.samplers.cached_forward`) against whole passes.
+"""Error and speed of a cache (`unmask.samplers.cached_forward`), against full forward passes.
 
-    python benchmarks/cached.py               all parts, some ten minutes of one core
+    python benchmarks/cached.py               all parts, about ten minutes of one core
     python benchmarks/cached.py --parts error --n 8 --steps 32
 
-error   the demo's teacher, half of a held-out text as the prompt, or none. Along the cached run, at each position that
-        is read: KL of the exact law at the same canvas || the cached law, nats, and how often the likeliest token is
-        the same. Of the continuations: perplexity under the demo's judge, which has read the prompt; difference to the
-        exact run of the same latents, nats a token with its standard error; unigram entropy. Seconds of this process a
-        sample (not the wall clock) and the ratio to the exact run, medians of runs in turns
-order   random positions against blocks from left to right, on a source whose law is known and with its exact denoiser,
-        no cache: KL(sampler || source), nats a token
-large   169M random weights, L = 256, a prompt of half of it: seconds only
-room    an autoregressive network of the teacher's sizes, random weights, 512 tokens one at a time: a cache that copies
-        all it holds for each token, as ours did before, against ours, which has room for more
+error   The demo's teacher, with half of a held-out text as the prompt, or without a prompt. At each
+        position that a step of the cached run uses: KL(exact || cached) for the same text z, in
+        nats, and how often the most probable token is the same. For the continuations: perplexity
+        under the demo's judge given the prompt, difference from the exact run with the same latents
+        (nats a token, with its standard error), unigram entropy. Processor seconds a sample, and
+        their ratio to the exact run: medians of runs in turns.
+order   Random positions against blocks from left to right, without a cache. The source has known
+        probabilities and an exact denoiser. KL(sampler || source), in nats a token.
+large   169M random weights, L = 256, a prompt of half that length: seconds only.
+append  An autoregressive network with the teacher's sizes and random weights, 512 tokens one at a
+        time. A cache that copies its content for each token, against the library's cache, which
+        allocates more memory than it needs.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ PERIODS = 1, 2, 4, 8
 
 @dataclass
 class Traced:
-    """A denoiser that remembers the last call: its canvas, what it was told, and what it answered."""
+    """A denoiser that keeps its last call.
+
+    last  z, alpha, and the prediction
+    """
 
     denoiser: FrozenDenoiser
     last: tuple[Tensor, Tensor, Prediction] | None = field(default=None)
@@ -74,16 +79,21 @@ class Traced:
         self,
         z: Tensor,
         alpha: Tensor,
-        asked: Tensor | None,
+        queries: Tensor | None,
         cache: Cache | None,
         window: Tensor | None,
     ) -> Prediction:
-        self.last = z, alpha, self.denoiser.forward_window(z, alpha, asked, cache, window)
+        self.last = z, alpha, self.denoiser.forward_window(z, alpha, queries, cache, window)
         return self.last[2]
 
 
 def errors(model: Model, **how: object) -> tuple[Tensor, float, Tensor, Tensor]:
-    """Texts [n, L] of a run, mean nfe, and at each position read KL(exact || cached), nats, and same arg max."""
+    """Errors of a cached run.
+
+    Returns:
+        Texts [n, L] and mean nfe. For each position that a step uses: KL(exact || cached) in nats,
+        and 1 if the arg max is the same.
+    """
     traced = Traced(model.denoiser.frozen())
     view = SimpleNamespace(
         denoiser=traced, process=model.process, schedule=model.schedule, tokenizer=None
@@ -93,11 +103,11 @@ def errors(model: Model, **how: object) -> tuple[Tensor, float, Tensor, Tensor]:
         calls += len(frame.rows)
         where = frame.changed[frame.rows].flatten().nonzero().squeeze(-1)
         if len(where) and traced.last is not None:
-            z, alpha, answer = traced.last
-            if len(z) == 1:  # one for all, while they are alike
+            z, alpha, prediction = traced.last
+            if len(z) == 1:  # one row is computed while all samples are equal
                 where = where % z.shape[1]
             right, ours = (
-                each.log_p(where).double() for each in (traced.denoiser(z, alpha), answer)
+                each.log_p(where).double() for each in (traced.denoiser(z, alpha), prediction)
             )
             kl.append((right.exp() * (right - ours)).sum(-1))
             same.append((right.argmax(-1) == ours.argmax(-1)).double())
@@ -105,30 +115,32 @@ def errors(model: Model, **how: object) -> tuple[Tensor, float, Tensor, Tensor]:
 
 
 def in_turns(runs: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Seconds of this process for each run, `repeats` times."""
-    found: list[list[float]] = [[] for _ in runs]
+    """Processor seconds of each run, `repeats` times."""
+    clocks: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        for run, seconds in zip(runs, found, strict=True):
+        for run, seconds in zip(runs, clocks, strict=True):
             start = time.process_time()
             run()
             seconds.append(time.process_time() - start)
-    return found
+    return clocks
 
 
-def timing(found: list[list[float]], n: int) -> Iterator[tuple[float, float]]:
-    """Median seconds a sample, and median ratio of the first run's to them."""
-    for seconds in found:
-        yield median(seconds) / n, median(a / b for a, b in zip(found[0], seconds, strict=True))
+def timing(clocks: list[list[float]], n: int) -> Iterator[tuple[float, float]]:
+    """Median seconds a sample, and the median ratio of the first run's seconds to them."""
+    for seconds in clocks:
+        yield median(seconds) / n, median(a / b for a, b in zip(clocks[0], seconds, strict=True))
 
 
 def error(n: int, repeats: int, counts: Sequence[int]) -> None:
+    """Print the table of the part `error`."""
     model, judge = unmask.load("unmask:teacher"), unmask.load("unmask:judge")
     plan = recipe("demo-teacher")
     real = training_data(
         replace(plan, data=replace(plan.data, tokenizer="unmask:teacher"))
     ).held_out[:n]
     print(
-        "| prompt | sampler | steps | cache | KL | arg max | gen PPL | nats to exact | entropy | nfe | s | ratio |"
+        "| prompt | sampler | steps | cache | KL | arg max | gen PPL | nats to exact | entropy "
+        "| nfe | s | ratio |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for given in (LENGTH // 2, 0):
@@ -156,18 +168,22 @@ def error(n: int, repeats: int, counts: Sequence[int]) -> None:
                     exact_nats = nats if exact_nats is None else exact_nats
                     gap = nats - exact_nats
                     print(
-                        f"| {given} | {sampler} | {steps} | {'once' if r == steps else r} | {kl.mean():.4f} "
-                        f"| {same.mean():.3f} | {nats.mean().exp():.1f} | {gap.mean():+.3f} ± "
-                        f"{gap.std() / math.sqrt(n):.3f} | {entropy(tokens[:, given:]).mean():.3f} | {nfe:.1f} "
+                        f"| {given} | {sampler} | {steps} | {'once' if r == steps else r} "
+                        f"| {kl.mean():.4f} | {same.mean():.3f} | {nats.mean().exp():.1f} "
+                        f"| {gap.mean():+.3f} ± {gap.std() / math.sqrt(n):.3f} "
+                        f"| {entropy(tokens[:, given:]).mean():.3f} | {nfe:.1f} "
                         f"| {seconds:.3f} | {ratio:.2f} |",
                         flush=True,
                     )
 
 
 def order(n: int = 500, length: int = 64) -> None:
+    """Print the table of the part `order`."""
     model = masked_model(random_chain(8, seed=0))
     print(
-        f"| sampler | steps | nfe | KL, nats a token, chain of 8 tokens, L = {length} |\n|---|---|---|---|",
+        f"| sampler | steps | nfe | KL, nats a token, chain of 8 tokens, L = {length} |",
+        "|---|---|---|---|",
+        sep="\n",
         flush=True,
     )
     for steps in (8, 16, 32, 64):
@@ -180,6 +196,7 @@ def order(n: int = 500, length: int = 64) -> None:
 
 
 def large(repeats: int, length: int = 256, steps: int = 16) -> None:
+    """Print the table of the part `large`."""
     network = random_network(small(V, length)).eval()
     denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False)
     model = Model(denoiser, MaskedProcess(V, V - 1), LogLinear(), None)
@@ -196,11 +213,10 @@ def large(repeats: int, length: int = 256, steps: int = 16) -> None:
         unmask.sample(model, 1, length, count, prompt=prompt, sampler=sampler, cache=r)
 
     draw("reveal", 1, 1)
-    found = in_turns([lambda cell=cell: draw(*cell) for cell in cells], repeats)
-    print(
-        f"| 169M weights, L = {length}, prompt of half, {steps} steps | cache | s | ratio |\n|---|---|---|---|"
-    )
-    for (sampler, r), (seconds, ratio) in zip(cells, timing(found, 1), strict=True):
+    clocks = in_turns([lambda cell=cell: draw(*cell) for cell in cells], repeats)
+    print(f"| 169M weights, L = {length}, prompt of half, {steps} steps | cache | s | ratio |")
+    print("|---|---|---|---|")
+    for (sampler, r), (seconds, ratio) in zip(cells, timing(clocks, 1), strict=True):
         print(
             f"| {sampler} | {'once' if r == steps else r} | {seconds:.2f} | {ratio:.2f} |",
             flush=True,
@@ -208,26 +224,29 @@ def large(repeats: int, length: int = 256, steps: int = 16) -> None:
 
 
 class Copying(Cache):
-    """A cache without room."""
+    """A cache that copies its content at every write."""
 
     def write(
-        self, block: int, places: int | Tensor, keys: Tensor, values: Tensor
+        self, block: int, columns: int | Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
         if block == len(self.pairs):
             self.pairs.append((keys, values))
         else:
             old = self.pairs[block]
             self.pairs[block] = torch.cat([old[0], keys], dim=2), torch.cat([old[1], values], dim=2)
-        self.length = places + keys.shape[2]
+        self.length = columns + keys.shape[2]
         return self.pairs[block]
 
 
 @torch.no_grad()
-def room(repeats: int, length: int = 512) -> None:
+def append(repeats: int, length: int = 512) -> None:
+    """Print the table of the part `append`."""
     shape = unmask.load("unmask:teacher").network.shape
     network = random_network(replace(shape, causal=True, length=length)).eval()
     print(
-        f"| autoregressive, {length} tokens | texts | s, copying | s, room | ratio |\n|---|---|---|---|---|"
+        f"| autoregressive, {length} tokens | texts | s, copying | s, library | ratio |",
+        "|---|---|---|---|---|",
+        sep="\n",
     )
     for n in (1, 16):
 
@@ -236,10 +255,11 @@ def room(repeats: int, length: int = 512) -> None:
             for _ in range(length):
                 network.hidden(ids, cache=cache)
 
-        found = in_turns([lambda: write(Copying), lambda: write(Cache)], repeats)
-        (copying, _), (ours, ratio) = timing(found, 1)
+        clocks = in_turns([lambda: write(Copying), lambda: write(Cache)], repeats)
+        (copying, _), (ours, ratio) = timing(clocks, 1)
         print(
-            f"| {shape.blocks} blocks of {shape.width} | {n} | {copying:.2f} | {ours:.2f} | {ratio:.2f} |",
+            f"| {shape.blocks} blocks of {shape.width} | {n} | {copying:.2f} | {ours:.2f} "
+            f"| {ratio:.2f} |",
             flush=True,
         )
 
@@ -248,21 +268,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", default=["order", "large", "room", "error"])
-    parser.add_argument("--n", type=int, default=8, help="texts a row of the part error")
+    parser.add_argument("--parts", nargs="+", default=["order", "large", "append", "error"])
+    parser.add_argument("--n", type=int, default=8, help="texts in a row of the part error")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[16, 32, 64], help="of the part error"
+        "--steps", type=int, nargs="+", default=[16, 32, 64], help="steps of the part error"
     )
-    parser.add_argument("--repeats", type=int, default=2)
-    told = parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=2, help="timed runs of each case")
+    args = parser.parse_args()
     print(f"# {torch.get_num_threads()} threads, torch {torch.__version__}")
     parts = {
-        "error": lambda: error(told.n, told.repeats, told.steps),
+        "error": lambda: error(args.n, args.repeats, args.steps),
         "order": order,
-        "large": lambda: large(told.repeats),
-        "room": lambda: room(told.repeats),
+        "large": lambda: large(args.repeats),
+        "append": lambda: append(args.repeats),
     }
-    for part in told.parts:
+    for part in args.parts:
         parts[part]()
 
 

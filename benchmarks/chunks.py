@@ -1,8 +1,9 @@
-"""How many rows of the vocabulary to hold, and to work on, at a time: reverse KL over 1,024 rows of V = 50,258.
+"""Sizes of chunks and blocks in the loss over the vocabulary: reverse KL, 1,024 rows of V = 50,258.
 
-A chunk of rows passes the head, forward and back; between these products a loss goes over it block by block. Forward
-and backward, medians of 3 in turns in one run: chunks of 16, 31 and 64 MiB (the library's on a CPU: 31, since from 32
-on the C library asks the system for every tensor anew) in blocks of 1 MiB (the library's), of 4 MiB, and whole.
+The head computes a chunk of rows at a time, forward and backward. Between these matrix products the
+loss computes the chunk block by block. Prints medians of 3 forward and backward passes in turns.
+Chunks have 16, 31 and 64 MiB, in blocks of 1 MiB, of 4 MiB, and whole. The library uses 31 MiB and
+1 MiB on a CPU: glibc maps new memory for every tensor of 32 MiB or more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CHUNKS, BLOCKS = (16, 31, 64), (1, 4, 64)  # MiB
 def seconds(
     hidden: Tensor, teacher: Tensor, heads: tuple[Linear, Linear], chunk: int, block: int
 ) -> float:
-    """Of one loss and its gradients."""
+    """Seconds of one loss and its gradients."""
     prediction.CPU_CHUNK_ELEMENTS, prediction.CPU_BLOCK_ELEMENTS = chunk * 2**18, block * 2**18
     rows = hidden.clone().requires_grad_()
     started = time.perf_counter()
@@ -44,12 +45,10 @@ for width in (128, 768):
     torch.manual_seed(0)
     pair = Linear(width, V), Linear(width, V)
     student, other = torch.randn(B, L, width), torch.randn(B, L, width)
-    clocks = [{way: seconds(student, other, pair, *way) for way in ways} for _ in range(4)][
-        1:
-    ]  # the first warms up
+    clocks = [{way: seconds(student, other, pair, *way) for way in ways} for _ in range(4)]
     for chunk in CHUNKS:
-        found = (
-            f"{block} MiB {median(clock[chunk, block] for clock in clocks):.2f} s"
-            for block in BLOCKS
-        )
-        print(f"width {width}, chunks of {chunk} MiB, in blocks of " + ", ".join(found))
+        parts = []
+        for block in BLOCKS:
+            value = median(clock[chunk, block] for clock in clocks[1:])  # the first is a warm-up
+            parts.append(f"{block} MiB {value:.2f} s")
+        print(f"width {width}, chunks of {chunk} MiB, in blocks of " + ", ".join(parts))

@@ -1,4 +1,7 @@
-"""How far a latent couples texts: share of equal tokens between precisions, batch sizes, step counts, and seeds."""
+"""Coupling of texts by a latent: the share of tokens that are equal in two draws.
+
+Compares draws with other precision, batch size, number of steps, or seed.
+"""
 
 from pathlib import Path
 
@@ -20,6 +23,5 @@ for dtype in (torch.float32, torch.bfloat16):
         "another seed": unmask.sample(model, **{**settings, "seed": 1}).tokens,
     }
     for name, tokens in others.items():
-        print(
-            f"{dtype}, 64 texts of 128 tokens, 8 steps, against {name}: {(tokens == base).double().mean():.4f} equal"
-        )
+        share = (tokens == base).double().mean()
+        print(f"{dtype}, 64 texts of 128 tokens, 8 steps, against {name}: {share:.4f} equal")

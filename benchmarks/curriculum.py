@@ -1,8 +1,9 @@
-"""Duo's curriculum input at V = 50,258: K Gaussians a token against k + 1 numbers a token, with its embedding.
+"""Duo's curriculum input at V = 50,258: K Gaussians a token against k + 1 numbers a token.
 
-Prints medians of 3 in one run, one thread, forward and backward through the embedding (width 768), at 4 rows of 128
-tokens, and how far resident memory rises in the forward pass, each way in a process of its own. The dense way is
-float32, as in the released code. Then: the mean weight that the sparse input leaves out, by temperature and top_k.
+Measures the input and its embedding (width 768), forward and backward, for 4 rows of 128 tokens on
+one thread. Prints medians of 3 passes, and the resident memory that the forward pass adds. Each
+form runs in its own process. The dense form is float32, as in the released code. Then prints the
+mean weight that the sparse input leaves out, by temperature and top_k.
 """
 
 import resource
@@ -24,7 +25,7 @@ ROOT = GaussianArgmax(K, -3.55, -1.85).snr_root(torch.linspace(0.1, 0.9, ROWS, d
 
 
 def dense() -> Tensor:
-    """w = alpha~ onehot(x0) + sigma~ eps, float32 [B, L, K], divided by tau: logits for the embedding."""
+    """Logits for the embedding: (alpha~ onehot(x0) + sigma~ eps) / tau, float32 [B, L, K]."""
     sigma = (1 / torch.hypot(torch.ones_like(ROOT), ROOT)).float()[:, None, None]
     w = torch.randn(ROWS, LENGTH, K).mul_(sigma)
     w.scatter_add_(2, X0[..., None], (ROOT.float()[:, None, None] * sigma).expand(-1, LENGTH, 1))
@@ -33,11 +34,12 @@ def dense() -> Tensor:
 
 
 def sparse():
+    """Soft tokens for the embedding: x0 and the k greatest others, [B, L, k + 1]."""
     return sparse_input(X0, ROOT, K, TAU, TOP_K)[1]
 
 
 def run(way: str) -> tuple[float, float]:
-    """(median seconds forward and backward, MiB above the start forward) of input and embedding."""
+    """Median seconds forward and backward, and MiB that the forward pass adds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     embedding, make = Embedding(K, WIDTH), {"dense": dense, "sparse": sparse}[way]
@@ -54,7 +56,7 @@ def run(way: str) -> tuple[float, float]:
 
 
 def left_out() -> None:
-    """The weight of all but x0 and its greatest rivals, by the dense form in float64."""
+    """Print the weight of all tokens but x0 and the k next ones, by the dense form in float64."""
     eps = torch.randn(1, 64, K, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     root = GaussianArgmax(K, -3.55, -1.85).snr_root(torch.tensor([0.5], dtype=torch.float64))
     for tau in (1e-3, 1e-2, 1e-1):
@@ -71,13 +73,13 @@ def left_out() -> None:
 if len(sys.argv) > 1:
     print(*run(sys.argv[1]))
 else:
-    found = {}
+    costs = {}
     for way in ("dense", "sparse"):
         out = subprocess.run(
             [sys.executable, __file__, way], capture_output=True, text=True, check=True
         ).stdout
-        found[way] = [float(value) for value in out.split()]
-        print(f"{way}: {1e3 * found[way][0]:.1f} ms, {found[way][1]:.0f} MiB")
-    (t0, m0), (t1, m1) = found["dense"], found["sparse"]
+        costs[way] = [float(value) for value in out.split()]
+        print(f"{way}: {1e3 * costs[way][0]:.1f} ms, {costs[way][1]:.0f} MiB")
+    (t0, m0), (t1, m1) = costs["dense"], costs["sparse"]
     print(f"ratio dense / sparse: time {t0 / t1:.1f}, memory {m0 / m1:.1f}")
     left_out()

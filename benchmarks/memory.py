@@ -1,12 +1,14 @@
-"""The memory that a dry run tells, against what a training takes: two updates in a process of their own.
+"""The estimated memory of a training (`--dry-run`) against its measured peak.
 
-    python benchmarks/memory.py                     every case on this CPU, in minutes
-    python benchmarks/memory.py --shards 2          of each of two processes that share the weights out
-    python benchmarks/memory.py --device cuda       the same on a GPU
+    python benchmarks/memory.py                 every case on this CPU: minutes
+    python benchmarks/memory.py --shards 2      each of two processes that share the weights
+    python benchmarks/memory.py --device cuda   the same on a GPU
 
-A line a case: GiB told, GiB taken beyond what the process holds before, and their ratio. Taken is the peak of torch's
-allocator on a GPU; on a CPU of the resident set, with a C library that gives freed memory back at once
-(MALLOC_MMAP_THRESHOLD_). As it is by default, its holes add up to a quarter: --holes counts them.
+Each case trains two updates in its own process. Prints a JSON line for each case: GiB estimated,
+GiB measured (the peak minus the memory before), and their ratio. On a GPU the peak is that of
+torch's allocator. On a CPU it is that of the resident set, with a C library that returns freed
+memory at once (MALLOC_MMAP_THRESHOLD_). By default the holes of its heap add up to a quarter;
+--holes includes them.
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ CASES = {  # recipe, V
 }
 
 
-def taken(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
-    """Bytes at the peak of two updates, beyond what the process holds after the same of a network of nothing."""
+def measured_bytes(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
+    """Peak bytes of two updates, minus the memory after two updates of a tiny network."""
     small = replace(
         recipe,
         network=NetworkSettings(
@@ -88,20 +90,20 @@ def taken(recipe: Recipe, vocab_size: int, device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
     else:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident set
         before = peak_memory(device)
     train(recipe, vocab_size, device)
     return peak_memory(device) - before
 
 
 def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
-    """Two updates, of a distillation from a teacher of random weights."""
+    """Train two updates. A distillation has a teacher with random weights."""
     distils = recipe.traits.distils
     parts = build(
         replace(recipe, objective=NelboSettings()) if distils else recipe, None, vocab_size
     )
     for weight in parts.student.parameters():
-        torch.nn.init.normal_(weight, std=0.02)  # none may be zero, as at first gates and head are
+        torch.nn.init.normal_(weight, std=0.02)  # gates and head start at zero, and must not here
     if distils:
         process = MaskedProcess(vocab_size, vocab_size - 1)
         teacher = Model(parts.student, process, parts.schedule, None)
@@ -110,8 +112,15 @@ def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
     ids = torch.randint(vocab_size - 1, (recipe.batch_size, recipe.network.length))
     engine = launch(str(device), sharded=True) if "WORLD_SIZE" in os.environ else Engine(device)
     state = State.begin(parts.objective, parts.student, recipe.optim, engine)
-    updates = fit(parts.objective, state, lambda step: ids, steps=2, accumulation=recipe.accumulation, engine=engine,
-                  guard=LossGuard(factor=1e9))  # fmt: skip
+    updates = fit(
+        parts.objective,
+        state,
+        lambda step: ids,
+        steps=2,
+        accumulation=recipe.accumulation,
+        engine=engine,
+        guard=LossGuard(factor=1e9),
+    )
     for _ in updates:
         gc.collect()
 
@@ -122,20 +131,21 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", default=[*CASES])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--holes", action="store_true", help="leave the C library as it is")
+    parser.add_argument("--shards", type=int, default=1, help="processes that share the weights")
+    parser.add_argument(
+        "--holes", action="store_true", help="include holes of the C library's heap"
+    )
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    for name in told.cases:
+    args = parser.parse_args()
+    for name in args.cases:
         recipe, vocab_size = CASES[name]
-        if told.alone:
-            sys.stdout.write(
-                f"{taken(recipe, vocab_size, torch.device(told.device))}\n"
-            )  # at once: others write too
+        if args.alone:
+            # One write for the whole line, because other processes write too.
+            sys.stdout.write(f"{measured_bytes(recipe, vocab_size, torch.device(args.device))}\n")
             return
         torchrun = (
-            ["-m", "torch.distributed.run", "--nproc-per-node", str(told.shards)]
-            if told.shards > 1
+            ["-m", "torch.distributed.run", "--nproc-per-node", str(args.shards)]
+            if args.shards > 1
             else []
         )
         command = [
@@ -145,35 +155,26 @@ def main() -> None:
             "--cases",
             name,
             "--device",
-            told.device,
+            args.device,
             "--alone",
         ]
-        exact = {} if told.holes else {"MALLOC_MMAP_THRESHOLD_": "65536"}
-        ran = subprocess.run(
+        exact = {} if args.holes else {"MALLOC_MMAP_THRESHOLD_": "65536"}
+        process = subprocess.run(
             command, check=True, capture_output=True, text=True, env=os.environ | exact
         )
-        peak = max(map(int, ran.stdout.split()))
-        expected = estimate(recipe, vocab_size, torch.device(told.device))
+        peak = max(map(int, process.stdout.split()))
+        expected = estimate(recipe, vocab_size, torch.device(args.device))
         memory = (
-            expected["sharded_bytes"][str(told.shards)]
-            if told.shards > 1
+            expected["sharded_bytes"][str(args.shards)]
+            if args.shards > 1
             else expected["memory_bytes"]
         )
-        line = {key: round(expected[f"{key}_bytes"] / 2**30, 3)
-                for key in ("weights", "activations", "vocabulary")}  # fmt: skip
-        taken_gib, ratio = round(peak / 2**30, 3), round(memory / peak, 3)
-        print(
-            json.dumps(
-                {
-                    "case": name,
-                    **line,
-                    "told": round(memory / 2**30, 3),
-                    "taken": taken_gib,
-                    "ratio": ratio,
-                }
-            ),
-            flush=True,
-        )
+        line = {"case": name}
+        for key in ("weights", "activations", "vocabulary"):
+            line[key] = round(expected[f"{key}_bytes"] / 2**30, 3)
+        line["estimated"], line["measured"] = round(memory / 2**30, 3), round(peak / 2**30, 3)
+        line["ratio"] = round(memory / peak, 3)
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

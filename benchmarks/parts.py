@@ -1,15 +1,16 @@
-"""What the seconds of `speed.py` are made of: a run of ours and of the baseline by the kind of work, in processor time.
+"""Processor time of the runs of `speed.py` by kind of work, for the library and the baseline.
 
     python benchmarks/parts.py --cases dcd mcd sampling --sizes 169M
 
 body products   matrix products with the weights of the blocks
-head products   with those of the head, forward and back
-tables          everything else that goes over rows of V tokens, or over weights [V, D] of embedding and head
-attention       softmax(q k^T) v, forward and back
-optimizer       clipping, AdamW and moving average of what is not [V, D]
-rest            what is left: normalisation, activation, dropout, rotation, sums of residual streams
+head products   matrix products with the weights of the head, forward and backward
+tables          other work on rows of V tokens, or on weights [V, D] of embedding and head
+attention       softmax(q k^T) v, forward and backward
+optimizer       clipping, AdamW and EMA of weights other than [V, D]
+rest            normalisation, activation, dropout, rotation, sums of residual streams
 
-A line a way: seconds of each, medians over --repeats, and the rate of its products, GFLOP/s.
+Prints one line for the library and one for the baseline: seconds of each kind, medians over
+--repeats, and the rate of the matrix products in GFLOP/s.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def part(name: str, shapes: list[list[int]]) -> str:
     return "optimizer" if any(each in name for each in OPTIMIZER) else "rest"
 
 
-def taken(run: Run) -> tuple[Counter[str], Counter[str]]:
-    """Seconds and FLOPs of a run by part."""
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+def measure(run: Run) -> tuple[Counter[str], Counter[str]]:
+    """Seconds and FLOPs of a run, by kind of work."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         run()
     seconds: Counter[str] = Counter()
     flops: Counter[str] = Counter()
-    for event in found.key_averages(group_by_input_shape=True):
+    for event in profiler.key_averages(group_by_input_shape=True):
         kind = part(event.key, event.input_shapes)
         seconds[kind] += event.self_cpu_time_total / 1e6
         if event.key in PRODUCTS:
@@ -62,26 +63,23 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["mcd", "dcd", "sampling"])
     parser.add_argument("--sizes", nargs="+", default=["1M", "169M"])
     parser.add_argument("--repeats", type=int, default=1)
-    told = parser.parse_args()
+    args = parser.parse_args()
     print(f"# {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name in told.sizes:
-        for case in told.cases:
+    for name in args.sizes:
+        for case in args.cases:
             for way, make in zip(
                 ("ours", "baseline"), ways(case, SIZES["cpu"][name], "cpu"), strict=True
             ):
                 run = make()
                 run()
-                found = [taken(run) for _ in range(told.repeats)]
-                told_parts = []
+                measured = [measure(run) for _ in range(args.repeats)]
+                columns = []
                 for kind in PARTS:
-                    seconds = median(each[0][kind] for each in found)
-                    rate = (
-                        f" ({found[0][1][kind] / seconds / 1e9:.0f} GFLOP/s)"
-                        if "products" in kind
-                        else ""
-                    )
-                    told_parts.append(f"{kind} {seconds:.2f} s{rate}")
-                print(f"{name} {case}, {way}: " + ", ".join(told_parts), flush=True)
+                    seconds = median(each[0][kind] for each in measured)
+                    flops = measured[0][1][kind]
+                    rate = f" ({flops / seconds / 1e9:.0f} GFLOP/s)" if "products" in kind else ""
+                    columns.append(f"{kind} {seconds:.2f} s{rate}")
+                print(f"{name} {case}, {way}: " + ", ".join(columns), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""KL(student || teacher) over 512 rows of V = 50,258, forward and backward, three ways: medians of 3 in one run.
+"""KL(student || teacher) over 512 rows of V = 50,258, forward and backward, in three ways.
 
-whole          two tables [N, V] and autograd
-checkpointed   64 MiB of a table at a time, computed again in the backward pass: what chunked losses usually do, and
-               what the library did before
-library        `divergences.reverse_kl`: value and gradient in one pass
+whole           two tables [N, V] and autograd
+checkpointed    64 MiB of a table at a time, computed again in the backward pass: the usual form of
+                chunked losses, and the library's earlier one
+library         `vocabulary_losses.reverse_kl`: value and gradient in one pass
+products alone  the necessary matrix products: two heads forward, one backward to rows and weights
 
-and the matrix products alone that the mathematics asks for: two heads forward, one backward to rows and weights.
+Prints medians of 3 runs in turns, on one thread.
 """
 
 import time
@@ -57,13 +58,13 @@ def ways(width: int) -> dict[str, Callable[[], object]]:
         return list(torch.autograd.grad(loss().sum(), [rows, *head.parameters()]))
 
     whole = lambda: divergence(rows[0], theirs[0], head, teacher)  # noqa: E731
-    found = [both_ways(loss) for loss in (whole, checkpointed, library)]
-    apart = max(
+    gradients = [both_ways(loss) for loss in (whole, checkpointed, library)]
+    difference = max(
         float((a - b).norm() / a.norm())
-        for other in found[1:]
-        for a, b in zip(found[0], other, strict=True)
+        for other in gradients[1:]
+        for a, b in zip(gradients[0], other, strict=True)
     )
-    print(f"width {width}: gradients differ by {apart:.1e} of their norm at most")
+    print(f"width {width}: gradients differ by {difference:.1e} of their norm at most")
     return {
         "whole": lambda: both_ways(whole),
         "checkpointed": lambda: both_ways(checkpointed),
@@ -83,4 +84,4 @@ for width in (128, 768):
             clocks.setdefault(name, []).append(time.perf_counter() - started)
     seconds = {name: median(times) for name, times in clocks.items()}
     for name, value in seconds.items():
-        print(f"  {name}: {value:.2f} s, {value / seconds['library']:.2f} of the library's")
+        print(f"  {name}: {value:.2f} s, {value / seconds['library']:.2f} x the library's")

@@ -1,21 +1,22 @@
-"""Rows in memory against rows on disk, side by side: memory, tokens a second, and seconds of a batch.
+"""Rows in memory against rows on disk: memory, tokens a second, and seconds of a batch.
 
-    python benchmarks/rows.py                                 32 and 128 MB of text, L = 1024, four ways: minutes
+    python benchmarks/rows.py                          32 and 128 MB of text, four ways: minutes
     python benchmarks/rows.py --megabytes 400 --ways disk
 
-A line a size and way. The text is drawn words, a data set on disk that is mapped into memory in all ways; each way is a
-process of its own, which makes the rows and then takes batches of 512 from them:
+The text is random words, in a data set on disk that is mapped into memory. Each way runs in its own
+process. It makes the rows and then reads batches of 512 rows from them:
 
-    lists     all documents are tokenized, then packed, as it was done before rows came in blocks
-    memory    documents are tokenized a few at a time and packed in blocks, which are joined: what small corpora do
-    disk      the blocks are written to a file, which is mapped: what data sets do
-    streamed  blocks are written in windows of 2^22 tokens as the text is read, one after the other, two ahead: what
-              data sets do with data.streaming (there the windows are larger); a line a window on the standard error
-              says how much anonymous memory there is in all
+    lists     all documents are tokenized, then packed (the earlier form)
+    memory    documents are tokenized a few at a time, packed in blocks, and joined (small corpora)
+    disk      the blocks are written to a file, which is mapped (data sets)
+    streamed  the blocks are written in windows of 2^22 tokens while the text is read, two windows
+              ahead (data.streaming, with larger windows). A line for each window on stderr gives
+              the anonymous memory of the process.
 
-`anonymous_mib` is the peak of memory that belongs to no file, beyond what was held before, looked at every 5 ms: this
-is what a machine must have. `resident_mib` is the peak of all that is resident (VmHWM), pages of mapped files included:
-the system takes those back when it needs them.
+Prints a JSON line for each size and way. `anonymous_mib` is the peak of memory that belongs to no
+file, minus the memory before, sampled every 5 ms: a machine must have this much. `resident_mib` is
+the peak of resident memory (VmHWM), with the pages of mapped files. The system can reclaim those
+pages.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ WORDS = 20_000
 
 
 def documents(megabytes: float) -> Iterator[dict[str, str]]:
-    """Documents of about 5 kB: words of random letters, drawn by Zipf's law."""
+    """Yield documents of about 5 kB: words of random letters, drawn by Zipf's law."""
     random = np.random.default_rng(0)
     letters = [chr(ord("a") + i) for i in range(26)]
     words = ["".join(random.choice(letters, size)) for size in random.integers(2, 10, WORDS)]
@@ -64,7 +65,7 @@ def documents(megabytes: float) -> Iterator[dict[str, str]]:
 
 
 def prepare(folder: Path, megabytes: float) -> None:
-    """The text and its tokenizer."""
+    """Write the text and its tokenizer."""
     made = datasets.Dataset.from_generator(
         documents,
         gen_kwargs={"megabytes": megabytes},
@@ -76,6 +77,7 @@ def prepare(folder: Path, megabytes: float) -> None:
 
 
 def rows_of(way: str, corpus: Corpus, tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
+    """The rows [n, L] of a corpus, made in one of the ways."""
     eos = tokenizer.eos_id
     if way == "lists":
         return pack(tokenizer.encode_batch(list(corpus.texts)), length, eos)
@@ -88,11 +90,11 @@ def rows_of(way: str, corpus: Corpus, tokenizer: Tokenizer, length: int, folder:
 
 
 def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
-    """All rows, asked for as a training asks for them: a batch more each time."""
+    """All rows of a stream. They are requested as in a training, one more batch each time."""
     unmask.data.prefetch.WINDOW_TOKENS = 2**22
     table = open_splits(folder / "text", streaming=True)[0]["train"]
     stream = Stream("text", table, TEXT_COLUMN, range(sys.maxsize), "text")
-    found = unmask.data.prefetch.stream_rows(
+    streamed = unmask.data.prefetch.stream_rows(
         stream,
         tokenizer.encode_batch,
         folder / "windows",
@@ -100,13 +102,13 @@ def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
         length,
         tokenizer.eos_id,
     )
-    asked = known = 0
-    while len(rows := found.at_least(asked + BATCH)) >= asked + BATCH:
-        asked += BATCH
-        if len(rows) > known:
-            known = len(rows)
+    wanted_rows = window_end = 0
+    while len(rows := streamed.at_least(wanted_rows + BATCH)) >= wanted_rows + BATCH:
+        wanted_rows += BATCH
+        if len(rows) > window_end:
+            window_end = len(rows)
             print(
-                json.dumps({"rows": known, "anonymous_mib": status("RssAnon") >> 20}),
+                json.dumps({"rows": window_end, "anonymous_mib": status("RssAnon") >> 20}),
                 file=sys.stderr,
                 flush=True,
             )
@@ -114,11 +116,10 @@ def streamed_rows(tokenizer: Tokenizer, length: int, folder: Path) -> Rows:
 
 
 def measure(way: str, folder: Path, length: int) -> dict[str, float]:
-    """One way, in this process."""
+    """Measure one way in this process."""
     corpus, tokenizer = load_corpus(folder / "text"), Tokenizer.load(folder / "tokens")
-    rows_of(
-        "disk", Corpus("warm", corpus.texts[:100]), tokenizer, length, folder / "warm"
-    )  # imports and threads
+    # A warm-up for imports and threads.
+    rows_of("disk", Corpus("warm", corpus.texts[:100]), tokenizer, length, folder / "warm")
     resident = status("VmRSS")
     with watched() as peak:
         started = time.perf_counter()
@@ -144,7 +145,7 @@ def measure(way: str, folder: Path, length: int) -> dict[str, float]:
 
 @contextmanager
 def watched() -> Iterator[list[int]]:
-    """The peak of anonymous memory beyond what is held now, in bytes, in a list of one."""
+    """The peak of anonymous memory minus that at the start, in bytes, in a list of one."""
     before, peak, done = status("RssAnon"), [0], threading.Event()
 
     def watch() -> None:
@@ -161,6 +162,7 @@ def watched() -> Iterator[list[int]]:
 
 
 def status(name: str) -> int:
+    """Bytes of a field of /proc/self/status."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
@@ -170,18 +172,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--megabytes", nargs="+", type=float, default=[32, 128])
-    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--length", type=int, default=1024, help="tokens in a row")
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.folder is not None:
-        print(json.dumps(measure(told.ways[0], told.folder, told.length)))
+    args = parser.parse_args()
+    if args.folder is not None:
+        print(json.dumps(measure(args.ways[0], args.folder, args.length)))
         return
     datasets.disable_progress_bars()
-    for megabytes in told.megabytes:
+    for megabytes in args.megabytes:
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), megabytes)
-            for way in told.ways:
+            for way in args.ways:
                 command = [
                     sys.executable,
                     __file__,
@@ -190,12 +192,11 @@ def main() -> None:
                     "--folder",
                     folder,
                     "--length",
-                    str(told.length),
+                    str(args.length),
                 ]
-                found = json.loads(
-                    subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                )
-                print(json.dumps({"megabytes": megabytes, "way": way, **found}), flush=True)
+                process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                measured = json.loads(process.stdout)
+                print(json.dumps({"megabytes": megabytes, "way": way, **measured}), flush=True)
 
 
 if __name__ == "__main__":

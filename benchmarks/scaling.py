@@ -1,10 +1,11 @@
-"""How cost grows with the length of a text, the vocabulary, the steps and the weights: one at a time, on this machine.
+"""Growth of cost with length, vocabulary, steps and weights: one axis at a time, on this machine.
 
     python benchmarks/scaling.py                 minutes on two cores
     python benchmarks/scaling.py --device cuda
 
-A line a point: seconds of 4 texts and of one step of MCD on 4 rows, medians; GFLOP of the matrix products of each and
-the rate that follows. Behind each axis the exponent b of seconds ~ size^b, by least squares of the logarithms.
+Prints a JSON line for each size: median seconds of 4 texts, and of one step of MCD on 4 rows; GFLOP
+of their matrix products, and the rate. A line after each axis has the exponent b of
+seconds ~ size^b, by least squares of the logarithms.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Point:
 
 
 def points() -> Iterator[Point]:
+    """All sizes of all axes."""
     for length in (128, 256, 512, 1024):
         yield Point("length", length, replace(BASE, length=length))
     for size in (2048, 8192, 32768, 131072):
@@ -58,7 +60,7 @@ def points() -> Iterator[Point]:
 
 
 def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | str]:
-    """Seconds and GFLOP of a sample and, where the axis is one of it, of a training step."""
+    """Seconds and GFLOP of a sample and, except on the axis `steps`, of a training step."""
     shape, dtype = point.shape, torch.bfloat16 if device == "cuda" else torch.float32
     process = MaskedProcess(shape.vocab_size, shape.vocab_size - 1)
     student, teacher = (
@@ -71,8 +73,11 @@ def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | 
     body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
     head = 2 * tokens * shape.vocab_size * shape.width
     model = Model(student.eval(), process, LogLinear(), None)
-    drawn = timed(lambda: unmask.sample(model, ROWS, shape.length, point.steps, device=device), repeats=repeats,
-                  device=device)  # fmt: skip
+    drawn = timed(
+        lambda: unmask.sample(model, ROWS, shape.length, point.steps, device=device),
+        repeats=repeats,
+        device=device,
+    )
     work = {"sample": (drawn.median, drawn.result.calls * body + head)}
     if point.axis != "steps":
         objective, engine = (
@@ -91,17 +96,18 @@ def measure(point: Point, device: str, repeats: int) -> dict[str, float | int | 
             engine=engine,
             guard=LossGuard(factor=1e9),
         )
-        learnt = timed(lambda: next(updates), repeats=repeats, device=device)
-        work["train"] = learnt.median, 4 * body + 2 * head
+        trained = timed(lambda: next(updates), repeats=repeats, device=device)
+        work["train"] = trained.median, 4 * body + 2 * head
     line: dict[str, float | int | str] = {"axis": point.axis, "size": point.size}
     for name, (seconds, flops) in work.items():
-        line |= {f"{name}_s": round(seconds, 4), f"{name}_gflop": round(flops / 1e9, 1),
-                 f"{name}_gflop_s": round(flops / seconds / 1e9, 1)}  # fmt: skip
+        line[f"{name}_s"] = round(seconds, 4)
+        line[f"{name}_gflop"] = round(flops / 1e9, 1)
+        line[f"{name}_gflop_s"] = round(flops / seconds / 1e9, 1)
     return line
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """b of seconds ~ size^b."""
+    """The exponent b of seconds ~ size^b."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
@@ -113,16 +119,17 @@ def main() -> None:
         "--axes", nargs="+", default=["length", "vocabulary", "steps", "body weights"]
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    told = parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each size")
+    args = parser.parse_args()
     print(
-        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, base {BASE}, {STEPS} steps, {ROWS} rows"
+        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, base {BASE}, "
+        f"{STEPS} steps, {ROWS} rows"
     )
-    for axis in told.axes:
+    for axis in args.axes:
         lines = []
         for point in points():
             if point.axis == axis:
-                lines.append(measure(point, told.device, told.repeats))
+                lines.append(measure(point, args.device, args.repeats))
                 print(json.dumps(lines[-1]), flush=True)
         sizes = [float(line["size"]) for line in lines]
         for name in ("sample", "train"):

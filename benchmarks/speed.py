@@ -1,23 +1,28 @@
-"""The library against the originals' way, side by side: seconds and memory of a sample and of a training step.
+"""The library against the original codes: seconds and memory of a sample and of a training step.
 
-    python benchmarks/speed.py                        every case at 1M and 169M weights, L = 256 (an hour on two cores)
+    python benchmarks/speed.py                  all cases, 1M and 169M weights, L = 256: an hour
     python benchmarks/speed.py --cases mcd --sizes 1M --repeats 3
-    python benchmarks/speed.py --cases mcd --sizes 169M --checkpointing   ours computes activations again: memory
-    python benchmarks/speed.py --precision bfloat16   of the products in the blocks, on both sides
-    python benchmarks/speed.py --device cuda          169M weights, L = 1024, bfloat16
+    python benchmarks/speed.py --cases mcd --sizes 169M --checkpointing    less memory in ours
+    python benchmarks/speed.py --precision bfloat16    of the products in the blocks, on both sides
+    python benchmarks/speed.py --device cuda    169M weights, L = 1024, bfloat16
 
-A line a case: the median over pairs of runs, ours and the baseline's in turns, of seconds and their ratio; the peak of
-memory beyond what was held before, each way in a process of its own; and the floors, FLOPs of the matrix products that
-the mathematics asks for over the machine's own rate for a large product, and bytes of weights that it has to pass over
-at the machine's own rate of copying, both measured at the start (`parts.py` says what the rest is made of). Memory is
-that of torch's allocator on a GPU; on a CPU the resident set, with a C library that gives freed memory back at once, so
-that it is that of the tensors. A training step is forward, backward, clipping, AdamW and moving average.
-
-    sampling          MDLM's ancestral sampler in 32 steps, with float64 draws (its own code draws in float32: wrong)
-    sampling_uniform  Duo's ancestral sampler in 32 steps, likewise
+    sampling          MDLM's ancestral sampler in 32 steps, with float64 draws. Its released code
+                      draws in float32, which is biased.
+    sampling_uniform  Duo's ancestral sampler in 32 steps, with float64 draws
     teacher           a step on the evidence bound
-    mcd, sdtt, dcd    a step of each distillation (nobody has published code of MCD: the baseline is the plain way)
-    mcd_against_sdtt  our step of MCD, the paper's proposal, against SDTT's as published, which it replaces
+    mcd, sdtt, dcd    a step of each distillation. MCD has no published code: the baseline is a
+                      direct implementation.
+    mcd_against_sdtt  our step of MCD against SDTT's step as published
+
+A training step is forward, backward, clipping, AdamW and EMA. Prints a JSON line for each case:
+
+    seconds  medians over pairs of runs, ours and the baseline in turns, and the median of the ratio
+    floor    lower bounds of our seconds: the necessary FLOPs at the rate of a large matrix product,
+             and the necessary bytes of weights at the rate of a large copy. Both rates are measured
+             at the start. `parts.py` divides the rest by kind of work.
+    memory   the peak minus the memory before, each side in its own process. On a GPU it is that of
+             torch's allocator. On a CPU it is the resident set, with a C library that returns freed
+             memory at once.
 """
 
 from __future__ import annotations
@@ -55,9 +60,8 @@ from unmask.objectives.sdtt import Sdtt
 from unmask.training import AdamW, Engine, LossGuard, State, fit
 
 V, MASK = 50258, 50257
-ROUNDS = Rounds(
-    steps=10**6, delta0=1 / 32, temperatures=(0.84,)
-)  # the last round, in which most tokens are revealed
+# The last round: it has the largest delta, so most revealed tokens.
+ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))
 PLAIN = Rounds(steps=10**6, delta0=1 / 64, temperatures=(1.0,))
 GAMMA = -4.0, -1.0
 CASES = "sampling", "sampling_uniform", "teacher", "mcd", "sdtt", "dcd", "mcd_against_sdtt"
@@ -67,10 +71,13 @@ Make = Callable[[NetworkDenoiser], Objective]
 
 @dataclass(frozen=True)
 class Size:
-    """A network, how many rows are drawn and trained on at a time, and the steps of a sample.
+    """A network and the sizes of its runs.
 
-    checkpointing  of our trainings only
-    precision      of the products in the blocks
+    shape          the network
+    rows           texts of a sample, and rows of a training step
+    steps          steps of a sample
+    checkpointing  activation checkpointing, in our trainings only
+    precision      precision of the matrix products in the blocks
     """
 
     shape: Shape
@@ -90,6 +97,7 @@ SIZES = {
 
 
 def denoiser(size: Size, device: str, uniform: bool = False) -> NetworkDenoiser:
+    """A denoiser with random weights."""
     network = random_network(size.shape, compute_dtype=size.precision).to(device)
     return NetworkDenoiser(network, None if uniform else MASK, sees_alpha=uniform)
 
@@ -100,22 +108,30 @@ def training(
     device: str,
     uniform: bool = False,
 ) -> Run:
-    """A call is one whole step of the library's own loop."""
+    """A function that makes one training step of the library's loop."""
     student, teacher = denoiser(size, device, uniform), denoiser(size, device, uniform)
     student.network.checkpointing = size.checkpointing
-    made = objective(teacher.eval().requires_grad_(False))
+    loss = objective(teacher.eval().requires_grad_(False))
     ids = torch.randint(
         MASK, (size.rows, size.shape.length), generator=torch.Generator().manual_seed(1)
     )
     state = State.begin(
-        made, student, AdamW(lr=1e-5, ema_decay=0.999), Engine(torch.device(device))
+        loss, student, AdamW(lr=1e-5, ema_decay=0.999), Engine(torch.device(device))
     )
-    steps = fit(made, state, lambda step: ids, steps=10**6, seed=0, engine=Engine(torch.device(device)),
-                guard=LossGuard(factor=1e9))  # fmt: skip
+    steps = fit(
+        loss,
+        state,
+        lambda step: ids,
+        steps=10**6,
+        seed=0,
+        engine=Engine(torch.device(device)),
+        guard=LossGuard(factor=1e9),
+    )
     return lambda: next(steps)
 
 
 def sampling(size: Size, device: str, ours: bool) -> Run:
+    """A function that draws texts in masked diffusion."""
     role = denoiser(size, device).eval()
     if not ours:
         generator = torch.Generator(device).manual_seed(0)
@@ -126,6 +142,7 @@ def sampling(size: Size, device: str, ours: bool) -> Run:
 
 
 def sampling_uniform(size: Size, device: str, ours: bool) -> Run:
+    """A function that draws texts from uniform noise."""
     role = denoiser(size, device, uniform=True).eval()
     if not ours:
         generator = torch.Generator(device).manual_seed(0)
@@ -157,7 +174,7 @@ def full_dcd(teacher: NetworkDenoiser) -> Objective:
 
 
 def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callable[[], Run]]:
-    """Ours and the baseline: each makes what a call then runs."""
+    """Two functions that prepare a run, ours and the baseline's."""
     samplers = {"sampling": sampling, "sampling_uniform": sampling_uniform}
     if case in samplers:
         return lambda: samplers[case](size, device, True), lambda: samplers[case](
@@ -171,7 +188,7 @@ def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callabl
         "mcd_against_sdtt": (mcd, lambda teacher: baseline_masked.FullSdtt(teacher, PLAIN)),
     }
     if case not in pairs:
-        raise ValueError(f"the cases are {', '.join(CASES)}: there is none called {case!r}")
+        raise ValueError(f"case is unknown: got {case!r}, want one of {', '.join(CASES)}")
     sizes = size, replace(size, checkpointing=False)
     ours, baseline = (
         partial(training, make, each, device, case == "dcd")
@@ -181,24 +198,28 @@ def ways(case: str, size: Size, device: str) -> tuple[Callable[[], Run], Callabl
 
 
 def floor_flops(case: str, size: Size) -> float:
-    """Of the matrix products: body 2 FLOPs a weight and token and its attention, head 2 V D a row that is asked for."""
+    """FLOPs of the necessary matrix products.
+
+    The body needs 2 FLOPs for each weight and token, and attention. The head needs 2 V D for each
+    of its rows.
+    """
     shape, tokens = size.shape, size.rows * size.shape.length
     body = tokens * shape.blocks * (24 * shape.width**2 + 4 * shape.length * shape.width)
     head = tokens * 2 * V * shape.width
     if case in ("sampling", "sampling_uniform"):
         return size.steps * body + head * (1 if case == "sampling" else uniform_rows(size.steps))
-    asked = head if case == "dcd" else head / 2  # masks: half of the tokens on average
-    teacher = {"teacher": 0, "sdtt": 2}.get(
-        case, 1
-    )  # forward passes; of the head SDTT needs one, all in all
-    return (3 + teacher) * body + (
-        3 + min(teacher, 1)
-    ) * asked  # the student's, and twice as much backward
+    rows = head if case == "dcd" else head / 2  # half of the tokens are MASK on average
+    teacher = {"teacher": 0, "sdtt": 2}.get(case, 1)  # forward passes; SDTT's head needs one in all
+    # The student's forward pass counts once, its backward pass twice.
+    return (3 + teacher) * body + (3 + min(teacher, 1)) * rows
 
 
 def floor_bytes(case: str, size: Size) -> float:
-    """Of weights in float32: read by each pass forward and each back to the inputs, and each gradient written; in the
-    optimizer gradient, weight, two moments and average read, and all but the gradient written again.
+    """Bytes of float32 weights that must be read or written.
+
+    Each forward pass and each backward pass to the inputs reads the weights, and each gradient is
+    written. The optimizer reads gradient, weight, two moments and EMA, and writes all but the
+    gradient.
     """
     shape = size.shape
     head = V * shape.width
@@ -210,7 +231,10 @@ def floor_bytes(case: str, size: Size) -> float:
 
 
 def uniform_rows(steps: int) -> float:
-    """Rows of the head a token in a text from uniform noise: the odds of the levels say which share may move."""
+    """Rows of the head for each token of a text from uniform noise.
+
+    The alphas of a step give the fraction of tokens that it may change.
+    """
     alphas = [
         *LogLinear().alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)).tolist()[:-1],
         1.0,
@@ -219,43 +243,48 @@ def uniform_rows(steps: int) -> float:
 
 
 def rate(device: str, precision: torch.dtype) -> float:
-    """FLOPs a second of a large product."""
+    """FLOPs a second of a large matrix product."""
     side = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(8))
 
 
 def bandwidth(device: str) -> float:
-    """Bytes a second of a large copy, read and written."""
+    """Bytes a second of a large copy, counted when read and when written."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(8))
 
 
 def seconds(run: Run, device: str) -> float:
+    """Seconds of one run."""
     return timed(run, repeats=1, warmup=0, device=device).median
 
 
 def peak(make: Callable[[], Run], device: str) -> int:
-    """Bytes beyond what is held after a first run: in a training weights, optimizer and gradients."""
+    """Peak bytes of a second run, minus the memory after the first.
+
+    So weights, optimizer and gradients of a training do not count.
+    """
     run = make()
     run()
     gc.collect()
     if sys.platform == "linux" and device == "cpu":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the first run left in the heap is not held
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # free heap memory must not count
     if device == "cuda":
         reset_peak_memory(device)
         before = torch.cuda.memory_allocated()
         run()
         return peak_memory(device) - before
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak of the resident set begins anew
+        file.write("5")  # resets the peak of the resident set
     before = resident("VmRSS")
     run()
     return resident("VmHWM") - before
 
 
 def resident(name: str) -> int:
+    """Bytes of a field of /proc/self/status."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
@@ -263,7 +292,7 @@ def resident(name: str) -> int:
 def pairs(
     case: str, size: Size, device: str, repeats: int, warmup: int
 ) -> Iterator[tuple[float, float]]:
-    """Seconds of ours and of the baseline, in turns, after `warmup` of each."""
+    """Seconds of ours and of the baseline, in turns, after `warmup` pairs."""
     ours, baseline = (make() for make in ways(case, size, device))
     for number in range(warmup + repeats):
         pair = seconds(ours, device), seconds(baseline, device)
@@ -271,18 +300,15 @@ def pairs(
             yield pair
 
 
-def in_its_own_process(case: str, name: str, told: argparse.Namespace, way: int) -> int:
-    """The peak of one way."""
-    command = [sys.executable, __file__, "--cases", case, "--sizes", name, "--device", told.device]
-    command += ["--memory", str(way), "--precision", told.precision] + [
-        "--checkpointing"
-    ] * told.checkpointing
-    exact = os.environ | {
-        "MALLOC_MMAP_THRESHOLD_": "65536"
-    }  # the C library gives freed memory back at once
-    return int(
-        subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout
-    )
+def in_its_own_process(case: str, name: str, args: argparse.Namespace, way: int) -> int:
+    """Peak bytes of our run (way 0) or the baseline's (way 1)."""
+    command = [sys.executable, __file__, "--cases", case, "--sizes", name, "--device", args.device]
+    command += ["--memory", str(way), "--precision", args.precision]
+    command += ["--checkpointing"] * args.checkpointing
+    # The C library then returns freed memory at once.
+    exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    process = subprocess.run(command, check=True, capture_output=True, text=True, env=exact)
+    return int(process.stdout)
 
 
 def main() -> None:
@@ -292,48 +318,47 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=[*CASES])
     parser.add_argument("--sizes", nargs="+")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--warmup", type=int, default=1, help="pairs before those that count")
+    parser.add_argument("--repeats", type=int, default=3, help="timed pairs of runs")
+    parser.add_argument("--warmup", type=int, default=1, help="untimed pairs before them")
     parser.add_argument(
-        "--checkpointing", action="store_true", help="ours computes its activations again"
+        "--checkpointing", action="store_true", help="activation checkpointing in our trainings"
     )
     parser.add_argument(
-        "--precision", choices=["float32", "bfloat16"], help="float32 on a CPU, else bfloat16"
+        "--precision",
+        choices=["float32", "bfloat16"],
+        help="of the matrix products in the blocks (default: float32 on a CPU, bfloat16 on a GPU)",
     )
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    told.precision = told.precision or ("float32" if told.device == "cpu" else "bfloat16")
-    names, precision = told.sizes or list(SIZES[told.device]), getattr(torch, told.precision)
-    changes = {"checkpointing": told.checkpointing, "precision": precision}
-    sizes = {name: replace(SIZES[told.device][name], **changes) for name in names}
-    if told.memory is not None:  # of a sampler it does not grow with the steps
-        print(
-            peak(
-                ways(told.cases[0], replace(sizes[names[0]], steps=4), told.device)[told.memory],
-                told.device,
-            )
-        )
+    args = parser.parse_args()
+    args.precision = args.precision or ("float32" if args.device == "cpu" else "bfloat16")
+    names, precision = args.sizes or list(SIZES[args.device]), getattr(torch, args.precision)
+    changes = {"checkpointing": args.checkpointing, "precision": precision}
+    sizes = {name: replace(SIZES[args.device][name], **changes) for name in names}
+    if args.memory is not None:
+        # Four steps are enough: a sampler's memory does not grow with the steps.
+        way = ways(args.cases[0], replace(sizes[names[0]], steps=4), args.device)[args.memory]
+        print(peak(way, args.device))
         return
-    speed, width = rate(told.device, precision), bandwidth(told.device)
+    speed, width = rate(args.device, precision), bandwidth(args.device)
     print(
-        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, {told.precision}, large: a product at "
-        f"{speed / 1e9:.0f} GFLOP/s, a copy at {width / 1e9:.1f} GB/s"
+        f"# {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}, "
+        f"large matrix product {speed / 1e9:.0f} GFLOP/s, large copy {width / 1e9:.1f} GB/s"
     )
     for name in names:
-        for case in told.cases:
+        for case in args.cases:
             size = sizes[name]
-            found = list(pairs(case, size, told.device, told.repeats, told.warmup))
-            ours, baseline = (median(column) for column in zip(*found, strict=True))
-            held = [in_its_own_process(case, name, told, way) for way in (0, 1)]
+            timings = list(pairs(case, size, args.device, args.repeats, args.warmup))
+            ours, baseline = (median(column) for column in zip(*timings, strict=True))
+            peaks = [in_its_own_process(case, name, args, way) for way in (0, 1)]
             floor = floor_flops(case, size) / speed
             print(json.dumps({
                 "case": case, "size": name, "rows": size.rows, "length": size.shape.length,
                 "ours_s": round(ours, 4), "baseline_s": round(baseline, 4),
-                "ratio": round(median(b / a for a, b in found), 2),
+                "ratio": round(median(b / a for a, b in timings), 2),
                 "floor_s": round(floor, 4), "of_floor": round(floor / ours, 3),
                 "bytes_floor_s": round(floor_bytes(case, size) / width, 4),
-                "ours_mib": held[0] >> 20, "baseline_mib": held[1] >> 20,
-                "memory_ratio": round(held[0] / held[1], 3),
+                "ours_mib": peaks[0] >> 20, "baseline_mib": peaks[1] >> 20,
+                "memory_ratio": round(peaks[0] / peaks[1], 3),
             }), flush=True)  # fmt: skip
 
 

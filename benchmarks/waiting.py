@@ -1,8 +1,8 @@
-"""How long `unmask sample` takes with threads that spin while they wait, that sleep, and with one thread: in turns.
+"""Seconds of `unmask sample` with waiting threads that spin, that sleep, and with one thread.
 
     python benchmarks/waiting.py [--turns 3] [--n 2] [--steps 16]
 
-Run it beside other work and alone: on an idle machine there is little to steal.
+Run it beside other work, and alone: on an idle machine the three hardly differ.
 """
 
 import argparse
@@ -12,16 +12,18 @@ import subprocess
 import sys
 import time
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--turns", type=int, default=3)
-parser.add_argument("--n", type=int, default=2)
-parser.add_argument("--steps", type=int, default=16)
-asked = parser.parse_args()
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument("--turns", type=int, default=3, help="runs of each way")
+parser.add_argument("--n", type=int, default=2, help="number of texts")
+parser.add_argument("--steps", type=int, default=16, help="steps from noise to text")
+args = parser.parse_args()
 
-# With arguments, `main` leaves the environment as it is: this is the default of OpenMP.
+# `main` with arguments does not set OMP_WAIT_POLICY, so threads wait as OpenMP does by default.
 DRAW = f"""
 from unmask.cli.main import main
-main(["sample", "unmask:teacher", "--n", "{asked.n}", "--steps", "{asked.steps}"])
+main(["sample", "unmask:teacher", "--n", "{args.n}", "--steps", "{args.steps}"])
 """
 WAYS = {
     "threads that spin": {},
@@ -34,7 +36,7 @@ clean = {
     if not name.startswith(("OMP_", "GOMP_", "MKL_"))
 }
 seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-for _ in range(asked.turns):
+for _ in range(args.turns):
     for name, environment in WAYS.items():
         start = time.perf_counter()
         subprocess.run(
@@ -45,12 +47,13 @@ for _ in range(asked.turns):
         )
         seconds[name].append(time.perf_counter() - start)
 print(
-    f"unmask sample, {asked.n} texts, {asked.steps} steps, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    f"unmask sample, {args.n} texts, {args.steps} steps, "
+    f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 )
-for name, found in seconds.items():
-    ratio = statistics.median(
-        a / b for a, b in zip(seconds["threads that spin"], found, strict=True)
-    )
+spinning = seconds["threads that spin"]
+for name, values in seconds.items():
+    ratio = statistics.median(a / b for a, b in zip(spinning, values, strict=True))
     print(
-        f"{name:18} {statistics.median(found):6.1f} s of median {asked.turns} turns, {ratio:.2f} times as fast"
+        f"{name:18} {statistics.median(values):6.1f} s, median of {args.turns} turns, "
+        f"{ratio:.2f} times as fast"
     )

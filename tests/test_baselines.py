@@ -1,4 +1,4 @@
-"""The baselines of `benchmarks/` compute what the library computes: else their ratios would compare two things."""
+"""The baselines of `benchmarks/` compute the same values or distributions as the library."""
 
 import sys
 from collections.abc import Iterator
@@ -166,5 +166,5 @@ def test_the_driver_times_and_weighs_every_case() -> None:
     for case in speed.CASES:
         ((ours, baseline),) = speed.pairs(case, tiny, "cpu", repeats=1, warmup=0)
         assert ours > 0 and baseline > 0 and speed.floor_flops(case, tiny) > 0
-    with pytest.raises(ValueError, match="there is none called 'ctc'"):
+    with pytest.raises(ValueError, match=r"case.*'ctc'"):
         speed.ways("ctc", tiny, "cpu")
