@@ -19,7 +19,7 @@ def test_each_cell_has_each_seed(frontier_plan: Plan) -> None:
     assert len({run.folder for run in runs}) == 4
     assert plan.select(["b, c", f"a, seed {first}"]) == [runs[0], runs[1], runs[3]]
     assert plan.select([]) == runs
-    with pytest.raises(ValueError, match=r"cells: .*called b; the cells are a, b, c"):
+    with pytest.raises(ValueError, match="cells has unknown names: got b, want"):
         plan.select(["b"])
 
 

@@ -48,8 +48,9 @@ def _report(file: Path) -> Report:
 def summary(reports: Mapping[Run, Report]) -> list[list[str]]:
     """A line for each run and step count: gen PPL and entropy at temperature 1, and the gains.
 
-    A gain compares at equal steps and equal diversity: gen PPL of the teacher, its temperature
-    scaled to that diversity, over gen PPL of the student, with a 95 % interval over samples.
+    A gain compares at equal steps and equal diversity. It is the gen PPL of the teacher, at the
+    temperature that gives this diversity, over the gen PPL of the student. Its 95 % interval is
+    over samples.
     """
     table = []
     for run, report in reports.items():

@@ -36,9 +36,9 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
     event of a plan that was not interrupted has a `report`.
 
     Args:
-        plan: What is trained and measured.
+        plan: The plan.
         directory: The plan's directory.
-        only: The runs; none: the prerequisites and the teachers' rows alone.
+        only: The runs to train. An empty list: the prerequisites and the teachers' rows only.
 
     Raises:
         ValueError: The device is unavailable, or the command was started by `torchrun` with
@@ -158,7 +158,7 @@ def _check_device(device: str) -> None:
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"device {device!r} of this plan is unavailable: {error}. Use --scale tiny, or "
-            "--dry-run to see what the plan would do"
+            "--dry-run to print the plan"
         ) from error
 
 

@@ -40,7 +40,7 @@ CURVES = ("step", "loss", "distillation", "reconstruction")
 class FrontierReport:
     """Rows of teacher and student over steps and temperatures; a run's report.json holds them.
 
-    source  where teacher and judge come from, in words
+    source  the origin of teacher and judge, in words
     """
 
     training: ClassVar[str] = "student"

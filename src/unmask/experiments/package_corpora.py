@@ -43,7 +43,7 @@ class OfflineSet:
 
 
 def load_offline(name: str, folder: Path) -> Corpus:
-    """The documents of a set, from its file in `folder`; ValueError without that very file."""
+    """The documents of a set, from its file in `folder`; ValueError if it is missing or changed."""
     if name == CODE:
         files = library_files()
         return Corpus(name, [path.read_text("utf-8", errors="replace") for path in files])

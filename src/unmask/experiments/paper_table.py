@@ -37,7 +37,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableLine:
-    """A teacher (round 0) or a method after a round, by step count; why its training failed."""
+    """A line of the table: a teacher (round 0), or a method after a round, by step count."""
 
     name: str
     round: int
@@ -127,7 +127,7 @@ def record(plan: Plan, directory: Path, published: PublishedCells) -> dict[str, 
 def full_record(
     plan: Plan, directory: Path, published: PublishedCells, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The whole of table.json: also rows of other precisions, texts, and how all was measured.
+    """The content of table.json: lines, rows in other precisions, texts, and the protocol.
 
     Args:
         plan: A plan whose runs are all measured or failed.

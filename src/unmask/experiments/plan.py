@@ -25,7 +25,7 @@ FAILURE = "failure.json"
 
 @dataclass(frozen=True)
 class PlanTeacher:
-    """A model that is distilled.
+    """A teacher of a plan.
 
     model            a directory or a name
     sampler, draw    of its texts, and of the texts of its students
@@ -80,7 +80,7 @@ class Run:
 
 
 class Measurement(Protocol):
-    """What a plan measures of its teachers and of each run.
+    """The measurement of a plan's teachers and of each run.
 
     training  the name of the directory of a run's training, below the run's directory
     """
@@ -106,16 +106,17 @@ class Measurement(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Teachers, the cells that distil them, and what is measured.
+    """A plan: teachers, the cells that distil them, and the measurement.
 
     teachers, cells  by name. A single cell may have an empty name: the plan's directory is its own
     judge            a directory or a name
     study            samples, seed, step counts, temperatures
-    measured         what is measured, and the files that it is kept in
+    measured         the measurement, which also names the files of its results
     seeds            trainings of each cell; None: one, with the seed of its recipe
     prerequisites    models that are trained first, in directory/NAME
     known_rows       rows of teachers that were measured before
-    device           where everything runs; None: trainings where `launch` decides, the rest on CPU
+    device           device of everything; None: `launch` chooses it for trainings, the rest uses
+                     the CPU
     """
 
     title: str
@@ -145,7 +146,7 @@ class Plan:
         runs = self.runs
         if unknown := sorted({*names} - {*self.cells} - {str(run) for run in runs}):
             raise ValueError(
-                f"cells: there is none called {', '.join(unknown)}; the cells are "
+                f"cells has unknown names: got {', '.join(unknown)}, want some of "
                 f"{', '.join(self.cells)}"
             )
         return [run for run in runs if not names or run.cell in names or str(run) in names]
@@ -164,7 +165,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class OpenTeacher:
-    """A loaded teacher, the data of its students, and what its rows and theirs share."""
+    """A loaded teacher, the data of its students, and the context of its rows and theirs."""
 
     name: str
     settings: PlanTeacher

@@ -68,7 +68,7 @@ def demo(
         student: Recipe of the distillation; the catalogue's `demo-mcd` by default.
         teacher: Recipe of the teacher; `demo-teacher` by default.
         judge: Recipe of the judge; `demo-judge` by default.
-        study: What is measured.
+        study: Size and settings of the evaluation.
     """
     student, study = student or recipe("demo-mcd"), study or EvalSettings()
     is_shipped = corpus == SHIPPED and not from_scratch

@@ -68,7 +68,7 @@ class RoundRows:
 def _precision_rows(teacher: OpenTeacher) -> Iterator[MeasuredRow]:
     """The teacher in each precision of the draw, with and without top-p.
 
-    Their differences show how far a published value may lie for its precision alone.
+    Their differences show how much precision alone may change a published value.
     """
     context, model = teacher.context, teacher.model
     grid = product(PRECISIONS, TOP_P, teacher.settings.precision_steps)

@@ -1,4 +1,4 @@
-"""Results and settings of `unmask bench`, as bench.json keeps them. It never imports torch."""
+"""Results and settings of `unmask bench`, as stored in bench.json; it never imports torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BENCH = "bench.json"
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """The timed calls of `sample`: pairs of ours and the baseline's by batch and step count.
+    """The settings of `unmask bench`: step counts, batches, length and repeats of the timed calls.
 
-    steps    sampling steps of the diffusion model, a row each
-    batches  texts a call, a row each
+    steps    sampling steps of the diffusion model, one row for each
+    batches  texts in a call, one row for each
     length   tokens a text
-    repeats  timed pairs behind a row, after one warm-up pair; all draw the texts of `seed`
+    repeats  timed pairs for a row, after one warm-up pair; all pairs draw the texts of `seed`
 
     Raises ValueError for counts outside their range.
     """
@@ -36,7 +36,7 @@ class BenchSettings:
         _check("steps", "sampling steps, each count once", self.steps)
         _check("batches", "texts a call of sample, each count once", self.batches)
         _check("length", "tokens a text", (self.length,))
-        _check("repeats", "timed pairs behind a row", (self.repeats,))
+        _check("repeats", "timed pairs for a row", (self.repeats,))
         seed_number("seed", self.seed)
 
 

@@ -31,10 +31,10 @@ class Arguments:
     Attributes:
         model: a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
         baseline: an autoregressive model; without one, random weights of the same sizes
-        steps: numbers of sampling steps, a row each; a student is as fast as its teacher in as many
-        batches: numbers of texts a call of sample, a row each
+        steps: step counts, one row for each; at equal steps a student is as fast as its teacher
+        batches: numbers of texts in a call of sample, one row for each
         length: tokens a text; by default the model's length
-        repeats: timed pairs behind a row, after one warm-up pair; p95 needs 21 or more
+        repeats: timed pairs for a row, after one warm-up pair; p95 needs 21 or more
         seed: of the texts, and of the random weights
         device: of both models: cpu, cuda, cuda:1
         precision: of the matrix products in the blocks of both networks

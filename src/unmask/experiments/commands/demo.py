@@ -28,7 +28,7 @@ class Arguments:
         student: recipe of the distillation; the demo sets its corpus and its teacher
         teacher: recipe of the teacher; the demo sets its corpus
         judge: recipe of the judge; the demo sets its corpus and its tokenizer
-        study: what is measured
+        study: size and settings of the evaluation
     """
 
     corpus: str = SHIPPED

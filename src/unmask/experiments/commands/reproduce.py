@@ -24,7 +24,7 @@ from unmask.recipes.estimate import estimate
 from unmask.recipes.schema import Recipe
 
 ASSETS = Path("src/unmask/assets")
-# A figure of the paper whose runs are those of a table.
+# Figures of the paper that are drawn from the runs of a table.
 SHARED_RUNS = {"figure3": "table1"}
 
 What = Literal[
@@ -52,7 +52,7 @@ class Arguments:
         full: the ablation as a grid of all its factors, with structured couplings
         jobs: processes that share the runs, each with an equal part of the cores (one a core; study
             and methods: 1)
-        dry_run: print what a table would train, measure and compare with, then stop
+        dry_run: print the trainings, rows and published values of a table, then stop
     """
 
     what: Annotated[What, tyro.conf.Positional]
@@ -167,7 +167,7 @@ def _assets(work: Path, out: Path) -> bool:
 
 
 def preview(plan: Plan, name: str) -> dict[str, Any]:
-    """What a plan of a table would do: trainings with their cost, rows, published values."""
+    """A summary of a table's plan: trainings with their cost, rows, published values."""
     models = [teacher.model for teacher in plan.teachers.values()]
 
     def cost(recipe: Recipe) -> dict[str, float | int]:

@@ -51,7 +51,7 @@ def show_study(plan: Plan, directory: Path) -> None:
 
 
 def show_ablation(plan: Plan, directory: Path, whole: bool) -> None:
-    """Failures, means over seeds, and a figure of each cell's first seed if all were wanted."""
+    """Print failures and means over seeds; for all cells, also draw those of the first seed."""
     reports = reports_of(plan, directory)
     _show_failures(plan, directory)
     by_cell = {run.cell: report for run, report in reversed(reports.items())}

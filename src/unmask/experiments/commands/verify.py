@@ -23,7 +23,7 @@ ROUNDING = 1e-6  # an exact claim has a smaller expected error
 EXACT_ONLY = ("source", "order", "length", "concentration", "train")
 LARGEST = 2**20  # of a vocabulary: the work is proportional to it
 TOKEN_BYTES = 200  # least memory of a token that is drawn and tested: 9 moments of 3 paths
-FEWEST, SHORTEST = 100, 4  # texts behind a test; tokens of a text
+FEWEST, SHORTEST = 100, 4  # least number of texts in a test, and of tokens in a text
 
 
 @dataclass(frozen=True)

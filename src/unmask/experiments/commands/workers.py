@@ -19,7 +19,7 @@ def share_runs(command: list[str], runs: Sequence[str], jobs: int) -> bool:
     """Distribute runs over processes of this command; return whether all of them are done.
 
     Each process gets an equal part of the cores. A signal is passed on, so that every process saves
-    its state. Each process reads a pipe from this one as its standard input: if this process is
+    its state. The standard input of each process is a pipe from this process. If this process is
     killed, the pipe closes, and the others save their state and end.
 
     Args:

@@ -227,7 +227,7 @@ def train(
 
     Args:
         source: The enumerated source.
-        objective: What is trained.
+        objective: The objective to train by.
         steps: Updates a round.
         batch: Texts an update.
         seed: Seed of texts and corruptions.

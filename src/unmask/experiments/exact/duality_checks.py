@@ -180,7 +180,7 @@ def examine(observation: Observation) -> list[Check]:
 
 
 def edge(observation: Observation) -> Check:
-    """Without signal all K coordinates are alike: F_Y(0) = 1/K. A positive SNR stays above it."""
+    """Without signal all K coordinates have one law: F_Y(0) = 1/K. A positive SNR keeps more."""
     size = observation.vocab_size
     error = abs(float(keep_probability(0.0, size)) - 1 / size)
     return Check(

@@ -91,8 +91,9 @@ def coupled_pairs(
 ) -> Pairs:
     """P(x0) P(masks of z_t and z_s), averaged over t ~ U(delta, 1] with s = t - delta.
 
-    Locked: a token is masked in both with 1 - alpha_s, in z_t only with alpha_s - alpha_t.
-    Independent: with the products. The quadrature over t is exact if alpha is linear in t.
+    Locked: a token is masked in both with probability 1 - alpha_s, and in z_t only with probability
+    alpha_s - alpha_t. Independent: the probabilities are products. The quadrature over t is exact
+    if alpha is linear in t.
     """
     nodes, shares = np.polynomial.legendre.leggauss(source.length + 1)
     t = torch.from_numpy(delta + (1 - delta) * (nodes + 1) / 2)

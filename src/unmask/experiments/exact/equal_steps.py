@@ -16,7 +16,7 @@ def equal_count_order(problem: SamplingProblem) -> Sequence[Step]:
     """Unmask equally many tokens in each step, in the random order of the latent's u.
 
     Of F masked tokens, F k / N (rounded) are visible after step k. `reveal` draws the number of
-    tokens of a step, which may be 0: at N = L it makes about 0.64 L calls and is not exact. This
+    tokens of a step, which may be 0. So at N = L it makes about 0.64 L calls and is not exact. This
     sampler makes N calls, as `confidence` does. At N = L it draws one token a call, so that q = p.
     """
     return _ranked(problem, problem.latent.u)

@@ -36,11 +36,11 @@ from unmask.samplers.steps import Sampler, Unmasking, confidence, reveal
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call
-REPLICATES = 32  # sets of n texts of the source behind `chance_distance`
+REPLICATES = 32  # sets of n texts that `chance_distance` draws
 UNIT = "nats a token"
 ROUNDING = 1e-9  # nats, for exact claims
 # Limit of a distance in standard deviations above the mean of `ChanceDistance`. Its distribution is
-# skewed and known from REPLICATES sets only.
+# skewed, and estimated from REPLICATES sets only.
 _DEVIATIONS = 6
 _HALVINGS = 16
 
@@ -203,7 +203,7 @@ def gap_rows(
 def reveal_steps(nfe: float, length: int) -> int:
     """The number of steps N at which `reveal` makes closest to `nfe` < length calls a text.
 
-    On the uniform grid each of the L tokens is in one of N steps at random, and so
+    On the uniform grid each of the L tokens is in one of N steps at random. Therefore
     nfe = N (1 - (1 - 1/N)^L).
     """
     if not 0 < nfe < length:
@@ -230,7 +230,7 @@ def calibrate_entropy_bound(
     Args:
         model: An exact model.
         nfe: Calls a text, 1 <= nfe <= length.
-        n: Texts behind each step of the bisection.
+        n: Texts in each step of the bisection.
         length: Tokens of a text.
         seed: Seed of the latents.
     """
@@ -295,7 +295,7 @@ def gap_checks(
 ) -> list[Check]:
     """Check `equal_count_order` at N = L against the source, and one call against the marginals.
 
-    A lower kl with more steps is an observation, not a theorem, and so it is not checked: a refined
+    A lower kl with more steps is an observation, not a theorem, so it is not checked. A refined
     order can have a larger KL(q || p).
 
     Args:

@@ -5,10 +5,10 @@
     source.log_prob(x).mean() / 16, -source.entropy(16)      # nats a token, equal up to chance
 
 All of them are hidden Markov models: a state changes from token to token, and each state emits one
-token. Noisy text enters as *evidence*, e [B, L, V] with e_i(v) = P(z_i | x_i = v). Under a MASK it
-is all ones, at a visible token one-hot, and under uniform noise alpha [v = z_i] + (1 - alpha) / V.
-Forward-backward over evidence (Rabiner 1989, "A tutorial on hidden Markov models", with its
-scaling) is exact for both processes, in float64.
+token. Noisy text enters as *evidence*, e [B, L, V] with e_i(v) = P(z_i | x_i = v). At a MASK it is
+all ones, and at a visible token one-hot. Under uniform noise it is
+e_i(v) = alpha [v = z_i] + (1 - alpha) / V. Forward-backward over evidence (Rabiner 1989, "A
+tutorial on hidden Markov models", with its scaling) is exact for both processes, in float64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures of `unmask verify`: checks of the duality, and samplers on a source of known law."""
+"""The figures of `unmask verify`: checks of the duality, and samplers on a synthetic source."""
 
 from __future__ import annotations
 

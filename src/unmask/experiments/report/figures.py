@@ -38,7 +38,7 @@ _COLORS = "#c2410c #e69f00 #009e73 #cc79a7 #22211f #66635c #56b4e9 #7b3294 #8c51
 class FigurePlan:
     """A figure of a report: file name, caption, description, and how to draw it.
 
-    alt   what the figure shows, for readers who do not see it
+    alt   a description of the figure, for screen readers
     draw  width in inches -> figure
     """
 

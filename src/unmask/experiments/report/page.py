@@ -48,7 +48,7 @@ def page_source(
     """The page as text.
 
     Args:
-        report: what the page shows.
+        report: the content of the page.
         figures: name -> the figure for a desktop and for a phone.
         data: the value of report.json, embedded without the values of single samples.
     """

@@ -153,6 +153,6 @@ def _teacher_color(line: Mapping[str, Any]) -> str:
 
 def _share_y(axes: Sequence[Axes]) -> None:
     """Give all axes one range of y."""
-    limits = [each.get_ylim() for each in axes]
-    for each in axes:
-        each.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    limits = [panel.get_ylim() for panel in axes]
+    for panel in axes:
+        panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))

@@ -22,7 +22,7 @@ from unmask.evaluation.verdict import BETTER, EQUAL, NO_CLAIM, OPEN, WORSE, judg
 from unmask.experiments.report.style import css_variables
 
 GAIN_SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○", NO_CLAIM: "○"}
-_SHORT = 2  # letters; a shorter word that two texts share says nothing about them
+_SHORT = 2  # letters; shorter words occur in most texts
 
 
 def render(template: str, record: Mapping[str, Any], **values: Any) -> str:
@@ -31,7 +31,7 @@ def render(template: str, record: Mapping[str, Any], **values: Any) -> str:
     Args:
         template: file name in `templates/`.
         record: data of the page, embedded as JSON; a number that is not finite becomes null.
-        values: what the template uses; `base.html.j2` names those of every page.
+        values: variables of the template; `base.html.j2` lists those of every page.
     """
     loader = PackageLoader("unmask.experiments.report", "templates")
     environment = Environment(

@@ -38,7 +38,7 @@ PALETTE: Mapping[str, Ink] = {
 LIGHT: Mapping[str, str] = {name: ink.light for name, ink in PALETTE.items()}
 MARKERS: Mapping[str, str] = {"teacher": "o", "student": "s"}
 
-_FONT = "DejaVu Sans"  # matplotlib measures text with it; pages replace it by the reader's sans
+_FONT = "DejaVu Sans"  # matplotlib measures text with it; pages use the reader's sans-serif font
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 _RC: Any = {  # its type lists every key of matplotlib
     "svg.fonttype": "none",

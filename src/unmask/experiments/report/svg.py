@@ -25,7 +25,7 @@ class SvgFigure:
     """A drawn figure.
 
     title          of its caption
-    alt            what it shows, for readers who do not see it
+    alt            a description, for screen readers
     width, height  points
     body           the markup between <svg> and </svg>
     """
@@ -61,7 +61,7 @@ def svg_figure(figure: Figure, name: str, title: str, alt: str) -> SvgFigure:
         figure: drawn in `plot_style`.
         name: unique among the figures of a page; ids depend on it.
         title: of the caption.
-        alt: what the figure shows.
+        alt: a description of the figure.
     """
     buffer = StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
