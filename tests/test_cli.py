@@ -548,7 +548,7 @@ def test_a_place_that_takes_no_files_is_refused_before_the_work(
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         code, _, err = run(capsys, *command, "--out", out)
-        assert code == 1 and f": out takes no files: got '{out}'" in err
+        assert code == 1 and f": out is not writable: got '{out}'" in err
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -558,7 +558,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_tasks(capsys, tmp_p
     code, _, err = run(capsys, *command, tmp_path)
     assert code == 1 and f": out is a directory: got '{tmp_path}'" in err
     code, _, err = run(capsys, *command, tmp_path / "file" / "below")
-    assert code == 1 and f": out takes no files: got '{tmp_path / 'file'}'" in err
+    assert code == 1 and f": out is not writable: got '{tmp_path / 'file'}'" in err
 
 
 def test_a_run_of_another_recipe_is_refused_and_kept(capsys, tmp_path, corpus):
@@ -647,7 +647,7 @@ def test_updates_go_to_tensorboard_from_one_process(monkeypatch, tmp_path, rank)
         assert not written and not closed
 
 
-def test_one_process_of_many_speaks(capsys, monkeypatch):
+def test_one_process_of_many_prints(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", "4")[:2] == (0, "")
     code, _, err = run(capsys, "sample", GOLDEN / "no such model")

@@ -1,1 +1,1 @@
-"""Floor 7: one verb a file; parse, call, print, exit code."""
+"""The command line: one module for each verb, which parses, calls the library and prints."""

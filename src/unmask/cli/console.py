@@ -62,11 +62,11 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
 def empty_flag(kind: type, arguments: Sequence[str]) -> str | None:
     """The flag of the first empty argument, or None.
 
-    An empty argument is usually an unset variable of a shell script; as a path it would mean the
-    working directory. A field whose default is empty accepts it.
+    An empty argument is usually an unset variable of a shell script. As a path it would mean the
+    working directory. A field with an empty default accepts it.
     """
     free = {
-        f.name for each in dataclasses_of(kind) for f in dataclasses.fields(each) if f.default == ""
+        f.name for part in dataclasses_of(kind) for f in dataclasses.fields(part) if f.default == ""
     }
     flag = ""
     for word in arguments:
@@ -88,20 +88,20 @@ def dataclasses_of(kind: object) -> Iterator[type]:
         yield from dataclasses_of(argument)
 
 
-def speaks() -> bool:
-    """Whether this is the first process of a `torchrun`; the others print only errors."""
+def is_main_process() -> bool:
+    """Whether this process prints results: the first of a `torchrun`. Others print only errors."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str, flush: bool = False) -> None:
     """Print a line of the result; `flush` if the next line takes time."""
-    if speaks():
+    if is_main_process():
         streams.put(sys.stdout, line, flush)
 
 
 def remark(line: str) -> None:
     """Print a line about the work to stderr."""
-    if speaks():
+    if is_main_process():
         streams.remark(line)
 
 
@@ -145,7 +145,7 @@ def emit_line(value: Any) -> None:
 
 
 def _write(value: Any, indent: int | None = None) -> None:
-    if speaks():
+    if is_main_process():
         ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
         streams.put(sys.stdout, dumps(value, indent, ascii_only), flush=True)
     if places := not_finite(value):
@@ -160,7 +160,7 @@ def result_folder(out: Path) -> Path:
             return out
     except OSError as error:
         raise ValueError(
-            f"out takes no files: got {str(out)!r} ({error.strerror}), want a directory to write in"
+            f"out is not writable: got {str(out)!r} ({error.strerror}), want a writable directory"
         ) from error
 
 
@@ -191,19 +191,19 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         return
     for row in cells:
         grid.add_row(*row)
-    if speaks():
+    if is_main_process():
         with written(sys.stdout):
             screen.print(grid)
 
 
 @contextmanager
 def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
-    """Progress on stderr: (advance, note).
+    """Show progress on stderr; yields the functions (advance, note).
 
     A terminal gets a bar per stage with the remaining time, other streams a line per tenth of a
     stage. Results go to stdout by `say`, `table` and `emit`.
     """
-    if sys.stderr.isatty() and speaks():
+    if sys.stderr.isatty() and is_main_process():
         from rich import progress as bars
 
         bar = bars.Progress(

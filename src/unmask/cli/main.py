@@ -35,7 +35,7 @@ class Verb:
 
 
 RESUMES = "the same command resumes from the saved state"
-EXPERIMENTS = ("demo", "bench", "reproduce", "report", "verify")  # of a higher floor
+EXPERIMENTS = ("demo", "bench", "reproduce", "report", "verify")  # of unmask.experiments
 VERBS = {
     "demo": Verb("demo", "distil a teacher on real text, measure it, write a report", RESUMES),
     "train": Verb("train", "train a diffusion teacher or an autoregressive baseline", RESUMES),

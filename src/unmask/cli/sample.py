@@ -39,12 +39,12 @@ class Arguments:
             greedy_tail, confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015,
             remdm_loop:0.02, entropy_bounded:0.1, blockwise:16, or an order and a count, such as
             order=confidence,blocks=16,count=grid; see docs/choosing-a-sampler.md
-        grid: noise levels of the steps; released: one step more, as in the released codes
+        grid: noise levels of the steps; released has one step more, as in the released codes
         draw: gumbel_max: float64; gumbel_max_float32: as in old tables, biased; race and
             legacy_gumbel32 are their old names
-        batch_size: samples in a network call (all); 1: no bit of a sample depends on n
-        cache: steps from one full forward pass to the next, windows in between: faster,
-            approximate, masked diffusion only (full forward passes only)
+        batch_size: samples in a network call (all); with 1, no bit of a sample depends on n
+        cache: run a full forward pass every CACHE steps, and a cached window in between: faster,
+            approximate, masked diffusion only (none)
         structure: tokens that reveal unmasks together: block:8:0.9, span:16,
             hierarchy:64,16:0.5,0.3 (none)
         revision: branch, tag or commit of a hub id

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.console import emit, emit_line, parse, progress, remark, show_usage, speaks
+from unmask.cli.console import emit, emit_line, is_main_process, parse, progress, remark, show_usage
 from unmask.dataclass_json import to_json
 from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.estimate import estimate
@@ -113,7 +113,7 @@ def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
 
     Only one process writes. metrics.jsonl is always written.
     """
-    if find_spec("tensorboard") is None or not speaks():
+    if find_spec("tensorboard") is None or not is_main_process():
         yield lambda update: None
         return
     from torch.utils.tensorboard import SummaryWriter

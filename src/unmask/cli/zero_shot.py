@@ -24,7 +24,7 @@ from unmask.evaluation.measure import Measure
 from unmask.models.model import load
 from unmask.recipes.held_out import Limit, ScoringRule, ends, require_tokenizer, wraps
 
-_PACKAGE_CORPORA = "unmask.experiments.package_corpora"  # of a higher floor: loaded by name
+_PACKAGE_CORPORA = "unmask.experiments.package_corpora"  # loaded by name
 _packages = import_module(_PACKAGE_CORPORA)
 OFFLINE = "offline"  # all sets whose files are present
 OFFLINE_SETS: tuple[str, ...] = (*_packages.OFFLINE, _packages.CODE)
@@ -63,7 +63,7 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class SetResult:
-    """The result on one set, from `rows` of its `of` rows."""
+    """The result on one set: `rows` of its `of` rows were measured."""
 
     name: str
     rows: int
@@ -118,10 +118,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 def resolve_sets(sets: Sequence[str], folder: Path) -> tuple[list[str], list[str]]:
     """The sets to measure, and the sets of `offline` whose files are not in `folder`."""
-    known = [*ZERO_SHOT, *OFFLINE_SETS, OFFLINE]
-    if unknown := sorted({*sets} - {*known}):
+    allowed = [*ZERO_SHOT, *OFFLINE_SETS, OFFLINE]
+    if unknown := sorted({*sets} - {*allowed}):
         raise ValueError(
-            f"sets has unknown names: got {', '.join(unknown)}, want some of {', '.join(known)}"
+            f"sets has unknown names: got {', '.join(unknown)}, want some of {', '.join(allowed)}"
         )
     present = _packages.present(folder) if OFFLINE in sets else []
     names = dict.fromkeys(
