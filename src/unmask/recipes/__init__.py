@@ -1,1 +1,1 @@
-"""Floor 5: a training run as data (`Recipe`), and its execution (`run`)."""
+"""A training run as data (`Recipe`), and its execution (`run`)."""

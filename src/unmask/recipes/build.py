@@ -31,7 +31,7 @@ class Parts:
 
     objective  what `student` learns
     student    the trained network
-    blank      the student without weights, from before they are sharded; models are copies of it
+    blank      the student without weights, made before sharding; finished models are copies of it
     schedule   noise schedule of the finished model
     tokenizer  tokenizer of the rows and of the finished model
     recipe     the recipe with its precision decided

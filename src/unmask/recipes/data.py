@@ -55,7 +55,7 @@ class TrainingData:
 
     @property
     def tokenizer_digest(self) -> str:
-        """Changes if the tokenizer gives other ids to a text, even with the same vocabulary."""
+        """A digest of the tokenizer: it changes if any text gets other ids."""
         return self.tokenizer.behaviour
 
     @property

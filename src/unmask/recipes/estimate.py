@@ -115,8 +115,8 @@ def estimate(
 def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> None:
     """ValueError if a step needs at least twice the memory of the machine, or of the GPU.
 
-    The need is a lower bound in whole numbers, known before anything is built. Building a network
-    of width 10^9 would bring the machine down.
+    The need is a lower bound in whole numbers, computed before anything is built. Building a
+    network of width 10^9 would exhaust the machine.
 
     Args:
         recipe: the run.

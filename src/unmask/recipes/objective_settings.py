@@ -2,7 +2,7 @@
 
 Every class has two methods, and the rest of the recipe layer does not depend on the kind:
 
-    traits()                             facts that loading, estimating and running need
+    traits()                             facts for loading, estimating and running
     build(student, schedule, tokenizer)  the objective itself
 
 A new objective adds one class, and adds it to `ObjectiveSettings`.
@@ -150,14 +150,14 @@ class ConsistencySettings:
         delta0: time between student and teacher in the first round, doubled each round
         temperatures: the teacher's temperature in each round; one value for each round
         direction: KL divergence where both inputs are masked: reverse is KL(student || teacher)
-        revealed: loss at tokens that only the teacher's input shows
+        revealed: loss at tokens that are visible in the teacher's input only
         revealed_weight: weight of that loss; the divergence has weight 1
         coupling: locked: both inputs read one trajectory (Theorem 3.3); independent: their
             noise is independent
         structure: tokens that are noised together: block:SIZE:CORRELATION, span:LENGTH,
             hierarchy:SIZES:SHARES; empty: tokens are independent
         reduction: divide by all tokens, or by the masked tokens
-        gamma: train on Duo's Gaussian path over this range of gamma; none: on the teacher's
+        gamma: train on Duo's Gaussian path over this range of gamma; none: train on the teacher's
             schedule
     """
 
@@ -241,7 +241,7 @@ class SdttSettings:
         teacher_steps: teacher steps that one student step imitates
         divergence: between student and target: reverse KL(student || target), forward, or mse
             or tvd of the probabilities
-        faithful: time grid of the paper, or of the released code, which differs by a slip
+        faithful: time grid of the paper, or of the released code, which differs from it by mistake
     """
 
     kind: Literal["sdtt"] = "sdtt"

@@ -110,7 +110,7 @@ def run(
             yield _with_student(update, parts, state, engine.main or not engine.sharded)
         if state.step >= recipe.steps:
             _publish(run_dir, parts, state, data.digest)
-        engine.wait()  # until the model is written
+        engine.wait()  # for the process that writes the model
 
 
 def _notes(recipe: Recipe, parts: Parts, start: LanguageModel | None, engine: Engine) -> list[str]:

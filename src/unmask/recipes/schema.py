@@ -116,7 +116,7 @@ class Schedule:
     """Noise schedule.
 
     Attributes:
-        name: its formula
+        name: formula of alpha(t)
         eps: share of text left at t = 1
         power: exponent of the polynomial schedule, 1 - t^power
     """
@@ -147,7 +147,7 @@ class Recipe:
 
     Attributes:
         name: name of the run; without --out its directory is runs/NAME
-        objective: what is learned
+        objective: the training objective and its settings
         network: sizes of the network
         data: source of the rows
         schedule: noise schedule

@@ -1,4 +1,4 @@
-"""`Traits`: what the rest of the recipe layer knows about an objective."""
+"""`Traits`: facts about an objective that other modules of this folder use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Noise = Literal["masked", "uniform"]
 
 @dataclass(frozen=True)
 class Traits:
-    """Facts about an objective that a run needs besides the objective itself.
+    """Facts about an objective for loading, estimating and running.
 
     noise              noise process of the student; None: the student is autoregressive
     start              model whose weights the student starts from, a directory or hub id; empty:

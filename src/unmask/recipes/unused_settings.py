@@ -82,7 +82,7 @@ def unused_lines(recipe: Recipe, parts: Parts, start: LanguageModel | None = Non
 
 
 def _differences(recipe: Recipe, parts: Parts, start: LanguageModel) -> list[str]:
-    """A line for each field that differs from the model to start from, which decides."""
+    """A line for each field that differs from the model to start from, whose value is used."""
     traits, student, values = recipe.traits, parts.student, dict(leaves(recipe))
     name, used = traits.start, {_SEES: student.sees_alpha}
     if isinstance(student.network, DiT):
