@@ -267,7 +267,7 @@ class RunDir:
         self, recipe: Mapping[str, Any], resume: bool, update: Callable[[Any], Any]
     ) -> None:
         file = self.path / RECIPE
-        wanted = json.loads(json.dumps(recipe))  # tuples become lists
+        content = json.loads(json.dumps(recipe))  # tuples become lists
         if not file.exists():
             names = sorted(entry.name for entry in self.path.iterdir())
             strange = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
@@ -276,7 +276,7 @@ class RunDir:
                     f"{self.path} is not a run directory: it holds {strange[:5]} and no "
                     f"{RECIPE}; choose another"
                 )
-            write_text(file, json.dumps(wanted, indent=1) + "\n")
+            write_text(file, json.dumps(content, indent=1) + "\n")
             return
         try:
             saved = read_json(file)
@@ -284,7 +284,7 @@ class RunDir:
             raise RunError(
                 f"{file} is not JSON ({error}): repair it, or choose another directory"
             ) from error
-        if changed := differences(update(saved), wanted):
+        if changed := differences(update(saved), content):
             raise RunError(
                 f"{self.path} is a run of another recipe; fields that differ (there -> now):\n  "
                 + "\n  ".join(changed)

@@ -27,7 +27,7 @@ def read_start(directory: Path) -> dict[str, Any]:
     file = directory / START
     if not file.exists():
         return {}
-    advice = "restore it, or remove it, and its facts are not checked"
+    advice = "restore it, or remove it to resume without checking its facts"
     try:
         saved = read_json(file)
     except ValueError as error:
@@ -77,6 +77,6 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         if key in old and key in new:
             lines += differences(old[key], new[key], inner)
         else:
-            there, now = (json.dumps(side[key]) if key in side else "absent" for side in (old, new))
-            lines.append(f"{inner}: {there} -> {now}")
+            was, now = (json.dumps(side[key]) if key in side else "absent" for side in (old, new))
+            lines.append(f"{inner}: {was} -> {now}")
     return lines
