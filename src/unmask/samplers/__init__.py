@@ -1,1 +1,1 @@
-"""How texts are drawn: `sample`, its options, and samplers (start at `samplers.steps`)."""
+"""Sampling: `sample`, its options, and samplers (start at `samplers.steps`)."""

@@ -121,7 +121,7 @@ class CachedForward:
         self._problem, self._steps, self._period = problem, steps, period
         # Windows that do not depend on the text are computed here: later a GPU would wait for them.
         periods = [steps[k : k + period] for k in range(0, len(steps), period)]
-        self._known = [
+        self._fixed_windows = [
             window_of(part, problem.pins) if all(isinstance(s, RevealStep) for s in part) else None
             for part in periods
         ]
@@ -135,19 +135,19 @@ class CachedForward:
         return self._windowed(k, z, query) if len(query.rows) else None
 
     def _full(self, k: int, z: Tokens, query: Query) -> NetworkCall | None:
-        known = self._known[k // self._period]
-        self._window = window_of(self._steps[k : k + self._period], z) if known is None else known
+        fixed = self._fixed_windows[k // self._period]
+        self._window = window_of(self._steps[k : k + self._period], z) if fixed is None else fixed
         self._cache, rows = Cache(), self._window.rows
         if not len(rows):
             return None
         alpha = alphas_of(self._problem, k, query, rows)
-        found = self._denoiser.forward_window(z[rows], alpha, None, self._cache, None)
+        prediction = self._denoiser.forward_window(z[rows], alpha, None, self._cache, None)
         index = torch.searchsorted(rows, query.samples) * z.shape[1] + query.columns
-        return NetworkCall(rows, found, index)
+        return NetworkCall(rows, prediction, index)
 
     def _windowed(self, k: int, z: Tokens, query: Query) -> NetworkCall:
         rows, kept, columns = query.rows, self._window.rows, self._window.columns
-        # A GPU would wait for this check: it gets NaN instead.
+        # On a GPU this check would wait for the device. There such a read gives NaN instead.
         if rows.device.type == "cpu" and not torch.isin(rows, kept).all():
             raise ValueError(
                 f"cache does not hold all samples of step {k}: got samples {rows.tolist()}, want "
@@ -161,16 +161,16 @@ class CachedForward:
         if len(rows) == len(kept):
             return NetworkCall(rows, forward(z[rows], alpha, planned, self._cache, columns), index)
         place = torch.searchsorted(kept, rows).clamp(max=len(kept) - 1)
-        found = forward(z[rows], alpha, planned, self._cache[place], columns[place])
+        prediction = forward(z[rows], alpha, planned, self._cache[place], columns[place])
         foreign = (kept[place] != rows)[:, None, None]
-        hidden = found.hidden.masked_fill(foreign, torch.nan)
-        return NetworkCall(rows, replace(found, hidden=hidden), index)
+        hidden = prediction.hidden.masked_fill(foreign, torch.nan)
+        return NetworkCall(rows, replace(prediction, hidden=hidden), index)
 
 
 def _checked(
     denoiser: Denoiser, problem: SamplingProblem, steps: Sequence[Step], period: int
 ) -> WindowedDenoiser:
-    """The denoiser; ValueError if it keeps nothing, or if the steps would use outdated keys."""
+    """The denoiser; ValueError if it has no cache, or if the steps would use outdated keys."""
     if not isinstance(denoiser, WindowedDenoiser):
         raise ValueError(
             f"cache needs a denoiser with a method forward_window, got {type(denoiser).__name__}: "

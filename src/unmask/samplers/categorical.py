@@ -58,11 +58,11 @@ def inverse_cdf(log_p: Tensor, state: Tensor) -> Tensor:
 def gumbel_max_float32(log_p: Tensor, state: Tensor) -> Tensor:
     """arg max_v p_v / (1e-10 - log(U_v + 1e-10)) in float32: biased, for old tables only.
 
-    The codes of MDLM, SDTT and the first version of Duo draw so. U has steps of 2^-24, so the noise
-    never exceeds 16.6. A rare token of odds r against one common token is drawn x / (e^x - 1) times
-    as often as it should be, x = 2^-24 / r: 1 at r = 1e-4, a third at 3e-8, hardly ever at 1e-8.
-    The effect is that of a temperature below 1 (arXiv 2409.02908). In old tables MASK was one of
-    the tokens of the draw: use it with the sampler `ancestral`.
+    The codes of MDLM, SDTT and the first version of Duo use this draw. U has steps of 2^-24, so the
+    noise never exceeds 16.6. A rare token of odds r against one common token is drawn x / (e^x - 1)
+    times as often as it should be, x = 2^-24 / r: 1 at r = 1e-4, a third at 3e-8, hardly ever at
+    1e-8. The effect is that of a temperature below 1 (arXiv 2409.02908). In old tables MASK was one
+    of the tokens of the draw: use it with the sampler `ancestral`.
     """
     u = (uniform(_token_states(log_p, state)) * 2**24).floor().clamp(max=2**24 - 1).float() * 2**-24
     return (log_p.float().exp() / (1e-10 - torch.log(u + 1e-10))).argmax(dim=-1)
@@ -90,7 +90,7 @@ PRECISION: Mapping[str, str] = MappingProxyType(
         for name, draw in DRAWS.items()
     }
 )
-EXACT: tuple[Draw, ...] = (gumbel_max, inverse_cdf)  # draws from p itself: parts of a mixture too
+EXACT: tuple[Draw, ...] = (gumbel_max, inverse_cdf)  # as parts of a mixture must be
 
 
 def is_number(value: object) -> bool:
@@ -137,7 +137,7 @@ class SamplingFilters:
         probability = log_p.gather(-1, token[:, None]).squeeze(-1).double().exp()
         if self.keeps_all:
             return probability
-        # A token of probability 0, such as MASK, keeps it after a filter.
+        # A token of probability 0, such as MASK, still has probability 0 after a filter.
         possible = probability.nonzero().squeeze(-1)
         log_p, token = log_p[possible], token[possible]
         kept = [self.apply(law).gather(-1, token[rows, None]) for rows, law in iter_blocks(log_p)]

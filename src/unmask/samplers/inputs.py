@@ -17,7 +17,7 @@ from unmask.models.kv_cache import Cache
 from unmask.prediction import Prediction
 from unmask.types import Denoiser, Tokens
 
-# Of a token in the end: its id in a batch, its id in all of them, and its int in a Python list.
+# Bytes of a drawn token: two int64 ids (in its batch, in the result), and an int in a Python list.
 DRAWN_BYTES = 48
 FREE = -1  # marks a position to be drawn
 

@@ -8,8 +8,8 @@ calls it psi):
 with q(x0 | z_t) the posterior at alpha = 1. The first term is the ancestral step. The second term
 keeps only what z_t says about x0, and adds noise again. From z_t ~ q(z_t) and with an exact p both
 have each token's marginal q(z_s), so kappa is free: 1 is `ancestral`, 0 the pure
-predictor-corrector. Over several steps this holds for a text of one token; tokens drawn together
-leave q.
+predictor-corrector. Over several steps this holds for a text of one token; tokens that are drawn
+together do not follow q.
 
 In masked diffusion, with r = (a_s - a_t) / (1 - a_t), the law says:
 
@@ -19,8 +19,8 @@ In masked diffusion, with r = (a_s - a_t) / (1 - a_t), the law says:
 
 This is ReMDM (arXiv 2503.00307). kappa may be negative: both are probabilities for sigma <= min(1,
 (1 - a_s) / a_t), that is for kappa >= max(1 - 1/(1 - a_s), 1 - 1/a_t). For uniform noise over K
-tokens the limit is kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order of 1/K. There the
-limit here is 0: sigma <= 1 - a_s.
+tokens the limit is kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order of 1/K. This library
+uses kappa >= 0 for uniform noise: sigma <= 1 - a_s.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def psi(kappa: float | Kappa) -> Sampler:
     At alpha_s = 1 there is no noise to write and kappa has no effect: a function is not called. The
     calls read only the MASKs that become visible; with uniform noise, only the tokens that can
     change (from a table: all). A sample without such a token takes part in no call. A sample does
-    not depend on its batch, and is another one at other numbers of steps.
+    not depend on its batch, but it depends on the number of steps.
 
     Raises:
         ValueError: kappa is not in [0, 1]. A function may return less in masked diffusion (see the

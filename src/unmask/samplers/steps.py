@@ -1,4 +1,4 @@
-"""Samplers: from noise to text in steps. This page is all that a new sampler needs.
+"""Samplers: from noise to text in steps. This docstring is all that a new sampler needs.
 
 A sampler is a function from a `SamplingProblem` to a list of `Step`s. It runs before the first
 network call. The loop (`samplers.sample.denoise`) then makes one network call for each step:
@@ -316,15 +316,18 @@ class PrefixStep:
     def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
         order, count = self.order, self.count
         used = order, None if isinstance(count, Pace) else count.statistic
-        statistics = [each for each in used if isinstance(each, Statistic)]
+        statistics = [part for part in used if isinstance(part, Statistic)]
         # A drawn token that decides about the order, and is dropped, must be drawn again later.
-        occasion = self.k if any(each.reads_token for each in statistics) else 0
+        occasion = self.k if any(statistic.reads_token for statistic in statistics) else 0
         unread = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
         drawn, values = z, dict.fromkeys(statistics, unread)
         for at, log_p in log_probs:
             token = self.problem.draw_tokens(log_p, at, occasion)
             drawn = drawn.index_put(at, token)
-            values = {each: values[each].index_put(at, each.of(log_p, token)) for each in values}
+            values = {
+                statistic: column.index_put(at, statistic.of(log_p, token))
+                for statistic, column in values.items()
+            }
         candidates = self._candidates(z)
         key = in_steps(values[order]) if isinstance(order, Statistic) else order
         ranked = rank_order(key, self.starts, candidates)
