@@ -15,7 +15,7 @@ from unmask.models.modules import inference_view
 from unmask.prediction import Prediction
 from unmask.types import Denoiser, PerSequence, SoftTokens, Tokens
 
-# What a model can be.
+# The kinds of models.
 MASKED, UNIFORM, AUTOREGRESSIVE = KINDS = ("masked", "uniform", "autoregressive")
 
 

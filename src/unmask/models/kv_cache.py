@@ -1,4 +1,4 @@
-"""Keys and values that are kept between forward passes, and gather and scatter of positions."""
+"""The KV cache of a network, and gather and scatter of positions."""
 
 from __future__ import annotations
 

@@ -48,12 +48,12 @@ from unmask.models.saving import save_model
 
 
 class LanguageModel(ABC):
-    """The common face of `Model` and `CausalModel`.
+    """A model of text: the common interface of `Model` and `CausalModel`.
 
     schedule   noise schedule of the training; None for an autoregressive model
     tokenizer  None if its files are unknown
-    card       what is known about the model, as JSON: the recipe and the text of its training, if
-               its files name them
+    card       facts about the model, as JSON: the recipe and the text of its training, if its files
+               name them
     """
 
     schedule: NoiseSchedule | None
@@ -71,7 +71,7 @@ class LanguageModel(ABC):
         return self.module.network
 
     def checkpoint_config(self) -> CheckpointConfig:
-        """All that has to be known about the model besides its weights."""
+        """The config that `save` writes: how the network is used."""
         module, own = self.module, as_dit(self.network)
         dropout = 0.0 if own is None else own.shape.dropout
         return CheckpointConfig(
@@ -80,7 +80,7 @@ class LanguageModel(ABC):
 
     @property
     def kind(self) -> str:
-        """What the model is: "masked", "uniform" or "autoregressive"."""
+        """The kind of the model: "masked", "uniform" or "autoregressive"."""
         return self.module.kind
 
     @property
@@ -176,7 +176,7 @@ class LanguageModel(ABC):
 
 @dataclass(frozen=True, repr=False)
 class Model(LanguageModel):
-    """A denoising model, with all it takes to draw text from it."""
+    """A diffusion model: denoiser, noise process, schedule and tokenizer."""
 
     denoiser: DenoiserModule
     process: Process
@@ -192,7 +192,7 @@ class Model(LanguageModel):
 
 @dataclass(frozen=True, repr=False)
 class CausalModel(LanguageModel):
-    """An autoregressive model."""
+    """An autoregressive model: predictor and tokenizer."""
 
     schedule = None  # no noise
     predictor: PredictorModule

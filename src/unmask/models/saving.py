@@ -124,7 +124,7 @@ def check_checkpoint(file: str | Path) -> Path:
 
 
 def _network_entry(network: nn.Module) -> dict[str, object]:
-    """What the config needs to rebuild a network of ours, or to name a foreign one."""
+    """The entries of the config that rebuild a network of ours, or name a foreign one."""
     own = as_dit(network)
     return {"network": type(network).__name__} if own is None else {"n_heads": own.shape.heads}
 

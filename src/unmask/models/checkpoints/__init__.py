@@ -1,4 +1,4 @@
-"""Files of models, read as data: no file can run code."""
+"""Read and write the files of models as data: no file can run code."""
 
 
 class CheckpointError(ValueError):

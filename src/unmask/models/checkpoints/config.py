@@ -1,4 +1,4 @@
-"""Configs of models, our own and foreign: all that has to be known besides the weights."""
+"""Configs of models, our own and foreign: kind, MASK, noise and row length of a network."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MASK_NAMES = ("mask_id", "mask_index", "mask_token_id")  # in our own and other
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The use of a network.
+    """How a network is used: its kind, MASK, noise level and noise schedule.
 
     kind        "masked", "uniform" or "autoregressive"
-    mask_id     MASK; None in a uniform process, and in an autoregressive vocabulary without MASK
+    mask_id     the id of MASK; None in a uniform process, and in a vocabulary without MASK
     sees_alpha  whether the network gets the noise level
     schedule    noise schedule of the training; None for an autoregressive model
     length      tokens of a training row

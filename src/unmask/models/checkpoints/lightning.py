@@ -3,8 +3,8 @@
 Such a file is a zip archive of a pickle, NAME/data.pkl, and of the bytes of its tensors,
 NAME/data/KEY. `torch.load` is not used, because it tries TorchScript, tar and older formats first
 and ends in Python's unpickler. `zipfile` checks the checksum of each member, and
-`safe_unpickle.unpickle` reads the pickle; its file gives the reasons. Tensors are read on demand,
-so an optimizer's moments stay on the disk.
+`safe_unpickle.unpickle` reads the pickle; its docstring gives the reasons. Tensors are read on
+demand, so an optimizer's moments stay on the disk.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
     """Dicts, lists and plain values of a configuration; None for all else.
 
     OmegaConf's nodes are unwrapped.     Values that the file shares, or nests in themselves, are
-    shared in the result too. So the result is never larger than the file. `seen` maps ids of
+    shared in the result too, so the result is never larger than the file. `seen` maps ids of
     containers to results.
     """
     if depth > 100:

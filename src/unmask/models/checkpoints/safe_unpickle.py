@@ -3,8 +3,9 @@
 A pickle is a program for a stack machine that may look up any name of any module and call it.
 Python's unpickler with a list of allowed names, as in `torch.load`, is a weaker protection. It
 still calls the allowed names with arguments from the file, and the program may set attributes.
-Here every instruction makes plain data: a name becomes a `Global`, a call a `Record`, a tensor a
-`StoredTensor`. No instruction has an effect outside the machine. Unknown names are refused too.
+Here every instruction makes plain data: a name becomes a `Global`, a call becomes a `Record`, and a
+tensor becomes a `StoredTensor`. No instruction has an effect outside the machine. Unknown names are
+refused too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class StoredTensor:
     stride: tuple[int, ...]
 
 
-# Packages whose names may occur in a checkpoint, in its hyper-parameters. They stay names.
+# Packages whose names may occur in a checkpoint, in its hyper-parameters. They are never imported.
 INERT_PACKAGES = frozenset(
     "omegaconf transformers tokenizers lightning lightning_fabric pytorch_lightning "
     "typing collections numpy".split()

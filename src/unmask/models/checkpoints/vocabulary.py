@@ -29,20 +29,19 @@ def fit_vocabulary(
 ) -> tuple[DiT, CheckpointConfig]:
     """Fit a network and its config to the vocabulary of a tokenizer.
 
-    The result has one row for each token, and one for MASK.
-    MASK is the id that the config names, else the tokenizer's, else the last row. Rows after the
-    tokenizer's tokens, except MASK, are padding if they make the vocabulary a multiple of 8 to 128.
-    No text contains them, so they are
-    removed: the predicted distribution is the network's, conditioned on the other rows. MASK
-        becomes the last row.
+    The result has one row for each token, and one for MASK. MASK is the id that the config names,
+    else the tokenizer's, else the last row. Rows after the tokenizer's tokens, except MASK, are
+    padding if they make the vocabulary a multiple of 8 to 128. No text contains them, so they are
+    removed. The predicted distribution is then the network's, conditioned on the other rows. MASK
+    becomes the last row.
 
     Args:
         network: The network of the checkpoint.
         use: Its use by the config.
         tokenizer: The tokenizer to fit.
         where: Name of the checkpoint in errors.
-        mask_named: The config names MASK; else it was assumed to be the last row.
-        tokenizer_given: The user supplied the tokenizer; it is not part of the model's files.
+        mask_named: True if the config names MASK; else MASK was assumed to be the last row.
+        tokenizer_given: True if the user supplied the tokenizer, which is not in the model's files.
 
     Raises:
         ValueError: The vocabularies differ in another way.

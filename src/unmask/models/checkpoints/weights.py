@@ -26,7 +26,7 @@ WRAPPERS = frozenset(
     "_orig_mod module model backbone _fsdp_wrapped_module _checkpoint_wrapped_module "
     "_forward_module".split()
 )
-MOST_BLOCKS = 4096  # of a network: names alone could ask for any number
+MOST_BLOCKS = 4096  # of a network; without a limit the names in a file could request any number
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def build_network(
     """Build the network of a shape with these weights.
 
     Names and shapes are compared before a network is built and before any value is read. So no
-    config and no file can ask for more memory than its tensors fill.
+    config and no file can request more memory than its tensors fill.
 
     Args:
         shape: Sizes of the network.
@@ -139,8 +139,8 @@ def build_network(
     Raises:
         CheckpointError: Names or shapes are not exactly those of the network.
     """
-    wanted = _sizes(shape, where)
-    _check_fit(where, weights, wanted)
+    sizes = _sizes(shape, where)
+    _check_fit(where, weights, sizes)
     with torch.device("meta"):
         network = DiT(shape)
     ema: dict[str, Weight] = {}
@@ -152,7 +152,7 @@ def build_network(
                 f"want {len(names)}"
             )
         ema = dict(zip(names, averages, strict=True))
-        _check_fit(f"the EMA in {where}", {**weights, **ema}, wanted)
+        _check_fit(f"the EMA in {where}", {**weights, **ema}, sizes)
     tensors, raw = {}, {}
     for name, weight in _by_storage(weights):
         tensor = read_float32(name, weight, where)
@@ -170,8 +170,8 @@ def build_network(
 def fill_network(network: nn.Module, weights: Mapping[str, Weight], where: str) -> None:
     """Copy weights into a foreign network; CheckpointError unless they fit exactly.
 
-    weights  by names without wrappers, as `strip_prefixes` gives them; tied weights stand under
-             their first name
+    weights  by names without wrappers, as `strip_prefixes` gives them; tied weights have their
+             first name
     """
     own = {strip_wrappers(name): tensor for name, tensor in distinct_weights(network).items()}
     _check_fit(where, weights, {name: tuple(tensor.shape) for name, tensor in own.items()})
@@ -225,14 +225,14 @@ def _sizes(shape: Shape, where: str) -> dict[str, tuple[int, ...]]:
 
 
 def _check_fit(
-    where: str, weights: Mapping[str, Weight], wanted: Mapping[str, tuple[int, ...]]
+    where: str, weights: Mapping[str, Weight], sizes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """CheckpointError unless names and shapes are exactly the wanted ones."""
-    missing = sorted(wanted.keys() - weights.keys())
-    extra = sorted(weights.keys() - wanted.keys())
+    """CheckpointError unless names and shapes are exactly those of `sizes`."""
+    missing = sorted(sizes.keys() - weights.keys())
+    extra = sorted(weights.keys() - sizes.keys())
     misshapen = [
         f"{name} {weights[name].shape}, want {size}"
-        for name, size in wanted.items()
+        for name, size in sizes.items()
         if name in weights and weights[name].shape != size
     ]
     if missing or extra or misshapen:
