@@ -1,4 +1,4 @@
-"""The cache of what is made from text once and read often: its directory, its names, its locks.
+"""The cache of rows and tokenizers that are made from text: its directory, names and locks.
 
 One process writes an entry while the others wait. The directory may be deleted at any time.
 """
@@ -19,7 +19,7 @@ Log: TypeAlias = Callable[[str], None]
 
 
 def no_log(line: str) -> None:
-    """Discard a line of progress."""
+    """Discard a line of progress: the default of `log`."""
 
 
 def cache_dir() -> Path:
@@ -31,7 +31,7 @@ def cache_dir() -> Path:
 
 
 def fingerprint(*facts: str | int | bool | list[int] | None) -> str:
-    """A name of 32 hexadecimal digits that changes with each of the facts."""
+    """A hash of facts as a name, 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

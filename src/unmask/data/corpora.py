@@ -121,7 +121,7 @@ HUB_CORPORA = {
 
 
 def load_corpus(name_or_path: str | Path) -> Corpus:
-    """Load a corpus by name, or from a path (a name wins: write `./sotu` for a folder "sotu").
+    """Load a corpus by name or from a path. A name has priority: write `./sotu` for a folder.
 
     "sotu"         249 messages of US presidents, 1790 to 2026, by date: 12 MB, from package `sotu`
     "pydocs"       manual and docstrings of the running CPython: 2 MB, differs between versions
@@ -144,7 +144,8 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
 
     Raises:
         ValueError: an unknown or empty name; an empty corpus; a file that is not UTF-8 text or is
-            not read as text (.csv, .json, .gz and others); a folder that would be read in part.
+            not read as text (.csv, .json, .gz and others); a folder with files that would be left
+            out.
     """
     name = non_empty(str(name_or_path), "corpus")
     if name in HUB_CORPORA:
@@ -178,7 +179,7 @@ def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Spli
     Args:
         name: a data set, on disk or of the hub.
         part: the documents to use, such as every other one.
-        log: receives lines about what takes long.
+        log: receives lines about slow operations.
 
     Raises:
         ValueError: `name` is not a data set, or has no training split.

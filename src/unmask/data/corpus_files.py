@@ -1,4 +1,4 @@
-"""The files of a corpus: which files of a path are read, as what, and the documents of text files.
+"""The files of a corpus: the files of a path, their kind, and the documents of text files.
 
 A file is read whole or refused, whatever the case of its suffix. A folder holds documents of one
 kind; other files (pictures, settings, documents without a suffix of text) are left out of it.
@@ -63,7 +63,7 @@ def group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
     """The files of each split of a data set; all are `train` if no file names a split.
 
     A split is the whole name of a file without its shard number, or of a folder above it. A word
-    inside a longer name, such as `crash-test.parquet`, names no split. ValueError if some files
+    inside a longer name, such as `crash-test.parquet`, is not a split. ValueError if some files
     name a split and others do not.
     """
     names = [os.fspath(file.relative_to(folder)) for file in files]
@@ -148,7 +148,7 @@ def _folder_files(folder: Path) -> tuple[Kind, list[Path]]:
 def _visible_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """The files below a folder, links followed; hidden files and folders are left out."""
     resolved = folder.resolve()
-    if resolved in above:  # a link to a folder above would never end
+    if resolved in above:  # a link to a parent folder would never end
         return
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):

@@ -242,7 +242,7 @@ def text_documents(table: Any, column: str, name: str | Path) -> DatasetDocument
 def _opening(name: str | Path) -> Iterator[None]:
     """Name the data set, or the cache of `datasets` if it cannot be written, in a ValueError.
 
-    `datasets` passes on whatever its readers raise, such as an IndexError for an empty file.
+    `datasets` passes on all errors of its readers, such as an IndexError for an empty file.
     """
     import datasets
 
@@ -265,7 +265,7 @@ def _opening(name: str | Path) -> Iterator[None]:
 
 
 def _identity(path: Path, kind: str, files: Sequence[Path]) -> str:
-    """Changes with the names, sizes and times of the files of a data set."""
+    """A fingerprint of the names, sizes and times of the files of a data set."""
     if kind == "saved":  # without the files that `map` adds, unless the data set names them
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         states = [file for file in files if file.name == "state.json"]

@@ -136,7 +136,7 @@ def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) ->
 def _package_model(name: str) -> Path:
     names = sorted(path.parent.name for path in shipped().glob("*/config.json"))
     if name not in names:
-        models = ", ".join(PACKAGE_PREFIX + each for each in names)
+        models = ", ".join(PACKAGE_PREFIX + model for model in names)
         raise ValueError(f"this package has no model {PACKAGE_PREFIX}{name}: want one of {models}")
     return shipped() / name
 
@@ -163,7 +163,7 @@ def _model_directory(path: Path) -> Path:
 
 @contextmanager
 def _plain_errors(subject: str, revision: str | None) -> Iterator[None]:
-    """Turn whatever the hub's client and its transports raise into a ValueError."""
+    """Turn the errors of the hub's client and its transports into a ValueError."""
     try:
         yield
     except Exception as error:

@@ -27,12 +27,12 @@ from unmask.data.streaming import HEAD_SIZE, Stream
 
 WINDOW_TOKENS = 2**24
 PREFETCH = 2  # windows that are written beyond the one in use
-POLL_SECONDS, JOIN_SECONDS = 0.05, 10.0  # between looks for a window; to wait for the thread's end
+POLL_SECONDS, JOIN_SECONDS = 0.05, 10.0  # between checks for a window; for the thread's end
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in a stream of tokens: `tokens` beyond the place where `documents` were read.
+    """A place in a stream of tokens: `tokens` after the end of the first `documents`.
 
     documents  number of documents that were read before
     state      of the reader at that place
@@ -65,7 +65,7 @@ def stream_rows(
         eos_id: as in `packing.pack`, like `wrap` and `bos_id`.
         wrap: put BOS and EOS at the ends of each row.
         bos_id: BOS; None uses EOS.
-        log: receives lines about what takes long.
+        log: receives lines about slow operations.
     """
 
     def open_reader(start: Cursor) -> RowReader:

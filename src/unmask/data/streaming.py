@@ -109,7 +109,7 @@ class Stream:
         """The next group; None at the end of the data set."""
         try:
             return next(groups, None)
-        except Exception as error:  # `datasets` passes on what its readers and transports raise
+        except Exception as error:  # `datasets` passes on all errors of its readers and transports
             raise ValueError(
                 f"{self.name} could not be read beyond document {number}: {error!r}. The documents "
                 "before are kept: the same command continues there"

@@ -51,7 +51,7 @@ _STRAY = 20  # 1 id and 1 of 20 may be in no run: the first word of a row, or cl
 
 @final
 class Tokenizer:
-    """Encodes text, decodes ids, and knows the ids of MASK, EOS and BOS (None if it has none).
+    """Encodes text, decodes ids, and holds the ids of MASK, EOS and BOS (None if absent).
 
     names       "mask", "eos", "bos" -> spelling of that token
     vocab_size  number of tokens, with special tokens
@@ -65,7 +65,7 @@ class Tokenizer:
             backend.model.dropout = None  # random merges, for the training of another model
         backend.add_special_tokens(_not_special(backend, names))
         text = backend.to_str()
-        # The switch is a state of a backend, which threads may share: so each has its own backend.
+        # This option is a state of a backend, and threads may share one: so there are two backends.
         self._plain, self._reading_specials = backend, hf.Tokenizer.from_str(text)
         self._plain.encode_special_tokens = True
         self._reading_specials.encode_special_tokens = False
@@ -79,7 +79,7 @@ class Tokenizer:
         """A sha256 of `digest`, the ids of `PROBE`, and the ids of MASK, EOS and BOS."""
         try:
             answer: list[int] | str = self.encode(PROBE)
-        except ValueError as error:  # no token for unknown words: the refusal is the answer
+        except ValueError as error:  # no token for unknown words
             answer = str(error)
         facts = self.digest, answer, self.mask_id, self.eos_id, self.bos_id
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -72,7 +72,7 @@ LM1B: Rules = (
 
 @dataclass(frozen=True)
 class ZeroShotSet:
-    """A data set and how its text is read.
+    """A data set, and the rules for reading its text.
 
     path, name, revision, split, files  arguments of `datasets.load_dataset`
     column  of the text
@@ -136,7 +136,7 @@ def load_zero_shot(name: str) -> Corpus:
             revision=source.revision,
             data_files=source.files,
         )
-    except Exception as error:  # `datasets` passes on whatever its readers and transports raise
+    except Exception as error:  # `datasets` passes on all errors of its readers and transports
         where = source.files if isinstance(source.files, str) else source.path
         raise ValueError(
             f"the zero-shot set {name!r} ({where}, split {source.split}) could not be loaded: "
