@@ -1,4 +1,4 @@
-"""Bootstrap resamples of samples."""
+"""Bootstrap resamples over the samples of a row."""
 
 from __future__ import annotations
 

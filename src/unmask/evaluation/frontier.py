@@ -88,7 +88,7 @@ def build_report(
 
     Args:
         rows: rows by the name of their list, as `frontier` yields them.
-        doubts: reasons against a claim, besides those that follow from the rows.
+        doubts: reasons against a claim, in addition to those that follow from the rows.
     """
     by_name = {name: [m.row for m in measured] for name, measured in rows.items()}
     teacher, student, (data,) = by_name["teacher"], by_name["student"], by_name["data"]

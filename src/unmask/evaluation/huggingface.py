@@ -37,7 +37,7 @@ def huggingface_judge(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
 ) -> LanguageModelJudge:
-    """A judge from any `AutoModelForCausalLM`, in float32. No code of the model's directory is run.
+    """A judge from any `AutoModelForCausalLM`, in float32; the directory's code is not run.
 
     Args:
         path_or_hub_id: a directory or a hub id such as "gpt2-large".
@@ -109,7 +109,7 @@ def _load(
     """The network in float32, and the tokenizer (None for a judge of ids)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # Without an explicit False, transformers asks on stdin whether to run code of the directory.
+    # Without an explicit False, transformers reads from stdin whether to run code of the directory.
     source = {
         "pretrained_model_name_or_path": path_or_hub_id,
         "revision": revision,

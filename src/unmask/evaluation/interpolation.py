@@ -80,7 +80,7 @@ class Resampler:
 
 
 def curves(rows: Iterable[Row], resampler: Resampler) -> dict[int, list[Point]]:
-    """Steps -> points by temperature, both ascending. The first of two equal settings counts."""
+    """Steps -> points by temperature, both ascending. The first of two equal settings is used."""
     table: dict[int, dict[float, Row]] = {}
     for row in rows:
         table.setdefault(row.setting.steps, {}).setdefault(row.setting.temperature, row)

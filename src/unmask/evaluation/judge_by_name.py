@@ -1,4 +1,4 @@
-"""Judges by name."""
+"""Build the judge of a name, such as "unmask:judge" or "gpt2-large"."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class LanguageModelJudge:
         if isinstance(texts, Tensor):
             if texts.numel() and not 0 <= int(texts.min()) <= int(texts.max()) < self.vocab_size:
                 raise ValueError(
-                    f"tokens_or_texts has ids that judge {name} does not know: want 0 .. "
+                    f"tokens_or_texts has ids outside the vocabulary of judge {name}: want 0 .. "
                     f"{self.vocab_size - 1}, got {int(texts.min())} .. {int(texts.max())}; give "
                     "it texts (ids=False)"
                 )

@@ -28,7 +28,7 @@ from unmask.samplers.sample import sample
 
 @cache
 def harness() -> Any:
-    """The class that lm-eval knows as the model "unmask"; ModuleNotFoundError without the extra."""
+    """The class that lm-eval registers as "unmask"; ModuleNotFoundError without the extra."""
     try:
         from lm_eval.api.model import LM
         from lm_eval.api.registry import register_model
@@ -56,8 +56,8 @@ class HarnessModel:
         model: a run or model directory, a hub id, unmask:teacher; or a loaded model.
         draws: noise levels per log-likelihood of a diffusion model.
         greedy: also compute whether a continuation is the greedy one, at one network call per
-            token; accuracy on LAMBADA needs it. False always returns False, and so does uniform
-            diffusion, which has no greedy continuation.
+            token; accuracy on LAMBADA needs it. Without it the answer is always False. Uniform
+            diffusion has no greedy continuation, so there it is also always False.
         steps: steps of a drawn text, which has the length of a training row.
         sampler: sampler of drawn texts.
         seed: seed of noise and latents.

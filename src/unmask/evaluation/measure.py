@@ -1,8 +1,8 @@
 """A measured number with its spread, and the labels that make it comparable.
 
 `EvaluationProtocol` holds everything that must be equal before two rows may share a table.
-`Setting` says which model drew the texts of a row, and how. This module does not import torch, so
-that the report and the command line can read results without it.
+`Setting` holds the model that drew the texts of a row, and the options of the draw. This module
+does not import torch, so that the report and the command line can read results without it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class EvaluationProtocol:
         precision: number format of the categorical draw
         data: digest of the data set
         version: version of unmask
-        texts: real texts behind the completion disagreement (0: not measured)
+        texts: real texts for the completion disagreement (0: not measured)
         completions: completions of each of these texts
         products: number format of the networks' matrix products
         wrap: True: real rows begin with BOS and end with EOS, like the training rows
@@ -212,7 +212,7 @@ def row_of(value: Any, where: str, strict: bool = True) -> Row:
 
 
 def _with_draw(setting: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Earlier versions wrote a draw other than "race" behind the sampler: "SAMPLER, DRAW"."""
+    """Earlier versions wrote a draw other than "race" after the sampler: "SAMPLER, DRAW"."""
     sampler = setting.get("sampler")
     if "draw" in setting or not isinstance(sampler, str) or ", " not in sampler:
         return setting

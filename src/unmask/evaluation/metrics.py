@@ -21,7 +21,7 @@ _HALVES = 0x48414C46  # random stream of the positions that `half_masked` masks
 def entropy(tokens: Tokens) -> PerSequence:
     """Unigram entropy of each sample's token ids, -sum_v (c_v/L) ln(c_v/L): [n] nats, at most ln L.
 
-    As in Duo (arXiv 2506.10892), without a correction for L. It does not notice that all samples
+    As in Duo (arXiv 2506.10892), without a correction for L. It does not detect that all samples
     are the same text.
 
     >>> entropy(torch.tensor([[5, 5, 5, 5], [1, 2, 1, 2]]))
@@ -36,7 +36,7 @@ def entropy(tokens: Tokens) -> PerSequence:
 
 
 def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
-    """Entropy of the n-grams of all samples together: the mean of the values [rows] is it, in nats.
+    """Entropy of the n-grams of all samples together, nats: the mean of the returned values [rows].
 
     A sample's value is the mean of -ln(share of the pool) over its n-grams. This is also the
     influence of the sample on the entropy, so the spread of the values gives the standard error.
@@ -59,7 +59,7 @@ def repetition(tokens: Tokens, n: int) -> PerSequence:
 
 
 def distinct_n(tokens: Tokens, n: int) -> PerSequence:
-    """Distinct n-grams of the whole set / all n-grams: the mean of the values [rows] is distinct-n.
+    """distinct-n, distinct / all n-grams of the whole set: the mean of the returned values [rows].
 
     >>> distinct_n(torch.tensor([[1, 2, 3], [1, 2, 3]]), 2).mean()
     tensor(0.5000, dtype=torch.float64)
@@ -71,8 +71,8 @@ def distinct_n(tokens: Tokens, n: int) -> PerSequence:
 def overlap(tokens: Tokens, n: int = 4, subset: int = 64) -> PerSequence:
     """Share of a sample's n-grams in another sample, mean over the others: [min(rows, subset)].
 
-    Over every ordered pair of the first `subset` rows. It is 1 where all samples are one text,
-    whatever the entropy of that text.
+    It covers every ordered pair of the first `subset` rows. It is 1 if all samples are one text,
+    for any entropy of that text.
 
     >>> overlap(torch.tensor([[1, 2, 3], [1, 2, 4]]), n=2)
     tensor([0.5000, 0.5000], dtype=torch.float64)
@@ -106,7 +106,7 @@ def completion_disagreement(
     """P(two completions of a text differ at a masked position), mean over positions: [T].
 
     This is diversity given a context. A method that keeps one mode per context keeps its unigram
-    entropy and loses this.
+    entropy and loses this diversity.
 
     Args:
         complete: pinned ids [T completions, L], -1 where free -> ids of that shape, independent.

@@ -1,8 +1,8 @@
 """Reverse perplexity: the perplexity of real text under a small network trained on drawn texts.
 
-A judge scores each drawn text by itself, so it cannot notice missing modes. This measure can: a set
-of fluent texts without some modes is poor training data for real text (Zhao et al. 2018,
-arXiv 1706.04223).
+A judge scores each drawn text separately, so it does not detect missing modes. This measure does: a
+set of fluent texts without some modes is poor training data for real text (Zhao et al. 2018, arXiv
+1706.04223).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of results: every measure of a set of texts, and rows of baseline texts to compare with."""
+"""Rows of results: all measures of a set of texts, and rows of baseline texts."""
 
 from __future__ import annotations
 

@@ -16,19 +16,19 @@ class EvalSettings:
         seed: seed of the latents of all texts
         teacher_steps: step counts of the teacher, one row each
         student_steps: step counts of the student, one row each
-        teacher_temperatures: temperatures of the teacher besides 1, at each step count
-        student_temperatures: temperatures of the student besides 1, at each step count
-        texts: half-masked real texts behind the completion disagreement, spread evenly over the
+        teacher_temperatures: temperatures of the teacher in addition to 1, at each step count
+        student_temperatures: temperatures of the student in addition to 1, at each step count
+        texts: half-masked real texts for the completion disagreement, spread evenly over the
             held-out rows
         completions: completions of each of these texts
         mauve_seeds: starts of k-means for MAUVE against other real texts (0: not measured)
         reverse_seeds: networks fitted per row for the reverse perplexity (0: not measured)
         batch_size: maximum samples per network call
         sampler: sampler of both diffusion models, by name
-        draw: categorical draw: race couples texts across step counts; inverse_cdf has the same
-            distribution and is faster
+        draw: categorical draw: race, the old name of gumbel_max, couples texts across step counts;
+            inverse_cdf has the same distribution and is faster
         round_steps: steps of the student in the table of rounds
-        shown: example texts of teacher and student, side by side
+        shown: number of example texts of teacher and student, side by side
         player_steps: steps of the example texts whose unmasking is recorded
     """
 

@@ -149,8 +149,8 @@ def measure(
     """Yield a row for each step count and temperature, in this order.
 
     Rows of `context.known` are not measured again. Seconds do not depend on the temperature, so all
-    rows measured here at one step count get the median of their seconds. Seconds of another
-    machine compare with nothing: a shipped row gets this median too, or that of one timed draw.
+    rows measured here at one step count get the median of their seconds. Seconds of another machine
+    are not comparable: a shipped row gets this median too, or that of one timed draw.
     """
     context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
@@ -252,7 +252,8 @@ def _decoded(tokens: Tensor, model: Model | CausalModel) -> DrawnTexts:
 def can_complete(model: Model | CausalModel) -> bool:
     """Whether a model completes half-masked texts: only masked diffusion does.
 
-    A denoiser of uniform noise gets one alpha for all tokens, so it also doubts the given ones.
+    A denoiser of uniform noise gets one alpha for all tokens, so it also treats the given tokens as
+    noisy.
     """
     return isinstance(model, Model) and isinstance(model.process, MaskedProcess)
 

@@ -210,7 +210,7 @@ def _seeds(count: int) -> Finding:
 def reasons_against_claim(
     teacher: Sequence[Row], student: Sequence[Row], baselines: Sequence[Row], data: Row | None
 ) -> list[str]:
-    """The reasons against a claim about the student, a clause each; empty if a claim is allowed.
+    """The reasons against a claim about the student, one clause each; empty if a claim is allowed.
 
     Args:
         teacher: rows at temperature 1.
