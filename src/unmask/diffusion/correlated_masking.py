@@ -1,11 +1,12 @@
 """Correlated masking: tokens of a text become noise together, each still at a uniform level.
 
 The levels come from a Gaussian copula. Standard normals g_1 .. g_L with a correlation matrix C give
-the levels u_i = Phi(g_i). Each level is uniform for any C; C is how the levels depend on one
-another. `Trajectory` compares u_i with alpha, so two laws of independent levels still hold:
-P(token i untouched) = alpha, and the MASKs of z_s are among those of z_t (Latent Shadows, arXiv
-2602.00792, Theorem 3.3). The paper asks whether trajectory locking extends to structured or
-hierarchical masking; this module is our answer (docs/papers.md).
+the levels u_i = Phi(g_i). Each level is uniform for any C, and C sets how the levels depend on one
+another. `Trajectory` compares u_i with alpha, so two laws of independent levels still hold. A token
+is untouched with probability alpha, and the MASKs of z_s are among those of z_t (Latent Shadows,
+arXiv 2602.00792, Theorem 3.3). The paper leaves open whether trajectory
+locking extends to structured or hierarchical masking. This module shows that it does
+(docs/papers.md).
 
 A `Structure` is a linear map from independent normals to correlated ones, not the matrix C. It
 needs O(L) numbers a text and is exact for singular C, such as a block that changes as one token.

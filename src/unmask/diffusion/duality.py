@@ -1,4 +1,4 @@
-"""The Gaussian side of masked diffusion: a token becomes MASK when noise takes over the arg max.
+"""The Gaussian side of masked diffusion: a token becomes MASK when noise exceeds it in the arg max.
 
 Latent Shadows (arXiv 2602.00792, section 3). Write x0 as a one-hot vector of K coordinates and mix
 it with Gaussian noise eps along a DDIM path (Eq. 9). Keep the token while its own coordinate k is

@@ -33,7 +33,7 @@ class RowLoss(Protocol):
     """A loss with one value a row. The table `log_p` [n, V] holds the given `rows` of the N."""
 
     def prepare(self, chunk: Rows) -> RowLoss:
-        """The same loss, after work that is shared by the rows of a chunk (a teacher's head)."""
+        """The loss for a chunk, after work that its rows share (a teacher's head)."""
         ...
 
     def value(self, log_p: Tensor, rows: Rows) -> Tensor:
@@ -115,7 +115,7 @@ class _RowLossFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Unpacking also raises an error if a weight has changed since the forward pass.
         hidden, *_ = ctx.saved_tensors
-        # The gradients are given away here, so a second backward pass computes them again.
+        # The caller now owns the gradients, so a second backward pass computes them again.
         gradients, ctx.gradients = ctx.gradients, None
         same_factor = not len(grad) or not bool((grad != grad[0]).any())
         if gradients is None or not same_factor:
@@ -125,7 +125,7 @@ class _RowLossFunction(torch.autograd.Function):
                 ctx.loss, ctx.prediction, ctx.index, hidden, ctx.needs_input_grad[5:], weight
             )
         elif len(grad) and bool(grad[0] != 1):
-            gradients = [None if each is None else each.mul_(grad[0]) for each in gradients]
+            gradients = [None if total is None else total.mul_(grad[0]) for total in gradients]
         return None, None, None, None, *gradients
 
 

@@ -55,7 +55,7 @@ def trajectory(
     """Draw the randomness of the forward process from x0: the levels u and the noise.
 
     Args:
-        process: gives the noise.
+        process: the source of the noise.
         x0: token ids [B, L].
         generator: the source of randomness; None: torch's global generator.
         structure: the correlation of the levels within a text; None: independent levels. The
