@@ -1,1 +1,1 @@
-"""Floor 3: what to learn, one file a method."""
+"""Training objectives, one module for each method."""

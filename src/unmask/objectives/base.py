@@ -45,7 +45,7 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A loss to minimise, and the networks that it needs besides the student.
+    """A loss to minimise, and the networks that it needs in addition to the student.
 
     Frozen networks such as a teacher are arguments of its constructor. All randomness comes from
     `generator`.
@@ -65,7 +65,7 @@ class Objective(Protocol):
         ...
 
     def networks(self) -> dict[str, nn.Module]:
-        """The trainable networks besides the student, by name."""
+        """The trainable networks except the student, by name."""
         ...
 
     def frozen(self) -> dict[str, nn.Module]:
@@ -94,7 +94,7 @@ class Distillation(Protocol):
 
 
 def no_networks(self: object) -> dict[str, nn.Module]:
-    """There is no such network."""
+    """No network, for an objective without other trained or frozen networks."""
     return {}
 
 

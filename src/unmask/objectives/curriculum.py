@@ -30,7 +30,7 @@ class Curriculum:
                  covers the levels where a network learns most
     soft_steps   training steps with softened input
     temperature  tau of the softmax; 1e-3 in Duo's published runs
-    top_k        tokens besides x0 that the input keeps, see `sparse_input`
+    top_k        number of tokens that the input keeps in addition to x0, see `sparse_input`
     t_min        the smallest t
     """
 

@@ -43,9 +43,9 @@ class Sdtt:
     """The distance of the student at z_t from `teacher_steps` steps of its teacher, at the MASKs.
 
     The teacher draws from z_t in ancestral steps of `rounds.delta`. The target of a token is the
-    law that it was drawn from. For a token that is never unmasked it is the last law. The u of the
-    trajectory that made z_t decides when a token is unmasked, so that randomness is locked, and
-    only the tokens are drawn.
+    law that it was drawn from. For a token that is never unmasked, the target is the last law. The
+    u of the trajectory that made z_t decides when a token is unmasked. So this randomness is
+    locked, and only the tokens are drawn.
 
     The loss is a mean over the MASKs of z_t. t ~ U[t_min, 1), stratified.
 
