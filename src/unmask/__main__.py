@@ -1,4 +1,4 @@
-"""`python -m unmask` is `unmask`."""
+"""Run the command line: `python -m unmask` is `unmask`."""
 
 import sys
 

@@ -40,7 +40,7 @@ def dumps(value: Any, indent: int | None = None, ascii: bool = False) -> str:
 
     Args:
         value: plain data: dicts, lists, tuples, numbers, strings, bools, None.
-        indent: spaces a level; None: one line.
+        indent: spaces for each level; None: one line.
         ascii: escape letters outside ASCII.
 
     >>> dumps({"worst": float("inf"), "name": "é"})

@@ -27,7 +27,7 @@ CPU_BLOCK_ELEMENTS = 2**18
 
 
 class Head(Protocol):
-    """A map from hidden rows [N, D] to logits [N, V]. An `nn.Linear` is one."""
+    """A map from hidden rows [N, D] to logits [N, V], such as an `nn.Linear`."""
 
     def __call__(self, rows: Tensor, /) -> Tensor: ...
 

@@ -1,7 +1,7 @@
 """Shapes of tensors, and the two roles that a model can play: `Denoiser` and `Encoder`.
 
-The letters in shapes: B sequences, L positions, V tokens of the vocabulary (MASK included),
-D channels of a hidden state, N selected rows (a row is one position of one sequence).
+The letters in shapes: B sequences, L positions, V tokens of the vocabulary (MASK included), D
+channels of a hidden state, N selected rows. A row is one position of one sequence.
 """
 
 from dataclasses import dataclass
