@@ -62,14 +62,14 @@ def test_reverse_perplexity_stands_in_every_row_and_is_not_fitted_twice(
     assert (
         "of 20 texts" in measured.row.measures[REVERSE].unit and MAUVE not in measured.row.measures
     )
-    (again,) = measure("teacher", teacher, replace(scene, known=[measured]), [2], [1.0])
+    (again,) = measure("teacher", teacher, replace(scene, known_rows=[measured]), [2], [1.0])
     assert again is measured
     without = replace(
         measured.row,
         measures={key: m for key, m in measured.row.measures.items() if key != REVERSE},
     )
     (new,) = measure(
-        "teacher", teacher, replace(scene, known=[MeasuredRow(without, False)]), [2], [1.0]
+        "teacher", teacher, replace(scene, known_rows=[MeasuredRow(without, False)]), [2], [1.0]
     )
     assert new.row.measures[REVERSE] == measured.row.measures[REVERSE]
     rows = {m.row.name: m.row.measures for m in measure_baselines(scene, teacher)}
@@ -84,7 +84,7 @@ def test_rows_of_another_precision_have_another_protocol(judge: LanguageModelJud
     model = unmask.load("unmask:teacher")
     (single,) = measure("teacher", model, scene, [2], [1.0])
     model.network.compute_dtype = torch.bfloat16
-    (half,) = measure("teacher", model, replace(scene, known=[single]), [2], [1.0])
+    (half,) = measure("teacher", model, replace(scene, known_rows=[single]), [2], [1.0])
     assert (single.row.protocol.products, half.row.protocol.products) == ("float32", "bfloat16")
     with pytest.raises(UnequalProtocols, match="products"):
         require_same_protocol([single.row, half.row])
@@ -153,7 +153,7 @@ def test_a_protocol_takes_its_precision_from_the_draw(
             and f"draws in {precision}, products in" in protocol_words(scene.protocol, [0])
         )
         (rows[draw],) = measure(
-            "teacher", teacher, replace(scene, known=list(rows.values())), [1], [1.0]
+            "teacher", teacher, replace(scene, known_rows=list(rows.values())), [1], [1.0]
         )
         assert not any(rows[draw] is row for name, row in rows.items() if name != draw)
     with pytest.raises(UnequalProtocols, match=r'precision: "float64" .*, "float32 Gumbel"'):

@@ -70,7 +70,7 @@ class EvalContext:
     Attributes:
         real: held-out rows [m, L]
         data: digest of the documents
-        known: rows that were measured earlier, of any model
+        known_rows: rows that were measured earlier, of any model
         products: number format of the networks' matrix products
         wrap: True: real rows begin with BOS and end with EOS
         read_by_judge: share of the held-out documents in the judge's training data; None:
@@ -81,7 +81,7 @@ class EvalContext:
     judge: Judge
     real: Rows
     data: str
-    known: Sequence[MeasuredRow] = ()
+    known_rows: Sequence[MeasuredRow] = ()
     products: str = "float32"
     wrap: bool = False
     read_by_judge: float | None = None
@@ -148,9 +148,9 @@ def measure(
 ) -> Iterator[MeasuredRow]:
     """Yield a row for each step count and temperature, in this order.
 
-    Rows of `context.known` are not measured again. Seconds do not depend on the temperature, so all
-    rows measured here at one step count get the median of their seconds. Seconds of another machine
-    are not comparable: a shipped row gets this median too, or that of one timed draw.
+    Rows of `context.known_rows` are not measured again. Seconds do not depend on the temperature,
+    so all rows measured here at one step count get the median of their seconds. Seconds of another
+    machine are not comparable: a shipped row gets this median too, or that of one timed draw.
     """
     context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
@@ -162,7 +162,8 @@ def measure(
         for temperature in temperatures:
             row_setting = replace(setting, steps=count, temperature=temperature)
             measured = next(
-                (m for m in context.known if _is_complete(m.row, name, row_setting, context)), None
+                (m for m in context.known_rows if _is_complete(m.row, name, row_setting, context)),
+                None,
             )
             if measured is None:
                 row = draw_and_measure(
@@ -183,11 +184,11 @@ def measure(
             draw = partial(draw_row, model, study, length, count, 1.0)
             run = timed(draw, repeats=1, warmup=warmup)
             seconds, warmup = [run.measure(per=study.samples, unit="s a sample").value], 0
-        yield from _with_seconds(rows, seconds, context.known)
+        yield from _with_seconds(rows, seconds, context.known_rows)
 
 
 def _with_seconds(
-    rows: Sequence[MeasuredRow], seconds: Sequence[float], known: Sequence[MeasuredRow]
+    rows: Sequence[MeasuredRow], seconds: Sequence[float], known_rows: Sequence[MeasuredRow]
 ) -> Iterator[MeasuredRow]:
     """Replace the seconds of new and of shipped rows by the median of `seconds`."""
     if not seconds:
@@ -195,7 +196,7 @@ def _with_seconds(
         return
     median = Measure(statistics.median(seconds), "s a sample", len(seconds))
     for measured in rows:
-        earlier = any(measured is one for one in known)
+        earlier = any(measured is one for one in known_rows)
         if measured.timed or (earlier and not measured.shipped):
             yield measured
         else:

@@ -64,7 +64,7 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
             for progress, measured in teacher_rows(plan, teacher, directory):
                 shared.append(measured)
                 yield progress
-            teacher = replace(teacher, context=replace(teacher.context, known=shared))
+            teacher = replace(teacher, context=replace(teacher.context, known_rows=shared))
             started = time.perf_counter()
         teachers[name] = teacher
     for run in plan.runs if only is None else only:
@@ -90,7 +90,7 @@ def open_teacher(plan: Plan, name: str, directory: Path) -> OpenTeacher:
         plan.measured.judge(plan.judge, data, device),
         data.held_out,
         data.digest,
-        known=[*plan.known_rows, *read_rows(directory / settings.folder / ROWS)],
+        known_rows=[*plan.known_rows, *read_rows(directory / settings.folder / ROWS)],
         wrap=data.wrap,
         read_by_judge=share_read(plan.judge, recipe.data),
     )
@@ -105,7 +105,7 @@ def teacher_rows(
     file.parent.mkdir(parents=True, exist_ok=True)
     total, rows = plan.measured.teacher_rows(teacher)
     for done, measured in enumerate(rows, start=1):
-        is_new = append_new(measured, teacher.context.known, file)
+        is_new = append_new(measured, teacher.context.known_rows, file)
         line = row_line(measured.row.name, measured) if is_new else None
         yield Progress(f"measuring {teacher.name}", done, total, line), measured
 

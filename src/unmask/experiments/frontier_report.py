@@ -83,8 +83,8 @@ class FrontierReport:
         if not (run.training / "model").exists():
             return
         file, teacher = run.place / ROWS, run.teacher.model
-        known_rows = [*run.teacher.context.known, *read_rows(file)]
-        context = replace(run.teacher.context, known=known_rows)
+        known_rows = [*run.teacher.context.known_rows, *read_rows(file)]
+        context = replace(run.teacher.context, known_rows=known_rows)
         judge, student = causal(load(run.plan.judge)), diffusion(load(run.training / "model"))
         rows: Mapping[str, list[MeasuredRow]] = {}
         for event in frontier(teacher, student, context, judge):

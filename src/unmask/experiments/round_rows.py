@@ -51,7 +51,7 @@ class RoundRows:
     def measure(self, run: OpenRun) -> Iterator[Progress]:
         """Measure the student of every round, also of those before a failure."""
         known_rows, steps = read_rows(run.place / ROWS), run.plan.study.student_steps
-        context = replace(run.teacher.context, known=known_rows)
+        context = replace(run.teacher.context, known_rows=known_rows)
         count = run.cell.rounds.count
         for number in range(1, count + 1):
             saved, name = run.place / f"round-{number}", f"round {number}"
@@ -78,7 +78,7 @@ def _precision_rows(teacher: OpenTeacher) -> Iterator[MeasuredRow]:
         title = f"{teacher.name}, {protocol.precision}, top-p {top_p:g}"
         seeds = (study.seed,)
         setting = Setting(model.digest, sampler, steps=count, nfe=0.0, top_p=top_p, seeds=seeds)
-        matches = (m for m in context.known if sweep.matches(m.row, title, setting, protocol))
+        matches = (m for m in context.known_rows if sweep.matches(m.row, title, setting, protocol))
         measured = next(matches, None)
         if measured is None:
             length = context.real.shape[1]
