@@ -28,14 +28,15 @@ class Arguments:
         to: unmask: a directory with config.json, model.safetensors and the tokenizer;
             lightning-duo: a .ckpt file for Duo's code (and its MDLM and AR), in float32
         revision: branch, tag or commit of a hub id
-        weights: ema: the moving average; raw: the weights without it; both: write both sets, if
-            the source has both
-        tokenizer: directory or hub id of the model's tokenizer, for a source without one: gpt2
+        weights: ema: the moving average of the weights; raw: the weights without averaging; both:
+            write both sets, if the source has both
+        tokenizer: directory or hub id of the model's tokenizer, such as gpt2, for a source without
+            one
         dtype: number format of the written weights
     """
 
-    source: Annotated[str, tyro.conf.Positional]
-    out: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     to: Literal["unmask", "lightning-duo"] = "unmask"
     revision: str | None = None
     weights: Literal["ema", "raw", "both"] = "ema"

@@ -59,7 +59,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         absent = {name: "not installed" for name in PACKAGES}
         absent |= {name: "not installed (optional)" for name in OPTIONAL}
         rows = [[name, absent[name] if value is None else value] for name, value in facts.items()]
-        table("unmask doctor", ["what", "here"], rows)
+        table("unmask doctor", ["item", "value"], rows)
     return 1 if missing else 0
 
 

@@ -32,17 +32,17 @@ _DEFAULTS = EvalSettings()
 
 @dataclass(frozen=True)
 class Samples:
-    """Measure drawn texts under a judge.
+    """Draw texts from a model, and measure their generative perplexity and diversity.
 
     Attributes:
         model: run or model directory, hub id, or unmask:teacher
         judge: run or model directory, unmask:judge, Hugging Face model, "sdtt:MODEL"
             or "smollm2"
         text: real text for completions and for the length of the samples
-        steps: step counts, one row each with each temperature; None: 4 8 16 32. An
-            autoregressive model needs one call per token and takes no steps
+        steps: step counts, one row for each with each temperature; None: 4 8 16 32. An
+            autoregressive model takes no steps and makes one network call for each token
         sampler: sampler of a diffusion model; None: reveal, or ancestral for uniform noise
-        draw: categorical draw of a diffusion model
+        draw: categorical draw of a diffusion model, see `unmask sample --help`
         temperatures: temperatures, one row each with each step count
         samples: texts per row
         seeds: seeds of the latents, one set of rows each; several seeds add rows of their means
@@ -58,7 +58,7 @@ class Samples:
         json: print JSON
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     judge: str
     text: Text = field(default_factory=Text)
     steps: tuple[int, ...] | None = None
@@ -117,8 +117,8 @@ class Frontier:
         json: print JSON
     """
 
-    student: Annotated[str, tyro.conf.Positional]
-    teacher: Annotated[str, tyro.conf.Positional]
+    student: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDENT")]
+    teacher: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEACHER")]
     judge: str
     out: Path = Path("runs/frontier")
     text: Text = field(default_factory=Text)

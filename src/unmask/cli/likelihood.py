@@ -26,8 +26,8 @@ class Effort:
         passes: noise levels per row
         limit: maximum rows of a text, spread evenly over all of them; "all" for all
         batch_size: rows per network call
-        convention: "bound": a true bound, alpha ~ U(0, 1); "mdlm": as published tables,
-            t >= 1e-3 (lower than the bound)
+        convention: "bound": a true bound, alpha ~ U(0, 1); "mdlm": as in published tables, t >=
+            1e-3, which gives less than the bound
         seed: seed of the noise
     """
 
@@ -56,7 +56,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Measure exp of the mean nats per token of held-out rows.
+    """Measure the perplexity of held-out text: exp of the mean nats per token.
 
     Attributes:
         model: run or model directory, hub id, unmask:teacher or unmask:judge
@@ -66,7 +66,7 @@ class Likelihood:
         json: print JSON
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     text: Text = field(default_factory=Text)
     effort: Annotated[Effort, tyro.conf.arg(name="")] = field(
         default_factory=partial(Effort, passes=4, limit=512, batch_size=64)

@@ -20,7 +20,7 @@ from unmask.limits import whole
 
 @dataclass(frozen=True)
 class LmHarness:
-    """Run tasks of lm-eval: multiple choice, perplexity, generated answers.
+    """Run tasks of lm-evaluation-harness: multiple choice, perplexity, generated answers.
 
     Attributes:
         model: run or model directory, hub id, unmask:teacher or unmask:judge
@@ -43,7 +43,7 @@ class LmHarness:
         json: print the results as JSON
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     tasks: tuple[str, ...]
     include_path: Path | None = None
     num_fewshot: int | None = None

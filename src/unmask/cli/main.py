@@ -48,7 +48,7 @@ VERBS = {
     ),
     "bench": Verb(
         "bench",
-        "measure throughput and latency beside an autoregressive model",
+        "time a diffusion model against an autoregressive one",
         "no bench.json was written",
     ),
     "convert": Verb(
@@ -61,7 +61,7 @@ VERBS = {
         "report", "write report.html from a report.json", "the same command writes the page again"
     ),
     "verify": Verb(
-        "verify", "check the duality by simulation, and samplers exactly", "nothing was kept"
+        "verify", "check the theory: duality by simulation, samplers exactly", "nothing was kept"
     ),
     "doctor": Verb("doctor", "show versions, devices and memory", "nothing was kept"),
 }
@@ -73,10 +73,10 @@ EVALUATIONS = {  # the second word of `unmask eval`
             "zero-shot",
             "zero_shot",
             "main",
-            "MODEL: perplexity of the papers' seven sets, or others",
+            "MODEL: perplexity of the papers' seven data sets, or of others",
         ),
         ("samples", "evaluate", "samples", "MODEL --judge J: generative perplexity with entropy"),
-        ("frontier", "evaluate", "frontier", "STUDENT TEACHER --judge J: both, over temperatures"),
+        ("frontier", "evaluate", "frontier", "STUDENT TEACHER --judge J: gain at equal entropy"),
         ("lm-harness", "lm_harness", "main", "MODEL --tasks T: tasks of lm-evaluation-harness"),
     )
 }
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        put(sys.stdout, _usage("unmask VERB [...]", VERBS))
+        put(sys.stdout, _usage("unmask VERB", VERBS))
         return 0
     name, *rest = words
     if name == "--version":
@@ -152,16 +152,16 @@ def _run(words: list[str]) -> int:
         if not rest or rest[0] not in EVALUATIONS:
             from unmask.cli.console import show_usage
 
-            return show_usage(name, _usage("unmask eval KIND [...]", EVALUATIONS), rest)
+            return show_usage(name, _usage("unmask eval KIND", EVALUATIONS), rest)
         verb, name, rest = EVALUATIONS[rest[0]], f"eval {rest[0]}", rest[1:]
     package = "unmask.experiments.commands" if name in EXPERIMENTS else "unmask.cli"
     function = vars(import_module(f"{package}.{verb.module}"))[verb.function]
     return int(function(name, rest))
 
 
-def _usage(line: str, verbs: Mapping[str, Verb]) -> str:
+def _usage(command: str, verbs: Mapping[str, Verb]) -> str:
     lines = [f"  {name:<10} {verb.summary}" for name, verb in verbs.items()]
-    return "\n".join([f"usage: {line}; add --help for all flags", "", *lines])
+    return "\n".join([f"usage: {command} [...]; `{command} --help` lists all flags", "", *lines])
 
 
 def _encoding_fault(words: Sequence[str]) -> str:

@@ -28,32 +28,34 @@ class Arguments:
     Attributes:
         model: run directory, model directory, .ckpt file, hub id, or unmask:teacher
         n: number of samples
-        length: tokens of a sample, prompt included (the model's length)
-        steps: steps from noise to text (16); not for an autoregressive model: one call a token
+        length: tokens of a sample, prompt included; None: the model's length
+        steps: steps from noise to text; None: 16. An autoregressive model takes no steps and makes
+            one network call for each token
         seed: 64-bit number; one seed gives coupled texts at different numbers of steps
         temperature: divides the log-probabilities of each token
         top_p: probability of the tokens to keep, the most probable first
-        top_k: number of tokens to keep, the most probable first (all)
-        prompt: text at the start of every sample, after BOS if the training rows had BOS (none)
-        sampler: reveal (default in masked diffusion), ancestral (default otherwise),
-            greedy_tail, confidence, psi:0.5, remdm_cap:0.02, remdm_rescale:0.015,
-            remdm_loop:0.02, entropy_bounded:0.1, blockwise:16, or an order and a count, such as
-            order=confidence,blocks=16,count=grid; see docs/choosing-a-sampler.md
+        top_k: number of tokens to keep, the most probable first; None: all
+        prompt: text at the start of every sample, after BOS if the training rows had BOS
+        sampler: reveal, ancestral, greedy_tail, confidence, psi:0.5, remdm_cap:0.02,
+            remdm_rescale:0.015, remdm_loop:0.02, entropy_bounded:0.1, blockwise:16, or an order and
+            a count, such as order=confidence,blocks=16,count=grid; see docs/choosing-a-sampler.md.
+            None: reveal for masked diffusion, ancestral for uniform noise
         grid: noise levels of the steps; released has one step more, as in the released codes
-        draw: gumbel_max: float64; gumbel_max_float32: as in old tables, biased; race and
-            legacy_gumbel32 are their old names
-        batch_size: samples in a network call (all); with 1, no bit of a sample depends on n
+        draw: categorical draw. gumbel_max and inverse_cdf are exact, in float64; gumbel_max_float32
+            is biased, as in old tables; race and legacy_gumbel32 are old names of the Gumbel draws
+        batch_size: samples in a network call; None: all. With 1, no bit of a sample depends on n
         cache: run a full forward pass every CACHE steps, and a cached window in between: faster,
-            approximate, masked diffusion only (none)
-        structure: tokens that reveal unmasks together: block:8:0.9, span:16,
-            hierarchy:64,16:0.5,0.3 (none)
+            approximate, masked diffusion only; None: no cache
+        structure: tokens that reveal unmasks together: none, block:8:0.9, span:16,
+            hierarchy:64,16:0.5,0.3
         revision: branch, tag or commit of a hub id
-        weights: ema: the moving average; raw: the raw weights, if the files hold both
+        weights: ema: the moving average of the weights; raw: the weights without averaging, if the
+            files hold both
         device: device of the model: cpu, cuda, cuda:1
         json: print tokens, texts and calls as JSON
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     n: int = 4
     length: int | None = None
     steps: int | None = None

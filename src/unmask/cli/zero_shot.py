@@ -32,24 +32,24 @@ OFFLINE_SETS: tuple[str, ...] = (*_packages.OFFLINE, _packages.CODE)
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Measure exp of the mean nats per token of texts unlike the training text, set by set.
+    """Measure the perplexity of texts unlike the training text: exp of the mean nats per token.
 
     Attributes:
         model: run or model directory, hub id, unmask:teacher or unmask:judge
-        sets: ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv: the sets of MDLM's and Duo's
-            tables, from the hub; brown_news, brown_religion, brown_science, brown_fiction,
-            wikipedia, austen, kjv, code: from packages; offline: all of the latter that are
-            present
+        sets: names of data sets. From the hub, as in the tables of MDLM and Duo: ptb, wikitext,
+            lm1b, lambada, ag_news, pubmed, arxiv. From packages: brown_news, brown_religion,
+            brown_science, brown_fiction, wikipedia, austen, kjv, code. offline: all sets from
+            packages whose files are present
         texts: directory of the packages that `make texts` fetches
         length: tokens per row; None: the model's
-        wrap: rows with BOS and EOS at their ends, as in the published tables, or plain crops;
-            None: as the model's card says, or with ends if it has no card
+        wrap: True: rows with BOS and EOS at their ends, as in the published tables. False: plain
+            crops of L tokens. None: as in the model's card, or True if it has no card
         effort: size and settings of the measurement
         device: device of the model
         json: print JSON
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     sets: tuple[str, ...] = tuple(ZERO_SHOT)
     texts: Path = Path("runs/texts")
     length: int | None = None

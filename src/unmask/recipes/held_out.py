@@ -34,13 +34,13 @@ class Text:
     """Text to measure on; by default the held-out text of the model's training (or its teacher's).
 
     Attributes:
-        corpus: corpus name, file or folder (default: the text of the model's card)
-        part: half of the documents (default: that of the card; for another text: all)
-        held_out: use only the documents that a training on the text holds out (default: yes for
-            the text of the card; another text is used whole, or its published held-out split)
-        length: tokens in a row (default: the model's)
-        wrap: rows with BOS and EOS at their ends, else plain crops (default: as in the card;
-            without a card plain crops)
+        corpus: corpus name, file or folder; None: the text of the model's card
+        part: half of the documents; None: that of the card, or all documents of another text
+        held_out: use only the documents that a training on the text holds out. None: True for the
+            text of the card; of another text, its published held-out split, else all of it
+        length: tokens in a row; None: the model's length
+        wrap: True: rows with BOS and EOS at their ends. False: plain crops of L tokens. None: as in
+            the card, or False if there is no card
         streaming: for a given data set, use the documents that a training with data.streaming
             holds out
     """

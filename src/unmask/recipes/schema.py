@@ -98,7 +98,7 @@ class DataSettings:
         part: documents to use: all, or one of two disjoint halves (alternating documents)
         tokenizer: directory or hub id, or "bpe:V": train a byte-level BPE tokenizer of V tokens
             on the corpus. If weights start from a model, "bpe:V" means that model's tokenizer
-        wrap: make rows as MDLM does: [BOS] + L - 2 tokens + [EOS]; else plain crops
+        wrap: make rows as MDLM does: [BOS] + L - 2 tokens + [EOS]; else plain crops of L tokens
         streaming: read a data set in order during training, only as far as the run needs. Rows
             are shuffled in windows of 2^24 tokens. The first documents are held out and
             train "bpe:V" (`data/corpora.py:load_stream`)

@@ -30,19 +30,19 @@ class Arguments:
 
     Attributes:
         model: a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher
-        baseline: an autoregressive model; without one, random weights of the same sizes
+        baseline: an autoregressive model; None: random weights of the same sizes
         steps: step counts, one row for each; at equal steps a student is as fast as its teacher
         batches: numbers of texts in a call of sample, one row for each
-        length: tokens a text; by default the model's length
+        length: tokens in a text; None: the model's length
         repeats: timed pairs for a row, after one warm-up pair; p95 needs 21 or more
-        seed: of the texts, and of the random weights
-        device: of both models: cpu, cuda, cuda:1
-        precision: of the matrix products in the blocks of both networks
+        seed: seed of the texts, and of the random weights
+        device: device of both models: cpu, cuda, cuda:1
+        precision: precision of the matrix products in the blocks of both networks
         out: directory of bench.json and the figure
         json: print bench.json
     """
 
-    model: Annotated[str, tyro.conf.Positional] = "unmask:teacher"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "unmask:teacher"
     baseline: str | None = None
     steps: tuple[int, ...] = (8, 16, 32)
     batches: tuple[int, ...] = (1, 8, 32)

@@ -23,8 +23,8 @@ class Arguments:
     Attributes:
         corpus: "sotu" (with shipped teacher and judge), "pydocs", a file or a folder (which train
             all models)
-        out: the run directory
-        from_scratch: train teacher and judge although they are shipped
+        out: directory of the models and the report
+        from_scratch: train teacher and judge instead of using the shipped ones
         student: recipe of the distillation; the demo sets its corpus and its teacher
         teacher: recipe of the teacher; the demo sets its corpus
         judge: recipe of the judge; the demo sets its corpus and its tokenizer

@@ -24,7 +24,7 @@ class Arguments:
             report.json or bench.json
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:

@@ -41,17 +41,18 @@ class Arguments:
             measures: measure the shipped models' held-out likelihoods and the masked teacher's
             rows; study: on rows of 256 tokens, distil by recipes that differ in one factor;
             ablation: the paper's setting of MCD and eight changes of one factor, two training
-            seeds; methods: MCD and SDTT of the masked teacher, DCD of the uniform-state one;
-            table1, table2, table3, figure3: those of the paper, with its values beside ours
-        work: where the runs are kept (runs/assets, runs/study, ..); an interrupted run continues
-        out: where finished assets go (src/unmask/assets)
-        cells: cells or runs of a comparison or a table (all)
-        scale: of the ablation: tiny, the demo's teacher on two cores; small, the teacher of the
-            study. Of a table: tiny, two cores; small, a GPU for an hour; paper, OpenWebText and the
-            public checkpoints on GPUs
-        full: the ablation as a grid of all its factors, with structured couplings
-        jobs: processes that share the runs, each with an equal part of the cores (one a core; study
-            and methods: 1)
+            seeds; methods: MCD and SDTT of the masked teacher, and DCD of the uniform-state
+            teacher; table1, table2, table3, figure3: those of the paper, with the published values
+        work: directory of the runs; None: runs/assets, runs/study and so on. An interrupted run
+            continues
+        out: directory of finished assets; None: src/unmask/assets
+        cells: names of cells or runs of a study, ablation or table; empty: all
+        scale: size of the runs. ablation: tiny is the demo's teacher on two cores; small is the
+            teacher of the study. Tables: tiny needs two cores; small needs a GPU for an hour; paper
+            is OpenWebText and the public checkpoints on GPUs
+        full: run the ablation as a grid of all its factors, with structured couplings
+        jobs: processes that share the runs, each with an equal part of the cores; None: one for
+            each core, and 1 for study and methods
         dry_run: print the trainings, rows and published values of a table, then stop
     """
 

@@ -30,15 +30,16 @@ FEWEST, SHORTEST = 100, 4  # least number of texts in a test, and of tokens in a
 class Arguments:
     """Check the theory without a network. The exit code is 0 if all checks pass.
 
-    duality: Lemma 3.1 to Theorem 3.3 of Latent Shadows, K-dimensional Gaussians against one uniform
-    number a token. exact: the error of few-step sampling on a synthetic source, and the optimum of
-    each distillation objective.
+    duality: simulate Lemma 3.1 to Theorem 3.3 of Latent Shadows, K-dimensional Gaussians against
+    one uniform number for each token. exact: compute the error of few-step sampling on a synthetic
+    source, and the optimum of each distillation objective.
 
     Attributes:
-        what: duality, or exact
-        vocab_size: duality: K, coordinates of the Gaussian (512); exact: tokens of the source (8)
-        n: duality: tokens simulated (20,000); exact: texts a row (2000)
-        seed: of the Gaussians; of the source and the texts
+        what: the check to run
+        vocab_size: duality: K, coordinates of the Gaussian, None: 512; exact: tokens of the source,
+            None: 8
+        n: duality: tokens to simulate, None: 20,000; exact: texts for each row, None: 2000
+        seed: duality: seed of the Gaussians; exact: seed of the source and the texts
         out: directory of the figure and the numbers
         json: print the checks (exact: all numbers) as JSON
         source: exact: a Markov chain, or a grammar of random templates
