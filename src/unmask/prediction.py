@@ -17,8 +17,8 @@ from torch import Tensor
 LOG_ZERO = -1e6  # log of probability 0. Finite: reverse KL multiplies it by 0, and 0 * -inf is nan
 
 # Upper bounds on rows x V.
-# A chunk is one call of the head. 64 MiB of float32 on an accelerator; on a CPU just below 32 MiB,
-# because glibc maps a larger buffer for each tensor again, at the cost of a page fault per page.
+# A chunk is one call of the head. 64 MiB of float32 on an accelerator. On a CPU just below 32 MiB:
+# glibc maps a larger buffer again for each tensor, which costs a page fault for each page.
 CHUNK_ELEMENTS = 2**24
 CPU_CHUNK_ELEMENTS = 2**23 - 2**16
 # A block is the part of a chunk that a loss reads at a time. Its 1 MiB of float32, and as much

@@ -7,7 +7,7 @@ number generators").
 
 `generator(*keys)` is a `torch.Generator` for functions that draw with torch.
 `global_generators(*keys)` seeds torch's global generators, for dropout and initial weights.
-No other module seeds a generator: on a CPU, `torch.Generator.manual_seed` keeps 32 bits of a seed,
+No other module seeds a generator. On a CPU, `torch.Generator.manual_seed` keeps 32 bits of a seed,
 so among 100,000 addresses two would share all their numbers.
 """
 
@@ -131,9 +131,10 @@ def _seed(target: torch.Generator, seed: int) -> torch.Generator:
 def _new_state() -> Tensor:
     """torch's state of a new CPU generator, uint8.
 
-    It holds the seed (64 bits), left = 1 and seeded = 1 (32 bits each), next = 0 (64 bits) and the
-    words (64 bits each, the upper half empty). The cached second number of a normal pair follows; a
-    new generator has none. RuntimeError if this version of torch uses another layout.
+    It holds the seed (64 bits), left = 1 and seeded = 1 (32 bits each), and next = 0 (64 bits).
+    Then come the words (64 bits each, the upper half empty). The cached second number of a normal
+    pair follows; a new generator has none. RuntimeError if this version of torch uses another
+    layout.
     """
     seed, words = 5489, [5489]
     for i in range(1, _WORDS):  # Matsumoto and Nishimura's initialisation, init_genrand

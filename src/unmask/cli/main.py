@@ -165,7 +165,7 @@ def _usage(command: str, verbs: Mapping[str, Verb]) -> str:
 
 
 def _encoding_fault(words: Sequence[str]) -> str:
-    """The fault of an argument that cannot be a file name or text; empty if there is none."""
+    """The fault of an argument that cannot be a file name or text; empty if all are valid."""
     if words[:1] == [""]:
         return "the first argument is empty: got '', want a name"
     for before, word in zip(["", *words], words, strict=False):

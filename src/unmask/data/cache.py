@@ -43,7 +43,8 @@ def file_lock(target: Path, log: Log = no_log) -> Iterator[None]:
     would end a training: its time-out is minutes, and the first process may read text for hours.
 
     Args:
-        target: what the block writes; the lock is the file `.lock-NAME` beside it.
+        target: the file or folder that the block writes; the lock is the file `.lock-NAME` beside
+            it.
         log: receives the line about waiting.
 
     Raises:

@@ -41,8 +41,8 @@ Documents: TypeAlias = Sequence[str] | TokenLists
 class Corpus:
     """Documents in a fixed order, texts or lists of token ids.
 
-    held_out  documents of a published held-out split (None: there is no such split)
-    identity  of documents on disk: a name that changes when they change (None: they are in memory)
+    held_out  documents of a published held-out split (None: the corpus has none)
+    identity  of documents on disk: a name that changes with them (None: they are in memory)
     """
 
     name: str

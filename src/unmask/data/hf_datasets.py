@@ -255,7 +255,7 @@ def _opening(name: str | Path) -> Iterator[None]:
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as fault:
             raise ValueError(
-                f"HF_HOME cannot be written: `datasets` keeps what it reads in {folder} ({fault}); "
+                f"HF_HOME cannot be written: `datasets` caches data sets in {folder} ({fault}); "
                 "set it to a writable directory"
             ) from error
         raise ValueError(

@@ -40,7 +40,8 @@ PROBE = (
     "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 "
     "<|endoftext|> 「日本語」 "
 )
-_AT_ONCE = 64  # texts encoded at a time: an encoding keeps about 100 bytes a token besides its ids
+# Texts encoded at a time: an encoding keeps about 100 bytes a token in addition to its ids.
+_AT_ONCE = 64
 
 # `check_ids` compares the first ids of a row with the ids of its text.
 COMPARED_ROWS = 16
@@ -143,7 +144,7 @@ class Tokenizer:
         backend = self._reading_specials if specials else self._plain
         try:
             encodings = backend.encode_batch_fast([*texts], add_special_tokens=False)
-        except Exception as error:  # the library raises no class of its own
+        except Exception as error:  # the library raises plain exceptions
             for text in texts:
                 if re.search("[\ud800-\udfff]", text):
                     raise ValueError(
@@ -268,7 +269,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     <|endoftext|> (id 0; EOS and BOS), 256 bytes, the merges, and <|mask|>, the last id.
 
     Raises:
-        ValueError: `vocab_size` is below 258, or above what the texts can fill.
+        ValueError: `vocab_size` is below 258, or above the number of tokens that the texts can
+            fill.
     """
     if vocab_size < LEAST:
         raise ValueError(f"vocab_size is {vocab_size}: want at least {LEAST}, 256 bytes and 2 more")

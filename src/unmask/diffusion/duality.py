@@ -30,7 +30,7 @@ from torch import Tensor
 from unmask.types import Tokens
 
 _REACH = 60.0  # beyond +-60, F_Y is 0 or 1 and its density is 0 in float64, for every K
-_DROP = 40.0  # the integral leaves out what is below e^-40 times the peak of the integrand
+_DROP = 40.0  # the integral leaves out values below e^-40 times the peak of the integrand
 _NODES = 193  # error 1e-12 up to K = 10^7; 129 nodes are too few from K = 200,000 on
 _ROWS = 4096  # integrals that are computed at a time
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)

@@ -115,7 +115,7 @@ def distinct(
     """Draw k distinct numbers of 0 .. size - 1 in random order, uniformly.
 
     int64 [n, k], with O(k^2) work a row. The j-th number is the rank of a draw among the size - j
-    numbers that are left; each smaller number that was taken before shifts it up by one.
+    numbers that are left. Each smaller number that was taken before shifts it up by one.
     """
     taken = torch.empty(n, 0, dtype=torch.int64, device=device)  # in increasing order
     numbers = torch.empty(n, k, dtype=torch.int64, device=device)

@@ -23,8 +23,8 @@ class Trajectory:
     Two times s < t of one trajectory give MCD's coupled pair (z_t, z_s). The MASKs of z_s are a
     subset of those of z_t (Theorem 3.3).
 
-    With noise = a uniform token the pair has the law of Duo's Gaussian arg max path
-    (arXiv 2506.10892): the arg max leaves x0 once, for a competitor that never changes.
+    With noise = a uniform token the pair has the law of Duo's Gaussian arg max path (arXiv
+    2506.10892). That arg max leaves x0 once, for a competitor that never changes.
 
     x0     [B, L], data or a model's completion
     noise  [B, L]

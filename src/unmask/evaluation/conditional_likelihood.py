@@ -27,7 +27,7 @@ def conditional_nelbo(
 
     Masked diffusion: a draw masks k of the M targets, with k uniform on 1 .. M and random
     positions, and weighs their -log p by M / k. This is -log p in a random order, each token given
-    those before it. For a denoiser that knows p(x0_i | z) exactly it is the likelihood itself.
+    those before it. For a denoiser with the exact p(x0_i | z) it is the likelihood itself.
     Masking each target independently, as in training, has the same mean and more variance (Nie et
     al. 2025, arXiv 2502.09992, use the same estimator). The network input alpha is the visible
     share of the targets, as in sampling after a prompt.

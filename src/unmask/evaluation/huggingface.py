@@ -2,9 +2,9 @@
 
 `huggingface_judge` follows the rule of `judges`. `sdtt_judge` follows SDTT's released code for
 Llama 3 (Deschenaux and Gulcehre 2024, arXiv 2410.21035, run_eval.py), which table 3 of the MCD
-paper uses. It removes each <|endoftext|> from a text, strips blanks at both ends, puts the judge's
-BOS first, and scores each token after BOS in one window. The perplexity is exp of the mean over
-texts of nats per token.
+paper uses. It removes each <|endoftext|> from a text, strips blanks at both ends, and puts the
+judge's BOS first. It scores each token after BOS in one window. The perplexity is exp of the mean
+over texts of nats per token.
 """
 
 from __future__ import annotations

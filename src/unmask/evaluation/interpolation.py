@@ -96,7 +96,7 @@ def at_temperature_1(curve: Iterable[Point]) -> Point | None:
 
 
 def read(curve: Sequence[Point], column: str, target: Point) -> CurvePoint | str:
-    """The curve at the target's value of `column`, or the reason why there is none."""
+    """The curve at the target's value of `column`, or the reason why it has no such point."""
     if not curve:
         return "no rows at these steps"
     if column not in target.entropy or any(column not in point.entropy for point in curve):

@@ -19,7 +19,7 @@ from unmask.dataclass_json import from_json
 from unmask.evaluation.bootstrap import Floats, pooled_mean, resamples
 
 GEN_PPL, MAUVE, REVERSE = "gen_ppl", "mauve", "reverse_ppl"
-NATS, TOKENS = "nats", "tokens"  # per-sample columns behind gen_ppl
+NATS, TOKENS = "nats", "tokens"  # per-sample columns that give gen_ppl
 SECONDS = "seconds"  # wall clock time per sample
 ENTROPIES = {  # column -> its name in a sentence
     "entropy": "unigram entropy",
@@ -177,7 +177,7 @@ class Row:
     def from_json(data: Mapping[str, Any]) -> Row:
         """Read the output of `to_json`; ValueError names a missing or unknown field.
 
-        A JSON null stands for a value that is not finite. It is read as NaN.
+        A JSON null replaces a value that is not finite. It is read as NaN.
         """
         try:
             return row_of(data, "row")

@@ -80,7 +80,7 @@ def measure_row(
     Args:
         name: the row's name.
         drawn: the texts.
-        judge: the judge behind gen_ppl.
+        judge: the judge that gives gen_ppl.
         protocol: the protocol of the row; the texts and the judge must fit it.
         setting: how the texts were drawn; its `nfe` is replaced by the counted calls.
         seconds: wall clock time per sample.
@@ -165,7 +165,7 @@ def draw_and_measure(
 
     Args:
         draw: draws the texts; two rows are paired only if both use the same latents.
-        judge: the judge behind gen_ppl.
+        judge: the judge that gives gen_ppl.
         protocol: the protocol of the row; it also counts the completions of each text.
         setting: how `draw` draws.
         name: the row's name.
@@ -214,7 +214,7 @@ def baseline_rows(
     Args:
         real: real rows [n, L].
         vocab_size: V.
-        judge: the judge behind gen_ppl.
+        judge: the judge that gives gen_ppl.
         protocol: the protocol of the rows.
         decode: ids -> text, for a judge of texts.
         never: ids that no text contains, such as MASK.

@@ -133,7 +133,7 @@ class EvalContext:
         """Other real texts to compare sets of texts with, [samples, L].
 
         They come from the second half of the rows, and `real_texts` then come from the first. The
-        two share at most one document, so no model knows names of its reference texts.
+        two share at most one document, so they share hardly any names.
         """
         half = len(self.real) // 2
         return self.real[half + evenly_spaced(len(self.real) - half, self.study.samples)]

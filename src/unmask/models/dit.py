@@ -119,9 +119,9 @@ class DiT(nn.Module):
                    of the weights if that is lower (`network.to(torch.bfloat16)`). Weights, residual
                    stream, normalisations, hidden states and head keep the precision of the weights.
                    It may be set at any time
-    checkpointing  keep only the input of each block for the backward pass and recompute the rest:
-                   the same numbers from less memory, for a second forward pass. It may be set at
-                   any time
+    checkpointing  keep only the input of each block for the backward pass and recompute the rest.
+                   The numbers are the same; it saves memory and costs a second forward pass. It may
+                   be set at any time
     """
 
     def __init__(

@@ -57,8 +57,8 @@ def distillation_loss(
         temperature: tau, of the teacher only; below 1 it sharpens.
         direction: "reverse" is KL(student || teacher) as in Eq. 14, "forward" the other KL.
         revealed: the term of a token that is visible to the teacher only. "cross_entropy" is that
-            of Eq. 14. "divergence" is the same divergence as elsewhere: the teacher's law is a
-            point mass, so reverse KL is about 1e6 nats and forward KL equals the cross-entropy.
+            of Eq. 14. "divergence" is the same divergence as elsewhere. There the teacher's law is
+            a point mass, so reverse KL is about 1e6 nats and forward KL equals the cross-entropy.
             "none" is 0.
 
     Returns:

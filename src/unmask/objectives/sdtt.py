@@ -58,11 +58,11 @@ class Sdtt:
                    squared distance of the probabilities) or "tvd" (their total variation)
     time_grid      "paper": step j goes from t - j delta to t - (j + 1) delta.
                    "released": the grid of the published code, which differs from the paper. Step j
-                   starts at t_j = t a_j + (1 - t)(t - k delta), a_j falling evenly from 1 to 0 over
-                   the k steps, and unmasks the share delta / t_j. For k = 2 the first step unmasks
-                   about delta / (t (2 - t)) of the MASKs instead of delta / t: half as many near
-                   t = 0, as many at t = 1. The published code also takes "mse" and "tvd" of
-                   log-probabilities; this option does not
+                   starts at t_j = t a_j + (1 - t)(t - k delta), where a_j falls evenly from 1 to 0
+                   over the k steps. It unmasks the share delta / t_j. For k = 2 the first step
+                   unmasks about delta / (t (2 - t)) of the MASKs instead of delta / t. That is
+                   half as many near t = 0, and as many at t = 1. The published code also takes
+                   "mse" and "tvd" of log-probabilities; this option does not
     t_min          the smallest t
     """
 

@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Parts:
     """The objects of a training run.
 
-    objective  what `student` learns
+    objective  the objective of `student`
     student    the trained network
     blank      the student without weights, made before sharding; finished models are copies of it
     schedule   noise schedule of the finished model

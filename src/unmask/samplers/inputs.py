@@ -81,7 +81,7 @@ class AutoregressiveModel(Protocol):
 
 @runtime_checkable
 class HasLength(Protocol):
-    """A model that knows the length of the texts of its training, in tokens."""
+    """A model with the length of the texts of its training, in tokens."""
 
     @property
     def length(self) -> int: ...

@@ -56,7 +56,7 @@ def spread_levels(latent: Latent) -> Tensor:
     """Bit-reversed positions after a random shift: tokens of one step lie far apart.
 
     key_i = reverse_B((i + s) mod 2^B) with B = ceil(log2 L), and s uniform on 0, ..., 2^B - 1 for
-    each sample; the level is (key + 1/2) / 2^B. This is the van der Corput sequence. Close
+    each sample. The level is (key + 1/2) / 2^B. This is the van der Corput sequence. Close
     relatives: Halton scheduler (arXiv 2503.17076), dilated unmasking (arXiv 2506.19037).
     """
     length = latent.u.shape[1]

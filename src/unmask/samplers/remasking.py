@@ -62,10 +62,10 @@ def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
     """Ancestral steps, but the last writes arg max p(x0), for any process.
 
     Source: Duo, arXiv 2506.10892. On the grid "released" this is the column "greedy-tail" of Duo's
-    tables, and what the released codes of MDLM and SDTT do. In masked diffusion the other steps are
-    those of `reveal`, ancestral in law, and the last writes at MASKs only. Ties go to the smaller
-    id; temperature, top-k and top-p do not change an arg max. This is not the model's law: with
-    fewer steps more tokens are an arg max, and the texts vary less.
+    tables, and the sampler of the released codes of MDLM and SDTT. In masked diffusion the other
+    steps are those of `reveal`, ancestral in law, and the last writes at MASKs only. Ties go to the
+    smaller id; temperature, top-k and top-p do not change an arg max. This is not the model's law:
+    with fewer steps more tokens are an arg max, and the texts vary less.
     """
     steps = ancestral(problem) if problem.mask_id is None else reveal(problem)
     return [*steps[:-1], _ArgMaxStep(problem)]

@@ -177,8 +177,8 @@ def denoise(
 ) -> Iterator[Frame]:
     """Yield the text before the first step and after each step of a sampler.
 
-    A step calls the network with its alpha (the grid's, or `Query.alpha`), on the samples of its
-    query only, and applies the head to the positions of its query only. A step whose query is empty
+    A step calls the network with its alpha (the grid's, or `Query.alpha`) on the samples of its
+    query only. It applies the head to the positions of its query only. A step whose query is empty
     makes no call. With `cache` most calls compute a window: see `samplers.cached_forward`.
 
     Args:

@@ -80,7 +80,7 @@ LogProbs: TypeAlias = Iterable[tuple[Positions, Tensor]]  # chunks of (positions
 
 @dataclass(frozen=True)
 class SamplingProblem:
-    """The samples to draw: everything that a sampler can use besides the text.
+    """The samples to draw: everything that a sampler can use except the text.
 
     pins     int64 [n, L]: given tokens, -1 where free; given tokens never change
     latent   the random numbers of the n samples

@@ -6,14 +6,14 @@ every weight.
 
 Whole weights: gradients are summed here once a step, after the last micro-batch. A wrapper around
 the module cannot do this, for three reasons. The vocabulary head runs outside of the module's
-forward pass; a step may train any one of several networks; and the normalizer of the loss (the
-weights of all micro-batches of all ranks) is known only then.
+forward pass. A step may train any one of several networks. The normalizer of the loss (the weights
+of all micro-batches of all ranks) is known only after the last micro-batch.
 
 Sharded weights: `torch.distributed.fsdp.fully_shard` (FSDP2; Zhao et al. 2023, arXiv 2304.11277).
-Moments and EMA are sharded as the weights are. Whole blocks exist one at a time. Embedding and
-head are outside of the blocks: they stay whole from the forward pass to the end of the backward
-pass, because the head runs after the forward pass. Those of a teacher, which has no backward pass,
-stay whole until the next round.
+Moments and EMA are sharded as the weights are. Whole blocks exist one at a time. Embedding and head
+are outside of the blocks. They stay whole from the forward pass to the end of the backward pass,
+because the head runs after the forward pass. Those of a teacher, which has no backward pass, stay
+whole until the next round.
 """
 
 from __future__ import annotations

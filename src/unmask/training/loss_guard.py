@@ -69,7 +69,7 @@ class LossHistory:
 
         Raises:
             TrainingError: as in `check`; for a weight below 0 or NaN; for a loss without weight;
-                and after a whole `window` of steps without weight, which teach nothing.
+                and after a whole `window` of steps without weight.
         """
         if weight > 0:
             self._empty = 0

@@ -341,7 +341,7 @@ class RunDir:
 
 @contextmanager
 def _explain(failed: str, kept: Callable[[], str] = str) -> Iterator[None]:
-    """Raise an OSError, such as that of a full disk, as a RunError: what failed, what is kept."""
+    """Raise an OSError, such as that of a full disk, as a RunError that names the kept state."""
     try:
         yield
     except OSError as error:

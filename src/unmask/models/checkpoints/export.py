@@ -51,8 +51,8 @@ def save_lightning(model: LanguageModel, file: str | Path, *, raw: nn.Module | N
 
     Raises:
         ValueError: That layout cannot express the model (another schedule than log-linear, a
-            uniform-state network without the noise level, a foreign network), or the file is
-            something else than a checkpoint.
+            uniform-state network without the noise level, a foreign network). Or the file is not a
+            checkpoint.
         OSError: The file could not be written; its old contents are unchanged.
     """
     network = own_network(model)
