@@ -179,7 +179,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_error_for_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"unknown corpus 'sotuu': did you mean 'sotu'\?"):
+    with pytest.raises(ValueError, match=r"corpus 'sotuu' is unknown: did you mean 'sotu'\?"):
         load_corpus("sotuu")
     with pytest.raises(
         ValueError,

@@ -161,5 +161,5 @@ def test_missing_and_changed_files_are_refused(tmp_path: Path) -> None:
     assert present(tmp_path) == ["kjv", "code"]
     with pytest.raises(ValueError, match=r"'kjv' has not sha256 c1d18b7b"):
         load_offline("kjv", tmp_path)
-    with pytest.raises(ValueError, match="offline set 'brown': want one of brown_news"):
+    with pytest.raises(ValueError, match="offline set 'brown' is unknown: want one of brown_news"):
         load_offline("brown", tmp_path)

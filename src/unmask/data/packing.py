@@ -171,7 +171,7 @@ def evenly_spaced(n: int, k: int) -> Tensor:
     ([1, 4, 7], [0, 1])
     """
     if n < 1 or k < 1:
-        raise ValueError(f"no rows to choose: got n = {n} and k = {k}, want n >= 1 and k >= 1")
+        raise ValueError(f"n or k is too small: got n = {n} and k = {k}, want n >= 1 and k >= 1")
     k = min(n, k)
     return (2 * torch.arange(k) + 1) * n // (2 * k)
 

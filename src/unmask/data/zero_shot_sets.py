@@ -126,7 +126,7 @@ def load_zero_shot(name: str) -> Corpus:
     from datasets import load_dataset
 
     if name not in ZERO_SHOT:
-        raise ValueError(f"unknown zero-shot set {name!r}: want one of {', '.join(ZERO_SHOT)}")
+        raise ValueError(f"zero-shot set {name!r} is unknown: want one of {', '.join(ZERO_SHOT)}")
     source = ZERO_SHOT[name]
     try:
         table = load_dataset(

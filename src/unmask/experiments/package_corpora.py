@@ -49,7 +49,7 @@ def load_offline(name: str, folder: Path) -> Corpus:
         return Corpus(name, [path.read_text("utf-8", errors="replace") for path in files])
     if name not in OFFLINE:
         names = ", ".join([*OFFLINE, CODE])
-        raise ValueError(f"unknown offline set {name!r}: want one of {names}")
+        raise ValueError(f"offline set {name!r} is unknown: want one of {names}")
     source = OFFLINE[name]
     file = folder / source.file
     if not file.exists():

@@ -163,9 +163,9 @@ def _check_kind(model: LanguageModel, recipe: Recipe) -> None:
     want = recipe.traits.noise or "autoregressive"
     if model.kind != want:
         raise ValueError(
-            f"the recipe {recipe.name!r} ({recipe.objective.kind}) starts from a model of another "
-            f"kind: got a model of kind {model.kind!r}, want {want!r}; give another "
-            f"--objective.{recipe.traits.start_field}, or another recipe"
+            f"objective.{recipe.traits.start_field} of the recipe {recipe.name!r} "
+            f"({recipe.objective.kind}) is a model of another kind: got {model.kind!r}, "
+            f"want {want!r}; give another model or another recipe"
         )
 
 

@@ -148,7 +148,7 @@ class Threshold:
         if not (is_number(self.probability) and 0 <= self.probability <= 1):
             raise ValueError(
                 f"threshold is out of range: got {self.probability!r}, want 0 <= threshold <= 1 "
-                "(the least probability of a token that a step unmasks besides its first)"
+                "(the least probability of a token that a step unmasks after its first)"
             )
 
     def fits(self, values: Tensor, /) -> Tensor:
@@ -174,7 +174,7 @@ class EntropyBound:
         if not (is_number(self.nats) and self.nats >= 0):
             raise ValueError(
                 f"bound is out of range: got {self.nats!r}, want bound >= 0 (nats of entropy that "
-                "a step may draw besides its least certain token; inf unmasks all at once)"
+                "a step may draw without its least certain token; inf unmasks all at once)"
             )
 
     def fits(self, values: Tensor, /) -> Tensor:
