@@ -23,7 +23,7 @@ from unmask.evaluation.measure import GEN_PPL, MAUVE, REVERSE, protocol_words
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import REPORT, EvalContext, MeasuredRow
 from unmask.evaluation.verdict import Finding
-from unmask.models.model import CausalModel, Model, load
+from unmask.models.model import LanguageModel, diffusion_model, load
 from unmask.recipes.contamination import share_read
 from unmask.recipes.held_out import HeldOut, Text, held_out
 
@@ -76,13 +76,12 @@ class Samples:
     device: str = "cpu"
     json: bool = False
 
-    def settings(self, model: Model | CausalModel) -> EvalSettings:
+    def settings(self, model: LanguageModel) -> EvalSettings:
         """The settings for this model; ValueError for flags that do not apply to its kind."""
-        completing = sweep.can_complete(model)
         unused: dict[str, object] = {}
-        if not completing:
+        if not model.completes_texts:
             unused |= {"texts": self.texts, "completions": self.completions}
-        if isinstance(model, CausalModel):
+        if not model.draws_in_steps:
             unused |= {"steps": self.steps, "sampler": self.sampler}
         _refuse(unused, self.model, model)
         settings = EvalSettings(
@@ -90,7 +89,7 @@ class Samples:
             seed=self.seeds[0],
             texts=_DEFAULTS.texts if self.texts is None else self.texts,
             completions=_DEFAULTS.completions if self.completions is None else self.completions,
-            sampler=self.sampler or (_DEFAULTS.sampler if completing else "ancestral"),
+            sampler=self.sampler or (_DEFAULTS.sampler if model.completes_texts else "ancestral"),
             draw=self.draw,
             mauve_seeds=self.mauve_seeds,
             reverse_seeds=self.reverse_seeds,
@@ -137,7 +136,7 @@ def samples(verb: str, arguments: Sequence[str]) -> int:
     context = _context(options.judge, real, model, settings)
     length = context.real.shape[1]
     check_length(options.model, model, length)
-    steps = (options.steps or settings.student_steps) if isinstance(model, Model) else (length,)
+    steps = (options.steps or settings.student_steps) if model.draws_in_steps else (length,)
     by_seed: list[list[MeasuredRow]] = []
     with progress() as (advance, _):
         total = len(options.seeds) * len(steps) * len(options.temperatures)
@@ -163,10 +162,14 @@ def samples(verb: str, arguments: Sequence[str]) -> int:
 def frontier(verb: str, arguments: Sequence[str]) -> int:
     options = parse(Frontier, verb, arguments)
     student, teacher = (
-        _diffusion(load(name, device=options.device), name)
+        diffusion_model(
+            load(name, device=options.device),
+            f"{name} is autoregressive, and a frontier compares diffusion models: use "
+            "`unmask eval samples`",
+        )
         for name in (options.student, options.teacher)
     )
-    if not sweep.can_complete(teacher):
+    if not teacher.completes_texts:
         changed = {
             f"study.{name}": value
             for name, value in vars(options.study).items()
@@ -206,7 +209,7 @@ def frontier(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _context(
-    judge: str, real: HeldOut, model: Model | CausalModel, settings: EvalSettings
+    judge: str, real: HeldOut, model: LanguageModel, settings: EvalSettings
 ) -> EvalContext:
     """Judge, real rows in a fixed order, and settings."""
     return EvalContext(
@@ -226,23 +229,14 @@ def _doubts(options: Frontier, real: HeldOut) -> Iterator[str]:
             yield f"the {role} was trained on {share:.0%} of the held-out documents"
 
 
-def _refuse(unused: Mapping[str, object], name: str, model: Model | CausalModel) -> None:
+def _refuse(unused: Mapping[str, object], name: str, model: LanguageModel) -> None:
     """ValueError for a flag that does not apply to a model of this kind."""
-    kind = "autoregressive" if isinstance(model, CausalModel) else "diffusion from uniform noise"
+    kind = "diffusion from uniform noise" if model.draws_in_steps else "autoregressive"
     for flag, value in unused.items():
         if value:
             raise ValueError(
                 f"{flag} has no effect: got {value}, and {name} is {kind}; leave --{flag} out"
             )
-
-
-def _diffusion(model: Model | CausalModel, name: str) -> Model:
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"{name} is autoregressive, and a frontier compares diffusion models: use "
-            "`unmask eval samples`"
-        )
-    return model
 
 
 def _source_words(real: HeldOut) -> str:

@@ -10,7 +10,7 @@ import tyro
 
 from unmask.cli.console import emit, parse, say
 from unmask.cli.likelihood import check_length
-from unmask.models.model import CausalModel, Model, load
+from unmask.models.model import LanguageModel, load
 from unmask.recipes.held_out import wraps
 from unmask.samplers.inputs import Prompt
 from unmask.samplers.options import SampleOptions
@@ -83,7 +83,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     model = load(given.model, given.revision, given.weights, given.device)
     length = model.length if given.length is None else given.length
     check_length(given.model, model, length)
-    if isinstance(model, CausalModel) and given.steps is not None:
+    if given.steps is not None and not model.draws_in_steps:
         raise ValueError(
             f"steps belongs to diffusion models: got {given.steps}, and {given.model} is "
             "autoregressive, with one call a token; leave --steps out"
@@ -113,7 +113,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def prompt_ids(text: str, model: Model | CausalModel) -> Prompt | None:
+def prompt_ids(text: str, model: LanguageModel) -> Prompt | None:
     """The start of every sample, as in the training rows of the model: after BOS if they had it."""
     if text == "" or model.tokenizer is None or not wraps(model, None, False):
         return text or None

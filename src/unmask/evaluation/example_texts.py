@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 from unmask.data.packing import Rows, evenly_spaced
-from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import draw_row
 from unmask.models.model import Model
@@ -47,7 +46,7 @@ def unmasking_traces(
 
     Empty for uniform diffusion, where every position changes many times.
     """
-    if not isinstance(teacher.process, MaskedProcess):
+    if not teacher.completes_texts:
         return []
     plans = [
         ("teacher", teacher, study.player_steps),

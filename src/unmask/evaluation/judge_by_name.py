@@ -12,7 +12,7 @@ from unmask.dataclass_json import read_json
 from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
 from unmask.evaluation.judges import Judge, causal_judge
 from unmask.evaluation.smollm2 import smollm2_judge
-from unmask.models.model import CausalModel, load
+from unmask.models.model import CausalModel, causal_model, load
 
 SDTT = "sdtt:"  # prefix of a Hugging Face model that scores by the rule of SDTT
 
@@ -77,9 +77,10 @@ def judge(
     if not str(content.get("format", "")).startswith("unmask"):
         return huggingface_judge(name, device=device)
     name = content.get("card", {}).get("recipe", {}).get("name", name)
-    model = load(directory, device=device)
-    if not isinstance(model, CausalModel):
-        raise ValueError(f"judge {name} is a diffusion model: want an autoregressive model")
+    model = causal_model(
+        load(directory, device=device),
+        f"judge {name} is a diffusion model: want an autoregressive model",
+    )
     own = model.tokenizer
     if own is not None and tokenizer is not None and own.digest == tokenizer.digest:
         return judge_of(model, model.length if length is None else length, name=name)

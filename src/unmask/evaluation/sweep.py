@@ -13,7 +13,6 @@ from torch import Tensor
 
 from unmask import __version__
 from unmask.data.packing import Rows, evenly_spaced
-from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.mauve import MIN_TEXTS, mauve_against
 from unmask.evaluation.measure import (
@@ -37,7 +36,8 @@ from unmask.evaluation.sample_metrics import (
 )
 from unmask.evaluation.settings import EvalSettings as EvalSettings
 from unmask.evaluation.timing import timed
-from unmask.models.model import CausalModel, Model
+from unmask.models.denoiser import AUTOREGRESSIVE
+from unmask.models.model import CausalModel, LanguageModel, Model
 from unmask.samplers.categorical import DRAW_LABELS, PRECISION
 from unmask.samplers.options import named
 from unmask.samplers.sample import Samples, sample
@@ -155,7 +155,7 @@ def measure(
     context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
     setting, set_metrics = _setting(model, study), _set_metrics(context, model)
-    completing = can_complete(model) and study.texts > 0
+    completing = model.completes_texts and study.texts > 0
     warmup = 1  # draws that are not timed, once
     for count in steps:
         rows, seconds = [], []
@@ -204,10 +204,11 @@ def _with_seconds(
             yield MeasuredRow(row, measured.shipped, timed=True)
 
 
-def _setting(model: Model | CausalModel, study: EvalSettings) -> Setting:
+def _setting(model: LanguageModel, study: EvalSettings) -> Setting:
     """The setting of a model's rows, except steps and temperature."""
-    sampler = study.sampler if isinstance(model, Model) else "autoregressive"
-    draw = named("draw", study.draw, DRAW_LABELS) if isinstance(model, Model) else Setting.draw
+    sampler, draw = AUTOREGRESSIVE, Setting.draw
+    if model.draws_in_steps:
+        sampler, draw = study.sampler, named("draw", study.draw, DRAW_LABELS)
     return Setting(model.digest, sampler, steps=0, nfe=0.0, seeds=(study.seed,), draw=draw)
 
 
@@ -227,7 +228,7 @@ def matches(row: Row, name: str, setting: Setting, protocol: EvaluationProtocol)
     )
 
 
-def _set_metrics(context: EvalContext, model: Model | CausalModel) -> dict[str, SetMetric]:
+def _set_metrics(context: EvalContext, model: LanguageModel) -> dict[str, SetMetric]:
     """MAUVE and reverse perplexity, as far as the settings include them."""
     study, judge = context.study, context.judge
     set_metrics: dict[str, SetMetric] = {}
@@ -244,24 +245,15 @@ def _set_metrics(context: EvalContext, model: Model | CausalModel) -> dict[str, 
     return set_metrics
 
 
-def _decoded(tokens: Tensor, model: Model | CausalModel) -> DrawnTexts:
+def _decoded(tokens: Tensor, model: LanguageModel) -> DrawnTexts:
     decode = None if model.tokenizer is None else model.tokenizer.decode
     texts = None if decode is None else [decode(row) for row in tokens.tolist()]
     return DrawnTexts(tokens, texts, torch.zeros(len(tokens)))
 
 
-def can_complete(model: Model | CausalModel) -> bool:
-    """Whether a model completes half-masked texts: only masked diffusion does.
-
-    A denoiser of uniform noise gets one alpha for all tokens, so it also treats the given tokens as
-    noisy.
-    """
-    return isinstance(model, Model) and isinstance(model.process, MaskedProcess)
-
-
-def settings_for(model: Model | CausalModel, study: EvalSettings) -> EvalSettings:
+def settings_for(model: LanguageModel, study: EvalSettings) -> EvalSettings:
     """The settings, without completions for a model that cannot complete texts."""
-    return study if can_complete(model) else replace(study, texts=0, completions=0)
+    return study if model.completes_texts else replace(study, texts=0, completions=0)
 
 
 def draw_row(
@@ -282,7 +274,7 @@ def draw_row(
         temperature,
         top_p,
         batch_size=study.batch_size,
-        sampler=study.sampler if isinstance(model, Model) else None,
+        sampler=study.sampler if model.draws_in_steps else None,
         draw=study.draw,
         device=model.device,
     )
@@ -308,7 +300,7 @@ def _completion(model: Model | CausalModel, study: EvalSettings, setting: Settin
     return complete
 
 
-def measure_baselines(context: EvalContext, model: Model | CausalModel) -> list[MeasuredRow]:
+def measure_baselines(context: EvalContext, model: LanguageModel) -> list[MeasuredRow]:
     """Rows of uniform tokens, unigram draws, one text repeated and real text (last)."""
     tokenizer = model.tokenizer
     # Duo's vocabulary holds the tokenizer's MASK, although its process has none.

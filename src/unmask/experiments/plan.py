@@ -15,7 +15,7 @@ from unmask.cli.console import Progress
 from unmask.dataclass_json import read_json
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow
-from unmask.models.model import CausalModel, Model
+from unmask.models.model import CausalModel, Model, causal_model, diffusion_model
 from unmask.objectives.rounds import Rounds
 from unmask.recipes.data import TrainingData
 from unmask.recipes.schema import DistillationSettings, Recipe
@@ -213,15 +213,11 @@ def failure(place: Path) -> str | None:
 
 def diffusion(model: object) -> Model:
     """The model; ValueError if it is not a diffusion model."""
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"model is {type(model).__name__}: want a diffusion model, to be distilled"
-        )
-    return model
+    fault = f"model is {type(model).__name__}: want a diffusion model, to be distilled"
+    return diffusion_model(model, fault)
 
 
 def causal(model: object) -> CausalModel:
     """The model; ValueError if it is not autoregressive."""
-    if not isinstance(model, CausalModel):
-        raise ValueError(f"judge is {type(model).__name__}: want an autoregressive model")
-    return model
+    fault = f"judge is {type(model).__name__}: want an autoregressive model"
+    return causal_model(model, fault)

@@ -12,18 +12,23 @@ from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
 from unmask.data.hub import PACKAGE_PREFIX
 from unmask.dataclass_json import dumps, from_json, to_json
-from unmask.diffusion.processes import MaskedProcess
 from unmask.evaluation.judges import perplexity
 from unmask.experiments.driver import open_teacher, teacher_rows
 from unmask.experiments.plan import Cell, PlanTeacher
 from unmask.experiments.plans import SHIPPED, demo, teacher_and_judge, with_tokenizer
 from unmask.experiments.rows_file import ROWS
-from unmask.models.model import CausalModel, Model, load
+from unmask.models.denoiser import AUTOREGRESSIVE, MASKED, UNIFORM
+from unmask.models.model import LanguageModel, load
 from unmask.recipes.catalog import recipe
 from unmask.recipes.held_out import Text, held_out, scoring_rule
 from unmask.recipes.schema import Recipe
 
 NAMES = ("teacher", "judge", "duo")
+_KINDS = {
+    MASKED: "A masked-diffusion teacher (MDLM)",
+    UNIFORM: "A uniform-state diffusion teacher (Duo)",
+    AUTOREGRESSIVE: "An autoregressive judge",
+}
 CARD = """# The demo's {name}
 
 {kind} of {parameters:,} weights for `unmask demo` and `unmask reproduce`:
@@ -98,18 +103,12 @@ def measure_card(out: Path) -> None:
     write_text(out / "README.md", card(out.name, plan, model, likelihood))
 
 
-def card(name: str, plan: Recipe, model: Model | CausalModel, likelihood: str) -> str:
+def card(name: str, plan: Recipe, model: LanguageModel, likelihood: str) -> str:
     """The model card of a shipped model in Markdown."""
-    if isinstance(model, CausalModel):
-        kind = "An autoregressive judge"
-    elif isinstance(model.process, MaskedProcess):
-        kind = "A masked-diffusion teacher (MDLM)"
-    else:
-        kind = "A uniform-state diffusion teacher (Duo)"
     length = plan.network.length
     return CARD.format(
         name=name,
-        kind=kind,
+        kind=_KINDS[model.kind],
         parameters=model.parameters,
         recipe=plan.name,
         part=plan.data.part,

@@ -32,6 +32,7 @@ from unmask.models.checkpoints.model_files import ModelFiles, locate, open_files
 from unmask.models.checkpoints.vocabulary import fit_vocabulary
 from unmask.models.checkpoints.weights import build_network, infer_shape
 from unmask.models.denoiser import (
+    AUTOREGRESSIVE,
     MASKED,
     UNIFORM,
     CausalPredictor,
@@ -82,6 +83,22 @@ class LanguageModel(ABC):
     def kind(self) -> str:
         """The kind of the model: "masked", "uniform" or "autoregressive"."""
         return self.module.kind
+
+    @property
+    def draws_in_steps(self) -> bool:
+        """Whether a sampler draws texts in a chosen number of steps.
+
+        An autoregressive model makes one network call for each token instead.
+        """
+        return self.kind != AUTOREGRESSIVE
+
+    @property
+    def completes_texts(self) -> bool:
+        """Whether the model completes half-masked texts: only masked diffusion does.
+
+        A denoiser of uniform noise gets one alpha for all tokens, so it also doubts the given ones.
+        """
+        return self.kind == MASKED
 
     @property
     def length(self) -> int:
@@ -264,6 +281,20 @@ def load(
     denoiser = NetworkDenoiser(network, use.mask_id, use.sees_alpha).eval()
     process = process_of(denoiser.vocab_size, denoiser.mask_id)
     return Model(denoiser, process, use.schedule, tokenizer, card=card)
+
+
+def diffusion_model(model: object, fault: str) -> Model:
+    """The model, if it is a diffusion model; ValueError with the message `fault` otherwise."""
+    if not isinstance(model, Model):
+        raise ValueError(fault)
+    return model
+
+
+def causal_model(model: object, fault: str) -> CausalModel:
+    """The model, if it is autoregressive; ValueError with the message `fault` otherwise."""
+    if not isinstance(model, CausalModel):
+        raise ValueError(fault)
+    return model
 
 
 def own_network(model: LanguageModel) -> DiT:

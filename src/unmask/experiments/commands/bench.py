@@ -15,7 +15,7 @@ from unmask.dataclass_json import to_json
 from unmask.experiments.bench import ar_speedup
 from unmask.experiments.bench.bench_results import Bench, BenchRow, BenchSettings, Contender
 from unmask.models.denoiser import set_compute
-from unmask.models.model import CausalModel, Model, load
+from unmask.models.model import CausalModel, Model, causal_model, diffusion_model, load
 from unmask.recipes.build import DTYPES
 
 RANDOM = "a twin of the same sizes"
@@ -99,21 +99,19 @@ def _load_models(options: Arguments) -> tuple[Model, CausalModel]:
     Raises:
         ValueError: `model` is autoregressive, or `baseline` is not.
     """
-    model = load(options.model, device=options.device)
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"model is of the wrong kind: {options.model} is autoregressive, want a diffusion "
-            f"model such as unmask:teacher; give {options.model} as --baseline"
-        )
+    model = diffusion_model(
+        load(options.model, device=options.device),
+        f"model is of the wrong kind: {options.model} is autoregressive, want a diffusion "
+        f"model such as unmask:teacher; give {options.model} as --baseline",
+    )
     set_compute(model.module, DTYPES[options.precision])
     if options.baseline is None:
         return model, ar_speedup.autoregressive_twin(model, options.seed, options.device)
-    baseline = load(options.baseline, device=options.device)
-    if not isinstance(baseline, CausalModel):
-        raise ValueError(
-            f"baseline is of the wrong kind: {options.baseline} is a diffusion model, want an "
-            "autoregressive one such as unmask:judge; or leave --baseline out for random weights"
-        )
+    baseline = causal_model(
+        load(options.baseline, device=options.device),
+        f"baseline is of the wrong kind: {options.baseline} is a diffusion model, want an "
+        "autoregressive one such as unmask:judge; or leave --baseline out for random weights",
+    )
     set_compute(baseline.module, DTYPES[options.precision])
     return model, baseline
 
