@@ -9,10 +9,11 @@ import pytest
 from unmask.cli import zero_shot
 from unmask.cli.main import main
 from unmask.evaluation.likelihood import nelbo_batches
+from unmask.evaluation.scoring_rules import ExactRule
 from unmask.experiments import package_corpora as offline
 from unmask.experiments.shipped_models import publish
 from unmask.models.model import CausalModel, Model, load
-from unmask.recipes.held_out import ScoringRule, Text, held_out
+from unmask.recipes.held_out import Text, held_out
 
 Capture = pytest.CaptureFixture[str]
 
@@ -200,4 +201,4 @@ def test_a_mask_in_the_text_is_no_number(masked: Path, causal: Path) -> None:
     with pytest.raises(ValueError, match=r"MASK \(id 261\) 1 times"):
         next(nelbo_batches(model.denoiser, model.process, x0))
     with pytest.raises(ValueError, match=r"MASK \(id 261\) 1 times"):
-        ScoringRule(judge, start=0).scores(x0)
+        ExactRule(judge, start=0).scores(x0)

@@ -13,9 +13,10 @@ from unmask.cli.main import main
 from unmask.data.corpora import load_corpus
 from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.data.tokenizers import start_token
+from unmask.evaluation.scoring_rules import BoundRule, ExactRule
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.data import documents, rows
-from unmask.recipes.held_out import HeldOut, ScoringRule, Text, ends, held_out, scoring_rule, wraps
+from unmask.recipes.held_out import HeldOut, Text, ends, held_out, scoring_rule, wraps
 from unmask.recipes.schema import DataSettings
 
 
@@ -185,16 +186,15 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
     assert isinstance(model, CausalModel) and model.tokenizer is not None
     start = start_token(model.tokenizer, model.predictor.vocab_size, model.predictor.mask_id)
     bare = carded(causal, tmp_path / "bare")
-    starts = [
-        scoring_rule(load(name), wrap).start
-        for name in (str(causal), bare)
-        for wrap in (False, True)
+    rules = [
+        scoring_rule(load(name), wrap) for name in (str(causal), bare) for wrap in (False, True)
     ]
+    starts = [rule.start for rule in rules if isinstance(rule, ExactRule)]
     assert starts == [start, start, start, None], (
         "rows of MDLM's baselines begin with BOS, and nothing stands before it"
     )
     x0 = torch.randint(0, 200, (5, 16), generator=torch.Generator().manual_seed(0))
-    scores = ScoringRule(model, start, batch_size=2).scores(x0)
+    scores = ExactRule(model, start, batch_size=2).scores(x0)
     table = model.predictor(
         torch.cat([torch.full_like(x0[:, :1], start), x0[:, :-1]], dim=1)
     ).log_p()
@@ -202,14 +202,15 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
     torch.testing.assert_close(scores.nats, want.double(), rtol=1e-5, atol=0)
     assert (
         scores.tokens.tolist() == [16] * 5
-        and ScoringRule(model, None).scores(x0).tokens.tolist() == [15] * 5
+        and ExactRule(model).scores(x0).tokens.tolist() == [15] * 5
     )
 
 
 def test_a_reading_knows_its_calls(masked: Path) -> None:
     model = load(masked)
+    assert isinstance(model, Model)
     x0 = held_out(Text(), str(masked), model).some(5)
-    read = ScoringRule(model, passes=3, batch_size=2)
+    read = BoundRule(model, passes=3, batch_size=2)
     parts = list(read.batches(x0))
     assert len(parts) == read.calls(len(x0)) == 9
     torch.testing.assert_close(torch.stack(parts).sum(0), read.scores(x0).nats)

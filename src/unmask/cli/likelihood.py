@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Annotated
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from unmask.cli.console import emit, parse, progress, remark, say
 from unmask.evaluation.judges import Scores, perplexity
 from unmask.evaluation.likelihood import Convention, summed
+from unmask.evaluation.scoring_rules import ScoringRule
 from unmask.limits import INT64, MOST_STEPS, whole
-from unmask.models.model import CausalModel, Model, load
-from unmask.recipes.held_out import Limit, ScoringRule, Text, held_out, scoring_rule
+from unmask.models.model import CausalModel, LanguageModel, Model, load
+from unmask.recipes.held_out import Limit, Text, held_out, scoring_rule
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Effort:
 
     def scoring_rule(self, model: Model | CausalModel, wrap: bool) -> ScoringRule:
         """The scoring rule of a model for rows with or without BOS and EOS (`wrap`)."""
-        return replace(
-            scoring_rule(model, wrap),
+        return scoring_rule(
+            model,
+            wrap,
             convention=self.convention,
             passes=self.passes,
             batch_size=self.batch_size,
@@ -91,7 +93,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def check_length(name: str, model: Model | CausalModel, length: int) -> None:
+def check_length(name: str, model: LanguageModel, length: int) -> None:
     """Warn about rows longer than the training rows of a model, which make its numbers worse."""
     trained = model.length
     if length > trained:

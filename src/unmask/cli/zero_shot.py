@@ -21,8 +21,9 @@ from unmask.data.tokenizers import Tokenizer
 from unmask.data.zero_shot_sets import ZERO_SHOT, load_zero_shot, zero_shot_rows
 from unmask.evaluation.judges import bits_per_byte, perplexity
 from unmask.evaluation.measure import Measure
+from unmask.evaluation.scoring_rules import ScoringRule
 from unmask.models.model import load
-from unmask.recipes.held_out import Limit, ScoringRule, ends, require_tokenizer, wraps
+from unmask.recipes.held_out import Limit, ends, require_tokenizer, wraps
 
 _PACKAGE_CORPORA = "unmask.experiments.package_corpora"  # loaded by name
 _packages = import_module(_PACKAGE_CORPORA)

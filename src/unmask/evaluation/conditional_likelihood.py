@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from unmask.diffusion.processes import MaskedProcess, Process
 from unmask.diffusion.trajectory import trajectory
 from unmask.evaluation.judges import NextTokenModel, predictor_nats
+from unmask.models.model import CausalModel, Model
+from unmask.rng import generator as seeded
 from unmask.rng import stratified
 from unmask.types import Denoiser, Tokens
 
@@ -94,3 +101,98 @@ def conditional_nats(predictor: NextTokenModel, x0: Tokens, count: int) -> float
             "1 <= count < L"
         )
     return float(predictor_nats(predictor, x0[None])[0, -count:].double().sum())
+
+
+@dataclass(frozen=True)
+class BoundContinuations:
+    """Scores continuations under a diffusion model, by a bound.
+
+    draws       noise levels for each text
+    batch_size  draws in a network call
+    seed        seed of the noise, which is a function of the seed and the text
+    """
+
+    model: Model
+    draws: int
+    batch_size: int
+    seed: int
+
+    def nats(self, ids: list[int], count: int) -> float:
+        """A bound on -log p of the last `count` tokens given the earlier ones."""
+        x0 = torch.tensor(ids, device=self.model.device)
+        target = torch.arange(len(ids), device=x0.device) >= len(ids) - count
+        text = json.dumps([self.seed, count, ids]).encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+        estimates = conditional_nelbo(
+            self.model.denoiser,
+            self.model.process,
+            x0,
+            target,
+            draws=self.draws,
+            batch_size=self.batch_size,
+            generator=seeded(seed, device=x0.device),
+        )
+        return float(estimates.mean())
+
+    @torch.no_grad()
+    def is_greedy(self, ids: list[int], count: int) -> bool:
+        """Whether arg max decoding gives the last `count` tokens, one network call per token.
+
+        Masked diffusion unmasks the most probable token first. Uniform diffusion starts from random
+        tokens and has no greedy continuation.
+        """
+        x0, mask_id = torch.tensor([ids], device=self.model.device), self.model.mask_id
+        if mask_id is None:
+            return False
+        z = x0.clone()
+        z[:, -count:] = mask_id
+        for masked in range(count, 0, -1):
+            alpha = 1 - (masked - 0.5) / count
+            alphas = torch.full((1,), alpha, dtype=torch.float64, device=x0.device)
+            positions = (z[0] == mask_id).nonzero().squeeze(-1)
+            log_p, token = self.model.denoiser(z, alphas).log_p(positions).max(-1)
+            best = log_p.argmax()
+            position = positions[best]
+            if token[best] != x0[0, position]:
+                return False
+            z[0, position] = x0[0, position]
+        return True
+
+
+@dataclass(frozen=True)
+class ExactContinuations:
+    """Scores continuations under an autoregressive model exactly."""
+
+    model: CausalModel
+
+    def nats(self, ids: list[int], count: int) -> float:
+        """-log p of the last `count` tokens given the earlier ones."""
+        x0 = torch.tensor(ids, device=self.model.device)
+        return conditional_nats(self.model.predictor, x0, count)
+
+    @torch.no_grad()
+    def is_greedy(self, ids: list[int], count: int) -> bool:
+        """Whether arg max decoding gives the last `count` tokens."""
+        x0 = torch.tensor([ids], device=self.model.device)
+        prediction = self.model.predictor(x0[:, :-1])
+        last = torch.arange(x0.shape[1] - 1 - count, x0.shape[1] - 1, device=x0.device)
+        return bool((prediction.log_p(last).argmax(-1) == x0[0, -count:]).all())
+
+
+Continuations: TypeAlias = BoundContinuations | ExactContinuations
+
+
+def continuations(
+    model: Model | CausalModel, *, draws: int = 32, batch_size: int = 32, seed: int = 0
+) -> Continuations:
+    """How to score continuations under a model.
+
+    Args:
+        model: the model.
+        draws: noise levels for each text, of a diffusion model.
+        batch_size: draws in a network call.
+        seed: seed of the noise.
+    """
+    if isinstance(model, Model):
+        return BoundContinuations(model, draws, batch_size, seed)
+    return ExactContinuations(model)

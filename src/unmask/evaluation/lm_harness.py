@@ -7,8 +7,6 @@ exact. Texts are drawn in batches by any sampler. `harness()` registers the mode
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +17,8 @@ from typing import Any
 import torch
 
 from unmask.data.tokenizers import Tokenizer, start_token
-from unmask.evaluation.conditional_likelihood import conditional_nats, conditional_nelbo
+from unmask.evaluation.conditional_likelihood import continuations
 from unmask.models.model import CausalModel, Model, load
-from unmask.rng import generator
 from unmask.samplers.inputs import FREE
 from unmask.samplers.sample import sample
 
@@ -95,7 +92,12 @@ class HarnessModel:
         self.rows, self.max_gen_toks = int(batch_size), max_gen_toks
         self.notes = Counter[str]()
         self.wrap = _wraps_rows(self.model.card) if wrap is None else wrap
-        if sampler is not None and isinstance(self.model, CausalModel):
+        self._continuations = continuations(
+            self.model, draws=draws, batch_size=self.rows, seed=seed
+        )
+        # `sample` puts a start token before each text of an autoregressive model.
+        self._added = 0 if self.model.draws_in_steps else 1
+        if sampler is not None and not self.model.draws_in_steps:
             raise ValueError(
                 f"sampler has no effect: got {sampler!r}, and the model is autoregressive; leave "
                 "it out"
@@ -122,7 +124,7 @@ class HarnessModel:
             )
             prefixes = chain([self._prefix], repeat(None))  # only the first window has a prefix
             nats = math.fsum(
-                self._nats([*(prefix or context), *target], len(target))
+                self._continuations.nats([*(prefix or context), *target], len(target))
                 for prefix, (context, target) in zip(prefixes, windows, strict=False)
             )
             results.append(-nats)
@@ -153,7 +155,7 @@ class HarnessModel:
     @property
     def words(self) -> str:
         """The method of scoring and drawing, in words."""
-        if isinstance(self.model, CausalModel):
+        if not self.model.draws_in_steps:
             return f"exact log-likelihoods, a call a token of a text, seed {self.seed}"
         by = "" if self.sampler is None else f" by {self.sampler}"
         return (
@@ -185,8 +187,7 @@ class HarnessModel:
     @property
     def _prefix(self) -> list[int]:
         """The tokens before every text: the start token, and BOS where training rows have it."""
-        both = self.wrap and isinstance(self.model, CausalModel)
-        return [self._start, self._start] if both else [self._start]
+        return [self._start] * (1 + self.wrap * self._added)
 
     @property
     def _max_answer(self) -> int:
@@ -196,7 +197,7 @@ class HarnessModel:
     @property
     def _window(self) -> int:
         """Tokens scored at once; the last one of an autoregressive model is only a target."""
-        return self._max_answer + isinstance(self.model, CausalModel)
+        return self._max_answer + self._added
 
     def _answer_limit(self, allowed: int) -> int:
         """Maximum tokens of an answer for which the task allows `allowed`."""
@@ -243,78 +244,28 @@ class HarnessModel:
         for first in range(len(before), len(text), step):
             end = min(first + step, len(text))
             ids, count = [*self._prefix, *text[max(0, end - window) : end]], end - first
-            nats += self._nats(ids, count)
-            greedy = greedy and self._is_greedy(ids, count)
+            nats += self._continuations.nats(ids, count)
+            greedy = greedy and self._continuations.is_greedy(ids, count)
         return -nats, greedy
-
-    def _nats(self, ids: list[int], count: int) -> float:
-        """-log p of the last `count` tokens, or a bound; the noise is a function of the text."""
-        x0 = torch.tensor(ids, device=self.model.device)
-        if isinstance(self.model, CausalModel):
-            return conditional_nats(self.model.predictor, x0, count)
-        target = torch.arange(len(ids), device=x0.device) >= len(ids) - count
-        text = json.dumps([self.seed, count, ids]).encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
-        estimates = conditional_nelbo(
-            self.model.denoiser,
-            self.model.process,
-            x0,
-            target,
-            draws=self.draws,
-            batch_size=self.rows,
-            generator=generator(seed, device=x0.device),
-        )
-        return float(estimates.mean())
-
-    @torch.no_grad()
-    def _is_greedy(self, ids: list[int], count: int) -> bool:
-        """Whether arg max decoding gives the last `count` tokens, one network call per token.
-
-        Masked diffusion unmasks the most probable token first. Uniform diffusion starts from random
-        tokens and has no greedy continuation.
-        """
-        x0 = torch.tensor([ids], device=self.model.device)
-        if isinstance(self.model, CausalModel):
-            prediction = self.model.predictor(x0[:, :-1])
-            last = torch.arange(x0.shape[1] - 1 - count, x0.shape[1] - 1, device=x0.device)
-            return bool((prediction.log_p(last).argmax(-1) == x0[0, -count:]).all())
-        mask_id = self.model.mask_id
-        if mask_id is None:
-            return False
-        z = x0.clone()
-        z[:, -count:] = mask_id
-        for masked in range(count, 0, -1):
-            alpha = 1 - (masked - 0.5) / count
-            alphas = torch.full((1,), alpha, dtype=torch.float64, device=x0.device)
-            positions = (z[0] == mask_id).nonzero().squeeze(-1)
-            log_p, token = self.model.denoiser(z, alphas).log_p(positions).max(-1)
-            best = log_p.argmax()
-            position = positions[best]
-            if token[best] != x0[0, position]:
-                return False
-            z[0, position] = x0[0, position]
-        return True
 
     def _draw(self, contexts: Sequence[Sequence[int]], options: dict[str, Any]) -> list[list[int]]:
         """Rows that begin with the contexts [start token, ...] and end with drawn tokens."""
         pinned = torch.full((len(contexts), self._length), FREE)
         for row, context in zip(pinned, contexts, strict=True):
             row[: len(context)] = torch.tensor(context)
-        # An autoregressive model adds its start token itself.
-        skipped = 1 if isinstance(self.model, CausalModel) else 0
         drawn = sample(
             self.model,
             len(pinned),
-            self._length - skipped,
+            self._length - self._added,
             self.steps,
             self.seed,
-            pinned=pinned[:, skipped:],
+            pinned=pinned[:, self._added :],
             batch_size=self.rows,
             sampler=self.sampler,
             device=self.model.device,
             **options,
         )
-        return torch.cat([pinned[:, :skipped], drawn.tokens.cpu()], dim=1).tolist()
+        return torch.cat([pinned[:, : self._added], drawn.tokens.cpu()], dim=1).tolist()
 
 
 def _wraps_rows(card: Mapping[str, object]) -> bool:

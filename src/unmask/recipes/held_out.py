@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,19 +11,12 @@ from torch import Tensor
 from unmask.data.corpora import corpus_exists, evaluation_part, same_corpus
 from unmask.data.packing import Rows, check_rows, evenly_spaced
 from unmask.data.tokenizers import Tokenizer, start_token
-from unmask.evaluation.judges import Scores
-from unmask.evaluation.likelihood import (
-    Convention,
-    nelbo_batches,
-    next_token_batches,
-    summed,
-    unit_of,
-)
-from unmask.models.model import CausalModel, Model
+from unmask.evaluation.likelihood import Convention
+from unmask.evaluation.scoring_rules import BoundRule, ExactRule, ScoringRule
+from unmask.models.model import CausalModel, LanguageModel, Model
 from unmask.recipes.data import corpus_of, digest_of, documents, rows
 from unmask.recipes.model_card import HELD_OUT, text_of
 from unmask.recipes.schema import DataSettings, Part
-from unmask.rng import generator
 
 Limit: TypeAlias = int | Literal["all"]
 
@@ -89,78 +81,7 @@ class HeldOut:
         return f"{size}{chosen}; {ends(self.data.wrap)}; {self.source}"
 
 
-@dataclass(frozen=True)
-class ScoringRule:
-    """How to score rows under a model.
-
-    start       token before each row of an autoregressive model; None: the first token of a row
-                is its start token
-    convention  of a diffusion model: a bound, or the convention of MDLM's tables
-    passes      noise levels for each row of a diffusion model
-    batch_size  rows in a network call
-    seed        seed of the noise
-    """
-
-    model: Model | CausalModel
-    start: int | None = None
-    convention: Convention = "bound"
-    passes: int = 4
-    batch_size: int = 64
-    seed: int = 0
-
-    def calls(self, n: int) -> int:
-        """The number of network calls for n rows."""
-        passes = 1 if isinstance(self.model, CausalModel) else self.passes
-        return -(-n // self.batch_size) * passes
-
-    def batches(self, x0: Tensor) -> Iterator[Tensor]:
-        """Nats [n] of each row of x0 [n, L], from each network call; their sum is its score.
-
-        ValueError for ids outside the vocabulary, and for a MASK among them.
-        """
-        x0 = x0.to(self.model.device)
-        if isinstance(self.model, CausalModel):
-            check_rows(x0, self.model.vocab_size, self.model.mask_id)
-            return next_token_batches(
-                self.model.predictor, x0, start=self.start, batch_size=self.batch_size
-            )
-        return nelbo_batches(
-            self.model.denoiser,
-            self.model.process,
-            x0,
-            convention=self.convention,
-            passes=self.passes,
-            batch_size=self.batch_size,
-            generator=generator(self.seed, device=x0.device),
-        )
-
-    def scores(self, x0: Tensor) -> Scores:
-        """Nats and counted tokens of each row of x0 [n, L]: a bound for diffusion, else exact."""
-        return summed(self.batches(x0), self.tokens(x0.shape[1]))
-
-    def tokens(self, length: int) -> int:
-        """The number of tokens of a row that count."""
-        return length - (isinstance(self.model, CausalModel) and self.start is None)
-
-    @property
-    def unit(self) -> str:
-        """The name of the exponential of the mean score per token."""
-        return "perplexity" if isinstance(self.model, CausalModel) else unit_of(self.convention)
-
-    @property
-    def words(self) -> str:
-        """The kind of the scores, in words."""
-        precision = f"products in {self.model.precision}"
-        if isinstance(self.model, CausalModel):
-            if self.start is None:
-                return f"exact, after the first token of each row; {precision}"
-            return f"exact, start token before each row; {precision}"
-        bound = self.convention == "bound"
-        kind = "upper bound" if bound else "convention of MDLM's tables, not a bound"
-        return f"{kind}, {self.passes} noise levels a row, seed {self.seed}; {precision}"
-
-
-def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
+def held_out(text: Text, name: str, model: LanguageModel) -> HeldOut:
     """The rows of a text in the tokens of a model.
 
     Args:
@@ -198,7 +119,15 @@ def held_out(text: Text, name: str, model: Model | CausalModel) -> HeldOut:
     return HeldOut(token_rows, data, whole, digest, changed)
 
 
-def scoring_rule(model: Model | CausalModel, wrap: bool) -> ScoringRule:
+def scoring_rule(
+    model: Model | CausalModel,
+    wrap: bool,
+    *,
+    convention: Convention = "bound",
+    passes: int = 4,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> ScoringRule:
     """How to score rows under a model.
 
     A start token precedes each row of an autoregressive model, as in our training and in the
@@ -208,13 +137,20 @@ def scoring_rule(model: Model | CausalModel, wrap: bool) -> ScoringRule:
     Args:
         model: the model.
         wrap: whether rows have BOS and EOS at their ends.
+        convention: of a diffusion model: a bound, or the convention of MDLM's tables.
+        passes: noise levels for each row of a diffusion model.
+        batch_size: rows in a network call.
+        seed: seed of the noise of a diffusion model.
     """
-    if isinstance(model, CausalModel) and not (wrap and _text_of(model) is None):
-        return ScoringRule(model, start_token(model.tokenizer, model.vocab_size, model.mask_id))
-    return ScoringRule(model)
+    if isinstance(model, Model):
+        return BoundRule(model, convention, passes, batch_size, seed)
+    if wrap and _text_of(model) is None:
+        return ExactRule(model, batch_size=batch_size)
+    start = start_token(model.tokenizer, model.vocab_size, model.mask_id)
+    return ExactRule(model, start, batch_size)
 
 
-def wraps(model: Model | CausalModel, chosen: bool | None, otherwise: bool) -> bool:
+def wraps(model: LanguageModel, chosen: bool | None, otherwise: bool) -> bool:
     """Whether rows have BOS and EOS at their ends.
 
     Args:
@@ -231,7 +167,7 @@ def ends(wrap: bool) -> str:
     return "rows with BOS and EOS at their ends" if wrap else "rows are plain crops"
 
 
-def require_tokenizer(model: Model | CausalModel) -> Tokenizer:
+def require_tokenizer(model: LanguageModel) -> Tokenizer:
     """The tokenizer of a model; ValueError if it has none."""
     if model.tokenizer is None:
         raise ValueError(
@@ -241,11 +177,11 @@ def require_tokenizer(model: Model | CausalModel) -> Tokenizer:
     return model.tokenizer
 
 
-def _text_of(model: Model | CausalModel, name: str = "the model") -> DataSettings | None:
+def _text_of(model: LanguageModel, name: str = "the model") -> DataSettings | None:
     return text_of(model.card, name)
 
 
-def _data(text: Text, name: str, model: Model | CausalModel) -> tuple[DataSettings, bool]:
+def _data(text: Text, name: str, model: LanguageModel) -> tuple[DataSettings, bool]:
     """The text to measure on, and whether it is that of the card."""
     card, wrap = _text_of(model, name), wraps(model, text.wrap, False)
     if text.corpus is not None:
