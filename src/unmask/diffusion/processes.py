@@ -40,6 +40,11 @@ class Process(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def mask_id(self) -> int | None:
+        """The id of MASK; None if the noise is made of tokens."""
+        ...
+
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
         """Draw pure noise in the shape of `like` [B, L]."""
         ...
@@ -199,6 +204,11 @@ class UniformProcess:
 
     def __post_init__(self) -> None:
         _check_vocabulary(self.vocab_size)
+
+    @property
+    def mask_id(self) -> None:
+        """None: there is no MASK."""
+        return None
 
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
         """Draw uniform tokens."""

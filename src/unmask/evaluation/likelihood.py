@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.data.packing import check_rows
-from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.diffusion.processes import Process
 from unmask.diffusion.trajectory import trajectory
 from unmask.evaluation.judges import NextTokenModel, Scores, predictor_nats
 from unmask.rng import stratified
@@ -77,9 +77,7 @@ def nelbo_batches(
             f"x0 or passes is out of range: got {tuple(x0.shape)} and {passes}, want held-out rows "
             "[n, L], n >= 1, and passes >= 1"
         )
-    check_rows(
-        x0, process.vocab_size, process.mask_id if isinstance(process, MaskedProcess) else None
-    )
+    check_rows(x0, process.vocab_size, process.mask_id)
     for _ in range(passes):
         alphas, slopes = levels(stratified(len(x0), generator, x0.device), convention)
         noised = trajectory(process, x0, generator).at(alphas)

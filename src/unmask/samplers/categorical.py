@@ -184,7 +184,7 @@ def iter_log_probs(
     for part, log_p in prediction.chunks(rows, temperature):
         broken |= log_p[:, 0].isnan().any()
         # The table of a foreign denoiser may give MASK a probability.
-        if mask_id is not None and prediction.mask_id != mask_id:
+        if mask_id not in (None, prediction.mask_id):
             never = torch.tensor(mask_id, device=log_p.device)
             log_p = log_p.double().index_fill(-1, never, -torch.inf).log_softmax(-1)
         chunk, done = slice(done, done + len(part)), done + len(part)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.limits import check_memory, whole
 from unmask.models.denoiser import NetworkDenoiser
@@ -109,6 +109,27 @@ class Frame:
     rows: Tensor
 
 
+class TokenSource(NamedTuple):
+    """The part of a model that tokens are drawn from.
+
+    network     the denoiser or the predictor
+    vocab_size  V, MASK included
+    mask_id     the id of MASK, which is never drawn; None: there is no MASK
+    """
+
+    network: Denoiser | Predictor
+    vocab_size: int
+    mask_id: int | None
+
+
+def token_source(model: TextModel) -> TokenSource:
+    """The network of a model, and its vocabulary."""
+    if isinstance(model, AutoregressiveModel):
+        predictor = model.predictor
+        return TokenSource(predictor, predictor.vocab_size, predictor.mask_id)
+    return TokenSource(model.denoiser, model.process.vocab_size, model.process.mask_id)
+
+
 def length_of(model: TextModel, length: int | None) -> int:
     """The tokens of a sample: `length`, or the model's own; ValueError if there is none."""
     if length is not None:
@@ -130,12 +151,8 @@ def given_tokens(
     device: torch.device | str,
 ) -> Tokens:
     """Given tokens [n, length] on the device, -1 where free; ValueError if memory is too small."""
-    check_device_memory(n, length, call_bytes(model), device)
-    if isinstance(model, AutoregressiveModel):
-        vocab_size, mask_id = model.predictor.vocab_size, model.predictor.mask_id
-    else:
-        vocab_size, process = model.process.vocab_size, model.process
-        mask_id = process.mask_id if isinstance(process, MaskedProcess) else None
+    network, vocab_size, mask_id = token_source(model)
+    check_device_memory(n, length, call_bytes(network), device)
     return pin(n, length, vocab_size, mask_id, model.tokenizer, prompt, pinned).to(device)
 
 
@@ -202,13 +219,12 @@ def check_pinned(pinned: Tensor, n: int, length: int) -> None:
         )
 
 
-def check_device(model: TextModel, device: torch.device | str) -> None:
-    """Raise ValueError unless `device` exists and holds the model's weights, if it has weights."""
+def check_device(network: object, device: torch.device | str) -> None:
+    """Raise ValueError unless `device` exists and holds the network's weights, if it has any."""
     try:
         kind = torch.empty(0, device=device).device.type
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device {str(device)!r} is not available: {error}") from error
-    network: object = model.predictor if isinstance(model, AutoregressiveModel) else model.denoiser
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     if weight is not None and weight.device.type != kind:
         raise ValueError(
@@ -228,9 +244,8 @@ def check_device_memory(n: int, length: int, token_bytes: int, device: torch.dev
     check_memory("n x length", got, n * length * token_bytes, advice, room)
 
 
-def call_bytes(model: TextModel) -> int:
+def call_bytes(network: object) -> int:
     """A lower bound of the bytes of a token in a call: its latent, and six hidden states."""
-    network = None if isinstance(model, AutoregressiveModel) else model.denoiser
     return DRAWN_BYTES + (
         24 * network.network.shape.width if isinstance(network, NetworkDenoiser) else 0
     )

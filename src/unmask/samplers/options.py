@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.correlated_masking import Structure, parse_structure
-from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.diffusion.processes import Process
 from unmask.limits import MOST_STEPS, seed_number, whole
 from unmask.samplers.categorical import DRAWS, Draw, SamplingFilters
 from unmask.samplers.counts import COUNTS, GRIDS, CountRule, EntropyBound, Grid
@@ -22,6 +22,7 @@ from unmask.samplers.latent import check_first
 from unmask.samplers.orders import ENTROPY, ORDERS, RANDOM, LevelOrder, Statistic
 from unmask.samplers.remasking import (
     ancestral,
+    default_sampler,
     greedy_tail,
     psi,
     remdm_cap,
@@ -130,9 +131,8 @@ class SampleOptions:
 
     def sampler_value(self, process: Process) -> Sampler:
         """The sampler for a process; ValueError if `structure` has no effect on it."""
-        is_masked = isinstance(process, MaskedProcess)
-        default = reveal if is_masked else ancestral
-        sampler = default if self.sampler is None else sampler_of(self.sampler)
+        is_masked = process.mask_id is not None
+        sampler = default_sampler(process) if self.sampler is None else sampler_of(self.sampler)
         random = isinstance(sampler, Unmasking) and sampler.order == RANDOM
         if not (is_masked and (random or sampler == greedy_tail)):
             name = repr(self.sampler) if isinstance(self.sampler, str) else "this sampler"

@@ -35,6 +35,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from unmask.diffusion.processes import Process
 from unmask.rng import uniform
 from unmask.samplers.categorical import EXACT, is_number, iter_blocks
 from unmask.samplers.steps import LogProbs, Query, Sampler, SamplingProblem, Step, masks, reveal
@@ -54,8 +55,13 @@ def ancestral(problem: SamplingProblem) -> Sequence[Step]:
     change. Masked diffusion makes one draw over all tokens and MASK. Other noise is drawn as a
     mixture (`MixturePosteriorStep`), or from a table if the draw is not exact.
     """
-    kind = TablePosteriorStep if problem.mask_id is not None else _exact_step(problem)
+    kind = _posterior_step(problem, TablePosteriorStep)
     return [kind(problem, k) for k in range(len(problem.alphas) - 1)]
+
+
+def default_sampler(process: Process) -> Sampler:
+    """`reveal` in masked diffusion, else `ancestral`."""
+    return ancestral if process.mask_id is None else reveal
 
 
 def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
@@ -67,7 +73,7 @@ def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
     smaller id; temperature, top-k and top-p do not change an arg max. This is not the model's law:
     with fewer steps more tokens are an arg max, and the texts vary less.
     """
-    steps = ancestral(problem) if problem.mask_id is None else reveal(problem)
+    steps = default_sampler(problem.process)(problem)
     return [*steps[:-1], _ArgMaxStep(problem)]
 
 
@@ -236,8 +242,13 @@ class _ArgMaxStep:
 PosteriorStep: TypeAlias = type[MixturePosteriorStep] | type[TablePosteriorStep]
 
 
-def _exact_step(problem: SamplingProblem) -> PosteriorStep:
-    """The step of a mixture, whose parts need a draw that is exact; else a table."""
+def _posterior_step(problem: SamplingProblem, masked: PosteriorStep) -> PosteriorStep:
+    """The step `masked` in masked diffusion, else that of a mixture.
+
+    The parts of a mixture need a draw that is exact. A table replaces it for other draws.
+    """
+    if problem.mask_id is not None:
+        return masked
     return MixturePosteriorStep if problem.draw in EXACT else TablePosteriorStep
 
 
@@ -250,7 +261,7 @@ def _remdm(problem: SamplingProblem, sigma: Sigma) -> Sequence[Step]:
 
 
 def _psi(problem: SamplingProblem, kappa: Kappa) -> Sequence[Step]:
-    kind = MixturePosteriorStep if problem.mask_id is not None else _exact_step(problem)
+    kind = _posterior_step(problem, MixturePosteriorStep)
     return [
         kind(problem, k, _checked(problem, kappa, *alphas))
         for k, alphas in enumerate(pairwise(problem.alphas.tolist()))

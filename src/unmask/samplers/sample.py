@@ -27,6 +27,7 @@ from unmask.samplers.inputs import (
     check_pinned,
     given_tokens,
     length_of,
+    token_source,
 )
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.options import SampleOptions
@@ -227,7 +228,7 @@ class FullForward:
             return None
         alpha = alphas_of(self.problem, k, query, rows)
         index = query.row * length + query.columns
-        if k == 0 and self.problem.same_start:
+        if k == 0 and bool((z == z[:1]).all()):
             if query.alpha is None or bool((alpha == alpha[0]).all()):
                 return NetworkCall(rows, self.denoiser(z[:1], alpha[:1]), query.columns)
         if isinstance(self.steps[k], RevealStep) and isinstance(self.denoiser, WindowedDenoiser):
@@ -247,7 +248,7 @@ def _log_probs(
 
 def _runner(model: TextModel, options: SampleOptions) -> Run:
     """The run of one batch; everything that does not depend on the batch is prepared here, once."""
-    check_device(model, options.device)
+    check_device(token_source(model).network, options.device)
     seed, device, structure = options.seed, options.device, options.structure_value
     filters, draw = options.filters, options.draw_value
     if isinstance(model, AutoregressiveModel):

@@ -57,7 +57,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from unmask.diffusion.processes import MaskedProcess, Process
+from unmask.diffusion.processes import Process
 from unmask.limits import whole
 from unmask.rng import uniform
 from unmask.samplers.categorical import UNFILTERED, Draw, SamplingFilters, draw_rows, gumbel_max
@@ -107,17 +107,10 @@ class SamplingProblem:
     @property
     def mask_id(self) -> int | None:
         """The id of MASK; None unless the process is masked diffusion."""
-        return self.process.mask_id if isinstance(self.process, MaskedProcess) else None
-
-    @cached_property
-    def same_start(self) -> bool:
-        """Whether all samples start from the same text."""
-        return self.mask_id is not None and bool((self.pins == self.pins[:1]).all())
+        return self.process.mask_id
 
     def canvas(self) -> Tokens:
         """The text before the first step [n, L]: given tokens, and noise elsewhere."""
-        if self.mask_id is not None:
-            return self.pins.where(~self.free, self.mask_id)
         number = uniform(self.latent.address(self.latent.everywhere, INITIAL_NOISE))
         return self.pins.where(~self.free, self.process.noise(number))
 

@@ -76,8 +76,8 @@ def fit_vocabulary(
     rows = [*range(tokens)]
     if mask_id is not None and mask_id >= tokens:
         rows.append(mask_id)
-    new_mask = None if mask_id is None else rows.index(mask_id)
-    return _with_rows(network, rows), replace(use, mask_id=new_mask)
+        mask_id = rows.index(mask_id)
+    return _with_rows(network, rows), replace(use, mask_id=mask_id)
 
 
 def _with_rows(network: DiT, rows: list[int]) -> DiT:
