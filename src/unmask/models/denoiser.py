@@ -104,7 +104,7 @@ class NetworkDenoiser(DenoiserModule):
         Uniform diffusion also accepts soft tokens (Duo's curriculum). Masked diffusion does not:
         SUBS needs to know which tokens are visible.
         """
-        if isinstance(z, SoftTokens) and self.mask_id is not None:
+        if isinstance(z, SoftTokens) and self.kind == MASKED:
             raise ValueError(
                 "z holds soft tokens, which only uniform diffusion accepts: give token ids [B, L]"
             )
