@@ -26,7 +26,7 @@ from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynom
 from unmask.models.checkpoints import CheckpointError
 from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
 from unmask.models.dit import DiT, Shape
-from unmask.models.model import CausalModel, Model, load
+from unmask.models.model import CausalModel, Model, causal_model, diffusion_model, load
 from unmask.prediction import Prediction
 from unmask.types import SoftTokens
 
@@ -352,11 +352,22 @@ def test_all_models_have_one_face(
     """Facts of the network, and a repr of three lines: kind and size; vocabulary; origin."""
     count = sum(weight.numel() for weight in model.network.parameters())
     assert (model.kind, model.length, model.vocab_size) == (kind, 12, 260)
+    assert model.draws_in_steps == (kind != "autoregressive")
+    assert model.completes_texts == (kind == "masked")
     assert (model.parameters, model.precision) == (count, "float32")
     assert model.module.network is model.network and model.device.type == "cpu"
     lines = repr(model).splitlines()
     assert f"{count:,} parameters" in lines[0] and "length: 12" in lines[1]
     assert len(lines) == 3 and all(map(str.__contains__, lines, words))
+
+
+def test_a_model_of_the_wrong_kind_is_refused_in_the_words_of_the_caller() -> None:
+    diffusion, causal = masked(), CausalModel(CausalPredictor(network(causal=True)), None)
+    assert diffusion_model(diffusion, "") is diffusion and causal_model(causal, "") is causal
+    with pytest.raises(ValueError, match="model is autoregressive"):
+        diffusion_model(causal, "model is autoregressive")
+    with pytest.raises(ValueError, match="judge denoises"):
+        causal_model(diffusion, "judge denoises")
 
 
 def test_a_model_moves_to_a_device_in_place() -> None:

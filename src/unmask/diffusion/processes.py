@@ -281,6 +281,11 @@ class UniformProcess:
         return compute_row_loss(prediction, loss, prediction.rows(None)).view(x0.shape)
 
 
+def noise_process(vocab_size: int, mask_id: int | None) -> Process:
+    """Masked diffusion if there is a MASK, else uniform diffusion."""
+    return UniformProcess(vocab_size) if mask_id is None else MaskedProcess(vocab_size, mask_id)
+
+
 def _levels(alpha_t: PerSequence, alpha_s: PerSequence) -> tuple[PerSequence, PerSequence]:
     """Check two levels and convert them to float64."""
     check_unit(alpha_t, "alpha")

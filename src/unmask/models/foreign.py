@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import overload
 
 from unmask.data.tokenizers import find_tokenizer
+from unmask.diffusion.processes import noise_process
 from unmask.diffusion.schedules import LogLinear
 from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.config import card_of, own_config
-from unmask.models.checkpoints.model_files import locate, open_files
+from unmask.models.checkpoints.model_files import check_weights_set, locate, open_files
 from unmask.models.checkpoints.weights import fill_network
 from unmask.models.denoiser import DenoiserModule, PredictorModule
-from unmask.models.model import CausalModel, Model, check_weights_set, process_of
+from unmask.models.model import CausalModel, Model
 
 
 @overload
@@ -66,5 +67,5 @@ def load_into(
     tokenizer = find_tokenizer(path)
     if isinstance(module, PredictorModule):
         return CausalModel(module, tokenizer, card=card)
-    process = process_of(module.vocab_size, module.mask_id)
+    process = noise_process(module.vocab_size, module.mask_id)
     return Model(module, process, use.schedule or LogLinear(), tokenizer, card=card)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from unmask.data.tokenizers import Tokenizer, find_tokenizer
-from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
+from unmask.diffusion.processes import Process, noise_process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.config import (
@@ -28,7 +28,12 @@ from unmask.models.checkpoints.config import (
     names_mask,
     parse_config,
 )
-from unmask.models.checkpoints.model_files import ModelFiles, locate, open_files
+from unmask.models.checkpoints.model_files import (
+    ModelFiles,
+    check_weights_set,
+    locate,
+    open_files,
+)
 from unmask.models.checkpoints.vocabulary import fit_vocabulary
 from unmask.models.checkpoints.weights import build_network, infer_shape
 from unmask.models.denoiser import (
@@ -279,7 +284,7 @@ def load(
     if use.schedule is None:
         return CausalModel.of(CausalPredictor(network, use.mask_id), tokenizer, card)
     denoiser = NetworkDenoiser(network, use.mask_id, use.sees_alpha).eval()
-    process = process_of(denoiser.vocab_size, denoiser.mask_id)
+    process = noise_process(denoiser.vocab_size, denoiser.mask_id)
     return Model(denoiser, process, use.schedule, tokenizer, card=card)
 
 
@@ -325,17 +330,6 @@ def _network(source: ModelFiles) -> tuple[DiT, CheckpointConfig]:
     except ValueError as error:  # the config contradicts the weights
         raise CheckpointError(f"{source.where}: {error}") from error
     return build_network(shape, source.weights, source.averages, source.where), use
-
-
-def process_of(vocab_size: int, mask_id: int | None) -> Process:
-    """Masked diffusion if there is a MASK, else uniform diffusion."""
-    return UniformProcess(vocab_size) if mask_id is None else MaskedProcess(vocab_size, mask_id)
-
-
-def check_weights_set(weights: str) -> None:
-    """ValueError unless `weights` is "ema" or "raw"."""
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights is unknown: got {weights!r}, want 'ema' or 'raw'")
 
 
 def _move(module: nn.Module, device: torch.device | str) -> None:

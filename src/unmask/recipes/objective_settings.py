@@ -17,10 +17,9 @@ from typing import Literal, TypeAlias
 
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.diffusion.correlated_masking import parse_structure
-from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
+from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess, noise_process
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
 from unmask.models.denoiser import DenoiserModule, PredictorModule
-from unmask.models.model import process_of as noise_process
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency, Coupling, Direction, Reduction, Revealed

@@ -52,6 +52,12 @@ class ModelFiles:
     config_json: Mapping[str, Any]
 
 
+def check_weights_set(weights: str) -> None:
+    """ValueError unless `weights` is "ema" or "raw"."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights is unknown: got {weights!r}, want 'ema' or 'raw'")
+
+
 def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
     """The directory or checkpoint of a model, downloaded if it is not a path; CheckpointError."""
     try:
