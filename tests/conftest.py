@@ -1,5 +1,6 @@
-"""Every test: one thread a process, or OMP_NUM_THREADS of them, no network, no display; hypothesis without deadlines,
-and without dice in CI.
+"""Settings of all tests: one thread a process (or OMP_NUM_THREADS), no network, no display.
+
+Hypothesis has no deadlines, and fixed examples in CI.
 """
 
 import gc
@@ -16,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# A job in the background of a shell inherits SIGINT as ignored; tests send it, also to processes that they start.
+# A background job of a shell ignores SIGINT. Tests send SIGINT, also to their child processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,11 +33,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays to the end, and the garbage collector does not look through it again."""
+    """Exclude the objects of all imports from garbage collection."""
     gc.freeze()
 
 
-# A deadline measures the machine, and the first example of a test pays for imports. `make check` asks for all examples.
+# No deadlines: they measure the machine, and the first example includes imports.
+# `make check` runs all examples.
 settings.register_profile(
     "all",
     deadline=None,
@@ -57,7 +59,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def masked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a masked model that was trained for two steps on `text`, with its tokenizer."""
+    """Train a masked model for two steps on `text`; returns its directory with the tokenizer."""
     from toy_recipes import shrink
     from unmask.recipes.catalog import recipe
     from unmask.recipes.run import run

@@ -1,7 +1,7 @@
-"""Another processor, by its last bits: elementary functions whose results are one unit in the last place away.
+"""A simulated processor: results of elementary functions move by one unit in the last place.
 
-Vector libraries promise sines, powers and logarithms to one unit in the last place, and differ inside it. A law that
-holds under each of `SHIFTS` holds on every processor.
+Vector libraries guarantee sines, powers and logarithms to one unit in the last place, and differ
+below it. A law that holds under each of `SHIFTS` holds on every processor.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 ELEMENTARY = {
-    "sin", "cos", "asin", "acos", "exp", "expm1", "log", "log1p", "pow", "__pow__", "special_log_ndtr", "special_ndtri",
+    "sin", "cos", "asin", "acos", "exp", "expm1", "log", "log1p", "pow", "__pow__",
+    "special_log_ndtr", "special_ndtri",
 }  # fmt: skip
 SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
     "up": torch.ones_like,
@@ -22,7 +23,7 @@ SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class LastBit(TorchFunctionMode):
-    """Inside, each result of an elementary function is its neighbour in the direction that `shift` gives."""
+    """Replace each result of an elementary function by its neighbour towards `shift`."""
 
     def __init__(self, shift: str) -> None:
         super().__init__()

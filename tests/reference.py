@@ -17,12 +17,12 @@ from unmask.models.dit import DiT, Shape
 
 
 def duality_keep(root: float, size: int) -> float:
-    """P(eps_j < root + eps_k for all j != k) of `size` Gaussians: a sum over a fine grid of eps_k."""
+    """P(eps_j < root + eps_k for all j != k) of `size` Gaussians: a sum over a grid of eps_k."""
     return _duality_sum(root, 0.0, size - 1)
 
 
 def duality_density(root: float, size: int) -> float:
-    """The density at `root` of max_{j != k} eps_j - eps_k: one coordinate ties, others lie below."""
+    """Density at `root` of max_{j != k} eps_j - eps_k: one coordinate ties, others are below."""
     return _duality_sum(root, math.log(size - 1) - 0.5 * math.log(2 * math.pi), size - 2, rival=1)
 
 

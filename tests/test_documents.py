@@ -1,7 +1,7 @@
-"""Documents are true: their code runs, the names and files they mention exist, and they mention nothing private.
+"""Documents: their code runs, and the names and files in them exist.
 
-Every ```python block must at least be Python. Those after a line `<!-- run -->` are run, top to bottom, one namespace a
-document, in an empty folder. Examples are documents too.
+Every ```python block must be valid Python. Blocks after a line `<!-- run -->` are run from top to
+bottom in an empty folder, with one namespace a document. Examples are documents too.
 """
 
 import ast
@@ -52,7 +52,7 @@ TEXT = {
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its code, the line where the code starts, and whether it asks to be run."""
+    """A fenced block: language, code, its first line, and whether it is marked to be run."""
 
     language: str
     code: str
@@ -71,7 +71,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def defines(tree: ast.Module, name: str) -> bool:
-    """True where `name`, or `Class.name`, is defined, assigned or declared at the top of the module or class."""
+    """Whether `name` or `Class.name` is defined at the top level of the module or class."""
     body: list[ast.stmt] = tree.body
     for part in name.split("."):
         for node in body:
@@ -101,7 +101,7 @@ def missing_places(text: str) -> list[str]:
 
 
 def test_the_readers_read() -> None:
-    """The patterns above find what they are for; a pattern that finds nothing would pass every document."""
+    """The patterns above find their targets: a pattern that finds nothing passes every document."""
     text = "a\n<!-- run -->\n```python\nx = 1\n```\n\n```sh\nmake demo\n```\n"
     assert list(blocks(text)) == [
         Block("python", "x = 1\n", 4, True),

@@ -1,4 +1,4 @@
-"""A denoiser small enough to read, for the tests of what is learnt: it has weights, and notes what it was asked."""
+"""A small denoiser with weights for tests of objectives; it records its inputs."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,9 @@ from unmask.types import SoftTokens
 
 
 class Toy(nn.Module):
-    """log p at a position from its token and the mean of its row; `calls` holds the (z, alpha) of every call.
+    """log p at a position from its token and the mean of its row.
+
+    `calls` holds the (z, alpha) of every call.
 
     Soft tokens are read as the mean of their embeddings.
     """

@@ -330,5 +330,5 @@ def test_constructors_check_their_arguments() -> None:
     for size in (True, 2.5):
         with pytest.raises(ValueError, match=f"size is not a whole number: got {size}"):
             CorrelatedBlocks(size, 0.5)
-    with pytest.raises(ValueError, match="got sizes .* and shares .*, want one share"):
+    with pytest.raises(ValueError, match=r"got sizes .* and shares .*, want one share"):
         NestedBlocks((), ())

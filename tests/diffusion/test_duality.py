@@ -178,15 +178,15 @@ def test_x0_is_visible_exactly_while_the_root_exceeds_the_margin(seed: int, size
 
 @pytest.mark.parametrize("keep", [0.0, 1.0, -0.1, 1.5, math.nan])
 def test_keep_outside_the_open_interval_is_refused(keep: float) -> None:
-    with pytest.raises(ValueError, match="keep .*want 0 < keep < 1"):
+    with pytest.raises(ValueError, match=r"keep .*want 0 < keep < 1"):
         snr_root(doubles(0.5, keep), 10)
 
 
 def test_wrong_input() -> None:
     for function in (keep_probability, keep_derivative, snr_root):
-        with pytest.raises(ValueError, match="vocab_size .*got 1, want K >= 2"):
+        with pytest.raises(ValueError, match=r"vocab_size .*got 1, want K >= 2"):
             function(doubles(0.5), 1)
-    with pytest.raises(ValueError, match="snr_root .*got nan"):
+    with pytest.raises(ValueError, match=r"snr_root .*got nan"):
         keep_probability(math.nan, 10)
-    with pytest.raises(ValueError, match="x0 .*got 3, want 0 <= x0 < 3"):
+    with pytest.raises(ValueError, match=r"x0 .*got 3, want 0 <= x0 < 3"):
         project(torch.zeros(2, 3), torch.tensor([0, 3]), mask_id=3)

@@ -425,9 +425,9 @@ def within(got: Tensor, want: Tensor, error: Tensor) -> None:
 
 
 def test_wrong_sizes() -> None:
-    with pytest.raises(ValueError, match="vocab_size .*got 1, want"):
+    with pytest.raises(ValueError, match=r"vocab_size .*got 1, want"):
         UniformProcess(1)
-    with pytest.raises(ValueError, match="vocab_size .*got 0, want"):
+    with pytest.raises(ValueError, match=r"vocab_size .*got 0, want"):
         MaskedProcess(0, 0)
     for mask_id in (-1, 4):
         with pytest.raises(ValueError, match=f"mask_id .*got {mask_id}, want 0 <= mask_id < 4"):

@@ -208,7 +208,7 @@ def test_eps_is_a_share(kind: type, eps: float) -> None:
 
 @pytest.mark.parametrize("power", [0.0, -1.0, float("nan")])
 def test_power_is_positive(power: float) -> None:
-    with pytest.raises(ValueError, match="power .*got .*, want power > 0"):
+    with pytest.raises(ValueError, match=r"power .*got .*, want power > 0"):
         Polynomial(power=power)
 
 
@@ -387,5 +387,5 @@ def test_gammas_of_no_level(alpha: float) -> None:
 
 
 def test_an_operator_needs_two_tokens() -> None:
-    with pytest.raises(ValueError, match="vocab_size .*got 1, want"):
+    with pytest.raises(ValueError, match=r"vocab_size .*got 1, want"):
         GaussianArgmax(1, -3.0, -1.0)

@@ -274,7 +274,7 @@ def test_different_vocabularies_are_refused(divergence: Callable[..., Tensor]) -
     """Also for no rows: the vocabularies differ."""
     one, two = (Prediction.from_log_p(torch.zeros(1, 2, size)) for size in (5, 6))
     for where in (torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="teacher .*got 6 and 5 tokens"):
+        with pytest.raises(ValueError, match=r"teacher .*got 6 and 5 tokens"):
             divergence(one, two, where)
 
 

@@ -167,7 +167,7 @@ def test_wrong_arguments_are_refused_at_once() -> None:
     for top_k in (0, K):
         with pytest.raises(ValueError, match=f"top_k .*got {top_k}, want 1 <= top_k < 6"):
             objective(top_k=top_k)
-    with pytest.raises(ValueError, match="path .*got vocab_size = 7, want 6"):
+    with pytest.raises(ValueError, match=r"path .*got vocab_size = 7, want 6"):
         replace(objective(), path=GaussianArgmax(7, -2.0, -1.0))
 
 

@@ -473,9 +473,9 @@ def test_times_are_stratified_from_t_min_on() -> None:
 
 
 def test_switches_are_checked_when_the_objective_is_made() -> None:
-    with pytest.raises(ValueError, match="teacher_steps .*got 0, want"):
+    with pytest.raises(ValueError, match=r"teacher_steps .*got 0, want"):
         objective(teacher_steps=0)
-    with pytest.raises(ValueError, match="teacher_steps x delta .*got 1 in the last round"):
+    with pytest.raises(ValueError, match=r"teacher_steps x delta .*got 1 in the last round"):
         objective(teacher_steps=8)  # 8 x 1/8
     objective(teacher_steps=7)
     with pytest.raises(ValueError, match=r"got 1\.5 in the last round"):
@@ -492,5 +492,5 @@ def test_switches_are_checked_when_the_objective_is_made() -> None:
 
 
 def test_a_teacher_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="teacher .*got 7 and 6 tokens"):
+    with pytest.raises(ValueError, match=r"teacher .*got 7 and 6 tokens"):
         objective(teacher=Toy(V + 1, MASK))(Toy(V, MASK), X0, step=0, generator=seeded())
