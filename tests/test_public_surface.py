@@ -37,6 +37,12 @@ SIGNATURES = {
     "device='cpu'",
     "recipe": "name",
     "distill": "model, ids, recipe",
+    "train": "recipe, ids",
+    "SampleOptions": "n=4, length=None, steps=16, seed=0, temperature=1.0, top_p=1.0, "
+    "prompt=None, pinned=None, "
+    "device='cpu'",
+    "Loss": "per_token, weight",
+    "load_into": "module, directory, weights='ema'",
     "entropy": "tokens",
     "generative_perplexity": "tokens_or_texts, judge",
     "Model.save": "self, directory",
@@ -163,3 +169,15 @@ def test_a_model_is_no_judge(wrong: str) -> None:
 def test_an_entropy_of_a_list_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^tokens is not a tensor: got list.*torch\.tensor"):
         unmask.entropy([[1, 2]])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["runs/x", Path("runs/x"), torch.nn.Linear(2, 2), None])
+def test_what_is_not_a_model_is_refused(wrong: object) -> None:
+    """The path of a model, and a network, with the step that is missing."""
+    recipe, ids = unmask.recipe("demo-mcd"), torch.zeros(2, 4, dtype=torch.int64)
+    missing = r"unmask\.DenoiserModule" if isinstance(wrong, torch.nn.Module) else r"unmask\.load"
+    match = rf"^model is not a model: got a {type(wrong).__name__}.*{missing}"
+    with pytest.raises(ValueError, match=match):
+        unmask.sample(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=match):
+        next(unmask.distill(wrong, ids, recipe))  # type: ignore[arg-type]

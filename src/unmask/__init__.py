@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from unmask.evaluation.judge_by_name import judge as judge
     from unmask.evaluation.judges import generative_perplexity as generative_perplexity
     from unmask.evaluation.metrics import entropy as entropy
+    from unmask.models.denoiser import DenoiserModule as DenoiserModule
+    from unmask.models.foreign import load_into as load_into
     from unmask.models.model import Model as Model
     from unmask.models.model import load as load
+    from unmask.objectives.base import Loss as Loss
     from unmask.objectives.consistency import distillation_loss as distillation_loss
     from unmask.prediction import Prediction as Prediction
     from unmask.recipes.catalog import recipe as recipe
     from unmask.recipes.run import distill as distill
+    from unmask.recipes.run import train as train
+    from unmask.samplers.options import SampleOptions as SampleOptions
     from unmask.samplers.sample import sample as sample
 else:
     # Hidden from type checkers, so that they report a name that is not imported above.
@@ -43,10 +48,13 @@ else:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DenoiserModule": "unmask.models.denoiser",
     "LogLinear": "unmask.diffusion.schedules",
+    "Loss": "unmask.objectives.base",
     "MaskedProcess": "unmask.diffusion.processes",
     "Model": "unmask.models.model",
     "Prediction": "unmask.prediction",
+    "SampleOptions": "unmask.samplers.options",
     "Trajectory": "unmask.diffusion.trajectory",
     "UniformProcess": "unmask.diffusion.processes",
     "distill": "unmask.recipes.run",
@@ -56,8 +64,10 @@ _HOMES = {
     "generative_perplexity": "unmask.evaluation.judges",
     "judge": "unmask.evaluation.judge_by_name",
     "load": "unmask.models.model",
+    "load_into": "unmask.models.foreign",
     "recipe": "unmask.recipes.catalog",
     "sample": "unmask.samplers.sample",
+    "train": "unmask.recipes.run",
     "trajectory": "unmask.diffusion.trajectory",
 }
 

@@ -17,7 +17,7 @@ from unmask.models.model import Model, load
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import TrainingData, documents, training_data
 from unmask.recipes.model_card import HELD_OUT
-from unmask.recipes.run import distill, run
+from unmask.recipes.run import distill, run, train
 from unmask.recipes.schema import ConsistencySettings, Recipe
 from unmask.training import Engine, RunError
 
@@ -154,6 +154,59 @@ def test_wrong_use_of_distill() -> None:
                 replace(recipe("demo-mcd"), batch_size=4),
             )
         )
+
+
+def test_train_is_the_same_training_in_memory(text: Path, tmp_path: Path) -> None:
+    plan = replace(shrink(recipe("demo-teacher"), text), steps=3)
+    rows = training_data(plan)
+    in_files = list(run(plan, tmp_path / "run", data=rows, device="cpu"))
+    other_length = replace(plan, network=replace(plan.network, length=99))
+    in_memory = list(train(other_length, rows.train, tokenizer=rows.tokenizer))
+    assert [update.loss for update in in_memory] == [update.loss for update in in_files]
+    assert [update.student is None for update in in_memory] == [True, True, False]
+    one, two = in_memory[-1].student, load(tmp_path / "run" / "model")
+    assert one.digest == two.digest and one.length == rows.train.shape[1]
+    assert one.tokenizer is rows.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "mask_id"),
+    [("demo-teacher", 38, 37), ("demo-duo", 37, None), ("demo-judge", 38, None)],
+)
+def test_train_needs_only_rows(name: str, vocab_size: int, mask_id: int | None) -> None:
+    """Without a tokenizer the vocabulary is that of the rows, with MASK or a start token."""
+    ids = torch.arange(40).view(5, 8) % 37
+    small = shrink(recipe(name), Path())
+    *_, last = train(small, ids)
+    assert (last.student.vocab_size, last.student.mask_id) == (vocab_size, mask_id)
+    *_, last = train(small, ids, vocab_size=50)
+    assert last.student.vocab_size == 50 and last.student.length == 8
+
+
+def test_train_continues_from_the_model_of_the_recipe(plan: Recipe, text: Path) -> None:
+    start = load(plan.objective.teacher)
+    long = shrink(recipe("long-teacher"), text, Path(plan.objective.teacher))
+    rows = torch.zeros(4, 8, dtype=torch.int64)
+    *_, last = train(replace(long, optim=replace(long.optim, lr=1e-12)), rows)
+    before, after = weights(start.network), weights(last.student.network)
+    assert before.keys() == after.keys() and last.student.tokenizer is not None
+    assert all(torch.allclose(before[name], after[name]) for name in before)
+
+
+def test_wrong_use_of_train() -> None:
+    ids = torch.zeros(4, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"'demo-mcd' distills .*'consistency'.*unmask\.distill"):
+        next(train(recipe("demo-mcd"), ids))
+    with pytest.raises(ValueError, match=r"recipe .*'demo-teacher'.*unmask\.recipe"):
+        next(train("demo-teacher", ids))
+    for wrong, got in (
+        (ids[0], r"\(8,\)"),
+        (ids[:0], r"\(0, 8\)"),
+        (ids[:, :0], "0"),
+        ([[1]], "list"),
+    ):
+        with pytest.raises(ValueError, match=rf"ids .*got .*{got}.*\[n, L\]"):
+            next(train(recipe("demo-teacher"), wrong))
 
 
 def test_data_may_be_given(plan: Recipe, tmp_path: Path) -> None:

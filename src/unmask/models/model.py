@@ -196,6 +196,18 @@ class LanguageModel(ABC):
         )
 
 
+def not_a_model(value: object) -> ValueError:
+    """The error for a value that was given as a model."""
+    got = f"model is not a model: got a {type(value).__name__}"
+    if isinstance(value, str | Path):
+        return ValueError(f"{got}; load it first: unmask.load({str(value)!r})")
+    if isinstance(value, nn.Module):
+        return ValueError(
+            f"{got}; make it an unmask.DenoiserModule, and that an unmask.Model (docs/extending.md)"
+        )
+    return ValueError(f"{got}, want a Model or CausalModel, as unmask.load returns it")
+
+
 @dataclass(frozen=True, repr=False)
 class Model(LanguageModel):
     """A diffusion model: denoiser, noise process, schedule and tokenizer."""

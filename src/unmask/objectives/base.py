@@ -57,7 +57,7 @@ class Objective(Protocol):
         """The loss of a micro-batch.
 
         Args:
-            network: the network that this step trains.
+            network: the student, whichever network this step trains.
             x0: token ids [B, L].
             step: the number of the training step.
             generator: the source of randomness; None: torch's global generator.

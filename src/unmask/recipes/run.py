@@ -1,4 +1,4 @@
-"""Run a recipe: in a run directory (`run`), or in memory on a given model and rows (`distill`)."""
+"""Run a recipe: in a run directory (`run`), or on rows in memory (`train`, `distill`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unmask.data.packing import Rows, StreamedRows, batch_at, check_rows
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import to_json
 from unmask.models.denoiser import own_networks
-from unmask.models.model import LanguageModel, Model
+from unmask.models.model import CausalModel, LanguageModel, Model, not_a_model
 from unmask.models.modules import with_weights
 from unmask.recipes.build import Parts, build, decided, load_start
 from unmask.recipes.data import TrainingData, training_data
@@ -48,7 +48,7 @@ from unmask.training import (
 from unmask.training.distributed import copies, faster_in_bfloat16
 from unmask.training.run_files import read_start
 
-__all__ = ["distill", "finished", "run"]
+__all__ = ["distill", "finished", "run", "train"]
 
 
 def run(
@@ -219,13 +219,13 @@ def _as_started(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
     return decided(recipe, lambda: bool(engine.broadcast_int(faster)))
 
 
-def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
+def distill(model: Model | CausalModel, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
     """Distill a diffusion model in memory (MCD, DCD, SDTT); nothing is saved.
 
     (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
 
     Args:
-        model: the teacher; it is copied.
+        model: the teacher; it is copied. An autoregressive model is refused.
         ids: rows [n, L] to train on.
         recipe: a recipe of distillation. Its data, teacher, network and schedule are not used.
 
@@ -233,25 +233,79 @@ def distill(model: Model, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
         An `Update` a step. At the end of a round, and of the run, it carries `.student`: the model
         of the averaged weights.
     """
+    if not isinstance(model, LanguageModel):
+        raise not_a_model(model)
+    _check_arguments(recipe, ids)
     if not recipe.traits.distils:
         raise ValueError(
             f"recipe {recipe.name!r} does not distill: got objective {recipe.objective.kind!r}, "
-            "want a recipe with a teacher"
+            "want a recipe with a teacher; use unmask.train(recipe, ids)"
         )
-    if ids.dim() != 2 or not len(ids):
+    yield from _in_memory(recipe, ids, model)
+
+
+def train(
+    recipe: Recipe,
+    ids: Tensor,
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int | None = None,
+) -> Iterator[Update]:
+    """Train a model in memory (MDLM, Duo, an autoregressive model); nothing is saved.
+
+    The weights start from random values, or from the model that the recipe names as `init`.
+
+    Args:
+        recipe: a recipe of training. Its data and `network.length` are not used: the rows give
+            them.
+        ids: rows [n, L] to train on.
+        tokenizer: tokenizer of the rows; the model gets it. None: the model has no tokenizer.
+        vocab_size: V, if there is no tokenizer. The last token is MASK in masked diffusion, and the
+            start token of an autoregressive model. None: the smallest V for these rows.
+
+    Yields:
+        An `Update` a step. The last one carries `.student`: the model of the averaged weights.
+    """
+    _check_arguments(recipe, ids)
+    if recipe.traits.distils:
         raise ValueError(
-            f"ids has a wrong shape: got {tuple(ids.shape)}, want rows of tokens [n, L], n >= 1"
+            f"recipe {recipe.name!r} distills a teacher: got objective {recipe.objective.kind!r}, "
+            "want a recipe without a teacher; use unmask.distill(model, ids, recipe)"
         )
+    if vocab_size is None:
+        vocab_size = int(ids.max()) + (1 if recipe.traits.noise == "uniform" else 2)
+    recipe = replace(recipe, network=replace(recipe.network, length=ids.shape[1]))
+    yield from _in_memory(recipe, ids, load_start(recipe), tokenizer, vocab_size)
+
+
+def _in_memory(
+    recipe: Recipe,
+    ids: Tensor,
+    start: LanguageModel | None,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int | None = None,
+) -> Iterator[Update]:
+    """Run a recipe on rows [n, L] without a run directory."""
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
 
     def faster() -> bool:  # a foreign network computes in the precision of its weights
-        own = bool(own_networks(model.module))
+        own = start is None or bool(own_networks(start.module))
         return bool(engine.broadcast_int(own and faster_in_bfloat16(engine.device)))
 
-    parts = build(decided(recipe, faster), None, start=model)
+    parts = build(decided(recipe, faster), tokenizer, vocab_size, start)
     batches, state = _batches(parts.recipe, ids, parts, engine), _begin(parts, engine)
     for update in _fit(parts, state, batches, engine):
         yield _with_student(update, parts, state)
+
+
+def _check_arguments(recipe: Recipe, ids: Tensor) -> None:
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"recipe is not a recipe: got {recipe!r:.40}, want a Recipe; use unmask.recipe(name)"
+        )
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"ids has a wrong shape: got {got}, want a tensor of rows [n, L], n >= 1")
 
 
 def _with_student(update: Update, parts: Parts, state: State, keep: bool = True) -> Update:

@@ -14,6 +14,7 @@ from unmask.diffusion.schedules import NoiseSchedule
 from unmask.limits import check_memory, whole
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.kv_cache import Cache
+from unmask.models.model import not_a_model
 from unmask.prediction import Prediction
 from unmask.types import Denoiser, Tokens
 
@@ -128,6 +129,12 @@ def token_source(model: TextModel) -> TokenSource:
         predictor = model.predictor
         return TokenSource(predictor, predictor.vocab_size, predictor.mask_id)
     return TokenSource(model.denoiser, model.process.vocab_size, model.process.mask_id)
+
+
+def check_model(model: TextModel) -> None:
+    """Raise ValueError for a value that is not a model, such as the path of one."""
+    if not isinstance(model, DiffusionModel | AutoregressiveModel):
+        raise not_a_model(model)
 
 
 def length_of(model: TextModel, length: int | None) -> int:

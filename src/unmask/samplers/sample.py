@@ -24,6 +24,7 @@ from unmask.samplers.inputs import (
     TextModel,
     check_device,
     check_device_memory,
+    check_model,
     check_pinned,
     given_tokens,
     length_of,
@@ -140,6 +141,7 @@ def sample_with(model: TextModel, options: SampleOptions) -> Samples:
 
 def iter_samples(model: TextModel, options: SampleOptions) -> Iterator[Samples]:
     """Yield the texts in batches of `options.batch_size`, each batch when it is drawn."""
+    check_model(model)
     n, length, pinned = options.n, length_of(model, options.length), options.pinned
     if pinned is not None:
         check_pinned(pinned, n, length)
@@ -163,6 +165,7 @@ def watch(model: TextModel, options: SampleOptions) -> Iterator[Frame]:
 
     All samples are one batch. The arguments are checked at once.
     """
+    check_model(model)
     n, length, prompt = options.n, length_of(model, options.length), options.prompt
     run = _runner(model, options)
     pins = given_tokens(model, n, length, prompt, options.pinned, options.device)
