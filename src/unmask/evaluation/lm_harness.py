@@ -18,6 +18,7 @@ import torch
 
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.evaluation.conditional_likelihood import continuations
+from unmask.extras import needs_extra
 from unmask.models.model import CausalModel, Model, load
 from unmask.samplers.inputs import FREE
 from unmask.samplers.sample import sample
@@ -26,13 +27,9 @@ from unmask.samplers.sample import sample
 @cache
 def harness() -> Any:
     """The class that lm-eval registers as "unmask"; ModuleNotFoundError without the extra."""
-    try:
+    with needs_extra("lm-eval"):
         from lm_eval.api.model import LM
         from lm_eval.api.registry import register_model
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"tasks need the package lm-eval: pip install 'unmask[lm-eval]' ({error})"
-        ) from error
 
     class Harness(HarnessModel, LM):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:

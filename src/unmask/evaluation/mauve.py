@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unmask.evaluation.judges import TextSet
 from unmask.evaluation.measure import Measure, over_seeds
+from unmask.extras import needs_extra
 
 Features: TypeAlias = Callable[[TextSet], Tensor]  # texts -> [n, D], as `Judge.features`
 
@@ -38,12 +39,8 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
             f"real or drawn has a wrong shape: got {shapes[0]} and {shapes[1]}, want features "
             f"[n, D] and [m, D] of two sets of at least {MIN_TEXTS} texts"
         )
-    try:
+    with needs_extra("mauve"):
         from mauve import compute_mauve
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"MAUVE needs the package mauve-text: pip install 'unmask[mauve]' ({error})"
-        ) from error
     p, q = (np.ascontiguousarray(table.detach().cpu().float().numpy()) for table in (real, drawn))
     results = [compute_mauve(p_features=p, q_features=q, seed=seed) for seed in range(seeds)]
     # For equal histograms the package's curve is one point, which rounding splits: area 0.75.

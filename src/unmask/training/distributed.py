@@ -1,8 +1,7 @@
 """Devices and processes: one device, or many processes that each see a part of every batch.
 
-Accelerate finds the device and connects the processes. The same program runs under
-`accelerate launch`, `torchrun`, or alone. Each process holds every weight or, sharded, a part of
-every weight.
+The same program runs under `torchrun`, `accelerate launch`, or alone. Each process holds every
+weight or, sharded, a part of every weight.
 
 Whole weights: gradients are summed here once a step, after the last micro-batch. A wrapper around
 the module cannot do this, for three reasons. The vocabulary head runs outside of the module's
@@ -60,10 +59,9 @@ class Engine:
         """Sum each tensor over the processes, in place, in buckets of one dtype."""
         if self.world == 1:
             return
-        from accelerate.utils import reduce
-
         for bucket in _buckets(tensors):
-            flat = reduce(torch.cat([tensor.flatten() for tensor in bucket]), reduction="sum")
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            torch.distributed.all_reduce(flat)
             sizes = [tensor.numel() for tensor in bucket]
             for tensor, part in zip(bucket, flat.split(sizes), strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -177,17 +175,13 @@ def launch(device: str | None = None, sharded: bool = False) -> Engine:
     cpu = device == "cpu" or use_cpu or not torch.cuda.is_available()
     if world == 1:
         return Engine(torch.device(device or ("cpu" if cpu else "cuda")))
-    from accelerate import PartialState
-
-    state = PartialState(cpu=cpu)
-    if state.num_processes != world or state.device is None:
-        raise RuntimeError(
-            f"WORLD_SIZE does not match: got {world} from the launcher, but Accelerate connected "
-            f"{state.num_processes} processes on {state.device}; start all of them by one "
-            "`accelerate launch` or `torchrun`"
-        )
+    own = torch.device("cpu" if cpu else f"cuda:{os.environ['LOCAL_RANK']}")
+    if not cpu:
+        torch.cuda.set_device(own)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo" if cpu else "nccl")
     sharded = sharded or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return Engine(state.device, state.process_index, state.num_processes, sharded)
+    return Engine(own, torch.distributed.get_rank(), world, sharded)
 
 
 def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:

@@ -14,6 +14,7 @@ from unmask.cli.console import emit, parse, progress, result_folder, say, table
 from unmask.dataclass_json import to_json
 from unmask.experiments.bench import ar_speedup
 from unmask.experiments.bench.bench_results import Bench, BenchRow, BenchSettings, Contender
+from unmask.experiments.report.bench_figure import write_figure
 from unmask.models.denoiser import set_compute
 from unmask.models.model import CausalModel, Model, causal_model, diffusion_model, load
 from unmask.recipes.build import DTYPES
@@ -81,8 +82,6 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         rows=tuple(ar_speedup.bench_rows(pairs, length)),
     )
     file = bench.save(out)
-    from unmask.experiments.bench.figure import write_figure
-
     png, _ = write_figure(bench, out)
     if options.json:
         emit(to_json(bench))

@@ -12,6 +12,8 @@ from unmask.evaluation.sweep import REPORT, EvalSettings
 from unmask.evaluation.verdict import Finding
 from unmask.experiments.driver import run_plan
 from unmask.experiments.plans import SHIPPED, demo
+from unmask.experiments.report.page import write_report
+from unmask.experiments.report.report_schema import read_report
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe
 
@@ -54,9 +56,6 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     if follow(run_plan(plan, args.out)) is None:
         remark(f"stopped: the state is saved in {args.out}; the same command continues from there")
         return 1
-    from unmask.experiments.report.page import write_report
-    from unmask.experiments.report.report_schema import read_report
-
     report = read_json(args.out / REPORT, LARGEST_REPORT)
     page = write_report(report, args.out)
     columns = ("steps", "nfe", "gen_ppl", "sem", "entropy")

@@ -13,6 +13,8 @@ from unmask.cli.console import parse, say
 from unmask.dataclass_json import LARGEST_REPORT, read_json
 from unmask.evaluation.sweep import REPORT
 from unmask.experiments.bench.bench_results import BENCH, Bench
+from unmask.experiments.report.bench_figure import write_figure
+from unmask.experiments.report.page import write_report
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,9 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             f"`unmask eval frontier` write {REPORT}, `unmask bench` writes {BENCH}"
         )
     if file.name == BENCH:
-        from unmask.experiments.bench.figure import write_figure
-
         for written in write_figure(Bench.read(file), file.parent):
             say(str(written))
         return 0
     data = read_json(file, LARGEST_REPORT)
-    from unmask.experiments.report.page import write_report
-
     say(str(write_report(data, file.parent)))
     return 0

@@ -15,6 +15,10 @@ from unmask.experiments.comparison_tables import Report, reports_of, summary
 from unmask.experiments.plan import Plan, failure
 from unmask.experiments.plans import STUDY_SEEDS
 from unmask.experiments.published import FAILED, TABLES
+from unmask.experiments.report.figures import comparison_figure
+from unmask.experiments.report.paper import write_table
+from unmask.experiments.report.plot_helpers import save_figure
+from unmask.experiments.report.report_schema import read_report
 
 
 def show(name: str, plan: Plan, directory: Path, *, whole: bool, done: bool) -> None:
@@ -80,10 +84,6 @@ def _show_reports(
     """A table and its figure; nothing if nothing is measured. All reports share one protocol."""
     if not reports:
         return
-    from unmask.experiments.report.figures import comparison_figure
-    from unmask.experiments.report.plot_helpers import save_figure
-    from unmask.experiments.report.report_schema import read_report
-
     records = {name: read_report(report) for name, report in reports.items()}
     require_same_protocol(row.row for record in records.values() for _, row in record.rows)
     table("students; gains over a temperature-scaled teacher at equal steps", tables.HEAD, lines)
@@ -135,8 +135,6 @@ def _cell(line: paper.TableLine, steps: int, seeds: int) -> str:
 
 def write_page(name: str, plan: Plan, directory: Path) -> None:
     """Write the table as JSON, as a figure and as a page."""
-    from unmask.experiments.report.paper import write_table
-
     content = paper.full_record(plan, directory, TABLES[name], FAILED.get(name, {}))
     # Figure 3 shares the directory of table 1.
     file = directory / ("table.json" if name.startswith("table") else f"{name}.json")

@@ -25,6 +25,7 @@ from torch import Tensor
 from unmask.diffusion.duality import ddim_path, keep_probability, margin, project, snr_root
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
 from unmask.diffusion.trajectory import Trajectory
+from unmask.extras import needs_extra
 from unmask.limits import whole
 from unmask.rng import generator
 from unmask.types import Tokens
@@ -274,18 +275,14 @@ def figure_data(observation: Observation) -> FigureData:
 
 def kolmogorov_smirnov(u: Tensor) -> tuple[float, float]:
     """Test that u [n] is uniform on [0, 1]: (statistic D, p-value)."""
-    result = _scipy_stats().ks_1samp(u.double().numpy(), _scipy_stats().uniform.cdf)
+    stats = _scipy_stats()
+    result = stats.ks_1samp(u.double().numpy(), stats.uniform.cdf)
     return float(result.statistic), float(result.pvalue)
 
 
 def _scipy_stats() -> ModuleType:
-    """scipy.stats; ModuleNotFoundError names the extra that installs it."""
-    try:
+    with needs_extra("demo"):
         from scipy import stats
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"`unmask verify` needs the package scipy: pip install 'unmask[demo]' ({error})"
-        ) from error
     return stats  # type: ignore[no-any-return]
 
 

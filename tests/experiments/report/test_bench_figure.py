@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 import unmask
 from toy_bench import bench
 from unmask.experiments.bench.bench_results import Bench
-from unmask.experiments.bench.figure import throughput_figure, write_figure
+from unmask.experiments.report.bench_figure import throughput_figure, write_figure
 from unmask.experiments.report.style import LIGHT
 
 
@@ -68,7 +68,7 @@ def test_the_figure_is_drawn_from_the_file_without_torch(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from unmask.experiments.bench.bench_results import Bench\n"
-        "from unmask.experiments.bench.figure import write_figure\n"
+        "from unmask.experiments.report.bench_figure import write_figure\n"
         "write_figure(Bench.read(Path('bench.json')), Path('.')); sys.exit('torch' in sys.modules)"
     )
     env = {"PYTHONPATH": str(Path(unmask.__file__).parents[1])}
