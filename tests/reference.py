@@ -13,7 +13,21 @@ from safetensors.torch import load_file
 from scipy.stats import chi2
 from torch import Tensor, nn
 
+from unmask.diffusion.duality import ddim_path
 from unmask.models.dit import DiT, Shape
+
+
+def dense_input(
+    x0: Tensor, eps: Tensor, snr_root: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Duo's soft input by its definition (arXiv 2506.10892, Eq. 2), from K Gaussians a token.
+
+    x0 is [B, L], eps [B, L, K] ~ N(0, 1), snr_root [B] = alpha~/sigma~. Returns z = arg max w
+    [B, L] and the logits w / tau [B, L, K].
+    """
+    roots = snr_root[:, None].expand(x0.shape).flatten()
+    w = ddim_path(x0.flatten(), eps.flatten(0, 1), roots).view(eps.shape)
+    return w.argmax(-1), w / temperature
 
 
 def duality_keep(root: float, size: int) -> float:

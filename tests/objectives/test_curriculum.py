@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from reference import dense_input
 from toy_denoiser import Toy
-from unmask.diffusion.gaussian_input import dense_input
 from unmask.diffusion.processes import UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, gamma_at
 from unmask.objectives.base import Loss

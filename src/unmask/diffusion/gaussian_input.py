@@ -6,8 +6,8 @@ Duo (arXiv 2506.10892, section 4.1) first trains its uniform-state denoiser on s
 
 The noisy token of the bound is z = arg max w. As tau -> 0 the input becomes z itself.
 
-`dense_input` is this definition, with K Gaussians a token. `sparse_input` draws the same law from
-2 k + 1 random numbers a token. Only the k greatest of the K - 1 other coordinates have noticeable
+The definition needs K Gaussians a token. `sparse_input` draws the same law from 2 k + 1 random
+numbers a token. Only the k greatest of the K - 1 other coordinates have noticeable
 weight. The order statistics of independent normals have a closed form for any K.
 """
 
@@ -16,30 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unmask.diffusion.duality import coefficients, ddim_path
+from unmask.diffusion.duality import coefficients
 from unmask.types import PerSequence, SoftTokens, Tokens
-
-
-def dense_input(
-    x0: Tokens, eps: Tensor, snr_root: PerSequence, temperature: float
-) -> tuple[Tokens, Tensor]:
-    """The curriculum input from K Gaussians a token.
-
-    Args:
-        x0: token ids [B, L].
-        eps: the noise [B, L, K] ~ N(0, 1).
-        snr_root: alpha~/sigma~, [B].
-        temperature: tau > 0.
-
-    Returns:
-        z = arg max w, [B, L], and the logits w / tau, float64 [B, L, K]. The network applies the
-        softmax to floating-point input.
-    """
-    _check_temperature(temperature)
-    w = ddim_path(
-        x0.flatten(), eps.flatten(0, 1), snr_root[:, None].expand(x0.shape).flatten()
-    ).view(eps.shape)
-    return w.argmax(-1), w / temperature
 
 
 def sparse_input(
@@ -52,7 +30,7 @@ def sparse_input(
 ) -> tuple[Tokens, SoftTokens]:
     """The curriculum input, restricted to x0 and the `top_k` greatest other coordinates.
 
-    The law is that of `dense_input`, except that the weights softmax(w / tau) are normalised over
+    The law is that of the definition, except that the weights softmax(w / tau) are normalised over
     these top_k + 1 tokens. With top_k = K - 1 it is exactly that law. z is exact for any top_k.
 
     Args:

@@ -18,18 +18,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from unmask.evaluation.bootstrap import DRAWS
 from unmask.evaluation.interpolation import (
     NOT_REACHED,
     CurvePoint,
     Estimate,
     Point,
-    Resampler,
     at_temperature_1,
     curves,
     estimate,
     interpolate,
     read,
+    resampled,
 )
 from unmask.evaluation.measure import ENTROPIES, Row, require_same_protocol
 
@@ -137,8 +136,6 @@ def answer_questions(
     student: Sequence[Row],
     temperature_teacher: Sequence[Row],
     data: Row | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> Answers:
     """Answer the three questions from rows of one protocol.
 
@@ -148,8 +145,6 @@ def answer_questions(
             reach the teacher's entropy.
         temperature_teacher: rows of the teacher at other temperatures.
         data: the row of real text; its entropy is a second target.
-        draws: bootstrap resamples.
-        seed: seed of the bootstrap.
 
     Raises:
         UnequalProtocols: for rows of several protocols.
@@ -161,15 +156,14 @@ def answer_questions(
             f"and {len(student)} of the student, want rows of both"
         )
     require_same_protocol([*teacher, *student, *temperature_teacher, *([data] if data else [])])
-    resampler = Resampler(draws, seed)
-    teachers = curves([*plain, *temperature_teacher], resampler)
-    students = curves(student, resampler)
+    teachers = curves([*plain, *temperature_teacher])
+    students = curves(student)
     most = max(row.setting.steps for row in plain)
     reference = at_temperature_1(teachers[most])
     assert reference is not None  # `plain` has a row at `most` steps
     targets = {f"the teacher at {most} steps": reference}
     if data:
-        targets["data"] = resampler(data)
+        targets["data"] = resampled(data)
     return Answers(
         same_steps=list(_same_steps(teachers, students)),
         equal_entropy=[

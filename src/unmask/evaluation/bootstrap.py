@@ -13,9 +13,9 @@ Index: TypeAlias = NDArray[np.int64]
 DRAWS = 1000  # resamples
 
 
-def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Index:
-    """Bootstrap indices [draws, n]. Equal n and seed give equal indices, which pairs two rows."""
-    return np.random.default_rng(seed % 2**64).integers(n, size=(draws, n))
+def resamples(n: int, seed: int = 0) -> Index:
+    """Bootstrap indices [DRAWS, n]. Equal n and seed give equal indices, which pairs two rows."""
+    return np.random.default_rng(seed % 2**64).integers(n, size=(DRAWS, n))
 
 
 def pooled_mean(total: Floats, count: Floats, index: Index) -> Floats:

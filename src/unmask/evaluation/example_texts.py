@@ -104,9 +104,9 @@ def unmasking_trace(
     }
 
 
-def excerpt(rows: Rows, decode: Callable[[Sequence[int]], str], n: int = 2) -> list[str]:
-    """n real rows as texts, spread evenly over all rows."""
-    return [decode(row) for row in rows[evenly_spaced(len(rows), n)].tolist()]
+def excerpt(rows: Rows, decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """Two real rows as texts, spread evenly over all rows."""
+    return [decode(row) for row in rows[evenly_spaced(len(rows), 2)].tolist()]
 
 
 def _no_tokenizer(name: str) -> ValueError:

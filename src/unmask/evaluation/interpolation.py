@@ -52,40 +52,35 @@ class CurvePoint:
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class Resampler:
-    """A function Row -> `Point` that uses the same resamples for all rows of n samples."""
-
-    draws: int
-    seed: int
-
-    def __call__(self, row: Row) -> Point:
-        if not {NATS, TOKENS} <= row.samples.keys():
-            raise ValueError(
-                f"row {row.name} at {row.setting.steps} steps lacks the per-sample {NATS} and "
-                f"{TOKENS}, which a paired interval needs: measure it again, or store its `samples`"
-            )
-        columns = {name: np.asarray(values, np.float64) for name, values in row.samples.items()}
-        entropies = {
-            name: self._pooled(columns[name], np.ones(len(columns[name])))
-            for name in ENTROPIES
-            if name in columns
-        }
-        return Point(row, self._pooled(columns[NATS], columns[TOKENS]), entropies)
-
-    def _pooled(self, total: Floats, count: Floats) -> Floats:
-        n = len(total)
-        index: Index = np.concatenate([np.arange(n)[None], resamples(n, self.draws, self.seed)])
-        return pooled_mean(total, count, index)
+def resampled(row: Row) -> Point:
+    """A row under every resample; all rows of n samples use the same resamples."""
+    if not {NATS, TOKENS} <= row.samples.keys():
+        raise ValueError(
+            f"row {row.name} at {row.setting.steps} steps lacks the per-sample {NATS} and "
+            f"{TOKENS}, which a paired interval needs: measure it again, or store its `samples`"
+        )
+    columns = {name: np.asarray(values, np.float64) for name, values in row.samples.items()}
+    entropies = {
+        name: _pooled(columns[name], np.ones(len(columns[name])))
+        for name in ENTROPIES
+        if name in columns
+    }
+    return Point(row, _pooled(columns[NATS], columns[TOKENS]), entropies)
 
 
-def curves(rows: Iterable[Row], resampler: Resampler) -> dict[int, list[Point]]:
+def _pooled(total: Floats, count: Floats) -> Floats:
+    n = len(total)
+    index: Index = np.concatenate([np.arange(n)[None], resamples(n)])
+    return pooled_mean(total, count, index)
+
+
+def curves(rows: Iterable[Row]) -> dict[int, list[Point]]:
     """Steps -> points by temperature, both ascending. The first of two equal settings is used."""
     table: dict[int, dict[float, Row]] = {}
     for row in rows:
         table.setdefault(row.setting.steps, {}).setdefault(row.setting.temperature, row)
     return {
-        steps: [resampler(table[steps][tau]) for tau in sorted(table[steps])]
+        steps: [resampled(table[steps][tau]) for tau in sorted(table[steps])]
         for steps in sorted(table)
     }
 

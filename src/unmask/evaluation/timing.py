@@ -41,9 +41,9 @@ class Timed(Generic[T]):
         """
         return float(np.quantile(np.array(self.seconds), share))
 
-    def rate(self, count: int, unit: str = "tokens/s") -> Measure:
-        """Median of count / seconds, with a bootstrap standard error over repeats."""
-        return median(count / np.array(self.seconds), unit)
+    def rate(self, count: int) -> Measure:
+        """Median tokens a second, with a bootstrap standard error over repeats."""
+        return median(count / np.array(self.seconds), "tokens/s")
 
 
 def timed(

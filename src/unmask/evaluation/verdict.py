@@ -35,12 +35,18 @@ class Finding:
 
     def __str__(self) -> str:
         """
-        >>> print(Finding("Training seeds", details=["2"]))
-        Training seeds: 2.
+        >>> print(Finding("At 4 steps", details=["better"]))
+        At 4 steps: better.
         """
         figures = f" ({self.figures})" if self.figures else ""
         details = f": {'; '.join(self.details)}" if self.details else ""
         return f"{self.claim}{figures}{details}."
+
+
+ONE_SEED = Finding(
+    "One training seed",
+    details=["figures of one run, not yet a verdict on the method, which takes two at least"],
+)
 
 
 def judge_gain(gain: Estimate, claims: bool = True) -> str:
@@ -52,22 +58,16 @@ def judge_gain(gain: Estimate, claims: bool = True) -> str:
     return BETTER if gain.low > 1 else WORSE if gain.high < 1 else EQUAL
 
 
-def verdict(
-    answers: Answers, training_seeds: int = 1, reasons: Sequence[str] = ()
-) -> list[Finding]:
+def verdict(answers: Answers, reasons: Sequence[str] = ()) -> list[Finding]:
     """The findings, with 95 % intervals. A win needs all three diversities to agree.
 
     Args:
         answers: the answers.
-        training_seeds: number of students that were trained with different seeds.
         reasons: reasons against a claim (`reasons_against_claim`); the verdict then gives them and
             says nothing else about the student.
     """
     if reasons:
-        return [
-            Finding("No claim is made about the student", "; ".join(reasons)),
-            _seeds(training_seeds),
-        ]
+        return [Finding("No claim is made about the student", "; ".join(reasons)), ONE_SEED]
     at = answers.equal_entropy[0].at
     columns = {
         column: [one for one in answers.equal_entropy if one.column == column and one.at == at]
@@ -79,7 +79,7 @@ def verdict(
         _win(list(columns.values()), at),
         *(_equal_seconds(column, answers.equal_seconds) for column in ENTROPIES),
         *(_speed(column, answers.speed) for column in ENTROPIES),
-        _seeds(training_seeds),
+        ONE_SEED,
     ]
 
 
@@ -198,13 +198,6 @@ def _gain(gain: Estimate) -> str:
     if gain.low is None or gain.high is None:
         return f"{gain.value:.3f} (no interval: too few resamples reach the target)"
     return f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}], {judge_gain(gain)}"
-
-
-def _seeds(count: int) -> Finding:
-    if count >= 2:
-        return Finding("Training seeds", details=[str(count)])
-    caveat = "figures of one run, not yet a verdict on the method, which takes two at least"
-    return Finding("One training seed", details=[caveat])
 
 
 def reasons_against_claim(

@@ -73,27 +73,12 @@ class Shape:
             )
 
 
-def tiny(vocab_size: int, length: int = 1024) -> Shape:
-    """Duo's smallest network: 8 blocks of width 256."""
-    return Shape(vocab_size, length, width=256, blocks=8, heads=8)
-
-
 def small(vocab_size: int, length: int = 1024) -> Shape:
     """The network of nearly every published result: 12 blocks of width 768.
 
     It has 169,627,218 weights at V = 50258.
     """
     return Shape(vocab_size, length, width=768, blocks=12, heads=12)
-
-
-def medium(vocab_size: int, length: int = 1024) -> Shape:
-    """24 blocks of width 1024; about 424 M weights at V = 50258."""
-    return Shape(vocab_size, length, width=1024, blocks=24, heads=16)
-
-
-def large(vocab_size: int, length: int = 1024) -> Shape:
-    """SDTT's largest: 24 blocks of width 1536; about 863 M weights at V = 50258."""
-    return Shape(vocab_size, length, width=1536, blocks=24, heads=16)
 
 
 @dataclass(frozen=True)

@@ -184,10 +184,10 @@ def launch(device: str | None = None, sharded: bool = False) -> Engine:
     return Engine(own, torch.distributed.get_rank(), world, sharded)
 
 
-def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:
+def faster_in_bfloat16(device: torch.device) -> bool:
     """True if a matrix product takes less time in bfloat16 than in float32.
 
-    On a CPU both are timed `repeats` times, because many CPUs have no bfloat16 units.
+    On a CPU both are timed seven times, because many CPUs have no bfloat16 units.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -196,7 +196,7 @@ def faster_in_bfloat16(device: torch.device, repeats: int = 7) -> bool:
         a = torch.ones(1024, 256, dtype=dtype, device=device)
         b = torch.ones(256, 1024, dtype=dtype, device=device)
         times = []
-        for _ in range(repeats):
+        for _ in range(7):
             start = time.perf_counter()
             _ = a @ b
             times.append(time.perf_counter() - start)

@@ -124,11 +124,6 @@ class FigureData:
     joint: list[JointLaw]
 
 
-def run_checks(vocab_size: int, n: int, seed: int) -> list[Check]:
-    """Run all checks for K = vocab_size >= 2 coordinates and n >= 100 tokens, in time O(n K)."""
-    return examine(observe(vocab_size, n, seed))
-
-
 def observe(
     vocab_size: int, n: int, seed: int, schedule: NoiseSchedule | None = None
 ) -> Observation:

@@ -193,18 +193,6 @@ def insert_blocks(tensors: Mapping[str, Tensor], multiplier: int) -> dict[str, T
     return {re.sub(r"^blocks\.(\d+)", deeper, name): tensor for name, tensor in tensors.items()}
 
 
-def original_blocks(tensors: Mapping[str, Tensor], multiplier: int) -> dict[str, Tensor]:
-    """The inverse of `insert_blocks`: the original blocks under their old names."""
-    original = {}
-    for name, tensor in tensors.items():
-        block = re.match(r"blocks\.(\d+)(.*)", name)
-        if block is None:
-            original[name] = tensor
-        elif int(block[1]) % multiplier == 0:
-            original[f"blocks.{int(block[1]) // multiplier}{block[2]}"] = tensor
-    return original
-
-
 def _by_storage(weights: Mapping[str, Weight]) -> list[tuple[str, Weight]]:
     return sorted(weights.items(), key=lambda item: item[1].storage)
 
