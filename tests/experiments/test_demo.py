@@ -15,6 +15,7 @@ from unmask.evaluation.frontier import frontier
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.measure import Row
 from unmask.evaluation.sweep import REPORT, EvalContext, EvalSettings, MeasuredRow, measure
+from unmask.evaluation.verdict import Finding
 from unmask.experiments.driver import run_plan, train
 from unmask.experiments.plan import Plan
 from unmask.experiments.plans import demo
@@ -171,7 +172,7 @@ def test_the_command_prints_the_report_and_writes_the_page(
     monkeypatch.setattr(sweep, "draw_and_measure", None)
     assert main(["demo", "--out", str(home)]) == 0
     out = capsys.readouterr().out
-    assert all(sentence in out for sentence in finished["verdict"])
+    assert all(str(Finding(**finding)) in out for finding in finished["verdict"])
     assert "teacher" in out and "student" in out and str(home / "report.html") in out
     assert (home / "report.html").exists()
     monkeypatch.setattr(command, "run_plan", lambda *_: iter(()))
