@@ -37,9 +37,20 @@ FLOORS = {
 }
 FACADE = "__init__.py"  # of src/unmask: it names things of every floor; no module imports it
 
-FILE_LINES = 400
-FUNCTION_LINES = 76
-LONG_FUNCTIONS: dict[str, str] = {}  # "folder/file.py:function" -> the reason for its length
+FILE_LINES = 350
+LONG_FILES = {  # "folder/file.py" -> the reason for its length
+    "evaluation/measure.py": "one schema: measures, rows and their protocol",
+    "experiments/exact/synthetic_sources.py": "three sources with their exact laws",
+    "recipes/catalog.py": "18 recipes, each number with its source",
+    "recipes/run.py": "the three ways into a run share its steps",
+}
+FUNCTION_LINES = 60
+LONG_FUNCTIONS = {  # "folder/file.py:function" -> the reason for its length
+    "evaluation/conditional_likelihood.py:conditional_nelbo": "a third is its docstring",
+    "models/checkpoints/export.py:save_lightning": "one file format, key by key",
+    "samplers/sample.py:sample": "its docstring lists every argument",
+    "training/loop.py:fit": "the training loop reads from top to bottom",
+}
 
 FOREIGN_CONFIG = {  # files that read the config.json and tokenizer_config.json of other projects
     *(
@@ -151,7 +162,7 @@ def config_stops_at_recipes(source: Source) -> Complaints:
 
 def files_are_short(source: Source) -> Complaints:
     lines = source.text.count("\n")
-    if lines > FILE_LINES:
+    if lines > FILE_LINES and source.path not in LONG_FILES:
         yield lines, f"{lines} lines, at most {FILE_LINES}"
 
 
@@ -352,6 +363,9 @@ def test_no_excuse_is_out_of_date() -> None:
         if node.end_lineno - node.lineno + 1 > FUNCTION_LINES
     }
     assert LONG_FUNCTIONS.keys() <= long
+    assert LONG_FILES.keys() <= {
+        source.path for source in read_package() if source.text.count("\n") > FILE_LINES
+    }
     assert FOREIGN_CONFIG <= {source.path for source in read_package()}
 
 

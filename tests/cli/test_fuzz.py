@@ -229,7 +229,8 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     monkeypatch.setattr("unmask.experiments.commands.demo.demo", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(
-        "unmask.experiments.report.bench_figure.write_figure", lambda *_: (Path("a.png"), Path("a.svg"))
+        "unmask.experiments.report.bench_figure.write_figure",
+        lambda *_: (Path("a.png"), Path("a.svg")),
     )
     return {"masked": masked, "causal": causal, "text": text}
 

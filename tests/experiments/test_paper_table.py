@@ -181,7 +181,7 @@ def test_the_command_prints_the_table_and_writes_the_page(
     capsys.readouterr()
     assert main(["reproduce", "table1", "--work", str(home), "--cells", "MDC"]) == 1
     err = capsys.readouterr().err
-    assert "cells: " in err and "MDC" in err and "SDTT, DCD, MCD" in err
+    assert "cells" in err and "MDC" in err and "SDTT, DCD, MCD" in err
 
 
 def test_each_source_has_its_own_line(

@@ -126,7 +126,7 @@ def test_a_model_is_not_converted_onto_itself(
     (tmp_path / "link").symlink_to(tmp_path / "run" / "model")
     before = content(tmp_path)
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / name)]) == 1
-    assert ("out is the model itself" in capsys.readouterr().err) == (name != "run")
+    assert ("out is the source model" in capsys.readouterr().err) == (name != "run")
     shutil.copy(CKPT, tmp_path / "a.ckpt")
     assert (
         main(
