@@ -659,7 +659,7 @@ def test_one_process_of_many_prints(capsys, monkeypatch):
     [
         *(f"{verb}.Arguments" for verb in sorted(VERBS.keys() - {"distill", "eval"})),
         "evaluate.Frontier",
-        "evaluate.Samples",
+        "evaluate.SamplesArguments",
         "likelihood.Likelihood",
         "zero_shot.ZeroShot",
         "lm_harness.LmHarness",

@@ -124,7 +124,7 @@ def commands(places: dict[str, Path]) -> dict[str, tuple[list[str], list[str | i
         "train.Arguments": ["train", "demo-teacher", "--dry-run"],
         "likelihood.Likelihood": ["eval", "likelihood", masked, *rows, "--limit", "2"],
         "zero_shot.ZeroShot": ["eval", "zero-shot", masked, "--sets", "code", "--limit", "1"],
-        "evaluate.Samples": ["eval", "samples", masked, "--judge", causal, *rows, *few],
+        "evaluate.SamplesArguments": ["eval", "samples", masked, "--judge", causal, *rows, *few],
         "evaluate.Frontier": ["eval", "frontier", masked, masked, "--judge", causal, *rows, *study],
         "convert.Arguments": ["convert", masked, "converted"],
         "reproduce.Arguments": ["reproduce", "table1", "--dry-run"],

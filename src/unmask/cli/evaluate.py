@@ -31,7 +31,7 @@ _DEFAULTS = EvalSettings()
 
 
 @dataclass(frozen=True)
-class Samples:
+class SamplesArguments:
     """Draw texts from a model, and measure their generative perplexity and diversity.
 
     Attributes:
@@ -127,7 +127,7 @@ class Frontier:
 
 
 def samples(verb: str, arguments: Sequence[str]) -> int:
-    options = parse(Samples, verb, arguments)
+    options = parse(SamplesArguments, verb, arguments)
     if options.steps == () or not (options.temperatures and options.seeds):
         raise ValueError("steps, temperatures or seeds is empty: want at least one of each")
     model = load(options.model, device=options.device)
