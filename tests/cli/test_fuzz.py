@@ -226,7 +226,7 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     (tmp_path / "a file").write_text("words")
     some = library_files()[:5]  # of 12 MB
     monkeypatch.setattr(package_corpora, "library_files", lambda: some)
-    monkeypatch.setattr("unmask.experiments.commands.demo.demo", lambda *_: iter(()))
+    monkeypatch.setattr("unmask.experiments.commands.demo.run_plan", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(
         "unmask.experiments.report.bench_figure.write_figure",

@@ -184,12 +184,12 @@ def test_the_memory_of_a_long_text_is_that_of_its_ids() -> None:
     """6 million characters, whose encoding in one piece takes 700 MB."""
     code = """
 import resource
-from unmask.recipes.data import coded
+from unmask.recipes.data import encode_documents
 from unmask.data.tokenizers import train_bpe
 words = " ".join(f"{n * 7919 % 99991:x}" for n in range(40_000))
 tokenizer = train_bpe([words], 400)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(ids,) = coded([words * (6_000_000 // len(words))], tokenizer)
+(ids,) = encode_documents([words * (6_000_000 // len(words))], tokenizer)
 print(len(ids), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     env = {
