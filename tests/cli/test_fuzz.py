@@ -197,7 +197,7 @@ def faults(words: Sequence[str], flag: str, value: str) -> Iterator[str]:
         value.replace("//", "/"),
     }
     # "stopped" is the end of the demo, whose work is left out: its values were accepted.
-    if output.startswith("stopped; ") or HUB in output:
+    if output.startswith("stopped: ") or HUB in output:
         return
     if code and not any(each in " ".join(output.split()) or each in output for each in names):
         yield f"exit code {code} without the name of {flag}: {' '.join(output.split())[:300]}"
