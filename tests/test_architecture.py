@@ -30,10 +30,9 @@ FLOORS = {
     **dict.fromkeys(["objectives", "samplers"], 3),
     **dict.fromkeys(["evaluation", "training"], 4),
     **dict.fromkeys(["recipes"], 5),
-    **dict.fromkeys(["serve"], 6),
-    "cli": 7,
-    "experiments": 8,
-    "__main__": 9,
+    "cli": 6,
+    "experiments": 7,
+    "__main__": 8,
 }
 FACADE = "__init__.py"  # of src/unmask: it names things of every floor; no module imports it
 

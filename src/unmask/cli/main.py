@@ -43,7 +43,7 @@ VERBS = {
     "sample": Verb("sample", "draw texts from a model", "only the texts above were drawn"),
     "eval": Verb(
         "evaluate",
-        "measure likelihood, generative perplexity with entropy, or a student's frontier",
+        "measure likelihood, drawn texts, or a student's frontier",
         "only the lines above were measured",
     ),
     "bench": Verb(
