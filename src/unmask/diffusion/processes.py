@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmask.diffusion.row_losses import compute_row_loss, scatter_rows
 from unmask.diffusion.schedules import check_unit
-from unmask.diffusion.uniform_nelbo import UniformNelbo
+from unmask.diffusion.uniform_nelbo import uniform_nelbo
 from unmask.diffusion.vocabulary_losses import cross_entropy
 from unmask.prediction import Prediction
 from unmask.types import PerSequence, PerToken, Probs, Tokens
@@ -168,12 +168,7 @@ class MaskedProcess:
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
         """keep [z_s = z_t] + predict p, with the weights of `posterior_mixture`."""
-        p_z = p_x0.gather(-1, z_t[..., None])
-        keep, predict, _ = (
-            weight.to(p_x0)[..., None]
-            for weight in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
-        )
-        return (predict * p_x0).scatter_add(-1, z_t[..., None], keep)
+        return _posterior(self, p_x0, z_t, alpha_t, alpha_s)
 
     def nelbo(
         self,
@@ -252,12 +247,7 @@ class UniformProcess:
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
         """keep [z_s = z_t] + predict p + noise / K, with the weights of `posterior_mixture`."""
-        p_z = p_x0.gather(-1, z_t[..., None])
-        keep, predict, noise = (
-            weight.to(p_x0)[..., None]
-            for weight in self.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
-        )
-        return (predict * p_x0 + noise / self.vocab_size).scatter_add(-1, z_t[..., None], keep)
+        return _posterior(self, p_x0, z_t, alpha_t, alpha_s)
 
     def nelbo(
         self,
@@ -269,7 +259,7 @@ class UniformProcess:
     ) -> PerToken:
         """lim KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt at every position (Duo, Eq. 12).
 
-        Rao-Blackwellised; see `UniformNelbo` for the formula.
+        Rao-Blackwellised; see `uniform_nelbo` for the formula.
         """
         check_unit(alpha_t, "alpha")
         # At alpha = 1 the bound has a limit but its formula is 0 / 0.
@@ -277,13 +267,26 @@ class UniformProcess:
         alpha, minus_dalpha = (
             value[:, None].expand(x0.shape).flatten() for value in (below_one, -dalpha_t.double())
         )
-        loss = UniformNelbo(x0.flatten(), z_t.flatten(), alpha, minus_dalpha, self.vocab_size)
-        return compute_row_loss(prediction, loss, prediction.rows(None)).view(x0.shape)
+        loss = uniform_nelbo(x0.flatten(), z_t.flatten(), alpha, minus_dalpha, self.vocab_size)
+        rows = prediction.rows(None)
+        return compute_row_loss(prediction, lambda chunk: loss, rows).view(x0.shape)
 
 
 def noise_process(vocab_size: int, mask_id: int | None) -> Process:
     """Masked diffusion if there is a MASK, else uniform diffusion."""
     return UniformProcess(vocab_size) if mask_id is None else MaskedProcess(vocab_size, mask_id)
+
+
+def _posterior(
+    process: Process, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
+) -> Probs:
+    """The law that `posterior_mixture` describes. For masked diffusion the weight `noise` is 0."""
+    p_z = p_x0.gather(-1, z_t[..., None])
+    keep, predict, noise = (
+        weight.to(p_x0)[..., None]
+        for weight in process.posterior_mixture(z_t, p_z.squeeze(-1), alpha_t, alpha_s)
+    )
+    return (predict * p_x0 + noise / process.vocab_size).scatter_add(-1, z_t[..., None], keep)
 
 
 def _levels(alpha_t: PerSequence, alpha_s: PerSequence) -> tuple[PerSequence, PerSequence]:

@@ -1,8 +1,8 @@
 """Losses of single rows of the vocabulary, computed in bounded memory.
 
-A `RowLoss` gives the values of some rows and their derivatives with respect to the logits, in
-closed form. `compute_row_loss` applies one to the selected rows of a `Prediction`, as a custom
-`autograd.Function`:
+A `RowLoss` is a function that gives the values of some rows, and their derivatives with respect to
+the logits in closed form. `compute_row_loss` applies it to the selected rows of a `Prediction`, as
+a custom `autograd.Function`:
 
     for each chunk of rows:                  one call of the head
         for each block of rows in a chunk:   small enough for the cache of one core
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,23 +29,12 @@ from unmask.types import PerToken
 Rows = slice  # consecutive rows among the N selected ones
 
 
-class RowLoss(Protocol):
-    """A loss with one value a row. The table `log_p` [n, V] holds the given `rows` of the N."""
-
-    def prepare(self, chunk: Rows) -> RowLoss:
-        """The loss for a chunk, after work that its rows share (a teacher's head)."""
-        ...
-
-    def value(self, log_p: Tensor, rows: Rows) -> Tensor:
-        """The values [n], nats. May overwrite `log_p`."""
-        ...
-
-    def value_and_grad(self, log_p: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The values [n] and d value / d logits [n, V], zero where p is zero.
-
-        May overwrite `log_p`.
-        """
-        ...
+# The values [n], nats, and a function that computes d value / d logits [n, V], 0 where p is 0.
+ValueAndGradient = tuple[Tensor, Callable[[], Tensor]]
+# The loss of a block from log p [n, V] and its rows. It and its gradient may overwrite log p.
+BlockLoss = Callable[[Tensor, Rows], ValueAndGradient]
+# The loss of a chunk, after work that its blocks share (a teacher's head).
+RowLoss = Callable[[Rows], BlockLoss]
 
 
 def compute_row_loss(
@@ -55,7 +44,7 @@ def compute_row_loss(
 
     Args:
         prediction: its head has not run.
-        loss: the loss of a row.
+        loss: the loss of a chunk of rows.
         index: flat row indices [N].
         weight: constants [N] that multiply the values; None: 1. Factors that are applied to the
             result instead cost a second pass of the head, unless all rows get the same factor.
@@ -72,9 +61,9 @@ def compute_row_loss(
         return weighted
     values = []
     for chunk in _chunks(prediction, index):
-        prepared = loss.prepare(chunk)
+        block_loss = loss(chunk)
         for rows, log_p in _blocks(prediction, prediction.logits(index[chunk]), index, chunk):
-            values.append(prepared.value(log_p, rows))
+            values.append(block_loss(log_p, rows)[0])
     total = torch.cat(values)
     return total if weight is None else total * weight.to(total)
 
@@ -90,6 +79,11 @@ def softmax_backward(p: Tensor, slope: Tensor) -> Tensor:
     [n, V] each. Overwrites both.
     """
     return p.mul_(slope.sub_((p * slope).sum(-1)[:, None]))
+
+
+def within(chunk: Rows, rows: Rows) -> Rows:
+    """The same rows, counted from the start of the chunk."""
+    return slice(rows.start - chunk.start, rows.stop - chunk.start)
 
 
 class _RowLossFunction(torch.autograd.Function):
@@ -153,9 +147,11 @@ def _values_and_gradients(
     some_visible = hidden.device.type != "cpu" or not bool(unknown.all())
     for chunk in _chunks(prediction, index):
         logits, head_backward = _run_head(prediction.head, hidden[chunk], d_head)
-        prepared, d_logits = loss.prepare(chunk), logits
+        block_loss, d_logits = loss(chunk), logits
         for rows, log_p in _blocks(prediction, logits, index, chunk):
-            value, slope = prepared.value_and_grad(log_p, rows)
+            value, gradient = block_loss(log_p, rows)
+            slope = gradient()
+            del gradient  # it holds the teacher's rows, which the next block does not need
             if weight is not None:
                 factor = weight[rows].to(slope)
                 value, slope = value * factor, slope.mul_(factor[:, None])
@@ -165,7 +161,7 @@ def _values_and_gradients(
             if rows == chunk:
                 d_logits = slope
             else:  # these logits have been read and may be overwritten
-                d_logits[_within(chunk, rows)] = slope
+                d_logits[within(chunk, rows)] = slope
         d_hidden[chunk] = head_backward(d_logits)
     return torch.cat(values), [d_hidden, *d_head]
 
@@ -209,7 +205,7 @@ def _blocks(
 ) -> Iterator[tuple[Rows, Tensor]]:
     """Yield (rows, log p [n, V]) for the blocks of a chunk. Overwrites the chunk's logits."""
     for rows in _split(chunk, block_rows(prediction.vocab_size, logits.device)):
-        yield rows, prediction.normalise_(logits[_within(chunk, rows)], index[rows])
+        yield rows, prediction.normalise_(logits[within(chunk, rows)], index[rows])
 
 
 def _split(rows: Rows, size: int) -> list[Rows]:
@@ -221,8 +217,3 @@ def _split(rows: Rows, size: int) -> list[Rows]:
         slice(low, min(low + size, rows.stop))
         for low in range(rows.start, max(rows.stop, rows.start + 1), size)
     ]
-
-
-def _within(chunk: Rows, rows: Rows) -> Rows:
-    """The same rows, counted from the start of the chunk."""
-    return slice(rows.start - chunk.start, rows.stop - chunk.start)
