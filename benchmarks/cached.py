@@ -39,7 +39,7 @@ from unmask.experiments.bench.ar_speedup import random_network
 from unmask.experiments.exact import factorization_gap as exact
 from unmask.experiments.exact.oracle import masked_model
 from unmask.experiments.exact.synthetic_sources import random_chain
-from unmask.models.denoiser import FrozenDenoiser, NetworkDenoiser
+from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import small
 from unmask.models.kv_cache import Cache
 from unmask.models.model import Model
@@ -61,7 +61,7 @@ class Traced:
     last  z, alpha, and the prediction
     """
 
-    denoiser: FrozenDenoiser
+    denoiser: NetworkDenoiser
     last: tuple[Tensor, Tensor, Prediction] | None = field(default=None)
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from reference import in_float64, network_random
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear
-from unmask.models.denoiser import CausalPredictor, FrozenDenoiser, NetworkDenoiser
+from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
 from unmask.models.dit import Shape
 from unmask.prediction import Head, Prediction
 from unmask.rng import address, gumbel
@@ -61,7 +61,7 @@ class RoundingHead:
 class Rounding:
     """A model whose hidden states depend on the shape of the call and on the row in it."""
 
-    role: FrozenDenoiser | CausalPredictor
+    role: NetworkDenoiser | CausalPredictor
     sees_alpha: bool = True
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -81,9 +80,14 @@ class NetworkDenoiser(DenoiserModule):
             uniform diffusion.
         sees_alpha: True: the network gets sigma = -log alpha. False: it is time-agnostic (MDLM,
             SDTT, MCD).
+
+    Attributes:
+        conditioning: The folded conditioning of a time-agnostic network, set by `frozen`. None: it
+            is computed at each call.
     """
 
     network: DiT
+    conditioning: Conditioning | None
 
     def __init__(self, network: DiT, mask_id: int | None, sees_alpha: bool) -> None:
         super().__init__()
@@ -97,6 +101,7 @@ class NetworkDenoiser(DenoiserModule):
         self.length = network.shape.length
         self.mask_id = mask_id
         self.sees_alpha = sees_alpha
+        self.conditioning = None
 
     def forward(self, z: Tokens | SoftTokens, alpha: PerSequence) -> Prediction:
         """Predict log p(x0_i | z). Gradients flow; dropout acts in training mode.
@@ -108,43 +113,21 @@ class NetworkDenoiser(DenoiserModule):
             raise ValueError(
                 "z holds soft tokens, which only uniform diffusion accepts: give token ids [B, L]"
             )
-        hidden = self.network.hidden(z, sigma_of(alpha) if self.sees_alpha else None)
-        return _prediction(
-            self.network, hidden, self.mask_id, None if isinstance(z, SoftTokens) else z
-        )
+        sigma = sigma_of(alpha) if self.sees_alpha else None
+        hidden = self.network.hidden(z, sigma, conditioning=self.conditioning)
+        visible = None if isinstance(z, SoftTokens) else z
+        return _prediction(self.network, hidden, self.mask_id, visible)
 
-    def frozen(self) -> FrozenDenoiser:
-        """The denoiser without gradient and dropout.
+    @torch.no_grad()
+    def frozen(self) -> NetworkDenoiser:
+        """A copy for sampling, in evaluation mode and without gradient.
 
-        The conditioning of a time-agnostic network is precomputed. The result shares the memory of
-        the weights. Take a new one after the weights have changed.
+        The conditioning of a time-agnostic network is precomputed. The copy shares the memory of
+        the weights. Make a new one after the weights have changed.
         """
-        network = inference_view(self.network)
-        with torch.no_grad():
-            conditioning = None if self.sees_alpha else network.conditioning()
-        return FrozenDenoiser(network, self.mask_id, self.sees_alpha, conditioning)
-
-
-@dataclass(frozen=True)
-class FrozenDenoiser:
-    """A `Denoiser` for teachers and sampling, made by `NetworkDenoiser.frozen`.
-
-    conditioning  the folded conditioning of a time-agnostic network; None if it depends on alpha
-    """
-
-    network: DiT
-    mask_id: int | None
-    sees_alpha: bool
-    conditioning: Conditioning | None
-
-    @property
-    def vocab_size(self) -> int:
-        """V, MASK included."""
-        return self.network.shape.vocab_size
-
-    def __call__(self, z: Tokens, alpha: PerSequence) -> Prediction:
-        """Predict as `NetworkDenoiser` does, in evaluation mode and without a graph."""
-        return self.forward_window(z, alpha)
+        frozen = inference_view(self)
+        frozen.conditioning = None if self.sees_alpha else frozen.network.conditioning()
+        return frozen
 
     @torch.no_grad()
     def forward_window(
@@ -155,7 +138,7 @@ class FrozenDenoiser:
         cache: Cache | None = None,
         window: Tensor | None = None,
     ) -> Prediction:
-        """Predict at some positions only; hidden states are NaN at all others.
+        """Predict at some positions only, without a graph; the hidden states are NaN at all others.
 
         Args:
             z: Noisy tokens [B, L].

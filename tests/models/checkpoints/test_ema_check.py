@@ -115,7 +115,7 @@ def test_swapped_averages_of_the_original_code_are_refused(tmp_path: Path) -> No
     """Embedding and head have one shape, so another code's list could swap them."""
     with open_checkpoint(CKPT) as checkpoint:
         assert checkpoint.shadow is not None
-        shadow = [checkpoint.tensor(stored).clone() for stored in checkpoint.shadow]
+        shadow = [weight.read().clone() for weight in checkpoint.shadow]
         network = load(CKPT, weights="raw").network
     names = [name for name, _ in network.named_parameters()]
     one, two = names.index("vocab_embed.embedding"), names.index("output_layer.linear.weight")

@@ -25,8 +25,8 @@ CKPT = GOLDEN / "lightning_mdlm" / "mdlm.ckpt"
 def tensors(file: Path) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     with open_checkpoint(file) as checkpoint:
         assert checkpoint.shadow is not None
-        weights = {name: checkpoint.tensor(stored) for name, stored in checkpoint.weights.items()}
-        return weights, [checkpoint.tensor(stored) for stored in checkpoint.shadow]
+        weights = {name: weight.read() for name, weight in checkpoint.weights.items()}
+        return weights, [weight.read() for weight in checkpoint.shadow]
 
 
 def test_mdlms_checkpoint_comes_back_name_by_name_and_in_the_same_order(tmp_path: Path) -> None:

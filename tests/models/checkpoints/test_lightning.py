@@ -45,15 +45,15 @@ def rewrite(
 
 def refuse(path: Path, match: str) -> None:
     with pytest.raises(CheckpointError, match=match), open_checkpoint(path) as checkpoint:
-        for stored in [*checkpoint.weights.values(), *(checkpoint.shadow or [])]:
-            checkpoint.tensor(stored)
+        for weight in [*checkpoint.weights.values(), *(checkpoint.shadow or [])]:
+            weight.read()
 
 
 def test_the_golden_checkpoint_holds_raw_weights_averages_and_a_config() -> None:
     with open_checkpoint(GOLDEN) as checkpoint:
-        weights = {name: checkpoint.tensor(stored) for name, stored in checkpoint.weights.items()}
+        weights = {name: weight.read() for name, weight in checkpoint.weights.items()}
         assert checkpoint.shadow is not None
-        shadow = [checkpoint.tensor(stored) for stored in checkpoint.shadow]
+        shadow = [weight.read() for weight in checkpoint.shadow]
     assert (
         len(weights) == 31 and len(shadow) == 30
     )  # the rotary frequencies are a buffer: no average
@@ -91,7 +91,7 @@ def test_tensors_of_every_dtype_and_view_are_read_exactly(tmp_path: Path) -> Non
     with open_checkpoint(save(tmp_path / "a.ckpt", {"state_dict": tensors})) as checkpoint:
         assert checkpoint.shadow is None and checkpoint.config == {}
         for name, tensor in tensors.items():
-            read = checkpoint.tensor(checkpoint.weights[name])
+            read = checkpoint.weights[name].read()
             assert read.dtype == tensor.dtype and torch.equal(read, tensor)
             assert not read.requires_grad
 
@@ -169,12 +169,12 @@ def test_tensors_are_read_on_demand(tmp_path: Path) -> None:
     path = tmp_path / "flipped.ckpt"
     path.write_bytes(content)
     with open_checkpoint(path) as checkpoint:
-        for stored in checkpoint.weights.values():
-            if stored.storage.key == "1":
+        for weight in checkpoint.weights.values():
+            if weight.storage == "1":
                 with pytest.raises(CheckpointError, match="data/1 is damaged"):
-                    checkpoint.tensor(stored)
+                    weight.read()
             else:
-                checkpoint.tensor(stored)
+                weight.read()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
@@ -199,8 +199,8 @@ def test_damage_anywhere_is_an_error_of_ours_or_harmless(
     path.write_bytes(content)
     try:
         with open_checkpoint(path) as checkpoint:
-            for stored in [*checkpoint.weights.values(), *(checkpoint.shadow or [])]:
-                checkpoint.tensor(stored)
+            for weight in [*checkpoint.weights.values(), *(checkpoint.shadow or [])]:
+                weight.read()
     except CheckpointError:
         pass
 
@@ -231,7 +231,7 @@ def test_a_pickle_inside_a_tensor_stays_bytes(
     inner = pickle.dumps(Hostile())
     root = {"state_dict": {"a": torch.frombuffer(bytearray(inner), dtype=torch.uint8)}}
     with open_checkpoint(save(tmp_path / "nested.ckpt", root)) as checkpoint:
-        assert bytes(checkpoint.tensor(checkpoint.weights["a"]).tolist()) == inner
+        assert bytes(checkpoint.weights["a"].read().tolist()) == inner
     assert not Path("canary").exists()
 
 
@@ -303,6 +303,6 @@ def test_archives_are_read_only_as_torch_writes_them(tmp_path: Path) -> None:
 def test_unusual_dtypes_matter_for_weights_only(tmp_path: Path) -> None:
     root = {"state_dict": {"a": torch.ones(1)}, "other": torch.ones(2, dtype=torch.uint16)}
     with open_checkpoint(save(tmp_path / "a.ckpt", root)) as checkpoint:
-        assert checkpoint.tensor(checkpoint.weights["a"]).tolist() == [1.0]
+        assert checkpoint.weights["a"].read().tolist() == [1.0]
     root = {"state_dict": {"a": torch.ones(2, dtype=torch.uint16)}}
     refuse(save(tmp_path / "b.ckpt", root), "other than named tensors")

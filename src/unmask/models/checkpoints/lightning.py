@@ -1,10 +1,9 @@
 """Read Lightning checkpoints, the .ckpt files of MDLM, SDTT and Duo, without running code.
 
 Such a file is a zip archive of a pickle, NAME/data.pkl, and of the bytes of its tensors,
-NAME/data/KEY. `torch.load` is not used, because it tries TorchScript, tar and older formats first
-and ends in Python's unpickler. `zipfile` checks the checksum of each member, and
-`safe_unpickle.unpickle` reads the pickle; its docstring gives the reasons. Tensors are read on
-demand, so an optimizer's moments stay on the disk.
+NAME/data/KEY. `zipfile` reads it and checks the checksum of each member; `torch.load` accepts
+damaged tensors. `safe_unpickle.unpickle` reads the pickle. Tensors are read on demand, so an
+optimizer's moments stay on the disk.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from torch import Tensor
 from unmask.dataclass_json import check_regular
 from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.safe_unpickle import Record, Storage, StoredTensor, unpickle
+from unmask.models.checkpoints.weights import Weight
 
 LARGEST_SHARING = 4  # bytes of tensors for each byte of the storages that they are views of
 
@@ -33,32 +33,37 @@ LARGEST_SHARING = 4  # bytes of tensors for each byte of the storages that they 
 class Checkpoint:
     """An open checkpoint.
 
-    weights  `state_dict`: the raw weights and the buffers by name
-    shadow   EMA of the parameters, in the module's order and without names; None if absent
-    config   the hyper-parameters as plain dicts and lists; {} if absent
-    content  reads the bytes of a storage; the last result is cached for all views of it
+    Attributes:
+        weights: `state_dict`: the raw weights and the buffers by name.
+        shadow: EMA of the parameters, in the module's order and without names; None if absent.
+        config: The hyper-parameters as plain dicts and lists; {} if absent.
     """
 
-    weights: dict[str, StoredTensor]
-    shadow: list[StoredTensor] | None
+    weights: dict[str, Weight]
+    shadow: list[Weight] | None
     config: dict[str, Any]
-    content: Callable[[Storage], bytearray]
-
-    def tensor(self, stored: StoredTensor) -> Tensor:
-        """Read one tensor, a view; CheckpointError if the archive does not hold all of it."""
-        storage = stored.storage
-        content = self.content(storage)
-        if not content or storage.dtype is None:
-            return torch.empty(stored.size, dtype=storage.dtype)
-        return torch.frombuffer(content, dtype=storage.dtype).as_strided(
-            stored.size, stored.stride, stored.offset
-        )
 
 
 def _content(archive: zipfile.ZipFile, folder: str, storage: Storage) -> bytearray:
+    """The bytes of a storage; CheckpointError if the archive does not hold all of them."""
     content = bytearray(_member(archive, f"{folder}/data/{storage.key}"))
     _check_bytes(storage, len(content))
     return content
+
+
+def _weight(stored: StoredTensor, content: Callable[[Storage], bytearray]) -> Weight:
+    storage = stored.storage
+
+    def read() -> Tensor:
+        data = content(storage)
+        if not data or storage.dtype is None:
+            return torch.empty(stored.size, dtype=storage.dtype)
+        return torch.frombuffer(data, dtype=storage.dtype).as_strided(
+            stored.size, stored.stride, stored.offset
+        )
+
+    kind = str(storage.dtype).removeprefix("torch.")
+    return Weight(stored.size, kind, read, storage.key)
 
 
 def _check_bytes(storage: Storage, size: int) -> None:
@@ -110,21 +115,26 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
                 f"{path} is not a Lightning checkpoint: "
                 "it is a torch.save file without a `state_dict`"
             )
-        weights = root["state_dict"]
+        named = root["state_dict"]
         if not all(
             isinstance(name, str) and isinstance(tensor, StoredTensor)
-            for name, tensor in weights.items()
+            for name, tensor in named.items()
         ):
             raise CheckpointError(
                 f"the `state_dict` of {path} holds something other than named tensors"
             )
-        shadow = _shadow(root, path)
-        for tensors in (weights.values(), shadow or ()):
+        averages = _shadow(root, path)
+        for tensors in (named.values(), averages or ()):
             _check_views(archive, folder, tensors, path)
         hyper = _plain(root.get("hyper_parameters"), {})
         config = hyper.get("config", hyper) if isinstance(hyper, dict) else {}
+        # The views of one storage are read one after the other.
         content = lru_cache(maxsize=1)(partial(_content, archive, folder))
-        yield Checkpoint(weights, shadow, config if isinstance(config, dict) else {}, content)
+        yield Checkpoint(
+            {name: _weight(stored, content) for name, stored in named.items()},
+            None if averages is None else [_weight(stored, content) for stored in averages],
+            config if isinstance(config, dict) else {},
+        )
 
 
 def _folder(archive: zipfile.ZipFile) -> str:
@@ -226,8 +236,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
     """Dicts, lists and plain values of a configuration; None for all else.
 
-    OmegaConf's nodes are unwrapped.     Values that the file shares, or nests in themselves, are
-    shared in the result too, so the result is never larger than the file. `seen` maps ids of
+    OmegaConf's nodes are unwrapped. Containers that occur twice in the file, or contain themselves,
+    do so in the result too. So the result is never larger than the file. `seen` maps ids of
     containers to results.
     """
     if depth > 100:

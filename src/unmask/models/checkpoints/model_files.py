@@ -16,7 +16,6 @@ from unmask.data.hub import TOKENIZER_FILES, local_or_hub
 from unmask.dataclass_json import check_regular, read_json
 from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.lightning import Checkpoint, open_checkpoint
-from unmask.models.checkpoints.safe_unpickle import StoredTensor
 from unmask.models.checkpoints.weights import Weight, strip_prefixes
 
 CONFIG, MODEL, RAW = "config.json", "model.safetensors", "raw.safetensors"
@@ -103,15 +102,8 @@ def _only_checkpoint(path: Path) -> Path:
 def _lightning_files(checkpoint: Checkpoint, where: str, weights: str) -> ModelFiles:
     if weights == "ema" and checkpoint.shadow is None:
         raise CheckpointError(f"{where} has no EMA weights: load with weights='raw'")
-
-    def weight(stored: StoredTensor) -> Weight:
-        kind = str(stored.storage.dtype).removeprefix("torch.")
-        return Weight(stored.size, kind, partial(checkpoint.tensor, stored), stored.storage.key)
-
-    shadow = checkpoint.shadow if weights == "ema" and checkpoint.shadow is not None else None
-    averages = None if shadow is None else [weight(stored) for stored in shadow]
-    named = {name: weight(stored) for name, stored in checkpoint.weights.items()}
-    return ModelFiles(where, strip_prefixes(named, where), averages, checkpoint.config)
+    averages = checkpoint.shadow if weights == "ema" else None
+    return ModelFiles(where, strip_prefixes(checkpoint.weights, where), averages, checkpoint.config)
 
 
 @contextmanager

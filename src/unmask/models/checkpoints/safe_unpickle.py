@@ -11,6 +11,7 @@ refused too.
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NoReturn
@@ -178,8 +179,9 @@ class _Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 self.count_container()
                 push(tuple(reversed([pop() for _ in range(int(name[-1]))])))
-            case "TUPLE" | "LIST" | "DICT" | "FROZENSET":
-                self.collect(name, self.since_mark())
+            case _ if name in COLLECT:
+                items = self.since_mark()
+                self.stack.append(COLLECT[name](items))
             case "APPEND" | "SETITEM":
                 items = list(reversed([pop() for _ in range(1 if name == "APPEND" else 2)]))
                 _extend(self.stack[-1], items)
@@ -224,20 +226,6 @@ class _Machine:
         items, self.stack = self.stack, self.marked.pop()
         return items
 
-    def collect(self, name: str, items: list[Any]) -> None:
-        """Push a container of items."""
-        match name:
-            case "TUPLE":
-                self.stack.append(tuple(items))
-            case "LIST":
-                self.stack.append(items)
-            case "FROZENSET":
-                self.stack.append(frozenset(map(_key, items)))
-            case _:
-                made: dict[Any, Any] = {}
-                self.stack.append(made)
-                _extend(made, items)
-
 
 def _global(module: Any, name: Any) -> Global:
     """An allowed name as a `Global`; CheckpointError for all others."""
@@ -248,9 +236,7 @@ def _global(module: Any, name: Any) -> Global:
     # A dotted attribute would give access to all that a module has imported.
     if full in INERT_NAMES or (inert and name.isidentifier()):
         return Global(full)
-    raise CheckpointError(
-        f"it names {full[:200]}, which does not belong in a checkpoint of weights"
-    )
+    _refuse(f"it names {full[:200]}, which does not belong in a checkpoint of weights")
 
 
 def _call(called: Any, args: Any) -> Any:
@@ -266,8 +252,7 @@ def _call(called: Any, args: Any) -> Any:
         case "collections.OrderedDict", ([*pairs],):
             return {_key(key): value for key, value in pairs}
         case "builtins.set" | "builtins.frozenset", ([*items],):
-            kind = set if called.name == "builtins.set" else frozenset
-            return kind(map(_key, items))
+            return _set(items) if called.name == "builtins.set" else frozenset(_set(items))
         # Bytes in pickles before protocol 3.
         case "_codecs.encode", (str(text), "latin1"):
             return text.encode("latin-1")
@@ -318,15 +303,24 @@ def _extend(made: Any, items: list[Any]) -> None:
     """Add items to a container: values, or alternating keys and values for a dict."""
     match made:
         case dict():
-            made.update(zip(map(_key, items[::2]), items[1::2], strict=True))
+            made.update(_mapping(items))
         case list():
             made.extend(items)
         case set():
-            made.update(map(_key, items))
+            made.update(_set(items))
         case Record():
             made.items.extend(items)
         case _:
             _refuse(f"it adds items to a {type(made).__name__}")
+
+
+def _mapping(items: list[Any]) -> dict[Any, Any]:
+    """A dictionary of alternating keys and values."""
+    return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+
+def _set(items: list[Any]) -> set[Any]:
+    return set(map(_key, items))
 
 
 def _key(value: Any) -> Any:
@@ -344,6 +338,15 @@ def _key(value: Any) -> Any:
         f"it uses a {type(value).__name__} as a key: want a name, "
         "a short tuple of names or a small number"
     )
+
+
+# Instructions that make a container of all values since the last mark.
+COLLECT: Mapping[str, Callable[[list[Any]], Any]] = {
+    "TUPLE": tuple,
+    "LIST": list,
+    "DICT": _mapping,
+    "FROZENSET": lambda items: frozenset(_set(items)),
+}
 
 
 def _refuse(why: str) -> NoReturn:
