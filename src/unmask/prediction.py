@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LOG_ZERO = -1e6  # log of probability 0. Finite: reverse KL multiplies it by 0, and 0 * -inf is nan
 
 # Upper bounds on rows x V.
-# A chunk is one call of the head. 64 MiB of float32 on an accelerator. On a CPU just below 32 MiB:
-# glibc maps a larger buffer again for each tensor, which costs a page fault for each page.
+# A chunk is one call of the head. On an accelerator it has 64 MiB of float32. On a CPU it has just
+# below 32 MiB: glibc maps a larger buffer again for each tensor, with a page fault for each page.
 CHUNK_ELEMENTS = 2**24
 CPU_CHUNK_ELEMENTS = 2**23 - 2**16
-# A block is the part of a chunk that a loss reads at a time. Its 1 MiB of float32, and as much
-# again for the gradient, stay in the cache of one core.
+# A block is the part of a chunk that a loss reads at a time. It has 1 MiB of float32. With its
+# gradient of the same size it stays in the cache of one core.
 CPU_BLOCK_ELEMENTS = 2**18
 
 
@@ -36,7 +36,7 @@ class Head(Protocol):
 
 @runtime_checkable
 class HeadWithBackward(Head, Protocol):
-    """A head with its own backward pass, which saves a copy of the logits.
+    """A head with its own backward pass, so that no copy of the logits is needed.
 
     Its logits are new memory that the caller may overwrite.
     """
@@ -56,24 +56,14 @@ class HeadWithBackward(Head, Protocol):
         ...
 
 
-class TableHead:
-    """The head of a prediction that is a table of logits already: the identity."""
-
-    def __call__(self, rows: Tensor, /) -> Tensor:
-        return rows
-
-    def parameters(self) -> tuple[Tensor, ...]:
-        return ()
-
-
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """The number of rows that one call of the head computes, at least 1: many, for speed."""
+    """The number of rows in one call of the head, at least 1: many, for speed."""
     limit = CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS
     return max(1, limit // vocab_size)
 
 
 def block_rows(vocab_size: int, device: torch.device) -> int:
-    """The number of rows of a chunk that a loss reads at a time, at least 1: few, for the cache."""
+    """The number of rows that a loss reads at a time, at least 1: few, for the cache."""
     limit = CPU_BLOCK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS
     return max(1, limit // vocab_size)
 
@@ -82,13 +72,14 @@ def block_rows(vocab_size: int, device: torch.device) -> int:
 class Prediction:
     """log p(x0_i | z) in nats at every position, computed for the rows that a caller selects.
 
-    hidden      [B, L, D], the input of the head
-    head        maps rows [N, D] to logits [N, V]
-    vocab_size  V
-    mask_id     a token that is never predicted (its log-probability is -1e6); None: no such token
-    z           int64 [B, L], the noisy tokens. A token other than `mask_id` is visible, and its row
-                is the point mass (SUBS: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3).
-                None: no token is visible
+    Attributes:
+        hidden: [B, L, D], the input of the head
+        head: maps rows [N, D] to logits [N, V]
+        vocab_size: V
+        mask_id: a token that is never predicted (its log-probability is -1e6); None: no such token
+        z: int64 [B, L], the noisy tokens. A token other than `mask_id` is visible, and its row is
+            the point mass (SUBS: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3). None: no
+            token is visible
     """
 
     hidden: Tensor
@@ -108,7 +99,7 @@ class Prediction:
                 f"log_p has the wrong shape: got {tuple(log_p.shape)}, want [B, L, V] "
                 "(log-probabilities of each token at each position)"
             )
-        return Prediction(log_p, TableHead(), vocab_size=log_p.shape[-1])
+        return Prediction(log_p, nn.Identity(), vocab_size=log_p.shape[-1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -143,7 +134,10 @@ class Prediction:
         return self.hidden.flatten(0, 1).index_select(0, index)
 
     def is_unknown(self, index: Tensor) -> Tensor:
-        """bool [N]: False for the flat rows of visible tokens, whose law is a point mass."""
+        """Select the flat rows of tokens that are not visible, bool [N].
+
+        The law of a visible token is a point mass.
+        """
         if self.mask_id is None or self.z is None:
             return torch.ones_like(index, dtype=torch.bool)
         return self.z.flatten()[index] == self.mask_id
@@ -169,8 +163,8 @@ class Prediction:
     def normalise(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
         """Turn the logits [N, V] of flat rows into log p [N, V].
 
-        MASK gets probability 0, the temperature is applied, a row sums to 1, and the row of a
-        visible token becomes a point mass.
+        MASK gets probability 0. The logits are divided by the temperature, and each row is
+        normalised. The row of a visible token becomes a point mass.
         """
         _check_temperature(temperature)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -188,12 +182,12 @@ class Prediction:
 
     @torch.no_grad()
     def logits(self, index: Tensor) -> Tensor:
-        """The logits [N, V] of flat rows without a graph, in memory that may be overwritten."""
+        """The logits [N, V] of flat rows, without a graph. The caller may overwrite them."""
         logits = self.head(self.hidden_rows(index))
         return logits if isinstance(self.head, HeadWithBackward) else logits.clone()
 
     def normalise_(self, logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
-        """Compute `normalise` without a graph, and overwrite the logits."""
+        """Compute `normalise` in place, without a graph."""
         _check_temperature(temperature)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.mask_id is not None:
@@ -215,7 +209,7 @@ class Prediction:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (flat rows [n], log p [n, V]) in chunks of bounded memory.
 
-        Use it to read many rows at a large V. The arguments are those of `log_p`.
+        This is for many rows at a large V. The arguments are those of `log_p`.
         """
         for part in self.rows(where).split(chunk_rows(self.vocab_size, self.hidden.device)):
             if len(part):

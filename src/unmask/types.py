@@ -19,10 +19,11 @@ Probs: TypeAlias = Tensor  # [B, L, V]
 
 @dataclass(frozen=True)
 class SoftTokens:
-    """A weighted mean of k tokens at each position. A network reads the mean of their embeddings.
+    """A weighted mean of k tokens at each position: a network gets the mean of their embeddings.
 
-    tokens   int64 [B, L, k]
-    weights  [B, L, k], >= 0; the k weights of a position sum to 1
+    Attributes:
+        tokens: int64 [B, L, k]
+        weights: [B, L, k], >= 0; the k weights of a position sum to 1
     """
 
     tokens: Tensor
@@ -41,8 +42,8 @@ class Denoiser(Protocol):
     log p(x0_i | z without position i) for every position i. It is a `Prediction`: the backbone has
     run, the vocabulary head has not. `alpha` [B] is the share of text left in z.
 
-    At a MASK the leave-one-out law equals p(x0_i | z). Under a masked process a visible token is
-    carried over.
+    At a MASK this leave-one-out law equals p(x0_i | z). Under a masked process a visible token
+    keeps probability 1.
     """
 
     @property

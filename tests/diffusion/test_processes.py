@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from reference import (
@@ -19,7 +19,7 @@ from reference import (
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.models.denoiser import NetworkDenoiser
-from unmask.prediction import Prediction, TableHead
+from unmask.prediction import Prediction
 
 V = 4
 MASKED, UNIFORM = MaskedProcess(V, mask_id=3), UniformProcess(V)
@@ -186,7 +186,9 @@ def priced(process: Process, log_p: Tensor, alpha: float) -> Tensor:
     )
     table = log_p.expand(1, V * V, V)
     shown = z if process is MASKED else None
-    prediction = Prediction(table, TableHead(), V, None if shown is None else MASKED.mask_id, shown)
+    prediction = Prediction(
+        table, nn.Identity(), V, None if shown is None else MASKED.mask_id, shown
+    )
     return process.nelbo(prediction, x0, z, double(alpha), double(-1.0)).view(V, V)
 
 
@@ -365,7 +367,7 @@ def test_mdlms_bound() -> None:
     network, want = network_golden("hub_mdlm")
     process, schedule = MaskedProcess(38, mask_id=37), LogLinear(1e-3)
     alpha, slope = schedule.alpha(want["t"].double()), schedule.dalpha(want["t"].double())
-    from_logits = Prediction(want["logits"], TableHead(), 38, 37, want["zt"])
+    from_logits = Prediction(want["logits"], nn.Identity(), 38, 37, want["zt"])
     from_network = NetworkDenoiser(network, 37, sees_alpha=False)(want["zt"], alpha)
     masked = want["zt"] == 37
     rounding = 2 * float32_log_softmax_error(want["log_probs_masked"][:, :37].double())

@@ -25,7 +25,7 @@ from unmask.diffusion.vocabulary_losses import (
     total_variation,
 )
 from unmask.models.layers import Linear
-from unmask.prediction import Prediction, TableHead
+from unmask.prediction import Prediction
 
 B, L, D, V, MASK = 3, 7, 5, 11, 4  # MASK in the middle: nothing depends on its being last
 TAU = 0.6
@@ -50,13 +50,13 @@ def scene(
     shown = torch.where(torch.rand(B, L, generator=generator) < 0.33, x0, MASK)
     where = torch.rand(B, L, generator=generator) < 0.7
     if head == "table":
-        student = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, shown)
+        student = Prediction(normal(B, L, V).requires_grad_(), nn.Identity(), V, MASK, shown)
     else:
         # The second one has its own backward pass.
         linear = (nn.Linear if head == "linear" else Linear)(D, V, dtype=dtype)
         linear.weight.data, linear.bias.data = normal(V, D), normal(V)
         student = Prediction(normal(B, L, D).requires_grad_(), linear, V, MASK, shown)
-    teacher = Prediction(normal(B, L, V).requires_grad_(), TableHead(), V, MASK, None)
+    teacher = Prediction(normal(B, L, V).requires_grad_(), nn.Identity(), V, MASK, None)
     return student, teacher, x0, where
 
 
@@ -192,7 +192,7 @@ def test_no_rows(name: str, head: str) -> None:
 
 def test_no_rows_give_the_right_dtype() -> None:
     """bfloat16 hidden states give float32 losses, for no rows too."""
-    student = Prediction(torch.zeros(1, 2, V, dtype=torch.bfloat16), TableHead(), V)
+    student = Prediction(torch.zeros(1, 2, V, dtype=torch.bfloat16), nn.Identity(), V)
     some = torch.tensor([[True, False]])
     for where in (some, some & ~some):
         assert (
@@ -225,7 +225,7 @@ def test_only_trainable_tensors_get_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("divergence", DISTANCES)
 def test_the_temperature_is_the_teachers(divergence: Callable[..., Tensor]) -> None:
     student, teacher, _, where = scene("linear", torch.float64)
-    sharpened = Prediction(teacher.log_p(temperature=TAU).detach(), TableHead(), V, MASK)
+    sharpened = Prediction(teacher.log_p(temperature=TAU).detach(), nn.Identity(), V, MASK)
     assert_close(divergence(student, teacher, where, TAU), divergence(student, sharpened, where))
     assert not torch.allclose(
         divergence(student, teacher, where, TAU), divergence(student, teacher, where)

@@ -1,12 +1,11 @@
 """Correlated masking: tokens of a text become noise together, each still at a uniform level.
 
 The levels come from a Gaussian copula. Standard normals g_1 .. g_L with a correlation matrix C give
-the levels u_i = Phi(g_i). Each level is uniform for any C, and C sets how the levels depend on one
-another. `Trajectory` compares u_i with alpha, so two laws of independent levels still hold. A token
-is untouched with probability alpha, and the MASKs of z_s are among those of z_t (Latent Shadows,
-arXiv 2602.00792, Theorem 3.3). The paper leaves open whether trajectory
-locking extends to structured or hierarchical masking. This module shows that it does
-(docs/papers.md).
+the levels u_i = Phi(g_i). Each level is uniform for any C, and C sets the dependence of the levels.
+`Trajectory` compares u_i with alpha, so two laws of independent levels still hold. A token stays
+text with probability alpha, and the MASKs of z_s are among those of z_t (Latent Shadows, arXiv
+2602.00792, Theorem 3.3). The paper leaves open whether trajectory locking extends to structured or
+hierarchical masking. It does (docs/papers.md).
 
 A `Structure` is a linear map from independent normals to correlated ones, not the matrix C. It
 needs O(L) numbers a text and is exact for singular C, such as a block that changes as one token.
@@ -28,7 +27,7 @@ from unmask.types import PerToken
 
 Number = TypeVar("Number", int, float)
 
-_EDGE = 2.0**-53  # the distance of `rng.uniform` from 0 and 1
+_EDGE = 2.0**-53  # the least distance of `rng.uniform` from 0 and 1
 _ROUNDING = 1e-12  # shares that should sum to 1 may differ from it by their rounding
 
 
@@ -42,7 +41,7 @@ class Structure(Protocol):
 
     @property
     def sources(self) -> int:
-        """The number of independent normals a position."""
+        """The number of independent normals for each position."""
         ...
 
     def __call__(self, normals: Tensor) -> Tensor: ...
@@ -54,8 +53,9 @@ class CorrelatedBlocks:
 
         g_i = sqrt(correlation) b_{i // size} + sqrt(1 - correlation) e_i
 
-    size         tokens of a block; the last block may be shorter
-    correlation  in [0, 1]; at 1 the tokens of a block become noise at the same level
+    Attributes:
+        size: tokens of a block; the last block may be shorter
+        correlation: in [0, 1]; at 1 the tokens of a block become noise at the same level
     """
 
     size: int
@@ -85,7 +85,8 @@ class CorrelatedSpan:
 
         g_0 = e_0,   g_i = a g_{i-1} + sqrt(1 - a^2) e_i,   a = exp(-1 / length)
 
-    length  tokens, > 0; infinite: all tokens of the text become noise at the same level
+    Attributes:
+        length: tokens, > 0; infinite: all tokens of the text become noise at the same level
     """
 
     length: float
@@ -121,9 +122,10 @@ class NestedBlocks:
 
         g_i = sum_k sqrt(shares_k) b_{k, i // sizes_k} + sqrt(1 - sum_k shares_k) e_i
 
-    sizes   tokens of a block, from the largest blocks to the smallest; each size divides the one
+    Attributes:
+        sizes: tokens of a block, from the largest blocks to the smallest; each size divides the one
             before
-    shares  for each size its share of the variance, >= 0, sum <= 1; the rest of the variance is
+        shares: for each size its share of the variance, >= 0, sum <= 1; the rest of the variance is
             each token's own
     """
 

@@ -1,4 +1,4 @@
-"""The Gaussian side of masked diffusion: a token becomes MASK when noise exceeds it in the arg max.
+"""The Gaussian form of masked diffusion: a token becomes MASK when it is not the arg max.
 
 Latent Shadows (arXiv 2602.00792, section 3). Write x0 as a one-hot vector of K coordinates and mix
 it with Gaussian noise eps along a DDIM path (Eq. 9). Keep the token while its own coordinate k is
@@ -115,9 +115,9 @@ def keep_derivative(snr_root: Tensor | float, vocab_size: int) -> Tensor:
 def snr_root(keep: Tensor | float, vocab_size: int) -> Tensor:
     """The alpha~/sigma~ at which x0 is visible with probability `keep`: F_Y^{-1} (Lemma 3.1).
 
-    It is computed by Newton steps on the log-odds of keep, which are almost linear in the
-    root, from a table that brackets it. `keep_probability` of the result equals `keep` to 1e-9.
-    Near keep = 1 the precision of the root is limited by that of 1 - keep in float64.
+    Newton's method solves for the log-odds of keep, which are almost linear in the root. A table
+    brackets the root. `keep_probability` of the result equals `keep` to 1e-9. Near keep = 1 the
+    precision of 1 - keep in float64 limits that of the root.
 
     Args:
         keep: 0 < keep < 1. Below 1/K the result is negative, and no SNR corresponds to it.

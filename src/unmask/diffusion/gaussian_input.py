@@ -1,4 +1,4 @@
-"""Duo's curriculum input: a token mixed with Gaussian noise, softened by a temperature.
+"""Duo's curriculum input: a softmax of a one-hot token mixed with Gaussian noise.
 
 Duo (arXiv 2506.10892, section 4.1) first trains its uniform-state denoiser on soft input:
 
@@ -71,8 +71,8 @@ def largest_normals(
     """Draw the k greatest of `size` independent standard normals, in decreasing order.
 
     float64 [n, k], from k random numbers a row. By Renyi (1953) the decreasing uniform order
-    statistics satisfy -log U_(j) = sum_{i<=j} E_i / (size + 1 - i) with exponential E_i. The normal
-    number of U is Phi^{-1}(U) = -Phi^{-1}(1 - U), and 1 - U keeps its digits near U = 1.
+    statistics satisfy -log U_(j) = sum_{i<=j} E_i / (size + 1 - i) with exponential E_i. A normal
+    number is Phi^{-1}(U) = -Phi^{-1}(1 - U). The form with 1 - U is precise near U = 1.
     """
     uniform = torch.rand(n, k, generator=generator, dtype=torch.float64, device=device)
     # Not 0, for which the greatest number would be infinite.
@@ -108,13 +108,9 @@ def distinct(
 
 def check_sparse_input(temperature: float, top_k: int, vocab_size: int) -> None:
     """Raise ValueError for arguments that `sparse_input` does not accept."""
-    _check_temperature(temperature)
+    if not temperature > 0:
+        raise ValueError(f"temperature is out of range: got {temperature}, want temperature > 0")
     if not 1 <= top_k < vocab_size:
         raise ValueError(
             f"top_k is out of range: got {top_k}, want 1 <= top_k < {vocab_size} (vocab_size)"
         )
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature is out of range: got {temperature}, want temperature > 0")

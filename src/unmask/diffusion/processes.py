@@ -50,7 +50,7 @@ class Process(Protocol):
         ...
 
     def is_noised(self, z: Tokens) -> Tensor:
-        """Whether a token of z [B, L] may be noise, bool [B, L]. Elsewhere z equals x0."""
+        """Select the positions where z [B, L] may be noise, bool [B, L]. Elsewhere z equals x0."""
         ...
 
     def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
@@ -120,8 +120,9 @@ class Process(Protocol):
 class MaskedProcess:
     """Absorbing noise: a token is itself or MASK (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
 
-    vocab_size  V, MASK included
-    mask_id     in 0 .. vocab_size - 1
+    Attributes:
+        vocab_size: V, MASK included
+        mask_id: in 0 .. vocab_size - 1
     """
 
     vocab_size: int
@@ -136,11 +137,11 @@ class MaskedProcess:
             )
 
     def prior(self, like: Tokens, generator: torch.Generator | None = None) -> Tokens:
-        """All MASK."""
+        """Return MASK at every position."""
         return torch.full_like(like, self.mask_id)
 
     def is_noised(self, z: Tokens) -> Tensor:
-        """True at MASK."""
+        """Return True at each MASK."""
         return z == self.mask_id
 
     def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
@@ -149,7 +150,7 @@ class MaskedProcess:
         return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) * mask
 
     def noise(self, u: Tensor) -> Tokens:
-        """MASK."""
+        """Return MASK for each number."""
         return torch.full_like(u, self.mask_id, dtype=torch.int64)
 
     def posterior_mixture(
@@ -212,7 +213,7 @@ class UniformProcess:
         )
 
     def is_noised(self, z: Tokens) -> Tensor:
-        """True everywhere, because any token may be noise."""
+        """Return True at every position, because any token may be noise."""
         return torch.ones_like(z, dtype=torch.bool)
 
     def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
@@ -290,7 +291,7 @@ def _posterior(
 
 
 def _levels(alpha_t: PerSequence, alpha_s: PerSequence) -> tuple[PerSequence, PerSequence]:
-    """Check two levels and convert them to float64."""
+    """Check alpha_t and alpha_s, and convert them to float64."""
     check_unit(alpha_t, "alpha")
     check_unit(alpha_s, "alpha")
     # Only on a CPU: elsewhere reading the values would stall the device.

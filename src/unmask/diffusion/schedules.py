@@ -1,9 +1,9 @@
 """Noise schedules: the share of text left, alpha, as a function of time t.
 
-t = 0 is text and t = 1 is noise. alpha(t) is the probability that noise has not replaced a token
-by time t; it has no unit and falls from 1 to `eps`. `eps` keeps alpha(1) above zero, because the
-network's input -log alpha is infinite at zero. Losses and samplers use alpha and never t, so a new
-schedule needs no other change.
+t = 0 is text and t = 1 is noise. alpha(t) is the probability that a token is not yet noise at time
+t. It has no unit and falls from 1 to `eps`. `eps` keeps alpha(1) above zero, because the network's
+input -log alpha is infinite at zero. Losses and samplers use alpha and never t, so a new schedule
+needs no other change.
 
 Every function computes in float64, because 1 - alpha cancels near t = 0, and returns the dtype of
 its input. `alpha` and `time` are clamped to [0, 1]: processors round sines and powers differently
@@ -45,7 +45,7 @@ class NoiseSchedule(Protocol):
 class LogLinear:
     """alpha(t) = 1 - (1 - eps) t (SEDD, arXiv 2310.16834; MDLM, arXiv 2406.07524).
 
-    Its name comes from the total noise -log alpha.
+    The name comes from the total noise -log alpha.
 
     >>> t = torch.tensor([0.0, 0.25, 1.0])
     >>> LogLinear(eps=0.0).alpha(t)
@@ -76,7 +76,7 @@ class LogLinear:
 class Cosine:
     """alpha(t) = eps + (1 - eps) cos(pi t / 2), after Nichol and Dhariwal (2021).
 
-    Little noise at small t, much at large t.
+    It adds noise slowly at small t and fast at large t.
 
     >>> Cosine(eps=0.0).alpha(torch.tensor([0.0, 0.5, 1.0]))
     tensor([1.0000, 0.7071, 0.0000])
@@ -280,14 +280,14 @@ _MEANING = {
 def _share(
     function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str
 ) -> PerSequence:
-    """Apply a function with values in [0, 1], and clamp the rounding of its last bit."""
+    """Apply a function with values in [0, 1], and clamp rounding errors to that range."""
     return _in_float64(lambda value: function(value).clamp(0, 1), value, name)
 
 
 def _in_float64(
     function: Callable[[PerSequence], PerSequence], value: PerSequence, name: str
 ) -> PerSequence:
-    """Check the input, apply the function in float64, and return the dtype of the input."""
+    """Apply a function in float64, after a check, and convert to the dtype of the input."""
     if not value.is_floating_point():
         raise ValueError(
             f"{name} has the wrong dtype: got {value.dtype}, want float32 or float64 in [0, 1]"

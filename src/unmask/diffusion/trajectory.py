@@ -24,11 +24,12 @@ class Trajectory:
     subset of those of z_t (Theorem 3.3).
 
     With noise = a uniform token the pair has the law of Duo's Gaussian arg max path (arXiv
-    2506.10892). That arg max leaves x0 once, for a competitor that never changes.
+    2506.10892). That arg max changes once, from x0 to a token that stays the arg max.
 
-    x0     [B, L], data or a model's completion
-    noise  [B, L]
-    u      [B, L] float64 in [0, 1), uniform: the level at which a token becomes noise
+    Attributes:
+        x0: the text [B, L]: data, or a model's completion
+        noise: the noise tokens [B, L]
+        u: the level at which a token becomes noise: uniform, float64 [B, L] in [0, 1)
     """
 
     x0: Tokens

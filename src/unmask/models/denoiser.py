@@ -1,4 +1,4 @@
-"""Denoisers and next-token predictors: the roles of a network, and our `DiT` in these roles."""
+"""Denoisers and next-token predictors: the roles of a network, and `DiT` in these roles."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ class DenoiserModule(nn.Module, ABC):
     """A `Denoiser` with weights: the role that `Model` needs.
 
     A subclass makes a foreign network usable for sampling, distillation, evaluation and saving. Its
-    `__init__` sets the five attributes.
+    `__init__` sets these attributes.
 
-    network     the wrapped network; it holds all weights
-    vocab_size  V, MASK included
-    length      L, tokens of a training row
-    mask_id     the id of MASK for masked diffusion; None for uniform diffusion
-    sees_alpha  whether the prediction depends on alpha
+    Attributes:
+        network: the wrapped network; it holds all weights
+        vocab_size: V, MASK included
+        length: L, tokens of a training row
+        mask_id: the id of MASK for masked diffusion; None for uniform diffusion
+        sees_alpha: whether the prediction depends on alpha
     """
 
     network: nn.Module
@@ -50,12 +51,13 @@ class DenoiserModule(nn.Module, ABC):
 class PredictorModule(nn.Module, ABC):
     """A next-token predictor with weights: the role that `CausalModel` needs.
 
-    kind        "autoregressive"
-    sees_alpha  False: there is no noise
-    network     the wrapped network; it holds all weights
-    vocab_size  V
-    length      L, tokens of a training row
-    mask_id     the id of MASK, which is never predicted; None if the vocabulary has no MASK
+    Attributes:
+        kind: "autoregressive"
+        sees_alpha: False: there is no noise
+        network: the wrapped network; it holds all weights
+        vocab_size: V
+        length: L, tokens of a training row
+        mask_id: the id of MASK, which is never predicted; None if the vocabulary has no MASK
     """
 
     kind: ClassVar[str] = AUTOREGRESSIVE
@@ -106,8 +108,8 @@ class NetworkDenoiser(DenoiserModule):
     def forward(self, z: Tokens | SoftTokens, alpha: PerSequence) -> Prediction:
         """Predict log p(x0_i | z). Gradients flow; dropout acts in training mode.
 
-        Uniform diffusion also accepts soft tokens (Duo's curriculum). Masked diffusion does not:
-        SUBS needs to know which tokens are visible.
+        Uniform diffusion also accepts soft tokens (Duo's curriculum). Masked diffusion does not,
+        because SUBS depends on which tokens are visible.
         """
         if isinstance(z, SoftTokens) and self.kind == MASKED:
             raise ValueError(
@@ -144,11 +146,11 @@ class NetworkDenoiser(DenoiserModule):
             z: Noisy tokens [B, L].
             alpha: Noise levels [B].
             queries: Positions [B, W] to predict; the last block computes no others. None: all.
-            cache: Takes the keys and values of this pass, or holds those of an earlier one for
-                `window`.
-            window: Positions [B, W], ascending, to compute; all cached positions are attended to.
-                This is an approximation, because the cache was filled with other tokens in the
-                window and at another alpha. It is exact, to rounding, if neither has changed.
+            cache: Without `window`, it stores the keys and values of this pass. With `window`, it
+                holds those of an earlier full pass.
+            window: Positions [B, W] to compute, ascending. They attend to all cached positions.
+                This is an approximation if tokens or alpha have changed since the full pass. Else
+                it is exact, to rounding.
         """
         sigma = sigma_of(alpha) if self.sees_alpha else None
         tokens = z if window is None else z.gather(1, window)
@@ -171,7 +173,7 @@ class NetworkDenoiser(DenoiserModule):
 
 
 def for_inference(denoiser: Denoiser) -> Denoiser:
-    """The denoiser without dropout: frozen if it is ours, in evaluation mode if it is a module."""
+    """The denoiser without dropout: frozen if it wraps a `DiT`, else in evaluation mode."""
     if isinstance(denoiser, NetworkDenoiser):
         return denoiser.frozen()
     if isinstance(denoiser, nn.Module) and denoiser.training:
@@ -227,7 +229,7 @@ def set_compute(module: nn.Module, dtype: torch.dtype, checkpointing: bool = Fal
 
 
 def as_dit(network: nn.Module) -> DiT | None:
-    """The network if it is a `DiT`; None for a foreign one, even if it contains a `DiT`."""
+    """The network if it is a `DiT`; None for a foreign network, even if it contains a `DiT`."""
     return network if isinstance(network, DiT) else None
 
 
@@ -262,5 +264,5 @@ def check_mask_id(mask_id: int | None, vocab_size: int) -> None:
 
 
 def _prediction(network: DiT, hidden: Tensor, mask_id: int | None, z: Tokens | None) -> Prediction:
-    """Hidden states with the head that is not yet applied."""
+    """The prediction from hidden states; the head is not yet applied."""
     return Prediction(hidden, network.head, network.shape.vocab_size, mask_id, z)

@@ -1,8 +1,7 @@
 """The network of MDLM, SDTT and Duo: a diffusion transformer over tokens, and its causal form.
 
-All of them share one architecture with the same names and shapes of weights, so one class loads
-every public checkpoint (Sahoo et al. 2024, arXiv 2406.07524, after Peebles and Xie 2023, arXiv
-2212.09748).
+Their checkpoints have the same names and shapes of weights, so one class loads all of them.
+Sources: Sahoo et al. 2024, arXiv 2406.07524, after Peebles and Xie 2023, arXiv 2212.09748.
 """
 
 from __future__ import annotations
@@ -34,16 +33,17 @@ from unmask.types import SoftTokens, Tokens
 class Shape:
     """The sizes of a network. Shape and weights determine it completely.
 
-    vocab_size  V, MASK included
-    length      L, tokens of a training row; rotary positions allow longer rows, of untested quality
-    width       D, a multiple of `heads`; the width of a head, D / heads, is even (rotary positions
-                turn pairs)
-    blocks      number of transformer blocks
-    heads       attention heads of a block
-    cond_dim    C, width of the noise conditioning; unused in a causal network
-    dropout     on the outputs of the two branches of each block, in training
-    causal      attend to earlier positions only, without noise conditioning: the autoregressive
-                baseline
+    Attributes:
+        vocab_size: V, MASK included
+        length: L, tokens of a training row; rotary positions allow longer rows, of untested quality
+        width: D, a multiple of `heads`; the width of a head, D / heads, is even (rotary positions
+            turn pairs)
+        blocks: number of transformer blocks
+        heads: attention heads of a block
+        cond_dim: C, width of the noise conditioning; unused in a causal network
+        dropout: on the outputs of the two branches of each block, in training
+        causal: attend to earlier positions only, without noise conditioning: the autoregressive
+            baseline
 
     ValueError for sizes that cannot be built.
     """
@@ -85,8 +85,8 @@ def small(vocab_size: int, length: int = 1024) -> Shape:
 class Conditioning:
     """The noise conditioning of each block and of the output layer.
 
-    Each entry is the conditioning vector [b, C], or the modulations that are folded from it once
-    for all calls. It is None in a causal network.
+    Each entry is the conditioning vector [b, C], or the modulations folded from that vector. It is
+    None in a causal network.
     """
 
     blocks: tuple[Tensor | tuple[Modulation, Modulation] | None, ...]
@@ -96,17 +96,18 @@ class Conditioning:
 class DiT(nn.Module):
     """A transformer from tokens [B, L] and noise sigma [B] to raw logits [B, L, V].
 
-    Soft input is a `SoftTokens`, or logits [B, L, V]. `sigma = -log alpha` is in nats. None selects
-    the constant conditioning of sigma = 0 that time-agnostic models are trained with, computed once
-    for all rows. A causal network takes no sigma, and its logits at position i predict token i + 1.
+    Soft input is a `SoftTokens`, or logits [B, L, V]. `sigma = -log alpha` is in nats. In
+    time-agnostic models it is None: the conditioning of sigma = 0, computed once for all rows. A
+    causal network takes no sigma, and its logits at position i predict token i + 1.
 
-    compute_dtype  precision of the matrix products in the blocks (bfloat16 on a GPU); the precision
-                   of the weights if that is lower (`network.to(torch.bfloat16)`). Weights, residual
-                   stream, normalisations, hidden states and head keep the precision of the weights.
-                   It may be set at any time
-    checkpointing  keep only the input of each block for the backward pass and recompute the rest.
-                   The numbers are the same; it saves memory and costs a second forward pass. It may
-                   be set at any time
+    Attributes:
+        compute_dtype: precision of the matrix products in the blocks (bfloat16 on a GPU); the
+            precision of the weights if that is lower (`network.to(torch.bfloat16)`). Weights,
+            residual stream, normalisations, hidden states and head keep the precision of the
+            weights. It may be set at any time
+        checkpointing: keep only the input of each block for the backward pass and recompute the
+            rest. The numbers are the same; it saves memory and costs a second forward pass. It may
+            be set at any time
     """
 
     def __init__(
@@ -156,13 +157,12 @@ class DiT(nn.Module):
         Args:
             tokens: Ids [B, L] or soft input.
             sigma: Noise [B] in nats, or None; see the class.
-            cache: Keys and values of earlier positions. `tokens` continue them, or stand at
-                `positions` of them. The new keys and values are kept, and all kept positions are
-                attended to.
+            cache: Keys and values of other positions, to which `tokens` attend. Those of `tokens`
+                are appended, or overwrite the cache at `positions`.
             positions: Positions [B, L] of the tokens in the cache, which a bidirectional network
                 overwrites.
             queries: Indices [B, W] of the L tokens whose hidden states are needed. None: all.
-            conditioning: Folded conditioning, used in place of sigma.
+            conditioning: Folded conditioning, which replaces sigma.
         """
         rows = tokens.shape[0]
         if sigma is not None and tuple(sigma.shape) != (rows,):
@@ -176,7 +176,7 @@ class DiT(nn.Module):
     def features(self, tokens: Tokens, layer: int) -> Tensor:
         """Compute the residual stream [B, L, D] after the first `layer` blocks, as an `Encoder`.
 
-        Layer 0 is the embeddings. The text is taken as clean: a denoiser gets sigma = 0.
+        Layer 0 is the embeddings. A denoiser gets sigma = 0, the noise of a clean text.
         """
         if not 0 <= layer <= self.shape.blocks:
             raise ValueError(
@@ -197,7 +197,7 @@ class DiT(nn.Module):
         self._check_tokens(tokens)
         if queries is not None and self.shape.causal:
             raise ValueError(
-                "queries need a bidirectional network, and this one is causal: leave them out"
+                "queries need a bidirectional network, and this network is causal: leave them out"
             )
         first = 0 if cache is None else cache.length
         if first and positions is None and not self.shape.causal:
@@ -250,7 +250,7 @@ class DiT(nn.Module):
     def _check_positions(self, tokens: Tensor | SoftTokens, length: int, positions: Tensor) -> None:
         if self.shape.causal:
             raise ValueError(
-                "positions need a bidirectional network, and this one is causal: "
+                "positions need a bidirectional network, and this network is causal: "
                 "it appends to its cache"
             )
         if tuple(positions.shape) != tuple(tokens.shape[:2]):

@@ -11,8 +11,8 @@ from unmask.models.modules import check_same_shapes
 class Ema:
     """An EMA of the trained weights of a module: shadow <- d_n shadow + (1 - d_n) weight.
 
-    d_n = min(decay, (1 + n) / (10 + n)) at update n = 1, 2, ..., so the initial weights fade
-    quickly. ValueError for a decay outside [0, 1).
+    d_n = min(decay, (1 + n) / (10 + n)) at update n = 1, 2, ..., so the share of the initial
+    weights falls quickly. ValueError for a decay outside [0, 1).
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -35,5 +35,5 @@ class Ema:
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changes, by name, in the module's order."""
+    """The trainable weights by name, in the module's order."""
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}

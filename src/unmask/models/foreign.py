@@ -6,7 +6,8 @@ A network is wrapped as a `DenoiserModule` or `PredictorModule`, and the wrapper
     model = Model(denoiser, MaskedProcess(V, mask_id), LogLinear(), None)
 
 Such a model is sampled, distilled, evaluated and saved like any other. `load` cannot build a
-foreign network, because no file may name code to run. So `load_into` takes it as an argument.
+foreign network, because no file may name code to run. So `load_into` takes the network as an
+argument.
 """
 
 from __future__ import annotations

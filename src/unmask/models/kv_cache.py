@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-# New keys and values -> all kept ones, each [B, heads, L, d].
+# New keys and values -> all cached ones, each [B, heads, L, d].
 Keep: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -17,13 +17,14 @@ Keep: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Cache:
     """Keys and values of positions that a network has computed, one pair for each block.
 
-    A forward pass writes the keys and values of its positions and attends to all that are kept. A
-    causal network appends, which is exact. A bidirectional network writes a full row, then windows
-    of it. That is an approximation, because the kept keys and values belong to other tokens in the
-    window. Writes are in place, so no gradient flows.
+    A forward pass writes the keys and values of its positions, and attends to all cached positions.
+    A causal network appends, which is exact. A bidirectional network writes a full row, then
+    windows of that row. This is an approximation, because the cached keys and values were computed
+    from other tokens in the window. Writes are in place, so no gradient flows.
 
-    pairs   keys and values [B, heads, capacity, head width], capacity >= length
-    length  number of positions kept
+    Attributes:
+        pairs: keys and values [B, heads, capacity, head width], capacity >= length
+        length: number of cached positions
     """
 
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -32,11 +33,11 @@ class Cache:
     def write(
         self, block: int, positions: int | Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of a block, and return all that it keeps.
+        """Store the new keys and values of a block, and return all cached ones of that block.
 
         Args:
             block: Index of the block.
-            positions: Positions [B, l], each < length, for each sequence its own. Or the first of l
+            positions: Positions [B, l] of each sequence, each < length. Or the first of l
                 consecutive positions, <= length.
             keys: New keys [B, heads, l, head width].
             values: New values, of the same shape.

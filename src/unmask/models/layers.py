@@ -1,8 +1,8 @@
 """The parts of the transformer: embeddings, rotary positions, attention, block, output layer.
 
 Submodules have the names of the public MDLM, Duo and SDTT checkpoints, in the order of their EMA
-lists. The residual stream and every normalisation keep the precision of the weights. The network
-chooses that of the matrix products.
+lists. The residual stream and every normalisation keep the precision of the weights. `DiT` sets the
+precision of the matrix products.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def zero_linear(inputs: int, outputs: int) -> Linear:
 
 
 class Embedding(nn.Module):
-    """Token ids [B, L] -> vectors [B, L, D]; the mean vector for a mixture or logits [B, L, V]."""
+    """Map token ids [B, L] to vectors [B, L, D].
+
+    Soft tokens, and logits [B, L, V], give the mean vector of their tokens.
+    """
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
@@ -113,10 +116,9 @@ class Angles:
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864).
 
-    Position m turns pair j by m 10000^(-2j / head width).
-    Only the frequencies belong to the state. The table of angles grows with the longest row. A
-    network in half precision uses exact frequencies and angles in float32, because 8 bits are too
-    few for a position.
+    Position m rotates pair j by the angle m 10000^(-2j / head width). Only the frequencies belong
+    to the state. The table of angles grows with the longest row. A network in half precision uses
+    exact frequencies and angles in float32, because 8 bits are too few for a position.
     """
 
     def __init__(self, head_width: int) -> None:
@@ -240,9 +242,9 @@ class Block(nn.Module):
             condition: The conditioning vector [b, C], or the `modulations` that are folded from it.
             angles: Rotary angles of the L positions.
             dtype: Precision of the matrix products.
-            keep: Stores the new keys and values and returns all that are attended to.
-            queries: Indices [B, W] of the positions to compute; of others, only keys and values.
-                None: all.
+            keep: Stores the new keys and values and returns all cached ones.
+            queries: Indices [B, W] of the positions to compute. The other positions only give keys
+                and values. None: all.
         """
         folded = condition if isinstance(condition, tuple) else self.modulations(condition)
         attention, network = folded
@@ -276,7 +278,7 @@ class Block(nn.Module):
         return joined
 
     def _heads(self, parts: Tensor, angles: Angles, rotated: int) -> list[Tensor]:
-        """[B, L, k D] -> k tensors [B, heads, L, head width]; the first `rotated` are rotated."""
+        """Split [B, L, k D] into k tensors [B, heads, L, head width], the first ones rotated."""
         head_width = self.attn_out.in_features // self.heads
         heads = parts.view(*parts.shape[:2], -1, self.heads, head_width)
         turned = angles.rotate(heads[:, :, :rotated]).unbind(2)

@@ -1,8 +1,8 @@
 """Models, ready to draw text: `load` reads them, `Model.save` writes them.
 
 MDLM, SDTT, Duo and this library share one architecture, so `load` only has to translate names. It
-strips prefixes and takes every size from the shapes of the tensors, because public configs are
-partly wrong. A checkpoint that does not fit exactly is refused. A foreign network takes part as a
+strips prefixes and infers every size from the shapes of the tensors, because public configs are
+partly wrong. A checkpoint that does not fit exactly is refused. A foreign network is wrapped as a
 `DenoiserModule`: see `models.foreign`.
 """
 
@@ -56,10 +56,11 @@ from unmask.models.saving import save_model
 class LanguageModel(ABC):
     """A model of text: the common interface of `Model` and `CausalModel`.
 
-    schedule   noise schedule of the training; None for an autoregressive model
-    tokenizer  None if its files are unknown
-    card       facts about the model, as JSON: the recipe and the text of its training, if its files
-               name them
+    Attributes:
+        schedule: noise schedule of the training; None for an autoregressive model
+        tokenizer: None if its files are unknown
+        card: facts about the model, as JSON: the recipe and the data of its training, if its files
+            name them
     """
 
     schedule: NoiseSchedule | None
@@ -69,15 +70,15 @@ class LanguageModel(ABC):
     @property
     @abstractmethod
     def module(self) -> DenoiserModule | PredictorModule:
-        """The denoiser or predictor: the module to call, to train or to copy."""
+        """The denoiser or predictor, as a module to call, train or copy."""
 
     @property
     def network(self) -> nn.Module:
-        """The raw network. Ours maps ids [B, L] (and sigma [B]) to raw logits [B, L, V]."""
+        """The raw network. A `DiT` maps ids [B, L] (and sigma [B]) to raw logits [B, L, V]."""
         return self.module.network
 
     def checkpoint_config(self) -> CheckpointConfig:
-        """The config that `save` writes: how the network is used."""
+        """The config that `save` writes: kind, MASK, noise and row length."""
         module, own = self.module, as_dit(self.network)
         dropout = 0.0 if own is None else own.shape.dropout
         return CheckpointConfig(
@@ -101,7 +102,8 @@ class LanguageModel(ABC):
     def completes_texts(self) -> bool:
         """Whether the model completes half-masked texts: only masked diffusion does.
 
-        A denoiser of uniform noise gets one alpha for all tokens, so it also doubts the given ones.
+        A denoiser of uniform noise gets one alpha for all tokens. So it may also replace the given
+        tokens.
         """
         return self.kind == MASKED
 
@@ -155,21 +157,21 @@ class LanguageModel(ABC):
     ) -> None:
         """Write config.json, model.safetensors and the tokenizer; `load` reads the model back.
 
-        The files are written to a directory beside it first, which then replaces it together with
-        the other files of the old one. If that fails (OSError), the old directory is unchanged. Raw
-        weights in the old directory stay if the averaged weights are the same.
+        The files are first written to a temporary directory, which then replaces `directory`. Other
+        files in `directory` are kept. Raw weights in it are kept if its EMA weights do not change.
+        After an OSError the old directory is unchanged.
 
         Args:
-            directory: A new or empty directory, or one with a model that was saved here.
+            directory: A new or empty directory, or one with a model that unmask saved.
             raw: The raw network whose EMA this model holds, saved beside it for
                 `load(weights="raw")`.
-            dtype: Precision of the parameters in the file (bfloat16 halves it). None: that of the
-                model.
+            dtype: Precision of the parameters in the file. bfloat16 halves its size. None: that of
+                the model.
             **card: Entries to add to the model's card, as JSON.
 
         Raises:
-            ValueError: The card is not JSON, the directory holds something else, or weights lie
-                outside of `module.network`.
+            ValueError: The card is not JSON, the directory holds other files than a model, or some
+                weights are not in `module.network`.
             OSError: The directory could not be written.
         """
         save_model(
@@ -197,7 +199,7 @@ class LanguageModel(ABC):
 
 
 def not_a_model(value: object) -> ValueError:
-    """The error for a value that was given as a model."""
+    """The error for an argument `model` that is not a model."""
     got = f"model is not a model: got a {type(value).__name__}"
     if isinstance(value, str | Path):
         return ValueError(f"{got}; load it first: unmask.load({str(value)!r})")
@@ -257,22 +259,22 @@ def load(
     device: torch.device | str = "cpu",
     tokenizer: Tokenizer | None = None,
 ) -> Model | CausalModel:
-    """Read a model in float32 and evaluation mode, running no code from any file.
+    """Read a model in float32 and evaluation mode. No code in any file is run.
 
     Args:
-        path_or_hub_id: A directory with config.json and model.safetensors, or its shards with their
-            index (ours, or of MDLM, SDTT, Duo). Or a Lightning .ckpt file, or a directory with one.
-            Else a repository of the Hugging Face hub.
+        path_or_hub_id: A directory of unmask, MDLM, SDTT or Duo: config.json, and model.safetensors
+            or its shards with their index. Or a Lightning .ckpt file, or a directory with one. Else
+            a repository of the Hugging Face hub.
         revision: Revision on the hub.
-        weights: "ema" or "raw". A .ckpt file has both, and so have our directories if saved with
+        weights: "ema" or "raw". A .ckpt file has both. A directory has "raw" only if unmask saved
             both.
         device: Where to put the weights.
         tokenizer: Replaces the tokenizer of the model's files, or supplies a missing one.
 
     Returns:
-        The model. Its tokenizer is the one in the directory, else None. MASK is the id that the
-        config names, else the tokenizer's, else the last token. Rows that only pad the vocabulary
-        are removed (`fit_vocabulary`). The schedule is LogLinear(1e-3) if the config names none.
+        The model. Its tokenizer is that of the directory, else None. MASK is the id in the config,
+        else the tokenizer's, else the last token. Rows that only pad the vocabulary are removed
+        (`fit_vocabulary`). The schedule is LogLinear(1e-3) if the config names no schedule.
 
     Raises:
         CheckpointError: A ValueError. There is no model, it does not fit the architecture name by
@@ -315,7 +317,7 @@ def causal_model(model: object, fault: str) -> CausalModel:
 
 
 def own_network(model: LanguageModel) -> DiT:
-    """The network of a model, if it is a `DiT` of this library; ValueError for a foreign one."""
+    """The network of a model, if it is a `DiT`; ValueError for a foreign network."""
     network = as_dit(model.network)
     if network is None:
         raise ValueError(

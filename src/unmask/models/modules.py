@@ -1,4 +1,4 @@
-"""Functions on the weights of any module: digest, copies on other weights, comparison."""
+"""Functions on the weights of any module: digest, copies with other weights, comparison."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def with_weights(module: M, weights: Mapping[str, Tensor]) -> M:
-    """A copy of a module on other weights; ValueError unless names and shapes fit.
+    """A copy of a module with other weights; ValueError unless names and shapes fit.
 
     Args:
         module: The module to copy. It may be on the meta device, as `without_weights` makes it.
-        weights: The full state by name, not copied, as `module.state_dict()`. Tied weights take the
-            value of their first name.
+        weights: The full state by name, as `module.state_dict()`; its tensors are not copied. Tied
+            weights take the value of their first name.
     """
     own = module.state_dict(keep_vars=True)
     check_same_shapes(weights, own, "weights")
     memo: dict[int, object] = {}
     for name, old in own.items():
-        if id(old) in memo:  # tied to an earlier name, which decides: an EMA holds no other
+        if id(old) in memo:  # tied to an earlier name, the only one that an EMA holds
             continue
         new = weights[name].detach()
         is_parameter = isinstance(old, nn.Parameter)
@@ -69,7 +69,7 @@ def distinct_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def check_same_shapes(got: Mapping[str, Tensor], want: Mapping[str, Tensor], argument: str) -> None:
-    """ValueError, which begins with the argument's name, if names or shapes of weights differ."""
+    """ValueError if names or shapes of weights differ; `argument` begins its message."""
     wrong = sorted(got.keys() ^ want.keys())
     wrong += [name for name in want if name in got and got[name].shape != want[name].shape]
     if wrong:

@@ -36,7 +36,7 @@ def save_model(
     dtype: torch.dtype | None,
     card: Mapping[str, object],
 ) -> None:
-    """Write a model, as `Model.save` describes it."""
+    """Write a model. `Model.save` describes the arguments and the errors."""
     network = module.network
     if raw is not None:
         check_same_shapes(raw.state_dict(), network.state_dict(), "raw")
@@ -45,8 +45,7 @@ def save_model(
     if outside:
         raise ValueError(
             f"network does not hold all weights of the {type(module).__name__}: "
-            f"{', '.join(outside[:5])} "
-            "would be lost; make them part of its network"
+            f"{', '.join(outside[:5])} would be lost; make them part of its network"
         )
     content = {
         "format": OURS,
@@ -76,13 +75,13 @@ def save_model(
 
 
 def check_directory(directory: str | Path) -> Path:
-    """The full path, links followed; ValueError unless new, empty, or a model of unmask."""
+    """Resolve the path of a model; ValueError unless it is new, empty, or a model of unmask."""
     path = Path(directory).expanduser().resolve()
     if not path.exists():
         return path
     if not path.is_dir():
         raise ValueError(
-            f"{path} is not a directory, but a model is saved as one: "
+            f"{path} is not a directory, and a model is saved as a directory: "
             "give the name of a new directory"
         )
     if Path.cwd().is_relative_to(path):
@@ -105,7 +104,7 @@ def check_directory(directory: str | Path) -> Path:
 
 
 def check_checkpoint(file: str | Path) -> Path:
-    """The full path, links followed; ValueError unless new, empty, or a Lightning checkpoint."""
+    """Resolve the path of a .ckpt file; ValueError unless it is new, empty, or a checkpoint."""
     path = Path(file).expanduser().resolve()
     if path.is_file() and path.stat().st_size:
         try:
@@ -124,7 +123,7 @@ def check_checkpoint(file: str | Path) -> Path:
 
 
 def _network_entry(network: nn.Module) -> dict[str, object]:
-    """The entries of the config that rebuild a network of ours, or name a foreign one."""
+    """The config entries that rebuild a `DiT`, or name the class of a foreign network."""
     own = as_dit(network)
     return {"network": type(network).__name__} if own is None else {"n_heads": own.shape.heads}
 
@@ -139,7 +138,7 @@ def _is_own_model(file: Path) -> bool:
 
 
 def _holds(file: Path, network: nn.Module) -> bool:
-    """True if a file holds exactly these weights: raw weights beside it then belong to them."""
+    """True if a file holds exactly these weights. Then the raw weights beside it stay valid."""
     if not file.exists():
         return False
     own = distinct_weights(network)
@@ -156,7 +155,7 @@ def _holds(file: Path, network: nn.Module) -> bool:
 
 
 def _tensors(network: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Tensors to write, parameters in `dtype`; buffers (rotary frequencies) keep full precision."""
+    """The tensors to write: parameters in `dtype`, buffers (rotary frequencies) unchanged."""
     parameters = {name for name, _ in network.named_parameters()}
     return {
         name: tensor.to("cpu", dtype if name in parameters else None).contiguous()

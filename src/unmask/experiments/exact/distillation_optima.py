@@ -40,7 +40,7 @@ from unmask.experiments.exact.enumeration import (
 )
 from unmask.objectives.consistency import Consistency, Coupling, Direction, Revealed
 from unmask.objectives.rounds import Rounds
-from unmask.prediction import Prediction, TableHead
+from unmask.prediction import Prediction
 from unmask.rng import generator
 from unmask.types import PerSequence, Tokens
 
@@ -203,7 +203,7 @@ class TableStudent(nn.Module):
 
     def forward(self, z: Tokens, alpha: PerSequence) -> Prediction:
         return Prediction(
-            self.logits[number(z, self.vocab_size)], TableHead(), self.vocab_size, self.mask_id, z
+            self.logits[number(z, self.vocab_size)], nn.Identity(), self.vocab_size, self.mask_id, z
         )
 
     def log_p(self) -> Tensor:

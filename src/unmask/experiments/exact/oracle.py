@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess
 from unmask.diffusion.schedules import LogLinear, NoiseSchedule
 from unmask.experiments.exact.synthetic_sources import SyntheticSource
-from unmask.prediction import Prediction, TableHead
+from unmask.prediction import Prediction
 from unmask.types import PerSequence, Probs, Tokens
 
 
@@ -52,8 +53,8 @@ class ExactDenoiser:
         table = self.source.conditionals(evidence(self.process, z, alpha))
         if isinstance(self.process, MaskedProcess):
             table = F.pad(table, (0, 1), value=-torch.inf)
-            return Prediction(table, TableHead(), self.vocab_size, self.process.mask_id, z)
-        return Prediction(table, TableHead(), self.vocab_size)
+            return Prediction(table, nn.Identity(), self.vocab_size, self.process.mask_id, z)
+        return Prediction(table, nn.Identity(), self.vocab_size)
 
 
 def evidence(process: Process, z: Tokens, alpha: PerSequence) -> Probs:

@@ -1,4 +1,4 @@
-"""Configs of models, our own and foreign: kind, MASK, noise and row length of a network."""
+"""Configs of models, of unmask and of other codes: kind, MASK, noise and row length."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _MASK_NAMES = ("mask_id", "mask_index", "mask_token_id")  # in our own and other
 class CheckpointConfig:
     """How a network is used: its kind, MASK, noise level and noise schedule.
 
-    kind        "masked", "uniform" or "autoregressive"
-    mask_id     the id of MASK; None in a uniform process, and in a vocabulary without MASK
-    sees_alpha  whether the network gets the noise level
-    schedule    noise schedule of the training; None for an autoregressive model
-    length      tokens of a training row
-    dropout     in training
+    Attributes:
+        kind: "masked", "uniform" or "autoregressive"
+        mask_id: the id of MASK; None in a uniform process, and in a vocabulary without MASK
+        sees_alpha: whether the network gets the noise level
+        schedule: noise schedule of the training; None for an autoregressive model
+        length: tokens of a training row
+        dropout: dropout in training
     """
 
     kind: str
@@ -54,8 +55,9 @@ class CheckpointConfig:
 def parse_config(config: Mapping[str, Any], shape: Shape, where: str) -> CheckpointConfig:
     """Read a config beside the network of this shape.
 
-    Our own configs name their `format`. Hugging Face directories of MDLM and Duo have flat configs;
-    those of Hydra (SDTT, Lightning) are nested. Sizes of the network are never taken from a config.
+    A config of unmask names its `format`. Hugging Face directories of MDLM and Duo have flat
+    configs. Hydra's configs (SDTT, Lightning) are nested. The sizes of the network never come from
+    a config.
 
     Args:
         config: The content of the file.
@@ -98,7 +100,7 @@ def own_config(config: Mapping[str, Any], where: str) -> CheckpointConfig:
 
 
 def foreign_network(config: Mapping[str, Any]) -> str | None:
-    """The class name of the network in a config of ours, if it is not a `DiT`."""
+    """The class name of the network in a config of unmask, if it is not a `DiT`."""
     name = config.get("network") if config.get("format") == OURS else None
     return name if isinstance(name, str) else None
 
@@ -175,9 +177,8 @@ def _foreign_config(reader: _ConfigReader, shape: Shape) -> CheckpointConfig:
     output = reader.first(str, "algo.parameterization", "parameterization.name", "parameterization")
     if output in OTHER_OUTPUTS:
         raise CheckpointError(
-            f"{reader.where}: `parameterization` is not supported: got {output}, "
-            "want subs or mean, because a "
-            f"{output} network does not predict the distribution of the text"
+            f"{reader.where}: `parameterization` is not supported: got {output}, want subs or "
+            f"mean, because a {output} network does not predict the distribution of the text"
         )
     noise = reader.first(str, "noise.type", "noise.name") or "loglinear"
     if noise.replace("-", "") != "loglinear":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmask.models.checkpoints import CheckpointError
 
-ELEMENTS = 2**14  # of a tensor that are compared
+ELEMENTS = 2**14  # compared elements of a tensor
 BOUND = 0.25
 
 
@@ -24,12 +24,12 @@ def thinned(tensor: Tensor) -> Tensor:
 def check_order(raw: Mapping[str, Tensor], averages: Mapping[str, Tensor], where: str) -> None:
     """CheckpointError if EMA weights are assigned to the wrong parameters.
 
-    For two parameters w, v of one size with averages a, b the cosine of a - b and w - v is
-    computed. It is near 1 for averages of these weights, and above 0 even for averages of the
-    initial weights. It is -1 if two averages are swapped, and at most -1/2 for some pair of a
-    longer cycle of independent weights. Below -1/4 the order is refused. For n < 256 elements the
-    bound is -4 / sqrt(n), four standard deviations of the cosine of unrelated vectors. Pairs of
-    equal weights or equal averages are skipped.
+    Two parameters w, v of one size have averages a, b. The test is the cosine of a - b and w - v.
+    It is near 1 for averages of these weights, and above 0 even for averages of the initial
+    weights. It is -1 if two averages are swapped, and at most -1/2 for some pair of a longer cycle
+    of independent weights. Below -1/4 the order is refused. For n < 256 elements the bound is
+    -4 / sqrt(n), four standard deviations of the cosine of unrelated vectors. Pairs of equal
+    weights or equal averages are skipped.
 
     Args:
         raw: Parameters by name, as `thinned` returns them.
@@ -46,11 +46,9 @@ def check_order(raw: Mapping[str, Tensor], averages: Mapping[str, Tensor], where
         first, second = divmod(int(cosines.argmin()), len(names))
         if least < -max(BOUND, 4 / math.sqrt(size)):
             raise CheckpointError(
-                f"{where} has EMA weights in another order than its parameters: "
-                f"those of {names[first]} and "
-                f"{names[second]} differ from the weights (cosine {least:.2f}, "
-                f"want above {-BOUND}); "
-                "load with weights='raw'"
+                f"{where} has EMA weights in another order than its parameters: those of "
+                f"{names[first]} and {names[second]} differ from the weights "
+                f"(cosine {least:.2f}, want above {-BOUND}); load with weights='raw'"
             )
 
 

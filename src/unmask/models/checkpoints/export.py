@@ -30,29 +30,28 @@ _LIGHTNING = "2.2.1"  # the version in their requirements
 def save_lightning(model: LanguageModel, file: str | Path, *, raw: nn.Module | None = None) -> None:
     """Write a .ckpt file for Duo's code.
 
-    It is opened with `load_from_checkpoint(file, tokenizer=..., config=...)`.
+    Duo's code opens it with `load_from_checkpoint(file, tokenizer=..., config=...)`.
 
     `state_dict` holds the raw weights under "backbone."; `ema.shadow_params` holds the EMA weights
     as a list in the network's order, without buffers. The number of EMA updates is unknown, so
-    `num_updates` is None and their code uses the full decay. There is no optimizer state: their
-    training restarts from these weights, by `training.finetune_path` or `eval.checkpoint_path`. The
-    card is among the hyper-parameters, where `load` finds it. The file is plain data, which
-    `torch.load(weights_only=True)` reads.
+    `num_updates` is None and Duo's code uses the full decay. There is no optimizer state. So a
+    training in Duo's code restarts from these weights, by `training.finetune_path` or
+    `eval.checkpoint_path`. The card is among the hyper-parameters, where `load` finds it. The file
+    is plain data, which `torch.load(weights_only=True)` reads.
 
-    Their code takes the number of rows from a tokenizer: `tokenizer.vocab_size` (without added
-    tokens) plus one for MASK, or for uniform noise `len(tokenizer)` after adding [PAD]. With
+    Duo's code computes the number of rows from a tokenizer. For MASK it is `tokenizer.vocab_size`
+    (without added tokens) plus 1. For uniform noise it is `len(tokenizer)` after adding [PAD]. With
     GPT-2's tokenizer V = 50258.
 
     Args:
         model: The model, with a network of this library.
         file: A new or empty file, or a checkpoint to replace.
-        raw: The raw network whose EMA the model holds. None: the model's weights are used for both
-            sets.
+        raw: The raw network whose EMA the model holds. None: both sets are the model's weights.
 
     Raises:
-        ValueError: That layout cannot express the model (another schedule than log-linear, a
-            uniform-state network without the noise level, a foreign network). Or the file is not a
-            checkpoint.
+        ValueError: The layout cannot express the model: its schedule is not log-linear, its
+            uniform-state network does not get the noise level, or its network is foreign. Or the
+            file is not a checkpoint.
         OSError: The file could not be written; its old contents are unchanged.
     """
     network = own_network(model)

@@ -26,7 +26,7 @@ from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.safe_unpickle import Record, Storage, StoredTensor, unpickle
 from unmask.models.checkpoints.weights import Weight
 
-LARGEST_SHARING = 4  # bytes of tensors for each byte of the storages that they are views of
+LARGEST_SHARING = 4  # bytes of tensors for each byte of the storages that hold them
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def _check_bytes(storage: Storage, size: int) -> None:
 def _check_views(
     archive: zipfile.ZipFile, folder: str, tensors: Iterable[StoredTensor], path: Path
 ) -> None:
-    """CheckpointError if copies of the tensors would take over 4 times the bytes of their storages.
+    """CheckpointError if copies of the tensors take over 4 times the bytes of their storages.
 
-    A student, its teacher and an EMA may share storages. Thousands of views would fill memory from
-    a small file.
+    A student, its teacher and an EMA may share storages. But the copies of thousands of views of a
+    small file would fill memory.
     """
     sizes: dict[str, int] = {}
     tensor_bytes = 0
@@ -97,15 +97,15 @@ def _check_views(
         tensor_bytes += size * prod(stored.size) // max(1, storage.numel)
     if tensor_bytes > LARGEST_SHARING * sum(sizes.values()):
         raise CheckpointError(
-            f"{path} is not opened: its tensors are views of the same bytes, "
-            f"got {tensor_bytes} bytes of tensors in "
-            f"{sum(sizes.values())} bytes of storages, want at most {LARGEST_SHARING} times as many"
+            f"{path} is not opened: its tensors are views of the same bytes, got {tensor_bytes} "
+            f"bytes of tensors in {sum(sizes.values())} bytes of storages, want at most "
+            f"{LARGEST_SHARING} times as many"
         )
 
 
 @contextmanager
 def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
-    """Open a .ckpt file for reading; CheckpointError for other files, and for one with code."""
+    """Open a .ckpt file for reading; CheckpointError for other files, and for files with code."""
     path = Path(path)
     with _open_zip(path) as archive:
         folder = _folder(archive)
@@ -201,7 +201,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
             f"{path} is not a checkpoint: want the zip archive of a Lightning .ckpt"
         ) from error
     member_bytes = sum(info.compress_size for info in archive.infolist())
-    if member_bytes > path.stat().st_size:  # members share their bytes
+    if member_bytes > path.stat().st_size:  # several members are the same bytes
         archive.close()
         raise CheckpointError(
             f"{path} is not opened: its members have {member_bytes} bytes, more than the file"
@@ -216,7 +216,7 @@ def _info(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
         raise CheckpointError(
             f"{archive.filename} has no member {name}: it is truncated, or not a checkpoint"
         ) from error
-    if info.compress_type != zipfile.ZIP_STORED:  # decompressed data could fill the memory
+    if info.compress_type != zipfile.ZIP_STORED:  # decompressed data could fill memory
         raise CheckpointError(
             f"{archive.filename} is not opened: {name} is compressed, which torch.save never does"
         )

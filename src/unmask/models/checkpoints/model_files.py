@@ -1,4 +1,4 @@
-"""Open the files of a model: our directories, those of the hub, and Lightning checkpoints."""
+"""Open the files of a model: a directory of unmask or the hub, or a Lightning checkpoint."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from unmask.models.checkpoints.weights import Weight, strip_prefixes
 
 CONFIG, MODEL, RAW = "config.json", "model.safetensors", "raw.safetensors"
 INDEX = "model.safetensors.index.json"  # tensor -> shard
-# Bytes of names and sizes at the start of a safetensors file. Real headers have about 100 for each
-# tensor.
+# Bytes of the header of a safetensors file: names and sizes, about 100 bytes for each tensor.
 LARGEST_HEADER = 2**24
 LARGEST_TOKENIZER = 2**27  # bytes of a file
 _TOKENIZER = (
@@ -39,10 +38,12 @@ _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float
 class ModelFiles:
     """The contents of a model's files.
 
-    where     name in errors
-    weights   by name, wrappers stripped
-    averages  EMA weights without names, in the network's order; None if `weights` are to be used
-    config_json  content of the config
+    Attributes:
+        where: name of the files in errors
+        weights: weights by name, wrappers stripped
+        averages: EMA weights without names, in the network's order, which replace the parameters;
+            None if `weights` are the requested set
+        config_json: content of the config
     """
 
     where: str
@@ -58,7 +59,10 @@ def check_weights_set(weights: str) -> None:
 
 
 def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
-    """The directory or checkpoint of a model, downloaded if it is not a path; CheckpointError."""
+    """The path of a model's directory or checkpoint; CheckpointError if there is none.
+
+    A name that is not a path is downloaded from the hub.
+    """
     try:
         files = (CONFIG, MODEL, RAW, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
         return local_or_hub(path_or_hub_id, files, revision)
@@ -70,7 +74,15 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
 
 @contextmanager
 def open_files(path: Path, weights: str) -> Iterator[ModelFiles]:
-    """Open a directory or checkpoint for the set "ema" or "raw" of its weights; CheckpointError."""
+    """Open a directory or checkpoint.
+
+    Args:
+        path: The directory or checkpoint.
+        weights: The set of weights, "ema" or "raw".
+
+    Raises:
+        CheckpointError: The path holds no model, or not this set of weights.
+    """
     if path.is_dir() and any((path / name).exists() for name in (MODEL, INDEX)):
         with _open_directory(path, weights) as source:
             yield source
@@ -85,7 +97,7 @@ def open_files(path: Path, weights: str) -> Iterator[ModelFiles]:
 
 
 def _only_checkpoint(path: Path) -> Path:
-    """The path, or the one .ckpt file in it."""
+    """The path itself, or the only .ckpt file in a directory."""
     if not path.is_dir():
         return path
     checkpoints = sorted(path.glob("*.ckpt"))
@@ -93,8 +105,7 @@ def _only_checkpoint(path: Path) -> Path:
         names = sorted(file.name for file in path.iterdir())
         raise CheckpointError(
             f"{path} holds no model: got {', '.join(names[:10]) or 'nothing'}, "
-            f"want {CONFIG} with {MODEL}, or exactly "
-            "one .ckpt file (name one if there are several)"
+            f"want {CONFIG} with {MODEL}, or exactly one .ckpt file (name one if there are several)"
         )
     return checkpoints[0]
 
@@ -139,7 +150,7 @@ def _open_directory(path: Path, weights: str) -> Iterator[ModelFiles]:
 
 
 def _weight_files(path: Path, weights: str) -> dict[Path, set[str] | None]:
-    """The files of a set of weights, with their tensors by the index (None: no index)."""
+    """The files of a set of weights -> the tensors that the index lists (None: no index)."""
     single = path / (RAW if weights == "raw" else MODEL)
     if single.exists():
         return {single: None}

@@ -1,11 +1,13 @@
 """Read pickles as data: no name in a pickle is ever imported or called.
 
-A pickle is a program for a stack machine that may look up any name of any module and call it.
-Python's unpickler with a list of allowed names, as in `torch.load`, is a weaker protection. It
-still calls the allowed names with arguments from the file, and the program may set attributes.
-Here every instruction makes plain data: a name becomes a `Global`, a call becomes a `Record`, and a
+A pickle is a program for a stack machine that may look up any name of any module and call it. Here
+every instruction makes plain data: a name becomes a `Global`, a call becomes a `Record`, and a
 tensor becomes a `StoredTensor`. No instruction has an effect outside the machine. Unknown names are
 refused too.
+
+`torch.load(weights_only=True)` protects less (torch 2.13). It calls the allowed names with
+arguments from the file, so the classes of a config would have to be imported. It does not bound
+time or memory: a key of tuples in tuples, in a file of 1 kB, takes hours to hash.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Global:
 
 @dataclass(eq=False)
 class Record:
-    """The arguments and state of a call of `name` in a pickle; it is never called."""
+    """The arguments and state of a call of `name` in a pickle; `name` is never called."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -40,7 +42,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Storage:
-    """The bytes NAME/data/`key` of an archive; dtype None if weights cannot have it."""
+    """The bytes NAME/data/`key` of an archive; dtype None if it is not one of `DTYPES`."""
 
     key: str
     dtype: torch.dtype | None
@@ -57,7 +59,7 @@ class StoredTensor:
     stride: tuple[int, ...]
 
 
-# Packages whose names may occur in a checkpoint, in its hyper-parameters. They are never imported.
+# Packages whose names may occur in the hyper-parameters of a checkpoint. They are never imported.
 INERT_PACKAGES = frozenset(
     "omegaconf transformers tokenizers lightning lightning_fabric pytorch_lightning "
     "typing collections numpy".split()
@@ -107,8 +109,8 @@ EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 def unpickle(program: bytes, source: str = "the pickle") -> Any:
     """Run a pickle on a machine that only makes data.
 
-    The length of the program bounds time and memory. An instruction takes one step, at most as many
-    elements are copied as the program has bytes, and the number of containers has a limit.
+    The length of the program bounds time and memory. Each instruction takes one step. The number of
+    copied elements is at most the number of bytes, and the number of containers has a limit.
 
     Args:
         program: The bytes of the pickle.
@@ -213,7 +215,7 @@ class _Machine:
             _refuse(f"it makes more than {MOST_CONTAINERS} containers")
 
     def count_copies(self, args: Any) -> None:
-        """Count copied arguments, because a program can call many times with one long list."""
+        """Count copied arguments, because a program can call a name often with one long list."""
         parts = args if isinstance(args, tuple) else ()
         self.copies -= sum(
             len(part) for part in parts if isinstance(part, list | tuple | set | frozenset | str)
@@ -292,7 +294,7 @@ def _storage(pid: Any) -> Storage:
 
 
 def _build(made: Any, state: Any) -> None:
-    """Keep the state of a record. That of a dict (module versions) is dropped."""
+    """Set the state of a record. The state of a dict (versions of modules) is dropped."""
     if isinstance(made, Record):
         made.state = state
     elif not isinstance(made, dict):
@@ -324,7 +326,7 @@ def _set(items: list[Any]) -> set[Any]:
 
 
 def _key(value: Any) -> Any:
-    """A key that hashes quickly and for which a file cannot provoke collisions."""
+    """The value, if it hashes fast and a file cannot provoke collisions; else CheckpointError."""
     match value:
         case None | str() | bytes() | float() | Global() | Record():
             return value

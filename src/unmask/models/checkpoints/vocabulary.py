@@ -1,4 +1,4 @@
-"""Fit a model to its tokenizer: which rows of the vocabulary are tokens, and which is MASK."""
+"""Fit a network to its tokenizer: find MASK, and remove the padding of the vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unmask.models.checkpoints.config import CheckpointConfig
 from unmask.models.denoiser import MASKED
 from unmask.models.dit import DiT
 
-# Some codes enlarge the vocabulary, for speed, until one of these divides it.
+# For speed, some codes enlarge the vocabulary to a multiple of one of these.
 PADDINGS = (8, 16, 32, 64, 128)
 # The weights with one row for each token.
 _ROWS = ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias")
@@ -31,9 +31,9 @@ def fit_vocabulary(
 
     The result has one row for each token, and one for MASK. MASK is the id that the config names,
     else the tokenizer's, else the last row. Rows after the tokenizer's tokens, except MASK, are
-    padding if they make the vocabulary a multiple of 8 to 128. No text contains them, so they are
-    removed. The predicted distribution is then the network's, conditioned on the other rows. MASK
-    becomes the last row.
+    padding if they make the vocabulary a multiple of 8, 16, 32, 64 or 128. No text contains them,
+    so they are removed. The prediction is then the network's, conditioned on the rows that remain.
+    MASK becomes the last row.
 
     Args:
         network: The network of the checkpoint.
@@ -58,8 +58,8 @@ def fit_vocabulary(
         if not assumed:
             raise CheckpointError(
                 f"{where}: mask_id is {use.mask_id} in the config and {tokenizer.mask_id} in the "
-                "tokenizer: set "
-                "`mask_id` in config.json, or use the tokenizer of this model's training"
+                "tokenizer: set `mask_id` in config.json, or use the tokenizer of this model's "
+                "training"
             )
         use = replace(use, mask_id=tokenizer.mask_id)
     if not padded:
@@ -68,9 +68,9 @@ def fit_vocabulary(
     if not mask_named and tokenizer.mask_id is None:
         if use.kind == MASKED:
             raise CheckpointError(
-                f"{where}: mask_id is unknown: of {size} rows the tokenizer has {tokens}, "
-                "and the others are MASK "
-                f"and padding; set `mask_id` in config.json ({tokens} for models of MDLM's code)"
+                f"{where}: mask_id is unknown: of {size} rows the tokenizer has {tokens}, and the "
+                "others are MASK and padding; set `mask_id` in config.json "
+                f"({tokens} for models of MDLM's code)"
             )
         mask_id = None  # an autoregressive model neither reads nor predicts it
     rows = [*range(tokens)]

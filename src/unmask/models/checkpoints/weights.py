@@ -1,4 +1,4 @@
-"""From named tensors to a network that they fit exactly: names, sizes, numbers."""
+"""Build a network from named tensors that fit it exactly in names, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ WRAPPERS = frozenset(
     "_orig_mod module model backbone _fsdp_wrapped_module _checkpoint_wrapped_module "
     "_forward_module".split()
 )
-MOST_BLOCKS = 4096  # of a network; without a limit the names in a file could request any number
+MOST_BLOCKS = 4096  # of a network; else the names in a file could request any number of blocks
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of a file, whose values are read by `read()`.
+    """A tensor of a file.
 
-    kind     dtype as torch or the file spells it: "float32"
-    storage  key of the bytes that it is a view of; tensors of one storage are read one after the
-             other
+    Attributes:
+        shape: its sizes
+        kind: its dtype, as torch or the file spells it: "float32"
+        read: reads its values
+        storage: key of the bytes that it is a view of; tensors of one storage are read one after
+            the other
     """
 
     shape: tuple[int, ...]
@@ -55,7 +58,7 @@ def strip_wrappers(name: str) -> str:
 
 
 def strip_prefixes(weights: Mapping[str, Weight], where: str) -> dict[str, Weight]:
-    """Weights by their names without wrappers; those of a frozen teacher are dropped."""
+    """Rename weights without wrappers, and drop those of a frozen teacher."""
     stripped: dict[str, Weight] = {}
     for name, weight in weights.items():
         own = strip_wrappers(name)
@@ -74,20 +77,19 @@ def read_float32(name: str, weight: Weight, where: str) -> Tensor:
     if weight.kind not in FLOATS:
         raise CheckpointError(
             f"{where}: the tensor {name} has the wrong dtype: got {weight.kind}, "
-            f"want one of {', '.join(FLOATS)}; "
-            "convert a quantised model back first"
+            f"want one of {', '.join(FLOATS)}; convert a quantised model back first"
         )
     copy = weight.read().to(torch.float32, copy=True)
     if not bool(torch.isfinite(copy).all()):
         raise CheckpointError(
-            f"{where}: the tensor {name} holds NaN or infinity, so its training had diverged: "
+            f"{where}: the tensor {name} holds NaN or infinity, so its training has diverged: "
             "use an earlier checkpoint"
         )
     return copy
 
 
 def infer_shape(weights: Mapping[str, Weight], where: str) -> Shape:
-    """The sizes of the network with these weights; `length` and `dropout` stay open."""
+    """The sizes of the network with these weights, except `length` and `dropout`."""
     causal = not any("sigma_map." in name or "adaLN_modulation." in name for name in weights)
     needed = {EMBEDDING: 2, FREQUENCIES: 1} | ({} if causal else {NOISE: 2})
     missing = [name for name in needed if name not in weights]
@@ -170,8 +172,10 @@ def build_network(
 def fill_network(network: nn.Module, weights: Mapping[str, Weight], where: str) -> None:
     """Copy weights into a foreign network; CheckpointError unless they fit exactly.
 
-    weights  by names without wrappers, as `strip_prefixes` gives them; tied weights have their
-             first name
+    Args:
+        network: The network. Tied weights have their first name.
+        weights: By names without wrappers, as `strip_prefixes` gives them.
+        where: Name of the checkpoint in errors.
     """
     own = {strip_wrappers(name): tensor for name, tensor in distinct_weights(network).items()}
     _check_fit(where, weights, {name: tuple(tensor.shape) for name, tensor in own.items()})
@@ -198,7 +202,7 @@ def _by_storage(weights: Mapping[str, Weight]) -> list[tuple[str, Weight]]:
 
 
 def _sizes(shape: Shape, where: str) -> dict[str, tuple[int, ...]]:
-    """The names and sizes of a network's state, derived from one block because all are alike."""
+    """The names and sizes of a network's state. One block is built, because all are equal."""
     try:
         with torch.device("meta"):
             one = DiT(replace(shape, blocks=1)).state_dict()
