@@ -36,7 +36,7 @@ class Structure(Protocol):
 
     `structure(normals)` maps independent standard normals [sources, ..., L], float64, to standard
     normals [..., L] that are correlated along L. normals[0] holds each token's own number; without
-    correlation it is the result.
+    correlation normals[0] is the result.
     """
 
     @property

@@ -197,8 +197,8 @@ def _support(x: Tensor, a: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
     """(peak value of g, left end, right end). Outside the ends g is below peak - _DROP.
 
     Newton's method converges monotonically here. g' is convex and decreasing, so a start left of
-    the peak only moves towards it. g is concave, so outside an end its tangent reaches the level
-    before g does, and every iterate is a valid end.
+    the peak only moves towards the peak. g is concave. Outside an end its tangent therefore reaches
+    the level before g does, and every iterate is a valid end.
     """
     w = x / (1 + a)
     for _ in range(24):

@@ -14,7 +14,9 @@ from unmask.diffusion.row_losses import BlockLoss, Rows, ValueAndGradient, softm
 def uniform_nelbo(
     x0: Tensor, z: Tensor, alpha: Tensor, minus_dalpha: Tensor, size: int
 ) -> BlockLoss:
-    """The loss of a row by Duo's bound, nats. Write a = alpha, K for the number of tokens, and
+    """The row loss of Duo's bound, nats.
+
+    Write a = alpha, K for the number of tokens, and
 
         y_j     = K a p_j + 1 - a              c = -a' / (K a)
         kappa_t = (1 - a) / (K a + 1 - a)      B = K a / (1 - a) if x0 != z, else 0
@@ -27,7 +29,7 @@ def uniform_nelbo(
 
     The value is zero if p is the point mass of x0; y_z(x0) is y_z for that p. The terms of z and x0
     nearly cancel, so they are computed in float64, one number a row. S - K log(1 - a) is the sum of
-    log(1 + K a p_j / (1 - a)): terms in the precision of log p, sum in float64.
+    log(1 + K a p_j / (1 - a)). Its terms have the precision of log p, and its sum is in float64.
 
     Args:
         x0: tokens of the text, [N].

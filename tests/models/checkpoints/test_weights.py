@@ -22,8 +22,13 @@ SHAPES = [
 ]
 
 
+def weight(tensor: Tensor) -> Weight:
+    """A tensor in memory."""
+    return Weight(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+
+
 def named(tensors: dict[str, Tensor]) -> dict[str, Weight]:
-    return {name: Weight.of(tensor) for name, tensor in tensors.items()}
+    return {name: weight(tensor) for name, tensor in tensors.items()}
 
 
 def weights(shape: Shape) -> dict[str, Tensor]:
@@ -47,7 +52,7 @@ def test_every_size_comes_from_the_tensors(shape: Shape, prefix: str) -> None:
 def test_averages_replace_the_parameters_in_order_and_no_buffers() -> None:
     tensors = weights(SHAPES[0])
     averages = [torch.full_like(weight, i) for i, weight in enumerate(DiT(SHAPES[0]).parameters())]
-    network = build_network(SHAPES[0], named(tensors), list(map(Weight.of, averages)), "here")
+    network = build_network(SHAPES[0], named(tensors), list(map(weight, averages)), "here")
     assert all(bool((weight == i).all()) for i, weight in enumerate(network.parameters()))
     assert torch.equal(network.rotary_emb.inv_freq, tensors["rotary_emb.inv_freq"])
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from unmask.dataclass_json import check_regular
-from unmask.models.checkpoints import CheckpointError
+from unmask.models.checkpoints import CheckpointError, checkpoint_errors
 from unmask.models.checkpoints.safe_unpickle import Record, Storage, StoredTensor, unpickle
 from unmask.models.checkpoints.weights import Weight
 
@@ -182,10 +182,8 @@ LEGACY = (
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
+    with checkpoint_errors():
         check_regular(path)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
     with path.open("rb") as file:
         head = file.read(512)
     try:

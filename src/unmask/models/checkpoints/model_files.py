@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from unmask.atomic_files import backup_path
 from unmask.data.hub import TOKENIZER_FILES, local_or_hub
 from unmask.dataclass_json import check_regular, read_json
-from unmask.models.checkpoints import CheckpointError
+from unmask.models.checkpoints import CheckpointError, checkpoint_errors
 from unmask.models.checkpoints.lightning import Checkpoint, open_checkpoint
 from unmask.models.checkpoints.weights import Weight, strip_prefixes
 
@@ -119,15 +119,13 @@ def _lightning_files(checkpoint: Checkpoint, where: str, weights: str) -> ModelF
 
 @contextmanager
 def _open_directory(path: Path, weights: str) -> Iterator[ModelFiles]:
-    try:
+    if not (path / CONFIG).exists():
+        raise CheckpointError(f"{path} has no {CONFIG}, which describes {MODEL}")
+    with checkpoint_errors():
         config_json = read_json(path / CONFIG)
         for name in _TOKENIZER:
             if (path / name).exists():
                 check_regular(path / name, LARGEST_TOKENIZER)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} has no {CONFIG}, which describes {MODEL}") from error
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
     if not isinstance(config_json, dict):
         raise CheckpointError(
             f"{path / CONFIG} has the wrong type: got {type(config_json).__name__}, "
@@ -154,10 +152,8 @@ def _weight_files(path: Path, weights: str) -> dict[Path, set[str] | None]:
     single = path / (RAW if weights == "raw" else MODEL)
     if single.exists():
         return {single: None}
-    try:
+    with checkpoint_errors():
         index = read_json(path / INDEX)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
     mapped = index.get("weight_map") if isinstance(index, dict) else None
     if (
         not isinstance(mapped, dict)
@@ -185,15 +181,16 @@ def _weight_files(path: Path, weights: str) -> dict[Path, set[str] | None]:
 
 def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Weight]:
     """The tensors of a file, which stays open until the stack is closed."""
-    try:
+    with checkpoint_errors():
         check_regular(file)
-        with file.open("rb") as head:
-            header = int.from_bytes(head.read(8), "little")
-        if header > LARGEST_HEADER:
-            raise CheckpointError(
-                f"{file} is truncated or damaged: its header has {header} bytes, "
-                f"want at most {LARGEST_HEADER}"
-            )
+    with file.open("rb") as head:
+        header = int.from_bytes(head.read(8), "little")
+    if header > LARGEST_HEADER:
+        raise CheckpointError(
+            f"{file} is truncated or damaged: its header has {header} bytes, "
+            f"want at most {LARGEST_HEADER}"
+        )
+    try:
         archive = stack.enter_context(safe_open(file, framework="pt"))
         tensors = {}
         for name in archive.keys():
@@ -202,11 +199,7 @@ def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Weight]:
             kind, read = _DTYPES.get(dtype, dtype), partial(archive.get_tensor, name)
             tensors[name] = Weight(tuple(part.get_shape()), kind, read)
         return tensors
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{file} is truncated or damaged ({error}): copy or download it again"
         ) from error
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error

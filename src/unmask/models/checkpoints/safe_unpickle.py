@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NoReturn
 
@@ -32,12 +32,10 @@ class Global:
 
 @dataclass(eq=False)
 class Record:
-    """The arguments and state of a call of `name` in a pickle; `name` is never called."""
+    """A call of `name` in a pickle, and the state that it sets; `name` is never called."""
 
     name: str
-    args: tuple[Any, ...] = ()
     state: Any = None
-    items: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -264,7 +262,7 @@ def _call(called: Any, args: Any) -> Any:
             return _stored(storage, offset, size, stride)
         case "torch._utils._rebuild_parameter", (StoredTensor() as data, *_):
             return data
-    return Record(called.name, args)
+    return Record(called.name)
 
 
 def _stored(storage: Storage, offset: Any, size: Any, stride: Any) -> StoredTensor:
@@ -311,7 +309,7 @@ def _extend(made: Any, items: list[Any]) -> None:
         case set():
             made.update(_set(items))
         case Record():
-            made.items.extend(items)
+            pass  # items of a subclass of list or dict are not needed
         case _:
             _refuse(f"it adds items to a {type(made).__name__}")
 

@@ -46,11 +46,6 @@ class Weight:
     read: Callable[[], Tensor]
     storage: str = ""
 
-    @staticmethod
-    def of(tensor: Tensor) -> Weight:
-        """A tensor in memory."""
-        return Weight(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
-
 
 def strip_wrappers(name: str) -> str:
     """The name of a weight without the parts that wrappers add."""
