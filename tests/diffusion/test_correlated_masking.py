@@ -260,8 +260,10 @@ def test_the_bound_is_tight_for_independent_levels_only(rho: float) -> None:
     )
     alpha = torch.rand(n, generator=generator, dtype=torch.float64)
     z = path.at(alpha)
-    known = (z.flip(1) != MASK)[..., None]
-    law = torch.where(known, torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.5, 0.5, 0, 0])).double()
+    visible = (z.flip(1) != MASK)[..., None]
+    law = torch.where(
+        visible, torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.5, 0.5, 0, 0])
+    ).double()
     prediction = Prediction.from_log_p(law.clamp(min=1e-300).log())
     integrand = PROCESS.nelbo(prediction, path.x0, z, alpha, -torch.ones_like(alpha)).sum(1)
     e = -torch.log1p(-draw(CorrelatedBlocks(2, rho), n, seed=7, length=2).u)
@@ -286,13 +288,13 @@ def test_text_forms() -> None:
              "block"],
 )  # fmt: skip
 def test_other_forms_are_refused(text: str) -> None:
-    says = f"structure .*got {re.escape(repr(text))}, want .*'block:SIZE:CORRELATION'"
-    with pytest.raises(ValueError, match=says):
+    message = f"structure .*got {re.escape(repr(text))}, want .*'block:SIZE:CORRELATION'"
+    with pytest.raises(ValueError, match=message):
         parse_structure(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (
             "block:0:0.5",
@@ -321,8 +323,8 @@ def test_other_forms_are_refused(text: str) -> None:
         ("hierarchy:8,4:0.7,nan", "shares are out of range: got (0.7, nan)"),
     ],
 )
-def test_numbers_outside_their_range_are_refused(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
+def test_numbers_outside_their_range_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse_structure(text)
 
 

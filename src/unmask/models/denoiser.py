@@ -228,11 +228,6 @@ def set_compute(module: nn.Module, dtype: torch.dtype, checkpointing: bool = Fal
         )
 
 
-def as_dit(network: nn.Module) -> DiT | None:
-    """The network if it is a `DiT`; None for a foreign network, even if it contains a `DiT`."""
-    return network if isinstance(network, DiT) else None
-
-
 def own_networks(module: nn.Module) -> list[DiT]:
     """Every `DiT` in a module."""
     return [part for part in module.modules() if isinstance(part, DiT)]

@@ -44,7 +44,6 @@ from unmask.models.denoiser import (
     DenoiserModule,
     NetworkDenoiser,
     PredictorModule,
-    as_dit,
     check_mask_id,
     compute_precision,
 )
@@ -79,8 +78,8 @@ class LanguageModel(ABC):
 
     def checkpoint_config(self) -> CheckpointConfig:
         """The config that `save` writes: kind, MASK, noise and row length."""
-        module, own = self.module, as_dit(self.network)
-        dropout = 0.0 if own is None else own.shape.dropout
+        module, network = self.module, self.network
+        dropout = network.shape.dropout if isinstance(network, DiT) else 0.0
         return CheckpointConfig(
             module.kind, module.mask_id, module.sees_alpha, self.schedule, module.length, dropout
         )
@@ -318,13 +317,12 @@ def causal_model(model: object, fault: str) -> CausalModel:
 
 def own_network(model: LanguageModel) -> DiT:
     """The network of a model, if it is a `DiT`; ValueError for a foreign network."""
-    network = as_dit(model.network)
-    if network is None:
+    if not isinstance(model.network, DiT):
         raise ValueError(
             f"model holds a foreign network: got {type(model.network).__name__}, "
             "want a network of this library"
         )
-    return network
+    return model.network
 
 
 def _network(source: ModelFiles) -> tuple[DiT, CheckpointConfig]:

@@ -21,7 +21,8 @@ from unmask.models.checkpoints import CheckpointError
 from unmask.models.checkpoints.config import OURS, CheckpointConfig
 from unmask.models.checkpoints.lightning import open_checkpoint
 from unmask.models.checkpoints.model_files import CONFIG, MODEL, RAW, open_safetensors
-from unmask.models.denoiser import DenoiserModule, PredictorModule, as_dit
+from unmask.models.denoiser import DenoiserModule, PredictorModule
+from unmask.models.dit import DiT
 from unmask.models.modules import check_same_shapes, distinct_weights
 
 FILES = (MODEL, RAW, "tokenizer.json", "tokenizer_config.json", CONFIG)
@@ -124,8 +125,9 @@ def check_checkpoint(file: str | Path) -> Path:
 
 def _network_entry(network: nn.Module) -> dict[str, object]:
     """The config entries that rebuild a `DiT`, or name the class of a foreign network."""
-    own = as_dit(network)
-    return {"network": type(network).__name__} if own is None else {"n_heads": own.shape.heads}
+    if isinstance(network, DiT):
+        return {"n_heads": network.shape.heads}
+    return {"network": type(network).__name__}
 
 
 def _is_own_model(file: Path) -> bool:

@@ -57,11 +57,11 @@ def watched(program: bytes) -> tuple[Any, list[str]]:
     gc.disable()  # what it collects, and what a tracer looks at, is not the reader's doing
     tracer = sys.gettrace()
     sys.settrace(None)
-    _events = heard = []
+    _events = events = []
     try:
-        return unpickle(program), heard
+        return unpickle(program), events
     except CheckpointError as error:
-        return error, heard
+        return error, events
     finally:
         _events = None
         sys.settrace(tracer)
@@ -106,20 +106,20 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_are_refused_without_effects(name: str, protocol: int) -> None:
     program = pickle.dumps({"state_dict": {}, "x": Hostile(*CALLS[name])}, protocol=protocol)
-    result, heard = watched(program)
+    result, events = watched(program)
     assert isinstance(result, CheckpointError) and "no code in it was run" in str(result)
-    assert heard == []
+    assert events == []
 
 
 def test_the_audit_hook_sees_pythons_unpickler() -> None:
     """So the test above can fail."""
     global _events
-    _events = heard = []
+    _events = events = []
     try:
         pickle.loads(pickle.dumps(Hostile(eval, "1")))
     finally:
         _events = None
-    assert {"pickle.find_class", "exec"} <= set(heard)
+    assert {"pickle.find_class", "exec"} <= set(events)
 
 
 def text(value: str) -> bytes:
@@ -174,8 +174,8 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_hostile_programs_are_refused(name: str) -> None:
-    result, heard = watched(HEAD + ATTACKS[name])
-    assert isinstance(result, CheckpointError) and heard == []
+    result, events = watched(HEAD + ATTACKS[name])
+    assert isinstance(result, CheckpointError) and events == []
     assert str(result).startswith("the pickle is not opened")
 
 
@@ -198,19 +198,19 @@ def test_a_refusal_names_the_global_and_the_source() -> None:
 def test_names_of_harmless_packages_stay_names(name: str) -> None:
     """They are neither imported nor called, with any arguments."""
     before = set(sys.modules)
-    result, heard = watched(
+    result, events = watched(
         b"c" + name.encode() + b"\nThing\n" + text("evil") + b"\x85R}" + text("a") + b"K\x01sb."
     )
-    assert heard == [] and set(sys.modules) == before
+    assert events == [] and set(sys.modules) == before
     assert isinstance(result, Record)
     assert (result.name, result.state) == (f"{name}.Thing", {"a": 1})
 
 
 def test_even_a_dangerous_function_of_a_harmless_package_is_only_a_name() -> None:
-    result, heard = watched(
+    result, events = watched(
         b'cnumpy.testing._private.utils\nrunstring\n(S\'open("canary", "w")\'\n}tR.'
     )
-    assert heard == [] and isinstance(result, Record) and result.name.endswith("runstring")
+    assert events == [] and isinstance(result, Record) and result.name.endswith("runstring")
 
 
 def test_names_are_compared_whole() -> None:
@@ -363,15 +363,15 @@ def test_a_truncated_pickle_is_named_damaged() -> None:
 @pytest.mark.filterwarnings("ignore")
 @given(st.integers(0, len(GOLDEN_PICKLE) - 1), st.binary(min_size=1, max_size=8))
 def test_changed_bytes_have_no_effects_outside(place: int, patch: bytes) -> None:
-    _, heard = watched(GOLDEN_PICKLE[:place] + patch + GOLDEN_PICKLE[place + len(patch) :])
-    assert heard == []
+    _, events = watched(GOLDEN_PICKLE[:place] + patch + GOLDEN_PICKLE[place + len(patch) :])
+    assert events == []
 
 
 @pytest.mark.filterwarnings("ignore")
 @given(st.binary(max_size=64))
 def test_random_programs_have_no_effects_outside(program: bytes) -> None:
-    _, heard = watched(program + b".")
-    assert heard == []
+    _, events = watched(program + b".")
+    assert events == []
 
 
 def test_the_size_of_a_program_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
