@@ -260,7 +260,7 @@ class UniformProcess:
     ) -> PerToken:
         """lim KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt at every position (Duo, Eq. 12).
 
-        Rao-Blackwellised; see `uniform_nelbo` for the formula.
+        Rao-Blackwellised; see the module `uniform_nelbo` for the formula.
         """
         check_unit(alpha_t, "alpha")
         # At alpha = 1 the bound has a limit but its formula is 0 / 0.

@@ -252,7 +252,8 @@ def _call(called: Any, args: Any) -> Any:
         case "collections.OrderedDict", ([*pairs],):
             return {_key(key): value for key, value in pairs}
         case "builtins.set" | "builtins.frozenset", ([*items],):
-            return _set(items) if called.name == "builtins.set" else frozenset(_set(items))
+            kind = set if called.name == "builtins.set" else frozenset
+            return kind(map(_key, items))
         # Bytes in pickles before protocol 3.
         case "_codecs.encode", (str(text), "latin1"):
             return text.encode("latin-1")
@@ -307,7 +308,7 @@ def _extend(made: Any, items: list[Any]) -> None:
         case list():
             made.extend(items)
         case set():
-            made.update(_set(items))
+            made.update(map(_key, items))
         case Record():
             pass  # items of a subclass of list or dict are not needed
         case _:
@@ -317,10 +318,6 @@ def _extend(made: Any, items: list[Any]) -> None:
 def _mapping(items: list[Any]) -> dict[Any, Any]:
     """A dictionary of alternating keys and values."""
     return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
-
-
-def _set(items: list[Any]) -> set[Any]:
-    return set(map(_key, items))
 
 
 def _key(value: Any) -> Any:
@@ -345,7 +342,7 @@ COLLECT: Mapping[str, Callable[[list[Any]], Any]] = {
     "TUPLE": tuple,
     "LIST": list,
     "DICT": _mapping,
-    "FROZENSET": lambda items: frozenset(_set(items)),
+    "FROZENSET": lambda items: frozenset(map(_key, items)),
 }
 
 
