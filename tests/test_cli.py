@@ -742,7 +742,7 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
 def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
 
     from unmask.experiments.exact import equal_steps
-    from unmask.samplers.steps import confidence
+    from unmask.samplers.unmasking import confidence
 
     monkeypatch.setattr(equal_steps, "equal_count_order", confidence)
     command = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]

@@ -25,7 +25,8 @@ from unmask.samplers.categorical import gumbel_max
 from unmask.samplers.counts import uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import SamplingProblem, confidence
+from unmask.samplers.steps import SamplingProblem
+from unmask.samplers.unmasking import confidence
 
 V, L, N = 9, 10, 6
 SAMPLERS = [

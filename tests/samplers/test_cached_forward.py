@@ -206,7 +206,7 @@ def test_samples_of_different_alphas_are_different_rows(levels: list[float], row
     picking.denoiser = Picking()
 
     def sampler(problem: SamplingProblem) -> list[Moving]:
-        first = Query(
+        first = Query.at(
             torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor(levels, dtype=torch.float64)
         )
         nothing = torch.zeros(2, L, dtype=torch.bool)

@@ -16,14 +16,14 @@ from unmask.diffusion.schedules import LogLinear
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.dit import Shape
 from unmask.prediction import Prediction
-from unmask.samplers.counts import EntropyBound
+from unmask.samplers.counts import entropy_bound
 from unmask.samplers.orders import ENTROPY
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import Unmasking
+from unmask.samplers.unmasking import Unmasking
 
 
 def entropy_bounded(nats: float) -> Unmasking:
-    return Unmasking(ENTROPY, EntropyBound(nats))
+    return Unmasking(ENTROPY, entropy_bound(nats))
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.5, 0.9, 1.5, math.inf])

@@ -25,7 +25,7 @@ from unmask.samplers.counts import uniform_grid
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.remasking import ancestral, psi
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import confidence, unmasking_schedule
+from unmask.samplers.unmasking import confidence, unmasking_schedule
 
 
 @given(

@@ -9,7 +9,7 @@ import torch
 
 from toy_sampling import L, V, draw, masked
 from unmask.cli.sample import Arguments
-from unmask.samplers.counts import COUNTS, GRIDS, EntropyBound
+from unmask.samplers.counts import COUNTS, GRIDS, entropy_bound
 from unmask.samplers.options import FAMILIES, SAMPLERS, sampler_of
 from unmask.samplers.orders import ENTROPY, ORDERS
 from unmask.samplers.remasking import (
@@ -21,7 +21,7 @@ from unmask.samplers.remasking import (
     remdm_rescale,
 )
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import Unmasking, confidence, reveal
+from unmask.samplers.unmasking import Unmasking, confidence, reveal
 
 
 def test_a_name_is_its_sampler() -> None:
@@ -37,8 +37,8 @@ def test_a_name_is_its_sampler() -> None:
     [
         ("psi:0.5", psi(0.5)), ("psi:0", psi(0)), ("remdm_cap:0.2", remdm_cap(0.2)),
         ("remdm_rescale:.3", remdm_rescale(0.3)), ("remdm_loop:2e-1", remdm_loop(0.2)),
-        ("entropy_bounded:0.7", Unmasking(ENTROPY, EntropyBound(0.7))),
-        ("entropy_bounded:inf", Unmasking(ENTROPY, EntropyBound(float("inf")))),
+        ("entropy_bounded:0.7", Unmasking(ENTROPY, entropy_bound(0.7))),
+        ("entropy_bounded:inf", Unmasking(ENTROPY, entropy_bound(float("inf")))),
     ],
 )  # fmt: skip
 def test_a_family_and_a_number(name: str, sampler: object) -> None:

@@ -37,14 +37,15 @@ from toy_sampling import (
     start,
     uniform,
 )
-from unmask.diffusion.processes import UniformProcess
+from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import LogLinear
 from unmask.samplers import steps
 from unmask.samplers.counts import GRIDS, uniform_grid
 from unmask.samplers.latent import Latent, draw_latent
 from unmask.samplers.remasking import MixturePosteriorStep, ancestral
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import SamplingProblem, reveal, unmasking_schedule
+from unmask.samplers.steps import RevealStep, SamplingProblem
+from unmask.samplers.unmasking import reveal, unmasking_schedule
 
 
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
@@ -263,15 +264,19 @@ def test_a_schedule_reveals_every_free_position_once_when_its_level_is_passed(
     latent, alphas = draw_latent(n, length, seed), uniform_grid(steps, LogLinear(eps))
     free = draw_latent(n, length, seed + 100).u < 0.7
     queries = unmasking_schedule(latent.u, alphas, free)
+    problem = SamplingProblem(
+        MaskedProcess(V, MASK), torch.full((n, length), -1).where(free, 0), latent, alphas
+    )
     step = torch.full((n, length), -1)
     for k, query in enumerate(queries):
         assert query.rows.tolist() == sorted(set(query.samples.tolist()))
-        assert torch.equal(query.rows[query.row], query.samples)
         at = query.samples, query.columns
         assert bool((step[at] == -1).all())
         step[at] = k
-        padded = [sorted(set(row)) for row in query.padded_columns.tolist()]
-        assert padded == [query.columns[query.row == i].tolist() for i in range(len(query.rows))]
+        reveal_step = RevealStep.of(problem, query)
+        assert reveal_step.query(problem.canvas()) == reveal_step.positions
+        padded = [sorted(set(row)) for row in reveal_step.columns.tolist()]
+        assert padded == [query.columns[query.samples == row].tolist() for row in query.rows]
     assert torch.equal(step >= 0, free)
     level = alphas[0] + (1 - alphas[0]) * latent.u
     assert bool((alphas[step.clamp(min=0)] <= level)[free].all()) and bool(

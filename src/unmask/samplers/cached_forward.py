@@ -1,44 +1,51 @@
 """Network calls that reuse keys and values: full forward passes, and windows in between.
 
 With `cache` = r the steps form periods of r. The first step of a period makes a full forward pass
-and keeps the keys and values of all positions. The other steps compute a window: of each sample the
-smallest span of columns that contains all queries of the period. A window attends to the kept keys
-and values outside it, where no token changes before the next full pass.
+and keeps the keys and values of all positions. Each other step computes a window. The window of a
+sample is the smallest span of columns that contains all queries of the period. It attends to the
+kept keys and values of the other columns, which do not change before the next full pass.
 
-Kept keys and values were computed while the window held other tokens, and a bidirectional network
-would now compute other ones. So this is an approximation, as in Fast-dLLM (arXiv 2505.22618) and
-dKV-Cache (arXiv 2505.15781). It is exact only for networks trained for it (block diffusion, arXiv
-2503.09573). Positions outside the window are NaN, so that a step that uses one raises an error.
+This is an approximation, as in Fast-dLLM (arXiv 2505.22618) and dKV-Cache (arXiv 2505.15781). The
+window held other tokens when the keys and values were computed, and a bidirectional network would
+now compute other ones. It is exact only for networks trained for it (block diffusion, arXiv
+2503.09573). Predictions outside the window are NaN, so that a step that uses one raises an error.
 
-One period for the whole run, r >= its steps, keeps the prompt. Blocks from left to right, with a
-period for each block, keep all other blocks too.
+One period for the whole run (r >= its steps) computes the prompt once. Blocks from left to right,
+with a period for each block, compute all other blocks once a period.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from unmask.models.kv_cache import Cache
 from unmask.prediction import Prediction
-from unmask.samplers.counts import Pace
+from unmask.samplers.counts import CountRule
 from unmask.samplers.remasking import MixturePosteriorStep, TablePosteriorStep
-from unmask.samplers.steps import PrefixStep, Query, RevealStep, SamplingProblem, Step
+from unmask.samplers.steps import Query, RevealStep, SamplingProblem, Step
+from unmask.samplers.unmasking import PrefixStep
 from unmask.types import Denoiser, PerSequence, Tokens
+
+# The samples [b] of a network call, in rising order, and their prediction: a row for each, or one
+# row for all.
+NetworkCall: TypeAlias = tuple[Tensor, Prediction]
+# (index of a step, text, alpha [n], query) -> its network call; None: no call is needed
+Forward: TypeAlias = Callable[[int, Tokens, PerSequence, Query], NetworkCall | None]
 
 
 @runtime_checkable
 class WindowedDenoiser(Protocol):
     """A `Denoiser` that can compute a part of the positions.
 
-    Of z [B, L] it computes the `queries` [B, W], columns of each row. With a new `cache` it keeps
-    the keys and values of z. With a filled cache and a `window` [B, W] it computes the window only,
-    and attends to the cache. The prediction has the shape of z in any case, and is NaN at other
-    columns.
+    `forward_window` predicts the columns `queries` [B, W] of each row of z [B, L]; None: all. With
+    a new `cache` it keeps the keys and values of z. With a filled cache and a `window` [B, W] it
+    computes the window only, and attends to the cache. The prediction has the shape of z in any
+    case. It is NaN at columns that were not computed.
     """
 
     def forward_window(
@@ -53,30 +60,14 @@ class WindowedDenoiser(Protocol):
 
 
 @dataclass(frozen=True)
-class NetworkCall:
-    """The prediction of a step, and the samples [b] that took part in the call.
-
-    index  flat rows [N] in the prediction of the positions of the query
-    """
-
-    rows: Tensor
-    prediction: Prediction
-    index: Tensor
-
-
-def alphas_of(problem: SamplingProblem, k: int, query: Query, rows: Tensor) -> PerSequence:
-    """The network's alpha for samples [b] in step k: float64 [b]."""
-    if query.alpha is not None:
-        return query.alpha[rows]
-    return problem.alphas[k].to(rows.device).expand(len(rows))
-
-
-@dataclass(frozen=True)
 class CachedWindow:
-    """The samples of a period [b], in rising order, and the span of columns that its steps compute.
+    """The span of columns that the steps of a period compute, for each sample of the period.
 
-    first, last  int64 [b, 1]
-    width        of the widest span
+    Attributes:
+        rows: The samples, int64 [b], in rising order.
+        first: The first column of each span, int64 [b, 1].
+        last: The last column of each span, int64 [b, 1].
+        width: W, the width of the widest span.
     """
 
     rows: Tensor
@@ -86,7 +77,7 @@ class CachedWindow:
 
     @property
     def columns(self) -> Tensor:
-        """int64 [b, W]; shorter spans repeat their last column."""
+        """The columns of each span, int64 [b, W]. Shorter spans repeat their last column."""
         return (self.first + torch.arange(self.width, device=self.first.device)).minimum(self.last)
 
 
@@ -105,7 +96,7 @@ def window_of(steps: Sequence[Step], z: Tokens) -> CachedWindow:
 
 
 class CachedForward:
-    """A full forward pass at the first step of every period, windows at the other steps.
+    """A `Forward` with a full pass at the first step of every period, and windows in between.
 
     The full pass computes all samples that the period queries.
     """
@@ -118,7 +109,7 @@ class CachedForward:
         period: int,
     ) -> None:
         self._denoiser = _checked(denoiser, problem, steps, period)
-        self._problem, self._steps, self._period = problem, steps, period
+        self._steps, self._period = steps, period
         # Windows that do not depend on the text are computed here: later a GPU would wait for them.
         periods = [steps[k : k + period] for k in range(0, len(steps), period)]
         self._fixed_windows = [
@@ -128,24 +119,22 @@ class CachedForward:
         self._window = window_of([], problem.pins)
         self._cache = Cache()
 
-    def __call__(self, k: int, z: Tokens, query: Query) -> NetworkCall | None:
-        """The prediction for a query of step k at z; None if no call is needed."""
+    def __call__(self, k: int, z: Tokens, alpha: PerSequence, query: Query) -> NetworkCall | None:
+        """Predict z at the positions of the query of step k; None if no call is needed."""
         if k % self._period == 0:
-            return self._full(k, z, query)
-        return self._windowed(k, z, query) if len(query.rows) else None
+            return self._full(k, z, alpha)
+        return self._windowed(k, z, alpha, query) if len(query.rows) else None
 
-    def _full(self, k: int, z: Tokens, query: Query) -> NetworkCall | None:
+    def _full(self, k: int, z: Tokens, alpha: PerSequence) -> NetworkCall | None:
         fixed = self._fixed_windows[k // self._period]
         self._window = window_of(self._steps[k : k + self._period], z) if fixed is None else fixed
         self._cache, rows = Cache(), self._window.rows
         if not len(rows):
             return None
-        alpha = alphas_of(self._problem, k, query, rows)
-        prediction = self._denoiser.forward_window(z[rows], alpha, None, self._cache, None)
-        index = torch.searchsorted(rows, query.samples) * z.shape[1] + query.columns
-        return NetworkCall(rows, prediction, index)
+        forward = self._denoiser.forward_window
+        return rows, forward(z[rows], alpha[rows], None, self._cache, None)
 
-    def _windowed(self, k: int, z: Tokens, query: Query) -> NetworkCall:
+    def _windowed(self, k: int, z: Tokens, alpha: PerSequence, query: Query) -> NetworkCall:
         rows, kept, columns = query.rows, self._window.rows, self._window.columns
         # On a GPU this check would wait for the device. There such a read gives NaN instead.
         if rows.device.type == "cpu" and not torch.isin(rows, kept).all():
@@ -154,17 +143,15 @@ class CachedForward:
                 f"some of {kept.tolist()}, those that its period queries at the first step; leave "
                 "cache out"
             )
-        alpha, planned = alphas_of(self._problem, k, query, rows), None
-        if isinstance(self._steps[k], RevealStep):
-            planned = query.padded_columns
-        index, forward = query.row * z.shape[1] + query.columns, self._denoiser.forward_window
+        step, forward = self._steps[k], self._denoiser.forward_window
+        known = step.columns if isinstance(step, RevealStep) else None
         if len(rows) == len(kept):
-            return NetworkCall(rows, forward(z[rows], alpha, planned, self._cache, columns), index)
+            return rows, forward(z[rows], alpha[rows], known, self._cache, columns)
         place = torch.searchsorted(kept, rows).clamp(max=len(kept) - 1)
-        prediction = forward(z[rows], alpha, planned, self._cache[place], columns[place])
+        prediction = forward(z[rows], alpha[rows], known, self._cache[place], columns[place])
         foreign = (kept[place] != rows)[:, None, None]
         hidden = prediction.hidden.masked_fill(foreign, torch.nan)
-        return NetworkCall(rows, replace(prediction, hidden=hidden), index)
+        return rows, replace(prediction, hidden=hidden)
 
 
 def _checked(
@@ -187,7 +174,7 @@ def _checked(
         )
     if any(
         isinstance(step, PrefixStep)
-        and not isinstance(step.count, Pace)
+        and isinstance(step.count, CountRule)
         and bool(step.starts.any())
         for step in steps
     ):

@@ -8,11 +8,11 @@ or the number of steps changes few tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,13 +27,9 @@ CPU_BLOCK_ELEMENTS = 2**17  # a core's cache holds 1 MiB of float64, and as much
 TOP_P_ROUNDING = 1e-6  # log p comes from float32 logits: a set within this of top_p has reached it
 
 
-class Draw(Protocol):
-    """A categorical draw: each token is a pure function of its row.
-
-    log p float64 [N, V] (-inf: never drawn) and hashed states int64 [N] -> tokens int64 [N].
-    """
-
-    def __call__(self, log_p: Tensor, state: Tensor, /) -> Tensor: ...
+# A categorical draw. Each token is a pure function of its row.
+# (log p float64 [N, V], -inf: never drawn; hashed states int64 [N]) -> tokens int64 [N]
+Draw: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def gumbel_max(log_p: Tensor, state: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""How many tokens a step unmasks: by a grid of noise levels, or by a rule on the predictions.
+"""The number of tokens that a step unmasks: by a grid of noise levels, or by the predictions.
 
-A grid holds the alphas at which a sampler stops, from alpha(1) up to 1: N steps, N + 1 levels. The
-grid "released" makes N + 1 steps. A `CountRule` ignores the grid, and unmasks as many tokens at
-once as the predictions at hand allow.
+A grid holds the alphas before and after each step, from alpha(1) up to 1: N steps, N + 1 levels.
+The grid "released" makes N + 1 steps. A `CountRule` ignores the grid, and unmasks as many tokens in
+a step as the predictions allow.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from unmask.samplers.orders import CONFIDENCE, ENTROPY, Statistic, in_steps
 # steps N, schedule -> alphas, float64 [N + 1]; "released" has [N + 2]
 Grid: TypeAlias = Callable[[int, NoiseSchedule], Tensor]
 
-LAST_TIME = 1e-5  # where the released codes stop
+LAST_TIME = 1e-5  # the last t of the released codes of MDLM, SDTT and Duo
 
 
 def uniform_grid(steps: int, schedule: NoiseSchedule) -> Tensor:
@@ -57,9 +56,9 @@ def released_grid(steps: int, schedule: NoiseSchedule) -> Tensor:
     """alpha(t_k) at equal distances from t = 1 to 1e-5, and then 1: float64 [N + 2], N + 1 steps.
 
     The released codes of MDLM, SDTT and Duo use it. The last step removes the noise left at t =
-    1e-5. With the sampler "greedy_tail" that step is an arg max (the column "greedy-tail" of Duo's
-    tables), with "ancestral" a draw. In masked diffusion with log-linear noise a token is left for
-    it with probability 1e-5, so that the step mostly costs no call.
+    1e-5. With the sampler "greedy_tail" the last step is an arg max (the column "greedy-tail" of
+    Duo's tables), with "ancestral" a draw. In masked diffusion with log-linear noise, a token is
+    left for the last step with probability 1e-5. So the last step rarely costs a call.
 
     >>> from unmask.diffusion.schedules import LogLinear
     >>> released_grid(2, LogLinear(eps=0.0))
@@ -100,15 +99,8 @@ def check_alphas(alphas: Tensor) -> None:
         )
 
 
-class Pace(NamedTuple):
-    """The visible free tokens of each sample before and after a step: int64 [n, 1] each."""
-
-    before: Tensor
-    after: Tensor
-
-
-def paces(alphas: Tensor, free: Tensor) -> list[Pace]:
-    """The pace of each step of the grid.
+def visible_counts(alphas: Tensor, free: Tensor) -> list[Tensor]:
+    """The visible free tokens of each sample after each step of the grid: int64 [n, 1] each.
 
     Of the F free tokens F (alpha_k - alpha_0) / (1 - alpha_0), rounded, halves up, are visible at
     alpha_k.
@@ -116,78 +108,78 @@ def paces(alphas: Tensor, free: Tensor) -> list[Pace]:
     share = ((alphas - alphas[0]) / (1 - alphas[0])).to(free.device)
     # 1e-9: a half counts as a half in spite of rounding.
     visible = (free.sum(1, keepdim=True) * share + 0.5 + 1e-9).long()
-    return [Pace(*pair) for pair in pairwise(visible.split(1, dim=1))]
-
-
-class CountRule(Protocol):
-    """How many of the first MASKs in the order a step unmasks: the longest prefix that fits.
-
-    The first MASK is always unmasked. `fits` gets the statistic in the order of unmasking, [n, L],
-    inf after the last MASK. It returns bool [n, L] that is True up to the end of the prefix.
-    """
-
-    @property
-    def statistic(self) -> Statistic: ...
-
-    def fits(self, values: Tensor, /) -> Tensor: ...
+    return list(visible[:, 1:].split(1, dim=1))
 
 
 @dataclass(frozen=True)
-class Threshold:
+class CountRule:
+    """The number of MASKs that a step unmasks: the longest prefix of the order that fits.
+
+    The first MASK is always unmasked. `fits(values, limit)` gets the statistic in the order of
+    unmasking, float64 [n, L], inf after the last MASK. It returns bool [n, L]: True up to the end
+    of the prefix.
+
+    Attributes:
+        statistic: A number for each MASK.
+        fits: The rule.
+        limit: The number of the rule.
+    """
+
+    statistic: Statistic
+    fits: Callable[[Tensor, float], Tensor]
+    limit: float
+
+
+def threshold(probability: float) -> CountRule:
     """Unmask tokens while the drawn token has at least this probability.
 
-    Source: Fast-dLLM, arXiv 2505.22618.
-
-    probability  in [0, 1]; 0 unmasks all MASKs at once
+    Source: Fast-dLLM, arXiv 2505.22618. `probability` lies in [0, 1], else ValueError. 0 unmasks
+    all MASKs at once.
     """
-
-    probability: float
-    statistic: ClassVar[Statistic] = CONFIDENCE
-
-    def __post_init__(self) -> None:
-        if not (is_number(self.probability) and 0 <= self.probability <= 1):
-            raise ValueError(
-                f"threshold is out of range: got {self.probability!r}, want 0 <= threshold <= 1 "
-                "(the least probability of a token that a step unmasks after its first)"
-            )
-
-    def fits(self, values: Tensor, /) -> Tensor:
-        return ((-values).exp() >= self.probability).long().cumprod(1).bool()
+    if not (is_number(probability) and 0 <= probability <= 1):
+        raise ValueError(
+            f"threshold is out of range: got {probability!r}, want 0 <= threshold <= 1 (the least "
+            "probability of a token that a step unmasks after its first)"
+        )
+    return CountRule(CONFIDENCE, _all_probable, probability)
 
 
-@dataclass(frozen=True)
-class EntropyBound:
+def entropy_bound(nats: float) -> CountRule:
     """Unmask tokens that are nearly independent: the EB-sampler (arXiv 2505.24857).
 
     A step takes the longest prefix U of the order with
 
         sum_{l in U} H_l - max_{l in U} H_l <= nats,      H the entropy of p(x0_l | z)
 
-    The left side bounds the total correlation of the tokens in U, so it bounds the cost of drawing
+    The left side bounds the total correlation of the tokens in U. So it bounds the error of drawing
     them independently. nats = 0: one token a step, and the tokens with H = 0; inf: all in one step.
+
+    Raises:
+        ValueError: nats is negative or not a number.
     """
-
-    nats: float
-    statistic: ClassVar[Statistic] = ENTROPY
-
-    def __post_init__(self) -> None:
-        if not (is_number(self.nats) and self.nats >= 0):
-            raise ValueError(
-                f"bound is out of range: got {self.nats!r}, want bound >= 0 (nats of entropy that "
-                "a step may draw without its least certain token; inf unmasks all at once)"
-            )
-
-    def fits(self, values: Tensor, /) -> Tensor:
-        total = F.pad(values.cumsum(1)[:, :-1], (1, 0))
-        greatest = F.pad(values.cummax(1).values[:, :-1], (1, 0))
-        # The sum without the greatest term: in rising order, ties included, that is the last term.
-        surplus = (greatest - values).where(in_steps(greatest) > in_steps(values), 0.0)
-        return total - surplus <= self.nats
+    if not (is_number(nats) and nats >= 0):
+        raise ValueError(
+            f"bound is out of range: got {nats!r}, want bound >= 0 (nats of entropy that a step "
+            "may draw without its least certain token; inf unmasks all at once)"
+        )
+    return CountRule(ENTROPY, _nearly_independent, nats)
 
 
 COUNTS: Mapping[str, Callable[[float], CountRule]] = MappingProxyType(
-    {"threshold": Threshold, "bound": EntropyBound}
+    {"threshold": threshold, "bound": entropy_bound}
 )
+
+
+def _all_probable(negative_log_p: Tensor, probability: float) -> Tensor:
+    return ((-negative_log_p).exp() >= probability).long().cumprod(1).bool()
+
+
+def _nearly_independent(entropy: Tensor, nats: float) -> Tensor:
+    total = F.pad(entropy.cumsum(1)[:, :-1], (1, 0))
+    greatest = F.pad(entropy.cummax(1).values[:, :-1], (1, 0))
+    # The sum without the greatest term: in rising order, ties included, that is the last term.
+    surplus = (greatest - entropy).where(in_steps(greatest) > in_steps(entropy), 0.0)
+    return total - surplus <= nats
 
 
 def _share(steps: int) -> Tensor:

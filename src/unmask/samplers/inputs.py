@@ -1,17 +1,17 @@
-"""Inputs and frames of a sampling run: roles of models, prompts, given tokens, and their checks."""
+"""Inputs of a sampling run: the roles of a model, prompts, given tokens, and their checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
-from unmask.limits import check_memory, whole
+from unmask.limits import check_memory
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.kv_cache import Cache
 from unmask.models.model import not_a_model
@@ -24,7 +24,7 @@ FREE = -1  # marks a position to be drawn
 
 
 class TextDecoder(Protocol):
-    """A tokenizer: text to ids, and ids to text."""
+    """The part of a tokenizer that sampling needs: text to ids, and ids to text."""
 
     @property
     def bos_id(self) -> int | None: ...
@@ -40,7 +40,7 @@ class TextDecoder(Protocol):
 class Predictor(Protocol):
     """A next-token predictor: ids [B, l] -> log p of the token after each position.
 
-    With a cache, ids continue the tokens that it holds.
+    With a cache, ids continue the cached tokens.
     """
 
     @property
@@ -54,7 +54,7 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class DiffusionModel(Protocol):
-    """A model that denoises."""
+    """The parts of a diffusion model that sampling needs."""
 
     @property
     def denoiser(self) -> Denoiser: ...
@@ -71,7 +71,7 @@ class DiffusionModel(Protocol):
 
 @runtime_checkable
 class AutoregressiveModel(Protocol):
-    """A model that predicts the next token."""
+    """The parts of an autoregressive model that sampling needs."""
 
     @property
     def predictor(self) -> Predictor: ...
@@ -82,10 +82,12 @@ class AutoregressiveModel(Protocol):
 
 @runtime_checkable
 class HasLength(Protocol):
-    """A model with the length of the texts of its training, in tokens."""
+    """A model with a default length."""
 
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """Tokens of a training row."""
+        ...
 
 
 TextModel: TypeAlias = DiffusionModel | AutoregressiveModel
@@ -96,11 +98,12 @@ Prompt: TypeAlias = str | Sequence[int] | Tensor
 class Frame:
     """The text after one step of a sampling run.
 
-    step     number of steps made; 0 is the text before the first
-    alpha    noise level of the text: the alpha of the grid, or the mean level of the samples
-    z        int64 [n, L] ids; -1 where an autoregressive model has not written yet
-    changed  bool [n, L]: the tokens that the last step changed
-    rows     int64 [b]: the samples in the network call of the last step; empty: it made no call
+    Attributes:
+        step: Number of steps made; 0 before the first.
+        alpha: Noise level of the text: the alpha of the grid, or the mean level of the samples.
+        z: Token ids, int64 [n, L]; -1 where an autoregressive model has not written yet.
+        changed: The tokens that the last step changed, bool [n, L].
+        rows: The samples in the network call of the last step, int64 [b]; empty: no call was made.
     """
 
     step: int
@@ -110,25 +113,9 @@ class Frame:
     rows: Tensor
 
 
-class TokenSource(NamedTuple):
-    """The part of a model that tokens are drawn from.
-
-    network     the denoiser or the predictor
-    vocab_size  V, MASK included
-    mask_id     the id of MASK, which is never drawn; None: there is no MASK
-    """
-
-    network: Denoiser | Predictor
-    vocab_size: int
-    mask_id: int | None
-
-
-def token_source(model: TextModel) -> TokenSource:
-    """The network of a model, and its vocabulary."""
-    if isinstance(model, AutoregressiveModel):
-        predictor = model.predictor
-        return TokenSource(predictor, predictor.vocab_size, predictor.mask_id)
-    return TokenSource(model.denoiser, model.process.vocab_size, model.process.mask_id)
+def network_of(model: TextModel) -> Denoiser | Predictor:
+    """The denoiser or predictor of a model."""
+    return model.predictor if isinstance(model, AutoregressiveModel) else model.denoiser
 
 
 def check_model(model: TextModel) -> None:
@@ -138,12 +125,12 @@ def check_model(model: TextModel) -> None:
 
 
 def length_of(model: TextModel, length: int | None) -> int:
-    """The tokens of a sample: `length`, or the model's own; ValueError if there is none."""
+    """The tokens of a sample: `length`, or the model's length. ValueError if both are missing."""
     if length is not None:
-        return whole("length", length, "the tokens of a sample, prompt included")
+        return length
     if not isinstance(model, HasLength):
         raise ValueError(
-            f"length is missing: {type(model).__name__} has no attribute length; give the "
+            f"length is missing: {type(model).__name__} has no attribute length; give length, the "
             "tokens of a sample"
         )
     return model.length
@@ -157,9 +144,14 @@ def given_tokens(
     pinned: Tensor | None,
     device: torch.device | str,
 ) -> Tokens:
-    """Given tokens [n, length] on the device, -1 where free; ValueError if memory is too small."""
-    network, vocab_size, mask_id = token_source(model)
-    check_device_memory(n, length, call_bytes(network), device)
+    """The given tokens of n samples on the device: int64 [n, length], -1 where free.
+
+    Raises:
+        ValueError: The memory is too small, or prompt or pinned is invalid (see `pin`).
+    """
+    check_device_memory(n, length, call_bytes(network_of(model)), device)
+    vocabulary = model.predictor if isinstance(model, AutoregressiveModel) else model.process
+    vocab_size, mask_id = vocabulary.vocab_size, vocabulary.mask_id
     return pin(n, length, vocab_size, mask_id, model.tokenizer, prompt, pinned).to(device)
 
 
@@ -178,15 +170,14 @@ def pin(
         n: Number of samples.
         length: Tokens of a sample.
         vocab_size: Number of tokens, MASK included.
-        mask_id: The id of MASK, or None.
-        tokenizer: Encodes a prompt in words.
+        mask_id: The id of MASK; None: no MASK.
+        tokenizer: Encodes a prompt that is text.
         prompt: Text, or ids [P], at the start of every sample.
         pinned: ids [n, length], -1 where free.
 
     Raises:
-        ValueError: A token is outside the vocabulary or MASK, a tensor has the wrong shape or type,
-        or
-            prompt and pinned contradict each other.
+        ValueError: A token is MASK or outside the vocabulary, a tensor has the wrong shape or type,
+            or prompt and pinned contradict each other.
     """
     pins = torch.full((n, length), FREE)
     if pinned is not None:
@@ -252,7 +243,7 @@ def check_device_memory(n: int, length: int, token_bytes: int, device: torch.dev
 
 
 def call_bytes(network: object) -> int:
-    """A lower bound of the bytes of a token in a call: its latent, and six hidden states."""
+    """A lower bound of the memory of a token in a call: its latent, and six hidden states."""
     return DRAWN_BYTES + (
         24 * network.network.shape.width if isinstance(network, NetworkDenoiser) else 0
     )

@@ -1,4 +1,4 @@
-"""`SampleOptions`: how texts are drawn, as one checked value; and the names of samplers."""
+"""The options of a draw as one checked value, and the names of samplers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from unmask.diffusion.correlated_masking import Structure, parse_structure
 from unmask.diffusion.processes import Process
 from unmask.limits import MOST_STEPS, seed_number, whole
 from unmask.samplers.categorical import DRAWS, Draw, SamplingFilters
-from unmask.samplers.counts import COUNTS, GRIDS, CountRule, EntropyBound, Grid
+from unmask.samplers.counts import COUNTS, GRIDS, CountRule, Grid, entropy_bound
 from unmask.samplers.inputs import Prompt
 from unmask.samplers.latent import check_first
-from unmask.samplers.orders import ENTROPY, ORDERS, RANDOM, LevelOrder, Statistic
+from unmask.samplers.orders import ENTROPY, ORDERS, RANDOM
 from unmask.samplers.remasking import (
     ancestral,
-    default_sampler,
     greedy_tail,
     psi,
     remdm_cap,
     remdm_loop,
     remdm_rescale,
 )
-from unmask.samplers.steps import Sampler, Unmasking, confidence, reveal
+from unmask.samplers.steps import Sampler
+from unmask.samplers.unmasking import Unmasking, confidence, reveal
 
 Choice = TypeVar("Choice")
 
@@ -42,7 +42,7 @@ FAMILIES: Mapping[str, Callable[[float], Sampler]] = MappingProxyType(
         "remdm_cap": remdm_cap,
         "remdm_rescale": remdm_rescale,
         "remdm_loop": remdm_loop,
-        "entropy_bounded": lambda nats: Unmasking(ENTROPY, EntropyBound(nats)),
+        "entropy_bounded": lambda nats: Unmasking(ENTROPY, entropy_bound(nats)),
         "blockwise": lambda size: Unmasking(blocks=_block_size(size)),
     }
 )
@@ -52,28 +52,10 @@ _COUNT_FORMS = ["grid", "threshold:PROBABILITY", "bound:NATS"]
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """All arguments of `samplers.sample.sample` but the model, as one value that is checked once.
+    """The arguments of `sample` except the model, as one value that is checked once.
 
-    n            number of samples
-    length       tokens of a sample, prompt included; None: the model's own length
-    steps        from noise to text
-    seed         a 64-bit number
-    temperature  divides log p(x0)
-    top_p        probability of the tokens to keep
-    prompt       text, or ids [P], at the start of every sample
-    pinned       ids [n, length], -1 where free
-    device       of the model
-    top_k        number of tokens to keep; None: all
-    sampler      a name, an order with a count (`sampler_of`), or a `Sampler`; None: by the process
-    grid         a name or a `Grid`: the noise levels of the steps
-    draw         a name or a `Draw`: from log-probabilities to a token
-    first        number of the first sample
-    batch_size   samples in a network call; None: all
-    structure    its text form or a `Structure`: tokens that "reveal" unmasks together; None: none
-    cache        steps from one full forward pass to the next; None, 1: every pass is a full one
-
-    ValueError for values outside their range. Prompt and pins are checked with a model: they depend
-    on its vocabulary and length.
+    `sample` describes each field. ValueError for values outside their range. Prompt and pinned are
+    checked with a model, because they depend on its vocabulary and length.
     """
 
     n: int = 4
@@ -132,7 +114,8 @@ class SampleOptions:
     def sampler_value(self, process: Process) -> Sampler:
         """The sampler for a process; ValueError if `structure` has no effect on it."""
         is_masked = process.mask_id is not None
-        sampler = default_sampler(process) if self.sampler is None else sampler_of(self.sampler)
+        default = reveal if is_masked else ancestral
+        sampler = default if self.sampler is None else sampler_of(self.sampler)
         random = isinstance(sampler, Unmasking) and sampler.order == RANDOM
         if not (is_masked and (random or sampler == greedy_tail)):
             name = repr(self.sampler) if isinstance(self.sampler, str) else "this sampler"
@@ -141,21 +124,16 @@ class SampleOptions:
 
     def check_autoregressive(self) -> None:
         """Raise ValueError for options that have no effect on an autoregressive model."""
-        why = "has no effect on an autoregressive model"
-        if self.sampler is not None:
-            raise ValueError(
-                f"sampler {why}, which writes from left to right: got {self.sampler!r}; leave it "
-                "out"
-            )
-        if self.grid != "uniform":
-            raise ValueError(
-                f"grid {why}, which has no noise levels: got {self.grid!r}; leave it out"
-            )
-        if self.cache is not None:
-            raise ValueError(
-                f"cache {why}, which keeps keys and values in any case: got {self.cache!r}; leave "
-                "it out"
-            )
+        for name, value, reason in (
+            ("sampler", self.sampler, "which writes from left to right"),
+            ("grid", None if self.grid == "uniform" else self.grid, "which has no noise levels"),
+            ("cache", self.cache, "which always keeps keys and values"),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"{name} has no effect on an autoregressive model, {reason}: got {value!r}; "
+                    "leave it out"
+                )
         self._check_structure("the model is autoregressive")
 
     def _check_structure(self, fault: str) -> None:
@@ -167,11 +145,12 @@ class SampleOptions:
 
 
 def sampler_of(choice: str | Sampler) -> Sampler:
-    """The sampler of a name, or of an order with a count; a `Sampler` is returned as it is.
+    """Read a sampler from its text form; a `Sampler` is returned as it is.
 
-    A name is "reveal", or a family with a number, "psi:0.5". An order with a count is any part of
-    "order=ORDER,blocks=SIZE,count=COUNT": ORDER is random (default), spread, confidence, entropy or
-    margin; COUNT is grid (default), threshold:PROBABILITY or bound:NATS.
+    The text is a name such as "reveal", a family with a number such as "psi:0.5", or an order with
+    a count: "order=ORDER,blocks=SIZE,count=COUNT", of which any part can be missing. ORDER is
+    random (default), spread, confidence, entropy or margin. COUNT is grid (default),
+    threshold:PROBABILITY or bound:NATS.
 
     >>> sampler_of("order=random,count=grid") == sampler_of("reveal")
     True
@@ -202,7 +181,7 @@ def sampler_of(choice: str | Sampler) -> Sampler:
 
 
 def named(kind: str, choice: str | Choice, choices: Mapping[str, Choice]) -> Choice:
-    """The value of a name; a value is returned as it is. ValueError for an unknown name."""
+    """Look up a name; a value is returned as it is. ValueError for an unknown name."""
     if not isinstance(choice, str):
         return choice
     if choice not in choices:
@@ -211,28 +190,21 @@ def named(kind: str, choice: str | Choice, choices: Mapping[str, Choice]) -> Cho
 
 
 def _unmasking(text: str) -> Unmasking:
-    """The sampler of "order=ORDER,blocks=SIZE,count=COUNT", of which any part may be missing."""
-    order: LevelOrder | Statistic = RANDOM
-    blocks: int | None = None
-    count: CountRule | None = None
-    seen: set[str] = set()
-    for part in text.split(","):
-        key, _, value = part.partition("=")
-        if key in seen:
-            raise ValueError(f"sampler {text!r} has the part {key!r} twice: want {_PARTS}")
-        seen.add(key)
-        try:
-            match key:
-                case "order":
-                    order = named("order", value, ORDERS)
-                case "blocks":
-                    blocks = _block_size(_number(value))
-                case "count":
-                    count = _count_rule(value)
-                case _:
-                    raise _unknown("part", key, ["order", "blocks", "count"])
-        except ValueError as error:
-            raise ValueError(f"sampler {text!r} is written {_PARTS}, where {error}") from None
+    """The sampler of "order=ORDER,blocks=SIZE,count=COUNT", of which any part can be missing."""
+    parts: dict[str, str] = {}
+    try:
+        for part in text.split(","):
+            key, _, value = part.partition("=")
+            if key not in ("order", "blocks", "count"):
+                raise _unknown("part", key, ["order", "blocks", "count"])
+            if key in parts:
+                raise ValueError(f"the part {key!r} comes twice")
+            parts[key] = value
+        order = named("order", parts.get("order", "random"), ORDERS)
+        count = _count_rule(parts.get("count", "grid"))
+        blocks = _block_size(_number(parts["blocks"])) if "blocks" in parts else None
+    except ValueError as error:
+        raise ValueError(f"sampler {text!r} is written {_PARTS}, where {error}") from None
     return Unmasking(order, count, blocks)
 
 
@@ -253,7 +225,7 @@ def _unknown(kind: str, choice: str, forms: list[str]) -> ValueError:
 
 
 def _number(text: str) -> float:
-    """The number of a text; NaN, which no sampler allows, if it is not a number."""
+    """The number that a text holds. NaN, which no sampler allows, if it holds no number."""
     try:
         return float(text)
     except ValueError:
@@ -261,6 +233,6 @@ def _number(text: str) -> float:
 
 
 def _block_size(number: float) -> int:
-    """A whole number: the text "16" is read as a float."""
+    """The whole number of a float, because the text "16" is read as 16.0. ValueError for others."""
     size = int(number) if number == number // 1 else number
     return whole("blocks", size, "the free tokens of a block")

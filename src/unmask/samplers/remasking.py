@@ -35,10 +35,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from unmask.diffusion.processes import Process
 from unmask.rng import uniform
 from unmask.samplers.categorical import EXACT, is_number, iter_blocks
-from unmask.samplers.steps import LogProbs, Query, Sampler, SamplingProblem, Step, masks, reveal
+from unmask.samplers.steps import LogProbs, Query, Sampler, SamplingProblem, Step
+from unmask.samplers.unmasking import reveal
 from unmask.types import Tokens
 
 Kappa: TypeAlias = Callable[[float, float], float]  # (alpha_t, alpha_s) -> kappa of the step
@@ -59,11 +59,6 @@ def ancestral(problem: SamplingProblem) -> Sequence[Step]:
     return [kind(problem, k) for k in range(len(problem.alphas) - 1)]
 
 
-def default_sampler(process: Process) -> Sampler:
-    """`reveal` in masked diffusion, else `ancestral`."""
-    return ancestral if process.mask_id is None else reveal
-
-
 def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
     """Ancestral steps, but the last writes arg max p(x0), for any process.
 
@@ -73,7 +68,7 @@ def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
     smaller id; temperature, top-k and top-p do not change an arg max. This is not the model's law:
     with fewer steps more tokens are an arg max, and the texts vary less.
     """
-    steps = default_sampler(problem.process)(problem)
+    steps = ancestral(problem) if problem.mask_id is None else reveal(problem)
     return [*steps[:-1], _ArgMaxStep(problem)]
 
 
@@ -149,7 +144,7 @@ class MixturePosteriorStep:
         predict, noise = self._weights(z, torch.zeros_like(z, dtype=torch.float64))
         number, random = self._numbers()
         may_change = number < predict + noise.where(random != z, 0.0)
-        return Query.of(masks(self.problem, z) & may_change)
+        return Query.of(self.problem.noised(z) & may_change)
 
     def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
         problem, (number, random) = self.problem, self._numbers()
@@ -203,7 +198,7 @@ class TablePosteriorStep:
     kappa: float = 1.0
 
     def query(self, z: Tokens) -> Query:
-        return Query.of(masks(self.problem, z))
+        return Query.of(self.problem.noised(z))
 
     def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
         problem, z_t = self.problem, z
@@ -231,7 +226,7 @@ class _ArgMaxStep:
     problem: SamplingProblem
 
     def query(self, z: Tokens) -> Query:
-        return Query.of(masks(self.problem, z))
+        return Query.of(self.problem.noised(z))
 
     def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
         for at, log_p in log_probs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -13,7 +14,12 @@ from unmask.data.tokenizers import start_token
 from unmask.diffusion.correlated_masking import Structure
 from unmask.models.denoiser import for_inference
 from unmask.samplers.autoregressive import autoregress
-from unmask.samplers.cached_forward import CachedForward, NetworkCall, WindowedDenoiser, alphas_of
+from unmask.samplers.cached_forward import (
+    CachedForward,
+    Forward,
+    NetworkCall,
+    WindowedDenoiser,
+)
 from unmask.samplers.categorical import Draw, check_finite, iter_log_probs
 from unmask.samplers.counts import Grid
 from unmask.samplers.inputs import (
@@ -28,22 +34,15 @@ from unmask.samplers.inputs import (
     check_pinned,
     given_tokens,
     length_of,
-    token_source,
+    network_of,
 )
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.options import SampleOptions
-from unmask.samplers.steps import (
-    LogProbs,
-    Query,
-    RevealStep,
-    Sampler,
-    SamplingProblem,
-    Step,
-    reveal,
-)
-from unmask.types import Denoiser, Tokens
+from unmask.samplers.steps import LogProbs, Query, RevealStep, Sampler, SamplingProblem, Step
+from unmask.samplers.unmasking import reveal
+from unmask.types import Denoiser, PerSequence, Tokens
 
-# Pins [b, L] of the samples from a number on -> the frames of their run.
+# (pins [b, L], number of the first sample) -> the frames of the run
 Run: TypeAlias = Callable[[Tensor, int], Iterator[Frame]]
 
 
@@ -51,11 +50,12 @@ Run: TypeAlias = Callable[[Tensor, int], Iterator[Frame]]
 class Samples:
     """Drawn texts and their cost.
 
-    tokens  int64 [n, L]
-    texts   n strings; None if the model has no tokenizer
-    nfe     int64 [n]: the network calls of each sample, whatever the batch; a window counts as a
-    call
-    calls   the network calls of the whole batch
+    Attributes:
+        tokens: Token ids, int64 [n, L].
+        texts: n strings; None if the model has no tokenizer.
+        nfe: The network calls of each sample, int64 [n], whatever the batch. A window counts as a
+            call.
+        calls: The network calls of the whole batch.
     """
 
     tokens: Tokens
@@ -87,12 +87,12 @@ def sample(
 ) -> Samples:
     """Draw n texts of `length` tokens in `steps` steps.
 
-    `SampleOptions` holds all arguments but the model as one value: `sample_with` takes it. The page
-    docs/choosing-a-sampler.md compares the samplers.
+    The page docs/choosing-a-sampler.md compares the samplers. `sample_with` takes all arguments but
+    the model as one value, `SampleOptions`.
 
     Args:
         model: A diffusion model (.denoiser .process .schedule .tokenizer), or an autoregressive one
-            (.predictor .tokenizer), which makes one call a token.
+            (.predictor .tokenizer), which makes one network call a token.
         n: Number of samples.
         length: Tokens of a sample, prompt included; None: the model's own length.
         steps: Steps from noise to text. An autoregressive model ignores them.
@@ -111,11 +111,11 @@ def sample(
         grid: "uniform", "cosine", "released" (one step more than `steps`), "loop", or a `Grid`.
         draw: "gumbel_max", "inverse_cdf", "gumbel_max_float32", or a `Draw`.
         first: Number of the first sample.
-        batch_size: Samples in a network call; None: all. 1: no bit of a sample depends on n.
+        batch_size: Samples in a network call; None: all. With 1, no bit of a sample depends on n.
         structure: Tokens that "reveal" unmasks together: "block:8:0.9", "span:16",
             "hierarchy:64,16:0.5,0.3", or a `Structure`; None: independent levels.
-        cache: Steps from one full forward pass to the next, with windows in between
-            (`samplers.cached_forward`): faster, approximate. None, 1: exact.
+        cache: Steps from one full forward pass to the next, with cached windows in between
+            (`samplers.cached_forward`): faster, approximate. None or 1: every pass is a full one.
 
     Raises:
         ValueError: An argument is out of range, or the model's log-probabilities are not numbers.
@@ -128,7 +128,7 @@ def sample(
 
 
 def sample_with(model: TextModel, options: SampleOptions) -> Samples:
-    """Draw texts: `sample` describes the options and the errors."""
+    """Draw texts with options as one value. `sample` describes the options and the errors."""
     batches = list(iter_samples(model, options))
     texts = [text for batch in batches for text in batch.texts or []]
     return Samples(
@@ -140,7 +140,7 @@ def sample_with(model: TextModel, options: SampleOptions) -> Samples:
 
 
 def iter_samples(model: TextModel, options: SampleOptions) -> Iterator[Samples]:
-    """Yield the texts in batches of `options.batch_size`, each batch when it is drawn."""
+    """Draw texts in batches of `options.batch_size`, and yield each batch when it is drawn."""
     check_model(model)
     n, length, pinned = options.n, length_of(model, options.length), options.pinned
     if pinned is not None:
@@ -161,9 +161,10 @@ def iter_samples(model: TextModel, options: SampleOptions) -> Iterator[Samples]:
 
 
 def watch(model: TextModel, options: SampleOptions) -> Iterator[Frame]:
-    """Return the frames of the run whose last text `sample` returns, for players and progress bars.
+    """Return the frames of a run, one for each step, for players and progress bars.
 
-    All samples are one batch. The arguments are checked at once.
+    The text of the last frame is that of `sample`. All samples are one batch. The arguments are
+    checked before the first frame is read.
     """
     check_model(model)
     n, length, prompt = options.n, length_of(model, options.length), options.prompt
@@ -181,21 +182,21 @@ def denoise(
 ) -> Iterator[Frame]:
     """Yield the text before the first step and after each step of a sampler.
 
-    A step calls the network with its alpha (the grid's, or `Query.alpha`) on the samples of its
-    query only. It applies the head to the positions of its query only. A step whose query is empty
-    makes no call. With `cache` most calls compute a window: see `samplers.cached_forward`.
+    A step makes at most one network call, on the samples of its query, at its alpha (the grid's, or
+    `Query.alpha`). The head is applied to the positions of the query only. A step whose query is
+    empty makes no call. With `cache`, most calls compute a window: see `samplers.cached_forward`.
 
     Args:
         denoiser: The model.
         problem: Given tokens, random numbers, grid, filters and draw.
-        sampler: The steps.
-        cache: Steps from one full forward pass to the next; None, 1: every pass is a full one.
+        sampler: From the problem to its steps.
+        cache: Steps from one full forward pass to the next. None or 1: every pass is a full one.
 
     Raises:
-        ValueError: log p of a drawn position is not a number; raised at the end.
+        ValueError: log p of a drawn position is not a number. The check comes after the last step.
     """
     steps = sampler(problem)
-    forward: FullForward | CachedForward = FullForward(denoiser, problem, steps)
+    forward: Forward = partial(full_forward, denoiser, steps)
     if cache is not None and cache != 1:
         forward = CachedForward(denoiser, problem, steps, cache)
     z, alphas = problem.canvas(), problem.alphas.tolist()
@@ -203,55 +204,57 @@ def denoise(
     yield Frame(0, alphas[0], z, torch.zeros_like(problem.free), z.new_empty(0))
     for k, step in enumerate(steps):
         query = step.query(z)
-        call = forward(k, z, query)
+        alpha = query.alpha
+        if alpha is None:
+            alpha = problem.alphas[k].to(z.device).expand(len(z))
+        call = forward(k, z, alpha, query)
         after = step(z, () if call is None else _log_probs(problem, query, call, broken))
         reached = alphas[k + 1] if query.alpha is None else float(problem.level(after).mean())
-        rows = z.new_empty(0) if call is None else call.rows
+        rows = z.new_empty(0) if call is None else call[0]
         yield Frame(k + 1, reached, after, after != z, rows)
         z = after
     check_finite(broken)
 
 
-@dataclass(frozen=True)
-class FullForward:
-    """A full forward pass for each query.
+def full_forward(
+    denoiser: Denoiser,
+    steps: Sequence[Step],
+    k: int,
+    z: Tokens,
+    alpha: PerSequence,
+    query: Query,
+) -> NetworkCall | None:
+    """Make a full forward pass for the query of step k at z; None if the query is empty.
 
     Two shortcuts are exact. If all samples have the same text and alpha (first step), one row is
     computed. If the positions were known before the first call, the last block computes only those.
     """
-
-    denoiser: Denoiser
-    problem: SamplingProblem
-    steps: Sequence[Step]
-
-    def __call__(self, k: int, z: Tokens, query: Query) -> NetworkCall | None:
-        """The prediction for a query of step k at z; None if the query is empty."""
-        rows, length = query.rows, z.shape[1]
-        if not len(rows):
-            return None
-        alpha = alphas_of(self.problem, k, query, rows)
-        index = query.row * length + query.columns
-        if k == 0 and bool((z == z[:1]).all()):
-            if query.alpha is None or bool((alpha == alpha[0]).all()):
-                return NetworkCall(rows, self.denoiser(z[:1], alpha[:1]), query.columns)
-        if isinstance(self.steps[k], RevealStep) and isinstance(self.denoiser, WindowedDenoiser):
-            forward, columns = self.denoiser.forward_window, query.padded_columns
-            return NetworkCall(rows, forward(z[rows], alpha, columns, None, None), index)
-        return NetworkCall(rows, self.denoiser(z[rows], alpha), index)
+    rows, step = query.rows, steps[k]
+    if not len(rows):
+        return None
+    if k == 0 and bool((z == z[:1]).all()) and bool((alpha == alpha[0]).all()):
+        return rows, denoiser(z[:1], alpha[:1])
+    if isinstance(step, RevealStep) and isinstance(denoiser, WindowedDenoiser):
+        return rows, denoiser.forward_window(z[rows], alpha[rows], step.columns, None, None)
+    return rows, denoiser(z[rows], alpha[rows])
 
 
 def _log_probs(
     problem: SamplingProblem, query: Query, call: NetworkCall, broken: Tensor
 ) -> LogProbs:
-    at = query.samples, query.columns
+    rows, prediction = call
+    at = samples, columns = query.samples, query.columns
+    # A prediction of one row holds for every sample.
+    row = torch.searchsorted(rows, samples) if prediction.shape[0] > 1 else 0
+    index = row * prediction.shape[1] + columns
     return iter_log_probs(
-        call.prediction, call.index, at, problem.filters.temperature, problem.mask_id, broken
+        prediction, index, at, problem.filters.temperature, problem.mask_id, broken
     )
 
 
 def _runner(model: TextModel, options: SampleOptions) -> Run:
-    """The run of one batch; everything that does not depend on the batch is prepared here, once."""
-    check_device(token_source(model).network, options.device)
+    """The run of one batch. All that does not depend on the batch is prepared here, once."""
+    check_device(network_of(model), options.device)
     seed, device, structure = options.seed, options.device, options.structure_value
     filters, draw = options.filters, options.draw_value
     if isinstance(model, AutoregressiveModel):

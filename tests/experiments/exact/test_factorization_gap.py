@@ -26,11 +26,11 @@ from unmask.experiments.exact.factorization_gap import (
 )
 from unmask.experiments.exact.oracle import masked_model, uniform_model
 from unmask.experiments.exact.synthetic_sources import markov_chain, random_chain
-from unmask.samplers.counts import EntropyBound
+from unmask.samplers.counts import entropy_bound
 from unmask.samplers.orders import ENTROPY
 from unmask.samplers.remasking import ancestral
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import Unmasking, confidence, reveal
+from unmask.samplers.unmasking import Unmasking, confidence, reveal
 
 SMALL = random_chain(3, 2, 0.6, seed=1)  # of 3^4 texts
 CHAIN = random_chain(8, 1, 0.4, seed=1)
@@ -50,7 +50,7 @@ def chi_square(tokens: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     "sampler",
-    [equal_count_order, bit_reversed_order, Unmasking(ENTROPY, EntropyBound(0.0))],
+    [equal_count_order, bit_reversed_order, Unmasking(ENTROPY, entropy_bound(0.0))],
     ids=["even", "spread", "entropy_bounded:0"],
 )
 def test_one_token_a_call_has_the_distribution_of_the_source(sampler) -> None:

@@ -175,7 +175,8 @@ def _gaps(
     from unmask.experiments.exact.equal_steps import equal_count_order
     from unmask.experiments.exact.oracle import masked_model, uniform_model
     from unmask.samplers.remasking import ancestral
-    from unmask.samplers.steps import Sampler, confidence, reveal
+    from unmask.samplers.steps import Sampler
+    from unmask.samplers.unmasking import confidence, reveal
 
     masked, steps = masked_model(source), gap.powers(length)
     families: list[tuple[str, Sampler, bool]] = [

@@ -45,4 +45,4 @@ def _ranked(problem: SamplingProblem, key: Tensor) -> Sequence[Step]:
     due = [
         problem.free & (rank >= low) & (rank < high) for low, high in pairwise(bounds.unbind(-1))
     ]
-    return [RevealStep(problem, Query.of(mask)) for mask in due]
+    return [RevealStep.of(problem, Query.of(mask)) for mask in due]

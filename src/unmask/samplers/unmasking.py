@@ -1,0 +1,168 @@
+"""Samplers that unmask: an order of the MASKs, and a count of the MASKs of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.limits import whole
+from unmask.samplers.counts import CountRule, visible_counts
+from unmask.samplers.orders import (
+    CONFIDENCE,
+    RANDOM,
+    LevelOrder,
+    Statistic,
+    block_starts,
+    in_steps,
+    rank_order,
+)
+from unmask.samplers.steps import LogProbs, Query, RevealStep, SamplingProblem, Step
+from unmask.types import Tokens
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """A sampler of masked diffusion: an order of the MASKs, and a count of the MASKs of a step.
+
+    With a `LevelOrder` and the grid, all positions of all steps are known before the first call. A
+    token is then drawn from one prediction. A token of level u is unmasked at the step whose alphas
+    contain alpha_0 + (1 - alpha_0) u. In the order RANDOM this is MDLM's ancestral sampler in law.
+    The same latent gives coupled texts at different numbers of steps.
+
+    With a `Statistic`, a step draws a token at every MASK that it can reach, and keeps the first
+    ones in the order. Ties (`orders.in_steps`) go to the earlier column. The statistic is computed
+    from p(x0) at the temperature, before top-k and top-p. By the grid, F (alpha_k - alpha_0) / (1 -
+    alpha_0) of F free tokens are visible after k steps, rounded, halves up. A step that fills a
+    block continues in the next one.
+
+    With a `CountRule`, a step unmasks at least one token of each sample, and no token outside the
+    current block. The number of steps is at most the number of free tokens. The network's alpha is
+    `SamplingProblem.level`, because the grid does not give the number of visible tokens.
+
+    In training the visible tokens are random. With a `Statistic`, a `CountRule` or blocks they are
+    not. The alpha of a network that reads it is then approximate. An order that depends on the
+    drawn token (CONFIDENCE) does not draw from the model's law: it prefers probable tokens. Blocks
+    unmask neighbours together, which depend on each other most.
+
+    Attributes:
+        order: A `LevelOrder` of the latent, or a `Statistic` of the predictions.
+        count: None: the number of MASKs that the grid gives. A `CountRule`: the number that the
+            predictions allow, whatever the grid.
+        blocks: Free tokens of a block. Blocks come from left to right, and the order acts inside a
+            block. None: one block.
+    """
+
+    order: LevelOrder | Statistic = RANDOM
+    count: CountRule | None = None
+    blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None:
+            whole("blocks", self.blocks, "the free tokens of a block")
+
+    def __call__(self, problem: SamplingProblem) -> Sequence[Step]:
+        if problem.mask_id is None:
+            raise ValueError(
+                f"sampler needs MaskedProcess, got {type(problem.process).__name__}: it unmasks "
+                "MASKs; use sampler='ancestral'"
+            )
+        free, order, count = problem.free, self.order, self.count
+        key = (
+            order.of(problem.latent, free, self.blocks) if isinstance(order, LevelOrder) else order
+        )
+        if count is None and isinstance(key, Tensor):
+            schedule = unmasking_schedule(key, problem.alphas, free)
+            return [RevealStep.of(problem, positions) for positions in schedule]
+        starts = block_starts(free, self.blocks)
+        counts: Sequence[Tensor | CountRule] = (
+            visible_counts(problem.alphas, free)
+            if count is None
+            else [count] * int(free.sum(1).max())
+        )
+        return [PrefixStep(problem, k, key, part, starts) for k, part in enumerate(counts)]
+
+
+reveal = Unmasking()
+confidence = Unmasking(CONFIDENCE)
+
+
+def unmasking_schedule(levels: Tensor, alphas: Tensor, free: Tensor) -> list[Query]:
+    """Return the positions that each step unmasks, on the CPU, before the first network call.
+
+    Step k unmasks the free positions [n, L] with
+
+        alpha_k <= alpha_0 + (1 - alpha_0) level < alpha_{k+1}
+
+    For uniform levels it unmasks a MASK with probability (alpha_{k+1} - alpha_k) / (1 - alpha_k),
+    the ancestral law (MDLM, arXiv 2406.07524, Eq. 6), also if alpha_0 = alpha(1) > 0.
+    """
+    level = alphas[0] + (1 - alphas[0]) * levels.cpu()
+    step = torch.bucketize(level, alphas[1:-1], right=True)
+    samples, columns = free.cpu().nonzero(as_tuple=True)
+    step = step[samples, columns]
+    order = step.argsort(stable=True)
+    counts = torch.bincount(step, minlength=len(alphas) - 1).tolist()
+    parts = zip(samples[order].split(counts), columns[order].split(counts), strict=True)
+    return [Query.at(*part) for part in parts]
+
+
+@dataclass(frozen=True)
+class PrefixStep:
+    """Draw tokens at all MASKs that the step can reach, and keep the first ones in the order.
+
+    Attributes:
+        problem: The samples to draw.
+        k: Index of the step.
+        order: Levels [n, L] that follow from the latent, or a `Statistic` of the predictions.
+        count: Visible free tokens after the step, int64 [n, 1], or a `CountRule`.
+        starts: Free tokens before the block of each position, int64 [n, L].
+    """
+
+    problem: SamplingProblem
+    k: int
+    order: Tensor | Statistic
+    count: Tensor | CountRule
+    starts: Tensor
+
+    def query(self, z: Tokens) -> Query:
+        alpha = None if isinstance(self.count, Tensor) else self.problem.level(z)
+        return Query.of(self._candidates(z), alpha)
+
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
+        order, count = self.order, self.count
+        used = order, None if isinstance(count, Tensor) else count.statistic
+        statistics = [part for part in used if isinstance(part, Statistic)]
+        # A drawn token that decides about the order, and is dropped, must be drawn again later.
+        occasion = self.k if any(statistic.reads_token for statistic in statistics) else 0
+        unread = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
+        drawn, values = z, dict.fromkeys(statistics, unread)
+        for at, log_p in log_probs:
+            token = self.problem.draw_tokens(log_p, at, occasion)
+            drawn = drawn.index_put(at, token)
+            values = {
+                statistic: column.index_put(at, statistic.of(log_p, token))
+                for statistic, column in values.items()
+            }
+        candidates = self._candidates(z)
+        key = in_steps(values[order]) if isinstance(order, Statistic) else order
+        ranked = rank_order(key, self.starts, candidates)
+        rank = torch.arange(z.shape[1], device=z.device)
+        if isinstance(count, Tensor):
+            first = rank < count - self._visible(z)
+        else:
+            first = (rank == 0) | count.fits(values[count.statistic].gather(1, ranked), count.limit)
+        return drawn.where(torch.zeros_like(candidates).scatter(1, ranked, first) & candidates, z)
+
+    def _candidates(self, z: Tokens) -> Tensor:
+        """MASKs [n, L] in the blocks that the step can reach."""
+        hidden, visible = self.problem.noised(z), self._visible(z)
+        if isinstance(self.count, Tensor):
+            return hidden & (visible < self.count) & (self.starts < self.count)
+        return hidden & (self.starts <= visible)
+
+    def _visible(self, z: Tokens) -> Tensor:
+        """Visible free tokens of each sample, int64 [n, 1]."""
+        return (self.problem.free & ~self.problem.noised(z)).sum(1, keepdim=True)
