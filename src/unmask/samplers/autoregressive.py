@@ -32,9 +32,9 @@ def autoregress(
 ) -> Iterator[Frame]:
     """Write the free positions from left to right; yield a frame for each call.
 
-    Later tokens depend on a given token, earlier ones do not. A position that is given in every
-    sample costs no call: the next call reads it. A sample takes part in a call (nfe) if it draws a
-    token.
+    Later tokens depend on a given token, earlier tokens do not. A position that is given in every
+    sample costs no call, because the next call reads it too. A sample takes part in a call (nfe) if
+    the call draws one of its tokens.
 
     Args:
         predictor: The model.
@@ -45,7 +45,7 @@ def autoregress(
         draw: From log-probabilities to a token.
 
     Raises:
-        ValueError: log p of a drawn position is not a number; raised at the end.
+        ValueError: log p of a drawn position is not a number. The check comes after the last call.
     """
     n, length = pins.shape
     z, cache, fed, free = pins, Cache(), 0, (pins == FREE).cpu()

@@ -1,8 +1,8 @@
 """From log-probabilities to tokens: three categorical draws, and the filters before a draw.
 
-`gumbel_max` is the draw to use. Two runs that share its random numbers draw different tokens with
-about the total variation between their probabilities. So a small change of the model, the precision
-or the number of steps changes few tokens.
+`gumbel_max` is the draw to use. Two runs that share its random numbers draw different tokens with a
+probability of about the total variation between their laws. So a small change of the model, the
+precision or the number of steps changes few tokens.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def gumbel_max(log_p: Tensor, state: Tensor) -> Tensor:
 
 
 def inverse_cdf(log_p: Tensor, state: Tensor) -> Tensor:
-    """The first token whose cumulative probability reaches one uniform number; exact, and cheap.
+    """The first token whose cumulative probability reaches a uniform number: exact and cheap.
 
-    It is the worst coupling of two runs that share their numbers. A rounding error of one logit
-    shifts all later cumulative probabilities, so that it also changes tokens with equal
-    probabilities.
+    Two runs that share their random numbers are poorly coupled. A rounding error of one logit
+    shifts all later cumulative probabilities. So it can change a token whose probability is the
+    same in both runs.
     """
     cumulative = log_p.exp().cumsum(dim=-1)
     return torch.searchsorted(cumulative, (uniform(state) * cumulative[:, -1])[:, None]).squeeze(-1)
@@ -56,9 +56,9 @@ def gumbel_max_float32(log_p: Tensor, state: Tensor) -> Tensor:
 
     The codes of MDLM, SDTT and the first version of Duo use this draw. U has steps of 2^-24, so the
     noise never exceeds 16.6. A rare token of odds r against one common token is drawn x / (e^x - 1)
-    times as often as it should be, x = 2^-24 / r: 1 at r = 1e-4, a third at 3e-8, hardly ever at
+    times as often as it should be, with x = 2^-24 / r: 1 at r = 1e-4, a third at 3e-8, almost 0 at
     1e-8. The effect is that of a temperature below 1 (arXiv 2409.02908). In old tables MASK was one
-    of the tokens of the draw: use it with the sampler `ancestral`.
+    of the tokens of the draw. To repeat them, use the sampler `ancestral`.
     """
     u = (uniform(_token_states(log_p, state)) * 2**24).floor().clamp(max=2**24 - 1).float() * 2**-24
     return (log_p.float().exp() / (1e-10 - torch.log(u + 1e-10))).argmax(dim=-1)
@@ -86,7 +86,7 @@ PRECISION: Mapping[str, str] = MappingProxyType(
         for name, draw in DRAWS.items()
     }
 )
-EXACT: tuple[Draw, ...] = (gumbel_max, inverse_cdf)  # as parts of a mixture must be
+EXACT: tuple[Draw, ...] = (gumbel_max, inverse_cdf)  # the draws that a mixture can use
 
 
 def is_number(value: object) -> bool:
@@ -98,11 +98,12 @@ def is_number(value: object) -> bool:
 class SamplingFilters:
     """Changes of p(x0) before a draw: temperature, then top-k, then top-p; renormalised.
 
-    temperature  divides log p; > 0
-    top_p        keep the smallest set of tokens whose probability reaches it; in (0, 1]
-    top_k        keep the k most probable tokens; >= 1, None: all
+    Ties go to the smaller id. ValueError for values outside their range.
 
-    Ties go to the smaller id. ValueError outside the ranges.
+    Attributes:
+        temperature: Divides log p; > 0.
+        top_p: Keep the smallest set of tokens whose probability reaches it; in (0, 1].
+        top_k: Keep the k most probable tokens; >= 1. None: all.
     """
 
     temperature: float = 1.0
@@ -125,7 +126,7 @@ class SamplingFilters:
 
     @property
     def keeps_all(self) -> bool:
-        """True without top-k and top-p."""
+        """Whether there is neither top-k nor top-p."""
         return self.top_p == 1 and self.top_k is None
 
     def probability(self, log_p: Tensor, token: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class SamplingFilters:
         return probability.index_copy(0, possible, torch.cat(kept).squeeze(-1).exp())
 
     def apply(self, log_p: Tensor) -> Tensor:
-        """Top-k and top-p of log p [N, V] that has its temperature: -inf for dropped tokens."""
+        """Apply top-k and top-p to log p [N, V] at the temperature: -inf for dropped tokens."""
         if self.keeps_all:
             return log_p
         ranked, token = log_p.sort(dim=-1, descending=True, stable=True)
@@ -165,8 +166,8 @@ def iter_log_probs(
 ) -> Iterator[tuple[Positions, Tensor]]:
     """Yield positions [m] and their log p [m, V] in chunks of bounded size, without MASK.
 
-    `broken` (bool, no shape) becomes True if log p is not a number. The caller checks it at the
-    end, because a check in each step would stall a GPU.
+    `broken` (a bool scalar) becomes True if log p is not a number. The caller checks it at the end,
+    because a check in each step would stall a GPU.
 
     Args:
         prediction: The prediction of one network call.

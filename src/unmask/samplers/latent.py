@@ -1,7 +1,7 @@
-"""The random numbers of a sample as a value: when each token is unmasked, and its Gumbel noise.
+"""The random numbers of a sample as a value: the level of each token, and its Gumbel noise.
 
 A sample is a pure function of its `Latent` and of the model, at any number of steps. DDIM does the
-same for pictures: one x_T is integrated in few or in many steps.
+same for images: it integrates one x_T in few or in many steps.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ INITIAL_NOISE, ORDER = 2**62, 2**62 + 1
 class Latent:
     """The random numbers of n samples of L tokens.
 
-    u    float64 [n, L] in (0, 1): the level at which a token is unmasked. As an alpha it is
-         alpha(1) + (1 - alpha(1)) u, so that a grid from alpha(1) to 1 unmasks each token once
-    key  int64 [n]: the address of all other random numbers of a sample
-
-    A later model that reads an input noise, fixed along the path, finds it in one more field.
+    Attributes:
+        u: The level at which a token is unmasked, float64 [n, L] in (0, 1). As an alpha it is
+            alpha(1) + (1 - alpha(1)) u, so that a grid from alpha(1) to 1 unmasks each token once.
+        key: The address of all other random numbers of a sample, int64 [n].
     """
 
     u: Tensor
@@ -42,7 +41,7 @@ class Latent:
         return len(self.key)
 
     def __getitem__(self, rows: Tensor | slice) -> Latent:
-        """The latents of some samples; a latent does not depend on the batch."""
+        """Select samples. A latent does not depend on its batch."""
         return Latent(self.u[rows], self.key[rows])
 
     @property
@@ -53,9 +52,10 @@ class Latent:
         return torch.arange(n, device=device)[:, None], torch.arange(length, device=device)
 
     def address(self, at: Positions, occasion: int = 0) -> Tensor:
-        """Hashed states of the draws at positions, in their shape.
+        """The hashed states of the draws at positions, in the shape of the positions.
 
-        `occasion` separates the draws of a position that is drawn more than once: the step's index.
+        `occasion` separates the draws of a position that is drawn more than once. It is the index
+        of the step.
         """
         samples, columns = at
         return address(self.key[samples], occasion, columns)
@@ -71,8 +71,8 @@ def draw_latent(
 ) -> Latent:
     """Draw the latents of samples first, ..., first + n - 1 of a seed.
 
-    Row r is a function of (seed, first + r) alone. A structure changes u only: the Gumbel noise
-    stays. Without correlation a structure gives the independent u back, to rounding.
+    Row r is a function of (seed, first + r) alone. A structure changes u, but not the Gumbel noise.
+    A structure without correlation gives the independent u, to rounding.
 
     Args:
         n: Number of samples.

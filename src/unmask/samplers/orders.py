@@ -24,16 +24,17 @@ from unmask.samplers.latent import ORDER, Latent
 class LevelOrder:
     """An order that follows from the latent: the position of the lowest level comes first.
 
-    levels  latent -> float64 [n, L] in (0, 1)
-    even    replace the levels of the F free positions of a sample by (rank + 1/2) / F: then equal
-            intervals of alpha unmask equally many tokens, to rounding
+    Attributes:
+        levels: From the latent to levels, float64 [n, L] in (0, 1).
+        even: Replace the levels of the F free positions of a sample by (rank + 1/2) / F. Equal
+            intervals of alpha then unmask equally many tokens, to rounding.
     """
 
     levels: Callable[[Latent], Tensor]
     even: bool = False
 
     def of(self, latent: Latent, free: Tensor, blocks: int | None = None) -> Tensor:
-        """Levels [n, L] of the free positions [n, L]; the other levels have no meaning."""
+        """The levels [n, L] of the free positions [n, L]. Other positions hold no valid level."""
         levels = self.levels(latent)
         if blocks is not None:
             levels = _in_blocks(levels, free, blocks)
@@ -44,8 +45,9 @@ class LevelOrder:
 class Statistic:
     """A number for each MASK, from its prediction and its drawn token. The lowest comes first.
 
-    of           (log p [m, V], tokens [m]) -> float64 [m]
-    reads_token  whether the number depends on the token that was drawn
+    Attributes:
+        of: From (log p [m, V], tokens [m]) to the numbers, float64 [m].
+        reads_token: Whether the number depends on the drawn token.
     """
 
     of: Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +55,7 @@ class Statistic:
 
 
 def spread_levels(latent: Latent) -> Tensor:
-    """Bit-reversed positions after a random shift: tokens of one step lie far apart.
+    """The levels of bit-reversed positions after a random shift: one step's tokens lie far apart.
 
     key_i = reverse_B((i + s) mod 2^B) with B = ceil(log2 L), and s uniform on 0, ..., 2^B - 1 for
     each sample. The level is (key + 1/2) / 2^B. This is the van der Corput sequence. Close
@@ -105,24 +107,24 @@ ORDERS: Mapping[str, LevelOrder | Statistic] = MappingProxyType(
 
 
 def block_starts(free: Tensor, blocks: int | None) -> Tensor:
-    """For each position, the free positions [n, L] before its block: int64 [n, L]; one block: 0."""
+    """The number of free tokens before the block of each position: int64 [n, L]."""
     if blocks is None:
         return torch.zeros_like(free, dtype=torch.int64)
     return (free.cumsum(1) - 1).clamp(min=0) // blocks * blocks
 
 
 def rank_order(values: Tensor, starts: Tensor, candidates: Tensor) -> Tensor:
-    """Columns [n, L] of each sample: candidates first, by block, then by value, then by column."""
+    """Sort the columns of each sample [n, L]: candidates first, by block, value and column."""
     order = values.argsort(dim=1, stable=True)
     blocks = starts.where(candidates, torch.iinfo(torch.int64).max)
     return order.gather(1, blocks.gather(1, order).argsort(dim=1, stable=True))
 
 
 def in_steps(values: Tensor) -> Tensor:
-    """Values rounded to multiples of 2^-10, times 2^10, so that nearly equal values are a tie.
+    """Round values to multiples of 2^-10, times 2^10, so that nearly equal values are a tie.
 
-    On a canvas of MASKs a network with rotary positions gives all positions one distribution.
-    Without this, rounding would choose between them.
+    If all tokens are MASKs, a network with rotary positions predicts one distribution everywhere.
+    Without this function, rounding errors would decide about the order.
     """
     return (values * 2**10).round()
 
@@ -130,9 +132,9 @@ def in_steps(values: Tensor) -> Tensor:
 def _in_blocks(levels: Tensor, free: Tensor, size: int) -> Tensor:
     """Levels that unmask blocks of `size` free tokens from left to right.
 
-    With i free tokens before this one, F in all, first = size floor(i / size), and b = min(size, F
-    - first) tokens in the block, the level is (first + b level) / F. So each block takes the share
-    of the grid that it has of the tokens.
+    A position has i of the F free tokens before it, first = size floor(i / size) of them before its
+    block. The block has b = min(size, F - first) tokens. The level becomes (first + b level) / F.
+    So the share of the grid that a block takes is its share of the tokens.
     """
     count = free.sum(1, keepdim=True)
     first = block_starts(free, size)

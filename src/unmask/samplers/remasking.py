@@ -1,17 +1,17 @@
 """Posterior samplers: ancestral steps, and steps that also write noise (psi-samplers, ReMDM).
 
-All of them draw from one law, with a weight kappa for each step (Duo's second paper, "Chapter II",
-calls it psi):
+All of them draw from one law, with a weight kappa for each step. Duo's second paper, "Chapter II",
+calls this law psi:
 
     z_s ~ kappa q(z_s | z_t, x0 ~ p) + (1 - kappa) q(z_s | x0 ~ q(x0 | z_t))
 
 with q(x0 | z_t) the posterior at alpha = 1. The first term is the ancestral step. The second term
-keeps only what z_t says about x0, and adds noise again. From z_t ~ q(z_t) and with an exact p both
-have each token's marginal q(z_s), so kappa is free: 1 is `ancestral`, 0 the pure
-predictor-corrector. Over several steps this holds for a text of one token; tokens that are drawn
-together do not follow q.
+draws x0 from this posterior, and adds noise again. If z_t ~ q(z_t) and p is exact, each token has
+the marginal q(z_s) under both terms. So kappa is free: 1 is `ancestral`, 0 the pure
+predictor-corrector. Over several steps this holds for a text of one token only, because tokens that
+are drawn together do not follow q.
 
-In masked diffusion, with r = (a_s - a_t) / (1 - a_t), the law says:
+In masked diffusion, with a = alpha and r = (a_s - a_t) / (1 - a_t), the law is:
 
     a visible token becomes MASK with probability  sigma = (1 - kappa) (1 - a_s)
     a MASK becomes a token of p with probability   kappa r + (1 - kappa) a_s
@@ -49,40 +49,42 @@ _ROUNDING = 1e-9
 
 
 def ancestral(problem: SamplingProblem) -> Sequence[Step]:
-    """z_s ~ q(z_s | z_t, x0 ~ p) at every position, for any process.
+    """Draw z_s ~ q(z_s | z_t, x0 ~ p) at every position, for any process.
 
-    Sources: MDLM, Eq. 6; Duo, arXiv 2506.10892, Eq. 3. One call a step at most, until no token can
-    change. Masked diffusion makes one draw over all tokens and MASK. Other noise is drawn as a
-    mixture (`MixturePosteriorStep`), or from a table if the draw is not exact.
+    Sources: MDLM, Eq. 6; Duo, arXiv 2506.10892, Eq. 3. A step makes at most one call, and none if
+    no token can change. In masked diffusion a step makes one draw over all tokens and MASK. With
+    other noise it draws from a mixture (`MixturePosteriorStep`), or from a table if the draw is not
+    exact.
     """
     kind = _posterior_step(problem, TablePosteriorStep)
     return [kind(problem, k) for k in range(len(problem.alphas) - 1)]
 
 
 def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
-    """Ancestral steps, but the last writes arg max p(x0), for any process.
+    """Make ancestral steps, but write arg max p(x0) in the last one, for any process.
 
     Source: Duo, arXiv 2506.10892. On the grid "released" this is the column "greedy-tail" of Duo's
     tables, and the sampler of the released codes of MDLM and SDTT. In masked diffusion the other
-    steps are those of `reveal`, ancestral in law, and the last writes at MASKs only. Ties go to the
-    smaller id; temperature, top-k and top-p do not change an arg max. This is not the model's law:
-    with fewer steps more tokens are an arg max, and the texts vary less.
+    steps are those of `reveal`, ancestral in law. The last step writes at MASKs only. Ties go to
+    the smaller id. Temperature, top-k and top-p do not change an arg max. This is not the model's
+    law: with fewer steps more tokens are an arg max, and the texts vary less.
     """
     steps = ancestral(problem) if problem.mask_id is None else reveal(problem)
     return [*steps[:-1], _ArgMaxStep(problem)]
 
 
 def psi(kappa: float | Kappa) -> Sampler:
-    """The law of the module with one kappa, or with a function (alpha_t, alpha_s) -> kappa.
+    """The psi sampler, with one kappa or with a function (alpha_t, alpha_s) -> kappa.
 
-    At alpha_s = 1 there is no noise to write and kappa has no effect: a function is not called. The
-    calls read only the MASKs that become visible; with uniform noise, only the tokens that can
-    change (from a table: all). A sample without such a token takes part in no call. A sample does
-    not depend on its batch, but it depends on the number of steps.
+    The docstring of this module has its law. At alpha_s = 1 a step writes no noise and kappa has no
+    effect, so a function is not called. In masked diffusion a step queries the MASKs that become
+    visible. With uniform noise it queries the tokens that can change (from a table: all). A sample
+    without such a token takes part in no call. A sample does not depend on its batch, but it
+    depends on the number of steps.
 
     Raises:
-        ValueError: kappa is not in [0, 1]. A function may return less in masked diffusion (see the
-            module); its values are checked before the first call.
+        ValueError: kappa is not in [0, 1]. In masked diffusion a function may also return less (see
+            the module). Its values are checked before the first call.
     """
     if callable(kappa):
         return partial(_psi, kappa=kappa)
@@ -96,12 +98,11 @@ def psi(kappa: float | Kappa) -> Sampler:
 
 
 def remdm_cap(eta: float) -> Sampler:
-    """ReMDM with sigma = min(eta, greatest): noise about a share eta of the visible tokens a step.
+    """ReMDM with sigma = min(eta, greatest): a step noises about a share eta of the visible tokens.
 
     ValueError unless 0 <= eta <= 1.
     """
-    _check_eta(eta)
-    return partial(_remdm, sigma=lambda alpha_t, alpha_s, greatest: min(eta, greatest))
+    return _remdm(eta, lambda alpha_t, alpha_s, greatest: min(eta, greatest))
 
 
 def remdm_rescale(eta: float) -> Sampler:
@@ -109,8 +110,7 @@ def remdm_rescale(eta: float) -> Sampler:
 
     ValueError unless 0 <= eta <= 1.
     """
-    _check_eta(eta)
-    return partial(_remdm, sigma=lambda alpha_t, alpha_s, greatest: eta * greatest)
+    return _remdm(eta, lambda alpha_t, alpha_s, greatest: eta * greatest)
 
 
 def remdm_loop(eta: float) -> Sampler:
@@ -120,20 +120,20 @@ def remdm_loop(eta: float) -> Sampler:
 
     ValueError unless 0 <= eta <= 1.
     """
-    _check_eta(eta)
-    return partial(
-        _remdm,
-        sigma=lambda alpha_t, alpha_s, greatest: min(eta, greatest) if alpha_s == alpha_t else 0.0,
-    )
+
+    def sigma(alpha_t: float, alpha_s: float, greatest: float) -> float:
+        return min(eta, greatest) if alpha_s == alpha_t else 0.0
+
+    return _remdm(eta, sigma)
 
 
 @dataclass(frozen=True)
 class MixturePosteriorStep:
-    """The law of the module as a mixture: keep z_t, draw from p, or write a token of noise.
+    """A psi step as a mixture: keep z_t, draw from p, or write a token of noise.
 
     Each position has one uniform number c: c < predict draws from p, c < predict + noise writes a
     random token, else z_t stays. Both weights fall with p(x0 = z_t). So a position whose c changes
-    nothing at p(x0 = z_t) = 0 needs no prediction, and only draws from p need Gumbel noise.
+    nothing at p(x0 = z_t) = 0 needs no prediction. Only draws from p need Gumbel noise.
     """
 
     problem: SamplingProblem
@@ -164,10 +164,10 @@ class MixturePosteriorStep:
         return z
 
     def _numbers(self) -> tuple[Tensor, Tensor]:
-        """The numbers c and the tokens of noise, [n, L].
+        """The numbers c and the tokens of noise, [n, L] each.
 
-        No draw uses the address of c. Noise and the draw share one: a position uses one of them
-        only.
+        No draw uses the address of c. The noise and the draw of a position share an address,
+        because a position uses only one of them.
         """
         latent = self.problem.latent
         number, random = (
@@ -177,7 +177,7 @@ class MixturePosteriorStep:
         return number, self.problem.process.noise(random)
 
     def _weights(self, z: Tokens, p_z: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of predict and noise at tokens [b, l] with p(x0 = z) [b, l]."""
+        """The weights `predict` and `noise` at tokens [b, l] with p(x0 = z) [b, l]."""
         mixture = self.problem.process.posterior_mixture
         alpha_t, alpha_s = self.problem.alphas[self.k : self.k + 2].to(z.device).split(1)
         _, predict, noise = mixture(z, p_z, alpha_t, alpha_s)
@@ -191,7 +191,7 @@ class MixturePosteriorStep:
 
 @dataclass(frozen=True)
 class TablePosteriorStep:
-    """The law of `MixturePosteriorStep` as a table [m, V], for one draw over all tokens."""
+    """A psi step as one draw over all tokens, from a table of probabilities [m, V]."""
 
     problem: SamplingProblem
     k: int
@@ -238,21 +238,30 @@ PosteriorStep: TypeAlias = type[MixturePosteriorStep] | type[TablePosteriorStep]
 
 
 def _posterior_step(problem: SamplingProblem, masked: PosteriorStep) -> PosteriorStep:
-    """The step `masked` in masked diffusion, else that of a mixture.
+    """Choose the class of the steps: `masked` in masked diffusion, else a mixture.
 
-    The parts of a mixture need a draw that is exact. A table replaces it for other draws.
+    A mixture needs an exact draw. A table replaces it for other draws.
     """
     if problem.mask_id is not None:
         return masked
     return MixturePosteriorStep if problem.draw in EXACT else TablePosteriorStep
 
 
-def _remdm(problem: SamplingProblem, sigma: Sigma) -> Sequence[Step]:
-    def kappa(alpha_t: float, alpha_s: float) -> float:
-        greatest = (1 - _least(problem, alpha_t, alpha_s)) * (1 - alpha_s)
-        return 1 - sigma(alpha_t, alpha_s, greatest) / (1 - alpha_s)
+def _remdm(eta: float, sigma: Sigma) -> Sampler:
+    if not (is_number(eta) and 0 <= eta <= 1):
+        raise ValueError(
+            f"eta is out of range: got {eta!r}, want 0 <= eta <= 1 (the share of visible tokens "
+            "that a step noises, or for rescale of the greatest such share; 0 is ancestral)"
+        )
 
-    return _psi(problem, kappa)
+    def sampler(problem: SamplingProblem) -> Sequence[Step]:
+        def kappa(alpha_t: float, alpha_s: float) -> float:
+            greatest = (1 - _least(problem, alpha_t, alpha_s)) * (1 - alpha_s)
+            return 1 - sigma(alpha_t, alpha_s, greatest) / (1 - alpha_s)
+
+        return _psi(problem, kappa)
+
+    return sampler
 
 
 def _psi(problem: SamplingProblem, kappa: Kappa) -> Sequence[Step]:
@@ -264,7 +273,7 @@ def _psi(problem: SamplingProblem, kappa: Kappa) -> Sequence[Step]:
 
 
 def _checked(problem: SamplingProblem, kappa: Kappa, alpha_t: float, alpha_s: float) -> float:
-    """kappa of a step; ValueError if the law had negative probabilities."""
+    """The kappa of a step; ValueError if a probability would be negative."""
     if alpha_s == 1:
         return 1.0
     weight, least = kappa(alpha_t, alpha_s), _least(problem, alpha_t, alpha_s)
@@ -277,18 +286,10 @@ def _checked(problem: SamplingProblem, kappa: Kappa, alpha_t: float, alpha_s: fl
     return min(max(float(weight), least), 1.0)
 
 
-def _check_eta(eta: float) -> None:
-    if not (is_number(eta) and 0 <= eta <= 1):
-        raise ValueError(
-            f"eta is out of range: got {eta!r}, want 0 <= eta <= 1 (the share of visible tokens "
-            "that a step noises, or for rescale of the greatest such share; 0 is ancestral)"
-        )
-
-
 def _least(problem: SamplingProblem, alpha_t: float, alpha_s: float) -> float:
-    """The smallest kappa of a step: 0 for other noise.
+    """The smallest kappa of a step: that of sigma = min(1, (1 - alpha_s) / alpha_t) for MASKs.
 
-    For MASKs it is the kappa of sigma = min(1, (1 - alpha_s) / alpha_t).
+    With uniform noise it is 0.
     """
     if problem.mask_id is None:
         return 0.0

@@ -28,12 +28,10 @@ from unmask.experiments.exact.equal_steps import bit_reversed_order, equal_count
 from unmask.experiments.exact.oracle import ExactModel
 from unmask.experiments.exact.synthetic_sources import SyntheticSource
 from unmask.rng import generator
-from unmask.samplers.counts import entropy_bound
 from unmask.samplers.options import SampleOptions
-from unmask.samplers.orders import ENTROPY
 from unmask.samplers.sample import watch
 from unmask.samplers.steps import Sampler
-from unmask.samplers.unmasking import Unmasking, confidence, reveal
+from unmask.samplers.unmasking import confidence, reveal
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call
@@ -239,7 +237,7 @@ def calibrate_entropy_bound(
         raise ValueError(f"nfe is out of range: got {nfe}, want 1 <= nfe <= {length} calls a text")
 
     def calls(bound: float) -> float:
-        drawn = draw(model, Unmasking(ENTROPY, entropy_bound(bound)), length, n, length, seed)
+        drawn = draw(model, f"entropy_bounded:{bound}", length, n, length, seed)
         return float(drawn.nfe.double().mean())
 
     low, high = 0.0, length * math.log(model.source.vocab_size) + 1  # a token a call; all in one
@@ -271,7 +269,7 @@ def order_rows(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> I
     parts = [
         draw(
             model,
-            Unmasking(ENTROPY, entropy_bound(bound)),
+            f"entropy_bounded:{bound}",
             length,
             size,
             length,
