@@ -144,11 +144,11 @@ class CachedForward:
                 "cache out"
             )
         step, forward = self._steps[k], self._denoiser.forward_window
-        known = step.columns if isinstance(step, RevealStep) else None
+        queries = step.columns if isinstance(step, RevealStep) else None
         if len(rows) == len(kept):
-            return rows, forward(z[rows], alpha[rows], known, self._cache, columns)
+            return rows, forward(z[rows], alpha[rows], queries, self._cache, columns)
         place = torch.searchsorted(kept, rows).clamp(max=len(kept) - 1)
-        prediction = forward(z[rows], alpha[rows], known, self._cache[place], columns[place])
+        prediction = forward(z[rows], alpha[rows], queries, self._cache[place], columns[place])
         foreign = (kept[place] != rows)[:, None, None]
         hidden = prediction.hidden.masked_fill(foreign, torch.nan)
         return rows, replace(prediction, hidden=hidden)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
-from unmask.limits import check_memory
+from unmask.limits import check_memory, whole
 from unmask.models.denoiser import NetworkDenoiser
 from unmask.models.kv_cache import Cache
 from unmask.models.model import not_a_model
@@ -127,7 +127,7 @@ def check_model(model: TextModel) -> None:
 def length_of(model: TextModel, length: int | None) -> int:
     """The tokens of a sample: `length`, or the model's length. ValueError if both are missing."""
     if length is not None:
-        return length
+        return whole("length", length, "the tokens of a sample, prompt included")
     if not isinstance(model, HasLength):
         raise ValueError(
             f"length is missing: {type(model).__name__} has no attribute length; give length, the "
@@ -144,49 +144,30 @@ def given_tokens(
     pinned: Tensor | None,
     device: torch.device | str,
 ) -> Tokens:
-    """The given tokens of n samples on the device: int64 [n, length], -1 where free.
-
-    Raises:
-        ValueError: The memory is too small, or prompt or pinned is invalid (see `pin`).
-    """
-    check_device_memory(n, length, call_bytes(network_of(model)), device)
-    vocabulary = model.predictor if isinstance(model, AutoregressiveModel) else model.process
-    vocab_size, mask_id = vocabulary.vocab_size, vocabulary.mask_id
-    return pin(n, length, vocab_size, mask_id, model.tokenizer, prompt, pinned).to(device)
-
-
-def pin(
-    n: int,
-    length: int,
-    vocab_size: int,
-    mask_id: int | None,
-    tokenizer: TextDecoder | None = None,
-    prompt: Prompt | None = None,
-    pinned: Tensor | None = None,
-) -> Tokens:
     """Return the given tokens of n samples: int64 [n, length], -1 (FREE) at positions to be drawn.
 
     Args:
+        model: The model; it needs a tokenizer if the prompt is text.
         n: Number of samples.
         length: Tokens of a sample.
-        vocab_size: Number of tokens, MASK included.
-        mask_id: The id of MASK; None: no MASK.
-        tokenizer: Encodes a prompt that is text.
         prompt: Text, or ids [P], at the start of every sample.
         pinned: ids [n, length], -1 where free.
+        device: Device of the result.
 
     Raises:
         ValueError: A token is MASK or outside the vocabulary, a tensor has the wrong shape or type,
-            or prompt and pinned contradict each other.
+            prompt and pinned contradict each other, or the memory of the device is too small.
     """
+    check_device_memory(n, length, call_bytes(network_of(model)), device)
+    vocabulary = model.predictor if isinstance(model, AutoregressiveModel) else model.process
     pins = torch.full((n, length), FREE)
     if pinned is not None:
         check_pinned(pinned, n, length)
         pins = pinned.to("cpu", torch.int64)
-        _check_tokens("pinned", pins[pins != FREE], vocab_size, mask_id)
+        _check_tokens("pinned", pins[pins != FREE], vocabulary)
     if prompt is not None:
-        ids = _prompt_ids(prompt, tokenizer)
-        _check_tokens("prompt", ids, vocab_size, mask_id)
+        ids = _prompt_ids(prompt, model.tokenizer)
+        _check_tokens("prompt", ids, vocabulary)
         if len(ids) > length:
             raise ValueError(
                 f"prompt is too long: got {len(ids)} tokens, want at most length = {length}, which "
@@ -199,7 +180,7 @@ def pin(
                 "prompt"
             )
         pins = torch.cat([ids.expand(n, -1), pins[:, len(ids) :]], dim=1)
-    return pins
+    return pins.to(device)
 
 
 def check_pinned(pinned: Tensor, n: int, length: int) -> None:
@@ -237,9 +218,9 @@ def check_device_memory(n: int, length: int, token_bytes: int, device: torch.dev
     `token_bytes` is a lower bound of the memory of a token.
     """
     gpu = torch.device(device).type == "cuda"
-    room = torch.cuda.get_device_properties(device).total_memory if gpu else None
+    available = torch.cuda.get_device_properties(device).total_memory if gpu else None
     got, advice = f"{n} x {length} tokens", "give a smaller batch_size, n or length"
-    check_memory("n x length", got, n * length * token_bytes, advice, room)
+    check_memory("n x length", got, n * length * token_bytes, advice, available)
 
 
 def call_bytes(network: object) -> int:
@@ -271,12 +252,13 @@ def _prompt_ids(prompt: Prompt, tokenizer: TextDecoder | None) -> Tensor:
     return ids.to(torch.int64)
 
 
-def _check_tokens(name: str, ids: Tensor, vocab_size: int, mask_id: int | None) -> None:
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
+def _check_tokens(name: str, ids: Tensor, vocabulary: Process | Predictor) -> None:
+    outside = ids[(ids < 0) | (ids >= vocabulary.vocab_size)]
     if len(outside):
         raise ValueError(
             f"{name} has a token outside the vocabulary: got id {int(outside[0])}, want 0 <= id < "
-            f"{vocab_size} = vocab_size"
+            f"{vocabulary.vocab_size} = vocab_size"
         )
+    mask_id = vocabulary.mask_id
     if mask_id is not None and bool((ids == mask_id).any()):
         raise ValueError(f"{name} contains MASK (id {mask_id}): leave the position free instead")
