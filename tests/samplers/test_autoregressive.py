@@ -1,4 +1,4 @@
-"""The autoregressive sampler: its law, its pins, its cost, and a cache that changes nothing."""
+"""The autoregressive sampler: its law, given tokens, cost, and an exact cache."""
 
 from types import SimpleNamespace
 
@@ -59,7 +59,7 @@ def test_batches_make_no_difference(batch_size: int) -> None:
 
 
 def test_the_cache_of_a_network_changes_nothing() -> None:
-    """Against the naive loop that reads the whole prefix again for every token."""
+    """The texts equal those of a loop without a cache."""
     predictor = CausalPredictor(
         network_random(Shape(11, 8, width=16, blocks=2, heads=2, causal=True)), mask_id=10
     )
@@ -77,7 +77,7 @@ def test_the_cache_of_a_network_changes_nothing() -> None:
     assert torch.equal(last.z, z) and bool((last.z != 10).all())
 
 
-def test_frames_show_the_writing() -> None:
+def test_a_frame_holds_the_tokens_drawn_so_far() -> None:
     model = causal(V, 4)
     pins = torch.tensor([[-1, 1, -1, -1]])
     frames = list(autoregress(model.predictor, 0, pins, draw_latent(1, 4, 0)))
@@ -122,7 +122,7 @@ def test_a_sampler_of_masks_is_refused() -> None:
         sample(causal(V, L), n=1, length=L, grid="cosine")
 
 
-def test_laws_that_are_no_numbers_stop() -> None:
+def test_log_probabilities_that_are_no_numbers_are_refused() -> None:
     model = causal(V, L)
     model.predictor.table.logits[:] = torch.nan
     with pytest.raises(ValueError, match="not a number"):

@@ -1,8 +1,8 @@
-"""Samples and batches: no effect at equal logits, and none at all with one sample a call.
+"""Batches do not change samples at equal logits, or with one sample a call.
 
-Real products round by their shape in the last digit, here and there, on some processors. `Rounding`
-rounds by the shape of every call and of every product of the head, in the first digit: what it does
-not change, no processor changes.
+On some processors the rounding of a product depends on its shape, in the last digit. `Rounding`
+imitates this in the first digit, for every call and every product of the head. A result that it
+does not change is the same on every processor.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ SHAPE = Shape(V, L, width=16, blocks=2, heads=2, cond_dim=4)
 
 
 def bump(*sizes: int) -> Tensor:
-    """A number that no two shapes share."""
+    """A different number for each shape."""
     return torch.tensor(float(sum(size * 1.7**k for k, size in enumerate(sizes)))).cos()
 
 
@@ -84,10 +84,10 @@ class Rounding:
             self.role.forward_window(z, alpha, queries, cache, window), [*z.shape, *shapes]
         )
 
-    def _rounded(self, found: Prediction, sizes: list[int]) -> Prediction:
-        row = torch.arange(len(found.hidden))[:, None, None]
+    def _rounded(self, exact: Prediction, sizes: list[int]) -> Prediction:
+        row = torch.arange(len(exact.hidden))[:, None, None]
         return replace(
-            found, hidden=found.hidden + (row + bump(*sizes)).sin(), head=RoundingHead(found.head)
+            exact, hidden=exact.hidden + (row + bump(*sizes)).sin(), head=RoundingHead(exact.head)
         )
 
 
@@ -118,7 +118,7 @@ CASES = [
 def test_one_sample_a_call_is_exact_on_every_processor(
     kind: str, how: dict[str, object], pinned: bool
 ) -> None:
-    """batch_size = 1: each sample is what it is alone, however the products of a call round."""
+    """With batch_size = 1 a sample equals the one drawn alone, for any rounding of products."""
     drawn, pins = model(kind), torch.full((N, L), -1)
     if pinned:
         pins[1, :4], pins[2, ::3], pins[3] = 2, 1, 5
@@ -176,7 +176,7 @@ def test_a_change_of_logits_changes_small_margins_only(seed: int, change: float)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_rounding_does_not_choose_between_the_equally_likely(seed: int) -> None:
+def test_rounding_does_not_choose_between_equally_probable_positions(seed: int) -> None:
     """With one law at all positions, to 1e-6 nats, the first of equal tokens is unmasked.
 
     Without `in_steps` the last digits of the logits choose.

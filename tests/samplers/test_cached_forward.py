@@ -1,4 +1,4 @@
-"""Network calls: no more than is needed; windows with kept keys: exactness, cost, refusals."""
+"""Network calls without needless work; cached windows: exactness, cost and refusals."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def model(
 
 
 def pins() -> Tensor:
-    """Prompts of different lengths, and one infilling; the last is given whole."""
+    """Prompts of different lengths, and one infilling. All tokens of the last sample are given."""
     pinned = torch.full((6, L), -1)
     for row, given in enumerate((0, 3, 7, 1)):
         pinned[row, :given] = row
@@ -76,15 +76,15 @@ def test_a_period_of_one_is_no_cache(sampler: str) -> None:
 @pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("cache", [2, 3, 100])
-def test_a_network_of_one_block_has_nothing_to_lose(sampler: str, cache: int) -> None:
-    """Its keys and values are those of the tokens alone: the texts are the exact ones."""
+def test_a_cache_is_exact_for_a_network_of_one_block(sampler: str, cache: int) -> None:
+    """Keys and values of the first block depend on the tokens only."""
     assert torch.equal(
         draw(model(1), sampler=sampler).tokens, draw(model(1), sampler=sampler, cache=cache).tokens
     )
 
 
-def test_a_deeper_network_does_lose() -> None:
-    """Else the tests above would see nothing."""
+def test_a_cache_changes_the_texts_of_a_deeper_network() -> None:
+    """This shows that the tests above can fail."""
     exact, cached = (
         draw(model(4), steps=L, sampler="blockwise:4", cache=cache).tokens for cache in (1, 100)
     )
@@ -93,7 +93,7 @@ def test_a_deeper_network_does_lose() -> None:
 
 @pytest.mark.processor
 def test_a_window_of_the_whole_text_is_exact() -> None:
-    """Without given tokens, and one period, everything is read: whole passes by another way."""
+    """Without given tokens and with one period, every window is a full forward pass."""
     exact, once = (draw(model(), pinned=None, cache=cache) for cache in (None, 100))
     assert torch.equal(exact.tokens, once.tokens)
 
@@ -103,7 +103,7 @@ def test_a_window_of_the_whole_text_is_exact() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("sees_alpha", [False, True])
 def test_batches_make_no_difference(sampler: str, batch_size: int, sees_alpha: bool) -> None:
-    """A sample's window is its own."""
+    """The window of a sample does not depend on its batch."""
     whole, parts = (
         draw(model(sees_alpha=sees_alpha), sampler=sampler, cache=3, batch_size=size)
         for size in (None, batch_size)
@@ -130,13 +130,13 @@ def test_a_window_is_the_smallest_span_of_each_sample() -> None:
         return SimpleNamespace(query=lambda z: Query.of(mask))
 
     z = torch.zeros(4, L, dtype=torch.int64)
-    found = window_of([step((0, 9), (3, 2)), step(), step((0, 7), (3, 3))], z)
-    assert found.rows.tolist() == [0, 3] and found.columns.tolist() == [[7, 8, 9], [2, 3, 3]]
+    window = window_of([step((0, 9), (3, 2)), step(), step((0, 7), (3, 3))], z)
+    assert window.rows.tolist() == [0, 3] and window.columns.tolist() == [[7, 8, 9], [2, 3, 3]]
     assert window_of([step()], z).columns.shape == (0, 0)
 
 
 def test_every_call_is_counted_and_a_full_pass_has_all_samples_of_its_period() -> None:
-    """nfe counts full passes of the periods that need a sample, and its windows."""
+    """nfe of a sample counts the full passes of the periods that query it, and its windows."""
     exact, cached = (
         list(run_frames(model(), 6, L, 12, 3, pinned=pins(), cache=cache)) for cache in (None, 4)
     )
@@ -169,7 +169,7 @@ class Picking:
 @pytest.mark.processor
 @pytest.mark.parametrize("sampler", ["reveal", "blockwise:4"])
 def test_a_planned_call_computes_the_needed_columns(sampler: str) -> None:
-    """Samples that start from different texts: of each call, the places that change in it."""
+    """The samples start from different texts. A call computes the columns that change in it."""
     whole, part = model(), model()
     whole.denoiser, part.denoiser = Foreign(), Picking()
     frames = list(run_frames(part, 6, L, 8, 3, pinned=pins(), sampler=sampler))
@@ -184,7 +184,7 @@ def test_a_planned_call_computes_the_needed_columns(sampler: str) -> None:
 @pytest.mark.processor
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_equal_samples_are_one_row_for_the_network(sampler: str) -> None:
-    """With one prompt for all, too: the texts are those of samples drawn one by one."""
+    """Also with one prompt for all samples. The texts equal those of samples drawn one by one."""
     picking = model()
     picking.denoiser = Picking()
     how = {"sampler": sampler, "pinned": None, "prompt": torch.tensor([1, 2])}
@@ -259,7 +259,7 @@ class Keeping(Foreign):
         return self.denoiser.forward_window(z, alpha, queries, cache, window)
 
 
-def test_a_foreign_denoiser_may_have_a_cache_or_is_named() -> None:
+def test_a_foreign_denoiser_has_a_cache_or_is_refused() -> None:
     ours, theirs = model(), model()
     theirs.denoiser = Keeping()
     how = {"sampler": "blockwise:4", "pinned": None, "steps": 12, "cache": 3}
@@ -301,7 +301,7 @@ def test_wrong_periods(wrong: object) -> None:
 
 
 class Reader:
-    """A step that writes the likeliest token at one position. A late one asks for it only later."""
+    """A step that writes the most probable token at one position. A late one queries it later."""
 
     def __init__(self, row: int, column: int, late: bool) -> None:
         self.row, self.column, self.late = row, column, late
@@ -328,7 +328,7 @@ def test_a_later_query_outside_the_window_is_an_error(row: int, match: str) -> N
         draw(model(), n=2, steps=2, pinned=None, sampler=sampler, cache=2)
 
 
-def test_a_cache_is_refused_where_a_block_ends_by_the_text() -> None:
+def test_a_cache_is_refused_if_the_end_of_a_block_depends_on_the_text() -> None:
     for count in ("threshold:0.5", "bound:0.1"):
         with pytest.raises(ValueError, match=r"cache .* got 2, want None or 1.*block"):
             draw(model(), sampler=f"order=confidence,blocks=4,count={count}", cache=2)

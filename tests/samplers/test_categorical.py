@@ -156,7 +156,7 @@ def test_top_p_keeps_a_smallest_set_that_reaches_p(p: np.ndarray, top_p: float) 
         ({"top_k": 0}, "top_k is too small: got 0"),
     ],
 )
-def test_filters_refuse_what_has_no_meaning(filters: dict[str, float], match: str) -> None:
+def test_filters_refuse_values_out_of_range(filters: dict[str, float], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         SamplingFilters(**filters)
 
@@ -192,7 +192,7 @@ def test_the_probability_of_a_token_is_that_after_the_filters(filters: SamplingF
     assert chance.dtype == torch.float64 and bool((chance == 0).any()) != filters.keeps_all
 
 
-def test_mask_is_never_read_from_a_table_that_has_some() -> None:
+def test_mask_has_probability_0_even_if_a_table_gives_it_more() -> None:
     table = Prediction.from_log_p(torch.zeros(1, 1, 4))
     [(_, log_p)] = iter_log_probs(table, torch.tensor([0]), positions(1), 1.0, 2, flag())
     assert torch.allclose(
@@ -201,7 +201,7 @@ def test_mask_is_never_read_from_a_table_that_has_some() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_laws_that_are_no_numbers_raise_the_flag(bad: float) -> None:
+def test_log_probabilities_that_are_no_numbers_set_the_flag(bad: float) -> None:
     table = torch.zeros(2, 3, 4)
     table[1, 2, 3] = bad
     fine, broken = flag(), flag()

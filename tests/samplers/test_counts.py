@@ -1,4 +1,4 @@
-"""A grid starts where the schedule does and ends at text, exactly."""
+"""A grid starts at alpha(1) of the schedule and ends at exactly 1."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_inner_levels_are_those_of_their_times(grid: Grid, times: list[float]) -
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.2])
-def test_the_loop_rises_stands_at_nine_tenths_and_rises(eps: float) -> None:
+def test_the_loop_rises_to_nine_tenths_stays_there_and_rises(eps: float) -> None:
     """At N = 40: 18 steps up to t = 0.55, 20 steps at exactly 0.9, 2 steps to text."""
     alphas = loop_grid(40, LogLinear(eps))
     assert torch.allclose(
@@ -62,7 +62,7 @@ def test_the_loop_rises_stands_at_nine_tenths_and_rises(eps: float) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS.values())
 @pytest.mark.parametrize("steps", [0, -3])
-def test_no_steps_no_grid(grid: Grid, steps: int) -> None:
+def test_a_grid_needs_a_step(grid: Grid, steps: int) -> None:
     with pytest.raises(ValueError, match=f"steps is too small: got {steps}"):
         grid(steps, LogLinear())
 
@@ -71,6 +71,6 @@ def test_no_steps_no_grid(grid: Grid, steps: int) -> None:
     "alphas",
     [[0.0, 0.5], [0.0, 0.6, 0.5, 1.0], [1.0, 1.0], [-0.1, 1.0], [1.0], [0.0, math.nan, 1.0]],
 )
-def test_a_grid_of_ones_own_is_checked(alphas: list[float]) -> None:
+def test_a_custom_grid_is_checked(alphas: list[float]) -> None:
     with pytest.raises(ValueError, match="grid is not a rising list of alphas: got"):
         check_alphas(torch.tensor(alphas, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The EB-sampler: its law, the network's alpha, its cost, and that bound 0 is exact."""
+"""The EB-sampler: its law, the network's alpha, its cost, and the exactness of bound 0."""
 
 import math
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ def test_law(bound: float, pins: tuple[int, ...], eps: float, filters: dict[str,
 
 
 def test_the_test_can_fail() -> None:
-    """The laws of three bounds differ, and so does that of a network at the first level only."""
+    """Other bounds have other laws. So has a network that gets the first alpha in every step."""
     model, bounds = (
         masked(V, L, LogLinear(0.3), seed=6, sees_alpha=True, one_level=False),
         (0.0, 0.9, math.inf),
@@ -68,7 +68,7 @@ def test_the_test_can_fail() -> None:
 
 
 def test_bound_0_draws_from_the_law_of_texts() -> None:
-    """With exact conditionals an order by the visible tokens gives the joint law."""
+    """With exact conditionals any order that depends on visible tokens gives the joint law."""
     joint = np.random.default_rng(0).dirichlet(np.full(MASK**L, 0.4)).reshape((MASK,) * L)
     model = masked(V, L)
     for row, z in enumerate(product(range(V), repeat=L)):
@@ -85,7 +85,7 @@ def test_bound_0_draws_from_the_law_of_texts() -> None:
     assert sampler_p_value(draw(model, 2, sampler="entropy_bounded:inf").tokens, texts) < 1e-6
 
 
-def test_the_order_goes_by_entropy_and_then_by_place() -> None:
+def test_the_order_is_by_entropy_and_then_by_column() -> None:
     """Entropies log 2, log 3, log 2, 0, log 3 at bound 0: the certain token and one more first."""
     model = masked(V, 5)
     for i, choices in enumerate((2, 3, 2, 1, 3)):
@@ -176,7 +176,7 @@ def test_a_token_has_one_draw_at_any_bound() -> None:
 
 @pytest.mark.processor
 def test_rounding_does_not_choose() -> None:
-    """On a canvas of MASKs a rotary network has one law for all positions: columns decide."""
+    """If all tokens are MASKs, a rotary network predicts one law everywhere: columns decide."""
     network = network_random(Shape(8, 12, width=16, blocks=2, heads=2))
     denoiser = NetworkDenoiser(network, 7, sees_alpha=True)
     model = SimpleNamespace(

@@ -49,7 +49,7 @@ def test_a_longer_sample_begins_as_the_shorter_one() -> None:
     assert torch.equal(draw_latent(3, 9, seed=1).u[:, :4], draw_latent(3, 4, seed=1).u)
 
 
-def test_addresses_tell_samples_positions_and_occasions_apart() -> None:
+def test_samples_positions_and_occasions_have_different_addresses() -> None:
     latent = draw_latent(50, 40, seed=3)
     states = torch.cat(
         [latent.address(latent.everywhere, occasion).flatten() for occasion in range(3)]
@@ -105,8 +105,8 @@ def test_a_structured_sample_keeps_its_latent(
         assert torch.equal(alone.u[0], batch.u[row, :-1]) and alone.key[0] == batch.key[row]
 
 
-def test_no_structure_is_the_latent_that_always_was() -> None:
-    """Pinned, to the last bit: published samples are read from it."""
+def test_the_latent_without_structure_never_changes() -> None:
+    """The bits are fixed, because published samples depend on them."""
     for latent in (draw_latent(2, 3, 7, 5), draw_latent(2, 3, 7, 5, structure=None)):
         own = [[uniform(address(7, number, 0, i)).item() for i in range(3)] for number in (5, 6)]
         assert latent.u.tolist() == own == PINNED_U
@@ -220,7 +220,7 @@ def test_expected_nfe_of_whole_blocks(length: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_two_tokens_meet_in_a_step_as_the_copula_says(rho: float) -> None:
+def test_two_tokens_share_a_step_with_the_probability_of_the_copula(rho: float) -> None:
     """E[nfe] = 2 - P(same step), the bivariate normal on the squares of the grid, by quadrature."""
     steps = 5
     law = multivariate_normal([0, 0], [[1, rho], [rho, 1]])
@@ -233,7 +233,7 @@ def test_two_tokens_meet_in_a_step_as_the_copula_says(rho: float) -> None:
     assert abs(mean - (2 - met)) < 4.5 * error
 
 
-def test_tokens_revealed_together_do_not_see_one_another() -> None:
+def test_tokens_of_one_step_are_drawn_independently() -> None:
     """Two tokens that are always equal agree only by chance if one call draws both."""
     model = masked(3, 2)
     copy = torch.full((9, 2, 3), -40.0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Names of samplers: each has its value, errors are helpful, and lists of names are complete."""
+"""Names of samplers: their values, the errors for wrong names, and complete lists of names."""
 
 import re
 import typing
@@ -78,7 +78,7 @@ def test_a_family_and_a_number(name: str, sampler: object) -> None:
         ("", "no sampler is called '': want one of reveal, "),
     ],
 )
-def test_names_that_are_none(name: str, match: str) -> None:
+def test_wrong_names_are_refused(name: str, match: str) -> None:
     model = masked(V, L)
     with pytest.raises(ValueError, match=match):
         sample(model, n=1, length=L, steps=2, sampler=name)

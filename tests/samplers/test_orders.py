@@ -52,7 +52,7 @@ def test_one_block_is_reveal() -> None:
         assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.nfe, theirs.nfe)
 
 
-def test_as_many_tokens_are_shown_as_the_network_is_told() -> None:
+def test_the_share_of_visible_tokens_is_the_alpha_of_the_network() -> None:
     """On average a share alpha of the free tokens is visible at alpha, for any block size."""
     n, length = 2000, 8
     for frame in run_frames(masked(2, length), n, length, steps=5, sampler="blockwise:3"):
@@ -73,7 +73,7 @@ def test_one_token_a_call_is_the_law_of_the_source() -> None:
     )
 
 
-def test_blocks_that_are_none() -> None:
+def test_wrong_blocks_are_refused() -> None:
     for wrong in (0, -1, 2.5, float("nan"), float("inf"), "4", True):
         with pytest.raises(
             ValueError, match=r"blocks is .*: got .*, want a whole number 1 \.\. 2\^63 - 1"
@@ -147,7 +147,7 @@ def prefix_law(
     sampler: tuple[str, int | None, str],
     steps: int,
 ) -> dict[tuple[int, ...], float]:
-    """The law of texts by walking through all paths; `key` are the levels of a latent order."""
+    """The law of texts by an enumeration of all paths; `key`: the levels of a latent order."""
     order, blocks, count = sampler
     free = [i for i, token in enumerate(pins) if token < 0]
     first = {i: 0 if blocks is None else rank // blocks * blocks for rank, i in enumerate(free)}
@@ -282,7 +282,7 @@ def test_spread_levels_are_uniform_and_keep_early_tokens_apart() -> None:
 def test_levels_of_spread_are_even_for_any_pins(
     length: int, n: int, seed: int, blocks: int | None
 ) -> None:
-    """The F free tokens have the levels (rank + 1/2) / F, and a latent does not see its batch."""
+    """The F free tokens have the levels (rank + 1/2) / F, whatever the batch."""
     latent = draw_latent(n, length, seed)
     free = draw_latent(n, length, seed + 100).u < 0.7
     levels = SPREAD.of(latent, free, blocks)
@@ -337,6 +337,6 @@ def test_old_names_are_orders_with_counts() -> None:
         ("order=random,order=spread", "part 'order'.*twice"),
     ],
 )
-def test_wrong_orders_and_counts_are_named(sampler: str, match: str) -> None:
+def test_wrong_orders_and_counts_are_refused(sampler: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         sampler_of(sampler)

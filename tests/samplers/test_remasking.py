@@ -75,7 +75,7 @@ def test_law(kind: type, kappa: float | Kappa, steps: int, eps: float, sees_alph
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("name", ["gumbel_max", "inverse_cdf"])
 def test_law_with_filters_pins_and_draws(kind: type, filters: dict[str, float], name: str) -> None:
-    """The draw by one uniform number would tell if the coin of a step were that number, too."""
+    """The draw from one uniform number fails if a step uses this number a second time."""
     model = kind(V, L, LogLinear(0.1), seed=1)
     tokens = draw(model, 4, PINNED, sampler="psi:0.3", draw=name, **filters).tokens
     law = exact(kind, model, 4, PINNED, lambda a, b: 0.3, **filters)
@@ -84,7 +84,7 @@ def test_law_with_filters_pins_and_draws(kind: type, filters: dict[str, float], 
 
 @pytest.mark.parametrize("kind", [masked, uniform])
 def test_the_test_can_fail(kind: type) -> None:
-    """At 8 steps the laws of kappa 0, 0.5 and 1 differ, and N samples tell them apart."""
+    """At 8 steps the laws of kappa 0, 0.5 and 1 differ, and N samples are enough to show it."""
     model, kappas = kind(V, L, contrast=3.0), (0.0, 0.5, 1.0)
     laws = [exact(kind, model, 8, FREE, lambda a, b, kappa=kappa: kappa) for kappa in kappas]
     tokens = [draw(model, 8, sampler=psi(kappa)).tokens for kappa in kappas]
@@ -123,7 +123,7 @@ REMDM = [
 def test_remdm_as_printed(
     sampler: object, grid: str, sigma: Kappa, pins: tuple[int, ...], eps: float
 ) -> None:
-    """Also where sigma is the greatest that there is, so that kappa is negative."""
+    """Also at the greatest sigma, at which kappa is negative."""
     model = masked(V, L, LogLinear(eps), sees_alpha=True)
     law = sampler_remdm(
         pins, alphas_of(model, 6, grid), filtered(model, temperature=0.7), MASK, sigma
@@ -211,8 +211,8 @@ def test_one_token_keeps_its_marginal(kind: type, sampler: str) -> None:
         assert possible.sum() == 1 or chisquare(counts[possible], expected[possible]).pvalue > 1e-3
 
 
-def test_masks_that_are_shown_are_all_that_is_read() -> None:
-    """Each MASK that becomes a token needs one row of the head, and nothing else needs any."""
+def test_a_step_queries_only_the_masks_that_become_visible() -> None:
+    """Each MASK that becomes a token needs one row of the head. No other position needs a row."""
     model = masked(V, 5, sees_alpha=True)
     pinned = torch.tensor([[-1] * 5, [0, -1, 1, 2, 1], [2] * 5, [-1, -1, 0, -1, -1]])
     frames = list(
@@ -237,7 +237,7 @@ def test_masks_that_are_shown_are_all_that_is_read() -> None:
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
-def test_other_noise_is_read_where_a_coin_may_move_it(kappa: float) -> None:
+def test_a_step_of_uniform_noise_queries_only_tokens_that_may_change(kappa: float) -> None:
     """A table needs every position; a mixture those whose number is < predict + noise at p = 0."""
     model, n, steps = uniform(V, L), 3000, 5
     sample(model, n=n, length=L, steps=steps, sampler=psi(kappa), draw="legacy_gumbel32")
@@ -262,7 +262,7 @@ def test_other_noise_is_read_where_a_coin_may_move_it(kappa: float) -> None:
         assert abs(count - n * L * share) <= 4 * math.sqrt(n * L * share * (1 - share)) + 1e-6
 
 
-def test_a_large_vocabulary_has_no_table_of_shown_rows() -> None:
+def test_a_large_vocabulary_has_no_table_of_all_rows() -> None:
     """The head gets the unmasked positions only, not all positions of all steps."""
     model = masked(40, 2, contrast=0.5)
     sample(model, n=200, length=2, steps=10, sampler="psi:0.7")

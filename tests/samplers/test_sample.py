@@ -125,7 +125,7 @@ def test_a_text_that_is_given_costs_nothing(model: SimpleNamespace) -> None:
     assert sample(model, n=1, length=L, steps=3, prompt=[]).calls > 0
 
 
-def test_frames_show_what_a_player_needs() -> None:
+def test_a_frame_holds_the_changes_of_its_step() -> None:
     model = masked(V, L)
     alphas = uniform_grid(4, model.schedule)
     frames = list(run_frames(model, n=3, length=L, steps=4, seed=9))
@@ -236,13 +236,13 @@ def test_no_tensor_of_batch_times_length_times_vocabulary(filters: dict[str, flo
     assert bool((done.tokens < vocab_size - 1).all())
 
 
-def test_the_measure_of_sizes_sees_a_whole_head() -> None:
+def test_the_record_of_sizes_contains_a_whole_head() -> None:
     with Sizes() as sizes:
         torch.zeros(4, 32, 3000).log_softmax(-1)
     assert sizes.largest == 4 * 4 * 32 * 3000
 
 
-def test_weights_that_are_no_numbers_stop() -> None:
+def test_weights_that_are_no_numbers_are_refused() -> None:
     model = masked(V, L)
     network = network_random(Shape(V, L, width=8, blocks=1, heads=2))
     nn.init.constant_(network.head.bias, math.nan)
@@ -327,7 +327,7 @@ def test_weights_that_are_no_numbers_stop() -> None:
         ({"draw": "gumbel32"}, "did you mean 'legacy_gumbel32'"),
     ],
 )
-def test_bad_input_is_named(wrong: dict[str, object], match: str) -> None:
+def test_wrong_input_is_refused(wrong: dict[str, object], match: str) -> None:
     model = masked(V, L)
     with pytest.raises(ValueError, match=match):
         sample(model, **({"n": 2, "length": L, "steps": 2} | wrong))
@@ -355,7 +355,7 @@ def test_arguments_are_checked_before_the_first_frame() -> None:
         run_frames(masked(V, L), steps=0)
 
 
-def test_a_sampler_a_grid_and_a_draw_of_ones_own() -> None:
+def test_a_custom_sampler_grid_and_draw() -> None:
     """A step is any object with the two methods: here, arg max everywhere at once."""
     model = masked(V, L)
 
@@ -442,7 +442,7 @@ def test_options_are_checked_when_they_are_made(wrong: dict[str, object], match:
         SampleOptions(**wrong)
 
 
-def test_a_model_somewhere_else_is_named():
+def test_a_model_on_another_device_is_refused():
     network = network_random(Shape(V, L, width=8, blocks=1, heads=2, cond_dim=4))
     model = masked(V, L)
     model.denoiser = NetworkDenoiser(network, V - 1, sees_alpha=False).to("meta")
@@ -485,7 +485,7 @@ def test_weights_are_folded_once_and_nothing_changes(monkeypatch: pytest.MonkeyP
 
 
 class Unfolded:
-    """A denoiser that is none of the library's."""
+    """A denoiser of another library."""
 
     def __init__(self, denoiser):
         self.denoiser, self.vocab_size, self.sees_alpha = denoiser, V, False

@@ -1,4 +1,4 @@
-"""The law of every sampler is that of all its paths; its cost is the planned one."""
+"""Laws of samplers against an enumeration of all paths, and their costs against the plan."""
 
 import math
 import re
@@ -52,7 +52,7 @@ from unmask.samplers.unmasking import reveal, unmasking_schedule
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 @pytest.mark.parametrize(("eps", "sees_alpha"), [(1e-3, False), (0.3, True)])
 def test_masked_law(sampler: str, steps: int, eps: float, sees_alpha: bool) -> None:
-    """Also at alpha(1) far from 0. A network that reads alpha gets the one before the step."""
+    """Also at alpha(1) far from 0. A network that reads alpha gets the alpha before the step."""
     model = masked(V, L, LogLinear(eps), sees_alpha=sees_alpha)
     exact = sampler_reveal(start((-1,) * L), alphas_of(model, steps), filtered(model), MASK)
     assert sampler_p_value(draw(model, steps, sampler=sampler).tokens, exact) > 1e-3
@@ -85,7 +85,7 @@ def test_masked_law_with_filters_and_pins(sampler: str, filters: dict[str, float
 @pytest.mark.parametrize("name", ["inverse_cdf", "legacy_gumbel32"])
 @pytest.mark.parametrize("sampler", ["reveal", "ancestral"])
 def test_masked_law_with_other_draws(name: str, sampler: str) -> None:
-    """At probabilities that are not tiny the legacy draw is right, too."""
+    """The float32 draw is also right at probabilities that are not tiny."""
     model = masked(V, L, seed=2)
     exact = sampler_reveal((MASK,) * L, alphas_of(model, 4), filtered(model), MASK)
     assert sampler_p_value(draw(model, 4, draw=name, sampler=sampler).tokens, exact) > 1e-3
@@ -137,7 +137,7 @@ def test_a_step_from_a_known_text_has_the_law_of_the_posterior(
     assert sampler_p_value(after, joint) > 1e-3
 
 
-GOLDEN = [  # masked(4, 5), 6 texts, 7 steps, seed 11, as drawn before uniform noise had its own way
+GOLDEN = [  # masked(4, 5), 6 texts, 7 steps, seed 11, drawn by an earlier version
     ("reveal", ["20120", "00120", "12022", "11212", "12202", "11020"]),
     ("ancestral", ["22220", "20220", "10222", "10222", "20221", "01222"]),
     ("psi:0.5", ["12110", "00022", "02220", "12212", "22212", "22020"]),
@@ -146,7 +146,7 @@ GOLDEN = [  # masked(4, 5), 6 texts, 7 steps, seed 11, as drawn before uniform n
 
 
 @pytest.mark.parametrize(("sampler", "texts"), GOLDEN)
-def test_texts_of_masked_models_stay_what_they_are(sampler: str, texts: list[str]) -> None:
+def test_texts_of_masked_models_never_change(sampler: str, texts: list[str]) -> None:
     tokens = sample(
         masked(4, 5, LogLinear(0.05)), n=6, length=5, steps=7, seed=11, sampler=sampler
     ).tokens
@@ -230,7 +230,7 @@ def test_a_greedy_tail_takes_the_smaller_id_of_two_and_is_no_draw() -> None:
 def test_the_released_grid_makes_one_step_more(
     kind: Callable[..., SimpleNamespace], sampler: str
 ) -> None:
-    """N + 1 steps, the last from t = 1e-5: a MASK is hardly ever left; other noise costs a call."""
+    """N + 1 steps, the last from t = 1e-5: a MASK is rarely left; other noise costs a call."""
     model = kind(V, L, LogLinear(1e-3), sees_alpha=True)
     frames = list(run_frames(model, n=5, length=L, steps=3, sampler=sampler, grid="released"))
     assert [frame.step for frame in frames] == [0, 1, 2, 3, 4] and frames[-1].alpha == 1
