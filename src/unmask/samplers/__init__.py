@@ -1,1 +1,1 @@
-"""Sampling: `sample`, its options, and samplers (start at `samplers.steps`)."""
+"""Sampling: `sample`, its options, and samplers. The interface of a sampler is in `steps`."""
