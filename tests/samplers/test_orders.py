@@ -16,10 +16,10 @@ from toy_sampling import MASK, L, V, draw, filtered, masked, run_frames, start, 
 from unmask.experiments.exact import factorization_gap as exact
 from unmask.experiments.exact.oracle import masked_model
 from unmask.experiments.exact.synthetic_sources import random_chain
-from unmask.samplers.counts import threshold
+from unmask.samplers.counts import CountRule, threshold
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.options import sampler_of
-from unmask.samplers.orders import MARGIN, SPREAD, block_starts
+from unmask.samplers.orders import ENTROPY, MARGIN, SPREAD, block_starts
 from unmask.samplers.sample import sample
 from unmask.samplers.unmasking import Unmasking
 
@@ -307,6 +307,22 @@ def test_batches_make_no_difference(sampler: str) -> None:
         for size in (None, 3)
     )
     assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.nfe, parts.nfe)
+
+
+def test_a_custom_count_rule_is_a_value() -> None:
+    """A rule of two tokens a step: of 5 free tokens, 3 calls unmask 2, 2 and 1."""
+
+    def first(values: torch.Tensor, limit: float) -> torch.Tensor:
+        return (torch.arange(values.shape[1]) < limit).expand(values.shape)
+
+    sampler = Unmasking(SPREAD, CountRule(ENTROPY, first, 2))
+    model = masked(3, 5, one_level=False)
+    visible = [
+        int((frame.z != model.process.mask_id).sum())
+        for frame in run_frames(model, 4, 5, sampler=sampler)
+        if len(frame.rows) or frame.step == 0
+    ]
+    assert visible == [0, 8, 16, 20]
 
 
 def test_old_names_are_orders_with_counts() -> None:
