@@ -31,7 +31,7 @@ from unmask.objectives.rounds import Rounds
 from unmask.training import AdamW, Engine, LossGuard, State, fit
 
 ROWS = 4
-ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))
+ROUNDS = Rounds(round_steps=10**6, delta0=1 / 32, temperatures=(0.84,))
 BASE = Shape(8192, 256, width=256, blocks=4, heads=4, cond_dim=32, dropout=0.0)
 STEPS = 16
 

@@ -61,8 +61,8 @@ from unmask.training import AdamW, Engine, LossGuard, State, fit
 
 V, MASK = 50258, 50257
 # The last round: it has the largest delta, so most revealed tokens.
-ROUNDS = Rounds(steps=10**6, delta0=1 / 32, temperatures=(0.84,))
-PLAIN = Rounds(steps=10**6, delta0=1 / 64, temperatures=(1.0,))
+ROUNDS = Rounds(round_steps=10**6, delta0=1 / 32, temperatures=(0.84,))
+PLAIN = Rounds(round_steps=10**6, delta0=1 / 64, temperatures=(1.0,))
 GAMMA = -4.0, -1.0
 CASES = "sampling", "sampling_uniform", "teacher", "mcd", "sdtt", "dcd", "mcd_against_sdtt"
 Run = Callable[[], object]

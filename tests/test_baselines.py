@@ -22,8 +22,8 @@ from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 
 V, L, MASK = 7, 5, 6
-ROUNDS = Rounds(steps=10, delta0=1 / 4, temperatures=(0.8,))
-PLAIN = Rounds(steps=10, delta0=1 / 4, temperatures=(1.0,))
+ROUNDS = Rounds(round_steps=10, delta0=1 / 4, temperatures=(0.8,))
+PLAIN = Rounds(round_steps=10, delta0=1 / 4, temperatures=(1.0,))
 X0 = torch.randint(MASK, (64, L), generator=torch.Generator().manual_seed(0))
 
 

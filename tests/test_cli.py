@@ -277,19 +277,15 @@ def test_flags_reach_the_objectives_of_duo_and_sdtt(capsys):
         printed_recipe["recipe"]["objective"]["gamma"] == [-3.0, -1.0]
         and printed_recipe["recipe"]["objective"]["soft_steps"] == 7
     )
-    printed_recipe = dry(
-        capsys,
-        "distill",
-        "demo-sdtt",
-        "--objective.divergence",
-        "tvd",
-        "--objective.faithful",
-        "released",
-    )
-    assert (
-        printed_recipe["recipe"]["objective"]["divergence"],
-        printed_recipe["recipe"]["objective"]["faithful"],
-    ) == ("tvd", "released")
+    # The second and the third flag are an old name of the first.
+    for flag in (
+        ["--objective.time-grid", "released"],
+        ["--objective.faithful", "released"],
+        ["--objective.faithful=released"],
+    ):
+        printed = dry(capsys, "distill", "demo-sdtt", "--objective.divergence", "tvd", *flag)
+        objective = printed["recipe"]["objective"]
+        assert (objective["divergence"], objective["time_grid"]) == ("tvd", "released")
     assert run(capsys, "distill", "demo-sdtt", "--dry-run", "--objective.divergence", "kl")[0] == 2
     assert (
         run(capsys, "train", "demo-dcd", "--dry-run")[0]

@@ -241,7 +241,7 @@ def denoiser(process: Process) -> NetworkDenoiser:
 
 
 def rounds(*temperatures: float) -> Rounds:
-    return Rounds(steps=ROUND, delta0=1 / 16, temperatures=temperatures)
+    return Rounds(round_steps=ROUND, delta0=1 / 16, temperatures=temperatures)
 
 
 METHODS: dict[str, tuple[Process, Callable[[], Objective]]] = {

@@ -27,12 +27,14 @@ def test_the_papers_five_rounds() -> None:
 
 @given(rounds)
 def test_a_round_is_constant_and_starts_once(plan: Rounds) -> None:
-    steps = range(plan.total + 2 * plan.steps)
-    assert [step for step in steps if plan.starts(step)] == list(range(0, plan.total, plan.steps))
+    steps = range(plan.total + 2 * plan.round_steps)
+    assert [step for step in steps if plan.starts(step)] == list(
+        range(0, plan.total, plan.round_steps)
+    )
     for step in steps:
         here = (plan.round(step), plan.delta(step), plan.temperature(step))
         assert here == (plan.round(step), plan.delta(step), plan.temperature(step)), "pure"
-        assert here[0] == min(step // plan.steps, plan.count - 1)
+        assert here[0] == min(step // plan.round_steps, plan.count - 1)
         assert here[1] == plan.delta0 * 2 ** here[0] and here[2] == plan.temperatures[here[0]]
         if step and not plan.starts(step):
             assert plan.round(step - 1) == here[0], (
@@ -50,15 +52,15 @@ def test_steps_may_come_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "steps is out of range: got 0"),
-        ((5, 1 / 8, ()), r"temperatures .*got \(\)"),
+        ((0,), "round_steps is out of range: got 0"),
+        ((5, 1 / 8, ()), "temperatures .*got 0 rounds"),
         ((5, 1 / 8, (0.9, 0.0)), r"temperatures .*got \(0.9, "),
         ((5, 1 / 8, (0.9, float("nan"))), r"temperatures .*got \(0.9, "),
         ((5, 0.0), "delta0 .*got 0.0"),
         ((5, -0.1), "delta0 .*got -0.1"),
         (
             (5, 1 / 8, (0.9,) * 4),
-            "delta0 .*got 0.125, .*1.0 in round 4, .*take a smaller delta0 or fewer rounds",
+            r"temperatures .*got 4 rounds, want 1 \.\. 3, .*delta0 = 0.125",
         ),
     ],
 )

@@ -365,7 +365,7 @@ def test_a_curriculum(small: Recipe) -> None:
 def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Model) -> None:
     method = schema.SdttSettings(
         round_steps=7, delta0=1 / 64, count=3, teacher_steps=4, divergence="forward",
-        faithful="released",
+        time_grid="released",
     )  # fmt: skip
     parts = distilled(small, teacher, method)
     objective = parts.objective

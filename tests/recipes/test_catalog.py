@@ -145,7 +145,7 @@ def test_sdtts_training() -> None:
         and method.teacher == recipe("owt-small-mcd").objective.teacher
     )
     assert (method.count, method.round_steps, method.teacher_steps) == (7, 10_000, 2)
-    assert (method.divergence, method.faithful) == ("reverse", "paper")
+    assert (method.divergence, method.time_grid) == ("reverse", "paper")
     deltas = [method.rounds().delta(10_000 * r) for r in range(7)]
     assert deltas == [2.0**r / 1024 for r in range(7)] and {*method.rounds().temperatures} == {1.0}
     assert (optim.lr, optim.warmup_steps, optim.ema_decay, optim.weight_decay) == (

@@ -1,7 +1,7 @@
 """A new objective with a critic, complete in this file: recipe -> run -> resume.
 
 Besides the objective and its settings, one thing has to be registered: the settings join the union
-`ObjectiveSettings`, from which recipe.json and the command line are read. The fixture `registered`
+`BuiltInSettings`, from which recipe.json and the command line are read. The fixture `registered`
 does this. Nothing in build, run, estimate, start or unused_settings changes.
 """
 
@@ -28,10 +28,10 @@ from unmask.objectives.base import Loss, Objective
 from unmask.recipes import schema
 from unmask.recipes.catalog import recipe
 from unmask.recipes.estimate import estimate
-from unmask.recipes.objective_settings import Student, frozen_copy, process_of
+from unmask.recipes.objective_settings import frozen_copy, process_of
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe, recipe_of
-from unmask.recipes.traits import Traits
+from unmask.recipes.traits import Student, Traits
 from unmask.recipes.unused_settings import check_flags
 from unmask.rng import stratified
 from unmask.training import STUDENT, AdamW

@@ -57,7 +57,7 @@ OTHERS: dict[str, Any] = {
     "objective.gamma": (-3.0, -1.5),
     "objective.temperatures": (0.5, 0.5),
     "objective.divergence": "tvd",
-    "objective.faithful": "released",
+    "objective.time_grid": "released",
     "objective.delta0": 1 / 16,
     "objective.t_min": 0.125,
     "objective.revealed_weight": 2.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -60,6 +61,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
             f"recipe {chosen.name!r} needs another command: its objective is "
             f"{chosen.objective.kind}, use `unmask {chosen.traits.verb}`"
         )
+    # The old name of the flag.
+    rest = [
+        re.sub(r"^--objective\.faithful(?==|$)", "--objective.time-grid", word) for word in rest
+    ]
     options = parse(Arguments, f"{verb} {name}", rest, Arguments(chosen))
     check_flags(options.recipe, chosen, estimated=options.dry_run)
     out = options.out or (Path(name) if started else Path("runs") / options.recipe.name)

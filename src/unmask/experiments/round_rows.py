@@ -44,7 +44,7 @@ class RoundRows:
 
     def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Save the student as the model round-N."""
-        number = step // run.cell.rounds.steps
+        number = step // run.cell.rounds.round_steps
         student.save(run.place / f"round-{number}", recipe=to_json(run.recipe), steps=step)
         return None
 

@@ -11,7 +11,7 @@ import torch
 from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
 from unmask.data.hub import PACKAGE_PREFIX
-from unmask.dataclass_json import dumps, from_json, to_json
+from unmask.dataclass_json import dumps, to_json
 from unmask.evaluation.judges import perplexity
 from unmask.experiments.driver import open_teacher, teacher_rows
 from unmask.experiments.plan import Cell, PlanTeacher
@@ -21,7 +21,7 @@ from unmask.models.denoiser import AUTOREGRESSIVE, MASKED, UNIFORM
 from unmask.models.model import LanguageModel, load
 from unmask.recipes.catalog import recipe
 from unmask.recipes.held_out import Text, held_out, scoring_rule
-from unmask.recipes.schema import Recipe
+from unmask.recipes.schema import Recipe, recipe_from_json
 
 NAMES = ("teacher", "judge", "duo")
 _KINDS = {
@@ -91,7 +91,7 @@ def measure_card(out: Path) -> None:
     The likelihood is that of the rounded weights in `out`.
     """
     model = load(out)
-    plan = from_json(Recipe, model.card["recipe"], f"recipe in the card of {out}")
+    plan = recipe_from_json(model.card["recipe"], f"recipe in the card of {out}")
     if not plan.data.tokenizer.startswith("bpe:"):
         # Only the teacher's run trains a tokenizer, which the others share.
         plan = with_tokenizer(plan, PACKAGE_PREFIX + "teacher")

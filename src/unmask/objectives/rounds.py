@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 # arXiv 2602.00792, section 4: from 0.96, lowered by 0.03 in each round.
@@ -15,37 +16,27 @@ class Rounds:
     delta = delta0 2^round is the time between student (t) and teacher (t - delta). In the paper it
     is 1/512 .. 1/32.
 
-    steps         training steps a round, >= 1
-    delta0        delta of the first round
-    temperatures  the teacher's temperature in each round, > 0; their number is the number of rounds
+    Attributes:
+        round_steps: training steps in a round, >= 1
+        delta0: delta of the first round, in (0, 1)
+        temperatures: the teacher's temperature, one value > 0 for each round
 
-    >>> rounds = Rounds(steps=10_000)
+    >>> rounds = Rounds(round_steps=10_000)
     >>> rounds.round(10_000), rounds.starts(10_000)
     (1, True)
     >>> rounds.delta(10_000) * 512, rounds.temperature(10_000)
     (2.0, 0.93)
     """
 
-    steps: int
+    round_steps: int
     delta0: float = 1 / 512
     temperatures: tuple[float, ...] = PAPER_TEMPERATURES
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        check_rounds("temperatures", self.round_steps, self.delta0, self.count)
+        if not all(tau > 0 for tau in self.temperatures):
             raise ValueError(
-                f"steps is out of range: got {self.steps}, want steps >= 1 (training steps a round)"
-            )
-        if not self.temperatures or not all(tau > 0 for tau in self.temperatures):
-            raise ValueError(
-                f"temperatures is empty or out of range: got {self.temperatures}, want one tau > 0 "
-                "for each round"
-            )
-        last = self.delta0 * 2 ** (self.count - 1)
-        if not 0 < last < 1:
-            raise ValueError(
-                f"delta0 is out of range: got {self.delta0}, which doubles each round and reaches "
-                f"{last} in round {self.count}, want a time in (0, 1); take a smaller delta0 or "
-                "fewer rounds"
+                f"temperatures is out of range: got {self.temperatures}, want each > 0"
             )
 
     @property
@@ -56,15 +47,15 @@ class Rounds:
     @property
     def total(self) -> int:
         """The training steps of all rounds."""
-        return self.steps * self.count
+        return self.round_steps * self.count
 
     def round(self, step: int) -> int:
         """The round of a step: 0, 1, .. count - 1. The last round has no end."""
-        return min(step // self.steps, self.count - 1)
+        return min(step // self.round_steps, self.count - 1)
 
     def starts(self, step: int) -> bool:
-        """Whether a round starts: the teacher becomes the student (Algorithm 1, "hard reset")."""
-        return step % self.steps == 0 and step < self.total
+        """True at the first step of a round, the hard reset of the teacher (Algorithm 1)."""
+        return step % self.round_steps == 0 and step < self.total
 
     def delta(self, step: int) -> float:
         """The time between student and teacher."""
@@ -73,3 +64,25 @@ class Rounds:
     def temperature(self, step: int) -> float:
         """The temperature of the teacher."""
         return self.temperatures[self.round(step)]
+
+
+def check_rounds(name: str, round_steps: int, delta0: float, count: int) -> None:
+    """Raise ValueError unless delta0, doubled each round, stays in (0, 1).
+
+    Args:
+        name: the argument that gives the number of rounds, for the error.
+        round_steps: training steps in a round.
+        delta0: delta of the first round.
+        count: the number of rounds.
+    """
+    if round_steps < 1:
+        raise ValueError(f"round_steps is out of range: got {round_steps}, want round_steps >= 1")
+    if not 0 < delta0 < 1:
+        raise ValueError(f"delta0 is out of range: got {delta0}, want 0 < delta0 < 1")
+    most = math.ceil(-math.log2(delta0))
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"{name} is out of range: got {count} rounds, want 1 .. {most}, because delta0 = "
+            f"{delta0}, doubled each round, must stay below 1; give fewer rounds or a smaller "
+            "delta0"
+        )

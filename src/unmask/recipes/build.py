@@ -17,8 +17,9 @@ from unmask.models.dit import DiT, Shape
 from unmask.models.model import CausalModel, LanguageModel, Model, load, own_network
 from unmask.models.modules import without_weights
 from unmask.objectives.base import Objective
-from unmask.recipes.objective_settings import Student, process_of
+from unmask.recipes.objective_settings import process_of
 from unmask.recipes.schema import Recipe
+from unmask.recipes.traits import Student
 from unmask.rng import global_generators
 from unmask.training.distributed import faster_in_bfloat16
 

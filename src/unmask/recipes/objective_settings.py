@@ -1,11 +1,7 @@
-"""Settings of the objectives: one frozen dataclass each; its field `kind` names it in JSON.
+"""The settings of the objectives of this library, one frozen dataclass each.
 
-Every class has two methods, and the rest of the recipe layer does not depend on the kind:
-
-    traits()                             facts for loading, estimating and running
-    build(student, schedule, tokenizer)  the objective itself
-
-A new objective adds one class, and adds it to `ObjectiveSettings`.
+`recipes/traits.py:ObjectiveSettings` describes their role. A new objective adds one class here, and
+adds it to `BuiltInSettings`.
 """
 
 from __future__ import annotations
@@ -13,33 +9,31 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.diffusion.correlated_masking import parse_structure
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess, noise_process
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
-from unmask.models.denoiser import DenoiserModule, PredictorModule
+from unmask.models.denoiser import PredictorModule
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency, Coupling, Direction, Reduction, Revealed
 from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.nelbo import Nelbo
-from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds
+from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds, check_rounds
 from unmask.objectives.sdtt import Distance, Sdtt, TimeGrid
-from unmask.recipes.traits import Noise, Traits
-
-Student: TypeAlias = DenoiserModule | PredictorModule
+from unmask.recipes.traits import Noise, Student, Traits
 
 
 @dataclass(frozen=True)
 class NelboSettings:
-    """Train a diffusion teacher on its evidence bound.
+    """Train a diffusion teacher on its negative evidence lower bound (MDLM, arXiv 2406.07524).
 
     Attributes:
         process: noise that replaces a token: MASK, or a uniform random token (Duo)
-        t_min: smallest time that is drawn (MDLM, Duo: 1e-3)
-        init: model to continue from, a run directory, model directory or hub id. Its sizes and
+        t_min: smallest time t that is drawn (MDLM, Duo: 1e-3)
+        init: model to continue from: a run directory, model directory or hub id. Its sizes and
             its MASK are kept; row length and dropout are the recipe's. Empty: random weights
         deeper: depth multiplier. After each block of `init`, deeper - 1 new blocks are inserted
             that start as the identity
@@ -73,12 +67,11 @@ class CurriculumSettings:
     """Train a uniform-state teacher as Duo does (arXiv 2506.10892): soft Gaussian input first.
 
     Attributes:
-        soft_steps: updates on soft input, from the first update; later updates use the plain
-            bound
-        gamma: range of gamma, minus the log signal-to-noise ratio, for soft input
-        temperature: temperature of the softmax over the Gaussian, for soft input
-        top_k: largest competitors of each token that the soft input keeps
-        t_min: smallest time that is drawn (1e-3)
+        soft_steps: number of first updates, which use soft input; later ones use the plain bound
+        gamma: range of gamma, which is minus the log signal-to-noise ratio of the soft input
+        temperature: temperature of the softmax that makes the soft input
+        top_k: number of tokens that the soft input keeps in addition to the true one
+        t_min: smallest time t that is drawn (1e-3)
         init: model to continue from, as in `NelboSettings`; empty: random weights
     """
 
@@ -145,19 +138,19 @@ class ConsistencySettings:
     Attributes:
         teacher: run directory, model directory, hub id (with @revision), or unmask:teacher
         process: noise process of the teacher: masked is MCD, uniform is DCD
-        round_steps: updates in a round; at its start the teacher is replaced by the student
+        round_steps: updates in a round; at its start the teacher gets the student's weights
         delta0: time between student and teacher in the first round, doubled each round
-        temperatures: the teacher's temperature in each round; one value for each round
-        direction: KL divergence where both inputs are masked: reverse is KL(student || teacher)
-        revealed: loss at tokens that are visible in the teacher's input only
+        temperatures: the teacher's temperature, one value for each round
+        direction: KL divergence at tokens that are masked for both; reverse is
+            KL(student || teacher)
+        revealed: loss at tokens that are visible to the teacher only
         revealed_weight: weight of that loss; the divergence has weight 1
-        coupling: locked: both inputs read one trajectory (Theorem 3.3); independent: their
-            noise is independent
+        coupling: locked: student and teacher read one trajectory (Theorem 3.3); independent: each
+            has its own noise
         structure: tokens that are noised together: block:SIZE:CORRELATION, span:LENGTH,
             hierarchy:SIZES:SHARES; empty: tokens are independent
         reduction: divide by all tokens, or by the masked tokens
-        gamma: train on Duo's Gaussian path over this range of gamma; none: train on the teacher's
-            schedule
+        gamma: range of gamma of Duo's Gaussian path to train on; none: the teacher's schedule
     """
 
     kind: Literal["consistency"] = "consistency"
@@ -176,11 +169,7 @@ class ConsistencySettings:
 
     def __post_init__(self) -> None:
         parse_structure(self.structure)  # raises for a wrong name
-        _check_rounds("temperatures", self.round_steps, self.delta0, len(self.temperatures))
-        if not all(tau > 0 for tau in self.temperatures):
-            raise ValueError(
-                f"temperatures is out of range: got {self.temperatures}, want each > 0"
-            )
+        self.rounds()  # raises for values out of range
         check_range("revealed_weight", self.revealed_weight, 0, math.inf)
         if self.gamma is not None:
             _check_increasing("gamma", self.gamma)
@@ -234,13 +223,13 @@ class SdttSettings:
 
     Attributes:
         teacher: as in `ConsistencySettings`
-        round_steps: updates in a round; at its start the teacher is replaced by the student
+        round_steps: updates in a round; at its start the teacher gets the student's weights
         delta0: time step of the teacher in the first round, doubled each round
         count: number of rounds
         teacher_steps: teacher steps that one student step imitates
-        divergence: between student and target: reverse KL(student || target), forward, or mse
-            or tvd of the probabilities
-        faithful: time grid of the paper, or of the released code, which differs from it by mistake
+        divergence: distance to the target: reverse KL(student || target), forward
+            KL(target || student), mse or tvd of the probabilities
+        time_grid: teacher steps of the paper, or of the released code, which differs by mistake
     """
 
     kind: Literal["sdtt"] = "sdtt"
@@ -250,12 +239,11 @@ class SdttSettings:
     count: int = 7
     teacher_steps: int = 2
     divergence: Distance = "reverse"
-    faithful: TimeGrid = "paper"
+    time_grid: TimeGrid = "paper"
 
     def __post_init__(self) -> None:
-        check_range("count", self.count, 1, math.inf)
         check_range("teacher_steps", self.teacher_steps, 1, math.inf)
-        _check_rounds("count", self.round_steps, self.delta0, self.count)
+        check_rounds("count", self.round_steps, self.delta0, self.count)
 
     def rounds(self) -> Rounds:
         """Step size as a function of the step; the teacher's temperature stays 1."""
@@ -263,6 +251,7 @@ class SdttSettings:
 
     def traits(self) -> Traits:
         reason = "teacher_steps is 1, so the teacher takes no step"
+        unused = ("delta0", "time_grid") if self.teacher_steps == 1 else ()
         return Traits(
             "masked",
             self.teacher,
@@ -270,7 +259,7 @@ class SdttSettings:
             round_steps=self.round_steps,
             teacher_passes=self.teacher_steps,
             vocabulary_losses=self.teacher_steps,
-            unused=dict.fromkeys(("delta0", "faithful"), reason) if self.teacher_steps == 1 else {},
+            unused=dict.fromkeys(unused, reason),
         )
 
     def build(
@@ -286,12 +275,13 @@ class SdttSettings:
             self.rounds(),
             self.teacher_steps,
             self.divergence,
-            self.faithful,
+            self.time_grid,
         )
 
 
 DistillationSettings = ConsistencySettings | SdttSettings
-ObjectiveSettings = (
+# A recipe.json and the command line give the fields of one of these classes.
+BuiltInSettings = (
     NelboSettings | CurriculumSettings | AutoregressiveSettings | ConsistencySettings | SdttSettings
 )
 
@@ -318,17 +308,3 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 def _check_increasing(name: str, ends: tuple[float, float]) -> None:
     if not ends[0] < ends[1]:
         raise ValueError(f"{name} is not a range: got {ends}, want the smaller value first")
-
-
-def _check_rounds(name: str, round_steps: int, delta0: float, count: int) -> None:
-    """ValueError unless delta0, doubled each round, stays in (0, 1)."""
-    check_range("round_steps", round_steps, 1, math.inf)
-    if not 0 < delta0 < 1:
-        raise ValueError(f"delta0 is out of range: got {delta0}, want 0 < delta0 < 1")
-    most = math.ceil(-math.log2(delta0))
-    if not 1 <= count <= most:
-        raise ValueError(
-            f"{name} is out of range: got {count} rounds, want 1 .. {most}, because delta0 = "
-            f"{delta0}, doubled each round, must stay below 1; give fewer rounds or a smaller "
-            "delta0"
-        )

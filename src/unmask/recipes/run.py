@@ -20,7 +20,6 @@ from unmask.recipes.build import Parts, build, decided, load_start
 from unmask.recipes.data import TrainingData, training_data
 from unmask.recipes.estimate import check_memory
 from unmask.recipes.model_card import HELD_OUT
-from unmask.recipes.objective_settings import Student
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.recipes.start import (
     as_written_now,
@@ -33,6 +32,7 @@ from unmask.recipes.start import (
     with_absolute_paths,
     with_own_tokenizer,
 )
+from unmask.recipes.traits import Student
 from unmask.recipes.unused_settings import unused_lines
 from unmask.training import (
     STUDENT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unmask.dataclass_json import check_plain, from_json, read_json
 from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
@@ -15,12 +15,17 @@ from unmask.recipes.objective_settings import (
     CurriculumSettings,
     DistillationSettings,
     NelboSettings,
-    ObjectiveSettings,
     SdttSettings,
     check_range,
 )
 from unmask.recipes.traits import Noise, Traits
 from unmask.training.optim import AdamW
+
+if TYPE_CHECKING:
+    from unmask.recipes.traits import ObjectiveSettings
+else:
+    # Files and flags can name these only. Python code may give settings of its own.
+    from unmask.recipes.objective_settings import BuiltInSettings as ObjectiveSettings
 
 __all__ = [
     "AutoregressiveSettings",
@@ -38,6 +43,7 @@ __all__ = [
     "Schedule",
     "SdttSettings",
     "check_name",
+    "recipe_from_json",
     "recipe_of",
 ]
 
@@ -48,7 +54,7 @@ NAME_BYTES = 200  # file systems allow 255, and temporary names are longer than 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Sizes of the diffusion transformer; the vocabulary size comes from the tokenizer.
+    """Sizes of the diffusion transformer. The vocabulary size comes from the tokenizer.
 
     Attributes:
         length: L, tokens in a row
@@ -212,4 +218,15 @@ def check_name(name: str) -> None:
 
 def recipe_of(run: Path) -> Recipe:
     """The recipe of a run directory."""
-    return from_json(Recipe, read_json(run / "recipe.json"), "recipe")
+    return recipe_from_json(read_json(run / "recipe.json"))
+
+
+def recipe_from_json(content: Any, where: str = "recipe") -> Recipe:
+    """The recipe of a JSON value, also with the old name `faithful` of `objective.time_grid`.
+
+    ValueError for a wrong value; it calls the content `where`.
+    """
+    match content:
+        case {"objective": {"kind": "sdtt", "faithful": grid, **rest}}:
+            content = {**content, "objective": {"kind": "sdtt", **rest, "time_grid": grid}}
+    return from_json(Recipe, content, where)

@@ -19,10 +19,10 @@ from typing import Any
 
 from unmask.data.corpora import Corpus, is_corpus_path
 from unmask.data.tokenizers import Tokenizer
-from unmask.dataclass_json import from_json, to_json
+from unmask.dataclass_json import to_json
 from unmask.models.model import LanguageModel, load
 from unmask.recipes.data import TrainingData, documents
-from unmask.recipes.schema import DataSettings, Recipe, recipe_of
+from unmask.recipes.schema import DataSettings, Recipe, recipe_from_json, recipe_of
 from unmask.training import RunDir, RunError
 from unmask.training.distributed import Engine
 from unmask.training.run_files import MACHINE, START, differences, read_start
@@ -46,7 +46,7 @@ def _absolute(name: str) -> str:
 
 def as_written_now(saved: Any) -> Any:
     """The content of a recipe.json in today's form: with all fields and absolute paths."""
-    return to_json(with_absolute_paths(from_json(Recipe, saved, "recipe")))
+    return to_json(with_absolute_paths(recipe_from_json(saved)))
 
 
 def refuse_more_steps(recipe: Recipe, directory: Path) -> None:
