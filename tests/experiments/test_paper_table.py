@@ -23,8 +23,7 @@ from unmask.experiments.published import TABLES
 from unmask.experiments.round_rows import RoundRows
 from unmask.experiments.rows_file import ROWS, read_rows
 from unmask.recipes.catalog import recipe
-from unmask.recipes.model_card import trained_on
-from unmask.recipes.schema import Recipe
+from unmask.recipes.schema import Recipe, trained_on
 from unmask.training import TrainingError
 
 STUDY = EvalSettings(samples=2, student_steps=(2, 4), texts=0, completions=0)

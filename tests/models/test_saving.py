@@ -17,8 +17,7 @@ from unmask.models.checkpoints.export import save_lightning
 from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
 from unmask.models.dit import DiT, Shape
 from unmask.models.model import CausalModel, Model, load
-from unmask.recipes.model_card import trained_on
-from unmask.recipes.schema import DataSettings
+from unmask.recipes.schema import DataSettings, trained_on
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CKPT = GOLDEN / "lightning_mdlm" / "mdlm.ckpt"

@@ -9,8 +9,7 @@ from unmask.data.hub import PACKAGE_PREFIX
 from unmask.data.rows_on_disk import TokenLists
 from unmask.data.streaming import Stream
 from unmask.recipes.data import PARTS
-from unmask.recipes.model_card import trained_on
-from unmask.recipes.schema import DataSettings
+from unmask.recipes.schema import DataSettings, trained_on
 
 
 def share_read(model: str, measured: DataSettings, whole: bool = False) -> float | None:

@@ -15,8 +15,7 @@ from unmask.evaluation.likelihood import Convention
 from unmask.evaluation.scoring_rules import BoundRule, ExactRule, ScoringRule
 from unmask.models.model import CausalModel, LanguageModel, Model
 from unmask.recipes.data import corpus_of, digest_of, documents, rows
-from unmask.recipes.model_card import HELD_OUT, text_of
-from unmask.recipes.schema import DataSettings, Part
+from unmask.recipes.schema import HELD_OUT, DataSettings, Part, text_of
 
 Limit: TypeAlias = int | Literal["all"]
 

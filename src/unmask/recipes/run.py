@@ -19,8 +19,7 @@ from unmask.models.modules import with_weights
 from unmask.recipes.build import Parts, build, decided, load_start
 from unmask.recipes.data import TrainingData, training_data
 from unmask.recipes.estimate import check_memory
-from unmask.recipes.model_card import HELD_OUT
-from unmask.recipes.schema import Recipe, recipe_of
+from unmask.recipes.schema import HELD_OUT, Recipe, recipe_of
 from unmask.recipes.start import (
     as_written_now,
     changes,

@@ -1,11 +1,17 @@
-"""`Recipe`: a training run as frozen data. The file recipe.json holds this and nothing else."""
+"""`Recipe`: a training run as frozen data.
+
+The file recipe.json of a run directory holds this and nothing else. The card of a finished model
+holds it too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unmask.data.hub import local_or_hub
 from unmask.dataclass_json import check_plain, from_json, read_json
 from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
 from unmask.models.dit import Shape
@@ -28,6 +34,7 @@ else:
     from unmask.recipes.objective_settings import BuiltInSettings as ObjectiveSettings
 
 __all__ = [
+    "HELD_OUT",
     "AutoregressiveSettings",
     "ConsistencySettings",
     "CurriculumSettings",
@@ -45,11 +52,14 @@ __all__ = [
     "check_name",
     "recipe_from_json",
     "recipe_of",
+    "text_of",
+    "trained_on",
 ]
 
 Precision = Literal["float32", "bfloat16", "fastest"]
 Part = Literal["all", "first half", "second half"]
 NAME_BYTES = 200  # file systems allow 255, and temporary names are longer than the run's
+HELD_OUT = "held_out_digest"  # card entry: digest of the documents that the training held out
 
 
 @dataclass(frozen=True)
@@ -230,3 +240,19 @@ def recipe_from_json(content: Any, where: str = "recipe") -> Recipe:
         case {"objective": {"kind": "sdtt", "faithful": grid, **rest}}:
             content = {**content, "objective": {"kind": "sdtt", **rest, "time_grid": grid}}
     return from_json(Recipe, content, where)
+
+
+def trained_on(name: str) -> DataSettings | None:
+    """The training text of a model given by directory, hub id or unmask:NAME; None if not named."""
+    file = local_or_hub(name, ("config.json",)) / "config.json"
+    config = read_json(file) if file.exists() else None
+    card = config.get("card") if isinstance(config, dict) else None
+    return text_of(card, name) if isinstance(card, dict) else None
+
+
+def text_of(card: Mapping[str, object], name: str) -> DataSettings | None:
+    """The training text that a card names, or None. Errors call the model `name`."""
+    recipe = card.get("recipe")
+    if not isinstance(recipe, Mapping) or "data" not in recipe:
+        return None
+    return from_json(DataSettings, recipe["data"], f"data in the card of {name}")

@@ -8,8 +8,7 @@ from unmask.dataclass_json import leaves
 from unmask.models.dit import DiT
 from unmask.models.model import LanguageModel
 from unmask.recipes.build import Parts
-from unmask.recipes.model_card import text_of
-from unmask.recipes.schema import Recipe
+from unmask.recipes.schema import Recipe, text_of
 from unmask.recipes.start import with_absolute_paths
 
 _SCHEDULE = ("schedule.name", "schedule.eps", "schedule.power")
