@@ -17,7 +17,6 @@ from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import DIVERGENCES, Sdtt
 from unmask.training import AdamW, LossGuard, State, TrainingError, fit
-from unmask.training.loss_guard import LossHistory
 
 V, MASK = 6, 5
 PROCESS, LEVELS, ROUNDS = MaskedProcess(V, MASK), LogLinear(), Rounds(20, 1 / 32, (1.0, 1.0))
@@ -150,8 +149,8 @@ def test_negative_and_missing_weights_are_refused() -> None:
 
 
 def test_steps_without_weight_do_not_move_the_median_of_the_guard() -> None:
-    history = LossHistory(LossGuard(factor=10, window=3, patience=0))
+    guard = LossGuard(factor=10, window=3, patience=0)
     for step, loss in enumerate([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]):
-        assert history.accept(step, "student", loss, {"loss": loss}, {}) == (loss > 0)
+        assert guard.accept(step, "student", loss, {"loss": loss}, {}) == (loss > 0)
     with pytest.raises(TrainingError, match="10 times its median 1"):
-        history.accept(6, "student", 1.0, {"loss": 11.0}, {})
+        guard.accept(6, "student", 1.0, {"loss": 11.0}, {})

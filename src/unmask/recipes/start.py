@@ -166,6 +166,6 @@ def keep_start(run_dir: RunDir, now: Mapping[str, str], tokenizer: Tokenizer, st
     machine = run_dir.engine.machine()
     if step:
         machine = read_start(run_dir.path).get(MACHINE, machine)
-    run_dir.keep_start({**now, MACHINE: machine})
+    run_dir.write_start({**now, MACHINE: machine})
     if not (run_dir.path / TOKENIZER).exists():
         run_dir.publish(TOKENIZER, tokenizer.save)

@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor
 from unmask.limits import seed_number
 from unmask.rng import generator, global_generators
 from unmask.training.distributed import Engine, launch
-from unmask.training.loss_guard import LossGuard, LossHistory, TrainingError
+from unmask.training.loss_guard import LossGuard, TrainingError
 from unmask.training.state import STUDENT, State
 from unmask.types import Tokens
 
@@ -144,7 +144,7 @@ def fit(
         raise ValueError(f"steps is out of range: got {steps}, want steps >= 1")
     seed_number("seed", seed)
     engine = launch() if engine is None else engine
-    history = LossHistory(LossGuard() if guard is None else guard)
+    guard = LossGuard() if guard is None else replace(guard)  # a copy without recent losses
     turns = Counter(map(objective.turn, range(state.step)))
     while state.step < steps:
         started, step = time.perf_counter(), state.step
@@ -164,7 +164,7 @@ def fit(
         totals = dict(zip(tally, values, strict=True))
         weight, metrics = totals["weight"], _means(totals)
         loss, lr = totals["loss"] / (weight or 1), trained.settings.learning_rate(turns[turn])
-        if history.accept(step, turn, weight, {"loss": loss, "grad_norm": grad_norm}, metrics):
+        if guard.accept(step, turn, weight, {"loss": loss, "grad_norm": grad_norm}, metrics):
             trained.advance(lr)
         state.step += 1
         turns[turn] += 1

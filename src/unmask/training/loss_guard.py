@@ -13,21 +13,27 @@ class TrainingError(RuntimeError):
     """The training cannot continue; the message names the step, the term, and the last state."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class LossGuard:
-    """When a loss or gradient norm counts as exploded: above `factor` times its recent median.
+    """Compare loss and gradient norm with their recent medians, and refuse a value far above.
 
-    factor    largest ratio to the median
-    window    steps of the median. Nothing is compared before a round has had that many steps,
-              because a new round has a new loss
-    patience  first steps of a training that are not compared (the warm-up)
+    A value that is not finite is always refused. The recent values are not saved: they are
+    collected again after a resume, and no result depends on them.
 
-    A value that is not finite always stops the training.
+    Attributes:
+        factor: largest allowed ratio to the median
+        window: steps of the median. Nothing is compared before a round has had that many steps,
+            because a new round has a new loss
+        patience: first steps of a training that are not compared (the warm-up)
     """
 
     factor: float = 50.0
     window: int = 100
     patience: int = 100
+    _round: int = field(default=0, init=False, repr=False)
+    # Consecutive steps whose weights are all 0.
+    _empty: int = field(default=0, init=False, repr=False)
+    _recent: dict[str, deque[float]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.factor > 1:
@@ -37,19 +43,6 @@ class LossGuard:
         if self.patience < 0:
             raise ValueError(f"patience is out of range: got {self.patience}, want patience >= 0")
 
-
-@dataclass
-class LossHistory:
-    """The recent losses that a guard compares with.
-
-    It is not saved: it fills again after a resume, and no result depends on it.
-    """
-
-    guard: LossGuard
-    _round: int = 0
-    _empty: int = 0  # consecutive steps whose weights are all 0
-    _recent: dict[str, deque[float]] = field(default_factory=dict)
-
     def accept(
         self,
         step: int,
@@ -58,7 +51,7 @@ class LossHistory:
         values: Mapping[str, float],
         metrics: Mapping[str, float],
     ) -> bool:
-        """True if the step is to be taken, False if its loss has no weight.
+        """True if the step can be taken, False if its loss has no weight.
 
         Args:
             step: number of the step, 0 for the first.
@@ -68,8 +61,8 @@ class LossHistory:
             metrics: further terms for the message.
 
         Raises:
-            TrainingError: as in `check`; for a weight below 0 or NaN; for a loss without weight;
-                and after a whole `window` of steps without weight.
+            TrainingError: as in `check`; for a weight below 0 or NaN; for a loss other than 0
+                whose weight is 0; and after `window` consecutive steps of weight 0.
         """
         if weight > 0:
             self._empty = 0
@@ -83,7 +76,7 @@ class LossHistory:
             problem = f"the weights of the loss are 0, but it has {terms}"
         else:
             self._empty += 1
-            if self._empty >= self.guard.window:
+            if self._empty >= self.window:
                 problem = (
                     f"no token to learn from in {self._empty} consecutive steps: the weights of "
                     "the loss are 0"
@@ -95,19 +88,19 @@ class LossHistory:
     def check(
         self, step: int, turn: str, values: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
-        """TrainingError if one of `values` is not finite or explodes; `metrics` go into it."""
+        """TrainingError, with `metrics`, if a value is not finite or far above its median."""
         if (now := round(metrics.get("round", 0))) != self._round:
             self._round = now
             self._recent.clear()
         for name, value in values.items():
-            recent = self._recent.setdefault(f"{turn} {name}", deque(maxlen=self.guard.window))
+            recent = self._recent.setdefault(f"{turn} {name}", deque(maxlen=self.window))
             if not math.isfinite(value):
                 raise TrainingError(_message(step, turn, f"{name} is {value}", metrics))
-            if step >= self.guard.patience and len(recent) == self.guard.window:
+            if step >= self.patience and len(recent) == self.window:
                 usual = median(recent)
-                if value > self.guard.factor * usual > 0:
+                if value > self.factor * usual > 0:
                     problem = (
-                        f"{name} is {value:.4g}, more than {self.guard.factor:g} times its median "
+                        f"{name} is {value:.4g}, more than {self.factor:g} times its median "
                         f"{usual:.4g}"
                     )
                     raise TrainingError(_message(step, turn, problem, metrics))

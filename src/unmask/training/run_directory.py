@@ -5,7 +5,7 @@
 
 The last two good states are kept until the model is written. `checkpoint` describes their files.
 No generator is saved, because randomness and batches are functions of the step (see `loop`). All
-files are safetensors and JSON, and no pickle is read.
+files are safetensors or JSON, and no pickle is read.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 
-from unmask.atomic_files import TEMPORARY, recover, remove, replacing, temporary_path, write_text
-from unmask.dataclass_json import read_json
+from unmask.atomic_files import recover, remove, replacing, temporary_path, write_text
 from unmask.training.checkpoint import UNSEALED, damage, read_state, write_state
 from unmask.training.distributed import Engine
-from unmask.training.lock import LOCK, DirectoryLock
 from unmask.training.run_files import (
+    LOCK,
     METRICS,
-    RECIPE,
     START,
     RunError,
     cut_lines,
-    differences,
+    keep_recipe,
+    lock_directory,
     logged_lines,
     read_start,
 )
 from unmask.training.state import State
 
 KEEP = 2  # good states
-DAMAGED = ".damaged"  # suffix of a damaged state that was set aside
+DAMAGED = ".damaged"  # suffix of the new name of a damaged state
 ONE_PROCESS = Engine(torch.device("cpu"))
 
 
@@ -49,9 +49,10 @@ ONE_PROCESS = Engine(torch.device("cpu"))
 class Restored:
     """The point at which a training continues.
 
-    step      number of completed steps
-    lost      steps that were logged but not saved, and are computed again
-    unsealed  version 0.1 wrote the state: its cursor has no checksum
+    Attributes:
+        step: number of completed steps
+        lost: steps that were logged but not saved, and are computed again
+        unsealed: version 0.1 wrote the state, whose cursor has no checksum
     """
 
     step: int
@@ -69,15 +70,17 @@ class Restored:
 
 @dataclass
 class RunDir:
-    """An open run directory. Use it in `with`, which locks it against a second training.
+    """An open run directory, locked against a second training until `close` or the end of `with`.
 
-    path    the directory
-    engine  the process. Only the first one writes files, except for parts of a sharded state
+    Attributes:
+        path: the directory
+        engine: the process. Only the first one writes files, except for parts of a sharded state
     """
 
     path: Path
     engine: Engine = ONE_PROCESS
-    _lock: DirectoryLock | None = field(default=None, init=False, repr=False)
+    _lock: FileLock | None = field(default=None, init=False, repr=False)
+    _lock_status: os.stat_result | None = field(default=None, init=False, repr=False)
     _metrics: RawIOBase | None = field(default=None, init=False, repr=False)
     _saved: int | None = field(default=None, init=False, repr=False)  # step of the newest state
 
@@ -97,12 +100,12 @@ class RunDir:
             recipe: the recipe as JSON, written to recipe.json.
             resume: if False, an existing run is refused.
             engine: the process.
-            update: brings the content of an existing recipe.json to the form of `recipe`, such as
-                defaults of fields that were added since.
+            update: brings the content of an existing recipe.json to the form of `recipe`. It adds
+                the defaults of new fields.
 
         Raises:
             RunError: the directory has another recipe (the message lists the fields that differ),
-                or is not a run directory, or another process is using it.
+                is not a run directory, or is in use by another process.
         """
         run = RunDir(Path(path), engine)
         if not engine.main:
@@ -110,8 +113,10 @@ class RunDir:
         try:
             with _explain(f"{run.path} cannot be a run directory"):
                 run.path.mkdir(parents=True, exist_ok=True)
-                run._lock = DirectoryLock.acquire(run.path)
-                run._check_recipe(recipe, resume, update)
+                run._lock = lock_directory(run.path)
+                run._lock_status = os.stat(run.path / LOCK)
+                keep_recipe(run.path, recipe, update)
+                run._check_new(resume)
                 for folder in (run.path, run.path / "state"):
                     if folder.exists():
                         recover(folder)
@@ -137,10 +142,10 @@ class RunDir:
             self._metrics.close()
         if self._lock is not None:
             self._lock.release()
-        self._metrics = self._lock = None
+        self._metrics = self._lock = self._lock_status = None
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl, unbuffered. The line must have a `step`."""
+        """Append a record with a `step` to metrics.jsonl, unbuffered."""
         if not self.engine.main:
             return
         if "step" not in record:
@@ -157,9 +162,9 @@ class RunDir:
                 line = line[self._metrics.write(line) or 0 :]
 
     def save(self, state: State) -> None:
-        """Write the state of this step, then remove all but the last two.
+        """Write the state of this step, then remove all but the last two states.
 
-        RunError (such as a full disk): the old states are kept.
+        RunError if it cannot be written, as on a full disk. The old states are then kept.
         """
         main, sharded, target = self.engine.main, self.engine.sharded, self._folder(state.step)
         if self._saved == state.step or not (main or sharded):
@@ -188,11 +193,12 @@ class RunDir:
 
         Args:
             state: receives the saved values.
-            every: steps between two saves. Without a state, metrics.jsonl cannot have more lines
-                than this, unless the states were removed.
+            every: steps between two saves. If metrics.jsonl has more steps than this and there is
+                no state, the states were removed.
 
         Raises:
-            RunError: no good state is left, or it is of other networks. Nothing was changed.
+            RunError: no good state is left, the states were removed, or the state is of other
+                networks. Nothing was changed.
         """
         engine = self.engine
         with _explain(f"a damaged state in {self.path} was not set aside"):
@@ -210,7 +216,7 @@ class RunDir:
             lost = engine.broadcast_int(self._cut(step) if engine.main else 0)
         return Restored(step, lost, unsealed)
 
-    def keep_start(self, facts: Mapping[str, Any]) -> None:
+    def write_start(self, facts: Mapping[str, Any]) -> None:
         """Write start.json, unless it has this content already."""
         if self.engine.main and read_start(self.path) != facts:
             with _explain(f"{START} was not written, and no step was taken"):
@@ -256,41 +262,18 @@ class RunDir:
 
     def _check_place(self) -> None:
         """RunError if the locked directory no longer has its path."""
-        if self._lock is not None and not self._lock.is_in_place():
+        if self._lock_status is None:
+            return
+        file = self.path / LOCK
+        if not (file.exists() and os.path.samestat(os.stat(file), self._lock_status)):
             raise RunError(
                 f"{self.path} was removed, moved or replaced during its training ({LOCK} is not "
                 "the file that this process locked), so nothing can be saved in it: move it back "
                 "and start again by the same command, or choose another directory"
             )
 
-    def _check_recipe(
-        self, recipe: Mapping[str, Any], resume: bool, update: Callable[[Any], Any]
-    ) -> None:
-        file = self.path / RECIPE
-        content = json.loads(json.dumps(recipe))  # tuples become lists
-        if not file.exists():
-            names = sorted(entry.name for entry in self.path.iterdir())
-            strange = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
-            if strange:
-                raise RunError(
-                    f"{self.path} is not a run directory: it holds {strange[:5]} and no "
-                    f"{RECIPE}; choose another"
-                )
-            write_text(file, json.dumps(content, indent=1) + "\n")
-            return
-        try:
-            saved = read_json(file)
-        except ValueError as error:
-            raise RunError(
-                f"{file} is not JSON ({error}): repair it, or choose another directory"
-            ) from error
-        if changed := differences(update(saved), content):
-            raise RunError(
-                f"{self.path} is a run of another recipe; fields that differ (there -> now):\n  "
-                + "\n  ".join(changed)
-                + "\nChoose another directory, or the recipe that it was started with. If files "
-                f"were only moved, write their new path into {file}."
-            )
+    def _check_new(self, resume: bool) -> None:
+        """RunError if the directory already holds a run that must not resume."""
         if not resume and (self.steps() or (self.path / METRICS).exists()):
             raise RunError(
                 f"{self.path} already holds a run: resume it, or choose another directory. "
@@ -341,7 +324,7 @@ class RunDir:
 
 @contextmanager
 def _explain(failed: str, kept: Callable[[], str] = str) -> Iterator[None]:
-    """Raise an OSError, such as that of a full disk, as a RunError that names the kept state."""
+    """Raise an OSError, such as a full disk, as a RunError that names the kept state."""
     try:
         yield
     except OSError as error:
