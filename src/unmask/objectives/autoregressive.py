@@ -15,9 +15,10 @@ from unmask.types import Tokens
 
 @dataclass(frozen=True)
 class NextToken:
-    """-log p(x_i | x_<i), a mean over all L tokens.
+    """The negative log-likelihood -log p(x_i | x_<i), a mean over all L tokens.
 
-    start_id  the token before the first one; it is not part of the text
+    Attributes:
+        start_id: the token that the network reads before the first one of the text
     """
 
     start_id: int

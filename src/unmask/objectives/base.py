@@ -33,10 +33,12 @@ class Loss:
 
     Both sums run over all micro-batches of an update and over all ranks.
 
-    per_token  [B, L] nats, differentiable
-    weight     [B, L] >= 0, the weight of each token in the mean; 1 for a mean over all tokens.
-               If a batch has nothing to learn from, such as no MASK, weight and per_token are 0
-    metrics    detached means over the weight of the micro-batch; the loop averages them with it
+    Attributes:
+        per_token: [B, L] nats, differentiable
+        weight: [B, L] >= 0, the weight of each token in the mean; 1 for a mean over all tokens.
+            Weight and per_token are 0 if no token has a loss, as in a batch without MASK
+        metrics: detached means over the micro-batch, weighted by `weight`; the loop averages them
+            over micro-batches with the same weights
     """
 
     per_token: PerToken
@@ -47,7 +49,7 @@ class Loss:
 class Objective(Protocol):
     """A loss to minimise, and the networks that it needs in addition to the student.
 
-    Frozen networks such as a teacher are arguments of its constructor. All randomness comes from
+    Frozen networks, such as a teacher, are arguments of the constructor. All randomness comes from
     `generator`.
     """
 
@@ -86,15 +88,17 @@ class Distillation(Protocol):
 
     @property
     def teacher(self) -> nn.Module:
-        """A denoiser. It gets the student's weights at the start of every round."""
+        """A denoiser that gets the student's weights at the start of every round."""
         ...
 
     @property
-    def rounds(self) -> Rounds: ...
+    def rounds(self) -> Rounds:
+        """The rounds of the distillation."""
+        ...
 
 
 def no_networks(self: object) -> dict[str, nn.Module]:
-    """No network, for an objective without other trained or frozen networks."""
+    """No network: for an objective without other trained, or frozen, networks."""
     return {}
 
 
@@ -113,7 +117,7 @@ def teacher_network(self: Distillation) -> dict[str, nn.Module]:
 
 
 def reset_teacher(self: Distillation, step: int, student: nn.Module) -> None:
-    """Hard reset at the start of a round: teacher <- stopgrad(student), raw weights."""
+    """Copy the student's raw weights into the teacher at the start of a round (hard reset)."""
     if self.rounds.starts(step):
         self.teacher.load_state_dict(student.state_dict())
         self.teacher.eval().requires_grad_(False)

@@ -1,8 +1,8 @@
 """Consistency distillation: the student at z_t imitates the teacher at z_s, on one trajectory.
 
 With masked noise this is MCD: Latent Shadows, arXiv 2602.00792, section 3.3 and Algorithm 1.
-With uniform noise it is DCD: Duo, arXiv 2506.10892, section 4.2. The code differs in the process
-only, but the optima differ more. Forward KL at tau = 1 leaves a perfect masked teacher unchanged
+With uniform noise it is DCD: Duo, arXiv 2506.10892, section 4.2. In the code only the process
+differs, but the optima differ more. Forward KL at tau = 1 leaves a perfect masked teacher unchanged
 and sharpens a uniform one (docs/papers.md).
 """
 
@@ -54,12 +54,13 @@ def distillation_loss(
         x0: token ids [B, L].
         mask_t: m_t, bool [B, L], the MASKs of z_t.
         mask_s: m_s, bool [B, L], the MASKs of z_s.
-        temperature: tau, of the teacher only; below 1 it sharpens.
-        direction: "reverse" is KL(student || teacher) as in Eq. 14, "forward" the other KL.
+        temperature: tau, of the teacher only; a value below 1 sharpens its prediction.
+        direction: "reverse" is KL(student || teacher) as in Eq. 14, "forward" is
+            KL(teacher || student).
         revealed: the term of a token that is visible to the teacher only. "cross_entropy" is that
-            of Eq. 14. "divergence" is the same divergence as elsewhere. There the teacher's law is
-            a point mass, so reverse KL is about 1e6 nats and forward KL equals the cross-entropy.
-            "none" is 0.
+            of Eq. 14. "divergence" is the divergence of the other tokens. The teacher's prediction
+            of a visible token is a point mass, so reverse KL is about 1e6 nats, and forward KL
+            equals the cross-entropy. "none" is 0.
 
     Returns:
         [B, L] nats >= 0: the divergence on mask_t & mask_s, the `revealed` term on
@@ -84,23 +85,24 @@ def distillation_loss(
 
 @dataclass(frozen=True)
 class Consistency:
-    """Algorithm 1: t ~ U(delta, 1], s = t - delta, z_t and z_s on one trajectory.
+    """Algorithm 1 of MCD: t ~ U(delta, 1], s = t - delta, z_t and z_s on one trajectory.
 
-    The teacher is the student at the start of the round.
+    The teacher has the student's weights from the start of the round.
 
-    process          masked noise: MCD. Uniform noise: Duo's DCD, the divergence at every token, on
-                     the path of `GaussianArgmax`; `Trajectory` draws the coupled pair with two
-                     numbers a token instead of K
-    schedule         from t to the share of text left; the sampler may use another
-    teacher          a denoiser
-    rounds           delta, the teacher's temperature and the hard resets
-    direction        see `distillation_loss`
-    revealed         see `distillation_loss`
-    coupling         "locked": z_t and z_s share one u (Theorem 3.3). "independent": z_s has its own
-    reduction        "tokens": the mean over all B L tokens, as in Duo's DCD. "masked": the mean
-                     over the noised tokens of z_t. The paper does not say
-    revealed_weight  factor of the tokens that are visible to the teacher only; 1 in Eq. 14
-    structure        the correlation of u within a text; None: independent
+    Attributes:
+        process: the noise: masked for MCD, uniform for Duo's DCD. DCD has the divergence at every
+            token, on the path of `GaussianArgmax`. `Trajectory` draws its coupled pair with two
+            numbers a token instead of K
+        schedule: maps t to the share of text left; the sampler may use another
+        teacher: a denoiser
+        rounds: delta, the teacher's temperature and the hard resets
+        direction: see `distillation_loss`
+        revealed: see `distillation_loss`
+        coupling: "locked": z_t and z_s share one u (Theorem 3.3). "independent": each has its own
+        reduction: "tokens": the mean over all B L tokens, as in Duo's DCD. "masked": the mean over
+            the noised tokens of z_t. The paper does not say
+        revealed_weight: factor of the tokens that are visible to the teacher only; 1 in Eq. 14
+        structure: the correlation of u within a text; None: independent
     """
 
     process: Process
@@ -166,7 +168,7 @@ class Consistency:
     def _metrics(
         self, per_token: Tensor, revealed: Tensor, weight: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """The two sums of Eq. 14 and the round, to explain a loss that explodes."""
+        """The two sums of Eq. 14 and the round; they explain a loss that explodes."""
         reconstruction = (per_token * revealed).sum() / weight.clamp(min=1)
         distillation = (per_token * ~revealed).sum() / weight.clamp(min=1)
         round_ = torch.tensor(float(self.rounds.round(step)), device=weight.device)

@@ -22,16 +22,17 @@ class Curriculum:
 
     Before step `soft_steps`: t ~ U[t_min, 1) and w_t = alpha~ x0 + sigma~ eps at the snr_root(t) of
     `path`. The network reads softmax(w_t / temperature) and alpha_t, and the loss is the bound at
-    z_t = arg max w_t. Afterwards: `Nelbo` on `schedule`.
+    z_t = arg max w_t. From step `soft_steps` on: `Nelbo` on `schedule`.
 
-    process      uniform noise
-    schedule     of the plain bound
-    path         the Gaussian path; its range of gamma is shorter than that of the schedule and
-                 covers the levels where a network learns most
-    soft_steps   training steps with softened input
-    temperature  tau of the softmax; 1e-3 in Duo's published runs
-    top_k        number of tokens that the input keeps in addition to x0, see `sparse_input`
-    t_min        the smallest t
+    Attributes:
+        process: uniform noise
+        schedule: noise schedule of the plain bound
+        path: the Gaussian path. Its range of gamma is shorter than that of the schedule, and covers
+            the levels at which a network learns most
+        soft_steps: training steps with soft input
+        temperature: tau of the softmax; 1e-3 in Duo's published runs
+        top_k: number of tokens that the input keeps in addition to x0, see `sparse_input`
+        t_min: the smallest t
     """
 
     process: UniformProcess

@@ -16,14 +16,15 @@ from unmask.types import Denoiser, Tokens
 
 @dataclass(frozen=True)
 class Nelbo:
-    """E over t ~ U[t_min, 1) of the process's bound (MDLM, arXiv 2406.07524, Eq. 10).
+    """The bound of the process, a mean over t ~ U[t_min, 1) (MDLM, arXiv 2406.07524, Eq. 10).
 
-    A mean over all tokens. t is stratified over the batch, one time a sequence.
+    The loss is a mean over all tokens. Each sequence has one t, stratified over the batch.
 
-    process   the noise
-    schedule  from t to the share of text left
-    t_min     1e-3 is MDLM's `sampling_eps`; it bounds the weight 1 / t of the log-linear schedule
-              by 1000
+    Attributes:
+        process: the noise
+        schedule: maps t to the share of text left
+        t_min: the smallest t. MDLM's `sampling_eps` is 1e-3, which bounds the weight 1 / t of the
+            log-linear schedule by 1000
     """
 
     process: Process

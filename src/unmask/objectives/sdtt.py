@@ -40,30 +40,34 @@ DIVERGENCES: Mapping[Distance, Divergence] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Sdtt:
-    """The distance of the student at z_t from `teacher_steps` steps of its teacher, at the MASKs.
+    """The distance between the student at z_t and several steps of its teacher from z_t.
 
-    The teacher draws from z_t in ancestral steps of `rounds.delta`. The target of a token is the
-    law that it was drawn from. For a token that is never unmasked, the target is the last law. The
-    u of the trajectory that made z_t decides when a token is unmasked. So this randomness is
-    locked, and only the tokens are drawn.
+    The teacher takes k = `teacher_steps` ancestral steps of length `rounds.delta`. The target of a
+    token is the teacher's prediction in the step that unmasks it. For a token that stays masked, it
+    is the last prediction. The u of the trajectory that made z_t fixes the step that unmasks each
+    token, so only the tokens are drawn.
 
     The loss is a mean over the MASKs of z_t. t ~ U[t_min, 1), stratified.
 
-    process        masked noise
-    schedule       from t to the share of text left
-    teacher        a denoiser
-    rounds         delta and the hard resets; all temperatures are 1
-    teacher_steps  steps of the teacher for one step of the student, >= 1
-    divergence     "reverse" KL(student || teacher), "forward" KL(teacher || student), "mse" (the
-                   squared distance of the probabilities) or "tvd" (their total variation)
-    time_grid      "paper": step j goes from t - j delta to t - (j + 1) delta.
-                   "released": the grid of the published code, which differs from the paper. Step j
-                   starts at t_j = t a_j + (1 - t)(t - k delta), where a_j falls evenly from 1 to 0
-                   over the k steps. It unmasks the share delta / t_j. For k = 2 the first step
-                   unmasks about delta / (t (2 - t)) of the MASKs instead of delta / t. That is
-                   half as many near t = 0, and as many at t = 1. The published code also takes
-                   "mse" and "tvd" of log-probabilities; this option does not
-    t_min          the smallest t
+    The time grid "paper" takes step j from t - j delta to t - (j + 1) delta. The grid "released" is
+    that of the published code. There step j unmasks the share delta / t_j, with
+
+        t_j = t a_j + (1 - t)(t - k delta),  a_j falls evenly from 1 to 0 over the k steps.
+
+    For k = 2 its first step unmasks about delta / (t (2 - t)) of the MASKs instead of delta / t:
+    half as many near t = 0, and as many at t = 1. The published code also takes "mse" and "tvd" of
+    log-probabilities; this option does not.
+
+    Attributes:
+        process: masked noise
+        schedule: maps t to the share of text left
+        teacher: a denoiser
+        rounds: delta and the hard resets; all temperatures are 1
+        teacher_steps: k, steps of the teacher for one step of the student, >= 1
+        divergence: "reverse" KL(student || teacher), "forward" KL(teacher || student), "mse" (the
+            squared distance of the probabilities) or "tvd" (their total variation)
+        time_grid: "paper" or "released"
+        t_min: the smallest t
     """
 
     process: MaskedProcess
@@ -89,7 +93,7 @@ class Sdtt:
         if not reach < 1:
             raise ValueError(
                 f"teacher_steps x delta is out of range: got {reach:g} in the last round, want a "
-                "product below 1, where time ends; take a smaller delta0, fewer rounds or fewer "
+                "product below 1, the whole time; give a smaller delta0, fewer rounds or fewer "
                 "teacher_steps"
             )
         if {*self.rounds.temperatures} != {1.0}:
@@ -110,7 +114,7 @@ class Sdtt:
         masked = self.process.is_noised(z_t)
         student = network(z_t, alpha_t)
         distance = DIVERGENCES[self.divergence]
-        # The u of a MASK is uniform on [alpha_t, 1); rescaled it is uniform on [0, 1) again.
+        # The u of a MASK is uniform on [alpha_t, 1). The level is uniform on [0, 1).
         level = (path.u - alpha_t[:, None]) / (1 - alpha_t)[:, None]
         # Share of the MASKs of z_t that is unmasked by the end of each step, [k, B].
         unmasked = 1 - (1 - self._shares(t, self.rounds.delta(step))).cumprod(0)

@@ -30,12 +30,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Parts:
     """The objects of a training run.
 
-    objective  the objective of `student`
-    student    the trained network
-    blank      the student without weights, made before sharding; finished models are copies of it
-    schedule   noise schedule of the finished model
-    tokenizer  tokenizer of the rows and of the finished model
-    recipe     the recipe with its precision decided
+    Attributes:
+        objective: the objective of `student`
+        student: the trained network
+        blank: the student without weights, made before sharding; finished models are copies of it
+        schedule: noise schedule of the finished model
+        tokenizer: tokenizer of the rows and of the finished model
+        recipe: the recipe with its precision decided
     """
 
     objective: Objective

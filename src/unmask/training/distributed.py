@@ -39,10 +39,11 @@ BUCKET_ELEMENTS = 2**25  # numbers in one message between processes: 128 MiB in 
 class Engine:
     """One process of a training.
 
-    device   device of its weights
-    rank     number of the process; process 0 writes the files
-    world    number of processes
-    sharded  whether the processes share the weights
+    Attributes:
+        device: device of its weights
+        rank: number of the process; process 0 writes the files
+        world: number of processes
+        sharded: whether the processes share the weights
     """
 
     device: torch.device

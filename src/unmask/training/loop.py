@@ -56,16 +56,17 @@ _WEIGHTED, _PLAIN = "weighted ", "plain "
 class Update:
     """One completed step of a training.
 
-    step       number of completed steps, 1 after the first
-    loss       nats: sum(per_token) / sum(weight) over micro-batches and ranks
-    grad_norm  L2 norm of the gradient before clipping
-    lr         learning rate of this update
-    metrics    means of the objective's metrics, weighted as the loss; plain means if all weights
-               are 0
-    tokens     tokens read in this step by all ranks
-    seconds    wall time of the step
-    turn       the network that was trained
-    student    the model of the averaged weights, at the end of a round or of a run
+    Attributes:
+        step: number of completed steps, 1 after the first
+        loss: nats: sum(per_token) / sum(weight) over micro-batches and ranks
+        grad_norm: L2 norm of the gradient before clipping
+        lr: learning rate of this update
+        metrics: means of the objective's metrics, weighted as the loss; plain means if all weights
+            are 0
+        tokens: tokens read in this step by all ranks
+        seconds: wall time of the step
+        turn: the network that was trained
+        student: the model of the averaged weights, at the end of a round or of a run
     """
 
     step: int

@@ -91,10 +91,11 @@ class TrainedNetwork:
 class State:
     """A training between two steps. `RunDir` saves and restores it.
 
-    trained  name -> trained network; "student" is always present
-    frozen   name -> network that is read but not trained. An objective may replace its weights at
-             the start of a round
-    step     number of completed steps
+    Attributes:
+        trained: name -> trained network; "student" is always present
+        frozen: name -> network that is read but not trained. An objective may replace its weights
+            at the start of a round
+        step: number of completed steps
     """
 
     trained: dict[str, TrainedNetwork]
