@@ -1,4 +1,4 @@
-"""The training loop as a generator, the run directory, and devices and processes."""
+"""The training loop, its optimizer settings, the run directory, devices and processes."""
 
 from unmask.training.distributed import Engine, launch
 from unmask.training.loop import Update, fit, stop_signals, with_checkpoints

@@ -1,15 +1,15 @@
-"""A saved state: a folder of safetensors files, whole or sharded, with checksums in cursor.json.
+"""Reading and writing of a state: a folder of safetensors files with checksums.
 
     cursor.json  NETWORK/{model,optimizer,ema}.safetensors  frozen/NETWORK.safetensors
     cursor.json  parts/RANK.safetensors                     sharded: a file a process
 
-Any number of processes reads either form, sharded or not. A file of parts holds, of each tensor,
-the rows that its process held.
+Any number of processes can read either form, sharded or not. The file of a process in `parts/`
+holds its rows of each tensor.
 
 `cursor.json` holds the step, the SHA-256 of every file, and a digest of itself. It detects damage:
 a changed bit, a missing or an extra file, two exchanged folders. It does not prove the origin of a
-state, because any program can write such a file. So no file of a state is a program. The format of
-`torch.distributed.checkpoint`, which contains a pickle, is not used.
+state, because any program can write such a file. So no file of a state may run code. The format of
+`torch.distributed.checkpoint` contains a pickle, and is not used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unmask.training.distributed import Engine, copies, fill, first_row, is_shar
 from unmask.training.state import State
 
 CURSOR = "cursor.json"
-LARGEST_CURSOR = 2**24  # bytes; a sharded state has a file a process
+LARGEST_CURSOR = 2**24  # bytes; with sharding it lists a file for each process
 FORMAT, UNSEALED = 2, 1  # version 0.1 wrote format 1, without a digest of the cursor itself
 PARTS, ROWS = "parts", "rows"
 PICKLED = ".metadata"  # file in the parts that version 0.1 wrote
@@ -40,7 +40,7 @@ Files = dict[str, dict[str, Tensor]]  # file -> name -> tensor
 
 
 def write_state(state: State, folder: Path, engine: Engine) -> None:
-    """Write a state into an empty folder. If it is sharded, every process must call this."""
+    """Write a state into an empty folder. If the state is sharded, every process must call this."""
     files = _tensors(state)
     if engine.sharded:
         _write_parts(_flat(files), folder / PARTS, engine)
@@ -60,10 +60,10 @@ def write_state(state: State, folder: Path, engine: Engine) -> None:
 
 
 def read_state(state: State, folder: Path, engine: Engine) -> int:
-    """Read a folder into a state of the same networks; returns the format of its cursor.
+    """Read a folder into a state of the same networks, and return the format of its cursor.
 
     Raises:
-        ValueError, KeyError or TypeError: the saved networks are others.
+        ValueError, KeyError or TypeError: the folder has other networks.
         OSError or SafetensorError: a file cannot be read.
     """
     cursor = read_cursor(folder)
@@ -121,9 +121,9 @@ def _flat(files: Files) -> dict[str, Tensor]:
 
 
 def _write_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) -> None:
-    """Write the parts of this process; the first one also writes whole tensors.
+    """Write the parts of this process. The first process also writes the whole tensors.
 
-    OSError on every process if any of them failed.
+    OSError on every process if any of them fails.
     """
     problem: Exception | None = None
     mine = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor) or engine.main}
@@ -148,8 +148,8 @@ def _write_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) ->
 def _read_parts(tensors: Mapping[str, Tensor], folder: Path, engine: Engine) -> None:
     """Read the parts of this process, in place.
 
-    Parts of version 0.1 are refused, because their index is a pickle. ValueError for other tensors,
-    OSError on every process if any of them failed.
+    Parts of version 0.1 are refused, because their index is a pickle. ValueError if names or shapes
+    differ. OSError on every process if any of them fails.
     """
     if (folder / PICKLED).exists():
         raise OSError(
@@ -178,7 +178,7 @@ def _rows(part: Any) -> Mapping[str, list[int]]:
 
 
 def _fill(tensors: Mapping[str, Tensor], parts: Sequence[Any]) -> None:
-    """Copy all rows of the parts into the tensors; ValueError if names, shapes or rows differ."""
+    """Copy the rows of all parts into the tensors. ValueError if names, shapes or rows differ."""
     names = [set(part.keys()) for part in parts]
     if wrong := sorted(set().union(*names) ^ set(tensors)):
         raise ValueError(
@@ -198,13 +198,13 @@ def _fill(tensors: Mapping[str, Tensor], parts: Sequence[Any]) -> None:
 
 
 def _copy(name: str, tensor: Tensor, part: Any, place: list[int] | None) -> int:
-    """Copy the rows that a part has and this process holds; returns their number.
+    """Copy the rows of a part that this process holds, and return their number.
 
     Args:
         name: name of the tensor.
         tensor: the tensor to fill.
         part: an open file.
-        place: [first row of the part, rows of the whole tensor]; None if the part has all rows.
+        place: [first row of the part, rows of the whole tensor]; None: the part has all rows.
     """
     saved, into = part.get_slice(name), local(tensor)
     shape: list[int] = saved.get_shape()
@@ -254,7 +254,7 @@ def read_cursor(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """The damage to the saved state of a step, in its cursor or in any file; None if intact."""
+    """Describe the damage to the saved state of a step, in any file; None if it is intact."""
     try:
         cursor = read_cursor(folder)
     except (OSError, ValueError) as error:
@@ -273,7 +273,7 @@ def damage(folder: Path, step: int) -> str | None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Names of everything but directories, so also of pipes and devices."""
+    """The names of all entries except directories, pipes and devices included."""
     return {
         entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if not entry.is_dir()
     }

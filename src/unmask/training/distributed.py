@@ -1,18 +1,18 @@
-"""Devices and processes: one device, or many processes that each see a part of every batch.
+"""The devices and processes of a training: one process, or several that share every batch.
 
-The same program runs under `torchrun`, `accelerate launch`, or alone. Each process holds every
-weight or, sharded, a part of every weight.
+The same program runs under `torchrun`, under `accelerate launch`, or alone. Each process holds
+whole weights or, with sharding, a part of every weight.
 
 Whole weights: gradients are summed here once a step, after the last micro-batch. A wrapper around
-the module cannot do this, for three reasons. The vocabulary head runs outside of the module's
-forward pass. A step may train any one of several networks. The normalizer of the loss (the weights
-of all micro-batches of all ranks) is known only after the last micro-batch.
+the module, such as DDP, cannot do this, for three reasons. The vocabulary head runs outside of the
+module's forward pass. A step may train any one of several networks. The normalizer of the loss, the
+weights of all micro-batches of all ranks, is known only after the last micro-batch.
 
 Sharded weights: `torch.distributed.fsdp.fully_shard` (FSDP2; Zhao et al. 2023, arXiv 2304.11277).
-Moments and EMA are sharded as the weights are. Whole blocks exist one at a time. Embedding and head
-are outside of the blocks. They stay whole from the forward pass to the end of the backward pass,
-because the head runs after the forward pass. Those of a teacher, which has no backward pass, stay
-whole until the next round.
+Moments and EMA are sharded as the weights are. The blocks are gathered one at a time. Embedding and
+head stay gathered from the forward pass to the end of the backward pass, because the head runs
+after the forward pass. A teacher has no backward pass, so its embedding and head stay gathered
+until the next round.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Engine:
 
     Attributes:
         device: device of its weights
-        rank: number of the process; process 0 writes the files
+        rank: number of this process; process 0 writes the files
         world: number of processes
-        sharded: whether the processes share the weights
+        sharded: True if each process holds a part of every weight
     """
 
     device: torch.device
@@ -80,10 +80,10 @@ class Engine:
             module.to(self.device)
 
     def sum_gradients(self, gradients: Sequence[Tensor], sums: Tensor) -> list[Tensor]:
-        """Sum gradients and the float64 numbers `sums` over the processes.
+        """Sum gradients and the float64 numbers `sums` over the processes, in place.
 
-        Returns the gradients as this process holds them. Sharded gradients were averaged over the
-        processes in the backward pass.
+        Returns the gradients that this process holds. Sharded ones are only multiplied by the
+        number of processes, because the backward pass has averaged them.
         """
         if not self.sharded:
             self.sum_([*gradients, sums])
@@ -98,7 +98,7 @@ class Engine:
         self.broadcast_int(0)
 
     def broadcast_int(self, value: int) -> int:
-        """The value of rank 0, on every process; waits for all."""
+        """Wait for all processes, and return the value of rank 0 on each."""
         if self.world == 1:
             return value
         number = torch.tensor([value], dtype=torch.int64, device=self.device)
@@ -106,7 +106,12 @@ class Engine:
         return int(number.item())
 
     def raise_together(self, problem: Exception | None, what: str) -> None:
-        """Wait for all; OSError on every process if any of them has a problem."""
+        """Wait for all processes. OSError on each if any of them has a problem.
+
+        Args:
+            problem: the error on this process; None: it has none.
+            what: what a process with a problem could not do, for the message.
+        """
         failed = torch.tensor([problem is not None], dtype=torch.int64, device=self.device)
         self.sum_([failed])
         if failed.item():
@@ -115,7 +120,7 @@ class Engine:
             raise OSError(f"a process {what} ({count}): {reason}") from problem
 
     def machine(self) -> dict[str, str | int]:
-        """The facts that rounding depends on; equal facts give equal weights (on a CPU)."""
+        """The facts that rounding depends on. On a CPU, equal facts give equal weights."""
         facts: dict[str, str | int] = {
             "unmask": __version__,
             "torch": torch.__version__,
@@ -130,9 +135,9 @@ class Engine:
         }
 
     def local_micro_batches(self, micro_batches: int) -> int:
-        """The number of an update's micro-batches that this process computes, at least one.
+        """The number of micro-batches of an update that this process computes, at least one.
 
-        ValueError if the processes cannot share them equally.
+        ValueError if the processes cannot share the micro-batches equally.
         """
         if micro_batches % self.world and self.world % micro_batches:
             raise ValueError(
@@ -161,14 +166,17 @@ class Engine:
 def launch(device: str | None = None, sharded: bool = False) -> Engine:
     """Connect the processes of this training and choose a device.
 
-    Under `accelerate launch` or `torchrun` each process takes its own GPU. It takes the CPU if
-    there is no GPU, if `device` is "cpu", or with `accelerate launch --cpu`.
+    Under `accelerate launch` or `torchrun` each process uses its own GPU. It uses the CPU if there
+    is no GPU, if `device` is "cpu", or with `accelerate launch --cpu`.
 
     Args:
         device: "cpu", "cuda" or "cuda:N"; by default the best available. With several processes
             only "cpu" has an effect.
         sharded: shard the weights, if there are several processes. `accelerate launch --use_fsdp`
             has the same effect.
+
+    Returns:
+        This process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     # `accelerate launch --cpu` sets this variable.
@@ -207,7 +215,7 @@ def faster_in_bfloat16(device: torch.device) -> bool:
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
-    """Keep this process's part of each weight, on `device`; gradients are averaged."""
+    """Keep only this process's part of each weight, on `device`. Gradients are then averaged."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -250,7 +258,7 @@ def first_row(tensor: Tensor) -> int:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor; if it is sharded, every process must call this."""
+    """The whole tensor. If it is sharded, every process must call this."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -259,7 +267,7 @@ def whole(tensor: Tensor) -> Tensor:
 def copies(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Copies of whole tensors on the CPU, each in its own memory.
 
-    With `keep` False, the process only helps others to gather them, and gets none.
+    If `keep` is False, this process only helps others to gather sharded tensors, and gets none.
     """
     kept = {}
     for name, tensor in tensors.items():
@@ -271,9 +279,9 @@ def copies(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor
 
 @torch.no_grad()
 def fill(target: Tensor, value: Tensor) -> None:
-    """Write a whole `value`, which every process holds, into a tensor or this process's part of it.
+    """Write `value`, whole on every process, into a tensor or into this process's part of it.
 
-    ValueError for another dtype, which would be rounded silently.
+    ValueError for another dtype, because the copy would round silently.
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -285,7 +293,7 @@ def fill(target: Tensor, value: Tensor) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """Runs of tensors of one dtype, each of at most BUCKET_ELEMENTS numbers (or one tensor)."""
+    """Yield consecutive tensors of one dtype, at most BUCKET_ELEMENTS numbers (or one tensor)."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:

@@ -8,11 +8,11 @@
         for update in with_checkpoints(updates, run, state, every=100):
             print(update.step, update.loss)
 
-Everything random in a step is a function of (seed, step, micro-batch), and micro-batches are
-numbered over all processes. This holds for the generator that the objective receives and for the
-global generator that dropout reads. The batch is a function of the step too. So a state that was
-saved after any step continues bit for bit, without a saved generator. Two processes with one
-micro-batch each learn the same as one process with two. The caller's random numbers do not change.
+All random numbers of a step are a function of (seed, step, micro-batch), and micro-batches are
+numbered over all processes. This holds for the generator that the objective gets, and for the
+global generator that dropout uses. The batch is a function of the step too. So a resume from any
+saved state is equal bit for bit, without a saved generator. Two processes with one micro-batch each
+learn the same as one process with two. The global generators of the caller are restored.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Update:
         lr: learning rate of this update
         metrics: means of the objective's metrics, weighted as the loss; plain means if all weights
             are 0
-        tokens: tokens read in this step by all ranks
+        tokens: tokens of the batches of all ranks
         seconds: wall time of the step
         turn: the network that was trained
         student: the model of the averaged weights, at the end of a round or of a run
@@ -80,7 +80,7 @@ class Update:
     student: Model | CausalModel | None = None
 
     def record(self) -> dict[str, float | int | str | None]:
-        """One flat line for metrics.jsonl; numbers that are not finite become null."""
+        """The line of metrics.jsonl, a flat dict; numbers that are not finite become None."""
         own: dict[str, float | int | str | None] = {
             "step": self.step,
             "turn": self.turn,
@@ -118,28 +118,31 @@ def fit(
     The gradient is that of sum(per_token) / sum(weight) over all micro-batches of all ranks. One
     rank with 2 micro-batches and two ranks with 1 differ only by rounding.
 
-    Each trained network has its own learning-rate schedule over its own updates. The number of
-    updates of a network before step k is the number of earlier steps with its turn, a pure function
-    of k.
+    The learning rate of each trained network follows the number of its own updates. Before step k
+    this is the number of earlier steps with its turn, a pure function of k.
 
-    A step whose weights are all 0, such as a batch without a MASK, has loss 0. It leaves weights,
-    moments and EMA unchanged.
+    If all weights of a step are 0, as in a batch without MASK, its loss is 0. The step leaves the
+    network, the moments and the EMA unchanged.
 
     Args:
-        objective: what to learn.
+        objective: the loss to minimise.
         state: the state to continue from.
-        batch_at: step -> this rank's ids [B, L]. It is a pure function, so the step is the data
-            cursor.
-        steps: length of the whole training.
-        accumulation: micro-batches in a step on this rank: the same gradient with
-            1 / accumulation of the memory.
+        batch_at: maps a step to the ids [B, L] of this rank. It is a pure function, so no data
+            cursor is saved.
+        steps: number of steps of the whole training.
+        accumulation: micro-batches in a step on this rank. The gradient is the same, with
+            1 / accumulation of the memory for activations.
         seed: seed of noise and dropout.
         engine: the process; by default `launch()`.
-        guard: when a loss counts as exploded.
-        stop: called once a step. If it is true on any rank, all ranks end after that update.
+        guard: limits of loss and gradient norm; by default `LossGuard()`.
+        stop: called once a step. If it returns True on any rank, all ranks end after that update.
+
+    Yields:
+        An `Update` for each step.
 
     Raises:
-        TrainingError: before a bad step is taken, or if another process was lost.
+        TrainingError: loss or gradient norm is refused by `guard`, before the step changes
+            anything; or another process was lost.
     """
     if steps < 1:
         raise ValueError(f"steps is out of range: got {steps}, want steps >= 1")
@@ -184,10 +187,10 @@ def _backward(
     engine: Engine,
     accumulation: int,
 ) -> dict[str, Tensor]:
-    """Add the gradient of sum(per_token); returns float64 sums over micro-batches.
+    """Add the gradient of sum(per_token), and return float64 sums over micro-batches.
 
-    A metric is a mean over the weight of its micro-batch. If that weight is 0, the metric may be
-    0 / 0, and its weighted sum leaves it out.
+    A metric is a mean over its micro-batch. If the weight of the micro-batch is 0, the metric may
+    be 0 / 0, and its weighted sum omits it.
     """
     if not 1 <= accumulation <= len(batch):
         raise ValueError(
@@ -222,7 +225,7 @@ def _backward(
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of a step: means weighted as the loss, or plain means if all weights are 0."""
+    """The metrics of a step: means weighted as the loss, or plain means if all weights are 0."""
     kind, count = (_WEIGHTED, sums["weight"]) if sums["weight"] else (_PLAIN, sums["micro-batches"])
     return {
         name.removeprefix(kind): value / count
@@ -235,7 +238,7 @@ def _means(sums: Mapping[str, float]) -> dict[str, float]:
 def _randomness(
     device: torch.device, seed: int, step: int, number: int
 ) -> Iterator[torch.Generator]:
-    """The randomness of one micro-batch of a step; the global generators are restored after it."""
+    """Seed the generators for one micro-batch; the global ones are restored after it."""
     with global_generators(seed, step, number, _DROPOUT, device=device):
         yield generator(seed, step, number, _CORRUPTION, device=device)
 
@@ -245,13 +248,16 @@ def with_checkpoints(
 ) -> Iterator[Update]:
     """Log each update, and save the state every `every` steps and at the end.
 
-    A TrainingError also names the good state in the run directory.
+    A TrainingError also names the last good state in the run directory.
 
     Args:
-        updates: the updates of `fit`, which are passed on.
+        updates: the updates of `fit`.
         run: the run directory.
         state: the state that `fit` changes.
         every: steps between two saves.
+
+    Yields:
+        The same updates.
     """
     if every < 1:
         raise ValueError(f"every is out of range: got {every}, want every >= 1 step between saves")
@@ -260,7 +266,7 @@ def with_checkpoints(
             run.log(update.record())
             try:
                 yield update
-            finally:  # after the caller's code: if it is killed, a resume yields this update again
+            finally:  # after the caller's code; if that is killed, a resume yields the update again
                 if update.step % every == 0:
                     run.save(state)
     except TrainingError as error:

@@ -1,4 +1,4 @@
-"""Stop a training whose loss explodes, before the bad step changes the weights."""
+"""Stop a training whose loss explodes, before a bad step changes the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 
 
 class TrainingError(RuntimeError):
-    """The training cannot continue; the message names the step, the term, and the last state."""
+    """The training cannot continue. The message names the step, the term and the last state."""
 
 
 @dataclass

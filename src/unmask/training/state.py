@@ -1,4 +1,7 @@
-"""The part of a training that is not a function of the step: weights, EMA, moments, teachers."""
+"""The state of a training: weights, EMA and moments of its networks, and frozen networks.
+
+All else in a training is a function of the step.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class TrainedNetwork:
 
     @staticmethod
     def begin(network: nn.Module, settings: AdamW) -> TrainedNetwork:
-        """A network before its first update; its weights must be on their device already."""
+        """The network before its first update. Its weights must be on their device already."""
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("network has no parameter with requires_grad, so it cannot be trained")
@@ -43,7 +46,7 @@ class TrainedNetwork:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        # The first values of AdamW itself, so that a state can be read before any step.
+        # AdamW sets these values in its first step. A state can be read into them before it.
         for parameter in parameters:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
@@ -62,7 +65,7 @@ class TrainedNetwork:
     def clear_gradients(self) -> list[Tensor]:
         """Zero and return the gradient of every trained parameter.
 
-        Zeros, and not None, so that all ranks sum the same tensors.
+        No gradient is None, so all ranks sum the same tensors.
         """
         gradients = []
         for _, parameter in self.parameters():
@@ -73,13 +76,13 @@ class TrainedNetwork:
         return gradients
 
     def clip(self) -> Tensor:
-        """Scale the gradient down to `clip_norm`, and return its L2 norm from before."""
+        """Scale the gradient down to `clip_norm`, and return its L2 norm before scaling."""
         limit = float("inf") if self.settings.clip_norm is None else self.settings.clip_norm
         parameters = [parameter for _, parameter in self.parameters()]
         return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def advance(self, learning_rate: float) -> None:
-        """One AdamW update with this learning rate, and one update of the EMA."""
+        """Update the weights by AdamW with this learning rate, then the EMA."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -93,7 +96,7 @@ class State:
 
     Attributes:
         trained: name -> trained network; "student" is always present
-        frozen: name -> network that is read but not trained. An objective may replace its weights
+        frozen: name -> network that is used but not trained. An objective may replace its weights
             at the start of a round
         step: number of completed steps
     """
@@ -111,18 +114,18 @@ class State:
     ) -> State:
         """The state before the first step.
 
-        Networks are moved to the device, equal on all ranks or sharded. Frozen ones are in eval
-        mode.
+        Networks are moved to the device, equal on all ranks or sharded. Frozen networks are set to
+        eval mode.
 
         Args:
-            objective: names the other networks.
+            objective: has the other networks, trained and frozen.
             student: the student.
-            settings: one for all trained networks, or one for each by its name.
+            settings: one value for all trained networks, or one for each by its name.
             engine: the process.
 
         Raises:
             ValueError: `settings` names other networks than `objective`, or a frozen network
-                shares a parameter with a trained one (freezing it would freeze both).
+                shares a parameter with a trained one. Freezing it would freeze both.
         """
         networks = {STUDENT: student, **objective.networks()}
         frozen = objective.frozen()
@@ -140,8 +143,8 @@ class State:
             shared = [owners[p.data_ptr()] for p in network.parameters() if p.data_ptr() in owners]
             if shared:
                 raise ValueError(
-                    f"the frozen network {name!r} shares weights with the trained {shared[0]!r}: "
-                    "copy it"
+                    f"the frozen network {name!r} shares weights with the trained network "
+                    f"{shared[0]!r}: copy it"
                 )
             network.eval().requires_grad_(False)
         engine.broadcast_weights([*networks.values(), *frozen.values()])
@@ -157,7 +160,7 @@ class State:
         return self.trained[STUDENT].network
 
     def select(self, turn: str) -> TrainedNetwork:
-        """The network `turn` in train mode; the others are in eval mode without gradients."""
+        """Set the network `turn` to train mode, and the others to eval mode without gradients."""
         if turn not in self.trained:
             raise ValueError(
                 f"turn({self.step}) is not a trained network: got {turn!r}, want one of "
