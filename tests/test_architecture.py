@@ -43,7 +43,6 @@ LONG_FILES = {  # "folder/file.py" -> the reason for its length
     "experiments/exact/synthetic_sources.py": "three sources with their exact laws",
     "models/model.py": "both kinds of model, and `load`",
     "recipes/catalog.py": "18 recipes, each number with its source",
-    "recipes/run.py": "the three ways into a run share its steps",
 }
 FUNCTION_LINES = 60
 LONG_FUNCTIONS = {  # "folder/file.py:function" -> the reason for its length

@@ -9,7 +9,6 @@ import tokenizers as hf
 import torch
 from torch import nn
 
-import unmask.recipes.build
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.data.tokenizers import Tokenizer, train_bpe
 from unmask.diffusion.correlated_masking import CorrelatedBlocks
@@ -24,7 +23,7 @@ from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
 from unmask.recipes import schema
-from unmask.recipes.build import Parts, build, load_start
+from unmask.recipes.build import Parts, build, decided, load_start
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import documents, tokenizer_of, training_data
 from unmask.recipes.schema import Recipe
@@ -103,19 +102,15 @@ def test_a_masked_teacher(small: Recipe) -> None:
 
 @pytest.mark.processor
 @pytest.mark.parametrize("faster", ["float32", "bfloat16"])
-def test_the_precision_is_the_recipes_or_the_faster_one(
-    faster: str, small: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_precision_is_the_recipes_or_the_faster_one(faster: str, small: Recipe) -> None:
     """The faster precision is given here. A loaded model computes in float32."""
-    monkeypatch.setattr(
-        unmask.recipes.build, "faster_in_bfloat16", lambda device: faster == "bfloat16"
-    )
     for downloads, expected in (
         ("float32", "float32"),
         ("bfloat16", "bfloat16"),
         ("fastest", faster),
     ):
-        parts = build(replace(small, precision=downloads), None, vocab_size=9)
+        plan = decided(replace(small, precision=downloads), lambda: faster == "bfloat16")
+        parts = build(plan, None, vocab_size=9)
         assert parts.student.network.precision == parts.recipe.precision == expected
         assert parts.model(copy.deepcopy(parts.student)).network.precision == "float32"
 

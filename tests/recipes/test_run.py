@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import unmask.recipes.run
+import unmask.recipes.start
 from toy_recipes import shrink
 from unmask.data.packing import batch_at
 from unmask.dataclass_json import to_json
@@ -227,11 +228,11 @@ def test_the_fastest_precision_is_decided_once_and_kept(
         "bfloat16" if faster else "float32",
         [],
     )
-    monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: faster)
+    monkeypatch.setattr(unmask.recipes.start, "faster_in_bfloat16", lambda device: faster)
     begun = run(fastest, tmp_path / "run", say=messages.append, device="cpu")
     next(begun)
     begun.close()
-    monkeypatch.setattr(unmask.recipes.run, "faster_in_bfloat16", lambda device: not faster)
+    monkeypatch.setattr(unmask.recipes.start, "faster_in_bfloat16", lambda device: not faster)
     assert len(list(run(fastest, tmp_path / "run", say=messages.append, device="cpu"))) == 6
     assert len(messages) == 2 and all(
         line.endswith(f", matrix products in {chosen}") for line in messages

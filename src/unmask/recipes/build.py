@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -21,7 +20,6 @@ from unmask.recipes.objective_settings import process_of
 from unmask.recipes.schema import Recipe
 from unmask.recipes.traits import Student
 from unmask.rng import global_generators
-from unmask.training.distributed import faster_in_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,7 +34,7 @@ class Parts:
         blank: the student without weights, made before sharding; finished models are copies of it
         schedule: noise schedule of the finished model
         tokenizer: tokenizer of the rows and of the finished model
-        recipe: the recipe with its precision decided
+        recipe: the run
     """
 
     objective: Objective
@@ -47,7 +45,7 @@ class Parts:
     recipe: Recipe
 
     def model(self, student: Student) -> Model | CausalModel:
-        """The model of a student on the CPU that is not trained further: float32, eval mode."""
+        """The finished model of a student on the CPU: float32, eval mode, without gradients."""
         student.eval().requires_grad_(False)
         set_compute(student, torch.float32)
         if isinstance(student, PredictorModule):
@@ -55,23 +53,17 @@ class Parts:
         return Model(student, process_of(student), self.schedule, self.tokenizer)
 
 
-def decided(recipe: Recipe, faster: Callable[[], bool] | None = None) -> Recipe:
-    """The recipe with precision "fastest" replaced by bfloat16 or float32.
-
-    Args:
-        recipe: any recipe.
-        faster: whether bfloat16 is faster; by default measured on this CPU.
-    """
+def decided(recipe: Recipe, faster: Callable[[], bool]) -> Recipe:
+    """Replace precision "fastest" by bfloat16 if `faster()` is True, else by float32."""
     if recipe.precision != "fastest":
         return recipe
-    measure = partial(faster_in_bfloat16, torch.device("cpu")) if faster is None else faster
-    return replace(recipe, precision="bfloat16" if measure() else "float32")
+    return replace(recipe, precision="bfloat16" if faster() else "float32")
 
 
 def load_start(recipe: Recipe) -> LanguageModel | None:
-    """The model that a recipe starts from, with its tokenizer, schedule, card and digest.
+    """Load the model that a recipe starts from; None: the weights start from random values.
 
-    None for random weights. ValueError for a distillation that names no teacher.
+    ValueError for a distillation that names no teacher.
     """
     traits = recipe.traits
     if traits.distils and not traits.start:
@@ -88,18 +80,17 @@ def build(
     vocab_size: int | None = None,
     start: LanguageModel | None = None,
 ) -> Parts:
-    """The parts of a run.
+    """Make the parts of a run.
 
     Args:
-        recipe: the run.
-        tokenizer: tokenizer of the rows.
+        recipe: the run; its precision is decided.
+        tokenizer: tokenizer of the rows; None: they have none.
         vocab_size: vocabulary size of rows without a tokenizer; MASK is the last token.
         start: the model that the recipe starts from; by default it is loaded. It is copied.
 
     Raises:
         ValueError: the model has another noise process or another tokenizer than the recipe.
     """
-    recipe = decided(recipe)
     start = load_start(recipe) if start is None else start
     schedule = recipe.schedule.build()
     if start is None:
@@ -124,7 +115,7 @@ def _random_student(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int
     else:
         raise ValueError("vocab_size is missing: without a tokenizer its value is unknown")
     if noise == "masked" and mask_id is None:
-        size, mask_id = size + 1, size  # one token more, the last, as in MDLM
+        size, mask_id = size + 1, size  # MASK is an additional last token, as in MDLM
     network = _initialized(sizes.shape(size, causal=noise is None), recipe)
     if noise is None:
         return CausalPredictor(network)
@@ -174,7 +165,7 @@ def _check_kind(model: LanguageModel, recipe: Recipe) -> None:
 def _shared_tokenizer(
     recipe: Recipe, model: LanguageModel, tokenizer: Tokenizer | None
 ) -> Tokenizer | None:
-    """The tokenizer of rows and model, which must be the same."""
+    """The common tokenizer of rows and model. ValueError if they have different ones."""
     own = model.tokenizer
     if tokenizer is not None and own is not None and tokenizer.digest != own.digest:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -19,16 +19,13 @@ from unmask.models.modules import with_weights
 from unmask.recipes.build import Parts, build, decided, load_start
 from unmask.recipes.data import TrainingData, training_data
 from unmask.recipes.estimate import check_memory
-from unmask.recipes.schema import HELD_OUT, Recipe, recipe_of
+from unmask.recipes.schema import HELD_OUT, Recipe
 from unmask.recipes.start import (
+    as_started,
     as_written_now,
-    changes,
-    check_start,
     digests,
     finished,
-    keep_start,
-    refuse_more_steps,
-    with_absolute_paths,
+    resume_or_start,
     with_own_tokenizer,
 )
 from unmask.recipes.traits import Student
@@ -45,7 +42,6 @@ from unmask.training import (
     with_checkpoints,
 )
 from unmask.training.distributed import copies, faster_in_bfloat16
-from unmask.training.run_files import read_start
 
 __all__ = ["distill", "finished", "run", "train"]
 
@@ -61,7 +57,7 @@ def run(
     sharded: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Update]:
-    """Train a recipe in a run directory, from its newest state if it has one.
+    """Train a recipe in a run directory, from its newest saved state if it has one.
 
     After the last step `directory/model` holds the model with averaged weights, and the raw weights
     beside it. The saved states are removed, because a finished run takes no more steps.
@@ -69,21 +65,21 @@ def run(
     Args:
         recipe: the run.
         directory: the run directory; it is created if needed.
-        say: receives a line about the starting step and precision, and one for each setting or
-            fact that differs from what was expected.
+        say: receives lines about the first step, settings without effect, and changed facts.
         data: the rows; by default they are made from `recipe.data`.
         resume: if False, a directory that already holds a run is refused.
         device: "cpu", "cuda" or "cuda:N"; by default the best available.
-        sharded: each process holds a part of every weight (FSDP2). Only the first process's updates
-            then carry a student.
-        stop: as in `fit`. A signal also stops the run (`stop_signals`). Both save the state.
+        sharded: each process holds a part of every weight (FSDP2). Only the updates of the first
+            process then have a student.
+        stop: called once a step. If it returns True, the state is saved and the run ends. A signal
+            has the same effect (`stop_signals`).
 
     Yields:
-        An `Update` a step. At the end of a round, and of the run, it carries `.student`: the model
+        An `Update` for each step. At the end of a round and of the run, its `.student` is the model
         of the averaged weights.
     """
     engine, directory = launch(device, sharded), Path(directory)
-    recipe = _as_started(recipe, directory, engine)
+    recipe = as_started(recipe, directory, engine)
     check_memory(recipe, engine.device, engine.world if engine.sharded else 1)
     start = load_start(recipe)
     if data is None:
@@ -100,7 +96,7 @@ def run(
         stop_signals() as signalled,
         closing(data),
     ):
-        if not _resume(run_dir, state, digests_now, recipe, data.tokenizer, say):
+        if not resume_or_start(run_dir, state, digests_now, recipe, data.tokenizer, say):
             return
         for line in notes:
             say(line)
@@ -113,7 +109,7 @@ def run(
 
 
 def _notes(recipe: Recipe, parts: Parts, start: LanguageModel | None, engine: Engine) -> list[str]:
-    """Lines about settings whose effect may surprise."""
+    """Lines about settings without effect, and about a small accumulation."""
     lines = unused_lines(recipe, parts, start)
     if engine.world <= recipe.accumulation:
         return lines
@@ -125,35 +121,13 @@ def _notes(recipe: Recipe, parts: Parts, start: LanguageModel | None, engine: En
     return [more_processes, *lines]
 
 
-def _resume(
-    run_dir: RunDir,
-    state: State,
-    digests_now: Mapping[str, str],
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    say: Callable[[str], None],
-) -> bool:
-    """Restore the newest state and report what has changed. False if all steps are done."""
-    engine = run_dir.engine
-    check_start(run_dir.path, digests_now, recipe, engine)
-    if engine.broadcast_int(int(run_dir.model.exists())):
-        say(f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is unchanged")
-        run_dir.drop_states()
-        return False
-    restored = run_dir.restore(state, every=recipe.save_every)
-    say(f"{restored}, matrix products in {recipe.precision}")
-    saved = read_start(run_dir.path)
-    for line in changes(saved, digests_now, engine.machine(), restored.step):
-        say(line)
-    if engine.main:
-        keep_start(run_dir, digests_now, tokenizer, restored.step)
-    return True
-
-
 def _batches(
     recipe: Recipe, rows: Rows | StreamedRows, parts: Parts, engine: Engine
 ) -> Callable[[int], Tensor]:
-    """Step -> the rows of this process. Streamed rows are checked when they arrive, others now."""
+    """The function step -> rows of this process.
+
+    Streamed rows are checked when they are read, others at once.
+    """
     student = parts.student
     take = partial(
         batch_at,
@@ -201,27 +175,10 @@ def _fit(
     )
 
 
-def _as_started(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
-    """The recipe with absolute paths and a precision: that of a started run, else the faster one.
-
-    RunError if a finished run would take more steps.
-    """
-    recipe = with_absolute_paths(recipe)
-    refuse_more_steps(recipe, directory)
-    if recipe.precision != "fastest":
-        return recipe
-    if (directory / "recipe.json").exists():
-        faster = recipe_of(directory).precision == "bfloat16"
-    else:
-        faster = faster_in_bfloat16(engine.device)
-    # Every process measures, and all use the result of the first one.
-    return decided(recipe, lambda: bool(engine.broadcast_int(faster)))
-
-
 def distill(model: Model | CausalModel, ids: Tensor, recipe: Recipe) -> Iterator[Update]:
-    """Distill a diffusion model in memory (MCD, DCD, SDTT); nothing is saved.
+    """Distill a diffusion model in memory (MCD, DCD, SDTT). Nothing is saved.
 
-    (Latent Shadows, arXiv 2602.00792, Algorithm 1.)
+    MCD is Algorithm 1 of Latent Shadows, arXiv 2602.00792.
 
     Args:
         model: the teacher; it is copied. An autoregressive model is refused.
@@ -229,7 +186,7 @@ def distill(model: Model | CausalModel, ids: Tensor, recipe: Recipe) -> Iterator
         recipe: a recipe of distillation. Its data, teacher, network and schedule are not used.
 
     Yields:
-        An `Update` a step. At the end of a round, and of the run, it carries `.student`: the model
+        An `Update` for each step. At the end of a round and of the run, its `.student` is the model
         of the averaged weights.
     """
     if not isinstance(model, LanguageModel):
@@ -250,20 +207,20 @@ def train(
     tokenizer: Tokenizer | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Update]:
-    """Train a model in memory (MDLM, Duo, an autoregressive model); nothing is saved.
+    """Train a model in memory (MDLM, Duo, an autoregressive model). Nothing is saved.
 
     The weights start from random values, or from the model that the recipe names as `init`.
 
     Args:
-        recipe: a recipe of training. Its data and `network.length` are not used: the rows give
-            them.
+        recipe: a recipe of training. Its data are not used, and L replaces its `network.length`.
         ids: rows [n, L] to train on.
-        tokenizer: tokenizer of the rows; the model gets it. None: the model has no tokenizer.
+        tokenizer: tokenizer of the rows and of the model. None: the model has no tokenizer.
         vocab_size: V, if there is no tokenizer. The last token is MASK in masked diffusion, and the
             start token of an autoregressive model. None: the smallest V for these rows.
 
     Yields:
-        An `Update` a step. The last one carries `.student`: the model of the averaged weights.
+        An `Update` for each step. The `.student` of the last one is the model of the averaged
+        weights.
     """
     _check_arguments(recipe, ids)
     if recipe.traits.distils:
@@ -308,7 +265,10 @@ def _check_arguments(recipe: Recipe, ids: Tensor) -> None:
 
 
 def _with_student(update: Update, parts: Parts, state: State, keep: bool = True) -> Update:
-    """The update with the student, at the end of a round or of the run, if `keep`."""
+    """The update, with the student at the end of a round or of the run.
+
+    If `keep` is False, this process only helps others to gather the student.
+    """
     recipe, round_steps = parts.recipe, parts.recipe.traits.round_steps
     round_ends = round_steps is not None and update.step % round_steps == 0
     if not (round_ends or update.step == recipe.steps):
@@ -324,7 +284,8 @@ def _publish(run_dir: RunDir, parts: Parts, state: State, held_out: str) -> None
         run_dir: the run directory.
         parts: the parts of the run.
         state: the state after the last step.
-        held_out: digest of the held-out documents. A measurement compares it with its text.
+        held_out: digest of the held-out documents, for the card of the model. A measurement
+            compares it with the digest of its text.
     """
     raw, ema = (student_of(parts, state, run_dir.engine.main, raw) for raw in (True, False))
     if raw is not None and ema is not None:
@@ -342,8 +303,8 @@ def student_of(parts: Parts, state: State, keep: bool = True, raw: bool = False)
     Args:
         parts: the parts of the run, with the student without weights.
         state: the state of the training.
-        keep: False: help other processes to gather the weights, and return None.
-        raw: copy the raw weights.
+        keep: False: only help other processes to gather the weights, and return None.
+        raw: True: copy the raw weights.
     """
     ema = state.trained[STUDENT].ema
     average = {} if raw or ema is None else ema.shadow

@@ -1,9 +1,9 @@
-"""The start of a run: it resumes only with the same text, tokenizer and initial weights.
+"""The start of a run. A run resumes only with the same text, tokenizer and initial weights.
 
     NAME/ start.json  tokenizer/
 
 `start.json` holds digests of the text, the tokenizer and the initial weights, and the facts that
-rounding depends on (`machine`). A resume encodes with the tokenizer of the run directory, so a
+rounding depends on (`machine`). A resume encodes with the tokenizer of the run directory. So a
 tokenizer that is trained on the text is trained once.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,80 @@ from unmask.data.corpora import Corpus, is_corpus_path
 from unmask.data.tokenizers import Tokenizer
 from unmask.dataclass_json import to_json
 from unmask.models.model import LanguageModel, load
+from unmask.recipes.build import decided
 from unmask.recipes.data import TrainingData, documents
 from unmask.recipes.schema import DataSettings, Recipe, recipe_from_json, recipe_of
-from unmask.training import RunDir, RunError
-from unmask.training.distributed import Engine
+from unmask.training import Engine, RunDir, RunError, State
+from unmask.training.distributed import faster_in_bfloat16
 from unmask.training.run_files import MACHINE, START, differences, read_start
 
 TOKENIZER = "tokenizer"
 
 
+def as_started(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
+    """The recipe of a run with absolute paths and a decided precision.
+
+    Precision "fastest" becomes that of an existing run in the directory, else the faster one.
+    RunError if a finished run would take more steps.
+    """
+    recipe = with_absolute_paths(recipe)
+    _refuse_more_steps(recipe, directory)
+    if recipe.precision != "fastest":
+        return recipe
+    if (directory / "recipe.json").exists():
+        faster = recipe_of(directory).precision == "bfloat16"
+    else:
+        faster = faster_in_bfloat16(engine.device)
+    # Every process measures, and all use the result of the first one.
+    return decided(recipe, lambda: bool(engine.broadcast_int(faster)))
+
+
+def resume_or_start(
+    run_dir: RunDir,
+    state: State,
+    now: Mapping[str, str],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> bool:
+    """Restore the newest state of a run, and report what has changed since its start.
+
+    Args:
+        run_dir: the open run directory.
+        state: receives the saved values.
+        now: the `digests` of this start.
+        recipe: the run.
+        tokenizer: its tokenizer, kept in the run directory.
+        say: receives the lines of the report.
+
+    Returns:
+        False if all steps are done.
+
+    Raises:
+        RunError: text, tokenizer or initial weights have changed, or no good state is left.
+    """
+    engine = run_dir.engine
+    _check_digests(run_dir.path, now, recipe, engine)
+    if engine.broadcast_int(int(run_dir.model.exists())):
+        say(f"all {recipe.steps} steps are done; {run_dir.model} holds the model and is unchanged")
+        run_dir.drop_states()
+        return False
+    restored = run_dir.restore(state, every=recipe.save_every)
+    say(f"{restored}, matrix products in {recipe.precision}")
+    saved, machine = read_start(run_dir.path), engine.machine()
+    for line in _changes(saved, now, machine, restored.step):
+        say(line)
+    if engine.main:
+        if restored.step:
+            machine = saved.get(MACHINE, machine)
+        run_dir.write_start({**now, MACHINE: machine})
+        if not (run_dir.path / TOKENIZER).exists():
+            run_dir.publish(TOKENIZER, tokenizer.save)
+    return True
+
+
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths of the existing files and folders that it names."""
+    """The recipe with the absolute paths of the existing files and folders that it names."""
     data, field = recipe.data, recipe.traits.start_field
     corpus = _absolute(data.corpus) if is_corpus_path(data.corpus) else data.corpus
     data = replace(data, corpus=corpus, tokenizer=_absolute(data.tokenizer))
@@ -45,11 +108,11 @@ def _absolute(name: str) -> str:
 
 
 def as_written_now(saved: Any) -> Any:
-    """The content of a recipe.json in today's form: with all fields and absolute paths."""
+    """The content of a recipe.json with all fields of this version and absolute paths."""
     return to_json(with_absolute_paths(recipe_from_json(saved)))
 
 
-def refuse_more_steps(recipe: Recipe, directory: Path) -> None:
+def _refuse_more_steps(recipe: Recipe, directory: Path) -> None:
     """RunError if the run of a directory is finished and `recipe` has more steps."""
     if not _has_model(directory):
         return
@@ -70,7 +133,7 @@ def _has_model(directory: Path) -> bool:
 
 
 def finished(recipe: Recipe, directory: Path) -> bool:
-    """True if the run is complete and matches `recipe`: its model can be read without a lock."""
+    """True if the run is complete and matches `recipe`, so its model can be read without a lock."""
     if not _has_model(directory):
         return False
     old, recipe = with_absolute_paths(recipe_of(directory)), with_absolute_paths(recipe)
@@ -86,7 +149,7 @@ def finished(recipe: Recipe, directory: Path) -> bool:
 
 
 def with_own_tokenizer(recipe: Recipe, directory: Path) -> Recipe:
-    """The recipe with the tokenizer of its run directory, if it has one."""
+    """The recipe with the tokenizer of its run directory, if the directory holds one."""
     own = directory / TOKENIZER
     if not own.exists():
         return recipe
@@ -94,7 +157,7 @@ def with_own_tokenizer(recipe: Recipe, directory: Path) -> Recipe:
 
 
 def text_digest(data: DataSettings) -> str:
-    """`TrainingData.text_digest` of the text that `data` names, without making rows."""
+    """The `TrainingData.text_digest` of the text that `data` names, without making rows."""
     train = documents(data).train
     if isinstance(train, Corpus) and train.identity is None:
         return train.digest
@@ -102,12 +165,12 @@ def text_digest(data: DataSettings) -> str:
 
 
 def digests(data: TrainingData, start: LanguageModel | None) -> dict[str, str]:
-    """Digests of text, tokenizer and initial weights (if not random), constant during a run."""
+    """Digests of text, tokenizer and initial weights (unless random), constant during a run."""
     own = {"text_digest": data.text_digest, "tokenizer_digest": data.tokenizer_digest}
     return own if start is None else {"weights": start.digest, **own}
 
 
-def check_start(directory: Path, now: Mapping[str, str], recipe: Recipe, engine: Engine) -> None:
+def _check_digests(directory: Path, now: Mapping[str, str], recipe: Recipe, engine: Engine) -> None:
     """RunError if start.json, or another process, has other digests than `now`."""
     saved = read_start(directory)
     for name, digest in now.items():
@@ -141,10 +204,10 @@ def _changed(name: str, want: str, got: str, directory: Path, recipe: Recipe) ->
     return messages[name]
 
 
-def changes(
+def _changes(
     saved: Mapping[str, Any], now: Mapping[str, str], machine: Mapping[str, str | int], step: int
 ) -> list[str]:
-    """A line for each fact that cannot be checked, or that changes rounding, at a resume."""
+    """At a resume, a line for the facts that cannot be checked, or that change the rounding."""
     if not step:
         return []
     lines = []
@@ -159,13 +222,3 @@ def changes(
             "differ, so the weights will not equal those of an uninterrupted run bit for bit"
         )
     return lines
-
-
-def keep_start(run_dir: RunDir, now: Mapping[str, str], tokenizer: Tokenizer, step: int) -> None:
-    """Write start.json and the tokenizer, if the run directory does not hold them yet."""
-    machine = run_dir.engine.machine()
-    if step:
-        machine = read_start(run_dir.path).get(MACHINE, machine)
-    run_dir.write_start({**now, MACHINE: machine})
-    if not (run_dir.path / TOKENIZER).exists():
-        run_dir.publish(TOKENIZER, tokenizer.save)
