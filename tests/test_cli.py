@@ -124,7 +124,7 @@ def test_steps_of_an_autoregressive_model_are_refused(capsys):
     code, _, err = run(
         capsys, "sample", "unmask:judge", "--n", "1", "--length", "4", "--steps", "4"
     )
-    assert code == 1 and err.startswith("unmask sample: steps belongs to diffusion models: got 4, ")
+    assert code == 1 and err.startswith("unmask sample: steps has no effect: got 4, ")
     code, out, _ = run(capsys, "sample", "unmask:judge", "--n", "1", "--length", "4")
     assert code == 0 and "4 network calls" in out
 

@@ -2,13 +2,14 @@
 
 import json
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.cli.console import emit, emit_line
+from unmask.cli.console import emit
 from unmask.dataclass_json import dumps, finite, not_finite
 
 numbers = (
@@ -41,7 +42,7 @@ def test_each_number_that_is_not_finite_is_named() -> None:
     assert finite(value) == {"a": [1.0, None, {"b": None}], "c": [None], "d": 2}
 
 
-@pytest.mark.parametrize("write", [emit, emit_line])
+@pytest.mark.parametrize("write", [emit, partial(emit, indent=None)])
 def test_a_result_that_is_not_finite_is_null_with_a_remark(
     capsys: pytest.CaptureFixture[str], write: Any
 ) -> None:

@@ -82,7 +82,7 @@ def test_json_is_json_in_any_encoding(monkeypatch, drawing, encoding):
 
 def test_json_has_no_numbers_of_its_own(capsys):
     console.emit({"inf": float("inf"), "rows": [(1.5, float("nan"))]})
-    console.emit_line([float("-inf")])
+    console.emit([float("-inf")], indent=None)
     assert "".join(capsys.readouterr().out.split()) == '{"inf":null,"rows":[[1.5,null]]}[null]'
 
 
@@ -128,7 +128,7 @@ def test_a_bar_on_a_terminal_leaves_the_standard_output_alone(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with console.progress() as (advance, _):
         advance("training", 1, 2)
-        console.emit_line({"step": 1})
+        console.emit({"step": 1}, indent=None)
     assert out.getvalue() == '{"step": 1}\n'
 
 

@@ -27,7 +27,7 @@ def begin(
     data = ["--data.corpus", str(corpus(tmp_path / "text")), "--out", str(tmp_path / "a run")]
 
     def run(at: Callable[[int], object]) -> tuple[int | OSError, str]:
-        monkeypatch.setattr(train, "emit_line", lambda record: at(record["step"]))
+        monkeypatch.setattr(train, "emit", lambda record, indent: at(record["step"]))
         try:
             code: int | OSError = train.main("train", ["demo-teacher", *PLAN.split(), *data])
         except OSError as error:

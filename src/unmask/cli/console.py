@@ -60,10 +60,10 @@ def parse(kind: type[T], verb: str, arguments: Sequence[str], default: T | None 
 
 
 def empty_flag(kind: type, arguments: Sequence[str]) -> str | None:
-    """The flag of the first empty argument, or None.
+    """Find the flag of the first empty argument; None if there is none.
 
     An empty argument is usually an unset variable of a shell script. As a path it would mean the
-    working directory. A field with an empty default accepts it.
+    working directory. Only a field whose default is empty accepts it.
     """
     free = {
         f.name for part in dataclasses_of(kind) for f in dataclasses.fields(part) if f.default == ""
@@ -79,7 +79,7 @@ def empty_flag(kind: type, arguments: Sequence[str]) -> str | None:
 
 
 def dataclasses_of(kind: object) -> Iterator[type]:
-    """The dataclasses of a type: itself, those of its fields, those of a union."""
+    """Yield the dataclasses of a type: itself, those of its fields, those of a union."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         yield kind
         for hint in typing.get_type_hints(kind, include_extras=False).values():
@@ -89,12 +89,12 @@ def dataclasses_of(kind: object) -> Iterator[type]:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints results: the first of a `torchrun`. Others print only errors."""
+    """True if this process prints results. The others of a `torchrun` print only errors."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str, flush: bool = False) -> None:
-    """Print a line of the result; `flush` if the next line takes time."""
+    """Print a line of the result. `flush` writes it at once, if the next line takes time."""
     if is_main_process():
         streams.put(sys.stdout, line, flush)
 
@@ -134,17 +134,11 @@ def console(stderr: bool = False) -> Console:
     )
 
 
-def emit(value: Any) -> None:
-    """Print a JSON value; a number that is not finite becomes null, with a note on stderr."""
-    _write(value, indent=2)
+def emit(value: Any, indent: int | None = 2) -> None:
+    """Print a JSON value, on one line if `indent` is None.
 
-
-def emit_line(value: Any) -> None:
-    """Print a JSON value on one line, as `emit`."""
-    _write(value)
-
-
-def _write(value: Any, indent: int | None = None) -> None:
+    A number that is not finite becomes null, and a line on stderr names it.
+    """
     if is_main_process():
         ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
         streams.put(sys.stdout, dumps(value, indent, ascii_only), flush=True)
@@ -165,7 +159,7 @@ def result_folder(out: Path) -> Path:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table, or a line per row if the terminal is too narrow for it."""
+    """Print a table; if the terminal is too narrow, print a line for each row."""
     from rich.table import Table
 
     grid, screen = Table(title=one_line(title), title_justify="left"), console()
@@ -200,8 +194,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
     """Show progress on stderr; yields the functions (advance, note).
 
-    A terminal gets a bar per stage with the remaining time, other streams a line per tenth of a
-    stage. Results go to stdout by `say`, `table` and `emit`.
+    On a terminal each stage has a bar with the remaining time. Other streams get a line for each
+    tenth of a stage. Results go to stdout by `say`, `table` and `emit`.
     """
     if sys.stderr.isatty() and is_main_process():
         from rich import progress as bars
@@ -239,9 +233,14 @@ def progress() -> Iterator[tuple[Advance, Callable[[str], None]]]:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a long job: `done` of `total` of a stage, perhaps a line to print.
+    """An event of a long job: the progress of a stage, and perhaps a line to print.
 
-    The last event of a complete job has the report.
+    Attributes:
+        stage: name of the stage
+        done: number of completed parts of the stage
+        total: number of all parts
+        line: a line to print; None: no line
+        report: the result of the job, in the last event of a complete job
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""`unmask convert`: read any checkpoint that `load` reads, and write it in another layout."""
+"""`unmask convert`: write any checkpoint that `load` can read in another layout."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     source = locate(options.source, options.revision)
     if out.exists() and any(out.samefile(file) for file in (source, *source.glob("*.ckpt"))):
         raise ValueError(
-            f"out is the source model: got {options.out}, and the source is never changed; give "
-            "another name"
+            f"out is the source model: got {options.out}, want another name, because the source is "
+            "never changed"
         )
     tokenizer = None if options.tokenizer is None else tokenizer_named(options.tokenizer)
     first = "raw" if options.weights == "raw" else "ema"
@@ -74,17 +74,17 @@ def _check(options: Arguments) -> None:
     if options.to == "unmask":
         if options.out.suffix == ".ckpt":
             raise ValueError(
-                f"out is the name of a checkpoint: got {options.out}, and unmask's own layout is a "
-                "directory; add --to"
+                f"out is the name of a checkpoint file: got {options.out}, want a directory; give "
+                "another name, or --to lightning-duo"
             )
         return
     if options.tokenizer is not None:
         raise ValueError(
             f"tokenizer has no effect: got {options.tokenizer!r}, and a checkpoint for Duo's code "
-            "holds no tokenizer; leave it out"
+            "holds no tokenizer; omit it"
         )
     if options.dtype != "float32":
         raise ValueError(
             f"dtype has no effect: got {options.dtype!r}, and a checkpoint for Duo's code holds "
-            "float32 weights; leave it out"
+            "float32 weights; omit it"
         )

@@ -37,13 +37,15 @@ class Verb:
 RESUMES = "the same command resumes from the saved state"
 EXPERIMENTS = ("demo", "bench", "reproduce", "report", "verify")  # of unmask.experiments
 VERBS = {
-    "demo": Verb("demo", "distil a teacher on real text, measure it, write a report", RESUMES),
+    "demo": Verb(
+        "demo", "distil a teacher on real text, measure the student, write a report", RESUMES
+    ),
     "train": Verb("train", "train a diffusion teacher or an autoregressive baseline", RESUMES),
     "distill": Verb("train", "distil a teacher by a recipe", RESUMES),
     "sample": Verb("sample", "draw texts from a model", "only the texts above were drawn"),
     "eval": Verb(
         "evaluate",
-        "measure likelihood, drawn texts, or a student's frontier",
+        "measure likelihood, drawn texts, or a student against its teacher",
         "only the lines above were measured",
     ),
     "bench": Verb(
@@ -53,15 +55,17 @@ VERBS = {
     ),
     "convert": Verb(
         "convert",
-        "read any supported checkpoint and write it in another layout",
+        "write any supported checkpoint in another layout",
         "nothing was written",
     ),
-    "reproduce": Verb("reproduce", "measure again the results of this project", RESUMES),
+    "reproduce": Verb("reproduce", "repeat the experiments of this project", RESUMES),
     "report": Verb(
         "report", "write report.html from a report.json", "the same command writes the page again"
     ),
     "verify": Verb(
-        "verify", "check the theory: duality by simulation, samplers exactly", "nothing was kept"
+        "verify",
+        "check the theory: duality by simulation, samplers by enumeration",
+        "nothing was kept",
     ),
     "doctor": Verb("doctor", "show versions, devices and memory", "nothing was kept"),
 }
@@ -100,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code.
 
     Args:
-        arguments: the words after `unmask`. None: those of the process, which then belongs to
-            this program, so the wait policy of its threads is set.
+        arguments: the words after `unmask`. None: those of this process. Then the wait policy of
+            its threads is set too.
     """
     if arguments is None:
         # Spinning threads take cores from other work. torch reads this once, when imported.
@@ -165,7 +169,7 @@ def _usage(command: str, verbs: Mapping[str, Verb]) -> str:
 
 
 def _encoding_fault(words: Sequence[str]) -> str:
-    """The fault of an argument that cannot be a file name or text; empty if all are valid."""
+    """Describe the first argument that cannot be a file name or text; "" if all are valid."""
     if words[:1] == [""]:
         return "the first argument is empty: got '', want a name"
     for before, word in zip(["", *words], words, strict=False):
@@ -184,7 +188,7 @@ def _encoding_fault(words: Sequence[str]) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """An exception in words; some exceptions of Python have no text, or one without the cause."""
+    """An exception as a sentence, also if its own text is empty or does not name the cause."""
     match error:
         case MemoryError():
             detail = error or "no size given"

@@ -21,9 +21,10 @@ STEPS = 16  # unless --steps is given
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draw texts from a model. Sample i depends on the seed and on i only, to rounding.
+    """Draw texts from a model.
 
-    A file or a pipe gets the texts unchanged. On a terminal control characters are escaped.
+    Except for rounding, sample i depends only on the seed and on i. A file or a pipe gets the texts
+    unchanged. On a terminal, control characters are escaped.
 
     Attributes:
         model: run directory, model directory, .ckpt file, hub id, or unmask:teacher
@@ -44,8 +45,8 @@ class Arguments:
         draw: categorical draw. gumbel_max and inverse_cdf are exact, in float64; gumbel_max_float32
             is biased, as in old tables; race and legacy_gumbel32 are old names of the Gumbel draws
         batch_size: samples in a network call; None: all. With 1, no bit of a sample depends on n
-        cache: run a full forward pass every CACHE steps, and a cached window in between: faster,
-            approximate, masked diffusion only; None: no cache
+        cache: run a full forward pass every CACHE steps, and a cached window in between. This is
+            faster and approximate, for masked diffusion only. None: no cache
         structure: tokens that reveal unmasks together: none, block:8:0.9, span:16,
             hierarchy:64,16:0.5,0.3
         revision: branch, tag or commit of a hub id
@@ -85,14 +86,15 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     check_length(given.model, model, length)
     if given.steps is not None and not model.draws_in_steps:
         raise ValueError(
-            f"steps belongs to diffusion models: got {given.steps}, and {given.model} is "
-            "autoregressive, with one call a token; leave --steps out"
+            f"steps has no effect: got {given.steps}, and {given.model} is autoregressive, with "
+            "one network call for each token; omit --steps"
         )
     options = SampleOptions(
-        given.n, length, STEPS if given.steps is None else given.steps, given.seed,
-        given.temperature, given.top_p, prompt_ids(given.prompt, model), None, given.device,
-        given.top_k, given.sampler, given.grid, given.draw, 0, given.batch_size, given.structure,
-        given.cache,
+        n=given.n, length=length, steps=STEPS if given.steps is None else given.steps,
+        seed=given.seed, temperature=given.temperature, top_p=given.top_p, top_k=given.top_k,
+        prompt=prompt_ids(given.prompt, model), sampler=given.sampler, grid=given.grid,
+        draw=given.draw, batch_size=given.batch_size, structure=given.structure,
+        cache=given.cache, device=given.device,
     )  # fmt: skip
     batches = iter_samples(model, options)  # an interrupt loses one batch
     if given.json:
@@ -114,7 +116,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 
 def prompt_ids(text: str, model: LanguageModel) -> Prompt | None:
-    """The start of every sample, as in the training rows of the model: after BOS if they had it."""
+    """The start of every sample, after BOS if the training rows of the model had BOS."""
     if text == "" or model.tokenizer is None or not wraps(model, None, False):
         return text or None
     tokenizer = model.tokenizer

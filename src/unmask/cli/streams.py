@@ -54,7 +54,7 @@ def remark(line: str) -> None:
 
 @contextmanager
 def written(stream: TextIO) -> Iterator[None]:
-    """Give an OSError of the stream within the context the file name OUTPUT; drop the stream."""
+    """If the block raises an OSError, give it the file name OUTPUT and drop the stream."""
     try:
         yield
     except OSError as error:
@@ -66,8 +66,8 @@ def written(stream: TextIO) -> Iterator[None]:
 def open_streams() -> None:
     """Ensure that the process has three standard streams, and that output accepts any text.
 
-    A closed stream becomes the null device. Otherwise the next opened file would get the stream's
-    number, and its text. A character that the encoding lacks is written as an escape.
+    A closed stream becomes the null device. Otherwise the next opened file would get the number of
+    the stream, and then its text. A character that the encoding lacks is written as an escape.
     """
     for number in range(3):
         try:

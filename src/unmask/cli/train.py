@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.console import emit, emit_line, is_main_process, parse, progress, remark, show_usage
+from unmask.cli.console import emit, is_main_process, parse, progress, remark, show_usage
 from unmask.dataclass_json import to_json
 from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.estimate import estimate
@@ -31,10 +31,10 @@ class Arguments:
     Attributes:
         recipe: the recipe to train
         out: run directory (runs/NAME)
-        dry_run: print the resolved recipe with its parameters, memory and tokens; train nothing
+        dry_run: print the complete recipe with its parameters, memory and tokens; train nothing
         resume: resume from the newest state in the run directory; --no-resume refuses an
             existing run
-        shard: with several processes, share weights, moments and averages among them (FSDP2).
+        shard: with several processes, keep a part of weights, moments and EMA on each (FSDP2).
             Results change only by rounding, and a run can resume without it
         json: print JSON lines instead of sentences
     """
@@ -58,8 +58,8 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     chosen = recipe_of(Path(name)) if started else recipe(name)
     if chosen.traits.verb != verb:
         raise ValueError(
-            f"recipe {chosen.name!r} needs another command: its objective is "
-            f"{chosen.objective.kind}, use `unmask {chosen.traits.verb}`"
+            f"recipe {chosen.name!r} does not belong to `unmask {verb}`: its objective is "
+            f"{chosen.objective.kind}; use `unmask {chosen.traits.verb}`"
         )
     # The old name of the flag.
     rest = [
@@ -81,9 +81,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _train(options: Arguments, out: Path) -> None:
-    """Run the recipe and print its updates. The run is saved before a fault of the output ends it.
+    """Run the recipe and print its updates.
 
-    OSError if the output cannot be written, because its reader has closed or its disk is full.
+    OSError if the output cannot be written: its reader has closed, or its disk is full. The state
+    is saved first.
     """
     faults: list[OSError] = []
     with progress() as (advance, note), tensorboard(out) as board:
@@ -99,7 +100,7 @@ def _train(options: Arguments, out: Path) -> None:
             board(update)
             if options.json and not faults:
                 try:
-                    emit_line(update.record())
+                    emit(update.record(), indent=None)
                 except OSError as error:
                     faults.append(error)
             elif update.student is not None or update.step % 100 == 0:
@@ -114,9 +115,10 @@ def _train(options: Arguments, out: Path) -> None:
 
 @contextmanager
 def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
-    """A function that writes updates to `out`/tensorboard, if TensorBoard is installed.
+    """Yield a function that writes an update to `out`/tensorboard.
 
-    Only one process writes. metrics.jsonl is always written.
+    It does nothing if TensorBoard is not installed, and on all processes but the first.
+    metrics.jsonl has the same numbers.
     """
     if find_spec("tensorboard") is None or not is_main_process():
         yield lambda update: None
@@ -124,7 +126,7 @@ def tensorboard(out: Path) -> Iterator[Callable[[Update], None]]:
     from torch.utils.tensorboard import SummaryWriter
 
     with ExitStack() as stack:
-        # Made at the first update: a new run directory must be empty before it.
+        # Created at the first update, because a new run directory must be empty before it.
         @cache
         def writer() -> SummaryWriter:
             return stack.enter_context(SummaryWriter(str(out / "tensorboard")))
