@@ -55,6 +55,23 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
         )
 
 
+def check_range(name: str, value: object, inside: bool, want: str) -> None:
+    """Raise ValueError unless a value is inside its range.
+
+    Args:
+        name: the argument's name, for the error.
+        value: the argument's value, for the error.
+        inside: whether the value is inside.
+        want: the range in words, and what to do, for the error.
+
+    >>> check_range("top_k", 0, inside=0 >= 1, want="top_k >= 1")
+    Traceback (most recent call last):
+    ValueError: top_k is out of range: got 0, want top_k >= 1
+    """
+    if not inside:
+        raise ValueError(f"{name} is out of range: got {value}, want {want}")
+
+
 def check_memory(
     name: str, got: str, need_bytes: int, advice: str, available_bytes: int | None = None
 ) -> None:

@@ -180,7 +180,7 @@ def test_settings_without_effect_are_refused() -> None:
             ConsistencySettings(process="uniform", **change)
         ConsistencySettings(**change)
     for name in ("count", "teacher_steps"):
-        with pytest.raises(ValueError, match=f"{name} .*got 0.* want 1"):
+        with pytest.raises(ValueError, match=f"{name} .*got 0"):
             SdttSettings(**{name: 0})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unmask.limits import check_range
+
 # arXiv 2602.00792, section 4: from 0.96, lowered by 0.03 in each round.
 PAPER_TEMPERATURES = (0.96, 0.93, 0.90, 0.87, 0.84)
 
@@ -34,10 +36,8 @@ class Rounds:
 
     def __post_init__(self) -> None:
         check_rounds("temperatures", self.round_steps, self.delta0, self.count)
-        if not all(tau > 0 for tau in self.temperatures):
-            raise ValueError(
-                f"temperatures is out of range: got {self.temperatures}, want each > 0"
-            )
+        positive = all(tau > 0 for tau in self.temperatures)
+        check_range("temperatures", self.temperatures, positive, "each > 0")
 
     @property
     def count(self) -> int:
@@ -75,14 +75,11 @@ def check_rounds(name: str, round_steps: int, delta0: float, count: int) -> None
         delta0: delta of the first round.
         count: the number of rounds.
     """
-    if round_steps < 1:
-        raise ValueError(f"round_steps is out of range: got {round_steps}, want round_steps >= 1")
-    if not 0 < delta0 < 1:
-        raise ValueError(f"delta0 is out of range: got {delta0}, want 0 < delta0 < 1")
+    check_range("round_steps", round_steps, round_steps >= 1, "round_steps >= 1")
+    check_range("delta0", delta0, 0 < delta0 < 1, "0 < delta0 < 1")
     most = math.ceil(-math.log2(delta0))
-    if not 1 <= count <= most:
-        raise ValueError(
-            f"{name} is out of range: got {count} rounds, want 1 .. {most}, because delta0 = "
-            f"{delta0}, doubled each round, must stay below 1; give fewer rounds or a smaller "
-            "delta0"
-        )
+    want = (
+        f"1 .. {most}, because delta0 = {delta0}, doubled each round, must stay below 1; give "
+        "fewer rounds or a smaller delta0"
+    )
+    check_range(name, f"{count} rounds", 1 <= count <= most, want)

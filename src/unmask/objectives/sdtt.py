@@ -24,7 +24,7 @@ from unmask.diffusion.vocabulary_losses import (
     squared_error,
     total_variation,
 )
-from unmask.limits import check_choice
+from unmask.limits import check_choice, check_range
 from unmask.objectives.base import Loss, no_networks, reset_teacher, student_turn, teacher_network
 from unmask.objectives.rounds import Rounds
 from unmask.rng import stratified
@@ -85,22 +85,13 @@ class Sdtt:
     prepare = reset_teacher
 
     def __post_init__(self) -> None:
-        if self.teacher_steps < 1:
-            raise ValueError(
-                f"teacher_steps is out of range: got {self.teacher_steps}, want teacher_steps >= 1"
-            )
+        check_range("teacher_steps", self.teacher_steps, self.teacher_steps >= 1, "at least 1")
         reach = self.teacher_steps * self.rounds.delta(self.rounds.total)
-        if not reach < 1:
-            raise ValueError(
-                f"teacher_steps x delta is out of range: got {reach:g} in the last round, want a "
-                "product below 1, the whole time; give a smaller delta0, fewer rounds or fewer "
-                "teacher_steps"
-            )
-        if {*self.rounds.temperatures} != {1.0}:
-            raise ValueError(
-                f"temperatures are out of range: got {self.rounds.temperatures}, want 1 in each "
-                "round, because SDTT does not sharpen its teacher"
-            )
+        want = "less than 1, the whole time; give a smaller delta0, fewer rounds or teacher_steps"
+        check_range("teacher_steps x delta", f"{reach:g} in the last round", reach < 1, want)
+        temperatures = self.rounds.temperatures
+        want = "1 in each round, because SDTT does not sharpen its teacher"
+        check_range("temperatures", temperatures, {*temperatures} == {1.0}, want)
         check_choice("divergence", self.divergence, tuple(DIVERGENCES))
         check_choice("time_grid", self.time_grid, get_args(TimeGrid))
 

@@ -1,4 +1,4 @@
-"""The named recipes: functions that return a complete run, with the source of each number.
+"""The named recipes: functions that return a complete `Recipe`, with the source of each number.
 
 Sources: [MDLM] arXiv 2406.07524 and its released configs; [MCD] arXiv 2602.00792; [Duo] arXiv
 2506.10892 and its scripts; [SDTT] arXiv 2410.21035; [ours] measured here, see
@@ -27,7 +27,7 @@ MDLM_OWT = "kuleshov-group/mdlm-owt"
 
 
 def owt_small_teacher() -> Recipe:
-    """MDLM on OpenWebText (169 M weights), the teacher of masked distillation in the literature."""
+    """MDLM on OpenWebText (169 M weights), the usual teacher of masked distillation."""
     return Recipe(
         name="owt-small-teacher",
         objective=NelboSettings(t_min=1e-3),  # [MDLM] sampling_eps: 1e-3
@@ -64,15 +64,15 @@ def owt_small_mcd() -> Recipe:
             temperatures=(0.96, 0.93, 0.90, 0.87, 0.84),  # [MCD] from 0.96, lowered by 0.03 a round
             direction="reverse", revealed="cross_entropy",  # [MCD] Eq. 14
             coupling="locked",  # [MCD] Theorem 3.3
-            reduction="tokens",  # [Duo] DCD's mean over all tokens; the paper is no_log
+            reduction="tokens",  # [Duo] DCD's mean over all tokens; the paper does not say
         ),
-        # [MCD] DiT-small; dropout as in [Duo]'s distillation, the paper is no_log
+        # [MCD] DiT-small; dropout as in [Duo]'s distillation, the paper does not say
         network=owt_small_teacher().network,
         data=owt_small_teacher().data,
         optim=AdamW(
             lr=6e-5,  # [MCD] AdamW, learning rate 6e-5
             warmup_steps=500,  # [MCD] 500 steps of linear warm-up
-            clip_norm=1.0,  # [Duo]; the paper is no_log
+            clip_norm=1.0,  # [Duo]; the paper does not say
             # [Duo]; Algorithm 1 returns the raw weights, which are saved beside the average
             ema_decay=0.999,
         ),
@@ -119,7 +119,7 @@ def lm1b_teacher() -> Recipe:
 
 
 def lm1b_mcd() -> Recipe:
-    """MCD on One Billion Words of our `lm1b-teacher` run, with the schedule of `owt-small-mcd`."""
+    """MCD of the run `lm1b-teacher` on One Billion Words, with the rounds of `owt-small-mcd`."""
     owt, teacher = owt_small_mcd(), lm1b_teacher()
     return Recipe(
         name="lm1b-mcd",
@@ -152,7 +152,7 @@ def owt_small_sdtt() -> Recipe:
 
 
 def owt_duo() -> Recipe:
-    """Duo on OpenWebText (169 M weights): uniform state, half of the updates on soft input."""
+    """Duo on OpenWebText (169 M weights): uniform noise, half of the updates on soft input."""
     owt = owt_small_teacher()
     return replace(
         owt,
@@ -378,7 +378,7 @@ RECIPES: tuple[Callable[[], Recipe], ...] = (
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name; ValueError with the nearest name for an unknown one."""
+    """The named recipe. ValueError, which suggests the most similar name, for an unknown name."""
     recipes = {function().name: function for function in RECIPES}
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1)

@@ -17,22 +17,22 @@ from unmask.models.dit import DiT, Shape
 from unmask.prediction import block_rows, chunk_rows
 from unmask.recipes.schema import Recipe
 
-# Vocabulary size of a public tokenizer, and whether it has a MASK.
+# Name of a public tokenizer -> (vocabulary size, whether it has a MASK).
 KNOWN = {"gpt2": (50257, False), "bert-base-uncased": (30522, True)}
 # Numbers that autograd keeps for each token, channel and block, in the precision of the products.
 SAVED = 20
-# Vocabulary tables of a loss for a chunk of rows, student's and teacher's, and as many for a block.
+# Vocabulary tables that a loss keeps for a chunk of rows, and for a block: student's and teacher's.
 TABLES = 2
 # TFLOP/s by data sheet: bfloat16 dense, float32.
 GPUS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"RTX 4090": (165, 83), "A100": (312, 19.5), "H100": (989, 67), "H200": (989, 67)}
 )
 CUDA = torch.device("cuda")
-UTILISATION = 0.4  # assumed share of the data sheet's rate
+UTILISATION = 0.4  # assumed share of the rate in the data sheet
 
 
 def vocabulary(recipe: Recipe) -> int:
-    """V of a recipe without reading its text: the tokens of its tokenizer, plus MASK if needed."""
+    """V of a recipe: the size of its tokenizer, and MASK if needed. The text is not read."""
     name = recipe.data.tokenizer
     if name.startswith("bpe:"):
         return bpe_size(name)
@@ -53,7 +53,7 @@ def vocabulary(recipe: Recipe) -> int:
 def estimate(
     recipe: Recipe, vocab_size: int | None = None, device: torch.device = CUDA
 ) -> dict[str, Any]:
-    """Parameters, tokens, FLOPs, hours and bytes of a run on one process.
+    """Estimate parameters, tokens, FLOPs, hours and bytes of a run on one process.
 
     Args:
         recipe: the run.
@@ -62,14 +62,14 @@ def estimate(
 
     Returns:
         parameters: weights of the student.
-        tokens: tokens read in all updates.
+        tokens: tokens in the batches of all updates.
         flops: of the matrix products. A forward pass takes 2 for each token and parameter outside
             the embedding, and 4 L D a block for attention. The student's pass counts three times,
             or four times with checkpointing.
         weights_bytes: float32 weights, gradients, two moments and the EMA: 20 bytes a parameter
             of each trained network, and 4 of a frozen teacher.
         activations_bytes: of a micro-batch: 20 numbers for each token, channel and block (more
-            with dropout or a noise level; with checkpointing one, and those of one block), and the
+            with dropout or a noise level; with checkpointing 1, and the 20 of one block), and the
             rows of the head.
         vocabulary_bytes: a gradient of the head for each loss over the vocabulary, and tables of a
             chunk and of a block of its rows.
@@ -113,10 +113,10 @@ def estimate(
 
 
 def check_memory(recipe: Recipe, device: torch.device, processes: int = 1) -> None:
-    """ValueError if a step needs at least twice the memory of the machine, or of the GPU.
+    """Raise ValueError if a step needs at least twice the memory of the machine or GPU.
 
-    The need is a lower bound in whole numbers, computed before anything is built. Building a
-    network of width 10^9 would exhaust the machine.
+    The need is a lower bound in whole numbers. It is computed before the network is built, because
+    building a network of width 10^9 would exhaust the memory.
 
     Args:
         recipe: the run.

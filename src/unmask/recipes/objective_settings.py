@@ -15,6 +15,7 @@ from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.diffusion.correlated_masking import parse_structure
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess, noise_process
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
+from unmask.limits import check_range
 from unmask.models.denoiser import PredictorModule
 from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
@@ -46,12 +47,10 @@ class NelboSettings:
     deeper: int = 1
 
     def __post_init__(self) -> None:
-        check_range("t_min", self.t_min, 0, 1)
-        if self.deeper < 1 or (self.deeper > 1 and not self.init):
-            raise ValueError(
-                f"deeper is out of range: got {self.deeper} with init = {self.init!r}, want "
-                "deeper >= 1, and deeper = 1 if init is empty"
-            )
+        _check_t_min(self.t_min)
+        inside = self.deeper == 1 or (self.deeper > 1 and self.init != "")
+        want = "deeper >= 1, and deeper = 1 if init is empty"
+        check_range("deeper", f"{self.deeper} with init = {self.init!r}", inside, want)
 
     def traits(self) -> Traits:
         return Traits(self.process, self.init, depth_multiplier=self.deeper)
@@ -84,16 +83,10 @@ class CurriculumSettings:
     init: str = ""
 
     def __post_init__(self) -> None:
-        check_range("t_min", self.t_min, 0, 1)
-        check_range("soft_steps", self.soft_steps, 0, math.inf)
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature is out of range: got {self.temperature}, want temperature > 0"
-            )
-        if self.top_k < 1:
-            raise ValueError(
-                f"top_k is out of range: got {self.top_k}, want 1 <= top_k < vocabulary size"
-            )
+        _check_t_min(self.t_min)
+        check_range("soft_steps", self.soft_steps, self.soft_steps >= 0, "soft_steps >= 0")
+        check_range("temperature", self.temperature, self.temperature > 0, "temperature > 0")
+        check_range("top_k", self.top_k, self.top_k >= 1, "1 <= top_k < vocabulary size")
         _check_increasing("gamma", self.gamma)
 
     def traits(self) -> Traits:
@@ -170,7 +163,8 @@ class ConsistencySettings:
     def __post_init__(self) -> None:
         parse_structure(self.structure)  # raises for a wrong name
         self.rounds()  # raises for values out of range
-        check_range("revealed_weight", self.revealed_weight, 0, math.inf)
+        weight = self.revealed_weight
+        check_range("revealed_weight", weight, 0 <= weight < math.inf, "a finite weight >= 0")
         if self.gamma is not None:
             _check_increasing("gamma", self.gamma)
         defaults = {"revealed": "cross_entropy", "revealed_weight": 1.0, "reduction": "tokens"}
@@ -242,7 +236,7 @@ class SdttSettings:
     time_grid: TimeGrid = "paper"
 
     def __post_init__(self) -> None:
-        check_range("teacher_steps", self.teacher_steps, 1, math.inf)
+        check_range("teacher_steps", self.teacher_steps, self.teacher_steps >= 1, "at least 1")
         check_rounds("count", self.round_steps, self.delta0, self.count)
 
     def rounds(self) -> Rounds:
@@ -298,11 +292,8 @@ def frozen_copy(student: Student) -> Student:
     return copy.deepcopy(student).eval().requires_grad_(False)
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """ValueError unless low <= value < high."""
-    if not low <= value < high:
-        above = "" if high == math.inf else f" < {high}"
-        raise ValueError(f"{name} is out of range: got {value}, want {low} <= {name}{above}")
+def _check_t_min(t_min: float) -> None:
+    check_range("t_min", t_min, 0 <= t_min < 1, "0 <= t_min < 1")
 
 
 def _check_increasing(name: str, ends: tuple[float, float]) -> None:

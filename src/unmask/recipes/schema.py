@@ -1,7 +1,7 @@
 """`Recipe`: a training run as frozen data.
 
-The file recipe.json of a run directory holds this and nothing else. The card of a finished model
-holds it too.
+The file recipe.json of a run directory holds exactly this. The card of a finished model also holds
+it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unmask.data.hub import local_or_hub
 from unmask.dataclass_json import check_plain, from_json, read_json
 from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
+from unmask.limits import check_range
 from unmask.models.dit import Shape
 from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
@@ -22,7 +23,6 @@ from unmask.recipes.objective_settings import (
     DistillationSettings,
     NelboSettings,
     SdttSettings,
-    check_range,
 )
 from unmask.recipes.traits import Noise, Traits
 from unmask.training.optim import AdamW
@@ -114,7 +114,7 @@ class DataSettings:
         part: documents to use: all, or one of two disjoint halves (alternating documents)
         tokenizer: directory or hub id, or "bpe:V": train a byte-level BPE tokenizer of V tokens
             on the corpus. If weights start from a model, "bpe:V" means that model's tokenizer
-        wrap: make rows as MDLM does: [BOS] + L - 2 tokens + [EOS]; else plain crops of L tokens
+        wrap: make rows of [BOS] + L - 2 tokens + [EOS], as MDLM does; else crops of L tokens
         streaming: read a data set in order during training, only as far as the run needs. Rows
             are shuffled in windows of 2^24 tokens. The first documents are held out and
             train "bpe:V" (`data/corpora.py:load_stream`)
@@ -142,9 +142,8 @@ class Schedule:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        check_range("eps", self.eps, 0, 1)
-        if not self.power > 0:
-            raise ValueError(f"power is out of range: got {self.power}, want power > 0")
+        check_range("eps", self.eps, 0 <= self.eps < 1, "0 <= eps < 1")
+        check_range("power", self.power, self.power > 0, "power > 0")
 
     def build(self) -> NoiseSchedule:
         """The schedule as a function of time."""
@@ -176,7 +175,7 @@ class Recipe:
         steps: total number of updates
         seed: seed of batches, noise, dropout and initial weights
         precision: precision of matrix products in the network; weights, normalizations and
-            losses stay float32. "fastest": bfloat16 if this machine multiplies it faster, else
+            losses stay float32. "fastest": bfloat16 if it is faster on this machine, else
             float32; the choice is made at the start and written to recipe.json
         save_every: updates between two saved states
     """
@@ -199,11 +198,8 @@ class Recipe:
         check_plain(self)
         check_name(self.name)
         for name in ("batch_size", "accumulation", "steps", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} of the recipe {self.name!r} is out of range: "
-                    f"got {getattr(self, name)}, want {name} >= 1"
-                )
+            value = getattr(self, name)
+            check_range(f"{name} of the recipe {self.name!r}", value, value >= 1, f"{name} >= 1")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation does not divide batch_size: got accumulation = {self.accumulation} "
@@ -217,7 +213,7 @@ class Recipe:
 
 
 def check_name(name: str) -> None:
-    """ValueError for a name that a directory cannot have."""
+    """Raise ValueError for a name that a directory cannot have."""
     size = len(name.encode())
     if name in ("", ".", "..") or {"/", "\0"} & {*name} or size > NAME_BYTES:
         raise ValueError(
@@ -243,7 +239,10 @@ def recipe_from_json(content: Any, where: str = "recipe") -> Recipe:
 
 
 def trained_on(name: str) -> DataSettings | None:
-    """The training text of a model given by directory, hub id or unmask:NAME; None if not named."""
+    """The training text that the card of a model names; None if it names none.
+
+    The model is given by its directory, hub id or unmask:NAME.
+    """
     file = local_or_hub(name, ("config.json",)) / "config.json"
     config = read_json(file) if file.exists() else None
     card = config.get("card") if isinstance(config, dict) else None

@@ -1,4 +1,4 @@
-"""Fields of a recipe without effect: the training does not use them, or another model decides."""
+"""Fields of a recipe without effect: unused ones, and those whose value another model sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DROPOUT = "network.dropout"
 
 
 def without_effect(recipe: Recipe) -> dict[str, str]:
-    """The fields that this kind of training does not use, by dotted names, and the reason."""
+    """Map the fields that this kind of training does not use, by dotted name, to the reason."""
     traits = recipe.traits
     reasons = {f"objective.{name}": reason for name, reason in traits.unused.items()}
     if traits.noise is None:
@@ -30,7 +30,7 @@ def without_effect(recipe: Recipe) -> dict[str, str]:
 
 
 def set_by_start(recipe: Recipe) -> dict[str, str]:
-    """The fields whose value comes from the model to start from, and the reason."""
+    """Map the fields whose value comes from the model to start from to the reason."""
     traits = recipe.traits
     names: list[str] = [*_SIZES, _SEES] if traits.start or traits.distils else []
     if traits.distils:
@@ -42,15 +42,15 @@ def set_by_start(recipe: Recipe) -> dict[str, str]:
 
 
 def check_flags(recipe: Recipe, before: Recipe, estimated: bool = False) -> None:
-    """ValueError for a field without effect that differs from `before`.
+    """Raise ValueError for a field without effect that differs from `before`.
 
-    Sizes of the network may be given, so that the same flags serve teacher, judge and student.
+    Sizes of the network are accepted, so that the same flags serve teacher, judge and student.
     `unused_lines` reports sizes that differ from those in use.
 
     Args:
         recipe: the recipe with the flags of the user.
-        before: the recipe without them.
-        estimated: True for a dry run, which reads only the number of tokens of a tokenizer.
+        before: the recipe without these flags.
+        estimated: True for a dry run. Then the tokenizer may differ, because only its size is read.
     """
     old, now = dict(leaves(before)), dict(leaves(recipe))
     allowed = {*_SIZES, _DROPOUT, *(["data.tokenizer"] if estimated else [])}
@@ -63,12 +63,12 @@ def check_flags(recipe: Recipe, before: Recipe, estimated: bool = False) -> None
 
 
 def unused_lines(recipe: Recipe, parts: Parts, start: LanguageModel | None = None) -> list[str]:
-    """A line for each field of the recipe that a run does not follow.
+    """List the fields of a recipe whose value a run does not use, with a line for each.
 
     Args:
         recipe: the run.
-        parts: its parts, with the sizes in use.
-        start: the model that the recipe starts from.
+        parts: the parts of the run, with the sizes in use.
+        start: the model that the recipe starts from; None: random weights.
     """
     reasons, values = without_effect(recipe), dict(leaves(recipe))
     defaults = dict(leaves(Recipe(recipe.name, type(recipe.objective)())))
@@ -81,7 +81,7 @@ def unused_lines(recipe: Recipe, parts: Parts, start: LanguageModel | None = Non
 
 
 def _differences(recipe: Recipe, parts: Parts, start: LanguageModel) -> list[str]:
-    """A line for each field that differs from the model to start from, whose value is used."""
+    """A line for each field whose value is that of the model to start from, if they differ."""
     traits, student, values = recipe.traits, parts.student, dict(leaves(recipe))
     name, used = traits.start, {_SEES: student.sees_alpha}
     if isinstance(student.network, DiT):

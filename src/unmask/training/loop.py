@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.limits import seed_number
+from unmask.limits import check_range, seed_number
 from unmask.rng import generator, global_generators
 from unmask.training.distributed import Engine, launch
 from unmask.training.loss_guard import LossGuard, TrainingError
@@ -144,8 +144,7 @@ def fit(
         TrainingError: loss or gradient norm is refused by `guard`, before the step changes
             anything; or another process was lost.
     """
-    if steps < 1:
-        raise ValueError(f"steps is out of range: got {steps}, want steps >= 1")
+    check_range("steps", steps, steps >= 1, "steps >= 1")
     seed_number("seed", seed)
     engine = launch() if engine is None else engine
     guard = LossGuard() if guard is None else replace(guard)  # a copy without recent losses
@@ -192,11 +191,8 @@ def _backward(
     A metric is a mean over its micro-batch. If the weight of the micro-batch is 0, the metric may
     be 0 / 0, and its weighted sum omits it.
     """
-    if not 1 <= accumulation <= len(batch):
-        raise ValueError(
-            f"accumulation is out of range: got {accumulation}, want 1 to {len(batch)}, the rows "
-            "of a rank's batch"
-        )
+    want = f"1 to {len(batch)}, the rows of the batch of this rank"
+    check_range("accumulation", accumulation, 1 <= accumulation <= len(batch), want)
     tally: dict[str, Tensor] = {}
     for number, x0 in enumerate(batch.tensor_split(accumulation), start=engine.rank * accumulation):
         with _randomness(engine.device, seed, step, number) as noise:
@@ -259,8 +255,7 @@ def with_checkpoints(
     Yields:
         The same updates.
     """
-    if every < 1:
-        raise ValueError(f"every is out of range: got {every}, want every >= 1 step between saves")
+    check_range("every", every, every >= 1, "every >= 1 step between saves")
     try:
         for update in updates:
             run.log(update.record())

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+from unmask.limits import check_range
+
 
 class TrainingError(RuntimeError):
     """The training cannot continue. The message names the step, the term and the last state."""
@@ -36,12 +38,9 @@ class LossGuard:
     _recent: dict[str, deque[float]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.factor > 1:
-            raise ValueError(f"factor is out of range: got {self.factor}, want factor > 1")
-        if self.window < 1:
-            raise ValueError(f"window is out of range: got {self.window}, want window >= 1")
-        if self.patience < 0:
-            raise ValueError(f"patience is out of range: got {self.patience}, want patience >= 0")
+        check_range("factor", self.factor, self.factor > 1, "factor > 1")
+        check_range("window", self.window, self.window >= 1, "window >= 1")
+        check_range("patience", self.patience, self.patience >= 0, "patience >= 0")
 
     def accept(
         self,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unmask.limits import check_range
+
 
 @dataclass(frozen=True)
 class AdamW:
@@ -32,38 +34,21 @@ class AdamW:
     ema_decay: float | None = 0.9999
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is out of range: got {self.lr}, want a finite lr > 0")
-        if self.warmup_steps < 0:
-            raise ValueError(
-                f"warmup_steps is out of range: got {self.warmup_steps}, want warmup_steps >= 0"
-            )
-        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"decay_steps is out of range: got {self.decay_steps}, want decay_steps > "
-                f"warmup_steps = {self.warmup_steps}"
-            )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ValueError(
-                f"clip_norm is out of range: got {self.clip_norm}, want a finite clip_norm > 0; "
-                "give None for no clipping"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(
-                f"betas is out of range: got {self.betas}, want 0 <= beta < 1 for both"
-            )
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"eps is out of range: got {self.eps}, want a finite eps > 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"weight_decay is out of range: got {self.weight_decay}, want a finite "
-                "weight_decay >= 0"
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                f"ema_decay is out of range: got {self.ema_decay}, want 0 <= ema_decay < 1, or "
-                "None for no EMA"
-            )
+        check_range("lr", self.lr, 0 < self.lr < math.inf, "a finite lr > 0")
+        check_range("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "warmup_steps >= 0")
+        check_range("betas", self.betas, all(0 <= b < 1 for b in self.betas), "both in [0, 1)")
+        check_range("eps", self.eps, 0 < self.eps < math.inf, "a finite eps > 0")
+        decay = self.weight_decay
+        check_range("weight_decay", decay, 0 <= decay < math.inf, "a finite weight_decay >= 0")
+        if self.decay_steps is not None:
+            want = f"decay_steps > warmup_steps = {self.warmup_steps}"
+            check_range("decay_steps", self.decay_steps, self.decay_steps > self.warmup_steps, want)
+        if self.clip_norm is not None:
+            want = "a finite clip_norm > 0, or None for no clipping"
+            check_range("clip_norm", self.clip_norm, 0 < self.clip_norm < math.inf, want)
+        if self.ema_decay is not None:
+            want = "0 <= ema_decay < 1, or None for no EMA"
+            check_range("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, want)
 
     def learning_rate(self, update: int) -> float:
         """The learning rate of an update (0 is the first).
