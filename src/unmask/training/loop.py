@@ -195,7 +195,9 @@ def _backward(
     check_range("accumulation", accumulation, 1 <= accumulation <= len(batch), want)
     tally: dict[str, Tensor] = {}
     for number, x0 in enumerate(batch.tensor_split(accumulation), start=engine.rank * accumulation):
-        with _randomness(engine.device, seed, step, number) as noise:
+        # Dropout reads the global generators, which are restored after the block.
+        with global_generators(seed, step, number, _DROPOUT, device=engine.device):
+            noise = generator(seed, step, number, _CORRUPTION, device=engine.device)
             loss = objective(state.student, x0, step=step, generator=noise)
             total = loss.per_token.sum()
             if total.requires_grad:  # False if this micro-batch has no token to learn from
@@ -228,15 +230,6 @@ def _means(sums: Mapping[str, float]) -> dict[str, float]:
         for name, value in sums.items()
         if name.startswith(kind)
     }
-
-
-@contextmanager
-def _randomness(
-    device: torch.device, seed: int, step: int, number: int
-) -> Iterator[torch.Generator]:
-    """Seed the generators for one micro-batch; the global ones are restored after it."""
-    with global_generators(seed, step, number, _DROPOUT, device=device):
-        yield generator(seed, step, number, _CORRUPTION, device=device)
 
 
 def with_checkpoints(
