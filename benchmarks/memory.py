@@ -30,14 +30,13 @@ from unmask.evaluation.timing import peak_memory, reset_peak_memory
 from unmask.models.model import Model
 from unmask.recipes.build import build
 from unmask.recipes.estimate import estimate
-from unmask.recipes.schema import (
+from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
     ConsistencySettings,
     NelboSettings,
-    NetworkSettings,
-    Recipe,
     SdttSettings,
 )
+from unmask.recipes.schema import NetworkSettings, Recipe
 from unmask.training import Engine, LossGuard, State, fit, launch
 
 WIDE = NetworkSettings(length=256, width=512, blocks=6, heads=8, dropout=0.1)

@@ -22,7 +22,7 @@ from unmask.data.corpora import library_files
 from unmask.experiments import package_corpora
 from unmask.models.model import load
 from unmask.recipes.catalog import RECIPES
-from unmask.recipes.schema import DistillationSettings
+from unmask.recipes.objective_settings import DistillationSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = (

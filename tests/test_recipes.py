@@ -14,16 +14,16 @@ from unmask.dataclass_json import from_json
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.models.model import CausalModel, Model
 from unmask.recipes.catalog import RECIPES, recipe
-from unmask.recipes.run import run
-from unmask.recipes.schema import (
+from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
     ConsistencySettings,
     CurriculumSettings,
     NelboSettings,
-    ObjectiveSettings,
-    Recipe,
     SdttSettings,
 )
+from unmask.recipes.run import run
+from unmask.recipes.schema import Recipe
+from unmask.recipes.traits import ObjectiveSettings
 
 NAMES = [function().name for function in RECIPES]
 

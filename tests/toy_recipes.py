@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from unmask.recipes.schema import CurriculumSettings, Recipe, SdttSettings
+from unmask.recipes.objective_settings import CurriculumSettings, SdttSettings
+from unmask.recipes.schema import Recipe
 
 LENGTH, VOCABULARY = 16, 262
 WORDS = (

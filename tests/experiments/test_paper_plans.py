@@ -9,7 +9,7 @@ from unmask.cli.main import main
 from unmask.experiments.paper_plans import TITLES, paper_plan
 from unmask.experiments.published import FAILED, MCD, TABLES
 from unmask.recipes.catalog import recipe
-from unmask.recipes.schema import ConsistencySettings, SdttSettings
+from unmask.recipes.objective_settings import ConsistencySettings, SdttSettings
 
 LAST_STEP = {"tiny": 1 / 8, "small": 1 / 16, "paper": 1 / 32}  # of time, in the fifth round
 

@@ -7,7 +7,8 @@ import pytest
 from unmask.experiments import plans
 from unmask.experiments.plan import Run
 from unmask.recipes.catalog import recipe
-from unmask.recipes.schema import Recipe, SdttSettings
+from unmask.recipes.objective_settings import SdttSettings
+from unmask.recipes.schema import Recipe
 
 HERE = Path("here")
 

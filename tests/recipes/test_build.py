@@ -22,11 +22,18 @@ from unmask.objectives.curriculum import Curriculum
 from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import Rounds
 from unmask.objectives.sdtt import Sdtt
-from unmask.recipes import schema
 from unmask.recipes.build import Parts, build, decided, load_start
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import documents, tokenizer_of, training_data
-from unmask.recipes.schema import Recipe
+from unmask.recipes.objective_settings import (
+    AutoregressiveSettings,
+    ConsistencySettings,
+    CurriculumSettings,
+    DistillationSettings,
+    NelboSettings,
+    SdttSettings,
+)
+from unmask.recipes.schema import DataSettings, Recipe, Schedule
 from unmask.recipes.unused_settings import unused_lines
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -67,10 +74,10 @@ def same_weights(one: nn.Module, two: nn.Module) -> bool:
 
 
 def test_schedules_by_name() -> None:
-    assert schema.Schedule("log-linear", 0.1).build() == LogLinear(0.1)
-    assert schema.Schedule("cosine", 0.2).build() == Cosine(0.2)
-    assert schema.Schedule("polynomial", 0.3, power=3.0).build() == Polynomial(3.0, 0.3)
-    assert schema.Schedule().build() == LogLinear(1e-3), "MDLM's"
+    assert Schedule("log-linear", 0.1).build() == LogLinear(0.1)
+    assert Schedule("cosine", 0.2).build() == Cosine(0.2)
+    assert Schedule("polynomial", 0.3, power=3.0).build() == Polynomial(3.0, 0.3)
+    assert Schedule().build() == LogLinear(1e-3), "MDLM's"
 
 
 # --- networks and objectives
@@ -78,9 +85,7 @@ def test_schedules_by_name() -> None:
 
 @pytest.mark.processor
 def test_a_masked_teacher(small: Recipe) -> None:
-    plan = replace(
-        small, schedule=schema.Schedule("cosine"), objective=schema.NelboSettings(t_min=0.01)
-    )
+    plan = replace(small, schedule=Schedule("cosine"), objective=NelboSettings(t_min=0.01))
     tokenizer = training_data(plan).tokenizer
     parts = build(plan, tokenizer)
     process = MaskedProcess(VOCABULARY, mask_id=VOCABULARY - 1)
@@ -129,7 +134,7 @@ def test_mask_is_a_token_of_its_own(small: Recipe) -> None:
 
 
 def test_an_autoregressive_judge(small: Recipe) -> None:
-    plan = replace(small, objective=schema.AutoregressiveSettings())
+    plan = replace(small, objective=AutoregressiveSettings())
     parts = build(plan, wordlevel("a", "b"))
     assert parts.objective == NextToken(start_id=2), "a text begins after <|endoftext|>"
     assert isinstance(parts.student, CausalPredictor) and parts.student.network.shape.causal
@@ -158,13 +163,11 @@ def test_the_model_of_a_student_is_as_load_would_give_it(small: Recipe) -> None:
 # --- distillation
 
 
-def settings(**changes: object) -> schema.ConsistencySettings:
-    return schema.ConsistencySettings(
-        round_steps=7, delta0=1 / 8, temperatures=(0.9, 0.7), **changes
-    )
+def settings(**changes: object) -> ConsistencySettings:
+    return ConsistencySettings(round_steps=7, delta0=1 / 8, temperatures=(0.9, 0.7), **changes)
 
 
-def distilled(small: Recipe, teacher: Model, method: schema.DistillationSettings) -> Parts:
+def distilled(small: Recipe, teacher: Model, method: DistillationSettings) -> Parts:
     return build(replace(small, objective=method), None, start=teacher)
 
 
@@ -298,7 +301,7 @@ def uniform_teacher(small: Recipe, teacher: Model) -> Model:
     """A uniform-state model in the same tokens."""
     plan = replace(
         small,
-        objective=schema.NelboSettings(process="uniform"),
+        objective=NelboSettings(process="uniform"),
         network=replace(small.network, sees_alpha=True),
     )
     parts = build(plan, teacher.tokenizer)
@@ -313,8 +316,8 @@ def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
     """V is the tokenizer's, with its MASK, if any, as an ordinary token."""
     plan = replace(
         small,
-        objective=schema.NelboSettings(process="uniform", t_min=0.02),
-        schedule=schema.Schedule("cosine"),
+        objective=NelboSettings(process="uniform", t_min=0.02),
+        schedule=Schedule("cosine"),
     )
     words = wordlevel("a", "b")
     assert words.mask_id is None
@@ -333,7 +336,7 @@ def test_a_uniform_teacher_has_no_mask(small: Recipe) -> None:
 
 
 def test_a_curriculum(small: Recipe) -> None:
-    method = schema.CurriculumSettings(
+    method = CurriculumSettings(
         soft_steps=5, gamma=(-3.0, -1.0), temperature=0.02, top_k=4, t_min=0.01
     )
     plan = replace(small, objective=method, network=replace(small.network, sees_alpha=True))
@@ -358,7 +361,7 @@ def test_a_curriculum(small: Recipe) -> None:
 
 
 def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Model) -> None:
-    method = schema.SdttSettings(
+    method = SdttSettings(
         round_steps=7, delta0=1 / 64, count=3, teacher_steps=4, divergence="forward",
         time_grid="released",
     )  # fmt: skip
@@ -404,20 +407,20 @@ def test_noise_of_another_kind_is_refused_and_both_are_named(
 ) -> None:
     for model, method, want, got in (
         (uniform_teacher, settings(), "masked", "uniform"),
-        (uniform_teacher, schema.SdttSettings(), "masked", "uniform"),
+        (uniform_teacher, SdttSettings(), "masked", "uniform"),
         (teacher, settings(process="uniform"), "uniform", "masked"),
     ):
         with pytest.raises(ValueError, match=f"got .*'{got}', want '{want}'"):
             distilled(small, model, method)
     for objective, want, got in (
-        (schema.NelboSettings(init=str(uniform)), "masked", "uniform"),
-        (schema.NelboSettings(init=str(masked), process="uniform"), "uniform", "masked"),
-        (schema.CurriculumSettings(init=str(masked)), "uniform", "masked"),
+        (NelboSettings(init=str(uniform)), "masked", "uniform"),
+        (NelboSettings(init=str(masked), process="uniform"), "uniform", "masked"),
+        (CurriculumSettings(init=str(masked)), "uniform", "masked"),
     ):
         message = rf"'demo-teacher' \({objective.kind}\) .*got .*'{got}', want '{want}'"
         with pytest.raises(ValueError, match=message):
             build(replace(small, objective=objective), None)
-    init = schema.CurriculumSettings(init=str(uniform), soft_steps=0)
+    init = CurriculumSettings(init=str(uniform), soft_steps=0)
     assert same_weights(
         build(replace(small, objective=init), None).student.network, load(uniform).network
     )
@@ -428,16 +431,14 @@ def test_a_deeper_network_begins_as_the_one_it_grows_from(
     small: Recipe, tmp_path: Path, process: str
 ) -> None:
     """New blocks are the identity at first, and learn from the first update on."""
-    parts = build(
-        replace(small, objective=schema.NelboSettings(process=process)), None, vocab_size=9
-    )
+    parts = build(replace(small, objective=NelboSettings(process=process)), None, vocab_size=9)
     for tensor in parts.student.network.parameters():
         nn.init.normal_(tensor, 0.0, 0.3, generator=torch.Generator().manual_seed(tensor.numel()))
     parts.model(copy.deepcopy(parts.student)).save(tmp_path)
     sizes = replace(small.network, blocks=3 * small.network.blocks)
     method = replace(
         small,
-        objective=schema.NelboSettings(process=process, init=str(tmp_path), deeper=3),
+        objective=NelboSettings(process=process, init=str(tmp_path), deeper=3),
         network=sizes,
     )
     parts = build(replace(method, precision="float32"), None)
@@ -455,13 +456,13 @@ def test_a_deeper_network_begins_as_the_one_it_grows_from(
     assert same_weights(build(method, None).student.network, grown.network), "by the seed"
     for wrong in ({"deeper": 0, "init": "x"}, {"deeper": 2}):
         with pytest.raises(ValueError, match=r"deeper .*init"):
-            schema.NelboSettings(**wrong)
+            NelboSettings(**wrong)
 
 
 def test_steps_that_leave_time_are_refused(small: Recipe, teacher: Model) -> None:
     with pytest.raises(ValueError, match=r"teacher_steps x delta .*got 1 in the last round"):
-        distilled(small, teacher, schema.SdttSettings(delta0=1 / 8, count=3))
-    distilled(small, teacher, schema.SdttSettings(delta0=1 / 8, count=2))
+        distilled(small, teacher, SdttSettings(delta0=1 / 8, count=3))
+    distilled(small, teacher, SdttSettings(delta0=1 / 8, count=2))
     with pytest.raises(
         ValueError,
         match=r"temperatures .*got 3 rounds, want 1 .. 2, .* delta0 = 0.25",
@@ -480,9 +481,7 @@ def test_a_tokenizer_of_the_hub_is_fetched_by_its_name(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    loaded = tokenizer_of(
-        schema.DataSettings(tokenizer="someone/tokens"), documents(schema.DataSettings()).train
-    )
+    loaded = tokenizer_of(DataSettings(tokenizer="someone/tokens"), documents(DataSettings()).train)
     assert downloads == [("someone/tokens", True)]
     assert loaded.digest == Tokenizer.load(tmp_path).digest
 
@@ -490,6 +489,6 @@ def test_a_tokenizer_of_the_hub_is_fetched_by_its_name(tmp_path, monkeypatch):
 def test_without_a_network_the_tokenizer_of_the_hub_is_named():
     with pytest.raises(ValueError, match=r"bert-base-uncased.*hub"):
         tokenizer_of(
-            schema.DataSettings(tokenizer="bert-base-uncased"),
-            documents(schema.DataSettings()).train,
+            DataSettings(tokenizer="bert-base-uncased"),
+            documents(DataSettings()).train,
         )

@@ -8,15 +8,15 @@ import pytest
 from reference import duality_keep
 from unmask.objectives.rounds import Rounds
 from unmask.recipes.catalog import RECIPES, recipe
-from unmask.recipes.schema import (
+from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
     ConsistencySettings,
     CurriculumSettings,
     DistillationSettings,
     NelboSettings,
-    Recipe,
     SdttSettings,
 )
+from unmask.recipes.schema import Recipe
 
 ALL = [function() for function in RECIPES]
 DISTILLATIONS = [plan for plan in ALL if isinstance(plan.objective, DistillationSettings)]

@@ -17,8 +17,9 @@ from unmask.dataclass_json import to_json
 from unmask.models.model import Model, load
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import TrainingData, documents, training_data
+from unmask.recipes.objective_settings import ConsistencySettings
 from unmask.recipes.run import distill, run, train
-from unmask.recipes.schema import HELD_OUT, ConsistencySettings, Recipe
+from unmask.recipes.schema import HELD_OUT, Recipe
 from unmask.training import Engine, RunError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

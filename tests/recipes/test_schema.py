@@ -9,18 +9,14 @@ from hypothesis import strategies as st
 
 from unmask.dataclass_json import from_json, to_json
 from unmask.recipes.catalog import RECIPES
-from unmask.recipes.schema import (
+from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
     ConsistencySettings,
     CurriculumSettings,
-    DataSettings,
     NelboSettings,
-    NetworkSettings,
-    Recipe,
-    Schedule,
     SdttSettings,
-    recipe_from_json,
 )
+from unmask.recipes.schema import DataSettings, NetworkSettings, Recipe, Schedule, recipe_from_json
 from unmask.training.optim import AdamW
 
 positive = st.floats(1e-9, 1e3, allow_subnormal=False)

@@ -15,16 +15,14 @@ from unmask.models.modules import weights_digest
 from unmask.recipes.build import build, load_start
 from unmask.recipes.catalog import recipe
 from unmask.recipes.data import training_data
-from unmask.recipes.schema import (
+from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
     ConsistencySettings,
     CurriculumSettings,
-    DataSettings,
     NelboSettings,
-    Recipe,
-    Schedule,
     SdttSettings,
 )
+from unmask.recipes.schema import DataSettings, Recipe, Schedule
 from unmask.recipes.unused_settings import (
     check_flags,
     set_by_start,

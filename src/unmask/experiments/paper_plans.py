@@ -13,15 +13,13 @@ from unmask.experiments.plans import consistency
 from unmask.experiments.round_rows import RoundRows
 from unmask.objectives.rounds import PAPER_TEMPERATURES
 from unmask.recipes.catalog import recipe
-from unmask.recipes.schema import (
+from unmask.recipes.objective_settings import (
     ConsistencySettings,
     CurriculumSettings,
-    DataSettings,
     NelboSettings,
-    NetworkSettings,
-    Recipe,
     SdttSettings,
 )
+from unmask.recipes.schema import DataSettings, NetworkSettings, Recipe
 
 Name = Literal["table1", "table2", "table3", "figure3"]
 Scale = Literal["tiny", "small", "paper"]

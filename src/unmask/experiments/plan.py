@@ -18,7 +18,8 @@ from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow
 from unmask.models.model import CausalModel, Model, causal_model, diffusion_model
 from unmask.objectives.rounds import Rounds
 from unmask.recipes.data import TrainingData
-from unmask.recipes.schema import DistillationSettings, Recipe
+from unmask.recipes.objective_settings import DistillationSettings
+from unmask.recipes.schema import Recipe
 
 FAILURE = "failure.json"
 

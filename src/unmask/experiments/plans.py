@@ -15,7 +15,8 @@ from unmask.experiments.plan import Cell, Plan, PlanTeacher
 from unmask.experiments.rows_file import ROWS, read_rows
 from unmask.objectives.consistency import Coupling, Direction, Revealed
 from unmask.recipes.catalog import recipe
-from unmask.recipes.schema import ConsistencySettings, DistillationSettings, Recipe
+from unmask.recipes.objective_settings import ConsistencySettings, DistillationSettings
+from unmask.recipes.schema import Recipe
 
 SHIPPED = "sotu"  # the corpus of the shipped teacher and judge
 BASE = "mcd"  # the cell of the paper's setting

@@ -11,16 +11,14 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from unmask.recipes.schema import (
+from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
     ConsistencySettings,
     CurriculumSettings,
-    DataSettings,
     NelboSettings,
-    NetworkSettings,
-    Recipe,
     SdttSettings,
 )
+from unmask.recipes.schema import DataSettings, NetworkSettings, Recipe
 from unmask.training.optim import AdamW
 
 MDLM_OWT = "kuleshov-group/mdlm-owt"

@@ -16,15 +16,8 @@ from unmask.dataclass_json import check_plain, from_json, read_json
 from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynomial
 from unmask.limits import check_range
 from unmask.models.dit import Shape
-from unmask.recipes.objective_settings import (
-    AutoregressiveSettings,
-    ConsistencySettings,
-    CurriculumSettings,
-    DistillationSettings,
-    NelboSettings,
-    SdttSettings,
-)
-from unmask.recipes.traits import Noise, Traits
+from unmask.recipes.objective_settings import NelboSettings
+from unmask.recipes.traits import Traits
 from unmask.training.optim import AdamW
 
 if TYPE_CHECKING:
@@ -32,29 +25,6 @@ if TYPE_CHECKING:
 else:
     # Files and flags can name these only. Python code may give settings of its own.
     from unmask.recipes.objective_settings import BuiltInSettings as ObjectiveSettings
-
-__all__ = [
-    "HELD_OUT",
-    "AutoregressiveSettings",
-    "ConsistencySettings",
-    "CurriculumSettings",
-    "DataSettings",
-    "DistillationSettings",
-    "NelboSettings",
-    "NetworkSettings",
-    "Noise",
-    "ObjectiveSettings",
-    "Part",
-    "Precision",
-    "Recipe",
-    "Schedule",
-    "SdttSettings",
-    "check_name",
-    "recipe_from_json",
-    "recipe_of",
-    "text_of",
-    "trained_on",
-]
 
 Precision = Literal["float32", "bfloat16", "fastest"]
 Part = Literal["all", "first half", "second half"]
