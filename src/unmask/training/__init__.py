@@ -4,7 +4,7 @@ from unmask.training.distributed import Engine, launch
 from unmask.training.loop import Update, fit, stop_signals, with_checkpoints
 from unmask.training.loss_guard import LossGuard, TrainingError
 from unmask.training.optim import AdamW
-from unmask.training.run_directory import Restored, RunDir
+from unmask.training.run_directory import RunDir
 from unmask.training.run_files import RunError
 from unmask.training.state import STUDENT, State, TrainedNetwork
 
@@ -13,7 +13,6 @@ __all__ = [
     "AdamW",
     "Engine",
     "LossGuard",
-    "Restored",
     "RunDir",
     "RunError",
     "State",

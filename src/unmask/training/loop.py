@@ -263,8 +263,8 @@ def with_checkpoints(
 
 
 @contextmanager
-def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
-    """Catch SIGTERM, SIGINT and SIGHUP; yields a function for `fit(stop=...)`.
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Catch SIGTERM, SIGINT and SIGHUP; yield a function for `fit(stop=...)`.
 
     After a signal the function returns True, so `fit` ends after its step and the state is saved.
     A second signal interrupts at once (KeyboardInterrupt). An ignored signal, such as SIGHUP under
@@ -281,9 +281,7 @@ def stop_signals(*signals: int) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         stopped.set()
 
-    caught = [
-        number for number in signals or STOPPING if signal.getsignal(number) is not signal.SIG_IGN
-    ]
+    caught = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield stopped.is_set

@@ -111,7 +111,7 @@ class RunDir:
         if not engine.main:
             return run
         try:
-            with _explain(f"{run.path} cannot be a run directory"):
+            with _as_run_error(f"{run.path} cannot be a run directory"):
                 run.path.mkdir(parents=True, exist_ok=True)
                 run._lock = lock_directory(run.path)
                 run._lock_status = os.stat(run.path / LOCK)
@@ -155,7 +155,7 @@ class RunDir:
             )
         self._check_place()
         line = (json.dumps(record) + "\n").encode()
-        with _explain("metrics.jsonl was not written", self.kept):
+        with _as_run_error("metrics.jsonl was not written", self.kept):
             if self._metrics is None:  # unbuffered, so that `close` has nothing to write
                 self._metrics = (self.path / METRICS).open("ab", buffering=0)
             while line:
@@ -182,7 +182,7 @@ class RunDir:
                 f"the state of step {state.step} was not saved: {error}. {self.kept()}"
             ) from error
         self._saved = state.step
-        with _explain(f"an older state than the last {KEEP} was not removed", self.kept):
+        with _as_run_error(f"an older state than the last {KEEP} was not removed", self.kept):
             for step in self.steps()[:-KEEP] if main else ():
                 remove(self._folder(step))
 
@@ -201,7 +201,7 @@ class RunDir:
                 networks. Nothing was changed.
         """
         engine = self.engine
-        with _explain(f"a damaged state in {self.path} was not set aside"):
+        with _as_run_error(f"a damaged state in {self.path} was not set aside"):
             step = engine.broadcast_int(self._newest(every) if engine.main else 0)
         unsealed, folder = False, self._folder(step)
         if step:
@@ -212,14 +212,14 @@ class RunDir:
             except (OSError, SafetensorError) as error:
                 raise RunError(f"the state in {folder} could not be read: {error}") from error
         state.step, self._saved = step, step or None
-        with _explain("metrics.jsonl was not cut to the step of the state", self.kept):
+        with _as_run_error("metrics.jsonl was not cut to the step of the state", self.kept):
             lost = engine.broadcast_int(self._cut(step) if engine.main else 0)
         return Restored(step, lost, unsealed)
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
         """Write start.json, unless it has this content already."""
         if self.engine.main and read_start(self.path) != facts:
-            with _explain(f"{START} was not written, and no step was taken"):
+            with _as_run_error(f"{START} was not written, and no step was taken"):
                 write_text(self.path / START, json.dumps(facts, indent=1) + "\n")
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
@@ -240,7 +240,7 @@ class RunDir:
         """Remove all states. A finished run does not need them."""
         states = self.path / "state"
         if self.engine.main and states.exists():
-            with _explain(f"{self.model} holds the model, but {states} was not removed"):
+            with _as_run_error(f"{self.model} holds the model, but {states} was not removed"):
                 remove(states)
 
     def steps(self) -> list[int]:
@@ -323,7 +323,7 @@ class RunDir:
 
 
 @contextmanager
-def _explain(failed: str, kept: Callable[[], str] = str) -> Iterator[None]:
+def _as_run_error(failed: str, kept: Callable[[], str] = str) -> Iterator[None]:
     """Raise an OSError, such as a full disk, as a RunError that names the kept state."""
     try:
         yield
