@@ -170,5 +170,5 @@ def test_a_start_token_makes_the_first_token_count():
 def test_a_mask_in_the_text_is_refused():
     with pytest.raises(ValueError, match=r"MASK \(id 3\) 1 times"):
         nelbo(Exact(), PROCESS, torch.tensor([[0, MASK], [1, 2]]))
-    with pytest.raises(ValueError, match="want 0 <= id < vocab_size = 4, got 0 to 4"):
+    with pytest.raises(ValueError, match="got 0 to 4, want 0 <= id < vocab_size = 4"):
         nelbo(Exact(), PROCESS, torch.tensor([[0, 4]]))

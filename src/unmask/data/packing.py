@@ -22,7 +22,7 @@ _SHUFFLE = 0x5F1E  # separates these random numbers from other uses of a seed
 
 
 class Rows(Protocol):
-    """Token ids [n, L], read by row numbers, int64 [k], or a slice: a tensor, or `StoredRows`."""
+    """Token ids [n, L], read by row numbers int64 [k] or by a slice: a tensor or `StoredRows`."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -39,9 +39,11 @@ class Rows(Protocol):
 class StreamedRows:
     """Rows of a text that is read only as far as needed, in windows of W rows.
 
-    size      W
-    at_least  k -> the rows of the first whole windows, at least k; all rows if the text has fewer
-    close     ends the prefetch
+    Attributes:
+        size: W.
+        at_least: k -> the rows of the first whole windows, at least k rows. All rows if the text
+            has fewer.
+        close: ends the prefetch.
     """
 
     size: int
@@ -55,7 +57,6 @@ def pack(
     eos_id: int | None,
     wrap: bool = False,
     bos_id: int | None = None,
-    between: bool = True,
 ) -> Tensor:
     """Join documents with EOS between them, cut rows of L tokens, drop the remainder: int64 [n, L].
 
@@ -68,12 +69,11 @@ def pack(
         eos_id: EOS; None puts nothing between documents.
         wrap: put BOS and EOS at the ends of each row.
         bos_id: BOS; None uses EOS.
-        between: put EOS between documents.
 
     Raises:
         ValueError: the documents do not fill one row.
     """
-    return to_tensor(row_blocks(token_lists, length, eos_id, wrap, bos_id, between))
+    return to_tensor(row_blocks(token_lists, length, eos_id, wrap, bos_id))
 
 
 def to_tensor(blocks: Iterable[NDArray[np.int64]]) -> Tensor:
@@ -87,17 +87,25 @@ def row_blocks(
     eos_id: int | None,
     wrap: bool = False,
     bos_id: int | None = None,
-    between: bool = True,
     block: int = BLOCK,
     name: str = "the text",
 ) -> Iterator[NDArray[np.int64]]:
-    """The rows of `pack`, block by block: int64 [k, L], k the rows of about `block` tokens.
+    """The rows of `pack` in blocks, so that memory holds only a block and one document.
 
-    Less than `block` tokens and one document are in memory, however many documents there are.
-    `name` is the text's name in the error for too few tokens.
+    Args:
+        token_lists: the token ids of each document.
+        length: L.
+        eos_id: as in `pack`, like `wrap` and `bos_id`.
+        wrap: put BOS and EOS at the ends of each row.
+        bos_id: BOS; None uses EOS.
+        block: tokens of a block.
+        name: the text's name, for the error.
+
+    Returns:
+        Rows [k, L], int64. ValueError at the end if the documents do not fill one row.
     """
-    pieces = join_documents(token_lists, eos_id if between else None)
-    pieces = _check_total(pieces, length - 2 if wrap else length, name)
+    body = length - 2 if wrap else length
+    pieces = _check_total(join_documents(token_lists, eos_id), body, name)
     return cut_rows(pieces, length, eos_id, wrap, bos_id, block)
 
 
@@ -118,27 +126,27 @@ def cut_rows(
     bos_id: int | None = None,
     block: int = BLOCK,
 ) -> Iterator[NDArray[np.int64]]:
-    """The rows of a stream of tokens that comes in pieces: int64 [k, L], as in `row_blocks`.
+    """Cut a stream of tokens, given in pieces, into the rows of `row_blocks`: int64 [k, L].
 
-    Too few tokens give no rows.
+    If the tokens do not fill one row, there are no rows.
     """
     body = length - 2 if wrap else length
     if body < 1:
         raise ValueError(
-            f"length is {length}: want at least {3 if wrap else 1} tokens a row, with its BOS and "
-            f"EOS; got {body} for the text"
+            f"length is {length}: want at least {3 if wrap else 1} tokens in a row"
+            f"{', which begins with BOS and ends with EOS' if wrap else ''}"
         )
     rows = _cut(pieces, body, max(block, body))
     if not wrap:
         return rows
     if eos_id is None:
-        raise ValueError("wrap needs EOS at the ends of rows, and eos_id is None: use wrap=False")
+        raise ValueError("wrap needs EOS at the ends of rows, but eos_id is None: use wrap=False")
     ends = (0, 0), (eos_id if bos_id is None else bos_id, eos_id)
     return (np.pad(body_rows, ((0, 0), (1, 1)), constant_values=ends) for body_rows in rows)
 
 
 def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
-    """ValueError unless rows [n, L] hold ids in 0 .. V - 1, and no MASK, which is noise."""
+    """ValueError unless rows [n, L] hold only ids in 0 .. V - 1, and no MASK."""
     ends: list[int] = []
     masks, step = 0, max(1, BLOCK // max(1, *ids.shape[1:]))
     for first in range(0, len(ids), step):
@@ -152,20 +160,20 @@ def check_rows(ids: Rows, vocab_size: int, mask_id: int | None) -> None:
     low, high = min(ends, default=0), max(ends, default=0)
     if low < 0 or high >= vocab_size:
         raise ValueError(
-            f"rows hold wrong token ids: want 0 <= id < vocab_size = {vocab_size}, got {low} to "
-            f"{high}; was the text encoded with another tokenizer?"
+            f"rows hold wrong token ids: got {low} to {high}, want 0 <= id < vocab_size = "
+            f"{vocab_size}; encode the text with the tokenizer of this vocabulary"
         )
     if masks:
         raise ValueError(
-            f"rows hold MASK (id {mask_id}) {masks} times, which is not text: remove it there"
+            f"rows hold MASK (id {mask_id}) {masks} times: want ids of text only; remove MASK"
         )
 
 
 def evenly_spaced(n: int, k: int) -> Tensor:
-    """Row numbers [min(n, k)], int64, evenly spaced in n rows: the middle row of k equal parts.
+    """The numbers of k evenly spaced rows of n, int64 [min(n, k)]: the middles of k equal parts.
 
-    floor((2 i + 1) n / (2 k)) for i = 0 .. k - 1, or all rows if k >= n. ValueError for n < 1 or
-    k < 1.
+    They are floor((2 i + 1) n / (2 k)) for i = 0 .. k - 1, or all rows if k >= n. ValueError for
+    n < 1 or k < 1.
 
     >>> evenly_spaced(9, 3).tolist(), evenly_spaced(2, 512).tolist()
     ([1, 4, 7], [0, 1])
@@ -184,17 +192,17 @@ def batch_at(
     rank: int = 0,
     world: int = 1,
 ) -> Tensor:
-    """Process `rank`'s share [B / world, L] of batch `step`, of B = `batch_size` rows in all.
+    """The rows [B / world, L] of one process in the batch of a step.
 
-    The rows of a window are shuffled in each epoch. Windows follow one another, and so do epochs;
-    step k takes rows k B to (k + 1) B of that sequence. Rows that are not streamed are one window.
-    So two rows were seen equally often at any step, to within 1, and what all processes together
-    see does not depend on `world`.
+    Each epoch shuffles the rows inside every window. The sequence of rows is window after window
+    and epoch after epoch; step k takes its rows k B to (k + 1) B. Rows that are not streamed are
+    one window. At any step the counts of use of two rows differ by at most 1. The batch of all
+    processes together does not depend on `world`.
 
     Args:
         ids: the rows [n, L].
         step: number of the batch, from 0.
-        batch_size: B, a multiple of `world`.
+        batch_size: B, rows of all processes together; a multiple of `world`.
         seed: of the shuffles.
         rank: number of this process.
         world: number of processes.
@@ -218,7 +226,7 @@ def batch_at(
 
 @lru_cache(maxsize=4)  # a batch may contain two epochs, and two data sets may alternate
 def _shuffled(rows: range, seed: int, epoch: int) -> Tensor:
-    """Row numbers of a window in the order of an epoch, int64: sorted by a hash without ties."""
+    """The row numbers of a window in the order of an epoch, int64: sorted by a hash, no ties."""
     numbers = torch.arange(rows.start, rows.stop)
     return numbers[address(_SHUFFLE, seed, epoch, numbers).argsort()]
 
@@ -226,7 +234,7 @@ def _shuffled(rows: range, seed: int, epoch: int) -> Tensor:
 def _cut(
     pieces: Iterable[NDArray[np.int64]], length: int, block: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows [k, L] of the stream, cut as soon as `block` tokens are read; the rest is kept."""
+    """Rows [k, L] of the stream, cut whenever `block` tokens are held; the rest stays held."""
     held: list[NDArray[np.int64]] = []
     size = 0
     for piece in pieces:

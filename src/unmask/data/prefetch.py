@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,10 +31,12 @@ POLL_SECONDS, JOIN_SECONDS = 0.05, 10.0  # between checks for a window; for the 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in a stream of tokens: `tokens` after the end of the first `documents`.
+    """A place in a stream of tokens.
 
-    documents  number of documents that were read before
-    state      of the reader at that place
+    Attributes:
+        documents: documents that were read before.
+        state: of the reader at that place.
+        tokens: tokens between that place and the cursor.
     """
 
     documents: int = 0
@@ -68,74 +69,52 @@ def stream_rows(
         log: receives lines about slow operations.
     """
 
-    def open_reader(start: Cursor) -> RowReader:
-        cut = partial(cut_rows, length=length, eos_id=eos_id, wrap=wrap, bos_id=bos_id)
-        body = length - 2 if wrap else length
-        return RowReader(read_pieces(stream, encode, eos_id, start), cut, body)
+    def write(file: Path, pieces: Iterable[NDArray[np.int64]]) -> None:
+        write_rows(file, cut_rows(pieces, length, eos_id, wrap, bos_id), length, vocab_size)
 
-    size = max(1, WINDOW_TOKENS // length)
-    write = partial(write_rows, length=length, vocab_size=vocab_size)
-    windows = WindowFolder(folder, size, open_reader, write, log)
-    return StreamedRows(size, windows.at_least, windows.close)
+    windows = WindowFolder(
+        folder,
+        max(1, WINDOW_TOKENS // length),
+        length - 2 if wrap else length,
+        partial(read_pieces, stream, encode, eos_id),
+        write,
+        log,
+    )
+    return StreamedRows(windows.size, windows.at_least, windows.close)
 
 
 def read_pieces(
     stream: Stream, encode: Callable[[Any], Sequence[Ids]], eos_id: int | None, start: Cursor
-) -> Iterator[tuple[Cursor, NDArray[np.int64]]]:
-    """The stream of tokens from `start` on, EOS between documents: pieces with their cursors."""
+) -> Iterator[tuple[NDArray[np.int64], Cursor]]:
+    """The stream of tokens from `start` on, EOS between documents: pieces, and their beginnings."""
     for number, state, documents in stream.read(start.documents, start.state):
         token_lists = [*encode(documents)]
         if number > stream.chosen.start and token_lists:
             token_lists.insert(0, [])  # EOS separates these documents from those before
         joined = np.concatenate([np.empty(0, np.int64), *join_documents(token_lists, eos_id)])
         skipped = start.tokens if number == start.documents else 0
-        yield Cursor(number, state, skipped), joined[skipped:]
+        yield joined[skipped:], Cursor(number, state, skipped)
 
 
-class RowReader:
-    """Rows that are cut from pieces of a stream, and the cursor after the rows that were taken."""
+def read_windows(
+    pieces: Iterable[tuple[NDArray[np.int64], Cursor]], size: int
+) -> Iterator[tuple[list[NDArray[np.int64]], Cursor]]:
+    """The pieces of each window of `size` tokens, and the cursor after it.
 
-    def __init__(
-        self,
-        pieces: Iterable[tuple[Cursor, NDArray[np.int64]]],
-        cut: Callable[[Iterable[NDArray[np.int64]]], Iterator[NDArray[np.int64]]],
-        body: int,
-    ) -> None:
-        """`cut` makes rows of tokens, and each row takes `body` of them."""
-        self.taken = 0  # rows
-        self._body = body
-        self._read = 0  # tokens
-        self._starts: deque[tuple[int, Cursor]] = deque()  # number of its first token, piece
-        self._blocks = cut(self._tokens(pieces))
-        self._left = np.empty((0, 0), dtype=np.int64)
-
-    def take(self, n: int) -> Iterator[NDArray[np.int64]]:
-        """The next n rows, in blocks; fewer if the text ends."""
-        end = self.taken + n
-        while self.taken < end:
-            block = self._left if len(self._left) else next(self._blocks, self._left)
-            if not len(block):
-                return
-            taken, self._left = np.split(block, [end - self.taken])
-            yield taken
-            self.taken += len(taken)
-
-    @property
-    def cursor(self) -> Cursor:
-        """The place after the last row that was taken."""
-        end = self.taken * self._body
-        while len(self._starts) > 1 and self._starts[1][0] <= end:
-            self._starts.popleft()
-        start, cursor = self._starts[0]
-        return replace(cursor, tokens=cursor.tokens + end - start)
-
-    def _tokens(
-        self, pieces: Iterable[tuple[Cursor, NDArray[np.int64]]]
-    ) -> Iterator[NDArray[np.int64]]:
-        for cursor, tokens in pieces:
-            self._starts.append((self._read, cursor))
-            self._read += len(tokens)
-            yield tokens
+    The last window has fewer tokens, perhaps none, and the cursor of the stream's beginning.
+    """
+    window: list[NDArray[np.int64]] = []
+    missing = size
+    for piece, start in pieces:
+        used = 0  # tokens of this piece in windows that are complete
+        while len(piece) - used >= missing:
+            window.append(piece[used : used + missing])
+            used += missing
+            yield window, replace(start, tokens=start.tokens + used)
+            window, missing = [], size
+        window.append(piece[used:])
+        missing -= len(piece) - used
+    yield window, Cursor()
 
 
 class Closed(Exception):
@@ -154,37 +133,44 @@ class WindowFolder:
         self,
         folder: Path,
         size: int,
-        open_reader: Callable[[Cursor], RowReader],
+        row_tokens: int,
+        read: Callable[[Cursor], Iterator[tuple[NDArray[np.int64], Cursor]]],
         write: Callable[[Path, Iterable[NDArray[np.int64]]], None],
         log: Log,
     ) -> None:
-        self._folder, self._size, self._log = folder, size, log
-        self._open_reader, self._write = open_reader, write
-        # The windows that exist: their arrays, their numbers of rows, the cursor after the last.
-        self._blocks: list[NDArray[Any]] = []
-        self._counts: list[int] = []
+        """A window of `size` rows takes `row_tokens` tokens of the text for each row."""
+        self.size = size
+        self._folder, self._row_tokens, self._log = folder, row_tokens, log
+        self._read, self._write = read, write
+        # The windows that exist: the arrays of each, and the cursor after the last one.
+        self._windows: list[Sequence[NDArray[Any]]] = []
         self._end = Cursor()
         self._rows = StoredRows([], range(0))
         self._scanning = threading.Lock()  # of the folder for new windows
         self._writing = threading.Lock()  # of a window, in one thread of this process
-        self._reader: tuple[int, RowReader] | None = None  # with the number of its next window
-        self._threads: list[tuple[threading.Thread, threading.Event]] = []
-        weakref.finalize(self, _end, self._threads)  # at the latest when the interpreter exits
+        # With the number of its next window.
+        self._reader: tuple[int, Iterator[tuple[list[NDArray[np.int64]], Cursor]]] | None = None
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        # At the latest when the interpreter exits.
+        weakref.finalize(self, _end, self._stop, self._threads)
 
     def at_least(self, n: int) -> StoredRows:
         """The rows of the first whole windows, at least n; all rows if the text has fewer."""
-        number, logged = (n - 1) // self._size, -1
+        number, logged = (n - 1) // self.size, -1
+        self._stop.clear()
         while not self._exists(number):
-            if logged != len(self._counts):
-                logged = len(self._counts)
-                self._log(f"reading text beyond row {logged * self._size:,}")
+            if logged != len(self._windows):
+                logged = len(self._windows)
+                self._log(f"reading text beyond row {logged * self.size:,}")
             if self._writing.acquire(timeout=POLL_SECONDS):  # the thread may hold it for long
                 try:
-                    self._write_next(lambda: False)
+                    self._write_next()
                 finally:
                     self._writing.release()
         with self._scanning:
-            blocks, total = self._blocks[:], sum(self._counts)
+            blocks = [block for window in self._windows for block in window]
+        total = _count(blocks)
         if not total:
             raise ValueError(
                 "data.streaming: the text does not fill one row. Give more text or a smaller "
@@ -193,25 +179,29 @@ class WindowFolder:
             )
         if len(self._rows) != total:
             self._rows = StoredRows(blocks, range(total))
-        running = any(thread.is_alive() for thread, _ in self._threads)
+        running = any(thread.is_alive() for thread in self._threads)
         if not running and self._is_leading and not self._exists(number + PREFETCH):
-            self._start_thread(number + PREFETCH)
+            thread = threading.Thread(
+                target=self._prefetch, args=[number + PREFETCH], name="unmask-prefetch", daemon=True
+            )
+            self._threads[:] = [thread]
+            thread.start()
         return self._rows
 
     def close(self) -> None:
         """End the prefetch; a window that is not complete is dropped."""
-        _end(self._threads)
+        _end(self._stop, self._threads)
 
     @property
     def _is_leading(self) -> bool:
         """Whether this process has a reader at the beginning of the next window."""
         reader = self._reader  # the other thread may replace it meanwhile
-        return reader is not None and reader[0] == len(self._counts)
+        return reader is not None and reader[0] == len(self._windows)
 
     @property
     def _ended(self) -> bool:
         """Whether the text ends in the last window, which then has fewer rows."""
-        return bool(self._counts) and self._counts[-1] < self._size
+        return bool(self._windows) and _count(self._windows[-1]) < self.size
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06}.json"
@@ -219,66 +209,63 @@ class WindowFolder:
     def _exists(self, number: int) -> bool:
         """Whether a window exists, or the text ends before it; first look for new windows."""
         with self._scanning:
-            while not self._ended and (file := self._file(len(self._counts))).exists():
+            while not self._ended and (file := self._file(len(self._windows))).exists():
                 entry = json.loads(file.read_text("utf-8"))
-                if entry["rows"]:
-                    self._blocks += open_rows(file.with_suffix(".arrow")).blocks
+                blocks = open_rows(file.with_suffix(".arrow")).blocks if entry["rows"] else []
                 self._end = Cursor(**entry["end"])
-                self._counts.append(entry["rows"])
-            return self._ended or number < len(self._counts)
+                self._windows.append(blocks)
+            return self._ended or number < len(self._windows)
 
-    def _write_next(self, stop: Callable[[], bool]) -> None:
+    def _write_next(self) -> None:
         """Write the window after those that exist, unless another process has done so."""
-        number = len(self._counts)
+        number = len(self._windows)
         with file_lock(self._folder / "windows", self._log):
             if self._exists(number):
                 return
-            open_one = self._reader if self._is_leading else None
-            reader = open_one[1] if open_one else self._open_reader(self._end)
+            if self._reader and self._is_leading:
+                _, reader = self._reader
+            else:
+                pieces = _until(self._stop, self._read(self._end))
+                reader = read_windows(pieces, self.size * self._row_tokens)
             self._reader = None  # an error leaves it in the middle of a window
-            before = reader.taken
-            file = self._file(number)
-            self._write(file.with_suffix(".arrow"), _until(stop, reader.take(self._size)))
-            rows = reader.taken - before
-            end = reader.cursor if rows == self._size else Cursor()
+            window, end = next(reader)
+            rows, file = _count(window) // self._row_tokens, self._file(number)
+            self._write(file.with_suffix(".arrow"), window)
             # Last, because a window exists if this file does.
             write_text(file, json.dumps({"rows": rows, "end": asdict(end)}))
             self._reader = number + 1, reader
 
-    def _start_thread(self, number: int) -> None:
-        stop = threading.Event()
-        thread = threading.Thread(
-            target=self._prefetch, args=(number, stop.is_set), name="unmask-prefetch", daemon=True
-        )
-        self._threads[:] = [(thread, stop)]
-        thread.start()
-
-    def _prefetch(self, number: int, stop: Callable[[], bool]) -> None:
+    def _prefetch(self, number: int) -> None:
         """Write windows up to `number`, in the thread."""
         try:
             while not self._exists(number) and self._is_leading:
                 with self._writing:
-                    self._write_next(stop)
+                    self._write_next()
         except Closed:
             pass
         except (ValueError, OSError, RuntimeError) as error:
             self._log(f"prefetch of text failed, and is repeated when it is needed: {error}")
 
 
+def _count(arrays: Iterable[NDArray[Any]]) -> int:
+    """The number of rows, or of tokens, in all arrays."""
+    return sum(map(len, arrays))
+
+
 def _until(
-    stop: Callable[[], bool], blocks: Iterator[NDArray[np.int64]]
-) -> Iterator[NDArray[np.int64]]:
-    for block in blocks:
-        if stop():
+    stop: threading.Event, pieces: Iterable[tuple[NDArray[np.int64], Cursor]]
+) -> Iterator[tuple[NDArray[np.int64], Cursor]]:
+    """The pieces; `Closed` after `stop`."""
+    for piece in pieces:
+        if stop.is_set():
             raise Closed
-        yield block
+        yield piece
 
 
-def _end(threads: list[tuple[threading.Thread, threading.Event]]) -> None:
+def _end(stop: threading.Event, threads: Sequence[threading.Thread]) -> None:
     """Stop threads and wait for them."""
-    for _, stop in threads:
-        stop.set()
-    for thread, _ in threads:
+    stop.set()
+    for thread in threads:
         # The thread itself runs this if it drops the last reference to the folder.
         if thread is not threading.current_thread():
             thread.join(JOIN_SECONDS)

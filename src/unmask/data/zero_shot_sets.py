@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -174,10 +174,9 @@ def zero_shot_rows(
     body = length - 2 if wrap else length
     rows = []
     for documents in _batches(corpus.texts, batch):
-        ids = tokenizer.encode_batch(documents)
-        if sum(map(len, ids)) >= body:
-            eos, bos = tokenizer.eos_id, tokenizer.bos_id
-            rows.append(pack(ids, length, eos, wrap=wrap, bos_id=bos, between=False))
+        ids = list(chain.from_iterable(tokenizer.encode_batch(documents)))
+        if len(ids) >= body:
+            rows.append(pack([ids], length, tokenizer.eos_id, wrap, tokenizer.bos_id))
     if not rows:
         raise ValueError(
             f"{corpus.name} has no {batch} adjacent documents with {body} tokens: give a smaller "
