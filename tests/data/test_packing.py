@@ -166,7 +166,7 @@ def test_rows_are_text():
     rows = torch.tensor([[0, 1, 2], [3, 4, 5]])
     check_rows(rows, 7, 6)
     check_rows(rows, 6, None)
-    with pytest.raises(ValueError, match=r"vocab_size = 5, got 0 to 5"):
+    with pytest.raises(ValueError, match=r"got 0 to 5, .*vocab_size = 5"):
         check_rows(rows, 5, None)
     with pytest.raises(ValueError, match=r"got -1 to 4"):
         check_rows(rows - 1, 7, 6)

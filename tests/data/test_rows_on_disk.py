@@ -113,7 +113,7 @@ def test_a_row_number_out_of_range_is_refused(pair: tuple[torch.Tensor, StoredRo
 
 def test_stored_rows_are_checked_like_others(pair: tuple[torch.Tensor, StoredRows]) -> None:
     check_rows(pair[1], 293, None)
-    with pytest.raises(ValueError, match="vocab_size = 292, got 0 to 292"):
+    with pytest.raises(ValueError, match="got 0 to 292, .*vocab_size = 292"):
         check_rows(pair[1], 292, None)
 
 

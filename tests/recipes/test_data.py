@@ -329,11 +329,11 @@ def test_ids_that_cannot_be_rows_are_refused(small: Recipe, tmp_path: Path, cach
         training_data(short)
     foreign = ids_of(small, tmp_path / "foreign", **{IDS_COLUMN: [[1] * 20, [999] * 30, [1] * 50]})
     with pytest.raises(
-        ValueError, match=f"vocab_size = {VOCABULARY}, got 0 to 999; was the text encoded"
+        ValueError, match=f"got 0 to 999, .*vocab_size = {VOCABULARY}"
     ):
         training_data(foreign)
     rows_of_others = ids_of(small, tmp_path / "rows", **{IDS_COLUMN: [[999] * LENGTH] * 20})
-    with pytest.raises(ValueError, match=f"vocab_size = {VOCABULARY}, got 999 to 999"):
+    with pytest.raises(ValueError, match=f"got 999 to 999, .*vocab_size = {VOCABULARY}"):
         list(run(rows_of_others, tmp_path / "run", device="cpu"))
     no_tokens = on(rows_of_others, tmp_path / "rows" / "set", tokenizer="bpe:300")
     with pytest.raises(ValueError, match="token ids, and text is needed"):

@@ -146,7 +146,7 @@ def test_wrong_use_of_distill() -> None:
             list(distill(model, wrong, recipe("demo-mcd")))
     with pytest.raises(
         ValueError,
-        match=r"vocab_size = 38, got 0 to 99; was the text encoded with another tokenizer",
+        match=r"got 0 to 99, .*vocab_size = 38",
     ):
         list(
             distill(
