@@ -1,4 +1,4 @@
-"""Conversion between dataclasses and JSON, and JSON files read within bounds of size and kind.
+"""Conversion between dataclasses and JSON, and safe reading of JSON files.
 
 Recipes and reports are dataclasses. This module does not import torch.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 T = TypeVar("T")
-# For a type, a function (JSON value, where) -> value; `where` names the field in errors.
+# For each type, a function (JSON value, where) -> value; `where` names the field in errors.
 Readers = Mapping[type, Callable[[Any, str], Any]]
 
 LARGEST_JSON = 2**22  # bytes of a JSON file that `read_json` accepts by default
@@ -117,9 +117,9 @@ def read_json(file: Path, largest: int = LARGEST_JSON) -> Any:
 
 
 def check_regular(file: Path, largest: int | None = None) -> None:
-    """Raise ValueError unless this is a regular file of at most `largest` bytes.
+    """Raise ValueError unless `file` is a regular file of at most `largest` bytes.
 
-    Reading a pipe or a device may never end.
+    Reading a pipe or a device might never end.
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -152,9 +152,9 @@ def leaves(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_plain(record: Any) -> None:
-    """Raise ValueError for a field of nested dataclasses that a JSON file cannot keep.
+    """Raise ValueError if a JSON file cannot hold a field of nested dataclasses.
 
-    A float must be finite, an integer must have 64 bits, a string must be encodable in UTF-8.
+    Floats must be finite, integers must fit in 64 bits, and strings must be valid UTF-8.
     """
     for name, value in leaves(record):
         for item in value if isinstance(value, tuple) else (value,):
@@ -203,7 +203,7 @@ class _JsonReader:
         )
 
     def read(self, hint: Any, value: Any, where: str) -> Any:
-        """A value of the type `hint`."""
+        """A value of the type `hint`, from a JSON value."""
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return value
@@ -214,7 +214,11 @@ class _JsonReader:
         if origin is Literal:
             return _literal(arguments, value, where)
         if origin in (typing.Union, types.UnionType):
-            return self.union(arguments, value, where)
+            if value is None and type(None) in arguments:
+                return None
+            kinds = [argument for argument in arguments if argument is not type(None)]
+            kind = kinds[0] if len(kinds) == 1 else _record_of_kind(kinds, value, where)
+            return self.read(kind, value, where)
         if origin in (tuple, list, Sequence):
             return self.items(origin, arguments, value, where)
         if origin is Mapping:
@@ -225,15 +229,6 @@ class _JsonReader:
                 for key, item in value.items()
             }
         return _scalar(hint, value, where)
-
-    def union(self, arguments: Sequence[Any], value: Any, where: str) -> Any:
-        """None if allowed, else a value of the one other type, else one of several dataclasses."""
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [argument for argument in arguments if argument is not type(None)]
-        if len(kinds) == 1:
-            return self.read(kinds[0], value, where)
-        return self.one_of(kinds, value, where)
 
     def items(self, origin: Any, arguments: Sequence[Any], value: Any, where: str) -> Any:
         """A tuple or a list, from a JSON list."""
@@ -251,24 +246,21 @@ class _JsonReader:
         ]
         return tuple(items) if origin is tuple else items
 
-    def one_of(self, records: Sequence[Any], value: Any, where: str) -> Any:
-        """One of several dataclasses, selected by their field `kind`."""
-        kinds = {typing.get_args(_hints(record)["kind"])[0]: record for record in records}
-        kind = value.get("kind") if isinstance(value, Mapping) else None
-        if kind not in kinds:
-            raise ValueError(
-                f"{where}.kind is unknown: got {kind!r}, want one of {', '.join(map(repr, kinds))}"
-            )
-        return self.record(kinds[kind], value, where)
-
 
 @cache
 def _hints(kind: type) -> Mapping[str, Any]:
     return typing.get_type_hints(kind)
 
 
+def _record_of_kind(records: Sequence[Any], value: Any, where: str) -> Any:
+    """The dataclass, of several, whose field `kind` has the value's `kind`."""
+    kinds = {typing.get_args(_hints(record)["kind"])[0]: record for record in records}
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    return kinds[_literal(list(kinds), kind, f"{where}.kind")]
+
+
 def _check_names(value: Mapping[str, Any], fields: Sequence[str], where: str) -> None:
-    """Raise ValueError for a name that is not a field, with the most similar field as a hint."""
+    """Raise ValueError for a name that is not a field; the error suggests the nearest field."""
     for name in value:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
@@ -285,7 +277,7 @@ def _literal(allowed: Sequence[Any], value: Any, where: str) -> Any:
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
-    """A str, bool, int or float. A whole number is a float too; a bool is not a number."""
+    """Check a str, bool, int or float. A whole number is a float too; a bool is not a number."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > sys.float_info.max:
             raise ValueError(
