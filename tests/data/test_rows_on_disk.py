@@ -107,13 +107,13 @@ def test_batches_do_not_depend_on_where_rows_are(
 
 def test_a_row_number_out_of_range_is_refused(pair: tuple[torch.Tensor, StoredRows]) -> None:
     for wrong in (-1, 30):
-        with pytest.raises(IndexError, match=r"(0 to 30|-1 to 0): want 0 to 29"):
+        with pytest.raises(IndexError, match=r"got (0 to 30|-1 to 0), want 0 to 29"):
             pair[1][torch.tensor([0, wrong])]
 
 
 def test_stored_rows_are_checked_like_others(pair: tuple[torch.Tensor, StoredRows]) -> None:
     check_rows(pair[1], 293, None)
-    with pytest.raises(ValueError, match="got 0 to 292, .*vocab_size = 292"):
+    with pytest.raises(ValueError, match=r"got 0 to 292, .*vocab_size = 292"):
         check_rows(pair[1], 292, None)
 
 
@@ -255,7 +255,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     stored(numbered(30), tmp_path)
     whole = (tmp_path / "rows.arrow").read_bytes()
     (tmp_path / "rows.arrow").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"not a whole Arrow file .* remove it"):
+    with pytest.raises(ValueError, match=r"not a complete Arrow file .* remove it"):
         open_rows(tmp_path / "rows.arrow")
 
 
@@ -295,8 +295,8 @@ def test_lists_of_different_lengths_are_not_rows() -> None:
 @pytest.mark.parametrize(
     ("lists", "kind", "message"),
     [
-        ([1, 2, 3], pa.int64(), "input_ids holds int64: want lists of integers"),
-        ([["a"], ["b"]], pa.list_(pa.string()), "holds list<item: string>"),
+        ([1, 2, 3], pa.int64(), "input_ids .*got int64, want lists of integers"),
+        ([["a"], ["b"]], pa.list_(pa.string()), "got list<item: string>"),
         ([[1], None], KINDS[0], "missing"),
         ([[1], [None]], KINDS[0], "missing"),
     ],

@@ -328,9 +328,7 @@ def test_ids_that_cannot_be_rows_are_refused(small: Recipe, tmp_path: Path, cach
     ):
         training_data(short)
     foreign = ids_of(small, tmp_path / "foreign", **{IDS_COLUMN: [[1] * 20, [999] * 30, [1] * 50]})
-    with pytest.raises(
-        ValueError, match=f"got 0 to 999, .*vocab_size = {VOCABULARY}"
-    ):
+    with pytest.raises(ValueError, match=f"got 0 to 999, .*vocab_size = {VOCABULARY}"):
         training_data(foreign)
     rows_of_others = ids_of(small, tmp_path / "rows", **{IDS_COLUMN: [[999] * LENGTH] * 20})
     with pytest.raises(ValueError, match=f"got 999 to 999, .*vocab_size = {VOCABULARY}"):

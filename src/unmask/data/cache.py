@@ -1,4 +1,4 @@
-"""The cache of rows and tokenizers that are made from text: its directory, names and locks.
+"""The cache on disk of rows and tokenizers: its directory, the names of its entries, file locks.
 
 One process writes an entry while the others wait. The directory may be deleted at any time.
 """
@@ -19,7 +19,7 @@ Log: TypeAlias = Callable[[str], None]
 
 
 def no_log(line: str) -> None:
-    """Discard a line of progress: the default of `log`."""
+    """Discard a line of progress: the default of all arguments `log`."""
 
 
 def cache_dir() -> Path:
@@ -31,24 +31,24 @@ def cache_dir() -> Path:
 
 
 def fingerprint(*facts: str | int | bool | list[int] | None) -> str:
-    """A hash of facts as a name, 32 hexadecimal digits."""
+    """A hash of facts, 32 hexadecimal digits, as the name of a cache entry."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 @contextmanager
 def file_lock(target: Path, log: Log = no_log) -> Iterator[None]:
-    """Run the block in one process at a time; the others wait and log one line.
+    """Run the block in one process at a time; each other process logs one line and waits.
 
-    The system frees the lock however its process ends. Waiting in a collective operation instead
-    would end a training: its time-out is minutes, and the first process may read text for hours.
+    The operating system frees the lock when its process ends, also after a crash. The processes of
+    a training do not wait in a collective operation instead: it times out after minutes, but one
+    process may read text for hours.
 
     Args:
-        target: the file or folder that the block writes; the lock is the file `.lock-NAME` beside
-            it.
+        target: the file or folder that the block writes. The lock is a file `.lock-NAME` beside it.
         log: receives the line about waiting.
 
     Raises:
-        OSError: the directory cannot be written, or its file system has no locks.
+        OSError: the directory cannot be written, or its file system does not support locks.
     """
     lock = FileLock(target.with_name(f".lock-{target.name}"), fallback_to_soft=False)
     try:
@@ -60,8 +60,8 @@ def file_lock(target: Path, log: Log = no_log) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise OSError(
-            f"UNMASK_CACHE cannot be written or locked: {target.parent} ({error}); name a "
-            "directory that can be"
+            f"UNMASK_CACHE cannot be written or locked: got {target.parent} ({error}); set "
+            "UNMASK_CACHE to a writable directory"
         ) from error
     try:
         yield
@@ -70,9 +70,9 @@ def file_lock(target: Path, log: Log = no_log) -> Iterator[None]:
 
 
 def make_once(target: Path, make: Callable[[], object], log: Log = no_log) -> Path:
-    """Call `make`, which writes `target`, unless `target` exists: in one process, others wait.
+    """Call `make` to write `target` if it does not exist, in one process; others wait.
 
-    `make` writes atomically, so the next process starts again after one that was killed.
+    `make` must write atomically. If its process is killed, the next process calls it again.
     """
     if not target.exists():
         with file_lock(target, log):

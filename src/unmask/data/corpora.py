@@ -42,8 +42,12 @@ Documents: TypeAlias = Sequence[str] | TokenLists
 class Corpus:
     """Documents in a fixed order, texts or lists of token ids.
 
-    held_out  documents of a published held-out split (None: the corpus has none)
-    identity  of documents on disk: a name that changes with them (None: they are in memory)
+    Attributes:
+        name: the name in errors and logs.
+        documents: the documents, without those of `held_out`.
+        held_out: documents of a published held-out split; None: the corpus has no such split.
+        identity: of documents on disk: a string that changes when they change. None: the documents
+            are in memory.
     """
 
     name: str
@@ -53,13 +57,15 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if len(self.documents) == 0:
-            raise ValueError(f"corpus {self.name!r} is empty: want at least one document with text")
+            raise ValueError(
+                f"corpus {self.name!r} is empty: got 0 documents with text, want at least 1"
+            )
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over each document in order: its length in bytes as 8 bytes, then its UTF-8 bytes.
+        """A sha256 of the documents: for each one its number of bytes (8 bytes), then its bytes.
 
-        Token ids are 8 bytes each. All lengths and ids are little-endian.
+        Texts are UTF-8 and token ids have 8 bytes each. All numbers are little-endian.
         """
         state = hashlib.sha256()
         for document in self.documents:
@@ -73,20 +79,27 @@ class Corpus:
     def texts(self) -> Sequence[str]:
         """The documents; ValueError if they are token ids."""
         if isinstance(self.documents, TokenLists):
-            raise ValueError(f"corpus {self.name!r} holds token ids, and text is needed: give text")
+            raise ValueError(f"corpus {self.name!r} has the wrong kind: got token ids, want text")
         return self.documents
 
     def part(
         self, name: str, documents: Documents, held_out: Documents | None = None, rule: str = ""
     ) -> Corpus:
-        """A corpus NAME/PART of some documents; `rule` tells its identity from other such parts."""
+        """A part of this corpus.
+
+        Args:
+            name: the part's name, after the name of this corpus and a slash.
+            documents: the documents of the part.
+            held_out: its held-out documents.
+            rule: how the part was chosen. Its identity contains this rule.
+        """
         identity = None if self.identity is None else f"{self.identity}/{name}{rule}"
         return Corpus(f"{self.name}/{name}", documents, held_out, identity)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training text and held-out text."""
+    """The training documents and the held-out documents of a text."""
 
     train: Corpus | Stream
     held_out: Corpus
@@ -94,7 +107,7 @@ class Split:
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A data set of the hub at a fixed revision, with its training and held-out slices."""
+    """A data set of the hub at a fixed revision, with slices for training and held-out text."""
 
     path: str
     revision: str
@@ -122,7 +135,7 @@ HUB_CORPORA = {
 
 
 def load_corpus(name_or_path: str | Path) -> Corpus:
-    """Load a corpus by name or from a path. A name has priority: write `./sotu` for a folder.
+    """Load a corpus by name or from a path. A name has priority: `./sotu` is a folder of that name.
 
     "sotu"         249 messages of US presidents, 1790 to 2026, by date: 12 MB, from package `sotu`
     "pydocs"       manual and docstrings of the running CPython: 2 MB, differs between versions
@@ -136,17 +149,17 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     DATA SET       a directory of `datasets.save_to_disk`, a folder of .parquet files, a .parquet
                    or an .arrow file
 
-    The documents of a data set are its column "input_ids" if there is one, else its column "text".
-    The former are lists of token ids; those whose "attention_mask" is 0 are left out. The split
-    `test` (else `validation`) is held out. Without such a split the last tenth of lists of ids is.
+    The documents of a data set are its column "input_ids", lists of token ids, if there is one.
+    Ids whose "attention_mask" is 0 are left out. Else the documents are its column "text". The
+    split `test` (else `validation`) is held out. Without such a split, `split` holds out documents.
 
-    Data sets stay on disk, unchanged. Other documents are read into memory and stripped, and empty
-    documents are dropped.
+    Data sets stay on disk, unchanged. Other documents are read into memory and stripped of white
+    space, and empty documents are dropped.
 
     Raises:
-        ValueError: an unknown or empty name; an empty corpus; a file that is not UTF-8 text or is
-            not read as text (.csv, .json, .gz and others); a folder with files that would be left
-            out.
+        ValueError: the name is unknown or empty; the corpus is empty; a file is not UTF-8 text or
+            is not read as text (.csv, .json, .gz and others); a folder holds files of several
+            kinds.
     """
     name = non_empty(str(name_or_path), "corpus")
     if name in HUB_CORPORA:
@@ -160,7 +173,7 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
 
 
 def load_hub_corpus(name: str, corpus: HubCorpus) -> Corpus:
-    """Load a data set of the hub through `datasets`, with its published held-out split."""
+    """Load a named data set of the hub, with its published held-out split."""
     from datasets import load_dataset
 
     train, held_out = (
@@ -171,15 +184,15 @@ def load_hub_corpus(name: str, corpus: HubCorpus) -> Corpus:
 
 
 def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Split:
-    """A data set whose training documents are read in order and only as far as needed.
+    """Open a data set whose training documents are read in order and only as far as needed.
 
-    The head of its split `test` (else `validation`) is held out. A head is the first documents, 64
-    at a time, until they hold 2^24 characters or token ids. Without such a split the head of the
-    text itself is held out, and training documents begin after it.
+    The head of its split `test` (else `validation`) is held out. A head is the first documents that
+    together have 2^24 characters or token ids, in groups of 64. Without such a split the head of
+    the training text is held out, and training begins after it.
 
     Args:
         name: a data set, on disk or of the hub.
-        part: the documents to use, such as every other one.
+        part: a slice of the document numbers, such as every other one.
         log: receives lines about slow operations.
 
     Raises:
@@ -192,7 +205,7 @@ def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Spli
     on_hub = source.startswith(HUB_PREFIX)
     if not on_hub and (source in _INSTALLED or not is_dataset(_existing(source))):
         raise ValueError(
-            f"data.streaming cannot read {name!r}: want a data set of the hub "
+            f"data.streaming cannot read this corpus: got {name!r}, want a data set of the hub "
             f"({HUB_PREFIX}OWNER/NAME, {', '.join(HUB_CORPORA)}) or on disk (.arrow, .parquet, a "
             "folder of parquet files or of `save_to_disk`); give --data.no-streaming"
         )
@@ -214,12 +227,16 @@ def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Spli
 
 
 def split(corpus: Corpus, held_out_every: int = 10) -> Split:
-    """The published split, else every 10th document held out (of fewer documents, the last one).
+    """Divide a corpus into training and held-out documents.
 
-    Rows of token ids are neighbours in a text, so of lists of ids the last tenth is held out.
+    A published held-out split is used. Else every k-th document is held out, k = `held_out_every`,
+    or the last one of fewer documents. Adjacent lists of token ids are often parts of one text, so
+    the last 1/k of them is held out.
     """
     if held_out_every < 2:
-        raise ValueError(f"held_out_every is {held_out_every}: want >= 2 (every k-th is held out)")
+        raise ValueError(
+            f"held_out_every is too small: got {held_out_every}, want >= 2 (every k-th document)"
+        )
     documents, held_out, rule = corpus.documents, corpus.held_out, ""
     if held_out is None:
         _check_divisible(corpus)
@@ -239,7 +256,7 @@ def split(corpus: Corpus, held_out_every: int = 10) -> Split:
 
 
 def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
-    """Two disjoint corpora, alternate documents, so that eras mix; each has half of `held_out`."""
+    """Divide a corpus into two: alternate documents, and alternate documents of `held_out`."""
     _check_divisible(corpus)
     held_out = corpus.held_out
     first, second = (
@@ -250,7 +267,7 @@ def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
 
 
 def evaluation_part(corpus: Corpus) -> Corpus:
-    """The text to measure on: the published held-out split, else all documents."""
+    """The documents to measure on: the published held-out split, else all documents."""
     return corpus if corpus.held_out is None else corpus.part("held_out", corpus.held_out)
 
 
@@ -260,20 +277,15 @@ def is_corpus_name(name: str) -> bool:
 
 
 def is_corpus_path(name: str) -> bool:
-    """Whether `load_corpus` reads files of this name."""
+    """Whether `name` is the path of an existing file or folder, and not a corpus by name."""
     return bool(name) and not is_corpus_name(name) and Path(name).exists()
 
 
-def corpus_exists(name: str) -> bool:
-    """Whether `load_corpus` finds this corpus here, or looks for it on the hub."""
-    return is_corpus_name(name) or Path(name).exists()
-
-
 def same_corpus(name: str, other: str) -> bool:
-    """Whether two names are equal, or are paths of the same file or folder.
+    """Whether two names mean one corpus: they are equal, or paths of the same file or folder.
 
-    If one of the paths does not exist (it was moved, or was relative to another folder), equal file
-    names decide.
+    If one of the paths does not exist, their last components are compared. (It was moved, or was
+    relative to another folder.)
     """
     if name == other or is_corpus_name(name) or is_corpus_name(other):
         return name == other
@@ -282,7 +294,7 @@ def same_corpus(name: str, other: str) -> bool:
 
 
 def library_files() -> list[Path]:
-    """The files of the standard library, without tests: slim installations lack them."""
+    """The source files of Python's standard library, without tests, which some systems lack."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
     files = sorted(root.rglob("*.py"))
@@ -292,7 +304,8 @@ def library_files() -> list[Path]:
 def _check_divisible(corpus: Corpus) -> None:
     if len(corpus.documents) < 2:
         raise ValueError(
-            f"corpus {corpus.name!r} has one document: want two or more, as documents stay whole"
+            f"corpus {corpus.name!r} cannot be divided: got 1 document, want at least 2, because "
+            "a document is never divided"
         )
 
 

@@ -1,6 +1,6 @@
-"""Data sets that `datasets` reads, on disk or of the hub: splits, columns and documents.
+"""Data sets that the library `datasets` reads, on disk or of the hub: splits, columns, documents.
 
-A data set has a column of texts, read as strings, or a column of lists of token ids.
+The documents of a data set are a column of strings, or a column of lists of token ids.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ READ_AT_ONCE = 1000  # documents
 class DatasetDocuments(Sequence[str]):
     """A text column of a `datasets.Dataset`, read from disk on access; a slice is a view.
 
-    rows  the row numbers of the documents, in order
+    Attributes:
+        table: the `datasets.Dataset`.
+        column: the column's name.
+        rows: the row numbers of the documents, in order.
     """
 
     table: Any
@@ -52,7 +55,7 @@ class DatasetDocuments(Sequence[str]):
             yield from self._read(self.rows[first : first + READ_AT_ONCE])
 
     def without(self, every: int) -> DatasetDocuments:
-        """All but every k-th document, without a list of their numbers in memory."""
+        """All but every k-th document. Their numbers are computed, not held in memory."""
         return DatasetDocuments(self.table, self.column, AllButEveryKth(self.rows, every))
 
     def _read(self, rows: Sequence[int]) -> list[str]:
@@ -66,7 +69,7 @@ class DatasetDocuments(Sequence[str]):
 
 @dataclass(frozen=True)
 class AllButEveryKth(Sequence[int]):
-    """All but every k-th of some numbers, k = `every`, in order."""
+    """Some numbers in order without every k-th one, k = `every`."""
 
     numbers: Sequence[int]
     every: int
@@ -82,9 +85,9 @@ class AllButEveryKth(Sequence[int]):
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a path is a data set: .arrow, .parquet, a folder of these, or of `save_to_disk`.
+    """Whether a path is a data set: .arrow, .parquet, a folder of .parquet or of `save_to_disk`.
 
-    ValueError if it is read neither as a data set nor as text.
+    ValueError if the path can be read neither as a data set nor as text.
     """
     return corpus_files(path)[0] in ("arrow", "parquet", "saved")
 
@@ -92,9 +95,9 @@ def is_dataset(path: Path) -> bool:
 def open_dataset(
     name: str,
 ) -> tuple[DatasetDocuments | TokenLists, DatasetDocuments | TokenLists | None, str]:
-    """The training documents of a data set, its held-out documents if any, and its identity.
+    """Open a data set: its training documents, its held-out documents if any, and its identity.
 
-    ValueError if it has no training split, or neither a column "input_ids" nor a column "text".
+    ValueError if there is no training split, or neither a column "input_ids" nor "text".
     """
     splits, identity = open_splits(name)
     train, test = choose_splits(splits, name)
@@ -103,13 +106,13 @@ def open_dataset(
 
 
 def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, Any], str]:
-    """The splits of a data set by name, and an identity that changes when the data set changes.
+    """Open the splits of a data set, by name, and compute its identity.
 
-    The identity of files is made of their names, sizes and times; of a data set of the hub, of its
-    repository, configuration and commit.
+    The identity is a string that changes when the data set changes. For files it depends on their
+    names, sizes and times; for the hub on repository, configuration and commit.
 
     Args:
-        name: a path that `is_dataset`, or hub:OWNER/NAME.
+        name: the path of a data set, or hub:OWNER/NAME.
         streaming: open each split as a `datasets.IterableDataset`.
     """
     import datasets
@@ -161,32 +164,36 @@ def _open_path(name: str, streaming: bool) -> tuple[Any, str]:
 
 
 def choose_splits(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str | None]:
-    """The training split, and the held-out split: `test`, else `validation`, else None."""
+    """The names of the training split and of the held-out one (`test`, else `validation`)."""
     train = "train" if "train" in splits else next(iter(splits))
     if train != "train" and len(splits) > 1:
-        raise ValueError(f"{name} has the splits {', '.join(splits)}: want one named train, or one")
+        raise ValueError(
+            f"{name} has no training split: got the splits {', '.join(splits)}, want one with the "
+            "name train, or only one split"
+        )
     held_out = next((s for s in ("test", "validation") if s in splits and s != train), None)
     if held_out and column_of(splits[train], name) != column_of(splits[held_out], name):
         raise ValueError(
-            f"{name}: one of the splits {train} and {held_out} holds text, the other token ids"
+            f"{name} has splits of two kinds: of {train} and {held_out}, one holds text and the "
+            "other token ids; give both the same column"
         )
     return train, held_out
 
 
 def columns_of(table: Any) -> list[str]:
-    """The columns of a split; those of a stream may be unknown until a row is read."""
+    """The columns of a split. A stream may not know them until a row is read."""
     return table.column_names or list(next(iter(table), ()))
 
 
 def column_of(table: Any, name: str | Path) -> str:
-    """The column of a split that holds its documents."""
+    """The name of the column that holds the documents of a split."""
     columns = columns_of(table)
     for column in (IDS_COLUMN, TEXT_COLUMN):
         if column in columns:
             return column
     raise ValueError(
-        f"{name} has the columns {', '.join(columns)}: want {IDS_COLUMN!r}, lists of token ids, or "
-        f"{TEXT_COLUMN!r}; rename the right column (`rename_column` of datasets)"
+        f"{name} has no column of documents: got {', '.join(columns)}, want {IDS_COLUMN!r} (lists "
+        f"of token ids) or {TEXT_COLUMN!r}; rename the right column (`rename_column` of datasets)"
     )
 
 
@@ -196,23 +203,28 @@ def check_text(kind: Any, column: str, name: str | Path) -> None:
 
     value = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
-        raise ValueError(f"column {column!r} of {name} holds {kind}: want a string in each row")
+        raise ValueError(
+            f"column {column!r} of {name} has the wrong type: got {kind}, want a string in each row"
+        )
 
 
 def read_texts(column: Any, rows: Sequence[int], name: str) -> list[str]:
-    """The strings of a part of an Arrow column; ValueError if one is missing or not UTF-8.
+    """Read the strings of a part of an Arrow column.
 
     Args:
         column: the part.
-        rows: its row numbers in the data set, for the error.
-        name: begins the error.
+        rows: its row numbers in the data set, for errors.
+        name: the column's name, for errors.
+
+    Raises:
+        ValueError: a string is missing or not UTF-8.
     """
     try:
         texts: list[str] = column.to_pylist()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{name} holds bytes that are not UTF-8 text in rows {rows[0]} to {rows[-1]} "
-            f"({error}): write these rows again, or drop them"
+            f"{name} is not UTF-8 text in rows {rows[0]} to {rows[-1]} ({error}): write these "
+            "rows again, or drop them"
         ) from error
     missing = [row for row, text in zip(rows, texts, strict=True) if text is None]
     if missing:
@@ -233,14 +245,14 @@ def documents_of(table: Any, name: str | Path) -> DatasetDocuments | TokenLists:
 
 
 def text_documents(table: Any, column: str, name: str | Path) -> DatasetDocuments:
-    """The documents of a column of texts; ValueError if it holds something else."""
+    """The documents of a column of strings; ValueError if it has another type."""
     check_text(table.data.schema.field(column).type, column, name)
     return DatasetDocuments(table, column, range(len(table)))
 
 
 @contextmanager
 def _opening(name: str | Path) -> Iterator[None]:
-    """Name the data set, or the cache of `datasets` if it cannot be written, in a ValueError.
+    """Turn an error of `datasets` into a ValueError about the data set or the cache of `datasets`.
 
     `datasets` passes on all errors of its readers, such as an IndexError for an empty file.
     """
@@ -256,17 +268,17 @@ def _opening(name: str | Path) -> Iterator[None]:
         except OSError as fault:
             raise ValueError(
                 f"HF_HOME cannot be written: `datasets` caches data sets in {folder} ({fault}); "
-                "set it to a writable directory"
+                "set HF_HOME to a writable directory"
             ) from error
         raise ValueError(
-            f"the data set {name} could not be opened: {error!r}. Check that it is whole and not "
+            f"the data set {name} cannot be opened: {error!r}. Check that it is complete and not "
             "empty, and that `datasets.load_from_disk` or `load_dataset` opens it"
         ) from error
 
 
 def _identity(path: Path, kind: str, files: Sequence[Path]) -> str:
     """A fingerprint of the names, sizes and times of the files of a data set."""
-    if kind == "saved":  # without the files that `map` adds, unless the data set names them
+    if kind == "saved":  # without the cache files of `map`, unless state.json names them
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         states = [file for file in files if file.name == "state.json"]
         named = "".join(file.read_text("utf-8", "replace") for file in states)

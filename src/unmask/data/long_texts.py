@@ -1,6 +1,6 @@
-"""Long texts encoded in pieces; all codes together are the encoding of the whole text.
+"""Encoding of long texts in pieces, with the same result as encoding the whole text.
 
-An encoding takes about 100 bytes a character while it is made: 6 GB for 50 MB in one piece.
+A tokenizer uses about 100 bytes of memory for each character: 6 GB for 50 MB in one piece.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 PIECE = 2**18  # characters of a piece, and of the longest text that is encoded whole
-CONTEXT = 2**10  # characters on both sides of a cut that are encoded to check it
+CONTEXT = 2**10  # characters on each side of a cut that are encoded to check it
 LONGEST = 2**24  # characters of the longest piece without a valid cut
-TRIES = 4  # cuts of each sort that are tried
+TRIES = 4  # possible cuts of each kind that are checked
 _CUTS = (
     r"(?<=\S)(?=\s\S)",  # before a single space
     r"(?<=\w)(?=\W)|(?<=\W)(?=\w)",  # at the border of a word
@@ -28,20 +28,20 @@ def encode_in_pieces(
     context: int = CONTEXT,
     longest: int = LONGEST,
 ) -> Iterator[tuple[str, Codes]]:
-    """Pieces of a text and their codes, which together are the codes of the whole text.
+    """Yield the pieces of a text with their codes, which joined are the codes of the whole text.
 
-    A text a b is cut between a and b if encode(a c) = encode(a) encode(c) for the first `context`
-    characters c of b. A piece grows from `size` characters until there is such a cut.
+    A text a b may be cut between a and b if encode(a c) = encode(a) encode(c). Here c is the first
+    `context` characters of b. A piece has `size` characters; without a cut its size doubles.
 
     Args:
         text: the text.
-        encode: gives the codes of a text.
+        encode: returns the codes of a text.
         size: characters of a piece.
-        context: characters on both sides of a cut that are encoded.
-        longest: characters after which a missing cut is an error.
+        context: characters on each side of a cut that are encoded to check it.
+        longest: characters of the longest piece.
 
     Raises:
-        ValueError: `longest` characters have no valid cut.
+        ValueError: a longer piece than `longest` has no valid cut.
     """
     start = 0
     while start < len(text) or not start:
@@ -65,17 +65,17 @@ def _first_piece(
                 return text[start:cut], codes[: -len(after)]
         if size > longest:
             raise ValueError(
-                f"a document has no place where this tokenizer can cut it in the {size} "
-                f"characters from character {start} on: want at most {longest}; divide the "
-                "document, or give a tokenizer that splits text into words"
+                f"a document cannot be encoded in pieces: got {size} characters without a valid "
+                f"cut, from character {start} on, want at most {longest}; divide the document, or "
+                "use a tokenizer that splits text into words"
             )
         size *= 2
     return text[start:], encode(text[start:])
 
 
 def _cuts(text: str, end: int, width: int) -> Iterator[int]:
-    """Places to cut a text in the `width` characters up to `end`, the last of each sort first."""
+    """Possible cuts in the `width` characters before `end`, the last cut of each kind first."""
     first = end - width + 1
-    for sort in _CUTS:
-        places = [first + match.start() for match in re.finditer(sort, text[first : end + 1])]
+    for pattern in _CUTS:
+        places = [first + match.start() for match in re.finditer(pattern, text[first : end + 1])]
         yield from reversed(places[-TRIES:])

@@ -1,7 +1,7 @@
 """Token ids in memory-mapped Arrow files: rows of one length, and lists of any length.
 
-`write_rows` writes a file of rows and `open_rows` reads it. `TokenLists` reads a column of lists of
-a data set.
+`write_rows` writes a file of rows, and `open_rows` reads it. `TokenLists` reads the lists of a data
+set.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from unmask.atomic_files import writing
 from unmask.data.cache import Log, make_once, no_log
 from unmask.data.packing import check_rows
 
-FORMAT_VERSION = 2  # of cached rows and of the names of all cache entries
+FORMAT_VERSION = 2  # of cached rows; part of the names of all cache entries
 IDS_COLUMN = "input_ids"  # lists of token ids, as the Hugging Face libraries call them
-PADDING_COLUMN = "attention_mask"  # lists as long, 0 where the id is padding
+PADDING_COLUMN = "attention_mask"  # lists of the same length; 0: the id is padding
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
     """Rows [n, L] of token ids in mapped files; indexing reads them as int64.
 
-    blocks  integer arrays [k, L], one after the other
-    chosen  numbers of the rows to use, in order
+    Attributes:
+        blocks: integer arrays [k, L], one after the other.
+        chosen: numbers of the rows to use, in order.
     """
 
     blocks: Sequence[NDArray[Any]]
@@ -50,15 +51,15 @@ class StoredRows:
         return len(self.chosen)
 
     def __getitem__(self, index: Tensor | slice, /) -> Tensor:
-        """Rows by number, int64 [k] in 0 .. n - 1, or by a slice: int64 [k, L] in memory."""
+        """Read rows by number, int64 [k] in 0 .. n - 1, or by a slice: int64 [k, L]."""
         if isinstance(index, slice):
             part = self.chosen[index]
             numbers = np.arange(part.start, part.stop, part.step)
         else:
             if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
                 raise IndexError(
-                    f"row numbers are {int(index.min())} to {int(index.max())}: want 0 to "
-                    f"{len(self) - 1}"
+                    f"row numbers are out of range: got {int(index.min())} to "
+                    f"{int(index.max())}, want 0 to {len(self) - 1}"
                 )
             numbers = self.chosen.start + self.chosen.step * index.cpu().numpy()
         block_of = np.searchsorted(self._starts, numbers, side="right") - 1
@@ -78,11 +79,14 @@ class StoredRows:
 class TokenLists(Sequence[NDArray[np.int64]]):
     """Lists of token ids in an Arrow column, read from disk on access; a slice is a view.
 
-    chosen  numbers of the lists to use, in order
-    mask    a column of lists as long; an id whose mark is 0 is padding and left out (None: none)
-    text    a column of the texts that the ids encode, if there is one
+    ValueError if a column has another type, or a list is missing.
 
-    ValueError if a column holds something else, or a list is missing.
+    Attributes:
+        column: the lists.
+        chosen: numbers of the lists to use, in order.
+        mask: lists of the same lengths; an id with mask 0 is padding and is left out. None: there
+            is no padding.
+        text: the texts that the ids encode, if they are known.
     """
 
     column: Any
@@ -103,8 +107,8 @@ class TokenLists(Sequence[NDArray[np.int64]]):
         ]
         if not lengths[0].equals(lengths[1]):
             raise ValueError(
-                f"{PADDING_COLUMN} and {IDS_COLUMN} have lists of different lengths: want one mark "
-                "for each id; encode the text again"
+                f"{PADDING_COLUMN} and {IDS_COLUMN} have lists of different lengths: want one "
+                "number for each id; encode the text again"
             )
 
     def __len__(self) -> int:
@@ -124,7 +128,7 @@ class TokenLists(Sequence[NDArray[np.int64]]):
         return ids
 
     def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
-        """At most `most` texts, evenly spaced, each with its ids; empty without a text column."""
+        """At most `most` evenly spaced texts, each with its ids; empty without a text column."""
         if self.text is None or not len(self):
             return []
         places = sorted({len(self) * i // most for i in range(most)})
@@ -133,7 +137,7 @@ class TokenLists(Sequence[NDArray[np.int64]]):
 
     @cached_property
     def length(self) -> int | None:
-        """The number of ids of each list of the column; None if it differs, or some are padding."""
+        """The length of all lists of the column; None if lengths differ or some ids are padding."""
         from pyarrow import compute
 
         ends = compute.min_max(compute.list_value_length(self.column)).as_py()
@@ -142,7 +146,7 @@ class TokenLists(Sequence[NDArray[np.int64]]):
     def rows(self) -> StoredRows:
         """Lists of one length as rows, without a copy."""
         if self.length is None:
-            raise ValueError(f"{IDS_COLUMN} has lists of different lengths: pack them to make rows")
+            raise ValueError(f"{IDS_COLUMN} has lists of different lengths: pack them into rows")
         chunks = [chunk.flatten().to_numpy() for chunk in self.column.chunks if len(chunk)]
         return StoredRows([ids.reshape(-1, self.length) for ids in chunks], self.chosen)
 
@@ -156,7 +160,7 @@ class TokenLists(Sequence[NDArray[np.int64]]):
 
 
 def _check_lists(column: Any, name: str) -> None:
-    """ValueError unless a column holds lists of integers (a mask: or booleans), none missing."""
+    """ValueError unless a column holds lists of integers (a mask also: of booleans), no null."""
     from pyarrow import types
 
     kind = column.type
@@ -166,14 +170,15 @@ def _check_lists(column: Any, name: str) -> None:
         or (name == PADDING_COLUMN and types.is_boolean(kind.value_type))
     ):
         raise ValueError(
-            f"column {name} holds {kind}: want lists of integers; encode the text first"
+            f"column {name} has the wrong type: got {kind}, want lists of integers; encode the "
+            "text first"
         )
     if column.null_count or any(chunk.flatten().null_count for chunk in column.chunks):
-        raise ValueError(f"column {name}: some lists or entries are missing (null); drop them")
+        raise ValueError(f"column {name} has missing lists or numbers (null): drop them")
 
 
 def arrow_table(file: Path) -> Any:
-    """The table of an Arrow file, of the file or stream format, mapped into memory."""
+    """The table of an Arrow file, mapped into memory; in the file format or the stream format."""
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as source:
@@ -185,7 +190,7 @@ def arrow_table(file: Path) -> Any:
             return pa.ipc.open_stream(source).read_all()
         except pa.ArrowInvalid as error:
             raise ValueError(
-                f"{file} is not a whole Arrow file ({error}): write it again, or remove it if "
+                f"{file} is not a complete Arrow file ({error}): write it again, or remove it if "
                 "unmask made it"
             ) from error
 
@@ -193,7 +198,7 @@ def arrow_table(file: Path) -> Any:
 def write_rows(
     file: Path, blocks: Iterable[NDArray[np.int64]], length: int, vocab_size: int
 ) -> None:
-    """Write rows to an Arrow file block by block; the file is replaced whole or not at all.
+    """Write rows to an Arrow file block by block, atomically.
 
     Args:
         file: the file to write.
@@ -202,8 +207,8 @@ def write_rows(
         vocab_size: V; a token takes two bytes if V <= 2^16, else four.
 
     Raises:
-        ValueError: an id is outside of the vocabulary.
-        OSError: the disk is full.
+        ValueError: an id is outside the vocabulary.
+        OSError: the file cannot be written; for example, the disk is full.
     """
     import pyarrow as pa
 
@@ -222,8 +227,8 @@ def write_rows(
                 writer.write_batch(pa.record_batch([lists], schema=schema))
     except OSError as error:
         raise OSError(
-            f"{file} was not written: {error}; free space there, or name another directory in "
-            "UNMASK_CACHE"
+            f"{file} cannot be written ({error}): free space there, or set UNMASK_CACHE to another "
+            "directory"
         ) from error
 
 
@@ -240,11 +245,11 @@ def cached_rows(
     vocab_size: int,
     log: Log = no_log,
 ) -> StoredRows:
-    """The rows of `file`; if it does not exist, one process first writes the rows of `blocks`.
+    """The rows of a file; if it does not exist, one process first writes it.
 
     Args:
         file: the file to read or write.
-        blocks: a function that gives rows [k, L], block by block.
+        blocks: returns the rows, block by block: [k, L].
         length: L.
         vocab_size: V.
         log: receives a line if another process writes the file.

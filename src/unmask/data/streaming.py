@@ -1,6 +1,6 @@
 """Data sets that are read in order and only as far as needed.
 
-`Stream` reads groups of documents and can continue from any of them; `cached_head` keeps the first
+`Stream` reads groups of documents and can continue before any group. `cached_head` stores the first
 documents in the cache.
 """
 
@@ -34,11 +34,13 @@ HEAD_SIZE = 2**24  # characters or ids: held out, or used to train a tokenizer
 class Stream:
     """Documents of a data set that are read in order and only as far as needed.
 
-    table     a `datasets.IterableDataset`
-    column    `text`, or `input_ids`
-    chosen    numbers of the documents to use, ascending
-    identity  a name that changes when the documents change
-    padded    whether a column `attention_mask` marks padding
+    Attributes:
+        name: the data set's name, for errors and logs.
+        table: a `datasets.IterableDataset`.
+        column: `text` or `input_ids`.
+        chosen: numbers of the documents to use, ascending.
+        identity: a string that changes when the documents change.
+        padded: whether a column `attention_mask` marks padding.
     """
 
     name: str
@@ -51,10 +53,15 @@ class Stream:
     def read(
         self, number: int = 0, state: Any = None
     ) -> Iterator[tuple[int, Any, list[str] | TokenLists]]:
-        """Groups of documents, with the document number and the reader's state before each group.
+        """Read groups of documents; a later call can continue before any group.
 
-        A later call with this number and state continues there. A group has the chosen ones of
-        `DOCUMENTS_AT_ONCE` documents. ValueError if they cannot be read.
+        Args:
+            number: the number of the first document.
+            state: the reader's state before that document; None: the beginning.
+
+        Yields:
+            The number and the state before a group, and the group: the chosen ones of
+            `DOCUMENTS_AT_ONCE` documents. ValueError if they cannot be read.
         """
         columns = [self.column, PADDING_COLUMN] if self.padded else [self.column]
         table = self.table.select_columns(columns).with_format("arrow")
@@ -77,14 +84,16 @@ class Stream:
 
     @property
     def texts(self) -> Iterator[str]:
-        """The documents of `head`; ValueError if they are token ids."""
+        """The texts of `head`; ValueError if they are token ids."""
         for document in self.head():
             if not isinstance(document, str):
-                raise ValueError(f"{self.name!r} holds token ids, and text is needed: give text")
+                raise ValueError(
+                    f"data set {self.name!r} has the wrong kind: got token ids, want text"
+                )
             yield document
 
     def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
-        """The first `most` texts, each with its ids; empty without both columns."""
+        """At most `most` first texts, each with its ids; empty unless both columns exist."""
         columns = columns_of(self.table)
         if self.column != IDS_COLUMN or TEXT_COLUMN not in columns:
             return []
@@ -97,7 +106,7 @@ class Stream:
         return TokenLists(group.column(IDS_COLUMN), range(len(group)), mask, text)
 
     def _documents(self, group: Any, number: int) -> list[str] | TokenLists:
-        """The documents of a group of rows; the first row has this number."""
+        """The documents of a group of rows. `number` is that of the first row."""
         if self.column == IDS_COLUMN:
             return self._token_lists(group)
         column = group.column(self.column)
@@ -111,18 +120,18 @@ class Stream:
             return next(groups, None)
         except Exception as error:  # `datasets` passes on all errors of its readers and transports
             raise ValueError(
-                f"{self.name} could not be read beyond document {number}: {error!r}. The documents "
-                "before are kept: the same command continues there"
+                f"{self.name} could not be read beyond document {number}: {error!r}. The earlier "
+                "documents are saved: run the same command again to continue there"
             ) from error
 
 
 def from_number(numbers: range, first: int) -> range:
-    """The part of an ascending range that is not below `first`."""
+    """The numbers of an ascending range from `first` on."""
     return numbers[max(0, -((numbers.start - first) // numbers.step)) :]
 
 
 def cached_head(stream: Stream, log: Log = no_log) -> DatasetDocuments | TokenLists:
-    """The documents of a stream's head, read once and kept in the cache."""
+    """The documents of `stream.head()`, read once and stored in the cache."""
     import pyarrow as pa
 
     name = fingerprint(FORMAT_VERSION, stream.identity, HEAD_SIZE)

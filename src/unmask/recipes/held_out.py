@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from unmask.data.corpora import corpus_exists, evaluation_part, same_corpus
+from unmask.data.corpora import evaluation_part, is_corpus_name, same_corpus
 from unmask.data.packing import Rows, check_rows, evenly_spaced
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.evaluation.likelihood import Convention
@@ -46,12 +46,15 @@ class Text:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows [N, L] to measure a model on, and their origin.
+    """Rows to measure a model on, and their origin.
 
-    data     corpus, part and wrap
-    whole    True: the rows are the whole text; False: its held-out part
-    digest   digest of the documents
-    changed  the model's training held out other documents of this text, by the digest in its card
+    Attributes:
+        rows: token ids [N, L].
+        data: corpus, part and wrap.
+        whole: True: the rows are the whole text; False: its held-out part.
+        digest: digest of the documents.
+        changed: True: the model's training held out other documents of this text, by the digest in
+            its card.
     """
 
     rows: Rows
@@ -66,7 +69,7 @@ class HeldOut:
 
     @property
     def source(self) -> str:
-        """The text that the rows are made of, in words."""
+        """A description of the text that the rows are made of."""
         part, corpus = self.data.part, self.data.corpus
         text = corpus if part == "all" else f"{part} of {corpus}"
         if self.whole:
@@ -74,7 +77,7 @@ class HeldOut:
         return f"held-out part of {text}{', changed since the training' if self.changed else ''}"
 
     def words(self, n: int) -> str:
-        """A line about n of the N rows: their number, choice, ends and source."""
+        """A description of n of the N rows: number, choice, ends and source."""
         chosen = ", spread evenly" if n < len(self.rows) else ""
         size = f"{n} of {len(self.rows)} rows of {self.rows.shape[1]} tokens"
         return f"{size}{chosen}; {ends(self.data.wrap)}; {self.source}"
@@ -85,11 +88,11 @@ def held_out(text: Text, name: str, model: LanguageModel) -> HeldOut:
 
     Args:
         text: the text; by default the one that the model's card names.
-        name: the name of the model in errors.
+        name: the model's name, for errors.
         model: its tokenizer encodes the text.
 
     Raises:
-        ValueError: the text does not exist, is too short for a row, or has a MASK among its ids.
+        ValueError: the text does not exist, does not fill one row, or its ids include MASK.
     """
     data, from_card = _data(text, name, model)
     if data.streaming and text.held_out is False:
@@ -127,16 +130,16 @@ def scoring_rule(
     batch_size: int = 64,
     seed: int = 0,
 ) -> ScoringRule:
-    """How to score rows under a model.
+    """The rule that scores rows under a model.
 
-    A start token precedes each row of an autoregressive model, as in our training and in the
-    harness. The exception are rows with BOS under a model without a card, because the released
-    baselines of MDLM were trained without a start token.
+    An autoregressive model reads a start token before each row, as in training and in the harness.
+    It reads none if rows begin with BOS and the model has no card, because the released baselines
+    of MDLM were trained without a start token.
 
     Args:
         model: the model.
         wrap: whether rows have BOS and EOS at their ends.
-        convention: of a diffusion model: a bound, or the convention of MDLM's tables.
+        convention: for a diffusion model: the bound, or the convention of MDLM's tables.
         passes: noise levels for each row of a diffusion model.
         batch_size: rows in a network call.
         seed: seed of the noise of a diffusion model.
@@ -150,19 +153,19 @@ def scoring_rule(
 
 
 def wraps(model: LanguageModel, chosen: bool | None, otherwise: bool) -> bool:
-    """Whether rows have BOS and EOS at their ends.
+    """Whether the rows of a measurement have BOS and EOS at their ends.
 
     Args:
-        model: its card decides, if `chosen` is None.
-        chosen: the choice of the user.
-        otherwise: the value without a choice and without a card.
+        model: the model. Its card decides if `chosen` is None.
+        chosen: the user's choice.
+        otherwise: the value if there is neither a choice nor a card.
     """
     card = _text_of(model)
     return chosen if chosen is not None else otherwise if card is None else card.wrap
 
 
 def ends(wrap: bool) -> str:
-    """The ends of rows, in words."""
+    """A description of the ends of rows."""
     return "rows with BOS and EOS at their ends" if wrap else "rows are plain crops"
 
 
@@ -170,8 +173,8 @@ def require_tokenizer(model: LanguageModel) -> Tokenizer:
     """The tokenizer of a model; ValueError if it has none."""
     if model.tokenizer is None:
         raise ValueError(
-            "the model has no tokenizer, which is needed to encode a text: save the model with "
-            "one, or `unmask convert MODEL OUT --tokenizer gpt2`"
+            "the model has no tokenizer, which a measurement on text needs: save the model with "
+            "one, or run `unmask convert MODEL OUT --tokenizer gpt2`"
         )
     return model.tokenizer
 
@@ -181,7 +184,7 @@ def _text_of(model: LanguageModel, name: str = "the model") -> DataSettings | No
 
 
 def _data(text: Text, name: str, model: LanguageModel) -> tuple[DataSettings, bool]:
-    """The text to measure on, and whether it is that of the card."""
+    """The text to measure on, and whether it is the text of the model's card."""
     card, wrap = _text_of(model, name), wraps(model, text.wrap, False)
     if text.corpus is not None:
         if card is not None and same_corpus(text.corpus, card.corpus):
@@ -199,7 +202,7 @@ def _data(text: Text, name: str, model: LanguageModel) -> tuple[DataSettings, bo
             f"text.corpus is missing, and {name} does not name its training text: give "
             "--text.corpus (and --text.part)"
         )
-    if not corpus_exists(card.corpus):
+    if not (is_corpus_name(card.corpus) or Path(card.corpus).exists()):
         raise ValueError(
             f"text.corpus is missing: the card of {name} names the text {card.corpus!r}, but there "
             f"is no such file or folder in {Path.cwd()}; give its path by --text.corpus, with "
