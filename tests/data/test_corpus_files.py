@@ -75,7 +75,7 @@ def test_other_syntax_is_refused_as_a_file_and_in_a_folder(name: str, tmp_path: 
 )
 def test_json_under_another_name_is_refused(name: str, text: str, tmp_path: Path) -> None:
     write(tmp_path, name, text=text)
-    with pytest.raises(ValueError, match=rf"{name} begins with JSON, .* \.jsonl"):
+    with pytest.raises(ValueError, match=rf"{name} .* begins with JSON.* \.jsonl"):
         load_corpus(tmp_path / name)
 
 
@@ -105,10 +105,10 @@ def test_bytes_that_are_not_text_are_refused(data: bytes, tmp_path: Path) -> Non
         (("a.md", "b.csv"), r"1 \.md \(a\.md\), 1 \.csv \(b\.csv\)"),
         (("a.jsonl", "b.jsonl.gz"), r"1 \.jsonl \(a\.jsonl\), 1 \.gz"),
         (("a.parquet", "b.arrow"), r"1 \.parquet .* 1 \.arrow"),
-        (("a.arrow", "b.arrow"), r"2 \.arrow \(a\.arrow\), which is not read"),
+        (("a.arrow", "b.arrow"), r"2 \.arrow \(a\.arrow\)"),
         (
             ("a.png", "b.json"),
-            r"no file that is read .*1 \.png \(a\.png\), 1 \.json \(b\.json\); .*to_parquet",
+            r"no file of text: got 1 \.png \(a\.png\), 1 \.json \(b\.json\); .*to_parquet",
         ),
         ((), "no file at all"),
         ((".a.txt", ".git/b.txt"), "no file at all"),
@@ -146,7 +146,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "set" / "self").symlink_to(tmp_path / "set")
     assert len(load_corpus(tmp_path / "set").documents) == 2
     (tmp_path / "set" / "c.txt").symlink_to(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"c\.txt is a broken link"):
+    with pytest.raises(ValueError, match=r"a broken link, .*c\.txt"):
         load_corpus(tmp_path / "set")
 
 
@@ -238,7 +238,7 @@ def test_splits_hold_each_file_once_or_the_folder_is_refused(names: list[str]) -
     files = [folder / f"{name}.parquet" for name in names]
     named = [name for name in names if name not in ("a", "b-test")]
     if 0 < len(named) < len(names):
-        with pytest.raises(ValueError, match=r"would be left out: (a|b-test)\.parquet"):
+        with pytest.raises(ValueError, match=r"do not \((a|b-test)\.parquet"):
             group_by_split(folder, files)
     else:
         assert sorted(

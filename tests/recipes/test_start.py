@@ -235,6 +235,6 @@ def test_an_unfinished_run_says_how_far_it_is(plan: Recipe, tmp_path: Path) -> N
     some(plan, tmp_path / "a run", 3)
     with pytest.raises(
         ValueError,
-        match=rf"has not ended.*step 3 of {STEPS} is saved; `unmask train '.*/a run'` goes on",
+        match=rf"has not ended.*step 3 of {STEPS} is saved; `unmask train '.*/a run'` continues",
     ):
         load(tmp_path / "a run")

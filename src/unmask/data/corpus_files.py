@@ -1,7 +1,7 @@
 """The files of a corpus: the files of a path, their kind, and the documents of text files.
 
-A file is read whole or refused, whatever the case of its suffix. A folder holds documents of one
-kind; other files (pictures, settings, documents without a suffix of text) are left out of it.
+A file is read whole or refused. Suffixes in capitals count too. A folder must hold documents of one
+kind. Its other files, such as pictures, settings and files without a known suffix, are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from unmask.data.tokenizer_files import END
 
-# Text, a JSON object on each line, or a data set of one of three forms.
+# Text, a JSON object on each line, or one of three formats of data sets.
 Kind: TypeAlias = Literal["text", "lines", "parquet", "arrow", "saved"]
 
 SECTION = 4096  # characters: least size of the documents that a single text file is cut into
@@ -31,10 +31,10 @@ _READ: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-# Refused as a corpus; left out of a folder of text, where they are settings and pages.
+# Refused as a corpus, and left out of a folder, where they are often settings or web pages.
 _SYNTAX = (".json", ".xml", ".html", ".htm", ".xhtml")
 _REFUSED = ".csv .tsv .feather .orc .gz .bz2 .xz .zst .lz4 .zip .tar .tgz .7z".split()
-# Files about a data set, by their names without suffix.
+# Names, without suffix, of files that describe a data set.
 _ABOUT = "readme license licence notice citation changelog contributing authors".split()
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -47,7 +47,8 @@ _SHARD = r"(?:[-._ ]?\d+)?(?:[-._ ]of[-._ ]\d+)?(?:-[0-9a-f]{8,})?"  # after the
 def corpus_files(path: Path) -> tuple[Kind, list[Path]]:
     """The kind of a file or folder, and its files in the order of their paths.
 
-    The folder of `save_to_disk` is its own only file. ValueError if something cannot be read.
+    For a folder of `save_to_disk` the list holds only that folder. ValueError if a file cannot be
+    read.
     """
     if path.is_dir():
         return _folder_files(path)
@@ -60,10 +61,10 @@ def corpus_files(path: Path) -> tuple[Kind, list[Path]]:
 
 
 def group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of each split of a data set; all are `train` if no file names a split.
+    """The files of each split of a data set; all files are `train` if no file names a split.
 
-    A split is the whole name of a file without its shard number, or of a folder above it. A word
-    inside a longer name, such as `crash-test.parquet`, is not a split. ValueError if some files
+    The name of a file without its shard number, or of a folder above it, can be the name of a
+    split. A word inside a longer name, as in `crash-test.parquet`, is not. ValueError if some files
     name a split and others do not.
     """
     names = [os.fspath(file.relative_to(folder)) for file in files]
@@ -74,9 +75,9 @@ def group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
     if 0 < len(without) < len(files):
         named = next(name for name in names if name not in without)
         raise ValueError(
-            f"corpus {folder}: some files name a split, such as {named}, and {len(without)} do not "
-            f"and would be left out: {abbreviated(without)}; name these train-1, train-2 and so "
-            "on, or move them elsewhere"
+            f"corpus {folder} would be read in part: some files name a split, such as {named}, and "
+            f"{len(without)} do not ({abbreviated(without)}); name these train-1, train-2 and so "
+            "on, or move them to another folder"
         )
     groups: dict[str, list[Path]] = {}
     for file, split in zip(files, splits, strict=True):
@@ -85,7 +86,7 @@ def group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a file or folder of text, as they are in the files."""
+    """Read the documents of a file or folder of text, unchanged."""
     kind, files = corpus_files(path)
     if kind == "text" and not path.is_dir():
         yield from _sections(_text_not_json(path))
@@ -103,7 +104,7 @@ def abbreviated(names: Sequence[str]) -> str:
 
 
 def _split_of(file: Path) -> str | None:
-    """The split that a file's own name states, else the nearest folder of such a name."""
+    """The split in a file's own name, else in the name of the nearest folder above it."""
     own = re.fullmatch(rf"({'|'.join(_SPLITS)}){_SHARD}", file.stem, re.IGNORECASE)
     names = [own[1]] if own else reversed(file.parts[:-1])
     return next((_SPLITS[name.lower()] for name in names if name.lower() in _SPLITS), None)
@@ -123,30 +124,30 @@ def _folder_files(folder: Path) -> tuple[Kind, list[Path]]:
         groups.setdefault(group, []).append(file)
     ignored = groups.pop("", [])
     if len(groups) > 1 and all(file.stem.lower() in _ABOUT for file in groups.get("text", ())):
-        groups.pop("text", None)  # a README describes the other files
+        groups.pop("text", None)  # such as a README, which describes the other files
     if not groups:
         remedies = [f"; {_remedy(s)}" for f in ignored if (s := f.suffix.lower()) in _SYNTAX]
         raise ValueError(
-            f"corpus {folder} has no file that is read (.txt, .md, .py, .jsonl, .parquet): "
-            f"it holds {_counted(ignored)}{''.join(remedies[:1])}"
+            f"corpus {folder} has no file of text: got {_counted(ignored)}, want .txt, .md, .py, "
+            f".jsonl or .parquet{''.join(remedies[:1])}"
         )
     if len(groups) > 1:
         mixed = [file for group in groups.values() for file in group]
         raise ValueError(
-            f"corpus {folder} mixes files of several kinds: {_counted(mixed)}; give each kind a "
-            "folder of its own"
+            f"corpus {folder} has files of several kinds: got {_counted(mixed)}, want one kind; "
+            "put each kind into another folder"
         )
     ((group, files),) = groups.items()
     suffix = files[0].suffix.lower()
     if group == "arrow" or group in _REFUSED:
         raise ValueError(
-            f"corpus {folder} holds {_counted(files)}, which is not read: {_remedy(suffix)}"
+            f"corpus {folder} has files that are not read: got {_counted(files)}; {_remedy(suffix)}"
         )
     return _READ[suffix], files
 
 
 def _visible_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The files below a folder, links followed; hidden files and folders are left out."""
+    """The files below a folder. Links are followed; hidden files and folders are left out."""
     resolved = folder.resolve()
     if resolved in above:  # a link to a parent folder would never end
         return
@@ -154,7 +155,7 @@ def _visible_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterat
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() and not entry.exists():
-            raise ValueError(f"corpus {folder}: {entry} is a broken link; remove or mend it")
+            raise ValueError(f"corpus {folder} has a broken link, {entry}: remove or repair it")
         if entry.is_dir():
             yield from _visible_files(entry, above | {resolved})
         elif entry.is_file():
@@ -162,7 +163,7 @@ def _visible_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterat
 
 
 def _counted(files: Sequence[Path]) -> str:
-    """The number of files of each suffix, and the name of the first one."""
+    """A description of files: for each suffix, their number and the name of the first one."""
     counts = Counter(file.suffix.lower() or "without suffix" for file in files)
     first = {file.suffix.lower() or "without suffix": file.name for file in reversed(files)}
     parts = [f"{count} {suffix} ({first[suffix]})" for suffix, count in counts.most_common(5)]
@@ -170,7 +171,7 @@ def _counted(files: Sequence[Path]) -> str:
 
 
 def _remedy(suffix: str) -> str:
-    """How to make a corpus of a file of this suffix."""
+    """The advice of an error: how to convert a file of this suffix to a corpus."""
     if suffix in (".csv", ".tsv", ".json"):
         reader = "json" if suffix == ".json" else "csv"
         separator = ', sep="\\t"' if suffix == ".tsv" else ""
@@ -208,8 +209,8 @@ def _text_not_json(path: Path) -> str:
     entries = first if isinstance(first, list) else [first]
     if any(isinstance(entry, dict) for entry in entries):
         raise ValueError(
-            f"corpus {path} begins with JSON, which is not read as text: rename it to .jsonl if "
-            "each line is an object"
+            f"corpus {path} is not text: it begins with JSON; rename it to .jsonl if each line is "
+            "an object"
         )
     return text
 
@@ -222,13 +223,17 @@ def _json_lines(path: Path) -> Iterator[str]:
                 text.encode()  # fails for a lone surrogate
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
-                    f'{path}, line {number}: want a JSON object with a string "text" ({error!r})'
+                    f"{path} is not a JSON lines file of text: in line {number}, want an object "
+                    f'with a string "text" ({error!r})'
                 ) from error
             yield text
 
 
 def _sections(text: str) -> list[str]:
-    """Documents of one file: cut at <|endoftext|>, else at blank lines, else at line ends."""
+    """Cut the text of one file into documents: at <|endoftext|>, else at blank lines or lines.
+
+    Without <|endoftext|> each document but the last has at least `SECTION` characters.
+    """
     if END in text:
         return text.split(END)
     gap = r"\n\s*\n" if "\n\n" in text.strip() else r"\n"

@@ -1,6 +1,6 @@
 """Names of models and data sets: paths, models of this package, repositories of the hub.
 
-The hub is huggingface.co. An error of its client becomes a ValueError that states the cause.
+The hub is huggingface.co. Errors of its client become a ValueError that states the cause.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vo
 
 
 def non_empty(name: str, argument: str) -> str:
-    """Return the name; ValueError if it is empty, which as a path is the working directory."""
+    """Return the name; ValueError if it is empty. As a path it would mean the working directory."""
     if not name.strip():
         raise ValueError(
             f"{argument} is empty: got {name!r}, want a name or path (. is the working directory)"
@@ -31,23 +31,24 @@ def non_empty(name: str, argument: str) -> str:
 
 
 def shipped() -> Path:
-    """The directory of the models that come with this package."""
+    """The directory with the models that come with this package."""
     return Path(str(resources.files("unmask"))) / "assets"
 
 
 def local_or_hub(
     path_or_hub_id: str | Path, files: Sequence[str], revision: str | None = None
 ) -> Path:
-    """Find the directory of a model or tokenizer; download it if no such path exists.
+    """Find the directory of a model or tokenizer; download it if the path does not exist.
 
     Args:
-        path_or_hub_id: a path; a run directory, for its model; unmask:NAME, a model of this
+        path_or_hub_id: a path; a run directory, which holds a model; unmask:NAME, a model of this
             package; HUB_ID or HUB_ID@REVISION.
         files: patterns of the files to download.
-        revision: a version on the hub; local models have none.
+        revision: a version on the hub. A local model has no revision.
 
     Raises:
-        ValueError: no such path, repository or revision; a gated repository; no network.
+        ValueError: there is no such path, repository or revision; the repository is gated; there
+            is no network.
     """
     name, path = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
     in_package = non_empty(name, "model or tokenizer").startswith(PACKAGE_PREFIX)
@@ -59,7 +60,9 @@ def local_or_hub(
         return _model_directory(path)
     match = re.fullmatch(rf"({_NAME})(?:@([^@\s]+))?", name)
     if match is None or name.startswith("runs/") or match[1].endswith((".ckpt", ".safetensors")):
-        raise ValueError(f"there is no file or directory {name}, and it is not a repository's name")
+        raise ValueError(
+            f"there is no file or directory {name}, and this is not the name of a repository either"
+        )
     repository, suffix = match.groups()
     if suffix and revision not in (None, suffix):
         raise ValueError(f"revision {revision!r} contradicts the one in {name}: give only one")
@@ -71,14 +74,15 @@ def local_or_hub(
 
 
 def resolve_dataset(name: str) -> tuple[str, str | None, str]:
-    """Repository, configuration and commit of hub:OWNER/NAME[:CONFIGURATION][@REVISION].
+    """Find repository, configuration and commit of hub:OWNER/NAME[:CONFIGURATION][@REVISION].
 
-    A revision that is not a commit is looked up on the hub. ValueError if that fails.
+    If the revision is not a commit, its commit is looked up on the hub. ValueError if that fails.
     """
     match = re.fullmatch(rf"{HUB_PREFIX}({_NAME})(?::([^:@\s]+))?(?:@([^@\s]+))?", name)
     if match is None:
         raise ValueError(
-            f"data set {name!r}: want {HUB_PREFIX}OWNER/NAME[:CONFIGURATION][@REVISION]"
+            f"data set {name!r} is not a valid name: want "
+            f"{HUB_PREFIX}OWNER/NAME[:CONFIGURATION][@REVISION]"
         )
     repository, configuration, revision = match.groups()
     check_not_shadowed(repository)
@@ -92,11 +96,12 @@ def resolve_dataset(name: str) -> tuple[str, str | None, str]:
 
 
 def check_not_shadowed(repository: str) -> None:
-    """ValueError if a path has the repository's name: `datasets` would read that path."""
+    """ValueError if a local path has the repository's name, because `datasets` would read it."""
     if Path(repository).exists():
         raise ValueError(
-            f"data set {repository} of the hub: the working directory has a path of this name, "
-            f"which `datasets` would read; give ./{repository} for it, or change the directory"
+            f"data set {repository} of the hub has the name of a path in the working directory, "
+            f"which `datasets` would read: give ./{repository} for that path, or change to another "
+            "directory"
         )
 
 
@@ -106,9 +111,9 @@ def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) ->
     Nothing is checked if the card of the data set assigns files to splits.
 
     Args:
-        repository: of the data set.
+        repository: the data set's repository.
         commit: the version that is read.
-        read: addresses of the files that `datasets` reads; empty if unknown: nothing is checked.
+        read: addresses of the files that `datasets` reads. If it is empty, nothing is checked.
     """
     if not read:
         return
@@ -127,9 +132,9 @@ def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) ->
     ]
     if left_out:
         raise ValueError(
-            f"data set {repository}: `datasets` leaves out {len(left_out)} files, because it takes "
-            f"words in other names for splits: {abbreviated(left_out)}; download it and give its "
-            "folder"
+            f"data set {repository} would be read in part: `datasets` leaves out {len(left_out)} "
+            f"files ({abbreviated(left_out)}), because it takes words in the other names for "
+            "splits; download the data set and give its folder"
         )
 
 
@@ -142,7 +147,7 @@ def _package_model(name: str) -> Path:
 
 
 def _model_directory(path: Path) -> Path:
-    """The path itself, or the model inside it if it is a run directory."""
+    """The path itself, or if it is a run directory, the model inside it."""
     if (path / "config.json").exists():
         return path
     if (path / "model" / "config.json").exists():
@@ -156,9 +161,9 @@ def _model_directory(path: Path) -> Path:
             verb = "distill" if "teacher" in objective else "train"
             raise ValueError(
                 f"{path} holds no model yet, because its training has not ended: step {saved} of "
-                f"{steps} is saved; `unmask {verb} {shlex.quote(str(path))}` goes on"
+                f"{steps} is saved; `unmask {verb} {shlex.quote(str(path))}` continues it"
             )
-    raise ValueError(f"{path} holds no model, and its recipe.json is not a training's")
+    raise ValueError(f"{path} holds no model, and its recipe.json is not that of a training")
 
 
 @contextmanager
@@ -183,7 +188,7 @@ def _cause(error: Exception, revision: str | None) -> str:
         case errors.RevisionNotFoundError():
             return f"it has no revision {revision!r}"
         case errors.LocalEntryNotFoundError():
-            return "the hub cannot be reached, and it is not in the cache of earlier downloads"
+            return "the hub cannot be reached, and the cache has no earlier download of it"
         case errors.OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set: name a commit, OWNER/NAME@COMMIT, or unset it"
     return f"the download failed: {error}"
