@@ -1,6 +1,6 @@
 """Atomic writes of files and directories: a temporary name, fsync, rename.
 
-After a crash the target is complete, old or new, or `recover` restores it.
+After a crash the target is the complete old one or the complete new one, or `recover` restores it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp-"  # prefix of a file or directory while it is written
-REPLACED = ".old-"  # prefix of an old directory while a new one takes its name
+REPLACED = ".old-"  # prefix of an old directory until the new one has its name
 
 
 def backup_path(target: Path) -> Path:
@@ -29,18 +29,19 @@ def temporary_path(target: Path) -> Path:
 
 @contextmanager
 def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
-    """Replace a directory: yield a new empty one, which takes the name `target` after the block.
+    """Replace a directory: yield a new empty one, which is renamed to `target` after the block.
 
-    If the block raises, the new directory is removed. All new files get the mode of the umask,
-    even if a library wrote them with another. The new directory gets the owner and the mode of the
-    old one. If `target` is a symbolic link, the directory that it points to is replaced.
+    If the block raises, the new directory is removed. All new files get the mode of the umask, even
+    if a library gave them another mode. The new directory gets the owner and the mode of the old
+    one. If `target` is a symbolic link, the directory behind it is replaced.
 
     Args:
         target: the directory; it need not exist.
-        keep: selects names in the old directory that move to the new one, unless it has that name.
+        keep: selects, by name, entries of the old directory that move to the new one. An entry of
+            the new directory with this name has priority.
 
     Raises:
-        ValueError: if `target` is not a directory.
+        ValueError: `target` exists and is not a directory.
     """
     target = _resolve(target, stat.S_ISDIR, "a directory")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,11 +75,11 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
 
 @contextmanager
 def writing(file: Path) -> Iterator[Path]:
-    """Replace a file: yield a temporary path, which takes the name `file` after the block.
+    """Replace a file: yield a temporary path, which is renamed to `file` after the block.
 
     If the block raises, the temporary file is removed. The new file gets the owner and the mode of
-    the old one, else the mode of the umask. If `file` is a symbolic link, the file that it points
-    to is replaced. ValueError if `file` is a directory, a pipe or a device.
+    the old one, else the mode of the umask. If `file` is a symbolic link, the file behind it is
+    replaced. ValueError if `file` is a directory, a pipe or a device.
     """
     file = _resolve(file, stat.S_ISREG, "a regular file")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def write_text(file: Path, text: str) -> None:
 def remove(folder: Path) -> None:
     """Remove a directory atomically.
 
-    A crash leaves all of it, or a temporary directory that `recover` removes.
+    After a crash it is complete, or it is a temporary directory that `recover` removes.
     """
     renamed = temporary_path(folder)
     shutil.rmtree(renamed, ignore_errors=True)
@@ -119,7 +120,7 @@ def remove(folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Complete or undo the writes in a directory that a killed process left unfinished."""
+    """Complete or undo the unfinished writes of a killed process in a directory."""
     for entry in sorted(folder.iterdir()):
         target = folder / entry.name.removeprefix(REPLACED)
         if entry.name.startswith(REPLACED) and not target.exists():
@@ -138,7 +139,7 @@ def sha256(file: Path) -> str:
 
 
 def _resolve(target: Path, is_kind: Callable[[int], bool], kind: str) -> Path:
-    """Follow symbolic links. ValueError if the target exists and is not of this kind."""
+    """Follow a symbolic link. ValueError if the target exists and is not of this kind."""
     target = target.resolve() if target.is_symlink() else target
     if target.exists() and not is_kind(target.stat().st_mode):
         raise ValueError(f"{target} is not {kind} and was not replaced: give another name")

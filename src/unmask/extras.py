@@ -1,4 +1,4 @@
-"""Optional packages: an import that fails names the extra that installs the package."""
+"""Optional packages: the error of a missing package names the extra that installs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Import optional packages inside of `with needs_extra("demo"):`.
+    """Import optional packages in the block `with needs_extra("demo"):`.
 
     ModuleNotFoundError names the missing package and its extra.
     """

@@ -1,4 +1,4 @@
-"""Checks of numbers and names that users give, and of memory. This module does not import torch."""
+"""Checks of numbers and names from users, and of memory. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 
 INT64 = 2**63  # tensors hold -INT64 .. INT64 - 1
-MOST_STEPS = 2**20  # each step is a Python object, and no text has as many tokens
+MOST_STEPS = 2**20  # steps are Python objects, and no text has this many tokens
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -43,7 +43,7 @@ def whole(name: str, value: object, meaning: str, low: int = 1, high: int = INT6
 
 
 def seed_number(name: str, value: object) -> int:
-    """Check a seed, which is any signed 64-bit number. ValueError for others."""
+    """Check a seed: any signed 64-bit number. ValueError otherwise."""
     return whole(name, value, "a 64-bit number", -INT64, INT64 - 1)
 
 
@@ -75,7 +75,7 @@ def check_range(name: str, value: object, inside: bool, want: str) -> None:
 def check_memory(
     name: str, got: str, need_bytes: int, advice: str, available_bytes: int | None = None
 ) -> None:
-    """Refuse an argument whose tensors cannot fit in memory.
+    """Raise ValueError for an argument whose tensors cannot fit in memory.
 
     Args:
         name: the argument's name, for the error.
@@ -83,9 +83,6 @@ def check_memory(
         need_bytes: a lower bound on the memory that this value needs.
         advice: what to do, for the error.
         available_bytes: the memory of the device; None: the memory of this process.
-
-    Raises:
-        ValueError: if `need_bytes` exceeds the memory.
     """
     available = memory_bytes() if available_bytes is None else available_bytes
     if need_bytes > available:
@@ -96,9 +93,9 @@ def check_memory(
 
 
 def memory_bytes() -> int:
-    """The memory limit of this process: the machine's memory, or its control group's if less.
+    """The memory limit of this process: of the machine, or of its control group if that is less.
 
-    2^63 - 1 if the system does not report it.
+    The result is 2^63 - 1 if the system does not report its memory.
     """
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return INT64 - 1
@@ -112,7 +109,7 @@ def _gib(number: int) -> str:
 
 
 def _words(number: int) -> str:
-    """A number for an error message. Python refuses to print very long ones."""
+    """A number as text for errors. Python refuses to print numbers with very many digits."""
     for power, name in ((-INT64, "-2^63"), (INT64 - 1, "2^63 - 1")):
         if number == power:
             return name

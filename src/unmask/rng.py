@@ -1,14 +1,14 @@
-"""Counter-based random numbers: each number is a function of an address, not of a stream's state.
+"""Counter-based random numbers: each number is a function of its address, without a state.
 
-`uniform(address(*keys))` hashes the keys (seed, sample, position, ...) to a number. Sample i is
-therefore the same in any batch, on any device and in any order. The hash applies the output
-function of SplitMix64 once for each key (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
-number generators").
+An address is a hash of integer keys, such as seed, sample and position; `uniform(address(*keys))`
+is a random number. So sample i is the same in any batch, on any device and in any order. The hash
+applies the output function of SplitMix64 once for each key (Steele, Lea, Flood 2014, "Fast
+splittable pseudorandom number generators").
 
 `generator(*keys)` is a `torch.Generator` for functions that draw with torch.
 `global_generators(*keys)` seeds torch's global generators, for dropout and initial weights.
-No other module seeds a generator. On a CPU, `torch.Generator.manual_seed` keeps 32 bits of a seed,
-so among 100,000 addresses two would share all their numbers.
+No other module seeds a generator, because on a CPU `torch.Generator.manual_seed` keeps only 32 bits
+of a seed. Of 100,000 random seeds, two would probably give the same numbers.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ _HEADER = 3  # 64-bit numbers before the words in torch's CPU state: seed, two f
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift. torch's `>>` copies the sign."""
+    """Logical right shift. (torch's `>>` copies the sign bit.)"""
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix_(state: Tensor) -> Tensor:
     """Apply SplitMix64's finaliser, a bijection of 64-bit integers, to int64 of any shape.
 
-    In place, because sampling hashes L V numbers a text.
+    It works in place, because sampling hashes L V numbers for each text.
     """
     state ^= _shift(state, 30)
     state *= _MIX_1
@@ -46,9 +46,9 @@ def mix_(state: Tensor) -> Tensor:
 
 
 def address(*keys: Tensor | int) -> Tensor:
-    """Hash integer keys, from left to right, to one int64. Tensors broadcast.
+    """Hash integer keys, in their order, to one int64; tensors broadcast.
 
-    ValueError for a key of more than 64 bits.
+    ValueError for a key that does not fit in 64 bits.
     """
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
@@ -63,7 +63,7 @@ def address(*keys: Tensor | int) -> Tensor:
 def uniform(state: Tensor) -> Tensor:
     """Turn hashed states into uniform numbers in the open interval (0, 1), float64.
 
-    They are (k + 1/2) 2^-52 with k of 52 bits. With 53 bits the largest would round to 1.
+    They are (k + 1/2) 2^-52 with k of 52 bits. With 53 bits the largest number would round to 1.
     """
     return _shift(state, 12).double().add_(0.5).mul_(2.0**-52)
 
@@ -78,7 +78,7 @@ def stratified(
 ) -> Tensor:
     """Draw n stratified numbers in [0, 1): one in each of n equal strata, in random order.
 
-    float64 [n]. The marginal law of each is uniform.
+    The result is float64 [n]. The marginal law of each number is uniform.
     """
     u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
     order = torch.randperm(n, generator=generator, device=device)
@@ -86,21 +86,21 @@ def stratified(
 
 
 def generator(*keys: Tensor | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded by an address: a different stream for each of the 2^64 addresses.
+    """A torch generator seeded by an address: each of the 2^64 addresses has its own stream.
 
-    Let s = address(*keys). On a CPU, s fills all 624 words of the Mersenne twister (Matsumoto,
+    Let s = address(*keys). On a CPU, s determines all 624 words of the Mersenne twister (Matsumoto,
     Nishimura 1998): words 2i and 2i + 1 are the low and the high half of address(s, i). On other
-    devices s is the seed, because generators there keep all 64 bits.
+    devices s is the seed, because their generators keep all 64 bits.
     """
     return _seed(torch.Generator(device), int(address(*keys)))
 
 
 @contextmanager
 def global_generators(*keys: Tensor | int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within the block, seed torch's global generators by an address, as `generator` does.
+    """Seed torch's global generators by an address, as `generator` does, within the block.
 
-    These are the generator of the CPU and, if `device` is a GPU, its own. Dropout and the
-    initialisation of modules draw from them. The block's end restores their old states.
+    Dropout and the initialisation of modules draw from them: from the CPU's generator and, if
+    `device` is a GPU, from the generator of that GPU. The end of the block restores their states.
     """
     seed, device = int(address(*keys)), torch.device(device)
     on_gpu = device.type == "cuda"
@@ -131,10 +131,9 @@ def _seed(target: torch.Generator, seed: int) -> torch.Generator:
 def _new_state() -> Tensor:
     """torch's state of a new CPU generator, uint8.
 
-    It holds the seed (64 bits), left = 1 and seeded = 1 (32 bits each), and next = 0 (64 bits).
-    Then come the words (64 bits each, the upper half empty). The cached second number of a normal
-    pair follows; a new generator has none. RuntimeError if this version of torch uses another
-    layout.
+    It holds the seed (64 bits), left = 1 and seeded = 1 (32 bits each), next = 0 (64 bits), and the
+    words (64 bits each, the upper half empty). The end is the second number of a normal pair, which
+    a new generator does not have. RuntimeError if this version of torch uses another layout.
     """
     seed, words = 5489, [5489]
     for i in range(1, _WORDS):  # Matsumoto and Nishimura's initialisation, init_genrand
@@ -143,7 +142,7 @@ def _new_state() -> Tensor:
     expected = torch.tensor([seed, 2**32 + 1, 0, *words], device="cpu")
     if state.numel() % 8 or not torch.equal(state.view(torch.int64)[: len(expected)], expected):
         raise RuntimeError(
-            f"torch {torch.__version__} keeps the state of a CPU generator in an unknown layout: "
-            "use a version that unmask is tested with (constraints.txt)"
+            f"torch {torch.__version__} has an unknown layout of the state of a CPU generator: "
+            "install a version that unmask is tested with (constraints.txt)"
         )
     return state

@@ -108,7 +108,7 @@ def test_bytes_that_are_not_text_are_refused(data: bytes, tmp_path: Path) -> Non
         (("a.arrow", "b.arrow"), r"2 \.arrow \(a\.arrow\)"),
         (
             ("a.png", "b.json"),
-            r"no file of text: got 1 \.png \(a\.png\), 1 \.json \(b\.json\); .*to_parquet",
+            r"no file of text: got 1 \.png \(a\.png\), 1 \.json \(b\.json\).*to_parquet",
         ),
         ((), "no file at all"),
         ((".a.txt", ".git/b.txt"), "no file at all"),

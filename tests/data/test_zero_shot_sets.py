@@ -142,7 +142,7 @@ def test_a_set_whose_column_holds_no_text_is_refused(monkeypatch: pytest.MonkeyP
         datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": [3]})
     )
     with pytest.raises(
-        ValueError, match="column 'text' of the zero-shot set 'ag_news' holds int64"
+        ValueError, match=r"column 'text' of the zero-shot set 'ag_news' .*got int64"
     ):
         load_zero_shot("ag_news")
 

@@ -118,7 +118,7 @@ def test_tokenizers_by_name(small: Recipe, text: Path, tmp_path: Path) -> None:
         tokenizer_of(replace(small.data, tokenizer=str(tmp_path / "model")), train).digest
         == trained.digest
     )
-    with pytest.raises(ValueError, match="there is no tokenizer file"):
+    with pytest.raises(ValueError, match="has no tokenizer file"):
         tokenizer_of(replace(small.data, tokenizer=str(text)), train)
 
 
@@ -334,7 +334,7 @@ def test_ids_that_cannot_be_rows_are_refused(small: Recipe, tmp_path: Path, cach
     with pytest.raises(ValueError, match=f"got 999 to 999, .*vocab_size = {VOCABULARY}"):
         list(run(rows_of_others, tmp_path / "run", device="cpu"))
     no_tokens = on(rows_of_others, tmp_path / "rows" / "set", tokenizer="bpe:300")
-    with pytest.raises(ValueError, match="token ids, and text is needed"):
+    with pytest.raises(ValueError, match="got token ids, want text"):
         training_data(no_tokens)
 
 

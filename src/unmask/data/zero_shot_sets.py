@@ -2,9 +2,9 @@
 
 Splits, detokenisers and rows are those of Duo's code (arXiv 2506.10892) with one process. Documents
 are joined in batches of 1000 with nothing between them, and cut into rows of [BOS] + L - 2 tokens +
-[EOS]. The rest of a batch is dropped, and both ends of a row are scored. With more processes that
-code drops more, up to all of PTB; the number of processes of the published tables is unknown.
-(MDLM's public code puts EOS between documents; its table did not.)
+[EOS]. The rest of a batch is dropped, and both ends of a row are scored. With more processes Duo's
+code drops more text, up to all of PTB. The published tables do not state their number of processes.
+(MDLM's public code puts EOS between documents. Its published table was made without EOS.)
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from unmask.data.packing import pack
 from unmask.data.tokenizers import Tokenizer
 
 BATCH = 1000  # documents that are joined: the batch size of `datasets.map`
-# Replacements (string or pattern, by what), applied in order.
+# Pairs of a string or pattern and its replacement, applied in order.
 Rules: TypeAlias = tuple[tuple[str | re.Pattern[str], str], ...]
 
 
 def detokenised(text: str, rules: Rules) -> str:
-    """A text whose words were separated for another tokenizer, with usual spacing again.
+    """Restore the usual spacing of a text that was divided into words for another tokenizer.
 
     >>> detokenised("the cat 's tail , red .", PTB)
     "the cat's tail , red ."
@@ -42,7 +42,7 @@ def detokenised(text: str, rules: Rules) -> str:
 
 WIKITEXT: Rules = (
     ("s '", "s'"),
-    # A mistake that all these codes share: the second string was meant to be a pattern.
+    # A mistake of all published codes: they meant the second string to be a pattern.
     (re.compile(r"/' [0-9]/"), "/'[0-9]/"),
     (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
     *((f" {mark} ", f"{mark} ") for mark in ":;.!?,"),
@@ -74,10 +74,11 @@ LM1B: Rules = (
 class ZeroShotSet:
     """A data set, and the rules for reading its text.
 
-    path, name, revision, split, files  arguments of `datasets.load_dataset`
-    column  of the text
-    rules   of its detokeniser
-    before  put before each document, which is then stripped (None: neither)
+    Attributes:
+        path: an argument of `datasets.load_dataset`, like `split`, `name`, `revision` and `files`.
+        column: the column of the text.
+        rules: the replacements of its detokeniser.
+        before: put before each document, which is stripped first; None: documents are unchanged.
     """
 
     path: str
@@ -90,13 +91,13 @@ class ZeroShotSet:
     before: str | None = None
 
     def text(self, document: str) -> str:
-        """A document as it is tokenized."""
+        """The text of a document to tokenize."""
         plain = detokenised(document, self.rules)
         return plain if self.before is None else self.before + plain.strip()
 
 
 def _converted(path: str, split: str, column: str, rules: Rules, files: str) -> ZeroShotSet:
-    """A set whose loading script no longer runs: the hub keeps CONFIG/SPLIT/*.parquet of it."""
+    """A set whose loading script no longer runs. The hub holds CONFIG/SPLIT/*.parquet of it."""
     pattern = {split: f"{files}/*{split}/*.parquet"}
     return ZeroShotSet(path, split, column, rules, revision="refs/convert/parquet", files=pattern)
 
@@ -122,7 +123,7 @@ ZERO_SHOT: Mapping[str, ZeroShotSet] = MappingProxyType(
 
 
 def load_zero_shot(name: str) -> Corpus:
-    """The documents of one of the seven sets, through `datasets`; ValueError if that fails."""
+    """Load the documents of one of the seven sets; ValueError if that fails."""
     from datasets import load_dataset
 
     if name not in ZERO_SHOT:
@@ -144,9 +145,8 @@ def load_zero_shot(name: str) -> Corpus:
         ) from error
     if source.column not in table.column_names:
         raise ValueError(
-            f"the zero-shot set {name!r} ({source.path}) has the columns "
-            f"{', '.join(table.column_names)}: want text in {source.column!r}; did its format "
-            "change?"
+            f"the zero-shot set {name!r} ({source.path}) has no column {source.column!r}: got "
+            f"{', '.join(table.column_names)}; its format may have changed"
         )
     documents = text_documents(table, source.column, f"the zero-shot set {name!r}")
     return Corpus(name, [source.text(document) for document in documents])
@@ -155,21 +155,21 @@ def load_zero_shot(name: str) -> Corpus:
 def zero_shot_rows(
     corpus: Corpus, tokenizer: Tokenizer, length: int, batch: int = BATCH, wrap: bool = True
 ) -> Tensor:
-    """Rows of a set as in the published tables, int64 [n, L].
+    """Make the rows of a set as in the published tables, int64 [n, L].
 
     Args:
         corpus: the documents.
         tokenizer: the tokenizer of the model.
         length: L.
         batch: number of documents that are joined.
-        wrap: put BOS and EOS at the ends of a row; False is for models trained without them.
+        wrap: put BOS and EOS at the ends of a row; False: for models trained without them.
 
     Raises:
         ValueError: the set does not fill one row, or the tokenizer has no EOS for `wrap`.
     """
     if wrap and tokenizer.eos_id is None:
         raise ValueError(
-            "wrap needs EOS at the ends of rows, and this tokenizer has none: use False"
+            "wrap needs EOS at the ends of rows, but this tokenizer has no EOS: use wrap=False"
         )
     body = length - 2 if wrap else length
     rows = []
@@ -179,8 +179,8 @@ def zero_shot_rows(
             rows.append(pack([ids], length, tokenizer.eos_id, wrap, tokenizer.bos_id))
     if not rows:
         raise ValueError(
-            f"{corpus.name} has no {batch} adjacent documents with {body} tokens: give a smaller "
-            "length"
+            f"length is too large: got {length}, but no {batch} adjacent documents of "
+            f"{corpus.name} have {body} tokens; give a smaller length"
         )
     return torch.cat(rows)
 

@@ -1,4 +1,4 @@
-"""The share of a held-out text that a model was trained on, by the cards of models."""
+"""The share of a held-out text that a model was trained on, according to the model's card."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def share_read(model: str, measured: DataSettings, whole: bool = False) -> float
     Args:
         model: a directory, or unmask:NAME. Its card names its training text.
         measured: the text of a measurement.
-        whole: True: all documents of `measured` count, not only the held-out ones.
+        whole: True: all documents of `measured` count; False: only the held-out ones.
 
     Returns:
-        The share in [0, 1]. None if it is unknown: there is no card, the card names another
+        The share, in [0, 1]. None: it is unknown, because there is no card, the card names another
         corpus, or only one of the two texts is streamed.
     """
     trained = (
@@ -36,7 +36,7 @@ def share_read(model: str, measured: DataSettings, whole: bool = False) -> float
     corpus = load_corpus(measured.corpus)
     if corpus.held_out is not None:
         return 0.0  # the corpus is published with a held-out split
-    if not isinstance(corpus.documents, TokenLists):  # numbers suffice, the text is not read
+    if not isinstance(corpus.documents, TokenLists):  # their numbers replace them: nothing is read
         corpus = Corpus("numbers", list(map(str, range(len(corpus.documents)))))
     seen, (rest, held_out) = set(_part(corpus, trained)[0]), _part(corpus, measured)
     read = [*rest, *held_out] if whole else held_out
@@ -44,7 +44,7 @@ def share_read(model: str, measured: DataSettings, whole: bool = False) -> float
 
 
 def _part(corpus: Corpus, data: DataSettings) -> tuple[list[object], list[object]]:
-    """The numbers of the documents that a recipe trains on, and of those that it holds out."""
+    """The numbers of the training documents and of the held-out documents of a recipe."""
     parts = split(corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start])
     return _numbers(parts.train), _numbers(parts.held_out)
 

@@ -38,12 +38,16 @@ REPORT_EVERY = 30  # seconds between two lines about a long tokenization
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to train on [n, L] and to measure on [m, L], their tokenizer, and digests of the text.
+    """The rows of a training, their tokenizer, and digests of the text.
 
-    digest       digest of the held-out documents
-    text_digest  digest of the training documents: `Corpus.digest` if they are in memory; else an
-                 identity that changes with their files or their commit
-    wrap         whether rows have BOS and EOS at their ends
+    Attributes:
+        train: rows to train on, [n, L].
+        held_out: rows to measure on, [m, L].
+        tokenizer: encoded both.
+        digest: digest of the held-out documents.
+        text_digest: of the training documents: `Corpus.digest` if they are in memory; else an
+            identity that changes with their files or their commit.
+        wrap: whether rows have BOS and EOS at their ends.
     """
 
     train: Rows | StreamedRows
@@ -52,11 +56,6 @@ class TrainingData:
     digest: str
     text_digest: str
     wrap: bool = False
-
-    @property
-    def tokenizer_digest(self) -> str:
-        """A digest of the tokenizer: it changes if any text gets other ids."""
-        return self.tokenizer.behaviour
 
     @property
     def train_rows(self) -> int | None:
@@ -70,14 +69,14 @@ class TrainingData:
 
 
 def documents(data: DataSettings, say: Log = no_log) -> Split:
-    """The documents that a recipe trains on, and those that it holds out."""
+    """Load the training documents and the held-out documents of a recipe."""
     if data.streaming:
         return load_stream(data.corpus, PARTS[data.part], say)
     return split(corpus_of(data))
 
 
 def corpus_of(data: DataSettings) -> Corpus:
-    """All documents that `data` names, to train on and held out, in memory or on disk."""
+    """Load all documents of a recipe, for training and held out, in memory or on disk."""
     corpus = load_corpus(data.corpus)
     return corpus if data.part == "all" else halves(corpus)[PARTS[data.part].start]
 
@@ -90,7 +89,7 @@ def training_data(
     Args:
         recipe: the run.
         say: receives a line about each slow operation.
-        start: the model that the recipe starts from, if it is loaded already: its tokenizer
+        start: the model that the recipe starts from, if it is loaded already. Its tokenizer
             replaces "bpe:V".
     """
     data, length = recipe.data, recipe.network.length
@@ -119,11 +118,11 @@ def training_data(
 def rows(
     corpus: Corpus, tokenizer: Tokenizer, length: int, wrap: bool = False, say: Log = no_log
 ) -> Rows:
-    """The documents of a corpus as token rows [n, L].
+    """Make the rows [n, L] of a corpus.
 
-    Documents in memory give a tensor. Those on disk give rows on disk in `cache_dir()`, made once
-    for each text, tokenizer and length. Lists of ids that all have L tokens are already rows and
-    are not copied.
+    The rows of documents in memory are a tensor. The rows of documents on disk are a file in
+    `cache_dir()`, written once for each text, tokenizer and length. Lists of ids that all have L
+    tokens are rows already and are not copied.
 
     Args:
         corpus: the documents.
@@ -158,11 +157,11 @@ def streamed(
     wrap: bool = False,
     say: Log = no_log,
 ) -> StreamedRows:
-    """The same rows from documents that are read during training, in windows kept in `cache_dir()`.
+    """Make the rows of a stream during training, in windows that are files in `cache_dir()`.
 
     Args:
         stream: the documents.
-        are_rows: the documents are lists of L ids, which are already rows.
+        are_rows: whether the documents are lists of L ids, which are rows already.
         tokenizer: encodes them.
         length: L, tokens in a row.
         wrap: begin each row with BOS and end it with EOS.
@@ -174,9 +173,9 @@ def streamed(
             return encode_documents(some, tokenizer)
         if are_rows and any(len(ids) != length for ids in some):
             raise ValueError(
-                f"{stream.name!r} has lists of ids of several lengths: the first ones are rows of "
-                f"{length} tokens, others are not; give lists of one length, or lists whose first "
-                "ones differ, which are packed"
+                f"{stream.name!r} has lists of ids of several lengths: the first lists have "
+                f"{length} tokens, later ones do not; give lists of one length. (If the first "
+                "lengths differ, all lists are packed.)"
             )
         return some
 
@@ -193,7 +192,7 @@ def _key(identity: str, tokenizer: Tokenizer, length: int, wrap: bool) -> str:
 
 
 def iter_encoded(corpus: Corpus, tokenizer: Tokenizer, say: Log = no_log) -> Iterator[Ids]:
-    """The token ids of each document, encoded `DOCUMENTS_AT_ONCE` documents at a time."""
+    """The token ids of each document. `DOCUMENTS_AT_ONCE` documents are encoded together."""
     if isinstance(corpus.documents, TokenLists):
         yield from corpus.documents
         return
@@ -208,7 +207,7 @@ def iter_encoded(corpus: Corpus, tokenizer: Tokenizer, say: Log = no_log) -> Ite
 
 
 def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Sequence[Ids]:
-    """The token ids of documents. Long documents are encoded in pieces, as int64 arrays."""
+    """The token ids of documents. If one is long, all are encoded in pieces, as int64 arrays."""
     if max(map(len, documents), default=0) <= PIECE:
         return tokenizer.encode_batch(documents)
     return [
@@ -218,7 +217,7 @@ def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Sequence
 
 
 def digest_of(corpus: Corpus) -> str:
-    """The digest of a corpus. That of documents on disk is cached, so they are read once."""
+    """The digest of a corpus. The digest of documents on disk is computed once and cached."""
     if corpus.identity is None:
         return corpus.digest
     file = cache_dir() / "digests" / fingerprint(FORMAT_VERSION, corpus.identity)
@@ -226,10 +225,10 @@ def digest_of(corpus: Corpus) -> str:
 
 
 def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Log = no_log) -> Tokenizer:
-    """The tokenizer that `data` names: a directory or hub id, or "bpe:V", trained on the text.
+    """The tokenizer of a recipe: of a directory or hub id, or trained on the text ("bpe:V").
 
-    A stream trains it on its first documents. A tokenizer that is trained on documents on disk is
-    cached, so they are read once.
+    For a stream it is trained on the first documents. A tokenizer of documents on disk is trained
+    once and cached.
     """
     if not data.tokenizer.startswith("bpe:"):
         return tokenizer_named(data.tokenizer)
@@ -247,17 +246,17 @@ def tokenizer_of(data: DataSettings, train: Corpus | Stream, say: Log = no_log) 
 
 
 def _are_rows(lists: TokenLists) -> bool:
-    """True for lists of one length, which are not packed."""
+    """Whether lists of ids are rows already: they all have one length."""
     return lists.length is not None and len(lists) > 1
 
 
 def _unpacked(
     name: str, lists: TokenLists, tokenizer: Tokenizer, length: int, wrap: bool
 ) -> StoredRows:
-    """Lists of ids as rows. ValueError for another length or, with `wrap`, other ends."""
+    """Lists of ids as rows. ValueError for a wrong length, or with `wrap` for wrong ends."""
     if lists.length != length:
         raise ValueError(
-            f"network.length does not match the data: got {length}, but rows of {name!r} have "
+            f"network.length does not match the data: got {length}, but the rows of {name!r} have "
             f"{lists.length} tokens; give --network.length {lists.length} (for a measurement "
             "--text.length), or documents of different lengths, which are packed"
         )
@@ -267,9 +266,9 @@ def _unpacked(
         ends = stored[:DOCUMENTS_AT_ONCE][:, [0, -1]].unique(dim=0).tolist()
         if ends != [[bos, tokenizer.eos_id]]:
             raise ValueError(
-                f"data.wrap does not match the data: want rows that begin with BOS (id {bos}) and "
-                f"end with EOS (id {tokenizer.eos_id}), but the first rows of {name!r} begin and "
-                f"end with {ends[:3]}; give --data.no-wrap (for a measurement --text.wrap False), "
-                "or the tokenizer that made them"
+                f"data.wrap does not match the data: the first rows of {name!r} begin and end with "
+                f"{ends[:3]}, want BOS (id {bos}) and EOS (id {tokenizer.eos_id}); give "
+                "--data.no-wrap (for a measurement --text.wrap False), or the tokenizer that made "
+                "the rows"
             )
     return stored

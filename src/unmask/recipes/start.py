@@ -166,7 +166,7 @@ def text_digest(data: DataSettings) -> str:
 
 def digests(data: TrainingData, start: LanguageModel | None) -> dict[str, str]:
     """Digests of text, tokenizer and initial weights (unless random), constant during a run."""
-    own = {"text_digest": data.text_digest, "tokenizer_digest": data.tokenizer_digest}
+    own = {"text_digest": data.text_digest, "tokenizer_digest": data.tokenizer.behaviour}
     return own if start is None else {"weights": start.digest, **own}
 
 
