@@ -213,7 +213,7 @@ def test_files_of_the_hub_that_would_be_left_out_are_named(
     data = on(plan, "hub:some/text", streaming=streaming).data
     with pytest.raises(
         ValueError,
-        match=r"some/text: .* leaves out 2 files \(physics\.parquet, deep/x\.parquet\)",
+        match=r"some/text .* leaves out 2 files \(physics\.parquet, deep/x\.parquet\)",
     ):
         documents(data)
     with pytest.raises(ValueError, match="leaves out"):
@@ -242,7 +242,8 @@ def test_a_folder_is_not_read_in_the_place_of_the_hub(
         (tmp_path / repository).mkdir(parents=True)
         for streaming in (True, False):
             with pytest.raises(
-                ValueError, match=f"data set {repository} of the hub: .* path of this name"
+                ValueError,
+                match=f"data set {repository} of the hub .* path in the working",
             ):
                 documents(on(plan, name, streaming=streaming).data)
 
@@ -283,9 +284,9 @@ def test_lists_of_ids_are_packed_or_are_rows(
     datasets.Dataset.from_dict({IDS_COLUMN: [*rows.tolist(), [1, 2]]}).save_to_disk(
         tmp_path / "mixed"
     )
-    with pytest.raises(ValueError, match=f"are rows of {LENGTH} tokens, others are not"):
+    with pytest.raises(ValueError, match=f"have {LENGTH} tokens, later ones do not"):
         everything(training_data(on(plan, tmp_path / "mixed")).train)
-    with pytest.raises(ValueError, match="token ids, and text is needed"):
+    with pytest.raises(ValueError, match="got token ids, want text"):
         training_data(on(plan, tmp_path / "rows", tokenizer="bpe:262"))
 
 

@@ -24,14 +24,13 @@ from unmask.data.hf_datasets import (
     DatasetDocuments,
     choose_splits,
     column_of,
-    columns_of,
     documents_of,
     is_dataset,
     open_dataset,
     open_splits,
 )
 from unmask.data.hub import HUB_PREFIX, check_not_shadowed, non_empty
-from unmask.data.rows_on_disk import IDS_COLUMN, PADDING_COLUMN, TokenLists
+from unmask.data.rows_on_disk import TokenLists
 from unmask.data.streaming import HEAD_SIZE, Stream, cached_head, from_number
 from unmask.extras import needs_extra
 
@@ -213,17 +212,12 @@ def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Spli
     train, test = choose_splits(splits, source)
     measured = test or train
     column = column_of(splits[train], source)
-
-    def stream(split: str, numbers: range, stream_identity: str) -> Stream:
-        padded = column == IDS_COLUMN and PADDING_COLUMN in columns_of(splits[split])
-        return Stream(name, splits[split], column, numbers, stream_identity, padded)
-
-    everything = range(sys.maxsize)
-    head = cached_head(stream(measured, everything, fingerprint(identity, measured)), log)
+    everything, head_identity = range(sys.maxsize), fingerprint(identity, measured)
+    head = cached_head(Stream(name, splits[measured], column, everything, head_identity), log)
     numbers = from_number(everything[part], 0 if test else len(head))
     facts = identity, train, HEAD_SIZE, numbers.start, numbers.step
     held_out = Corpus(f"{name}/held_out", head[part], identity=fingerprint(*facts, measured))
-    return Split(stream(train, numbers, fingerprint(*facts)), held_out)
+    return Split(Stream(name, splits[train], column, numbers, fingerprint(*facts)), held_out)
 
 
 def split(corpus: Corpus, held_out_every: int = 10) -> Split:

@@ -200,6 +200,8 @@ def write_rows(
 ) -> None:
     """Write rows to an Arrow file block by block, atomically.
 
+    `datasets.Dataset.from_generator` writes such a file row by row, 300 times slower.
+
     Args:
         file: the file to write.
         blocks: rows [k, L] of token ids.

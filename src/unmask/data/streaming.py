@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,6 @@ class Stream:
         column: `text` or `input_ids`.
         chosen: numbers of the documents to use, ascending.
         identity: a string that changes when the documents change.
-        padded: whether a column `attention_mask` marks padding.
     """
 
     name: str
@@ -48,7 +48,11 @@ class Stream:
     column: str
     chosen: range
     identity: str
-    padded: bool = False
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether a column `attention_mask` marks padding."""
+        return self.column == IDS_COLUMN and PADDING_COLUMN in columns_of(self.table)
 
     def read(
         self, number: int = 0, state: Any = None

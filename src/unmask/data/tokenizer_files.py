@@ -93,6 +93,39 @@ def special_names(backend: hf.Tokenizer, config_file: Path) -> dict[str, str]:
     return names
 
 
+def unmarked_specials(backend: hf.Tokenizer, names: dict[str, str]) -> list[hf.AddedToken]:
+    """The tokens with these names that a file does not mark as special, marked as special.
+
+    Without the mark, text that spells such a token would be encoded as that token.
+    """
+    return [
+        hf.AddedToken(
+            token.content,
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=True,
+        )
+        for token in backend.get_added_tokens_decoder().values()
+        if token.content in names.values() and not token.special
+    ]
+
+
+def identity_facts(text: str) -> str:
+    """Vocabulary, merges and normaliser of a tokenizer's JSON, in one form for all versions."""
+    content = json.loads(text)
+    model, added = content["model"], content["added_tokens"]
+    vocabulary = model["vocab"]
+    if not isinstance(vocabulary, dict):
+        vocabulary = dict(enumerate(map(str, vocabulary)))
+    vocabulary = vocabulary | {entry["content"]: entry["id"] for entry in added}
+    merges = [
+        " ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])
+    ]
+    return json.dumps([sorted(vocabulary.items(), key=str), merges, content["normalizer"]])
+
+
 def words_of_bytes() -> pre_tokenizers.PreTokenizer:
     """GPT-2's division of a text into words, of bytes."""
     return pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 import tokenizers as hf
 from tokenizers import models, pre_tokenizers, trainers
@@ -26,11 +26,13 @@ from unmask.data.tokenizer_files import (
     END,
     MASK,
     PAIRS,
+    identity_facts,
     installed_gpt2,
     on_bytes,
     read_backend,
     readable,
     special_names,
+    unmarked_specials,
     words_of_bytes,
 )
 
@@ -50,6 +52,20 @@ _RUN = 8  # adjacent equal ids that are not a coincidence
 _STRAY = 20  # 1 id and 1 of 20 may be in no run, such as the first word of a row
 
 
+class TextDecoder(Protocol):
+    """The role of a tokenizer: text to ids, and ids to text. `Tokenizer` has it."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], /) -> str: ...
+
+
 @final
 class Tokenizer:
     """Encodes text, decodes ids, and holds the ids of MASK, EOS and BOS.
@@ -62,12 +78,12 @@ class Tokenizer:
     """
 
     def __init__(self, backend: hf.Tokenizer, names: dict[str, str]) -> None:
-        """`names` has the spellings of the special tokens that exist, by "mask", "eos" and "bos"."""
+        """`names` maps "mask", "eos" and "bos" to the spellings of those that exist."""
         backend.no_truncation()
         backend.no_padding()
         if isinstance(backend.model, models.BPE):
             backend.model.dropout = None  # it would make the merges random
-        backend.add_special_tokens(_not_special(backend, names))
+        backend.add_special_tokens(unmarked_specials(backend, names))
         text = backend.to_str()
         # This option is a state of a backend. Threads may share a backend, so there are two.
         self._plain, self._reading_specials = backend, hf.Tokenizer.from_str(text)
@@ -76,7 +92,7 @@ class Tokenizer:
         self._names = names
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.mask_id, self.eos_id, self.bos_id = (self._id(role) for role in ("mask", "eos", "bos"))
-        self.digest = hashlib.sha256(_identity(text).encode()).hexdigest()
+        self.digest = hashlib.sha256(identity_facts(text).encode()).hexdigest()
 
     @cached_property
     def behaviour(self) -> str:
@@ -161,25 +177,6 @@ class Tokenizer:
         return self._plain.token_to_id(self._names[role]) if role in self._names else None
 
 
-def _not_special(backend: hf.Tokenizer, names: dict[str, str]) -> list[hf.AddedToken]:
-    """The tokens with these names that a file does not mark as special, marked as special.
-
-    Without the mark, text that spells such a token would be encoded as that token.
-    """
-    return [
-        hf.AddedToken(
-            token.content,
-            single_word=token.single_word,
-            lstrip=token.lstrip,
-            rstrip=token.rstrip,
-            normalized=token.normalized,
-            special=True,
-        )
-        for token in backend.get_added_tokens_decoder().values()
-        if token.content in names.values() and not token.special
-    ]
-
-
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
     """Divide texts, in order, into groups to encode together; a long text is a group of its own."""
     group: list[str] = []
@@ -193,20 +190,6 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
         group.append(text)
     if group:
         yield group
-
-
-def _identity(text: str) -> str:
-    """Vocabulary, merges and normaliser of a tokenizer's JSON, in one form for all versions."""
-    content = json.loads(text)
-    model, added = content["model"], content["added_tokens"]
-    vocabulary = model["vocab"]
-    if not isinstance(vocabulary, dict):
-        vocabulary = dict(enumerate(map(str, vocabulary)))
-    vocabulary = vocabulary | {entry["content"]: entry["id"] for entry in added}
-    merges = [
-        " ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])
-    ]
-    return json.dumps([sorted(vocabulary.items(), key=str), merges, content["normalizer"]])
 
 
 def find_tokenizer(directory: str | Path) -> Tokenizer | None:
@@ -233,7 +216,7 @@ def tokenizer_named(name: str) -> Tokenizer:
     return tokenizer
 
 
-def start_token(tokenizer: Tokenizer | None, vocab_size: int, mask_id: int | None) -> int:
+def start_token(tokenizer: TextDecoder | None, vocab_size: int, mask_id: int | None) -> int:
     """The token that an autoregressive model reads first: BOS, else EOS (of the previous document).
 
     Without BOS and EOS it is the last token that is not MASK, as <|endoftext|> in GPT-2.
@@ -261,10 +244,11 @@ def bpe_size(name: str) -> int:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE (Sennrich, Haddow, Birch 2016, arXiv 1508.07909, on bytes as in GPT-2).
+    """Train a byte-level BPE.
 
-    Every text can be decoded exactly, because all 256 bytes are tokens. `vocab_size` counts
-    <|endoftext|> (id 0; EOS and BOS), 256 bytes, the merges, and <|mask|>, the last id.
+    Sennrich, Haddow, Birch 2016 (arXiv 1508.07909), on the bytes of words as in GPT-2. Every text
+    can be decoded exactly, because all 256 bytes are tokens. `vocab_size` counts <|endoftext|>
+    (id 0; EOS and BOS), 256 bytes, the merges, and <|mask|>, the last id.
 
     Raises:
         ValueError: `vocab_size` is below 258, or the texts have too few merges for it.

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from unmask.data.tokenizers import TextDecoder
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.limits import check_memory, whole
@@ -21,20 +22,6 @@ from unmask.types import Denoiser, Tokens
 # Bytes of a drawn token: two int64 ids (in its batch, in the result), and an int in a Python list.
 DRAWN_BYTES = 48
 FREE = -1  # marks a position to be drawn
-
-
-class TextDecoder(Protocol):
-    """The part of a tokenizer that sampling needs: text to ids, and ids to text."""
-
-    @property
-    def bos_id(self) -> int | None: ...
-
-    @property
-    def eos_id(self) -> int | None: ...
-
-    def encode(self, text: str, /) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int], /) -> str: ...
 
 
 class Predictor(Protocol):
