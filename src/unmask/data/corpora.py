@@ -26,7 +26,6 @@ from unmask.data.hf_datasets import (
     column_of,
     documents_of,
     is_dataset,
-    open_dataset,
     open_splits,
 )
 from unmask.data.hub import HUB_PREFIX, check_not_shadowed, non_empty
@@ -165,7 +164,10 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
         check_not_shadowed(HUB_CORPORA[name].path)
         return load_hub_corpus(name, HUB_CORPORA[name])
     if name.startswith(HUB_PREFIX) or (name not in _INSTALLED and is_dataset(_existing(name))):
-        return Corpus(name, *open_dataset(name))
+        splits, identity = open_splits(name)
+        train, test = choose_splits(splits, name)
+        held_out = None if test is None else documents_of(splits[test], name)
+        return Corpus(name, documents_of(splits[train], name), held_out, identity)
     documents = _INSTALLED[name]() if name in _INSTALLED else read_documents(Path(name))
     stripped = (document.strip() for document in documents)
     return Corpus(name, [document for document in stripped if document])

@@ -92,19 +92,6 @@ def is_dataset(path: Path) -> bool:
     return corpus_files(path)[0] in ("arrow", "parquet", "saved")
 
 
-def open_dataset(
-    name: str,
-) -> tuple[DatasetDocuments | TokenLists, DatasetDocuments | TokenLists | None, str]:
-    """Open a data set: its training documents, its held-out documents if any, and its identity.
-
-    ValueError if there is no training split, or neither a column "input_ids" nor "text".
-    """
-    splits, identity = open_splits(name)
-    train, test = choose_splits(splits, name)
-    held_out = None if test is None else documents_of(splits[test], name)
-    return documents_of(splits[train], name), held_out, identity
-
-
 def open_splits(name: str | Path, streaming: bool = False) -> tuple[dict[str, Any], str]:
     """Open the splits of a data set, by name, and compute its identity.
 
