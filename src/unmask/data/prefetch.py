@@ -1,7 +1,7 @@
 """Rows of a streamed text: written in windows as training needs them, with a prefetch thread.
 
-A window is an Arrow file of W rows and a JSON file with the cursor after it. So a window is read if
-it exists, else written from the cursor of the one before, by the process that holds the lock.
+A window is an Arrow file of W rows and a JSON file with the cursor after it. An existing window is
+read. A missing one is written from the cursor of the previous one, by the process with the lock.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Cursor:
     """A place in a stream of tokens.
 
     Attributes:
-        documents: documents that were read before.
-        state: of the reader at that place.
-        tokens: tokens between that place and the cursor.
+        documents: number of whole documents before a place that the reader can return to.
+        state: state of the reader at that place.
+        tokens: number of tokens between that place and the cursor.
     """
 
     documents: int = 0
@@ -55,12 +55,12 @@ def stream_rows(
     bos_id: int | None = None,
     log: Log = no_log,
 ) -> StreamedRows:
-    """The rows of `packing.row_blocks` from the documents of a stream, in windows in a folder.
+    """The rows of a stream, written as needed in windows: the same rows as of `packing.row_blocks`.
 
     Args:
         stream: the documents.
-        encode: gives the token ids of some documents.
-        folder: of the windows; processes may share it.
+        encode: returns the token ids of some documents.
+        folder: the folder of the windows, which processes may share.
         vocab_size: V.
         length: L; a window has about `WINDOW_TOKENS` tokens.
         eos_id: as in `packing.pack`, like `wrap` and `bos_id`.
@@ -86,7 +86,7 @@ def stream_rows(
 def read_pieces(
     stream: Stream, encode: Callable[[Any], Sequence[Ids]], eos_id: int | None, start: Cursor
 ) -> Iterator[tuple[NDArray[np.int64], Cursor]]:
-    """The stream of tokens from `start` on, EOS between documents: pieces, and their beginnings."""
+    """Read tokens from `start` on, with EOS between documents: pieces, and where each begins."""
     for number, state, documents in stream.read(start.documents, start.state):
         token_lists = [*encode(documents)]
         if number > stream.chosen.start and token_lists:
@@ -99,9 +99,9 @@ def read_pieces(
 def read_windows(
     pieces: Iterable[tuple[NDArray[np.int64], Cursor]], size: int
 ) -> Iterator[tuple[list[NDArray[np.int64]], Cursor]]:
-    """The pieces of each window of `size` tokens, and the cursor after it.
+    """Group pieces of tokens into windows of `size` tokens, each with the cursor after it.
 
-    The last window has fewer tokens, perhaps none, and the cursor of the stream's beginning.
+    The last window has fewer tokens, perhaps none. Its cursor is the beginning of the stream.
     """
     window: list[NDArray[np.int64]] = []
     missing = size
@@ -124,9 +124,9 @@ class Closed(Exception):
 class WindowFolder:
     """The windows of a text in a folder: read if they exist, else written.
 
-    The process that has a reader open also prefetches, in a thread that ends with the rows. Other
-    processes write a window only when they need it and it does not exist. An error in the thread is
-    logged, and raised again when the window is needed.
+    The process with an open reader also prefetches, in a thread. Other processes write a window
+    only if they need it and it does not exist. An error in the thread is logged, and raised when
+    the window is needed.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class WindowFolder:
         write: Callable[[Path, Iterable[NDArray[np.int64]]], None],
         log: Log,
     ) -> None:
-        """A window of `size` rows takes `row_tokens` tokens of the text for each row."""
+        """Each window has `size` rows, and each row takes `row_tokens` tokens of the text."""
         self.size = size
         self._folder, self._row_tokens, self._log = folder, row_tokens, log
         self._read, self._write = read, write
@@ -194,20 +194,20 @@ class WindowFolder:
 
     @property
     def _is_leading(self) -> bool:
-        """Whether this process has a reader at the beginning of the next window."""
+        """Whether this process has a reader at the end of the existing windows."""
         reader = self._reader  # the other thread may replace it meanwhile
         return reader is not None and reader[0] == len(self._windows)
 
     @property
     def _ended(self) -> bool:
-        """Whether the text ends in the last window, which then has fewer rows."""
+        """Whether the text ends in the last existing window, which then has fewer rows."""
         return bool(self._windows) and _count(self._windows[-1]) < self.size
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06}.json"
 
     def _exists(self, number: int) -> bool:
-        """Whether a window exists, or the text ends before it; first look for new windows."""
+        """Look for new windows; return whether window `number` exists or the text ended before."""
         with self._scanning:
             while not self._ended and (file := self._file(len(self._windows))).exists():
                 entry = json.loads(file.read_text("utf-8"))
@@ -217,7 +217,7 @@ class WindowFolder:
             return self._ended or number < len(self._windows)
 
     def _write_next(self) -> None:
-        """Write the window after those that exist, unless another process has done so."""
+        """Write the window after the existing ones, unless another process has done so."""
         number = len(self._windows)
         with file_lock(self._folder / "windows", self._log):
             if self._exists(number):
@@ -236,7 +236,7 @@ class WindowFolder:
             self._reader = number + 1, reader
 
     def _prefetch(self, number: int) -> None:
-        """Write windows up to `number`, in the thread."""
+        """Write the windows up to `number`; the target of the thread."""
         try:
             while not self._exists(number) and self._is_leading:
                 with self._writing:
