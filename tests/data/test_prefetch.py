@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 import unmask
 import unmask.data.prefetch
 from unmask.data.packing import StreamedRows, batch_at, pack
-from unmask.data.prefetch import stream_rows
+from unmask.data.prefetch import Cursor, read_windows, stream_rows
 from unmask.data.streaming import Stream
 from unmask.rng import address
 
@@ -138,6 +139,21 @@ def test_windows_together_are_the_rows_of_the_whole_text(
         assert torch.equal(rows[:], expected[: len(rows)])
         assert len(rows) >= min(n, len(expected))
         once.close()
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 7))
+def test_each_window_is_full_and_ends_at_its_cursor(sizes: list[int], size: int) -> None:
+    """The windows together are the stream; only the last one has fewer tokens, perhaps none."""
+    starts, tokens = np.cumsum([0, *sizes]), np.arange(sum(sizes))
+    pieces = [(piece, Cursor(i)) for i, piece in enumerate(np.split(tokens, starts[1:])[:-1])]
+    windows = [
+        (np.concatenate([*window, tokens[:0]]), end) for window, end in read_windows(pieces, size)
+    ]
+    assert np.concatenate([window for window, _ in windows]).tolist() == tokens.tolist()
+    assert [len(window) for window, _ in windows[:-1]] == [size] * (len(windows) - 1)
+    assert len(windows[-1][0]) < size and windows[-1][1] == Cursor()
+    for number, (_, end) in enumerate(windows[:-1], start=1):
+        assert starts[end.documents] + end.tokens == number * size
 
 
 def test_a_text_is_read_only_as_far_as_needed_and_continued_from_the_last_window(
