@@ -38,7 +38,6 @@ FACADE = "__init__.py"  # of src/unmask: it names things of every floor; no modu
 
 FILE_LINES = 350
 LONG_FILES = {  # "folder/file.py" -> the reason for its length
-    "data/tokenizers.py": "one class, and the check of ids against their text",
     "evaluation/measure.py": "one schema: measures, rows and their protocol",
     "experiments/exact/synthetic_sources.py": "three sources with their exact laws",
     "models/model.py": "both kinds of model, and `load`",

@@ -75,7 +75,7 @@ def check_range(name: str, value: object, inside: bool, want: str) -> None:
 def check_memory(
     name: str, got: str, need_bytes: int, advice: str, available_bytes: int | None = None
 ) -> None:
-    """Raise ValueError for an argument whose tensors cannot fit in memory.
+    """Refuse an argument whose tensors do not fit in memory.
 
     Args:
         name: the argument's name, for the error.
@@ -83,6 +83,9 @@ def check_memory(
         need_bytes: a lower bound on the memory that this value needs.
         advice: what to do, for the error.
         available_bytes: the memory of the device; None: the memory of this process.
+
+    Raises:
+        ValueError: `need_bytes` exceeds the memory.
     """
     available = memory_bytes() if available_bytes is None else available_bytes
     if need_bytes > available:
