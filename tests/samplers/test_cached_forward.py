@@ -217,7 +217,7 @@ def test_samples_of_different_alphas_are_different_rows(levels: list[float], row
 
 
 class Moving:
-    """A step with a given query that changes nothing."""
+    """A step with a given query, which puts token 0 at all MASKs."""
 
     def __init__(self, query: Callable[[Tensor], Query]) -> None:
         self.query = query
@@ -225,7 +225,7 @@ class Moving:
     def __call__(self, z: Tensor, log_probs: LogProbs) -> Tensor:
         for _ in log_probs:
             pass
-        return z
+        return z.masked_fill(z == MASK, 0)
 
 
 class Foreign:

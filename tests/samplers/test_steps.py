@@ -3,9 +3,11 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 from textwrap import dedent
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ from unmask.samplers.counts import GRIDS, uniform_grid
 from unmask.samplers.latent import Latent, draw_latent
 from unmask.samplers.remasking import MixturePosteriorStep, ancestral
 from unmask.samplers.sample import sample
-from unmask.samplers.steps import RevealStep, SamplingProblem
+from unmask.samplers.steps import LogProbs, Query, RevealStep, Sampler, SamplingProblem
 from unmask.samplers.unmasking import reveal, unmasking_schedule
 
 
@@ -412,3 +414,38 @@ def test_the_sampler_of_the_page_runs_and_has_the_law_of_its_order() -> None:
         law[text] = math.prod(float(p[i][i, text[i]]) for i in range(L))
     done = draw(model, 2, sampler=names["left_to_right"])
     assert sampler_p_value(done.tokens, law) > 1e-3 and done.calls == L
+
+
+@dataclass(frozen=True)
+class FixedStep:
+    """A step of a user's sampler: it puts one token at some positions."""
+
+    mask: Tensor
+    token: int = 0
+    alpha: Tensor | None = None
+
+    def query(self, z: Tensor) -> Query:
+        return Query.of(self.mask, self.alpha)
+
+    def __call__(self, z: Tensor, log_probs: LogProbs) -> Tensor:
+        list(log_probs)
+        return z.masked_fill(self.mask, self.token)
+
+
+def test_a_sampler_that_breaks_a_rule_is_refused() -> None:
+    model = masked(V, L)
+
+    def run(sampler: Callable[[SamplingProblem], object]) -> object:
+        return sample(model, 2, L, steps=2, prompt=[1], sampler=cast(Sampler, sampler)).tokens
+
+    assert run(lambda problem: [FixedStep(problem.free)]) is not None
+    with pytest.raises(ValueError, match=r"given token.*free"):
+        run(lambda problem: [FixedStep(torch.ones_like(problem.free))])
+    with pytest.raises(ValueError, match=r"sampler left MASKs"):
+        run(lambda problem: [])
+    with pytest.raises(ValueError, match=r"steps is 2, and the sampler has 3 steps"):
+        run(lambda problem: [FixedStep(problem.free)] * 3)
+    with pytest.raises(ValueError, match=r"sampler returned a function, want a list"):
+        run(lambda problem: lambda again: [])
+    alpha = torch.zeros(2, dtype=torch.float64)
+    run(lambda problem: [FixedStep(problem.free, alpha=alpha)] * 3)  # alphas of its own

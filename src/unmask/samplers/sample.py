@@ -193,19 +193,26 @@ def denoise(
         cache: Steps from one full forward pass to the next. None or 1: every pass is a full one.
 
     Raises:
-        ValueError: log p of a drawn position is not a number. The check comes after the last step.
+        ValueError: The sampler does not keep the rules of `samplers.steps`, or log p of a drawn
+            position is not a number. Checks of values come after the last step.
     """
-    steps = sampler(problem)
+    steps = _steps_of(sampler, problem)
     forward: Forward = partial(full_forward, denoiser, steps)
     if cache is not None and cache != 1:
         forward = CachedForward(denoiser, problem, steps, cache)
     z, alphas = problem.canvas(), problem.alphas.tolist()
     broken = torch.zeros((), dtype=torch.bool, device=z.device)
+    given = ~problem.free
     yield Frame(0, alphas[0], z, torch.zeros_like(problem.free), z.new_empty(0))
     for k, step in enumerate(steps):
         query = step.query(z)
         alpha = query.alpha
         if alpha is None:
+            if k + 1 >= len(alphas):
+                raise ValueError(
+                    f"steps is {len(alphas) - 1}, and the sampler has {len(steps)} steps at the "
+                    "alphas of the grid: give as many steps, or an alpha in each query"
+                )
             alpha = problem.alphas[k].to(z.device).expand(len(z))
         call = forward(k, z, alpha, query)
         after = step(z, () if call is None else _log_probs(problem, query, call, broken))
@@ -214,6 +221,19 @@ def denoise(
         yield Frame(k + 1, reached, after, after != z, rows)
         z = after
     check_finite(broken)
+    if bool((z != problem.pins)[given].any()):
+        raise ValueError("the sampler changed a given token: a step may change `problem.free` only")
+
+
+def _steps_of(sampler: Sampler, problem: SamplingProblem) -> Sequence[Step]:
+    """The steps of a sampler; ValueError if the value is no list of steps."""
+    steps = sampler(problem)
+    if not isinstance(steps, Sequence):
+        raise ValueError(
+            f"sampler returned a {type(steps).__name__}, want a list of steps; if it is a function "
+            "that makes samplers, call it: sampler=make(...)"
+        )
+    return steps
 
 
 def full_forward(
@@ -274,6 +294,12 @@ def _runner(model: TextModel, options: SampleOptions) -> Run:
     def unmask(pins: Tensor, first: int) -> Iterator[Frame]:
         latent = draw_latent(len(pins), pins.shape[1], seed, first, device, structure)
         problem = SamplingProblem(process, pins, latent, alphas, filters, draw)
-        return denoise(denoiser, problem, sampler, options.cache)
+        for frame in denoise(denoiser, problem, sampler, options.cache):
+            yield frame
+        if problem.mask_id is not None and bool((frame.z == problem.mask_id)[problem.free].any()):
+            raise ValueError(
+                "the sampler left MASKs: its steps must draw a token at all positions of "
+                "`problem.free`"
+            )
 
     return unmask
