@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import unmask.experiments.driver as driver
-from unmask.experiments.comparison_tables import reports_of
+from unmask.experiments.commands.results import reports_of
 from unmask.experiments.driver import run_plan, train
 from unmask.experiments.plan import FAILURE, Plan, Run, failure
 from unmask.experiments.rows_file import read_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unmask.evaluation import sweep
-from unmask.experiments.comparison_tables import reports_of
+from unmask.experiments.commands.results import reports_of
 from unmask.experiments.driver import run_plan
 from unmask.experiments.plan import Plan, Run
 from unmask.experiments.rows_file import read_lines, read_rows

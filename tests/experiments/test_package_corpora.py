@@ -159,7 +159,7 @@ def test_missing_and_changed_files_are_refused(tmp_path: Path) -> None:
         load_offline("brown_news", tmp_path)
     (tmp_path / OFFLINE["kjv"].file).write_bytes(b"cut off")
     assert present(tmp_path) == ["kjv", "code"]
-    with pytest.raises(ValueError, match=r"'kjv' has not sha256 c1d18b7b"):
+    with pytest.raises(ValueError, match=r"'kjv' does not have sha256 c1d18b7b"):
         load_offline("kjv", tmp_path)
     with pytest.raises(ValueError, match="offline set 'brown' is unknown: want one of brown_news"):
         load_offline("brown", tmp_path)

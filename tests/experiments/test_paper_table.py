@@ -17,10 +17,9 @@ from unmask.evaluation import sweep
 from unmask.evaluation.measure import UnequalProtocols, require_same_protocol
 from unmask.evaluation.sweep import EvalSettings
 from unmask.experiments.driver import run_plan
-from unmask.experiments.paper_table import precision_rows, record, table_lines
+from unmask.experiments.paper_table import RoundRows, precision_rows, record, table_lines
 from unmask.experiments.plan import FAILURE, Cell, Plan, PlanTeacher, Run
 from unmask.experiments.published import TABLES
-from unmask.experiments.round_rows import RoundRows
 from unmask.experiments.rows_file import ROWS, read_rows
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe, trained_on
@@ -100,6 +99,7 @@ def test_the_teacher_is_drawn_in_other_precisions_too(toy: Plan, home: Path) -> 
         ("float64", 1.0, "reveal"), ("float64", 0.9, "reveal"),
         ("float32 Gumbel", 1.0, "ancestral"), ("float32 Gumbel", 0.9, "ancestral"),
     ]  # fmt: skip
+    assert [row.setting.draw for row in rows] == ["race", "race", *["legacy_gumbel32"] * 2]
     with pytest.raises(UnequalProtocols, match="precision"):
         require_same_protocol(rows)
     plain = next(line for line in table_lines(toy, home) if line.name == "MDLM").cells[4]
@@ -116,6 +116,22 @@ def test_what_is_there_is_not_done_again(
     monkeypatch.setattr(sweep, "sample", None)
     list(run_plan(toy, home))
     assert {file: file.read_bytes() for file in home.rglob("*.jsonl")} == before
+
+
+def test_precision_rows_without_their_draw_are_not_measured_again(
+    toy: Plan, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions wrote the default draw into every row of a teacher."""
+    place = tmp_path / "home"
+    shutil.copytree(home, place)
+    lines = [json.loads(line) for line in (place / ROWS).read_text("utf-8").splitlines()]
+    for line in lines:
+        line["setting"]["draw"] = "race"
+    (place / ROWS).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    before = (place / ROWS).read_bytes()
+    monkeypatch.setattr(sweep, "sample", None)
+    list(run_plan(toy, place, ()))
+    assert (place / ROWS).read_bytes() == before
 
 
 def test_an_interrupted_run_continues(toy: Plan, home: Path, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def measure(
     """
     context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
-    setting, set_metrics = _setting(model, study), _set_metrics(context, model)
+    setting, set_metrics = setting_of(model, study), _set_metrics(context, model)
     completing = model.completes_texts and study.texts > 0
     warmup = 1  # draws that are not timed, once
     for count in steps:
@@ -204,7 +204,7 @@ def _with_seconds(
             yield MeasuredRow(row, measured.shipped, timed=True)
 
 
-def _setting(model: LanguageModel, study: EvalSettings) -> Setting:
+def setting_of(model: LanguageModel, study: EvalSettings) -> Setting:
     """The setting of a model's rows, except steps and temperature."""
     sampler, draw = AUTOREGRESSIVE, Setting.draw
     if model.draws_in_steps:
@@ -336,6 +336,6 @@ def perplexity_after_round(model: Model, context: EvalContext) -> MeasuredRow:
     draw: Callable[[], Samples] = partial(
         draw_row, model, study, context.real.shape[1], steps, temperature=1.0
     )
-    setting = replace(_setting(model, study), steps=steps)
+    setting = replace(setting_of(model, study), steps=steps)
     row = draw_and_measure(draw, context.judge, context.protocol, setting, name="round")
     return MeasuredRow(row, shipped=False)

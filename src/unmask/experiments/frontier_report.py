@@ -40,7 +40,8 @@ CURVES = ("step", "loss", "distillation", "reconstruction")
 class FrontierReport:
     """Rows of teacher and student over steps and temperatures; a run's report.json holds them.
 
-    source  the origin of teacher and judge, in words
+    Attributes:
+        source: the origin of teacher and judge, in words
     """
 
     training: ClassVar[str] = "student"

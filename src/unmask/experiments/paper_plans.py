@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from unmask.evaluation.sweep import EvalSettings
+from unmask.experiments.paper_table import RoundRows
 from unmask.experiments.plan import Cell, Plan, PlanTeacher
 from unmask.experiments.plans import consistency
-from unmask.experiments.round_rows import RoundRows
 from unmask.objectives.rounds import PAPER_TEMPERATURES
 from unmask.recipes.catalog import recipe
 from unmask.recipes.objective_settings import (

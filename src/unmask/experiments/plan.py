@@ -28,10 +28,11 @@ FAILURE = "failure.json"
 class PlanTeacher:
     """A teacher of a plan.
 
-    model            a directory or a name
-    sampler, draw    of its texts, and of the texts of its students
-    folder           directory of its rows and its students, below the plan's directory
-    precision_steps  step counts of its rows in other precisions and with top-p
+    Attributes:
+        model: directory or name of the model
+        sampler, draw: sampler and draw of the texts of the teacher and of its students
+        folder: directory of its rows and its students, below the plan's directory
+        precision_steps: step counts of its rows in other precisions and with top-p
     """
 
     model: str
@@ -83,7 +84,8 @@ class Run:
 class Measurement(Protocol):
     """The measurement of a plan's teachers and of each run.
 
-    training  the name of the directory of a run's training, below the run's directory
+    Attributes:
+        training: the name of the directory of a run's training, below the run's directory
     """
 
     training: ClassVar[str]
@@ -109,15 +111,16 @@ class Measurement(Protocol):
 class Plan:
     """A plan: teachers, the cells that distil them, and the measurement.
 
-    teachers, cells  by name. A single cell may have an empty name: the plan's directory is its own
-    judge            a directory or a name
-    study            samples, seed, step counts, temperatures
-    measured         the measurement, which also names the files of its results
-    seeds            trainings of each cell; None: one, with the seed of its recipe
-    prerequisites    models that are trained first, in directory/NAME
-    known_rows       rows of teachers that were measured before
-    device           device of everything; None: `launch` chooses it for trainings, the rest uses
-                     the CPU
+    Attributes:
+        teachers, cells: teachers and cells by name. A single cell may have an empty name; its
+            directory is then the plan's
+        judge: directory or name of the judge
+        study: settings of the evaluation: samples, seed, step counts, temperatures
+        measured: the measurement, which also names the files of its results
+        seeds: trainings of each cell; None: one, with the seed of its recipe
+        prerequisites: models that are trained first, in directory/NAME
+        known_rows: rows of teachers that were measured before
+        device: device of everything; None: `launch` chooses it for trainings, the rest uses the CPU
     """
 
     title: str

@@ -62,7 +62,7 @@ def newest_rows(file: Path) -> list[Row]:
 def append_new(measured: MeasuredRow, known_rows: Sequence[MeasuredRow], file: Path) -> bool:
     """Append a row that was measured now, and return whether it was.
 
-    A shipped row and an element of `known_rows` (compared by identity) are not appended.
+    Shipped rows and elements of `known_rows` (compared by identity) are not appended.
     """
     is_new = not measured.shipped and all(measured is not row for row in known_rows)
     if is_new:

@@ -27,10 +27,11 @@ from unmask.samplers.sample import sample
 class TimedCall:
     """One call of `sample`.
 
-    nfe           network calls a text takes part in, mean over texts
-    calls         network calls of the whole batch
-    seconds       wall clock
-    memory_bytes  see `BenchRow`
+    Attributes:
+        nfe: network calls a text takes part in, mean over texts
+        calls: network calls of the whole batch
+        seconds: wall clock
+        memory_bytes: see `BenchRow`
     """
 
     nfe: float

@@ -18,10 +18,11 @@ BENCH = "bench.json"
 class BenchSettings:
     """The settings of `unmask bench`: step counts, batches, length and repeats of the timed calls.
 
-    steps    sampling steps of the diffusion model, one row for each
-    batches  texts in a call, one row for each
-    length   tokens a text
-    repeats  timed pairs for a row, after one warm-up pair; all pairs draw the texts of `seed`
+    Attributes:
+        steps: sampling steps of the diffusion model, one row for each
+        batches: texts in a call, one row for each
+        length: tokens a text
+        repeats: timed pairs for a row, after one warm-up pair; all pairs draw the texts of `seed`
 
     Raises ValueError for counts outside their range.
     """
@@ -44,11 +45,12 @@ class BenchSettings:
 class Machine:
     """The machine that ran the calls.
 
-    device     "cpu", "cuda:0", ...
-    name       of the processor or the GPU
-    threads    of torch
-    torch      its version
-    precision  of the matrix products in the blocks of both networks
+    Attributes:
+        device: "cpu", "cuda:0", ...
+        name: name of the processor or the GPU
+        threads: number of torch threads
+        torch: version of torch
+        precision: precision of the matrix products in the blocks of both networks
     """
 
     device: str
@@ -72,19 +74,20 @@ class Contender:
 class BenchRow:
     """The calls of one model at one batch and one step count.
 
-    steps               None for the autoregressive model, which makes one network call a token
-    batch               texts a call of `sample`
-    nfe                 network calls a text takes part in, mean over texts
-    calls               network calls of the whole batch
-    tokens_per_forward  length / nfe
-    tokens_per_second   batch x length / seconds, median over repeats
-    p50_s, p95_s        quantiles of the seconds of a call of `sample` (network calls, drawing of
-                        tokens, decoding), linear between two repeats; with fewer than 21 repeats
-                        p95 lies between the two longest
-    ratio               tokens a second over those of the autoregressive call of the same pair,
-                        median over pairs; None for the autoregressive model
-    memory_bytes        peak GPU memory of a call beyond the memory held before; None on a CPU
-    seconds             of each repeat, in order
+    Attributes:
+        steps: None for the autoregressive model, which makes one network call a token
+        batch: texts a call of `sample`
+        nfe: network calls a text takes part in, mean over texts
+        calls: network calls of the whole batch
+        tokens_per_forward: length / nfe
+        tokens_per_second: batch x length / seconds, median over repeats
+        p50_s, p95_s: quantiles of the seconds of a call of `sample` (network calls, drawing of
+            tokens, decoding), linear between two repeats; with fewer than 21 repeats p95 lies
+            between the two longest
+        ratio: tokens a second over those of the autoregressive call of the same pair, median over
+            pairs; None for the autoregressive model
+        memory_bytes: peak GPU memory of a call beyond the memory held before; None on a CPU
+        seconds: seconds of each repeat, in order
     """
 
     steps: int | None

@@ -55,7 +55,8 @@ UPDATES, BATCH = 400, 1024
 class TabularObjective:
     """A distillation objective for a table; `temperatures` has one tau for each round.
 
-    trained  whether `unmask verify exact` also trains it, within its two minutes
+    Attributes:
+        trained: whether `unmask verify exact` also trains it, within its two minutes
     """
 
     name: str
@@ -114,8 +115,9 @@ OBJECTIVES = (
 class Optimum:
     """The optimum of an objective.
 
-    log_p   [C, L, V] predictions
-    weight  [C, L] the share of the loss at each position, sum 1
+    Attributes:
+        log_p: [C, L, V] predictions
+        weight: [C, L] the share of the loss at each position, sum 1
     """
 
     log_p: Tensor
@@ -274,13 +276,14 @@ class FixedPoint:
 
     Predictions are compared at masked positions, weighted by their share of the loss.
 
-    entropy          of the student's prediction of a token
-    teacher_entropy  of the teacher's
-    from_teacher     KL(teacher || optimum)
-    steps            step counts of sampled texts
-    nll, kl          at each step count, exact: -E_q log p / L and KL(q || p) / L, nats a token
-    to_optimum       KL(optimum || trained student); None if none was trained
-    to_teacher       KL(teacher || trained student); None if none was trained
+    Attributes:
+        entropy: entropy of the student's prediction of a token
+        teacher_entropy: entropy of the teacher's prediction
+        from_teacher: KL(teacher || optimum)
+        steps: step counts of sampled texts
+        nll, kl: at each step count, exact: -E_q log p / L and KL(q || p) / L, nats a token
+        to_optimum: KL(optimum || trained student); None if none was trained
+        to_teacher: KL(teacher || trained student); None if none was trained
     """
 
     name: str

@@ -1,9 +1,8 @@
 """A simulation of the masked diffusion duality: K-dimensional Gaussians against one scalar a token.
 
-    observation = observe(vocab_size, n, seed)   # draw the Gaussians, project them, threshold
-                                                 scalars
-    examine(observation)                         # -> the checks of `unmask verify`
-    figure_data(observation)                     # -> plain lists for a figure
+    observation = observe(vocab_size, n, seed)  # project Gaussians, threshold scalars
+    examine(observation)                        # -> the checks of `unmask verify`
+    figure_data(observation)                    # -> plain lists for a figure
 
 Latent Shadows (arXiv 2602.00792, section 3) proves two statements. The projection of a Gaussian
 path (Eqs 8, 9) is masked diffusion if the signal-to-noise ratio is calibrated (Lemma 3.1). One
@@ -46,11 +45,13 @@ _PLOTTED_DRAWS = 200
 class Check:
     """One claim of the theory, measured.
 
-    statistic       a test's statistic, or a count of violations: it decides `passed`
-    error           the largest distance between measurement and theory, as a probability
-    expected_error  the size of `error` by chance or rounding alone; 0 if no exception is allowed
-    p_value         the probability of a larger statistic by chance; None for an exact claim
-    n               tokens drawn
+    Attributes:
+        statistic: a test's statistic, or a count of violations: it decides `passed`
+        error: largest distance between measurement and theory, as a probability
+        expected_error: the size of `error` by chance or rounding alone; 0 if no exception is
+            allowed
+        p_value: the probability of a larger statistic by chance; None for an exact claim
+        n: tokens drawn
     """
 
     name: str
@@ -66,12 +67,13 @@ class Check:
 class Observation:
     """n tokens over T times, from text to noise: projected Gaussians and thresholded scalars.
 
-    alpha   [T] float64, decreasing
-    x0      [n] tokens
-    u       [n] F_Y(Y) of the tokens' margins Y
-    z       [T, n] the projection of each token's Gaussian path (Eq. 8)
-    locked  [T, n] `Trajectory` at the same u
-    free    [T, n] `Trajectory` at independent uniform numbers
+    Attributes:
+        alpha: [T] float64, decreasing
+        x0: [n] tokens
+        u: [n] F_Y(Y) of the tokens' margins Y
+        z: [T, n] the projection of each token's Gaussian path (Eq. 8)
+        locked: [T, n] `Trajectory` at the same u
+        free: [T, n] `Trajectory` at independent uniform numbers
     """
 
     vocab_size: int
@@ -102,13 +104,14 @@ class JointLaw:
 class FigureData:
     """The data of the duality figure, as plain lists.
 
-    time, alpha, snr_root  calibration: times, target shares of text, and their signal-to-noise
-                           roots
-    kept, kept_error       calibration: measured shares of text, and one standard error
-    uniform, pit           quantile plot: i / n against the sorted F_Y(Y), thinned
-    curve_root, curve_keep the curve of F_Y
-    edge                   1/K, where snr_root changes sign: below it there is no physical SNR
-    joint                  the joint distributions at 2 and at 3 times
+    Attributes:
+        time, alpha, snr_root: calibration: times, target shares of text, and their signal-to-noise
+            roots
+        kept, kept_error: calibration: measured shares of text, and one standard error
+        uniform, pit: quantile plot: i / n against the sorted F_Y(Y), thinned
+        curve_root, curve_keep: the curve of F_Y
+        edge: 1/K, where snr_root changes sign: below it there is no physical SNR
+        joint: the joint distributions at 2 and at 3 times
     """
 
     time: list[float]
@@ -176,7 +179,7 @@ def examine(observation: Observation) -> list[Check]:
 
 
 def edge(observation: Observation) -> Check:
-    """Without signal all K coordinates have one law: F_Y(0) = 1/K. A positive SNR keeps more."""
+    """Without signal all K coordinates are equally distributed, so F_Y(0) = 1/K."""
     size = observation.vocab_size
     error = abs(float(keep_probability(0.0, size)) - 1 / size)
     return Check(

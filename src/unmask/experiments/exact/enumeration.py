@@ -23,10 +23,11 @@ MOST_CANVASES = 4096
 class EnumeratedSource:
     """All canvases (partially masked texts) and all texts of a source.
 
-    canvases  [C, L], C = (V + 1)^L, MASK = V; row n holds the digits of n
-    texts     [X, L], X = V^L
-    log_p     [X] log p(x) of the texts, nats
-    teacher   [C, L, V] the exact log p(x0_i | z), nats; undefined at visible positions
+    Attributes:
+        canvases: [C, L], C = (V + 1)^L, MASK = V; row n holds the digits of n
+        texts: [X, L], X = V^L
+        log_p: [X] log p(x) of the texts, nats
+        teacher: [C, L, V] the exact log p(x0_i | z), nats; undefined at visible positions
     """
 
     source: SyntheticSource
@@ -72,10 +73,11 @@ def enumerate_source(source: SyntheticSource, length: int) -> EnumeratedSource:
 class Pairs:
     """The joint distribution of (x0, z_t, z_s) as K outcomes of positive probability.
 
-    weight              [K] probabilities, sum 1
-    t, s                [K] row numbers of the canvases z_t and z_s
-    x0                  [K, L] texts
-    masked_t, masked_s  [K, L] masks of z_t and z_s
+    Attributes:
+        weight: [K] probabilities, sum 1
+        t, s: [K] row numbers of the canvases z_t and z_s
+        x0: [K, L] texts
+        masked_t, masked_s: [K, L] masks of z_t and z_s
     """
 
     weight: Tensor

@@ -48,9 +48,10 @@ _HALVINGS = 16
 class DrawnSamples:
     """Sampled texts.
 
-    tokens  [n, L]
-    nfe     [n] network calls
-    log_q   [n] log q(tokens | order) in nats; None if it is not known
+    Attributes:
+        tokens: [n, L] ids
+        nfe: [n] network calls
+        log_q: [n] log q(tokens | order) in nats; None if it is not known
     """
 
     tokens: Tokens
@@ -62,12 +63,13 @@ class DrawnSamples:
 class GapRow:
     """The numbers of a set of n texts.
 
-    nfe            measured: mean network calls a text
-    nll, kl        see the module; kl is None if the order depends on the drawn tokens
-    excess         nll - entropy of the source
-    pair_distance  total variation of adjacent pairs
-    entropy        mean unigram entropy inside a text, nats
-    pair_entropy   entropy of the adjacent pairs of all texts, nats
+    Attributes:
+        nfe: measured: mean network calls a text
+        nll, kl: see the module docstring; kl is None if the order depends on drawn tokens
+        excess: nll - entropy of the source
+        pair_distance: total variation of adjacent pairs
+        entropy: mean unigram entropy inside a text, nats
+        pair_entropy: entropy of the adjacent pairs of all texts, nats
     """
 
     sampler: str
@@ -327,10 +329,8 @@ def gap_checks(
         ),
     ]
     for row in (rows[0], even_rows[0]):
-        error, sem = (
-            row.nll.value - independent.value,
-            math.hypot(row.nll.sem or 0, independent.sem or 0),
-        )
+        error = row.nll.value - independent.value
+        sem = math.hypot(row.nll.sem or 0, independent.sem or 0)
         checks.append(
             normal_check(f"one call: product of marginals ({row.sampler})", error, sem, n)
         )

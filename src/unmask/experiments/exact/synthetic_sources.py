@@ -92,11 +92,11 @@ class SecondOrder:
 class SyntheticSource:
     """p(x) of texts of any length L: s_1 ~ start, s_{i+1} ~ transition(s_i), x_i ~ emission(s_i).
 
-    start               [S] float64
-    emission            [S, V] float64, rows sum to 1
-    identifying_prefix  the number of first tokens that determine the state. Each later token
-                        determines the next state, so the entropy is a finite sum (in general it is
-                        not)
+    Attributes:
+        start: [S] float64
+        emission: [S, V] float64, rows sum to 1
+        identifying_prefix: the number of first tokens that determine the state. Each later token
+            determines the next state, so the entropy is a finite sum (in general it is not)
     """
 
     start: Tensor

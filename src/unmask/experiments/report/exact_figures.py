@@ -39,7 +39,9 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
     muted, student = LIGHT["muted"], LIGHT["student"]
     transform.plot([0, 1], [0, 1], color=muted, linewidth=1, linestyle="--", label="uniform")
     transform.plot(data.uniform, data.pit, color=student, label="F_Y(Y), Gaussian margins")
-    transform.set(xlabel="quantile of the uniform law", ylabel="quantile of F_Y(Y)", aspect="equal")
+    transform.set(
+        xlabel="quantile of the uniform distribution", ylabel="quantile of F_Y(Y)", aspect="equal"
+    )
     transform.set_title("Theorem 3.3: one uniform number a token")
     transform.legend(loc="upper left")
     _joint(joint, data.joint)
@@ -51,7 +53,7 @@ def duality_figure(data: FigureData, path: Path | str) -> Path:
 def exact_figure(
     gaps: Mapping[str, Sequence[GapRow]],
     orders: Sequence[GapRow],
-    floor: ChanceDistance,
+    chance: ChanceDistance,
     entropy: float,
     rows: Sequence[FixedPoint],
     path: Path | str,
@@ -59,12 +61,12 @@ def exact_figure(
     """Draw the results of `unmask verify exact` in four panels.
 
     Args:
-        gaps: for each sampler its rows at growing step counts.
+        gaps: rows of each sampler at increasing step counts.
         orders: rows of several orders at equal calls.
-        floor: pair distance of texts of the source itself.
-        entropy: of the source, nats a token.
+        chance: pair distance of texts of the source itself.
+        entropy: entropy of the source, nats a token.
         rows: the fixed points of the objectives.
-        path: of the figure; its suffix is the format.
+        path: path of the figure; its suffix is the format.
     """
     figure = Figure(figsize=(WIDE, 9.0))
     ((likelihood, divergence), (pairs, optima)) = figure.subplots(2, 2)
@@ -73,14 +75,14 @@ def exact_figure(
     label = "entropy of the source"
     likelihood.axhline(entropy, color=LIGHT["muted"], linewidth=1, linestyle="--", label=label)
     title = "Below the dashed line: likelier than the source"
-    _by_calls(likelihood, "-log p under the true law, nats a token", title)
+    _by_calls(likelihood, "-log p under the source, nats a token", title)
     for name in _STYLE:
         family = [row for row in orders if row.sampler.partition(":")[0] == name]
         exact = [(row, row.kl.value) for row in family if row.kl is not None]
         _curve(divergence, name, [row for row, _ in exact], [kl for _, kl in exact])
         _curve(pairs, name, family, [row.pair_distance for row in family])
     _by_calls(divergence, "KL(q || p), nats a token", "Orders of unmasking at equal calls")
-    pairs.axhspan(0, floor.mean + 2 * floor.deviation, color=LIGHT["line"], label="chance")
+    pairs.axhspan(0, chance.mean + 2 * chance.deviation, color=LIGHT["line"], label="chance")
     _by_calls(pairs, "total variation of adjacent pairs", "The same orders, pair by pair")
     _optima(optima, rows)
     save_figure(figure, Path(path))
@@ -125,7 +127,7 @@ def _joint(axes: Axes, laws: Sequence[JointLaw]) -> None:
     axes.set_xticks(x, patterns)
     times = "; ".join("t = " + ", ".join(f"{t:g}" for t in law.time) for law in laws)
     axes.set(xlabel=f"visible (1) or masked (0) at {times}", ylabel="probability")
-    axes.set_title("Joint laws at 2 and 3 times")
+    axes.set_title("Joint distributions at 2 and 3 times")
     axes.legend(loc="upper center", bbox_to_anchor=(0.62, 1.0))
 
 

@@ -38,8 +38,9 @@ _COLORS = "#c2410c #e69f00 #009e73 #cc79a7 #22211f #66635c #56b4e9 #7b3294 #8c51
 class FigurePlan:
     """A figure of a report: file name, caption, description, and how to draw it.
 
-    alt   a description of the figure, for screen readers
-    draw  width in inches -> figure
+    Attributes:
+        alt: a description of the figure, for screen readers
+        draw: width in inches -> figure
     """
 
     name: str
@@ -163,7 +164,7 @@ def comparison_figure(reports: Mapping[str, Report], steps: int) -> Figure:
 
     Args:
         reports: cell -> report. All reports share one protocol.
-        steps: of the students.
+        steps: step count of the students.
     """
     figure = Figure(figsize=(WIDE, 5.6))
     axes = figure.add_subplot()

@@ -25,7 +25,7 @@ def write_report(report: Mapping[str, Any], directory: Path | str) -> Path:
 
     Args:
         report: the value of a report.json.
-        directory: of the page.
+        directory: directory of the page.
 
     Raises:
         ValueError: a field of the report is missing, of another type or of another version.

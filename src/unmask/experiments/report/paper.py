@@ -25,7 +25,7 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
 
     Args:
         record: the value of a table.json.
-        directory: of both files. Figures of the paper share it with a table.
+        directory: directory of both files. Figures of the paper share it with a table.
         name: "table1", "figure3", ...
     """
     steps = sorted({int(count) for line in record["lines"] for count in line["cells"]})

@@ -30,7 +30,7 @@ def render(template: str, record: Mapping[str, Any], **values: Any) -> str:
 
     Args:
         template: file name in `templates/`.
-        record: data of the page, embedded as JSON; a number that is not finite becomes null.
+        record: data of the page, embedded as JSON. A number that is not finite becomes null.
         values: variables of the template; `base.html.j2` lists those of every page.
     """
     loader = PackageLoader("unmask.experiments.report", "templates")
@@ -77,7 +77,8 @@ def value_text(value: float, sem: float | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Seconds as minutes and seconds.
+
     >>> duration(59.7), duration(171.2)
     ('1 min 0 s', '2 min 51 s')
     """
@@ -110,7 +111,7 @@ def shared_columns(entries: Sequence[SameSteps]) -> list[str]:
 
 
 def mark_shared_words(first: str, second: str) -> tuple[Markup, Markup]:
-    """Both texts, with the words in <mark> that stand in both in the same order.
+    """Both texts, with the words that they share in the same order in <mark>.
 
     >>> print(mark_shared_words("the <old> state", "the new state")[0])
     <mark>the</mark> &lt;old&gt; <mark>state</mark>

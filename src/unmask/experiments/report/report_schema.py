@@ -38,7 +38,8 @@ ROW_LISTS = (
 class ReportRow:
     """A measured row of the report.
 
-    shipped  the row came with the package, measured by `make assets` under the same protocol
+    Attributes:
+        shipped: the row came with the package, measured by `make assets` under the same protocol
     """
 
     row: Row
@@ -69,7 +70,8 @@ class ReportRow:
 class RoundRow:
     """The student after a round of distillation, sampled in `steps` steps at temperature 1.
 
-    delta, temperature  the step size of the round and the teacher's temperature
+    Attributes:
+        delta, temperature: the step size of the round and the teacher's temperature
     """
 
     round: int
@@ -109,9 +111,10 @@ class TextPair:
 class UnmaskingTrace:
     """The unmasking of one text, network call by network call.
 
-    pieces  the L tokens of the finished text
-    frames  positions that each call unmasks; a position in no frame belongs to the prompt
-    alphas  share of text left, from which each call starts
+    Attributes:
+        pieces: the L tokens of the finished text
+        frames: positions that each call unmasks; a position in no frame belongs to the prompt
+        alphas: share of text left, from which each call starts
     """
 
     title: str
@@ -238,7 +241,7 @@ def _read_row(value: Any, where: str) -> ReportRow:
 
 
 def _read_finding(value: Any, where: str) -> Finding:
-    """A finding, or a plain sentence of a report from before findings had parts."""
+    """A finding; old reports hold a plain sentence in its place."""
     if isinstance(value, str):
         value = {"claim": value}
     return from_json(Finding, value, where, strict=False)

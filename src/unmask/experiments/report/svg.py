@@ -24,10 +24,11 @@ _NOT_IN_XML = dict.fromkeys(_CONTROLS, "\ufffd")  # a model's name may hold such
 class SvgFigure:
     """A drawn figure.
 
-    title          of its caption
-    alt            a description, for screen readers
-    width, height  points
-    body           the markup between <svg> and </svg>
+    Attributes:
+        title: title of the caption
+        alt: a description, for screen readers
+        width, height: points
+        body: the markup between <svg> and </svg>
     """
 
     title: str
@@ -49,7 +50,7 @@ class SvgFigure:
 
 
 def tooltip(text: str) -> str:
-    """The `gid` of an artist that shows `text` when the pointer rests on it."""
+    """The `gid` of an artist that shows `text` as its tooltip."""
     return _TOOLTIP + text
 
 
@@ -58,9 +59,9 @@ def svg_figure(figure: Figure, name: str, title: str, alt: str) -> SvgFigure:
     """Draw a figure as SVG.
 
     Args:
-        figure: drawn in `plot_style`.
-        name: unique among the figures of a page; ids depend on it.
-        title: of the caption.
+        figure: a figure that was drawn in `plot_style`.
+        name: a name that is unique on the page; ids depend on it.
+        title: title of the caption.
         alt: a description of the figure.
     """
     buffer = StringIO()

@@ -9,7 +9,7 @@ import pytest
 import unmask.experiments.commands.reproduce as reproduce
 from toy_recipes import shrink
 from unmask.cli.main import main
-from unmask.experiments.comparison_tables import (
+from unmask.experiments.commands.results import (
     HEAD,
     METHODS_HEAD,
     means,
