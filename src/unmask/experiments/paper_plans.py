@@ -121,7 +121,7 @@ def _models(
         "MDLM large" if large else "MDLM": PlanTeacher(
             masked, precision_steps=PRECISION_STEPS[scale]
         ),
-        # Uniform noise draws a position several times, so it gets the cheaper draw of the same law.
+        # Uniform noise draws a position several times, so it gets the cheaper exact draw.
         "Duo": PlanTeacher(duo, "ancestral", "inverse_cdf"),
     }
     return teachers, judge, prerequisites

@@ -244,7 +244,7 @@ def example_texts(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[s
         saved = [path for path in rounds if path.exists()]
         if saved:
             models[f"{name} R{len(saved)}"] = (str(saved[-1]), cell.teacher)
-    shown: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for title, (path, teacher) in models.items():
         model = diffusion(load(path, device=plan.device or "cpu"))
         if model.tokenizer is None:
@@ -254,5 +254,5 @@ def example_texts(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[s
         drawn = sample(
             model, n, model.length, steps, plan.study.seed, sampler=sampler, device=device
         )
-        shown[title] = drawn.texts or [" ".join(map(str, row)) for row in drawn.tokens.tolist()]
-    return shown
+        texts[title] = drawn.texts or [" ".join(map(str, row)) for row in drawn.tokens.tolist()]
+    return texts

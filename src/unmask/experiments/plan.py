@@ -216,12 +216,12 @@ def failure(place: Path) -> str | None:
 
 
 def diffusion(model: object) -> Model:
-    """The model; ValueError if it is not a diffusion model."""
+    """Return the model if it is a diffusion model; ValueError otherwise."""
     fault = f"model is {type(model).__name__}: want a diffusion model, to be distilled"
     return diffusion_model(model, fault)
 
 
 def causal(model: object) -> CausalModel:
-    """The model; ValueError if it is not autoregressive."""
+    """Return the model if it is autoregressive; ValueError otherwise."""
     fault = f"judge is {type(model).__name__}: want an autoregressive model"
     return causal_model(model, fault)
