@@ -25,11 +25,12 @@ from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.trajectory import trajectory
 from unmask.models.model import load
 from unmask.objectives.base import Loss, Objective
+from unmask.objectives.nelbo import Nelbo
 from unmask.recipes import schema
 from unmask.recipes.catalog import recipe
 from unmask.recipes.estimate import estimate
 from unmask.recipes.objective_settings import frozen_copy, process_of
-from unmask.recipes.run import run
+from unmask.recipes.run import finished, run
 from unmask.recipes.schema import Recipe, recipe_of
 from unmask.recipes.traits import Student, Traits
 from unmask.recipes.unused_settings import check_flags
@@ -187,3 +188,55 @@ def test_a_network_without_settings_is_refused(plan: Recipe, tmp_path: Path) -> 
     forgotten = replace(plan, objective=Forgotten(teacher=plan.objective.teacher))
     with pytest.raises(ValueError, match=r"settings .*\['student'\].*\['critic', 'student'\]"):
         next(run(forgotten, tmp_path / "run", device="cpu"))
+
+
+@dataclass(frozen=True)
+class OwnSettings(MatchingSettings):
+    """Settings that no list of the library names; the critic starts from random weights."""
+
+    kind: Literal["own"] = "own"  # type: ignore[assignment]
+
+    def build(
+        self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+    ) -> Objective:
+        objective = super().build(student, schedule, tokenizer)
+        assert isinstance(objective, Matching)
+        for weight in objective.critic.parameters():
+            nn.init.normal_(weight, std=0.02)
+        return objective
+
+
+def test_settings_of_a_user_run_and_resume_bit_for_bit(plan: Recipe, tmp_path: Path) -> None:
+    """Also the random weights of the critic follow from the seed of the recipe."""
+    own = replace(plan, objective=OwnSettings(teacher=plan.objective.teacher))
+    whole = [update.loss for update in run(own, tmp_path / "whole", device="cpu")]
+    torch.rand(3)  # the global generator does not matter
+    stopped = run(own, tmp_path / "parts", device="cpu")
+    first = [next(stopped).loss for _ in range(4)]
+    stopped.close()
+    rest = [update.loss for update in run(own, tmp_path / "parts", device="cpu")]
+    assert first == whole[:4] and rest == whole[EVERY:]
+    assert finished(own, tmp_path / "parts")
+    again = run(own, tmp_path / "parts", device="cpu")
+    assert list(again) == []  # all steps are done
+    with pytest.raises(ValueError, match=r"recipe\.objective\.kind is unknown: got 'own'"):
+        recipe_of(tmp_path / "parts")
+
+
+def test_settings_without_a_start_need_no_field_for_it(plan: Recipe, tmp_path: Path) -> None:
+    """The settings of docs/extending.md have no field `init`."""
+
+    @dataclass(frozen=True)
+    class Plain:
+        kind: Literal["plain"] = "plain"
+
+        def traits(self) -> Traits:
+            return Traits("masked")
+
+        def build(
+            self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+        ) -> Objective:
+            return Nelbo(process_of(student), schedule)
+
+    plain = replace(plan, objective=Plain(), steps=2, save_every=1)
+    assert len([*run(plain, tmp_path / "run", device="cpu")]) == 2

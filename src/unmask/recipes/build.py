@@ -101,7 +101,8 @@ def build(
         distils = recipe.traits.distils
         student = (_copied if distils else _continued)(start, recipe)
         schedule = start.schedule if distils and start.schedule is not None else schedule
-    objective = recipe.objective.build(student, schedule, tokenizer)
+    with global_generators(recipe.seed, 1):  # weights of networks that it makes, such as a critic
+        objective = recipe.objective.build(student, schedule, tokenizer)
     return Parts(objective, student, without_weights(student), schedule, tokenizer, recipe)
 
 

@@ -91,7 +91,11 @@ def run(
     state = _begin(parts, engine)
     with (
         RunDir.open(
-            directory, to_json(recipe), resume=resume, engine=engine, update=as_written_now
+            directory,
+            to_json(recipe),
+            resume=resume,
+            engine=engine,
+            update=partial(as_written_now, objective=recipe.objective),
         ) as run_dir,
         stop_signals() as signalled,
         closing(data),

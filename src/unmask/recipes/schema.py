@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -192,19 +192,32 @@ def check_name(name: str) -> None:
         )
 
 
-def recipe_of(run: Path) -> Recipe:
-    """The recipe of a run directory."""
-    return recipe_from_json(read_json(run / "recipe.json"))
+def recipe_of(run: Path, objective: ObjectiveSettings | None = None) -> Recipe:
+    """The recipe of a run directory; `recipe_from_json` describes `objective`."""
+    return recipe_from_json(read_json(run / "recipe.json"), objective=objective)
 
 
-def recipe_from_json(content: Any, where: str = "recipe") -> Recipe:
+def recipe_from_json(
+    content: Any, where: str = "recipe", objective: ObjectiveSettings | None = None
+) -> Recipe:
     """The recipe of a JSON value, also with the old name `faithful` of `objective.time_grid`.
 
-    ValueError for a wrong value; it calls the content `where`.
+    Args:
+        content: the JSON value.
+        where: the name of the value in errors.
+        objective: settings of a user's own. A content of the same kind is read by their class.
+
+    Raises:
+        ValueError: names the field that is missing, unknown or of the wrong type.
     """
     match content:
         case {"objective": {"kind": "sdtt", "faithful": grid, **rest}}:
             content = {**content, "objective": {"kind": "sdtt", **rest, "time_grid": grid}}
+        case {"objective": {"kind": kind, **rest}, **others} if (
+            objective is not None and kind == objective.kind
+        ):
+            own = from_json(type(objective), {"kind": kind, **rest}, f"{where}.objective")
+            return replace(from_json(Recipe, others, where), objective=own)
     return from_json(Recipe, content, where)
 
 

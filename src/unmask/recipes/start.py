@@ -24,6 +24,7 @@ from unmask.models.model import LanguageModel, load
 from unmask.recipes.build import decided
 from unmask.recipes.data import TrainingData, documents
 from unmask.recipes.schema import DataSettings, Recipe, recipe_from_json, recipe_of
+from unmask.recipes.traits import ObjectiveSettings
 from unmask.training import Engine, RunDir, RunError, State
 from unmask.training.distributed import faster_in_bfloat16
 from unmask.training.run_files import MACHINE, START, differences, read_start
@@ -42,7 +43,7 @@ def as_started(recipe: Recipe, directory: Path, engine: Engine) -> Recipe:
     if recipe.precision != "fastest":
         return recipe
     if (directory / "recipe.json").exists():
-        faster = recipe_of(directory).precision == "bfloat16"
+        faster = recipe_of(directory, recipe.objective).precision == "bfloat16"
     else:
         faster = faster_in_bfloat16(engine.device)
     # Every process measures, and all use the result of the first one.
@@ -98,7 +99,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     data, field = recipe.data, recipe.traits.start_field
     corpus = _absolute(data.corpus) if is_corpus_path(data.corpus) else data.corpus
     data = replace(data, corpus=corpus, tokenizer=_absolute(data.tokenizer))
-    start: dict[str, Any] = {field: _absolute(recipe.traits.start)}
+    start: dict[str, Any] = {field: _absolute(recipe.traits.start)} if recipe.traits.start else {}
     return replace(recipe, data=data, objective=replace(recipe.objective, **start))
 
 
@@ -107,16 +108,16 @@ def _absolute(name: str) -> str:
     return os.path.abspath(path) if name and path.exists() else name
 
 
-def as_written_now(saved: Any) -> Any:
+def as_written_now(saved: Any, objective: ObjectiveSettings) -> Any:
     """The content of a recipe.json with all fields of this version and absolute paths."""
-    return to_json(with_absolute_paths(recipe_from_json(saved)))
+    return to_json(with_absolute_paths(recipe_from_json(saved, objective=objective)))
 
 
 def _refuse_more_steps(recipe: Recipe, directory: Path) -> None:
     """RunError if the run of a directory is finished and `recipe` has more steps."""
     if not _has_model(directory):
         return
-    old = with_absolute_paths(recipe_of(directory))
+    old = with_absolute_paths(recipe_of(directory, recipe.objective))
     if recipe.steps <= old.steps:
         return
     verb, flag = recipe.traits.verb, f"--objective.{recipe.traits.start_field}"
@@ -136,7 +137,8 @@ def finished(recipe: Recipe, directory: Path) -> bool:
     """True if the run is complete and matches `recipe`, so its model can be read without a lock."""
     if not _has_model(directory):
         return False
-    old, recipe = with_absolute_paths(recipe_of(directory)), with_absolute_paths(recipe)
+    recipe = with_absolute_paths(recipe)
+    old = with_absolute_paths(recipe_of(directory, recipe.objective))
     if recipe.precision == "fastest":
         recipe = replace(recipe, precision=old.precision)
     if old != recipe:
