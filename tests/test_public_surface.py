@@ -171,6 +171,13 @@ def test_an_entropy_of_a_list_is_refused() -> None:
         unmask.entropy([[1, 2]])  # type: ignore[arg-type]
 
 
+def test_the_name_of_a_shipped_model_without_its_prefix_is_explained() -> None:
+    with pytest.raises(ValueError, match=r"teacher.*unmask:teacher.*hub"):
+        unmask.load("teacher")
+    with pytest.raises(ValueError, match=r"unmask\.load\('unmask:teacher'\)"):
+        unmask.sample("teacher")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", ["runs/x", Path("runs/x"), torch.nn.Linear(2, 2), None])
 def test_what_is_not_a_model_is_refused(wrong: object) -> None:
     """The path of a model, and a network, with the step that is missing."""

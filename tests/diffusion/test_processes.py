@@ -99,7 +99,7 @@ def test_the_posterior_mixture_is_monotone_in_p_z(
 def test_uniform_numbers_give_noise_of_the_right_law(process: Process) -> None:
     u = (torch.arange(1000) + 0.5).double() / 1000
     share = (
-        torch.bincount(process.noise(torch.cat([u, double(2**-53, 1 - 2**-53)])), minlength=V)
+        torch.bincount(process.prior_from(torch.cat([u, double(2**-53, 1 - 2**-53)])), minlength=V)
         / 1002
     )
     assert float((share - NOISE[process]).abs().max()) < 0.002

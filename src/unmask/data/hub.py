@@ -69,7 +69,8 @@ def local_or_hub(
     revision = revision or suffix
     from huggingface_hub import snapshot_download
 
-    with _plain_errors(f"there is no file or directory {name}; and on the hub", revision):
+    own = f" (this package has {PACKAGE_PREFIX}{name})" if name in package_models() else ""
+    with _plain_errors(f"there is no file or directory {name}{own}; and on the hub", revision):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
 
 
@@ -138,8 +139,13 @@ def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) ->
         )
 
 
+def package_models() -> list[str]:
+    """The names NAME of the models unmask:NAME of this package."""
+    return sorted(path.parent.name for path in shipped().glob("*/config.json"))
+
+
 def _package_model(name: str) -> Path:
-    names = sorted(path.parent.name for path in shipped().glob("*/config.json"))
+    names = package_models()
     if name not in names:
         models = ", ".join(PACKAGE_PREFIX + model for model in names)
         raise ValueError(f"this package has no model {PACKAGE_PREFIX}{name}: want one of {models}")

@@ -60,7 +60,7 @@ class Process(Protocol):
         """
         ...
 
-    def noise(self, u: Tensor) -> Tokens:
+    def prior_from(self, u: Tensor) -> Tokens:
         """Turn uniform numbers u in (0, 1) into tokens of pure noise, in the shape of u."""
         ...
 
@@ -149,7 +149,7 @@ class MaskedProcess:
         mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
         return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) * mask
 
-    def noise(self, u: Tensor) -> Tokens:
+    def prior_from(self, u: Tensor) -> Tokens:
         """Return MASK for each number."""
         return torch.full_like(u, self.mask_id, dtype=torch.int64)
 
@@ -220,7 +220,7 @@ class UniformProcess:
         """alpha p_x0 + (1 - alpha) / K."""
         return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) / self.vocab_size
 
-    def noise(self, u: Tensor) -> Tokens:
+    def prior_from(self, u: Tensor) -> Tokens:
         """Map equal parts of (0, 1) to the tokens."""
         return (u * self.vocab_size).long()
 

@@ -17,6 +17,7 @@ from typing import Self
 import torch
 from torch import nn
 
+from unmask.data.hub import PACKAGE_PREFIX, package_models
 from unmask.data.tokenizers import Tokenizer, find_tokenizer
 from unmask.diffusion.processes import Process, noise_process
 from unmask.diffusion.schedules import NoiseSchedule
@@ -201,7 +202,8 @@ def not_a_model(value: object) -> ValueError:
     """The error for an argument `model` that is not a model."""
     got = f"model is not a model: got a {type(value).__name__}"
     if isinstance(value, str | Path):
-        return ValueError(f"{got}; load it first: unmask.load({str(value)!r})")
+        name = f"{PACKAGE_PREFIX}{value}" if str(value) in package_models() else str(value)
+        return ValueError(f"{got}; load it first: unmask.load({name!r})")
     if isinstance(value, nn.Module):
         return ValueError(
             f"{got}; make it an unmask.DenoiserModule, and that an unmask.Model (docs/extending.md)"

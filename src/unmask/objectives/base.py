@@ -49,7 +49,7 @@ class Loss:
 class Objective(Protocol):
     """A loss to minimise, and the networks that it needs in addition to the student.
 
-    Frozen networks, such as a teacher, are arguments of the constructor. All randomness comes from
+    The constructor takes the frozen networks, such as a teacher. All randomness comes from
     `generator`.
     """
 

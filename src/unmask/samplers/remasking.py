@@ -174,7 +174,7 @@ class MixturePosteriorStep:
             uniform(latent.address(latent.everywhere, occasion))
             for occasion in (-1 - self.k, self.k)
         )
-        return number, self.problem.process.noise(random)
+        return number, self.problem.process.prior_from(random)
 
     def _weights(self, z: Tokens, p_z: Tensor) -> tuple[Tensor, Tensor]:
         """The weights `predict` and `noise` at tokens [b, l] with p(x0 = z) [b, l]."""

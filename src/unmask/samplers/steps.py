@@ -105,7 +105,7 @@ class SamplingProblem:
     def canvas(self) -> Tokens:
         """The text before the first step [n, L]: given tokens, and noise elsewhere."""
         number = uniform(self.latent.address(self.latent.everywhere, INITIAL_NOISE))
-        return self.pins.where(~self.free, self.process.noise(number))
+        return self.pins.where(~self.free, self.process.prior_from(number))
 
     def noised(self, z: Tokens) -> Tensor:
         """Free positions that can hold noise, bool [n, L]: in masked diffusion, the MASKs."""
