@@ -160,7 +160,7 @@ class State:
         return self.trained[STUDENT].network
 
     def select(self, turn: str) -> TrainedNetwork:
-        """Set `turn` to train mode and the others to eval mode; clear the gradients of the others."""
+        """Set `turn` to train mode and the others to eval mode, without gradients of the others."""
         if turn not in self.trained:
             raise ValueError(
                 f"turn({self.step}) is not a trained network: got {turn!r}, want one of "
