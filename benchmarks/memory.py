@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def train(recipe: Recipe, vocab_size: int, device: torch.device) -> None:
         gc.collect()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -134,10 +135,15 @@ def main() -> None:
     parser.add_argument(
         "--holes", action="store_true", help="include holes of the C library's heap"
     )
+    parser.add_argument(
+        "--narrow", type=int, default=1, help="divide widths and heads: cheaper, same formulas"
+    )
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for name in args.cases:
         recipe, vocab_size = CASES[name]
+        width, heads = recipe.network.width // args.narrow, recipe.network.heads // args.narrow
+        recipe = replace(recipe, network=replace(recipe.network, width=width, heads=heads))
         if args.alone:
             # One write for the whole line, because other processes write too.
             sys.stdout.write(f"{measured_bytes(recipe, vocab_size, torch.device(args.device))}\n")
@@ -155,6 +161,8 @@ def main() -> None:
             name,
             "--device",
             args.device,
+            "--narrow",
+            str(args.narrow),
             "--alone",
         ]
         exact = {} if args.holes else {"MALLOC_MMAP_THRESHOLD_": "65536"}

@@ -15,6 +15,7 @@ import pytest
 from unmask.cli.main import EXPERIMENTS, main
 from unmask.data.corpora import library_files
 from unmask.experiments import package_corpora
+from unmask.experiments.exact import distillation_optima
 from unmask.recipes.catalog import recipe
 
 HOSTILE = (
@@ -225,6 +226,8 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").write_text("words")
     some = library_files()[:5]  # of 12 MB
+    few = distillation_optima.OBJECTIVES[:2]
+    monkeypatch.setattr(distillation_optima, "OBJECTIVES", few)
     monkeypatch.setattr(package_corpora, "library_files", lambda: some)
     monkeypatch.setattr("unmask.experiments.commands.demo.run_plan", lambda *_: iter(()))
     monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
