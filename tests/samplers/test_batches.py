@@ -114,14 +114,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "how"), CASES, ids=str)
-@pytest.mark.parametrize("pinned", [False, True])
-def test_one_sample_a_call_is_exact_on_every_processor(
-    kind: str, how: dict[str, object], pinned: bool
-) -> None:
-    """With batch_size = 1 a sample equals the one drawn alone, for any rounding of products."""
+def test_one_sample_a_call_is_exact_on_every_processor(kind: str, how: dict[str, object]) -> None:
+    """With batch_size = 1 a sample equals the one drawn alone, for any rounding of products.
+
+    Three of the six samples have pinned tokens.
+    """
     drawn, pins = model(kind), torch.full((N, L), -1)
-    if pinned:
-        pins[1, :4], pins[2, ::3], pins[3] = 2, 1, 5
+    pins[1, :4], pins[2, ::3], pins[3] = 2, 1, 5
     how = {"length": L, "steps": 4, "seed": 3, **how}
     whole = sample(drawn, n=N, pinned=pins, batch_size=1, **how)
     for first in range(N):
