@@ -10,19 +10,21 @@ import subprocess
 import sys
 import types
 import typing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmask.cli import console
+from unmask.cli import console, train
 from unmask.cli.main import EXPERIMENTS, VERBS, main
 from unmask.data.corpora import library_files
 from unmask.experiments import package_corpora
 from unmask.models.model import load
 from unmask.recipes.catalog import RECIPES
 from unmask.recipes.objective_settings import DistillationSettings
+from unmask.training import Update
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = (
@@ -392,7 +394,6 @@ def test_a_frontier_has_rows_answers_a_verdict_and_example_texts(capsys, frontie
     assert conclusion["figures"].startswith("n = 2 texts a row are too few")
     assert caveat["claim"] == "One training seed"
     assert f"{conclusion['claim']} ({conclusion['figures']})." in frontier.out
-    assert "entropy" in frontier.out and "judge" in frontier.out
     assert run(capsys, "report", frontier.folder)[0] == 0
     assert (frontier.folder / "report.html").exists()
 
@@ -603,44 +604,23 @@ def test_doctor_and_convert(capsys, tmp_path):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_updates_go_to_tensorboard_from_one_process(monkeypatch, tmp_path, rank):
-    """TensorBoard is an extra: here a stand-in with the few methods that are used of it."""
-    from unmask.cli import train
-    from unmask.training import Update
-
-    made, written, closed = [], [], []
-
-    class Writer:
-        def __init__(self, folder):
-            self.folder = folder
-            made.append(folder)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            closed.append(self.folder)
-
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
-
-    monkeypatch.setattr(train, "find_spec", lambda name: name == "tensorboard")
-    monkeypatch.setitem(
-        sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer)
-    )
+    """TensorBoard reads the numbers back. Without it, no process writes."""
     monkeypatch.setenv("RANK", rank)
+    metrics = {"round": 1.0}
+    update = Update(3, loss=2.5, grad_norm=0.5, lr=1e-3, metrics=metrics, tokens=8, seconds=0.25)
     with train.tensorboard(tmp_path) as board:
-        assert not made, "a run directory has to be empty when a run begins"
-        board(
-            Update(
-                3, loss=2.5, grad_norm=0.5, lr=1e-3, metrics={"round": 1.0}, tokens=8, seconds=0.25
-            )
-        )
-    if rank == "0":
-        assert {("loss", 2.5, 3), ("round", 1.0, 3)} <= {*written} and closed == [
-            str(tmp_path / "tensorboard")
-        ]
-    else:
-        assert not written and not closed
+        assert not any(tmp_path.iterdir()), "a new run directory must be empty"
+        board(update)
+    if rank == "1" or find_spec("tensorboard") is None:
+        assert not any(tmp_path.iterdir())
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = {name: events.Scalars(name)[0] for name in events.Tags()["scalars"]}
+    expected = {name: value for name, value in update.record().items() if isinstance(value, float)}
+    assert {name: event.value for name, event in written.items()} == pytest.approx(expected)
+    assert {event.step for event in written.values()} == {3}
 
 
 def test_one_process_of_many_prints(capsys, monkeypatch):
@@ -697,7 +677,7 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
     code, out, err = run(capsys, *command)
     assert code == 0, out + err
     assert "entropy_bounded" in out and "FAILS" not in out and "forward KL" in out
-    assert (tmp_path / "exact.png").stat().st_size > 10_000
+    assert (tmp_path / "exact.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((tmp_path / "exact.json").read_text())
     assert {len(result["gaps"][name]) for name in ("reveal", "even", "confidence", "uniform")} == {
         3

@@ -102,14 +102,15 @@ def test_unknown_names_are_refused() -> None:
         _ = unmask.no_such_name
 
 
-def test_fields_of_a_trajectory() -> None:
+def test_a_trajectory_leads_from_the_text_to_the_noise() -> None:
+    """Alpha is a number for each row: at 1 the row is its text, at 0 its noise."""
     process = unmask.MaskedProcess(vocab_size=5, mask_id=4)
-    path = unmask.trajectory(
-        process, torch.zeros(2, 3, dtype=torch.int64), generator=torch.Generator().manual_seed(1)
-    )
-    assert (
-        path.x0.shape == path.noise.shape == path.u.shape == path.at(torch.tensor([0.5, 0.2])).shape
-    )
+    text = torch.tensor([[0, 1, 2], [3, 2, 1]])
+    path = unmask.trajectory(process, text, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(path.x0, text) and torch.equal(path.noise, torch.full((2, 3), 4))
+    assert path.u.shape == (2, 3) and bool(((path.u >= 0) & (path.u <= 1)).all())
+    ends = path.at(torch.tensor([1.0, 0.0]))
+    assert torch.equal(ends, torch.stack([text[0], path.noise[1]]))
 
 
 def test_fields_of_a_model_and_its_samples(tmp_path: Path) -> None:

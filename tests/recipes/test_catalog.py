@@ -1,4 +1,4 @@
-"""The named recipes are whole and consistent, and say the numbers of their sources."""
+"""The named recipes are complete and consistent, and follow the rules of their sources."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,6 @@ from unmask.objectives.rounds import Rounds
 from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
-    ConsistencySettings,
     CurriculumSettings,
     DistillationSettings,
     NelboSettings,
@@ -77,54 +76,52 @@ def test_a_distillation_ends_with_its_last_round_and_reads_its_teachers_rows(pla
         assert teacher.data.corpus == plan.data.corpus and teacher.data.wrap == plan.data.wrap
 
 
-def test_the_papers_distillation() -> None:
-    """Latent Shadows, section 4: public MDLM, 5 rounds of 10k steps, lr 6e-5, batch 128."""
-    plan = recipe("owt-small-mcd")
-    method = plan.objective
-    assert method.teacher == "kuleshov-group/mdlm-owt"
-    assert (method.direction, method.revealed, method.coupling, method.reduction) == (
-        "reverse", "cross_entropy", "locked", "tokens",
-    )  # fmt: skip
-    assert method.temperatures == (0.96, 0.93, 0.90, 0.87, 0.84) and method.round_steps == 10_000
-    assert [rounds(plan).delta(step) for step in (0, 49_999)] == [1 / 512, 1 / 32]
-    optim = plan.optim
-    assert (optim.lr, optim.warmup_steps, optim.weight_decay, optim.ema_decay) == (
-        6e-5,
-        500,
-        0.0,
-        0.999,
-    )
-    assert optim.decay_steps is None and plan.batch_size == 128 and plan.steps == 50_000
-    large = recipe("owt-large-mcd")
-    assert (
-        len(large.objective.temperatures) == 1
-        and large.steps == 10_000
-        and large.network.width == 1536
-    )
+def test_steps_grow_as_in_the_papers() -> None:
+    """The step of time doubles each round: MCD and DCD from 1/512, SDTT from 1/1024."""
+    for name, deltas in (
+        ("owt-small-mcd", [2.0**r / 512 for r in range(5)]),
+        ("owt-duo-dcd", [2.0**r / 512 for r in range(5)]),
+        ("owt-small-sdtt", [2.0**r / 1024 for r in range(7)]),
+    ):
+        plan = recipe(name)
+        starts = range(0, plan.steps, plan.objective.round_steps)
+        assert [rounds(plan).delta(step) for step in starts] == deltas, name
 
 
-def test_mdlms_training() -> None:
-    """arXiv 2406.07524 and its configs: 2500 warm-up steps to 3e-4, batch 512, 1M steps."""
-    plan = recipe("owt-small-teacher")
-    network, optim = plan.network, plan.optim
-    assert (network.width, network.blocks, network.heads, network.cond_dim) == (768, 12, 12, 128)
-    assert (network.length, network.dropout, network.sees_alpha) == (1024, 0.1, False)
-    assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (3e-4, (0.9, 0.999), 1e-8, 0.0)
-    assert (optim.warmup_steps, optim.decay_steps, optim.clip_norm, optim.ema_decay) == (
-        2500,
-        None,
-        1.0,
-        0.9999,
+def test_temperatures_of_mcd_fall_by_the_same_amount_each_round() -> None:
+    """Latent Shadows, section 4: from 0.96, lowered by 0.03. DCD does not sharpen its teacher."""
+    falling = [0.96 - 0.03 * r for r in range(5)]
+    assert recipe("owt-small-mcd").objective.temperatures == pytest.approx(falling)
+    assert set(recipe("owt-duo-dcd").objective.temperatures) == {1.0}
+
+
+def test_every_distillation_of_openwebtext_spends_the_same_rows_a_round() -> None:
+    """10,000 updates of 128 rows, with the same learning rate and warm-up."""
+    plans = [recipe(name) for name in ("owt-small-mcd", "owt-small-sdtt", "owt-duo-dcd")]
+    assert {(plan.batch_size, plan.objective.round_steps) for plan in plans} == {(128, 10_000)}
+    assert len({(plan.optim.lr, plan.optim.warmup_steps) for plan in plans}) == 1
+
+
+@pytest.mark.parametrize("plan", ALL, ids=ids)
+def test_networks_of_uniform_noise_read_the_noise_level(plan: Recipe) -> None:
+    """Masked networks do not: their tokens hold the noise level. Autoregressive ones have none."""
+    noise = vars(plan.objective).get("process")
+    uniform = noise == "uniform" or isinstance(plan.objective, CurriculumSettings)
+    assert plan.network.sees_alpha == uniform
+
+
+@pytest.mark.parametrize("name", ["owt-duo", "lm1b-duo"])
+def test_half_of_the_updates_of_duo_read_soft_input(name: str) -> None:
+    """Duo differs from MDLM on the same text in objective and noise level only."""
+    plan, mdlm = (
+        recipe(name),
+        recipe(name.replace("duo", "small-teacher" if "owt" in name else "teacher")),
     )
-    assert plan.batch_size == 512 and plan.steps == 1_000_000 and plan.precision == "bfloat16"
-    assert (plan.data.corpus, plan.data.tokenizer, plan.data.wrap) == ("openwebtext", "gpt2", True)
-    assert plan.objective == NelboSettings(t_min=1e-3)
-    small = recipe("lm1b-teacher")
-    assert (
-        small.network.length == 128
-        and small.data.tokenizer == "bert-base-uncased"
-        and small.optim == optim
-    )
+    assert 2 * plan.objective.soft_steps == plan.steps == mdlm.steps
+    assert replace(plan.network, sees_alpha=False) == mdlm.network
+    same = ("data", "optim", "batch_size", "schedule")
+    assert all(getattr(plan, field) == getattr(mdlm, field) for field in same)
+    assert plan.objective.t_min == mdlm.objective.t_min
 
 
 def test_the_demos_teacher_and_judge_share_no_document() -> None:
@@ -134,70 +131,6 @@ def test_the_demos_teacher_and_judge_share_no_document() -> None:
     assert student.data.part == teacher.data.part and isinstance(
         judge.objective, AutoregressiveSettings
     )
-
-
-def test_sdtts_training() -> None:
-    """arXiv 2410.21035: 7 rounds of 10k updates from 1024 steps, two at a time; lr 6e-5."""
-    plan = recipe("owt-small-sdtt")
-    method, optim = plan.objective, plan.optim
-    assert (
-        isinstance(method, SdttSettings)
-        and method.teacher == recipe("owt-small-mcd").objective.teacher
-    )
-    assert (method.count, method.round_steps, method.teacher_steps) == (7, 10_000, 2)
-    assert (method.divergence, method.time_grid) == ("reverse", "paper")
-    deltas = [method.rounds().delta(10_000 * r) for r in range(7)]
-    assert deltas == [2.0**r / 1024 for r in range(7)] and {*method.rounds().temperatures} == {1.0}
-    assert (optim.lr, optim.warmup_steps, optim.ema_decay, optim.weight_decay) == (
-        6e-5,
-        500,
-        0.9999,
-        0.0,
-    )
-    assert plan.batch_size == 128 and plan.steps == 70_000 and not plan.network.sees_alpha
-
-
-def test_duos_training_and_distillation() -> None:
-    """arXiv 2506.10892 and its scripts: 500k of 1M updates on soft input; 5 rounds from 1/512."""
-    teacher, student, short = (recipe(name) for name in ("owt-duo", "owt-duo-dcd", "lm1b-duo"))
-    for plan, gamma in ((teacher, (-3.55, -1.85)), (short, (-3.5, -1.75))):
-        method = plan.objective
-        assert (method.soft_steps, plan.steps, method.temperature, method.t_min) == (
-            500_000,
-            1_000_000,
-            1e-3,
-            1e-3,
-        )
-        assert method.gamma == gamma and plan.network.sees_alpha and plan.batch_size == 512
-        assert (plan.schedule.name, plan.schedule.eps) == ("log-linear", 1e-3)
-    method = student.objective
-    assert isinstance(method, ConsistencySettings) and (method.process, method.gamma) == (
-        "uniform",
-        (-4.0, -1.0),
-    )
-    assert (method.direction, method.reduction, method.coupling) == ("reverse", "tokens", "locked")
-    assert (
-        {*method.temperatures} == {1.0}
-        and len(method.temperatures) == 5
-        and student.network.sees_alpha
-    )
-    assert [method.rounds().delta(step) for step in (0, 49_999)] == [
-        1 / 512,
-        1 / 32,
-    ] and student.steps == 50_000
-    assert (student.optim.lr, student.optim.warmup_steps, student.optim.ema_decay) == (
-        6e-5,
-        500,
-        0.999,
-    )
-    assert student.batch_size == 128
-    for plan in (
-        recipe("owt-small-mcd"),
-        recipe("owt-small-sdtt"),
-        recipe("demo-mcd"),
-        recipe("demo-sdtt"),
-    ):
-        assert not plan.network.sees_alpha, "masked models do not look at alpha"
 
 
 def test_the_demos_gaussian_reaches_as_far_as_duos() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,26 +70,14 @@ def test_another_process_watches_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     end_with_parent()
 
 
-def test_a_signal_is_passed_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_passed_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command waits for a process that takes time to save, and reports that it was stopped."""
-
-    class Process:
-        def __init__(self, command: list[str], **options: object) -> None:
-            self.signals, self.polls = 0, 0
-            self.returncode: int | None = None
-
-        def poll(self) -> int | None:
-            self.polls += 1
-            if self.polls == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            if self.signals and self.polls > 6:
-                self.returncode = 1
-            return self.returncode
-
-        def terminate(self) -> None:
-            self.signals += 1
-            assert self.signals == 1
-
-    monkeypatch.setattr(workers.subprocess, "Popen", Process)
-    monkeypatch.setattr(workers.time, "sleep", lambda seconds: None)
+    program, log = tmp_path / "program", tmp_path / "log"  # `program` takes the place of Python
+    program.write_text(
+        f"#!/bin/sh\ntrap 'echo stopped >> {log}' TERM\nkill -TERM $PPID\n"
+        f"while [ ! -s {log} ]; do sleep 0.02; done\nsleep 0.3\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(workers, "sys", SimpleNamespace(executable=str(program)))
     assert workers.share_runs(["ablation"], ["a"], 1) is False
+    assert log.read_text() == "stopped\n"
