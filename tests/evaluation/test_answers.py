@@ -349,9 +349,9 @@ def test_what_cannot_be_compared_is_refused():
     ]
     with pytest.raises(UnequalProtocols, match="precision"):
         answer_questions(TEACHER, foreign, COLD)
-    with pytest.raises(ValueError, match="teacher or student is empty"):
+    with pytest.raises(ValueError, match=r"teacher .*student .*got 0"):
         answer_questions(COLD, student({4: 0.6}), COLD)
-    with pytest.raises(ValueError, match="lacks the per-sample"):
+    with pytest.raises(ValueError, match=r"row .*teacher .*nats.*tokens"):
         answer_questions(TEACHER, [replace(TEACHER[0], samples={})], COLD)
 
 

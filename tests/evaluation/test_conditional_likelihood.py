@@ -143,9 +143,9 @@ def test_what_is_no_continuation_is_refused() -> None:
             ValueError, match="want ids \\[L\\] and targets, bool \\[L\\], at least one"
         ):
             conditional_nelbo(model.denoiser, model.process, x0, target)
-    with pytest.raises(ValueError, match="draws is too small: got 0"):
+    with pytest.raises(ValueError, match=r"draws .*got 0"):
         conditional_nelbo(
             model.denoiser, model.process, x0, torch.ones(5, dtype=torch.bool), draws=0
         )
-    with pytest.raises(ValueError, match="count is out of range: got 5"):
+    with pytest.raises(ValueError, match=r"count .*got 5"):
         conditional_nats(None, x0, 5)  # type: ignore[arg-type]

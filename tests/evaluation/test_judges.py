@@ -112,7 +112,7 @@ def test_what_a_judge_cannot_read_is_refused():
         stub()(["5 6"])
     with pytest.raises(ValueError, match=r"0 \.\. 49, got 1 \.\. 50"):
         stub()(torch.tensor([[1, 50]]))
-    with pytest.raises(ValueError, match="no tokenizer"):
+    with pytest.raises(ValueError, match=r"judge ours .*tokenizer"):
         judges.causal_judge(lambda ids: None, 5, None, {}, name="ours", context=8)
 
 
@@ -228,9 +228,7 @@ def test_a_hugging_face_model_is_a_judge(tiny_gpt2):
     assert by_ids(torch.tensor([rows[1]])).nats[0] == pytest.approx(float(scores.nats[1]), abs=1e-5)
     assert by_ids.identity.revision == stamp.revision
     for context in (0, 1, 13):
-        with pytest.raises(
-            ValueError, match=rf"^context is out of range: got {context}, want 2 \.\. 12"
-        ):
+        with pytest.raises(ValueError, match=rf"^context .*got {context}, want 2 \.\. 12"):
             huggingface_judge(directory, context=context)
 
 
@@ -326,7 +324,7 @@ def test_a_length_of_zero_is_no_missing_length(tiny_llama, tmp_path, rule):
     directory = shutil.copytree(tiny_llama[0], tmp_path / "zero")
     config = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 0}
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="context is out of range: got 0"):
+    with pytest.raises(ValueError, match=r"context .*got 0"):
         rule(str(directory))
 
 
@@ -365,7 +363,7 @@ def test_a_judge_of_ours_reads_no_more_than_it_was_trained_on():
     whole = judge(rows)
     assert whole.tokens.tolist() == [512, 512]
     torch.testing.assert_close(judge(rows[:, :128]).nats, parts.nats)
-    with pytest.raises(ValueError, match=r"^context is out of range: got 2049, want 2 \.\. 2048"):
+    with pytest.raises(ValueError, match=r"^context .*got 2049, want 2 \.\. 2048"):
         judges.check_context(2049, 2048, "SmolLM2")
 
 

@@ -325,7 +325,7 @@ def test_the_protocol_says_what_was_done() -> None:
     )
     assert Harness("unmask:judge", draws=2, seed=5).words == f"{EXACT}, seed 5"
     with pytest.raises(
-        ValueError, match="sampler has no effect: got 'confidence', and the model is autoregressive"
+        ValueError, match=r"sampler .*got 'confidence', and the model is autoregressive"
     ):
         Harness("unmask:judge", sampler="confidence")
 
@@ -415,7 +415,7 @@ def test_stock_lm_eval_knows_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_cannot_be_asked_is_refused() -> None:
     harness = Harness("unmask:teacher")
-    with pytest.raises(ValueError, match=r"max_gen_toks is out of range: got 128, want 1 \.\. 127"):
+    with pytest.raises(ValueError, match=r"max_gen_toks .*got 128, want 1 \.\. 127"):
         Harness("unmask:teacher", max_gen_toks=128)
     with pytest.raises(ValueError, match=r"batch_size .* got 'auto'"):
         Harness("unmask:teacher", batch_size="auto")

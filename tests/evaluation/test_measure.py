@@ -89,7 +89,7 @@ def test_unequal_protocols_are_refused_by_the_name_of_each_field_that_differs():
     assert "judge.revision" in message and "length: 128 (teacher), 64 (student)" in message
     assert "precision" not in message and "judge.name" not in message
     assert require_same_protocol([ROW, replace(ROW, name="student")]) == PROTOCOL
-    with pytest.raises(ValueError, match="rows is empty"):
+    with pytest.raises(ValueError, match=r"^rows "):
         require_same_protocol([])
 
 
@@ -123,7 +123,7 @@ def test_perplexity_pools_over_tokens_not_over_samples():
 
 def test_samples_that_count_nothing_add_nothing_and_nothing_at_all_is_an_error():
     assert pooled([4.0, 0.0], [2, 0], "nats").value == 2
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=r"nats.*got 1 "):
         pooled([0.0], [0], "nats")
 
 

@@ -99,7 +99,7 @@ def test_both_measures_side_by_side(teacher: unmask.Model, judge: LanguageModelJ
 
 
 def test_real_texts_for_both_sides_are_needed(judge: LanguageModelJudge) -> None:
-    with pytest.raises(ValueError, match=r"samples is too small: got 19.*at least 20"):
+    with pytest.raises(ValueError, match=r"samples .*got 19.*at least 20"):
         EvalContext(replace(STUDY, samples=19), judge, REAL, "digest")
     with pytest.raises(ValueError, match=r"samples or texts is too large: .* 40 .* 39"):
         EvalContext(STUDY, judge, REAL[:39], "digest")

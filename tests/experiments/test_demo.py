@@ -156,9 +156,9 @@ def test_models_that_speak_in_other_tokens_are_not_compared(plan, finished, home
     data = training_data(plan.prerequisites["teacher"])
     scene = EvalContext(plan.study, judge_of(judge, 16), data.held_out, data.digest)
     other = replace(teacher, tokenizer=train_bpe(["zebras graze lazily, zebras doze"] * 9, 265))
-    with pytest.raises(ValueError, match="want one tokenizer and one noise process"):
+    with pytest.raises(ValueError, match=r"tokenizer .*process"):
         next(frontier(teacher, other, scene))
-    with pytest.raises(ValueError, match="a row measures 999 texts and only"):
+    with pytest.raises(ValueError, match="999"):
         EvalContext(
             replace(plan.study, samples=999), judge_of(judge, 16), data.held_out, data.digest
         )

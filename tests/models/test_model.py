@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -522,7 +523,7 @@ def test_the_error_after_a_killed_save_names_the_backup(tmp_path: Path) -> None:
 
 def test_cards_that_are_not_json_are_refused(tmp_path: Path) -> None:
     for card in (object(), float("nan")):
-        with pytest.raises(ValueError, match="card is not JSON"):
+        with pytest.raises(ValueError, match=r"^card .*JSON"):
             masked().save(tmp_path / "model", value=card)
     assert os.listdir(tmp_path) == []
 
@@ -559,10 +560,10 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
 
 def test_missing_damaged_and_other_files_are_refused(saved: Path, tmp_path: Path) -> None:
     weights = (saved / "model.safetensors").read_bytes()
-    with pytest.raises(CheckpointError, match="give its directory"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors .*config\.json"):
         load(saved / "model.safetensors")
     (saved / "model.safetensors").rename(saved / "weights.ckpt")
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"weights\.ckpt .*\.ckpt"):
         load(saved)
     (saved / "weights.ckpt").unlink()
     for share in (0.0, 0.01, 0.5, 0.999):
@@ -692,15 +693,13 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
-    with pytest.raises(CheckpointError, match="there is no file or directory"):
+    with pytest.raises(CheckpointError, match=re.escape(name)):
         load(name)
 
 
 def test_without_a_network_the_error_says_so() -> None:
     """The client of the hub raises, because HF_HUB_OFFLINE is set for all tests."""
-    with pytest.raises(
-        CheckpointError, match="the hub cannot be reached, and it is not in the cache"
-    ):
+    with pytest.raises(CheckpointError, match=r"kuleshov-group/mdlm-owt.* hub .*cache"):
         load("kuleshov-group/mdlm-owt")
 
 

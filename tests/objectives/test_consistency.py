@@ -181,12 +181,12 @@ def test_wrong_switches_and_masks() -> None:
     student, teacher, x0, mask_t, mask_s = pair(0)
     with pytest.raises(
         ValueError,
-        match="direction is unknown: got 'backward', want one of 'reverse', 'forward'",
+        match=r"direction .*got 'backward', want one of 'reverse', 'forward'",
     ):
         distillation_loss(student, teacher, x0, mask_t, mask_s, direction="backward")
     with pytest.raises(
         ValueError,
-        match="revealed is unknown: got 'ce', want one of 'cross_entropy', 'divergence', 'none'",
+        match=r"revealed .*got 'ce', want one of 'cross_entropy', 'divergence', 'none'",
     ):
         distillation_loss(student, teacher, x0, mask_t, mask_s, revealed="ce")
     with pytest.raises(
@@ -317,7 +317,7 @@ def test_switches_reach_the_loss() -> None:
 
 @pytest.mark.parametrize("name", ["direction", "revealed", "coupling", "reduction"])
 def test_an_unknown_switch_is_refused_at_once(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is unknown: got 'other', want one of "):
+    with pytest.raises(ValueError, match=f"{name} .*got 'other', want one of "):
         objective(**{name: "other"})
 
 

@@ -482,11 +482,11 @@ def test_switches_are_checked_when_the_objective_is_made() -> None:
         objective(rounds=Rounds(1, 0.75, (1.0,)))
     with pytest.raises(
         ValueError,
-        match="divergence is unknown: got 'kl', want one of 'reverse', 'forward', 'mse', 'tvd'",
+        match=r"divergence .*got 'kl', want one of 'reverse', 'forward', 'mse', 'tvd'",
     ):
         objective(divergence="kl")
     with pytest.raises(
-        ValueError, match="time_grid is unknown: got 'code', want one of 'paper', 'released'"
+        ValueError, match=r"time_grid .*got 'code', want one of 'paper', 'released'"
     ):
         objective(time_grid="code")
 

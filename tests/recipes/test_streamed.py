@@ -372,7 +372,7 @@ def test_a_training_does_not_go_on_in_another_text(
 def test_held_out_text_of_a_model_is_that_of_its_training(plan: Recipe, tmp_path: Path) -> None:
     list(run(replace(plan, steps=1), tmp_path / "run", device="cpu"))
     measured = held_out(Text(), str(tmp_path / "run"), load(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"text.held_out has no effect: got False"):
+    with pytest.raises(ValueError, match=r"text.held_out .*got False"):
         held_out(Text(held_out=False), str(tmp_path / "run"), load(tmp_path / "run"))
     assert replace(measured.data, tokenizer=plan.data.tokenizer) == plan.data
     assert torch.equal(measured.rows[:], training_data(plan).held_out[:])

@@ -296,7 +296,7 @@ def test_uniform_noise_is_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2"])
 def test_wrong_periods(wrong: object) -> None:
-    with pytest.raises(ValueError, match=rf"cache is .*: got {wrong!r}, want a whole number 1 .. "):
+    with pytest.raises(ValueError, match=rf"cache is .*got {wrong!r}, want a whole number 1 .. "):
         sample(masked(4, 3), n=1, length=3, cache=wrong)
 
 

@@ -63,7 +63,7 @@ def test_the_loop_rises_to_nine_tenths_stays_there_and_rises(eps: float) -> None
 @pytest.mark.parametrize("grid", GRIDS.values())
 @pytest.mark.parametrize("steps", [0, -3])
 def test_a_grid_needs_a_step(grid: Grid, steps: int) -> None:
-    with pytest.raises(ValueError, match=f"steps is too small: got {steps}"):
+    with pytest.raises(ValueError, match=f"steps .*got {steps}"):
         grid(steps, LogLinear())
 
 

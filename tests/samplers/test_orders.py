@@ -76,7 +76,7 @@ def test_one_token_a_call_is_the_law_of_the_source() -> None:
 def test_wrong_blocks_are_refused() -> None:
     for wrong in (0, -1, 2.5, float("nan"), float("inf"), "4", True):
         with pytest.raises(
-            ValueError, match=r"blocks is .*: got .*, want a whole number 1 \.\. 2\^63 - 1"
+            ValueError, match=r"blocks is .*got .*, want a whole number 1 \.\. 2\^63 - 1"
         ):
             Unmasking(blocks=wrong)
     with pytest.raises(

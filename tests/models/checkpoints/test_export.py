@@ -111,14 +111,14 @@ def test_models_that_the_layout_cannot_express_are_refused(tmp_path: Path) -> No
     assert isinstance(masked, Model)
     with pytest.raises(ValueError, match=r"schedule .* got Cosine"):
         save_lightning(replace(masked, schedule=Cosine()), tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="raw has names or shapes"):
+    with pytest.raises(ValueError, match=r"^raw .*adaLN_modulation"):
         save_lightning(masked, tmp_path / "a.ckpt", raw=network)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(OSError, match="could not be written; its old contents are unchanged"):
+    with pytest.raises(OSError, match=r"a\.ckpt .*File exists"):
         save_lightning(load(CKPT), tmp_path / "file" / "a.ckpt")
     old = tmp_path / "old.ckpt"
     old.mkdir()  # a directory cannot be replaced by a file

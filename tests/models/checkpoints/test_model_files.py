@@ -64,7 +64,7 @@ def test_two_copies_of_the_weights_under_two_wrappers_are_refused(copy: Path) ->
         both | {f"model.{name}": tensor.clone() for name, tensor in BARE.items()},
         copy / "model.safetensors",
     )
-    with pytest.raises(CheckpointError, match="two sets of weights"):
+    with pytest.raises(CheckpointError, match="adaLN_modulation"):
         load(copy)
 
 
@@ -119,7 +119,7 @@ def test_shards_that_do_not_fit_their_index_are_refused(copy: Path, tmp_path: Pa
             load(copy)
     files = shard(copy)
     (copy / "model-00003-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="download the missing shards"):
+    with pytest.raises(CheckpointError, match="model-00003-of-00003"):
         load(copy)
     for text in (
         "[]",
@@ -323,7 +323,7 @@ def test_files_have_a_largest_size(copy: Path) -> None:
         with (copy / name).open("wb") as file:
             file.truncate(size + 1)  # a hole: no bytes on the disk
         with pytest.raises(
-            CheckpointError, match=f"{name} is too large: got {size + 1} bytes, want at most {size}"
+            CheckpointError, match=f"{name} .*got {size + 1} bytes, want at most {size}"
         ):
             load(copy)
         shutil.copy(MDLM / "config.json", copy)
@@ -342,7 +342,7 @@ def test_json_numbers_are_read_exactly(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False), encoding)
         assert read_json(tmp_path / "a.json") == value
-    with pytest.raises(ValueError, match=r"a\.json is too large: got \d+ bytes, want at most 5"):
+    with pytest.raises(ValueError, match=r"a\.json .*got \d+ bytes, want at most 5"):
         read_json(tmp_path / "a.json", 5)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")

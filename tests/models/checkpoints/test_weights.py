@@ -77,7 +77,7 @@ def test_errors_distinguish_another_architecture_from_another_prefix() -> None:
 
 
 def test_the_same_weights_twice_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="two sets of weights: x"):
+    with pytest.raises(CheckpointError, match=r"a file .*: x "):
         strip_prefixes(named({"x": torch.ones(1), "backbone.x": torch.ones(1)}), "a file")
 
 
