@@ -52,22 +52,22 @@ class Letters:
 
 
 @pytest.mark.parametrize(("kind", "sampler"), KINDS)
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("draw", ["gumbel_max", "inverse_cdf"])
-def test_batches_make_no_difference(kind: type, sampler: str, batch_size: int, draw: str) -> None:
-    """Tokens and nfe of sample i do not depend on the batch it is in."""
+def test_batches_make_no_difference(kind: type, sampler: str, draw: str) -> None:
+    """Tokens and nfe of a sample do not depend on the other samples of its batch."""
     model = kind(V, L, sees_alpha=True, one_level=not sampler.startswith("entropy_bounded"))
     pinned = torch.full((8, L), -1)
     pinned[2:5, 1:4] = 1
     how = {"length": L, "steps": 6, "seed": 5, "sampler": sampler, "draw": draw, "top_p": 0.9}
     whole = sample(model, n=8, pinned=pinned, **how)
-    parts = sample(model, n=8, pinned=pinned, batch_size=batch_size, **how)
-    assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.nfe, parts.nfe)
     tail = sample(model, n=5, pinned=pinned[3:], first=3, **how)
     assert torch.equal(tail.tokens, whole.tokens[3:]) and torch.equal(tail.nfe, whole.nfe[3:])
-    assert whole.calls <= parts.calls and (batch_size != 8 or whole.calls == parts.calls)
-    if batch_size == 1:
-        assert parts.calls == whole.nfe.sum()
+    calls = {}
+    for batch_size in (1, 3, 8):
+        parts = sample(model, n=8, pinned=pinned, batch_size=batch_size, **how)
+        assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.nfe, parts.nfe)
+        calls[batch_size] = parts.calls
+    assert calls[1] == whole.nfe.sum() and calls[3] >= whole.calls == calls[8]
 
 
 def test_one_latent_at_any_number_of_steps() -> None:
