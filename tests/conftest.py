@@ -26,7 +26,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is kept in the user's own cache, by subprocesses neither."""
+    """Keep the files of all tests and their subprocesses out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNMASK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -75,7 +75,7 @@ def masked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def uniform(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of a uniform-state model, in the tokens of `masked`."""
+    """Train a uniform-state model for two steps; returns its directory. Tokenizer of `masked`."""
     from toy_recipes import shrink
     from unmask.recipes.catalog import recipe
     from unmask.recipes.run import run
@@ -88,7 +88,7 @@ def uniform(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def causal(text: Path, masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of an autoregressive model, in the tokens of `masked`."""
+    """Train an autoregressive model for two steps; returns its directory. Tokenizer of `masked`."""
     from toy_recipes import shrink
     from unmask.recipes.catalog import recipe
     from unmask.recipes.run import run

@@ -334,7 +334,7 @@ RULES = list(dict.fromkeys(rule for rule, *_ in EXAMPLES))
 
 
 @pytest.mark.parametrize(("rule", "path", "refused", "passed"), EXAMPLES)
-def test_a_rule_sees_what_it_refuses(rule: Rule, path: str, refused: str, passed: str) -> None:
+def test_each_rule_finds_a_violation(rule: Rule, path: str, refused: str, passed: str) -> None:
     assert list(rule(Source(path, refused)))
     assert refused == passed or not list(rule(Source(path, passed)))
 

@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, out, err
 
 
-def test_no_words_at_all_are_a_call_for_help(capsys, monkeypatch):
+def test_a_command_without_arguments_prints_help(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unmask"])
     monkeypatch.setattr(os, "environ", {**os.environ})
     assert main() == 0 and "usage: unmask VERB" in capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_waiting_threads_of_the_program_sleep():
     assert ran.returncode == 0 and "OMP_WAIT_POLICY = 'PASSIVE'" in ran.stderr
 
 
-def test_a_policy_of_ones_own_stays_and_a_caller_keeps_its_environment(capsys, monkeypatch):
+def test_the_users_policy_and_the_callers_environment_stay(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unmask", "--version"])
     monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE"})
     assert main() == 0 and os.environ == {"OMP_WAIT_POLICY": "ACTIVE"}
@@ -179,7 +179,7 @@ def test_sample_with_a_cache(capsys):
         (["bench", "--device", "cuda:99"], ["device", "cuda:99"]),
     ],
 )
-def test_what_a_user_gets_wrong_is_said_in_words(capsys, arguments, words):
+def test_wrong_arguments_end_with_a_sentence(capsys, arguments, words):
     code, _, err = run(capsys, *arguments)
     assert code == 1
     assert all(word in err for word in words), err
@@ -440,7 +440,7 @@ def test_samples_of_an_autoregressive_model(capsys, family):
     assert run(capsys, *words, "--steps")[0] == 1
 
 
-def test_zero_shot_on_what_is_there(capsys, tmp_path, monkeypatch):
+def test_zero_shot_reads_the_sets_that_are_available(capsys, tmp_path, monkeypatch):
     files = library_files()[:40]
     monkeypatch.setattr(package_corpora, "library_files", lambda: files)  # some of 12 MB
     few = ["--limit", "2", "--batch-size", "2", "--texts", tmp_path]
@@ -744,7 +744,7 @@ def test_an_empty_name_is_refused(capsys, arguments, flag):
     assert (code, out) == (2, "") and f": {flag} is empty: got ''" in err
 
 
-def test_what_is_empty_by_default_may_be_empty(capsys):
+def test_an_option_that_is_empty_by_default_may_be_empty(capsys):
     drawn = [
         run(capsys, "sample", GOLDEN / "hub_mdlm", "--n", "1", "--length", "4", *more)
         for more in ([], ["--prompt", ""])
@@ -771,7 +771,7 @@ def test_an_argument_that_no_file_can_hold_is_refused(capsys, value, fault):
         assert code == 2 and f"{flag} holds {fault}: got " in err
 
 
-def test_a_length_of_zero_is_no_default(capsys):
+def test_a_length_of_zero_is_refused(capsys):
     code, _, err = run(capsys, "sample", GOLDEN / "hub_mdlm", "--length", "0")
     assert code == 1 and "length is too small: got 0" in err
 

@@ -119,7 +119,7 @@ def sets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("sets")
 @pytest.mark.parametrize("as_json", [False, True])
-def test_an_interruption_keeps_what_was_measured(
+def test_an_interruption_keeps_the_measured_rows(
     capsys: Capture, causal: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
 ) -> None:
     real = zero_shot.scored
@@ -149,7 +149,7 @@ def test_an_interruption_keeps_what_was_measured(
 
 
 @pytest.mark.usefixtures("sets")
-def test_zero_shot_speaks_while_it_works(capsys: Capture, causal: Path, masked: Path) -> None:
+def test_zero_shot_reports_its_progress(capsys: Capture, causal: Path, masked: Path) -> None:
     """What it measures and with which limit, which sets are missing, and how far it is."""
     code, out, err = run(capsys, "eval", "zero-shot", causal, "--sets", "offline", "--limit", "32")
     assert code == 0 and [line.partition(":")[0] for line in out.splitlines()[:2]] == [
@@ -173,7 +173,7 @@ def test_zero_shot_speaks_while_it_works(capsys: Capture, causal: Path, masked: 
     assert everything["sets"][0]["rows"] == everything["sets"][0]["of"] > 256
 
 
-def test_a_card_says_what_the_command_prints(
+def test_a_card_holds_the_printed_numbers(
     capsys: Capture, masked: Path, causal: Path, tmp_path: Path
 ) -> None:
     """`reproduce assets` measures all held-out rows, of the weights that are shipped."""
@@ -193,7 +193,7 @@ def test_the_offline_sets_are_known(tmp_path: Path) -> None:
     assert set(offline.OFFLINE) < set(zero_shot.OFFLINE_SETS)
 
 
-def test_a_mask_in_the_text_is_no_number(masked: Path, causal: Path) -> None:
+def test_a_mask_in_the_text_is_refused(masked: Path, causal: Path) -> None:
     model, judge = load(masked), load(causal)
     assert isinstance(model, Model) and isinstance(judge, CausalModel)
     x0 = held_out(Text(), str(masked), model).some(2)

@@ -84,7 +84,7 @@ def test_signatures_are_kept(name: str, signature: str) -> None:
     assert all(default is not inspect.Parameter.empty for _, _, default in more)
 
 
-def test_editors_see_what_python_finds() -> None:
+def test_editors_and_python_find_the_same_names() -> None:
     """The imports for type checkers, the table of modules and `dir` name the same things."""
     [branch] = [
         node
@@ -144,7 +144,7 @@ def test_values_can_be_pickled() -> None:
 
 
 def test_a_judge_by_name_scores_texts_or_ids() -> None:
-    """By itself a judge scores texts; with the tokenizer of the judged model it scores ids."""
+    """A judge scores texts, or ids if it has the tokenizer of the judged model."""
     model = unmask.load("unmask:teacher")
     samples = unmask.sample(model, n=2, length=8, steps=2)
     by_texts = unmask.judge("unmask:judge")
@@ -160,7 +160,7 @@ def test_a_judge_by_name_scores_texts_or_ids() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["model", "name", "none"])
-def test_a_model_is_no_judge(wrong: str) -> None:
+def test_a_model_is_not_a_judge(wrong: str) -> None:
     judge = {"model": unmask.load(GOLDEN / "hub_mdlm"), "name": "unmask:judge", "none": None}[wrong]
     kind = type(judge).__name__
     with pytest.raises(ValueError, match=rf"^judge is not a judge: got a {kind}.*unmask\.judge"):
@@ -180,7 +180,7 @@ def test_the_name_of_a_shipped_model_without_its_prefix_is_explained() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["runs/x", Path("runs/x"), torch.nn.Linear(2, 2), None])
-def test_what_is_not_a_model_is_refused(wrong: object) -> None:
+def test_other_objects_than_models_are_refused(wrong: object) -> None:
     """The path of a model, and a network, with the step that is missing."""
     recipe, ids = unmask.recipe("demo-mcd"), torch.zeros(2, 4, dtype=torch.int64)
     missing = r"unmask\.DenoiserModule" if isinstance(wrong, torch.nn.Module) else r"unmask\.load"

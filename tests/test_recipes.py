@@ -42,7 +42,7 @@ def kind(objective: ObjectiveSettings) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_takes_two_steps_and_its_model_speaks(
+def test_each_recipe_trains_two_steps_and_its_model_draws_text(
     name: str, text: Path, masked: Path, uniform: Path, causal: Path, tmp_path: Path
 ) -> None:
     plan = recipe(name)

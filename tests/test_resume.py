@@ -63,7 +63,7 @@ def test_the_comparison_sees_a_teacher_that_was_lost(tmp_path: Path) -> None:
     assert any(name.startswith("student inner") for name in differing(straight, state))
 
 
-def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_signal_saves_and_the_run_resumes(tmp_path: Path) -> None:
     straight, _ = run(tmp_path / "straight", STEPS)
     objective = Chase()
     state = begin(objective)

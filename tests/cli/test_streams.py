@@ -178,7 +178,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(monkeypatch, drawing, words):
     assert err.getvalue() == ""
 
 
-def test_the_work_goes_on_without_its_remarks(monkeypatch, capsys):
+def test_the_work_continues_without_its_remarks(monkeypatch, capsys):
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stderr", full)
         with console.progress() as (advance, note):
@@ -251,7 +251,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
         main.main(["sample", "any"])
 
 
-def test_an_interrupt_says_what_is_kept(monkeypatch, capsys, drawing):
+def test_an_interrupt_keeps_the_printed_texts(monkeypatch, capsys, drawing):
     batches = sample.iter_samples
 
     def interrupted(*arguments, **options):

@@ -137,7 +137,7 @@ def test_pieces_are_the_text_and_their_ids_its_ids(
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("llama 2", "no pattern")])
 def test_a_text_of_words_is_cut(kind: str) -> None:
-    """So the property above is not trivial."""
+    """The property above is not trivial."""
     tokenizer, text = KINDS[kind](), " ".join(TEXTS)
     sizes = [
         len(piece)

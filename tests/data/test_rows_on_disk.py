@@ -98,7 +98,7 @@ def test_rows_are_indexed_like_a_tensor(
 def test_batches_do_not_depend_on_where_rows_are(
     pair: tuple[torch.Tensor, StoredRows], step: int, world: int, share: int, seed: int
 ) -> None:
-    """Nor on the number of processes."""
+    """Batches do not depend on the number of processes either."""
     rows, on_disk = pair
     whole = batch_at(rows, step, world * share, seed)
     parts = [batch_at(on_disk, step, world * share, seed, rank, world) for rank in range(world)]
@@ -242,7 +242,7 @@ def test_an_error_in_the_middle_leaves_no_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [".lock-rows.arrow"]
 
 
-def test_the_error_of_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_of_a_full_disk_names_the_remedy(tmp_path: Path) -> None:
     def full() -> Iterator[NDArray[np.int64]]:
         yield np.zeros((2, 3), dtype=np.int64)
         raise OSError(28, "No space left on device")

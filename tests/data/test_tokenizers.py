@@ -355,7 +355,7 @@ def test_a_config_that_is_not_an_object_is_refused(
 def test_an_entry_that_names_no_token_is_ignored(
     bpe: Tokenizer, tmp_path: Path, value: object
 ) -> None:
-    """Then the usual spellings count."""
+    """The usual spellings count in its place."""
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": value}))
     assert Tokenizer.load(tmp_path).mask_id == bpe.mask_id

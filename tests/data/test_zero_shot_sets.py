@@ -147,7 +147,7 @@ def test_a_set_whose_column_holds_no_text_is_refused(monkeypatch: pytest.MonkeyP
         load_zero_shot("ag_news")
 
 
-def test_the_error_without_network_says_what_to_do() -> None:
+def test_the_error_without_network_names_the_remedy() -> None:
     """HF_HUB_OFFLINE is set for all tests, so `datasets` itself raises."""
     with pytest.raises(
         ValueError,

@@ -143,7 +143,7 @@ def test_a_known_gain_at_equal_entropy_in_every_column():
             )
 
 
-def test_the_pairing_is_what_makes_the_interval_narrow():
+def test_pairing_makes_the_interval_narrow():
     other = NOISE[:, np.random.default_rng(9).permutation(N)]
 
     def width(rows):
@@ -229,7 +229,7 @@ def test_no_win_is_called_on_unigram_entropy_alone():
     )
 
 
-def test_what_was_compared_somewhere_counts_and_what_was_not_is_no_defeat():
+def test_compared_rows_count_and_missing_rows_are_not_a_defeat():
     rows = student({4: 0.6, 8: 0.4}, (3.2, 3.4, 3.6))
     cool = [r for r in rows if r.setting.steps == 4 or r.setting.temperature <= 1]
     (conclusion,) = conclusions(answer_questions(TEACHER, cool, COLD))
@@ -431,7 +431,7 @@ def test_the_same_rows_claim_something_without_a_reason_against_it():
     assert LEVELS.keys() == {4, 8, 16}
 
 
-def test_an_infinite_gen_ppl_is_no_lower_than_anything():
+def test_an_infinite_gen_ppl_is_never_lower():
     broken = replace(
         DATA, measures={**DATA.measures, "gen_ppl": Measure(float("nan"), "perplexity", 64)}
     )

@@ -131,7 +131,7 @@ def test_an_autoregressive_model_is_exact() -> None:
     )
 
 
-def test_what_is_no_continuation_is_refused() -> None:
+def test_wrong_targets_are_refused() -> None:
     model = unmask.load("unmask:teacher")
     x0 = torch.arange(5)
     for target in (

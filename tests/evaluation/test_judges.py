@@ -69,7 +69,7 @@ def test_the_eos_rule_in_scores():
     )
 
 
-def test_a_start_token_makes_the_first_token_count_and_is_no_eos():
+def test_a_start_token_makes_the_first_token_count_and_is_not_an_eos():
     rows = torch.tensor([[5, 6], [0, 6]])
     scores = stub(prefixed=True)(rows)
     assert scores.tokens.tolist() == [2, 2]
@@ -138,7 +138,7 @@ class Letters:
         return [ord(letter) - ord("a") for letter in text]
 
 
-def test_our_own_model_scores_ids_and_texts_alike():
+def test_a_model_of_this_library_scores_ids_and_texts_equally():
     torch.manual_seed(0)
     law = torch.randn(5, 5).double().log_softmax(-1)
     predictor = lambda ids: Prediction.from_log_p(law[ids])  # noqa: E731
@@ -320,7 +320,7 @@ def test_the_rule_of_sdtt(tiny_llama):
 
 
 @pytest.mark.parametrize("rule", [sdtt_judge, huggingface_judge])
-def test_a_length_of_zero_is_no_missing_length(tiny_llama, tmp_path, rule):
+def test_a_length_of_zero_is_not_a_missing_length(tiny_llama, tmp_path, rule):
     directory = shutil.copytree(tiny_llama[0], tmp_path / "zero")
     config = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 0}
     (directory / "config.json").write_text(json.dumps(config))

@@ -271,7 +271,7 @@ def test_rows_that_begin_with_bos_have_it_behind_the_start_token() -> None:
 
 
 @pytest.mark.parametrize("blanks", [" ", "   ", "\n\n "])
-def test_blanks_of_a_context_belong_to_what_follows(blanks: str) -> None:
+def test_blanks_of_a_context_belong_to_the_continuation(blanks: str) -> None:
     """Also where the context holds nothing else: the continuation is scored whole."""
     harness = Harness("unmask:judge", greedy=False)
     for stem in ("", "The United"):
@@ -319,7 +319,7 @@ def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
     )
 
 
-def test_the_protocol_says_what_was_done() -> None:
+def test_the_protocol_names_the_settings() -> None:
     assert Harness("unmask:teacher", draws=2, steps=3, sampler="confidence").words == (
         "2 draws a log-likelihood, 3 steps a text by confidence, seed 0"
     )
@@ -348,7 +348,7 @@ def test_answers_longer_than_the_model_are_capped_with_a_note() -> None:
     assert sorted(few.notes.values()) == [1, 1]
 
 
-def test_texts_stop_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_end_before_a_stop_string(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness("unmask:teacher", steps=8, batch_size=2)
     plain = {"max_gen_toks": 24}
     contexts = [
@@ -413,7 +413,7 @@ def test_stock_lm_eval_knows_it_by_name(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.undo()
 
 
-def test_what_cannot_be_asked_is_refused() -> None:
+def test_wrong_requests_are_refused() -> None:
     harness = Harness("unmask:teacher")
     with pytest.raises(ValueError, match=r"max_gen_toks .*got 128, want 1 \.\. 127"):
         Harness("unmask:teacher", max_gen_toks=128)

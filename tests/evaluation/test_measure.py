@@ -148,7 +148,7 @@ def test_reading_results_and_answers_takes_no_torch():
 
 
 def test_a_row_with_a_label_of_another_version_is_refused():
-    """Else rows of unequal protocols would share a table."""
+    """Rows of unequal protocols would otherwise share a table."""
     data = ROW.to_json()
     for broken in (
         data | {"protocol": data["protocol"] | {"unheard": 1}},

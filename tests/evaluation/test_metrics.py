@@ -62,7 +62,7 @@ def test_hand_made_cases():
     assert metrics.overlap(torch.arange(40).view(5, 8)).tolist() == [0.0] * 5
 
 
-def test_grams_that_meet_in_a_sum_are_told_apart():
+def test_grams_with_equal_sums_stay_distinct():
     big = 200_000
     tokens = torch.tensor([[0, big, 1, 0, big, 0, 1]])
     assert metrics.grams(tokens, 2).unique().numel() == 5

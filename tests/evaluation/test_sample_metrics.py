@@ -105,7 +105,7 @@ def test_texts_are_retokenised_where_the_judge_wants_them():
         measure_row("x", DrawnTexts(drawn.tokens, None, drawn.nfe), judge, protocol, SETTING)
 
 
-def test_a_row_that_is_not_what_its_protocol_says_is_refused():
+def test_a_row_that_contradicts_its_protocol_is_refused():
     drawn = Model().draw(2, 1.0)
     with pytest.raises(ValueError, match=r"row x has the shape .*7 samples of 16"):
         measure_row("x", drawn, JUDGE, replace(PROTOCOL, samples=7), SETTING)

@@ -36,7 +36,7 @@ def test_digits_are_encoded_one_by_one_and_special_tokens_whole():
     assert pieces() == ["he", "Ġ", "1", "2", "Ġhe", *special, "Ġ", "Â", "½"]
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
+def test_a_missing_file_or_package_is_named(tmp_path, monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 

@@ -104,7 +104,7 @@ def test_players_reveal_every_position_once(finished):
         assert len(film["pieces"]) == 16
 
 
-def test_an_interrupted_demo_continues_and_ends_alike(options, finished, tmp_path):
+def test_an_interrupted_demo_continues_with_the_same_results(options, finished, tmp_path):
     plan = demo(tmp_path, **options)
     stages = run_plan(plan, tmp_path)
     for event in stages:
@@ -151,7 +151,7 @@ def test_known_rows_are_looked_up_only_under_their_own_protocol(plan, finished, 
         assert not any(m.shipped for m in measure("teacher", teacher, other, (2,), (1.0,)))
 
 
-def test_models_that_speak_in_other_tokens_are_not_compared(plan, finished, home):
+def test_models_of_other_tokenizers_are_not_compared(plan, finished, home):
     teacher, judge = load(home / "teacher" / "model"), load(home / "judge" / "model")
     data = training_data(plan.prerequisites["teacher"])
     scene = EvalContext(plan.study, judge_of(judge, 16), data.held_out, data.digest)

@@ -30,7 +30,7 @@ def test_every_plan_has_its_dry_run(
 @pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
 @pytest.mark.parametrize("name", list(TITLES))
 def test_rounds_end_with_the_run(name: str, scale: str, tmp_path: Path) -> None:
-    """And all methods of table 1 take equal steps in the last round: one of MCD is two of SDTT."""
+    """All methods of table 1 end with equal steps: one of MCD is two of SDTT."""
     plan = paper_plan(name, scale, tmp_path)
     assert {cell.teacher for cell in plan.cells.values()} == set(plan.teachers)
     if name != "figure3":

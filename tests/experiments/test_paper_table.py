@@ -108,7 +108,7 @@ def test_the_teacher_is_drawn_in_other_precisions_too(toy: Plan, home: Path) -> 
     )
 
 
-def test_what_is_there_is_not_done_again(
+def test_measured_rows_are_not_measured_again(
     toy: Plan, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {file: file.read_bytes() for file in home.rglob("*.jsonl")}
@@ -202,7 +202,7 @@ def test_the_command_prints_the_table_and_writes_the_page(
 def test_each_source_has_its_own_line(
     toy: Plan, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a cell of one seed says so."""
+    """A cell of fewer seeds names their number."""
     beside = {
         ("SDTT", 2, 4): TABLES["table1"]["SDTT", 5, 32],
         ("SDTT", 2, 2): TABLES["table1"]["SDTT", 5, 16],

@@ -33,7 +33,7 @@ class Tied(nn.Module):
         return logits
 
 
-def test_a_copy_on_other_weights_computes_what_their_network_does() -> None:
+def test_a_copy_on_other_weights_computes_the_output_of_their_network() -> None:
     network, other = (network_random(SHAPE, seed=seed).eval() for seed in (0, 1))
     ids = torch.arange(24).view(2, 12) % 11
     copy = with_weights(network, other.state_dict())

@@ -120,7 +120,7 @@ def test_the_precision_is_the_recipes_or_the_faster_one(faster: str, small: Reci
         assert parts.model(copy.deepcopy(parts.student)).network.precision == "float32"
 
 
-def test_mask_is_a_token_of_its_own(small: Recipe) -> None:
+def test_mask_is_a_separate_token(small: Recipe) -> None:
     """A tokenizer without MASK (GPT-2's) gets one more token, MASK, the last (MDLM: V = 50258)."""
     tokenizer = wordlevel("a", "b")
     parts = build(small, tokenizer)
@@ -240,7 +240,7 @@ def test_a_teacher_without_a_tokenizer_takes_that_of_the_rows(small: Recipe) -> 
 
 
 @pytest.mark.parametrize("name", ["long-teacher", "long-judge"])
-def test_training_goes_on_from_a_model_on_longer_rows(
+def test_training_continues_from_a_model_on_longer_rows(
     name: str, text: Path, request: pytest.FixtureRequest
 ) -> None:
     start = request.getfixturevalue("causal" if name == "long-judge" else "masked")
@@ -269,7 +269,9 @@ def test_training_goes_on_from_a_model_on_longer_rows(
     assert parts.model(copy.deepcopy(parts.student)).network.shape.length == 2 * LENGTH
 
 
-def test_training_goes_on_from_its_own_kind_only(text: Path, masked: Path, causal: Path) -> None:
+def test_training_continues_only_from_a_model_of_the_same_kind(
+    text: Path, masked: Path, causal: Path
+) -> None:
     for name, start, why in (
         ("long-teacher", causal, "got .*'autoregressive', want 'masked'"),
         ("long-judge", masked, "got .*'masked', want 'autoregressive'"),

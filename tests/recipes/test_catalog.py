@@ -142,7 +142,7 @@ def test_the_demos_gaussian_reaches_as_far_as_duos() -> None:
         )
 
 
-def test_the_demos_rivals_are_trained_alike() -> None:
+def test_the_demos_other_methods_have_equal_training() -> None:
     """demo-sdtt and demo-dcd spend the updates of demo-mcd and end at its step of the sampler."""
     mcd = recipe("demo-mcd")
     ends = {name: recipe(f"demo-{name}") for name in ("mcd", "sdtt", "dcd")}

@@ -137,7 +137,7 @@ def test_sizes_beyond_the_machine_are_refused_before_anything_is_built(
 def test_the_least_that_a_step_needs_is_below_the_estimate(
     function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a run is refused only if the estimate is more than twice the memory."""
+    """A run is refused only if its estimate is more than twice the memory."""
     plan = function()
     monkeypatch.setattr(
         "unmask.recipes.estimate.memory_of",

@@ -62,7 +62,7 @@ def test_a_run_leaves_a_model_with_its_history(plan: Recipe, tmp_path: Path) -> 
 
 
 @pytest.mark.processor
-def test_stopping_and_going_on_changes_nothing(plan: Recipe, tmp_path: Path) -> None:
+def test_stopping_and_resuming_changes_nothing(plan: Recipe, tmp_path: Path) -> None:
     """Stopped after step 4, in the middle of a round; the last saved state is step 3."""
     whole = list(run(plan, tmp_path / "whole", device="cpu"))
     broken = run(plan, tmp_path / "parts", device="cpu")
@@ -243,7 +243,7 @@ def test_the_fastest_precision_is_decided_once_and_kept(
     assert saved == card["recipe"] == to_json(replace(plan, precision=chosen))
 
 
-def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) -> None:
+def test_a_run_reports_settings_that_the_weights_contradict(plan: Recipe, tmp_path: Path) -> None:
     messages: list[str] = []
     other = replace(plan, network=replace(plan.network, width=32, dropout=0.3), steps=1)
     list(run(other, tmp_path / "run", say=messages.append, device="cpu"))
@@ -254,7 +254,7 @@ def test_what_the_weights_say_otherwise_is_said(plan: Recipe, tmp_path: Path) ->
     ]
 
 
-def test_a_run_goes_on_from_the_weights_that_it_began_with(
+def test_a_run_resumes_only_with_the_weights_of_its_start(
     plan: Recipe, masked: Path, tmp_path: Path
 ) -> None:
     """The teacher's directory may hold another model later."""
@@ -326,7 +326,7 @@ def test_a_run_killed_while_the_caller_has_an_update_yields_it_again(
     assert same(one, two)
 
 
-def test_a_run_of_before_a_field_was_added_goes_on(plan: Recipe, tmp_path: Path) -> None:
+def test_a_run_from_before_a_field_was_added_resumes(plan: Recipe, tmp_path: Path) -> None:
     begun = run(plan, tmp_path / "run", device="cpu")
     next(begun)
     begun.close()

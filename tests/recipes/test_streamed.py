@@ -83,7 +83,7 @@ def everything(rows: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("wrap", [True, False])
-def test_what_is_streamed_is_what_is_stored_without_what_is_held_out(
+def test_streamed_rows_are_the_stored_rows_without_the_held_out_ones(
     plan: Recipe, all_texts: list[str], part: str, wrap: bool
 ) -> None:
     """The first documents; halves are every other document of both."""
@@ -356,7 +356,7 @@ def test_a_training_on_a_stream_resumes_bit_for_bit(
     )
 
 
-def test_a_training_does_not_go_on_in_another_text(
+def test_a_training_does_not_resume_on_another_text(
     plan: Recipe, tables: datasets.DatasetDict, tmp_path: Path
 ) -> None:
     stopped = run(plan, tmp_path / "run")

@@ -64,7 +64,7 @@ def draw(model: SimpleNamespace, **how: object) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_period_of_one_is_no_cache(sampler: str) -> None:
+def test_a_period_of_one_equals_no_cache(sampler: str) -> None:
     exact, one = (draw(model(), sampler=sampler, cache=cache) for cache in (None, 1))
     assert (
         torch.equal(exact.tokens, one.tokens)

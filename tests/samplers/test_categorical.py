@@ -114,7 +114,7 @@ laws = (
     st.sampled_from([0.05, 0.25, 0.5, 0.75, 0.9, 0.999, 1.0]),
     st.sampled_from([None, 1, 2, 4, 99]),
 )
-def test_filters_keep_what_a_plain_loop_keeps(
+def test_filters_keep_the_tokens_of_a_plain_loop(
     p: np.ndarray, top_p: float, top_k: int | None
 ) -> None:
     """Ties and zeros (a MASK column) included: weights are small whole numbers."""

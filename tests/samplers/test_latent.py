@@ -196,7 +196,7 @@ def test_batches_make_no_difference_to_structured_samples(structure: Structure) 
 
 
 def mean_nfe(structure: Structure | None, n: int, length: int, steps: int) -> tuple[float, float]:
-    """And its standard error."""
+    """The mean number of calls a sample, and its standard error."""
     free = torch.ones(n, length, dtype=torch.bool)
     latent = draw_latent(n, length, seed=9, structure=structure)
     queries = unmasking_schedule(latent.u, uniform_grid(steps, LogLinear()), free)

@@ -219,7 +219,7 @@ def test_greedy_tail_law(
     assert sampler_p_value(tokens, texts) > 1e-3
 
 
-def test_a_greedy_tail_takes_the_smaller_id_of_two_and_is_no_draw() -> None:
+def test_a_greedy_tail_takes_the_smaller_id_of_two_without_a_draw() -> None:
     model = masked(V, L)
     model.denoiser.logits[:] = torch.tensor([0.0, 1.0, 1.0, 9.0])
     assert draw(model, 1, sampler="greedy_tail").tokens.unique().tolist() == [1]

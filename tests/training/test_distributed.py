@@ -107,7 +107,7 @@ def test_buckets_hold_every_tensor_once_and_one_dtype(monkeypatch: pytest.Monkey
     assert [len(bucket) for bucket in buckets] == [2, 1, 1, 1, 1]
 
 
-def test_one_process_is_its_own_sum() -> None:
+def test_a_sum_over_one_process_changes_nothing() -> None:
     here = launch("cpu")
     assert here == Engine(torch.device("cpu"), 0, 1) and here.main and here.broadcast_int(3) == 3
     value = torch.tensor([2.0])

@@ -73,7 +73,7 @@ def steps_of(
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
-def test_a_batch_without_a_mask_changes_nothing_and_training_goes_on(name: str) -> None:
+def test_a_batch_without_a_mask_changes_nothing_and_training_continues(name: str) -> None:
     objective = WEIGHTLESS[name]
     state = State.begin(objective, Toy(V, MASK, seed=8), AdamW(lr=0.01, weight_decay=0.1), CPU)
     steps_seen = list(steps_of(objective, state, 40))

@@ -240,7 +240,7 @@ def test_a_grammar_leaves_no_text_out_and_its_first_words_tell() -> None:
     (lambda: ExactDenoiser(random_chain(3), MaskedProcess(4, 0)), "mask_id=3"),
     (lambda: ExactDenoiser(random_chain(3), UniformProcess(4)), "UniformProcess\\(3\\)"),
 ])  # fmt: skip
-def test_errors_say_what_to_do(call, words) -> None:
+def test_errors_name_the_remedy(call, words) -> None:
     with pytest.raises(ValueError, match=words):
         call()
 

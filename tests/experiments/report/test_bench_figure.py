@@ -53,7 +53,7 @@ def test_the_baseline_has_its_own_colour():
 
 
 def test_one_batch_and_one_repeat_are_drawn(tmp_path):
-    """Then a rate has no error, and an axis no range."""
+    """Such a rate has no error, and its axis has no range."""
     toy = bench(steps=(4,), batches=(1,), repeats=1)
     rates = [replace(row.tokens_per_second, sem=None) for row in toy.rows]
     rows = [replace(row, tokens_per_second=rate) for row, rate in zip(toy.rows, rates, strict=True)]

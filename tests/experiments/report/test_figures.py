@@ -118,7 +118,7 @@ def test_a_training_figure_shows_only_recorded_parts(
     assert [axes.get_ylabel() for axes in figure.axes] == labels
 
 
-def test_only_what_was_measured_is_drawn(report: dict) -> None:
+def test_only_measured_rows_are_drawn(report: dict) -> None:
     names = [plan.name for plan in plan_figures(read_report(report))]
     assert names == [
         "gen-ppl-by-steps",

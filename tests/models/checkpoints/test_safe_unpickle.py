@@ -112,7 +112,7 @@ def test_calls_are_refused_without_effects(name: str, protocol: int) -> None:
 
 
 def test_the_audit_hook_sees_pythons_unpickler() -> None:
-    """So the test above can fail."""
+    """The test above can fail."""
     global _events
     _events = events = []
     try:
