@@ -88,15 +88,10 @@ def run(
     batches = _batches(recipe, data.train, parts, engine)
     digests_now, notes = digests(data, start), _notes(recipe, parts, start, engine)
     del start  # the student is a copy, and a second copy of the weights costs memory
-    state = _begin(parts, engine)
+    state, saved = _begin(parts, engine), to_json(recipe)
+    rewrite = partial(as_written_now, objective=recipe.objective)
     with (
-        RunDir.open(
-            directory,
-            to_json(recipe),
-            resume=resume,
-            engine=engine,
-            update=partial(as_written_now, objective=recipe.objective),
-        ) as run_dir,
+        RunDir.open(directory, saved, resume=resume, engine=engine, update=rewrite) as run_dir,
         stop_signals() as signalled,
         closing(data),
     ):
