@@ -5,16 +5,17 @@
 
 error   The demo's teacher, with half of a held-out text as the prompt, or without a prompt. At each
         position that a step of the cached run uses: KL(exact || cached) for the same text z, in
-        nats, and how often the most probable token is the same. For the continuations: perplexity
-        under the demo's judge given the prompt, difference from the exact run with the same latents
-        (nats a token, with its standard error), unigram entropy. Processor seconds a sample, and
-        their ratio to the exact run: medians of runs in turns.
+        nats, and how often the most probable token is the same. The continuations have three
+        columns: perplexity under the demo's judge given the prompt, difference from the exact run
+        with the same latents (nats a token, with its standard error), and unigram entropy. The last
+        columns are processor seconds a sample, and their ratio to the exact run: medians of runs in
+        turns.
 order   Random positions against blocks from left to right, without a cache. The source has known
         probabilities and an exact denoiser. KL(sampler || source), in nats a token.
 large   169M random weights, L = 256, a prompt of half that length: seconds only.
 append  An autoregressive network with the teacher's sizes and random weights, 512 tokens one at a
-        time. A cache that copies its content for each token, against the library's cache, which
-        allocates more memory than it needs.
+        time. Compares a cache that copies its content for each token with the library's cache,
+        which allocates memory in advance.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ attention       softmax(q k^T) v, forward and backward
 optimizer       clipping, AdamW and EMA of weights other than [V, D]
 rest            normalisation, activation, dropout, rotation, sums of residual streams
 
-Prints one line for the library and one for the baseline: seconds of each kind, medians over
---repeats, and the rate of the matrix products in GFLOP/s.
+Prints one line for the library and one for the baseline. A line has the seconds of each kind
+(medians over --repeats) and the rate of the matrix products in GFLOP/s.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 whole           two tables [N, V] and autograd
 checkpointed    64 MiB of a table at a time, computed again in the backward pass: the usual form of
-                chunked losses, and the library's earlier one
+                chunked losses
 library         `vocabulary_losses.reverse_kl`: value and gradient in one pass
 products alone  the necessary matrix products: two heads forward, one backward to rows and weights
 

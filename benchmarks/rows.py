@@ -6,7 +6,7 @@
 The text is random words, in a data set on disk that is mapped into memory. Each way runs in its own
 process. It makes the rows and then reads batches of 512 rows from them:
 
-    lists     all documents are tokenized, then packed (the earlier form)
+    lists     all documents are tokenized, then packed (for comparison)
     memory    documents are tokenized a few at a time, packed in blocks, and joined (small corpora)
     disk      the blocks are written to a file, which is mapped (data sets)
     streamed  the blocks are written in windows of 2^22 tokens while the text is read, two windows

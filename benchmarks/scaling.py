@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                 minutes on two cores
     python benchmarks/scaling.py --device cuda
 
-Prints a JSON line for each size: median seconds of 4 texts, and of one step of MCD on 4 rows; GFLOP
-of their matrix products, and the rate. A line after each axis has the exponent b of
+Prints a JSON line for each size. It has the median seconds of 4 texts, and of one step of MCD on 4
+rows. It also has the GFLOP of their matrix products, and their rate. A line after each axis has the exponent b of
 seconds ~ size^b, by least squares of the logarithms.
 """
 

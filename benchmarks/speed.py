@@ -6,8 +6,8 @@
     python benchmarks/speed.py --precision bfloat16    of the products in the blocks, on both sides
     python benchmarks/speed.py --device cuda    169M weights, L = 1024, bfloat16
 
-    sampling          MDLM's ancestral sampler in 32 steps, with float64 draws. Its released code
-                      draws in float32, which is biased.
+    sampling          MDLM's ancestral sampler in 32 steps, with float64 draws. MDLM's released
+                      code draws in float32, which is biased.
     sampling_uniform  Duo's ancestral sampler in 32 steps, with float64 draws
     teacher           a step on the evidence bound
     mcd, sdtt, dcd    a step of each distillation. MCD has no published code: the baseline is a
@@ -16,7 +16,7 @@
 
 A training step is forward, backward, clipping, AdamW and EMA. Prints a JSON line for each case:
 
-    seconds  medians over pairs of runs, ours and the baseline in turns, and the median of the ratio
+    seconds  medians over pairs of runs, ours and the baseline in turns; the median of their ratios
     floor    lower bounds of our seconds: the necessary FLOPs at the rate of a large matrix product,
              and the necessary bytes of weights at the rate of a large copy. Both rates are measured
              at the start. `parts.py` divides the rest by kind of work.
