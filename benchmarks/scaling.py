@@ -4,8 +4,8 @@
     python benchmarks/scaling.py --device cuda
 
 Prints a JSON line for each size. It has the median seconds of 4 texts, and of one step of MCD on 4
-rows. It also has the GFLOP of their matrix products, and their rate. A line after each axis has the exponent b of
-seconds ~ size^b, by least squares of the logarithms.
+rows. It also has the GFLOP of their matrix products, and their rate. A line after each axis has
+the exponent b of seconds ~ size^b, by least squares of the logarithms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A denoiser without a network: the exact probabilities of a Markov chain, sampled in 1 to 8 steps."""
+"""A denoiser without a network: exact probabilities of a Markov chain, sampled in 1 to 8 steps."""
 
 from dataclasses import dataclass
 
