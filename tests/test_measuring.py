@@ -9,7 +9,7 @@ import pytest
 from unmask.cli import zero_shot
 from unmask.cli.main import main
 from unmask.evaluation.likelihood import nelbo_batches
-from unmask.evaluation.scoring_rules import ExactRule
+from unmask.evaluation.scoring_rules import exact_rule
 from unmask.experiments import package_corpora as offline
 from unmask.experiments.shipped_models import publish
 from unmask.models.model import CausalModel, Model, load
@@ -201,4 +201,4 @@ def test_a_mask_in_the_text_is_refused(masked: Path, causal: Path) -> None:
     with pytest.raises(ValueError, match=r"MASK \(id 261\) 1 times"):
         next(nelbo_batches(model.denoiser, model.process, x0))
     with pytest.raises(ValueError, match=r"MASK \(id 261\) 1 times"):
-        ExactRule(judge, start=0).scores(x0)
+        exact_rule(judge, start=0).scores(x0)

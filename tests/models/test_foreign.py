@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, DynamicCache, GPT2Config, 
 
 import unmask
 from unmask.evaluation.likelihood import nelbo_batches, summed
-from unmask.evaluation.scoring_rules import BoundRule, ExactRule
+from unmask.evaluation.scoring_rules import bound_rule, exact_rule
 from unmask.models.checkpoints import CheckpointError
 from unmask.models.denoiser import DenoiserModule, PredictorModule
 from unmask.models.foreign import load_into
@@ -122,7 +122,7 @@ def test_likelihood_of_a_foreign_model() -> None:
         def __call__(self, z: Tokens, alpha: PerSequence) -> Prediction:
             return Prediction.from_log_p(model.denoiser(z, alpha).log_p())
 
-    scores = BoundRule(model, passes=2, seed=1).scores(rows())
+    scores = bound_rule(model, passes=2, seed=1).scores(rows())
     want = nelbo_batches(Table(), model.process, rows(), passes=2, generator=generator(1))
     torch.testing.assert_close(scores.nats, summed(want, LENGTH).nats)
 
@@ -143,7 +143,7 @@ def test_distillation_of_a_foreign_model(name: str) -> None:
     tied = network.cls.predictions.decoder.weight
     assert tied is network.bert.embeddings.word_embeddings.weight
     assert unmask.sample(student, n=2, length=LENGTH, steps=4).tokens.shape == (2, LENGTH)
-    assert BoundRule(student).scores(rows(2)).nats.isfinite().all()
+    assert bound_rule(student).scores(rows(2)).nats.isfinite().all()
 
 
 def test_the_student_holds_the_average_of_tied_weights() -> None:
@@ -243,7 +243,7 @@ def test_a_foreign_autoregressive_model(tmp_path: Path) -> None:
     in_parts = torch.cat([model.predictor(part, cache).log_p() for part in parts], dim=1)
     torch.testing.assert_close(in_parts, law)
     nats = -law[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1).sum(1)
-    torch.testing.assert_close(ExactRule(model).scores(ids).nats.float(), nats)
+    torch.testing.assert_close(exact_rule(model).scores(ids).nats.float(), nats)
     model.save(tmp_path / "model")
     assert load_into(gpt2(seed=4), tmp_path / "model").digest == model.digest
     with pytest.raises(

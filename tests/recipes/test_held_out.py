@@ -13,7 +13,7 @@ from unmask.cli.main import main
 from unmask.data.corpora import load_corpus
 from unmask.data.rows_on_disk import IDS_COLUMN
 from unmask.data.tokenizers import start_token
-from unmask.evaluation.scoring_rules import BoundRule, ExactRule
+from unmask.evaluation.scoring_rules import bound_rule, exact_rule
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.data import documents, rows
 from unmask.recipes.held_out import HeldOut, Text, ends, held_out, scoring_rule, wraps
@@ -189,12 +189,14 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
     rules = [
         scoring_rule(load(name), wrap) for name in (str(causal), bare) for wrap in (False, True)
     ]
-    starts = [rule.start for rule in rules if isinstance(rule, ExactRule)]
-    assert starts == [start, start, start, None], (
-        "rows of MDLM's baselines begin with BOS, and nothing stands before it"
-    )
     x0 = torch.randint(0, 200, (5, 16), generator=torch.Generator().manual_seed(0))
-    scores = ExactRule(model, start, batch_size=2).scores(x0)
+    scores = exact_rule(model, start, batch_size=2).scores(x0)
+    # Rows of MDLM's baselines begin with BOS, without a start token before it.
+    wanted = [scores] * 3 + [exact_rule(model).scores(x0)]
+    for rule, expected in zip(rules, wanted, strict=True):
+        got = rule.scores(x0)
+        torch.testing.assert_close(got.nats, expected.nats, rtol=1e-5, atol=0)
+        assert torch.equal(got.tokens, expected.tokens)
     table = model.predictor(
         torch.cat([torch.full_like(x0[:, :1], start), x0[:, :-1]], dim=1)
     ).log_p()
@@ -202,7 +204,7 @@ def test_a_start_token_stands_before_each_row_as_in_training(causal: Path, tmp_p
     torch.testing.assert_close(scores.nats, want.double(), rtol=1e-5, atol=0)
     assert (
         scores.tokens.tolist() == [16] * 5
-        and ExactRule(model).scores(x0).tokens.tolist() == [15] * 5
+        and exact_rule(model).scores(x0).tokens.tolist() == [15] * 5
     )
 
 
@@ -210,7 +212,7 @@ def test_a_reading_knows_its_calls(masked: Path) -> None:
     model = load(masked)
     assert isinstance(model, Model)
     x0 = held_out(Text(), str(masked), model).some(5)
-    read = BoundRule(model, passes=3, batch_size=2)
+    read = bound_rule(model, passes=3, batch_size=2)
     parts = list(read.batches(x0))
     assert len(parts) == read.calls(len(x0)) == 9
     torch.testing.assert_close(torch.stack(parts).sum(0), read.scores(x0).nats)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from torch import Tensor
 
@@ -22,109 +21,89 @@ from unmask.rng import generator
 
 
 @dataclass(frozen=True)
-class BoundRule:
-    """Scores rows under a diffusion model by a bound, or by the convention of MDLM's tables.
+class ScoringRule:
+    """A rule that scores held-out rows under one model.
 
-    convention  which of the two
-    passes      noise levels for each row
-    batch_size  rows in a network call
-    seed        seed of the noise
+    Attributes:
+        batches: x0 [n, L] -> nats [n] of each network call, whose sum is the score of each row;
+            ValueError for ids outside the vocabulary, and for a MASK among them
+        batch_size: rows per network call
+        passes: network calls per row
+        unscored: tokens at the start of a row that have no score
+        unit: name of the exponential of the mean score per token
+        words: description of the scores for a protocol
     """
 
-    model: Model
-    convention: Convention = "bound"
-    passes: int = 4
-    batch_size: int = 64
-    seed: int = 0
+    batches: Callable[[Tensor], Iterator[Tensor]]
+    batch_size: int
+    passes: int
+    unscored: int
+    unit: str
+    words: str
 
     def calls(self, n: int) -> int:
         """The number of network calls for n rows."""
         return -(-n // self.batch_size) * self.passes
 
-    def batches(self, x0: Tensor) -> Iterator[Tensor]:
-        """Nats [n] of each row of x0 [n, L], from each network call; their sum is its score.
-
-        ValueError for ids outside the vocabulary, and for a MASK among them.
-        """
-        x0 = x0.to(self.model.device)
-        return nelbo_batches(
-            self.model.denoiser,
-            self.model.process,
-            x0,
-            convention=self.convention,
-            passes=self.passes,
-            batch_size=self.batch_size,
-            generator=generator(self.seed, device=x0.device),
-        )
-
     def scores(self, x0: Tensor) -> Scores:
-        """Nats and counted tokens of each row of x0 [n, L]."""
+        """Nats and number of scored tokens of each row of x0 [n, L]."""
         return summed(self.batches(x0), self.tokens(x0.shape[1]))
 
     def tokens(self, length: int) -> int:
-        """The number of tokens of a row that count: all of them."""
-        return length
-
-    @property
-    def unit(self) -> str:
-        """The name of the exponential of the mean score per token."""
-        return unit_of(self.convention)
-
-    @property
-    def words(self) -> str:
-        """The kind of the scores, in words."""
-        bound = self.convention == "bound"
-        kind = "upper bound" if bound else "convention of MDLM's tables, not a bound"
-        precision = f"products in {self.model.precision}"
-        return f"{kind}, {self.passes} noise levels a row, seed {self.seed}; {precision}"
+        """The number of scored tokens of a row."""
+        return length - self.unscored
 
 
-@dataclass(frozen=True)
-class ExactRule:
-    """Scores rows under an autoregressive model exactly.
+def bound_rule(
+    model: Model,
+    convention: Convention = "bound",
+    passes: int = 4,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> ScoringRule:
+    """The rule of a diffusion model.
 
-    start       token before each row; None: the first token of a row is its start token
-    batch_size  rows in a network call
+    Args:
+        model: the model.
+        convention: an upper bound, or the convention of MDLM's tables.
+        passes: noise levels per row.
+        batch_size: rows per network call.
+        seed: seed of the noise.
     """
 
-    model: CausalModel
-    start: int | None = None
-    batch_size: int = 64
-
-    def calls(self, n: int) -> int:
-        """The number of network calls for n rows."""
-        return -(-n // self.batch_size)
-
-    def batches(self, x0: Tensor) -> Iterator[Tensor]:
-        """Nats [n] of each row of x0 [n, L], from each network call; their sum is its score.
-
-        ValueError for ids outside the vocabulary, and for a MASK among them.
-        """
-        x0 = x0.to(self.model.device)
-        check_rows(x0, self.model.vocab_size, self.model.mask_id)
-        return next_token_batches(
-            self.model.predictor, x0, start=self.start, batch_size=self.batch_size
+    def batches(x0: Tensor) -> Iterator[Tensor]:
+        x0 = x0.to(model.device)
+        return nelbo_batches(
+            model.denoiser,
+            model.process,
+            x0,
+            convention=convention,
+            passes=passes,
+            batch_size=batch_size,
+            generator=generator(seed, device=x0.device),
         )
 
-    def scores(self, x0: Tensor) -> Scores:
-        """Nats and counted tokens of each row of x0 [n, L]."""
-        return summed(self.batches(x0), self.tokens(x0.shape[1]))
-
-    def tokens(self, length: int) -> int:
-        """The number of tokens of a row that count."""
-        return length if self.start is not None else length - 1
-
-    @property
-    def unit(self) -> str:
-        """The name of the exponential of the mean score per token."""
-        return "perplexity"
-
-    @property
-    def words(self) -> str:
-        """The kind of the scores, in words."""
-        first = "after the first token of each row"
-        place = first if self.start is None else "start token before each row"
-        return f"exact, {place}; products in {self.model.precision}"
+    kind = "upper bound" if convention == "bound" else "convention of MDLM's tables, not a bound"
+    words = f"{kind}, {passes} noise levels a row, seed {seed}; products in {model.precision}"
+    return ScoringRule(batches, batch_size, passes, 0, unit_of(convention), words)
 
 
-ScoringRule: TypeAlias = BoundRule | ExactRule
+def exact_rule(model: CausalModel, start: int | None = None, batch_size: int = 64) -> ScoringRule:
+    """The rule of an autoregressive model.
+
+    Args:
+        model: the model.
+        start: token before each row. None: the first token of a row serves as start token.
+        batch_size: rows per network call.
+    """
+
+    def batches(x0: Tensor) -> Iterator[Tensor]:
+        x0 = x0.to(model.device)
+        check_rows(x0, model.vocab_size, model.mask_id)
+        return next_token_batches(model.predictor, x0, start=start, batch_size=batch_size)
+
+    first, unscored = "start token before each row", 0
+    if start is None:
+        first, unscored = "after the first token of each row", 1
+    words = f"exact, {first}; products in {model.precision}"
+    return ScoringRule(batches, batch_size, 1, unscored, "perplexity", words)

@@ -12,7 +12,7 @@ from unmask.data.corpora import evaluation_part, is_corpus_name, same_corpus
 from unmask.data.packing import Rows, check_rows, evenly_spaced
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.evaluation.likelihood import Convention
-from unmask.evaluation.scoring_rules import BoundRule, ExactRule, ScoringRule
+from unmask.evaluation.scoring_rules import ScoringRule, bound_rule, exact_rule
 from unmask.models.model import CausalModel, LanguageModel, Model
 from unmask.recipes.data import corpus_of, digest_of, documents, rows
 from unmask.recipes.schema import HELD_OUT, DataSettings, Part, text_of
@@ -145,11 +145,11 @@ def scoring_rule(
         seed: seed of the noise of a diffusion model.
     """
     if isinstance(model, Model):
-        return BoundRule(model, convention, passes, batch_size, seed)
+        return bound_rule(model, convention, passes, batch_size, seed)
     if wrap and _text_of(model) is None:
-        return ExactRule(model, batch_size=batch_size)
+        return exact_rule(model, batch_size=batch_size)
     start = start_token(model.tokenizer, model.vocab_size, model.mask_id)
-    return ExactRule(model, start, batch_size)
+    return exact_rule(model, start, batch_size)
 
 
 def wraps(model: LanguageModel, chosen: bool | None, otherwise: bool) -> bool:
