@@ -13,7 +13,7 @@ from unmask.evaluation import judges
 from unmask.evaluation.huggingface import huggingface_judge, sdtt_judge
 from unmask.evaluation.judges import LanguageModelJudge, Scores, eos_weight, generative_perplexity
 from unmask.evaluation.measure import EvaluationProtocol, JudgeId, Row, Setting, protocol_words
-from unmask.evaluation.sample_metrics import DrawnTexts, measure_row
+from unmask.evaluation.sample_metrics import measure_row, not_drawn
 from unmask.prediction import Prediction
 
 EOS = 0
@@ -339,7 +339,11 @@ def test_a_row_by_the_rule_of_sdtt_says_so_and_its_interval_is_over_texts(tiny_l
     protocol = EvaluationProtocol(judge.identity, 4, 2, "float64", "data", "0")
     texts = ["the cat sat on the mat", "on"]
     measured = measure_row(
-        "row", DrawnTexts(torch.ones(2, 4).long(), texts, torch.zeros(2)), judge, protocol, SETTING
+        "row",
+        not_drawn(torch.tensor([[0] * 4, [1] * 4]), lambda ids: texts[ids[0]]),
+        judge,
+        protocol,
+        SETTING,
     )
     assert measured.samples["tokens"] == [1, 1]
     assert measured.measures["gen_ppl"].value == pytest.approx(

@@ -23,7 +23,7 @@ from unmask.recipes.held_out import Text, held_out, scoring_rule
 
 pytest.importorskip("lm_eval", reason="pip install 'unmask[lm-eval]'")
 Harness = harness()
-EXACT = "exact log-likelihoods, a call a token of a text"
+EXACT = "exact log-likelihoods, one network call per token of a text"
 
 QUESTIONS = [
     {"question": "The President of the United", "choices": [" States", " banana"], "answer": 0},
@@ -88,7 +88,7 @@ def test_multiple_choice_through_stock_lm_eval(
     assert main([*call, "--no-greedy", "--json", "--out", str(tmp_path / "all.json")]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["results"]["toy_choice"]["acc,none"] == 1
-    how = "8 draws a log-likelihood, 32 steps a text" if "teacher" in name else EXACT
+    how = "8 draws per log-likelihood, 32 steps per text" if "teacher" in name else EXACT
     assert answer["protocol"] == f"{how}, seed 0"
     assert len(json.loads((tmp_path / "all.json").read_text())["samples"]["toy_choice"]) == 3
     assert (
@@ -236,10 +236,7 @@ def test_one_row_has_one_likelihood() -> None:
     text = held_out(Text(), "unmask:judge", judge)
     rows, read = text.some(3), scoring_rule(judge, text.data.wrap)
     want, start = read.scores(rows), judge.tokenizer.eos_id
-    assert (
-        want.tokens.tolist() == [128] * 3
-        and "start token before each row" in read.words
-    )
+    assert want.tokens.tolist() == [128] * 3 and "start token before each row" in read.words
     by_judge = judge_of(judge, 128)(rows)
     assert by_judge.tokens.tolist() == [128] * 3
     torch.testing.assert_close(by_judge.nats, want.nats, rtol=1e-5, atol=0)
@@ -318,7 +315,7 @@ def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
 
 def test_the_protocol_names_the_settings() -> None:
     assert Harness("unmask:teacher", draws=2, steps=3, sampler="confidence").words == (
-        "2 draws a log-likelihood, 3 steps a text by confidence, seed 0"
+        "2 draws per log-likelihood, 3 steps per text by confidence, seed 0"
     )
     assert Harness("unmask:judge", draws=2, seed=5).words == f"{EXACT}, seed 5"
     with pytest.raises(
@@ -416,9 +413,9 @@ def test_wrong_requests_are_refused() -> None:
         Harness("unmask:teacher", max_gen_toks=128)
     with pytest.raises(ValueError, match=r"batch_size .* got 'auto'"):
         Harness("unmask:teacher", batch_size="auto")
-    with pytest.raises(ValueError, match="continuation '' is empty after 'a'"):
+    with pytest.raises(ValueError, match=r"continuation .* got '' after 'a'"):
         harness.loglikelihood([request_of("a", "")])
-    with pytest.raises(ValueError, match="takes no argument pretrained"):
+    with pytest.raises(ValueError, match=r"model_args .* pretrained"):
         Harness("unmask:teacher", pretrained="gpt2")
     teacher = unmask.load("unmask:teacher")
     with pytest.raises(ValueError, match="model has no tokenizer"):

@@ -86,5 +86,5 @@ def test_texts_of_unequal_length_and_judges_without_states() -> None:
     )
     with pytest.raises(ValueError, match=r"texts .* without tokens"):
         judge(hidden).features(["a", ""])
-    with pytest.raises(ValueError, match="stub has no hidden states"):
+    with pytest.raises(ValueError, match="hidden states: got stub"):
         judge(None).features(["a"])

@@ -14,11 +14,11 @@ from unmask.evaluation.measure import (
     require_same_protocol,
 )
 from unmask.evaluation.sample_metrics import (
-    DrawnTexts,
     baseline_rows,
     draw_and_measure,
     measure_row,
 )
+from unmask.samplers.sample import Samples
 
 V, N, L = 8, 6, 16
 
@@ -54,7 +54,7 @@ class Model:
         generator = torch.Generator().manual_seed(0)
         tokens = (torch.rand(N, L, generator=generator) * V * temperature).long().clamp(max=V - 1)
         texts = [decode(row) for row in tokens.tolist()]
-        return DrawnTexts(tokens, texts, torch.full((N,), steps - 0.5))
+        return Samples(tokens, texts, torch.full((N,), steps - 0.5), calls=steps)
 
     def complete(self, steps, temperature, pinned):
         generator = torch.Generator().manual_seed(steps)
@@ -101,13 +101,13 @@ def test_texts_are_retokenised_where_the_judge_wants_them():
     drawn = Model().draw(2, 1.0)
     row = measure_row("x", drawn, judge, protocol, SETTING)
     assert row.measures["bits_per_byte"].value > 0
-    with pytest.raises(ValueError, match="has none"):
-        measure_row("x", DrawnTexts(drawn.tokens, None, drawn.nfe), judge, protocol, SETTING)
+    with pytest.raises(ValueError, match="drawn has ids only"):
+        measure_row("x", replace(drawn, texts=None), judge, protocol, SETTING)
 
 
 def test_a_row_that_contradicts_its_protocol_is_refused():
     drawn = Model().draw(2, 1.0)
-    with pytest.raises(ValueError, match=r"row x has the shape .*7 samples of 16"):
+    with pytest.raises(ValueError, match=r"drawn .*row x, want \(7, 16\)"):
         measure_row("x", drawn, JUDGE, replace(PROTOCOL, samples=7), SETTING)
     with pytest.raises(ValueError, match=r"judge\.identity"):
         measure_row(

@@ -156,6 +156,12 @@ def test_a_protocol_takes_its_precision_from_the_draw(
             "teacher", teacher, replace(scene, known_rows=list(rows.values())), [1], [1.0]
         )
         assert not any(rows[draw] is row for name, row in rows.items() if name != draw)
+    renamed = EvalContext(
+        replace(plain, draw="gumbel_max", sampler="ancestral"), judge, REAL, "digest"
+    )
+    known = replace(renamed, known_rows=[rows["race"]])
+    assert list(measure("teacher", teacher, known, [1], [1.0])) == [rows["race"]]
+    assert EvalSettings().draw == "gumbel_max"
     with pytest.raises(UnequalProtocols, match=r'precision: "float64" .*, "float32 Gumbel"'):
         require_same_protocol(measured.row for measured in rows.values())
     with pytest.raises(ValueError, match="no draw is called 'rase'"):

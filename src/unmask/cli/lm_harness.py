@@ -26,7 +26,7 @@ class LmHarness:
         model: run or model directory, hub id, unmask:teacher or unmask:judge
         tasks: names of tasks such as arc_easy, hellaswag, lambada_openai (`lm-eval ls tasks`
             lists them)
-        include_path: directory with additional tasks as YAML
+        include_path: directory with additional tasks in YAML files
         num_fewshot: examples before each question; None: the task's
         limit: maximum questions per task, spread evenly over them; None: all
         draws: noise levels per log-likelihood of a diffusion model, which is a bound
@@ -87,7 +87,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     )
     chosen = None
     if options.limit is not None:
-        chosen = questions(manager.load_task_or_group(list(options.tasks)), options.limit)
+        chosen = questions(manager.load(list(options.tasks))["tasks"], options.limit)
     results: Mapping[str, Any] | None = simple_evaluate(
         model,
         tasks=list(options.tasks),
@@ -146,15 +146,11 @@ def metric_lines(results: Mapping[str, Any]) -> list[list[object]]:
     return lines
 
 
-def questions(tasks: Mapping[Any, Any], limit: int) -> dict[str, list[int]]:
-    """Numbers of at most `limit` questions of each task, spread evenly; groups hold further tasks.
+def questions(tasks: Mapping[str, Any], limit: int) -> dict[str, list[int]]:
+    """Numbers of at most `limit` questions of each task, spread evenly.
 
-    lm-eval's own limit takes the first ones, and many tasks are sorted by source.
+    lm-eval's own limit takes the first questions, and many tasks are sorted by source.
     """
-    chosen: dict[str, list[int]] = {}
-    for name, task in tasks.items():
-        if isinstance(task, Mapping):
-            chosen |= questions(task, limit)
-        else:
-            chosen[str(name)] = evenly_spaced(len(task.eval_docs), limit).tolist()
-    return chosen
+    return {
+        name: evenly_spaced(len(task.eval_docs), limit).tolist() for name, task in tasks.items()
+    }

@@ -118,7 +118,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 
 def resolve_sets(sets: Sequence[str], folder: Path) -> tuple[list[str], list[str]]:
-    """The sets to measure, and the sets of `offline` whose files are not in `folder`."""
+    """The names of the sets to measure, and of the offline sets that `folder` lacks."""
     allowed = [*ZERO_SHOT, *OFFLINE_SETS, OFFLINE]
     if unknown := sorted({*sets} - {*allowed}):
         raise ValueError(

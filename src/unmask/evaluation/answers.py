@@ -49,7 +49,7 @@ class SameSteps:
 
 @dataclass(frozen=True)
 class AtTarget:
-    """A curve at the target entropy: gen_ppl, calls and seconds per sample."""
+    """A curve interpolated at the target entropy: gen_ppl, calls and seconds per sample."""
 
     gen_ppl: Estimate
     nfe: float
@@ -93,16 +93,16 @@ class EqualSeconds:
 
 @dataclass(frozen=True)
 class Speed:
-    """The fewest steps at which `model` reaches the gen_ppl of the teacher at its most steps.
+    """The fewest steps at which `model` reaches a reference gen_ppl at the same `column`.
 
-    Both at the `column` of that teacher.
+    The reference is the teacher at its largest step count.
 
     Attributes:
         model: "student" or "temperature_teacher" (the effect of temperature alone)
         reference_steps: steps of that teacher
         reference: gen_ppl of that teacher
-        calls: how many times fewer: ratio of nfe, and of measured seconds
-        seconds: how many times fewer: ratio of nfe, and of measured seconds
+        calls: nfe of the reference / nfe at these steps
+        seconds: seconds of the reference / seconds at these steps
         support: share of resamples in which these steps are good enough
     """
 

@@ -105,11 +105,12 @@ def conditional_nats(predictor: NextTokenModel, x0: Tokens, count: int) -> float
 
 @dataclass(frozen=True)
 class BoundContinuations:
-    """Scores continuations under a diffusion model, by a bound.
+    """A scorer of continuations under a diffusion model, by a bound.
 
-    draws       noise levels for each text
-    batch_size  draws in a network call
-    seed        seed of the noise, which is a function of the seed and the text
+    Attributes:
+        draws: noise levels per text
+        batch_size: draws per network call
+        seed: seed of the noise, which is a function of the seed and the text
     """
 
     model: Model
@@ -161,7 +162,7 @@ class BoundContinuations:
 
 @dataclass(frozen=True)
 class ExactContinuations:
-    """Scores continuations under an autoregressive model exactly."""
+    """A scorer of continuations under an autoregressive model; its scores are exact."""
 
     model: CausalModel
 
@@ -185,12 +186,12 @@ Continuations: TypeAlias = BoundContinuations | ExactContinuations
 def continuations(
     model: Model | CausalModel, *, draws: int = 32, batch_size: int = 32, seed: int = 0
 ) -> Continuations:
-    """How to score continuations under a model.
+    """The scorer of continuations under a model; the options apply to a diffusion model only.
 
     Args:
         model: the model.
-        draws: noise levels for each text, of a diffusion model.
-        batch_size: draws in a network call.
+        draws: noise levels per text.
+        batch_size: draws per network call.
         seed: seed of the noise.
     """
     if isinstance(model, Model):

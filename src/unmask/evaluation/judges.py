@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from unmask.data.tokenizers import Tokenizer
 from unmask.diffusion.vocabulary_losses import cross_entropy
 from unmask.evaluation import measure
 from unmask.evaluation.measure import JudgeId, Measure
@@ -38,8 +39,7 @@ class Scores:
         nats: -log p of the scored tokens, float64 [n]
         tokens: number of scored tokens, [n]
         bytes: UTF-8 bytes of each text, [n]; None for token ids
-        by_text: True: a perplexity gives each text the same weight, whatever its number of
-            tokens
+        by_text: True: each text has the same weight in a perplexity; False: each token has
     """
 
     nats: Tensor
@@ -73,7 +73,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class LanguageModelJudge:
-    """The scoring rule of this module for any next-token model.
+    """A judge that scores by the rule of this module, from any next-token model.
 
     Attributes:
         next_nats: ids [B, T] -> -log p of ids[:, 1:] given the earlier ids, [B, T - 1] nats
@@ -97,7 +97,7 @@ class LanguageModelJudge:
         """The last hidden state of each text, cut to `context` tokens: float32 [n, D]."""
         if self.hidden is None:
             raise ValueError(
-                f"judge {self.identity.name} has no hidden states to compare texts by: use another"
+                f"judge has no hidden states: got {self.identity.name}, want a judge with features"
             )
         start = [self.start_id] if self.identity.prefixed and self.start_id is not None else []
         rows = [
@@ -105,7 +105,7 @@ class LanguageModelJudge:
             for row in self._encoded(texts)[0]
         ]
         if not all(map(len, rows)):
-            raise ValueError("texts holds one without tokens, which has no features: leave it out")
+            raise ValueError("texts has an entry without tokens, which has no features: omit it")
         features = []
         for first in range(0, len(rows), self.batch_size):
             batch = rows[first : first + self.batch_size]
@@ -193,18 +193,6 @@ class NextTokenModel(Protocol):
     def __call__(self, ids: Tokens) -> Prediction: ...
 
 
-class TextCodec(Protocol):
-    """The part of `data.tokenizers.Tokenizer` that a judge uses."""
-
-    @property
-    def eos_id(self) -> int | None: ...
-
-    @property
-    def bos_id(self) -> int | None: ...
-
-    def encode(self, text: str, specials: bool = False) -> list[int]: ...
-
-
 def hidden_states(predictor: NextTokenModel, ids: Tokens) -> Tensor:
     """The last hidden states of a next-token model, [B, T, D]."""
     with torch.no_grad():
@@ -221,7 +209,7 @@ def predictor_nats(predictor: NextTokenModel, ids: Tokens) -> PerToken:
 def causal_judge(
     predictor: NextTokenModel,
     vocab_size: int,
-    tokenizer: TextCodec | None,
+    tokenizer: Tokenizer | None,
     weights: Mapping[str, Tensor],
     *,
     name: str,

@@ -96,7 +96,7 @@ def summed(batches: Iterable[Tensor], tokens: int) -> Scores:
 
 
 def unit_of(convention: Convention) -> str:
-    """The unit of exp of a mean bound per token."""
+    """The name of exp(mean nats per token) under a convention."""
     return f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}"
 
 

@@ -42,9 +42,9 @@ def harness() -> Any:
 class HarnessModel:
     """The request methods of an lm-eval model.
 
-    A log-likelihood depends on its text only, and the i-th drawn text is sample i. Neither depends
-    on `batch_size`, except for the rounding of products (exactly so with batch_size = 1).
-    `notes` counts requests that were changed, by the change.
+    A log-likelihood depends on its text only, and the i-th drawn text is sample i. So neither
+    depends on `batch_size`, except for the rounding of products. With batch_size = 1 there is no
+    exception. `notes` maps each kind of change to the number of requests that it changed.
 
     Args:
         model: a run or model directory, a hub id, unmask:teacher; or a loaded model.
@@ -78,7 +78,7 @@ class HarnessModel:
         **ignored: object,
     ) -> None:
         if unknown := sorted(ignored.keys() - {"max_batch_size"}):  # lm-eval always passes that
-            raise ValueError(f"model 'unmask' takes no argument {', '.join(unknown)}")
+            raise ValueError(f"model_args has unknown names: got {', '.join(unknown)}")
         if not str(batch_size).isdigit():
             raise ValueError(
                 f"batch_size is not a number: got {batch_size!r}, want the rows of a network call"
@@ -153,10 +153,11 @@ class HarnessModel:
     def words(self) -> str:
         """The method of scoring and drawing, in words."""
         if not self.model.draws_in_steps:
-            return f"exact log-likelihoods, a call a token of a text, seed {self.seed}"
+            return f"exact log-likelihoods, one network call per token of a text, seed {self.seed}"
         by = "" if self.sampler is None else f" by {self.sampler}"
         return (
-            f"{self.draws} draws a log-likelihood, {self.steps} steps a text{by}, seed {self.seed}"
+            f"{self.draws} draws per log-likelihood, {self.steps} steps per text{by}, "
+            f"seed {self.seed}"
         )
 
     @property
@@ -222,12 +223,12 @@ class HarnessModel:
         before, whole = self._tokenizer.encode_batch([stem, stem + rest])
         if not rest:
             raise ValueError(
-                f"the continuation {continuation!r} is empty after {context[-40:]!r}: want a text"
+                f"continuation is empty: got {continuation!r} after {context[-40:]!r}, want a text"
             )
         if whole[: len(before)] == before and len(whole) > len(before):
             return before, whole[len(before) :]
         self.notes[
-            "continuations encoded alone, where a token lies across their border with the context"
+            "continuations encoded separately, because a token spans their border with the context"
         ] += 1
         return before, self._tokenizer.encode(rest)
 

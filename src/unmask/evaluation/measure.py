@@ -1,8 +1,8 @@
 """A measured number with its spread, and the labels that make it comparable.
 
-`EvaluationProtocol` holds everything that must be equal before two rows may share a table.
-`Setting` holds the model that drew the texts of a row, and the options of the draw. This module
-does not import torch, so that the report and the command line can read results without it.
+Two rows are comparable if their `EvaluationProtocol` is equal. `Setting` holds the model that drew
+the texts of a row, and the options of the draw. This module does not import torch, so that the
+report and the command line can read results without it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class JudgeId:
-    """The properties of a judge that decide its numbers.
+    """Name, weights and scoring rule of a judge; equal identities give comparable scores.
 
     Attributes:
         revision: digest of its weights
@@ -80,7 +80,7 @@ class JudgeId:
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """Everything that must be equal before two rows may share a table or a figure.
+    """The conditions of a measurement; equal for all rows of a table or figure.
 
     Attributes:
         length: L, tokens per sample
@@ -119,12 +119,12 @@ class EvaluationProtocol:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the texts of a row were drawn.
+    """The model that drew the texts of a row, and its sampling options.
 
     Attributes:
         model: digest of the model's weights
         nfe: measured: mean network calls per sample
-        draw: categorical draw, see `samplers.categorical`
+        draw: categorical draw by its name in version 0.1, see `samplers.categorical.DRAW_LABELS`
     """
 
     model: str
@@ -142,7 +142,7 @@ class Row:
     """One row of a table of results.
 
     Attributes:
-        name: "teacher", "student", "data", ...
+        name: such as "teacher", "student" or "data"
         measures: by name: "gen_ppl", "entropy", "seconds", ...
         samples: per-sample values by name ("nats", "tokens", "entropy", ...) for a paired
             bootstrap. Columns of equal length are paired: entry i belongs to latent i in every

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from unmask.evaluation.measure import (
 )
 from unmask.evaluation.timing import timed
 from unmask.rng import generator
+from unmask.samplers.sample import Samples
 from unmask.types import PerSequence, Tokens
 
 _UNITS = {
@@ -32,41 +33,19 @@ _UNITS = {
 }
 
 
-class SampleSet(Protocol):
-    """The part of `samplers.sample.Samples` that a row uses."""
-
-    @property
-    def tokens(self) -> Tokens:
-        """Ids [n, L]."""
-        ...
-
-    @property
-    def texts(self) -> list[str] | None:
-        """The decoded texts; None without a tokenizer."""
-        ...
-
-    @property
-    def nfe(self) -> Tensor:
-        """Network calls of each sample, [n]."""
-        ...
-
-
 Complete: TypeAlias = Callable[[Tokens], Tokens]  # pinned ids [k, L], -1 where free -> ids [k, L]
-SetMetric: TypeAlias = Callable[[SampleSet], Measure]  # compares a set of texts with real texts
+SetMetric: TypeAlias = Callable[[Samples], Measure]  # compares a set of texts with real texts
 
 
-@dataclass(frozen=True)
-class DrawnTexts:
-    """A set of texts that no model drew."""
-
-    tokens: Tokens
-    texts: list[str] | None
-    nfe: Tensor
+def not_drawn(tokens: Tokens, decode: Callable[[Sequence[int]], str] | None) -> Samples:
+    """Texts [n, L] that no model drew, as samples without network calls."""
+    texts = None if decode is None else [decode(row) for row in tokens.tolist()]
+    return Samples(tokens, texts, nfe=torch.zeros(len(tokens), dtype=torch.int64), calls=0)
 
 
 def measure_row(
     name: str,
-    drawn: SampleSet,
+    drawn: Samples,
     judge: Judge,
     protocol: EvaluationProtocol,
     setting: Setting,
@@ -91,13 +70,13 @@ def measure_row(
     tokens = drawn.tokens.cpu()
     if tuple(tokens.shape) != (protocol.samples, protocol.length):
         raise ValueError(
-            f"row {name} has the shape {tuple(tokens.shape)}, and its protocol measures "
-            f"{protocol.samples} samples of {protocol.length} tokens"
+            f"drawn has a wrong shape: got {tuple(tokens.shape)} for row {name}, want "
+            f"{(protocol.samples, protocol.length)}, samples and tokens of the protocol"
         )
     if judge.identity != protocol.judge:
         raise ValueError(
-            f"judge {judge.identity} is not the protocol's, {protocol.judge}: build the protocol "
-            "from `judge.identity`"
+            f"judge differs from the judge of the protocol: got {judge.identity}, want "
+            f"{protocol.judge}; build the protocol from `judge.identity`"
         )
     scores = judge(judge_input(drawn, judge))
     columns = {"entropy": metrics.entropy(tokens), "pooled_entropy": metrics.pooled_entropy(tokens)}
@@ -135,20 +114,20 @@ def _repetition(tokens: Tokens) -> dict[str, Measure]:
     return {key: measure.mean(table.numpy(), unit) for key, (table, unit) in values.items()}
 
 
-def judge_input(drawn: SampleSet, judge: Judge) -> TextSet:
+def judge_input(drawn: Samples, judge: Judge) -> TextSet:
     """The texts or their ids, whichever the judge scores."""
     if not judge.identity.retokenised:
         return drawn.tokens.cpu()
     if drawn.texts is None:
         raise ValueError(
-            f"judge {judge.identity.name} scores texts and this set has none, only ids: give the "
-            "model a tokenizer"
+            f"drawn has ids only, and judge {judge.identity.name} scores texts: give the model a "
+            "tokenizer"
         )
     return drawn.texts
 
 
 def draw_and_measure(
-    draw: Callable[[], SampleSet],
+    draw: Callable[[], Samples],
     judge: Judge,
     protocol: EvaluationProtocol,
     setting: Setting,
@@ -209,7 +188,7 @@ def baseline_rows(
 ) -> list[Row]:
     """Rows of uniform tokens, unigram draws, one real text repeated, and real text (last).
 
-    They show which measures prefer bad texts.
+    The first three are bad texts: they show which measures prefer bad texts.
 
     Args:
         real: real rows [n, L].
@@ -234,8 +213,7 @@ def baseline_rows(
     }
     rows = []
     for name, tokens in sets.items():
-        texts = None if decode is None else [decode(row) for row in tokens.tolist()]
-        drawn = DrawnTexts(tokens, texts, torch.zeros(len(tokens)))
+        drawn = not_drawn(tokens, decode)
         setting = Setting(protocol.data, name, steps=0, nfe=0.0, seeds=(seed,))
         rows.append(measure_row(name, drawn, judge, protocol, setting, set_metrics=set_metrics))
     return rows

@@ -25,8 +25,8 @@ class EvalSettings:
         reverse_seeds: networks fitted per row for the reverse perplexity (0: not measured)
         batch_size: maximum samples per network call
         sampler: sampler of both diffusion models, by name
-        draw: categorical draw: race, the old name of gumbel_max, couples texts across step counts;
-            inverse_cdf has the same distribution and is faster
+        draw: categorical draw: gumbel_max couples texts across step counts; inverse_cdf has the
+            same distribution and is faster
         round_steps: steps of the student in the table of rounds
         shown: number of example texts of teacher and student, side by side
         player_steps: steps of the example texts whose unmasking is recorded
@@ -44,7 +44,7 @@ class EvalSettings:
     reverse_seeds: int = 0
     batch_size: int = 64
     sampler: str = "reveal"
-    draw: str = "race"
+    draw: str = "gumbel_max"
     round_steps: int = 8
     shown: int = 3
     player_steps: int = 16

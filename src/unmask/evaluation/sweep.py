@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from unmask import __version__
 from unmask.data.packing import Rows, evenly_spaced
 from unmask.evaluation.judges import Judge
@@ -28,11 +25,11 @@ from unmask.evaluation.measure import (
 from unmask.evaluation.reverse_perplexity import reverse_perplexity
 from unmask.evaluation.sample_metrics import (
     Complete,
-    DrawnTexts,
     SetMetric,
     baseline_rows,
     draw_and_measure,
     judge_input,
+    not_drawn,
 )
 from unmask.evaluation.settings import EvalSettings as EvalSettings
 from unmask.evaluation.timing import timed
@@ -65,7 +62,7 @@ class MeasuredRow:
 
 @dataclass(frozen=True)
 class EvalContext:
-    """Everything that the rows of an evaluation share.
+    """Judge, real text and settings that all rows of an evaluation share.
 
     Attributes:
         real: held-out rows [m, L]
@@ -233,7 +230,7 @@ def _set_metrics(context: EvalContext, model: LanguageModel) -> dict[str, SetMet
     study, judge = context.study, context.judge
     set_metrics: dict[str, SetMetric] = {}
     if study.mauve_seeds:
-        reference = judge_input(_decoded(context.reference_texts, model), judge)
+        reference = judge_input(not_drawn(context.reference_texts, _decoder(model)), judge)
         likeness = mauve_against(judge.features, reference, study.mauve_seeds)
         set_metrics[MAUVE] = lambda drawn: likeness(judge_input(drawn, judge))
     if study.reverse_seeds:
@@ -245,10 +242,8 @@ def _set_metrics(context: EvalContext, model: LanguageModel) -> dict[str, SetMet
     return set_metrics
 
 
-def _decoded(tokens: Tensor, model: LanguageModel) -> DrawnTexts:
-    decode = None if model.tokenizer is None else model.tokenizer.decode
-    texts = None if decode is None else [decode(row) for row in tokens.tolist()]
-    return DrawnTexts(tokens, texts, torch.zeros(len(tokens)))
+def _decoder(model: LanguageModel) -> Callable[[Sequence[int]], str] | None:
+    return None if model.tokenizer is None else model.tokenizer.decode
 
 
 def settings_for(model: LanguageModel, study: EvalSettings) -> EvalSettings:
@@ -310,7 +305,7 @@ def measure_baselines(context: EvalContext, model: LanguageModel) -> list[Measur
         model.vocab_size,
         context.judge,
         context.protocol,
-        decode=None if tokenizer is None else tokenizer.decode,
+        decode=_decoder(model),
         never=[mask_id for mask_id in masks if mask_id is not None],
         set_metrics=_set_metrics(context, model),
     )

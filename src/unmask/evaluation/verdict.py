@@ -45,7 +45,7 @@ class Finding:
 
 ONE_SEED = Finding(
     "One training seed",
-    details=["figures of one run, not yet a verdict on the method, which takes two at least"],
+    details=["these figures come from one run; a verdict on the method needs at least two"],
 )
 
 
@@ -59,12 +59,12 @@ def judge_gain(gain: Estimate, claims: bool = True) -> str:
 
 
 def verdict(answers: Answers, reasons: Sequence[str] = ()) -> list[Finding]:
-    """The findings, with 95 % intervals. A win needs all three diversities to agree.
+    """The findings, with 95 % intervals; a win needs the same result by all three diversities.
 
     Args:
         answers: the answers.
-        reasons: reasons against a claim (`reasons_against_claim`); the verdict then gives them and
-            says nothing else about the student.
+        reasons: reasons against a claim (`reasons_against_claim`). If there are any, the verdict
+            contains only them.
     """
     if reasons:
         return [Finding("No claim is made about the student", "; ".join(reasons)), ONE_SEED]
@@ -115,7 +115,7 @@ def _change(entry: EqualEntropy) -> str:
 
 
 def _win(columns: list[list[EqualEntropy]], at: str) -> Finding:
-    """The only finding that may claim something: all diversities together, at each step count."""
+    """The main claim: the gain at equal diversity by all measures, at each step count."""
     steps_by_result: dict[str, list[str]] = {}
     for entries in zip(*columns, strict=True):
         results = [judge_gain(entry.gain) if entry.gain else NOT_REACHED for entry in entries]
@@ -225,7 +225,7 @@ def _reasons(
         yield f"the judge was trained on {share:.0%} of the held-out documents"
     if protocol.samples < MIN_TEXTS:
         n = protocol.samples
-        yield f"n = {n} texts a row are too few for an interval, {MIN_TEXTS} are the least"
+        yield f"n = {n} texts per row are too few for an interval; at least {MIN_TEXTS} are needed"
     if {row.setting.model for row in student} & {row.setting.model for row in teacher}:
         yield "student and teacher have the same weights"
     unigram = next((row.measures[GEN_PPL].value for row in baselines if row.name == UNIGRAM), None)
