@@ -49,15 +49,16 @@ def huggingface_judge(
         device: device of the network.
     """
     network, tokenizer = _load(path_or_hub_id, revision, ids, device)
-    longest = _max_positions(network)
-    context = min(longest, CONTEXT) if context is None else context
     eos_ids = network.config.get_text_config().eos_token_id
     if tokenizer is not None:
         eos_ids = tokenizer.eos_token_id
     return _judge(
+        path_or_hub_id,
         network,
         tokenizer,
-        _identity(path_or_hub_id, network, context, retokenised=not ids, eos_rule=eos_rule),
+        context=min(_max_positions(network), CONTEXT) if context is None else context,
+        eos_rule=eos_rule,
+        average="tokens",
         eos_id=eos_ids[0] if isinstance(eos_ids, list) else eos_ids,
         start_id=None,
         batch_size=batch_size,
@@ -85,18 +86,13 @@ def sdtt_judge(
             f"judge {_name(path_or_hub_id)} has no BOS token, which the rule of SDTT puts before a "
             'text: leave "sdtt:" out'
         )
-    identity = _identity(
+    return _judge(
         path_or_hub_id,
         network,
-        _max_positions(network),
-        prefixed=True,
+        tokenizer,
+        context=_max_positions(network),
         eos_rule="removed",
         average="texts",
-    )
-    return _judge(
-        network,
-        tokenizer,
-        identity,
         eos_id=None,
         start_id=tokenizer.bos_token_id,
         batch_size=batch_size,
@@ -133,39 +129,22 @@ def _max_positions(network: Any) -> int:
     return CONTEXT if positions is None else positions
 
 
-def _identity(
+def _judge(
     path_or_hub_id: str,
     network: Any,
-    context: int,
-    *,
-    eos_rule: EosRule,
-    retokenised: bool = True,
-    prefixed: bool = False,
-    average: str = "tokens",
-) -> JudgeId:
-    name, weights = _name(path_or_hub_id), network.state_dict()
-    check_context(context, _max_positions(network), name)
-    return JudgeId(
-        name,
-        weights_digest(weights),
-        weights_dtype(weights),
-        context,
-        retokenised,
-        prefixed,
-        eos_rule,
-        average,
-    )
-
-
-def _judge(
-    network: Any,
     tokenizer: Any,
-    identity: JudgeId,
     *,
+    context: int,
+    eos_rule: EosRule,
+    average: str,
     eos_id: int | None,
     start_id: int | None,
     batch_size: int,
 ) -> LanguageModelJudge:
+    """A judge of texts, or of ids if `tokenizer` is None; `start_id`, if given, precedes each."""
+    name, weights = _name(path_or_hub_id), network.state_dict()
+    check_context(context, _max_positions(network), name)
+
     def next_nats(rows: Tokens) -> PerToken:
         with torch.no_grad():
             logits = network(input_ids=rows[:, :-1], use_cache=False).logits
@@ -185,7 +164,16 @@ def _judge(
         return ids
 
     return LanguageModelJudge(
-        identity,
+        JudgeId(
+            name,
+            weights_digest(weights),
+            weights_dtype(weights),
+            context,
+            retokenised=tokenizer is not None,
+            prefixed=start_id is not None,
+            eos_rule=eos_rule,
+            average=average,
+        ),
         network.get_input_embeddings().num_embeddings,
         next_nats,
         encode=None if tokenizer is None else encode,

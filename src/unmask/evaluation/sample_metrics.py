@@ -136,7 +136,6 @@ def draw_and_measure(
     complete: Complete | None = None,
     texts: Tokens | None = None,
     set_metrics: Mapping[str, SetMetric] | None = None,
-    repeats: int = 1,
     warmup: int = 0,
     device: torch.device | str = "cpu",
 ) -> Row:
@@ -151,15 +150,14 @@ def draw_and_measure(
         complete: completes half-masked texts in the same setting.
         texts: real texts [T, L] to complete.
         set_metrics: see `measure_row`.
-        repeats: timed draws.
-        warmup: draws before them that are not timed.
+        warmup: draws before the timed one.
         device: device to synchronise with.
     """
     if (complete is None) != (texts is None):
         raise ValueError(
             "complete or texts is missing: completion disagreement needs both; give both or neither"
         )
-    run = timed(draw, repeats=repeats, warmup=warmup, device=device)
+    run = timed(draw, repeats=1, warmup=warmup, device=device)
     disagreement = None
     if complete is not None and texts is not None:
         disagreement = metrics.completion_disagreement(complete, texts, protocol.completions).cpu()

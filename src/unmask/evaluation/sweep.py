@@ -173,13 +173,14 @@ def measure(
                     texts=context.texts_to_complete if completing else None,
                     set_metrics=set_metrics,
                     warmup=warmup,
+                    device=model.device,
                 )
                 measured, warmup = MeasuredRow(row, shipped=False), 0
                 seconds.append(row.measures[SECONDS].value)
             rows.append(measured)
         if not seconds and any(m.shipped and not m.timed for m in rows):
             draw = partial(draw_row, model, study, length, count, 1.0)
-            run = timed(draw, repeats=1, warmup=warmup)
+            run = timed(draw, repeats=1, warmup=warmup, device=model.device)
             seconds, warmup = [run.measure(per=study.samples, unit="s a sample").value], 0
         yield from _with_seconds(rows, seconds, context.known_rows)
 
@@ -332,5 +333,7 @@ def perplexity_after_round(model: Model, context: EvalContext) -> MeasuredRow:
         draw_row, model, study, context.real.shape[1], steps, temperature=1.0
     )
     setting = replace(setting_of(model, study), steps=steps)
-    row = draw_and_measure(draw, context.judge, context.protocol, setting, name="round")
+    row = draw_and_measure(
+        draw, context.judge, context.protocol, setting, name="round", device=model.device
+    )
     return MeasuredRow(row, shipped=False)
