@@ -391,7 +391,7 @@ def test_a_frontier_has_rows_answers_a_verdict_and_example_texts(capsys, frontie
     assert [trace["title"] for trace in result["player"]] == titles
     conclusion, caveat = result["verdict"]
     assert conclusion["claim"] == "No claim is made about the student"
-    assert conclusion["figures"].startswith("n = 2 texts a row are too few")
+    assert conclusion["figures"].startswith("n = 2 texts per row are fewer than the 16")
     assert caveat["claim"] == "One training seed"
     assert f"{conclusion['claim']} ({conclusion['figures']})." in frontier.out
     assert run(capsys, "report", frontier.folder)[0] == 0

@@ -405,7 +405,7 @@ def test_good_rows_allow_a_claim():
         (under(replace(PROTOCOL, read_by_judge=0.5), TEACHER), GOOD, [UNIGRAM], DATA,
          "the judge was trained on 50% of the held-out documents"),
         (under(replace(PROTOCOL, samples=2), TEACHER), GOOD, [UNIGRAM], DATA,
-         "n = 2 texts per row are too few for an interval; at least 16 are needed"),
+         "n = 2 texts per row are fewer than the 16 that an interval needs"),
         (TEACHER, TEACHER, [UNIGRAM], DATA, "student and teacher have the same weights"),
         (TEACHER, GOOD, [row("unigram draws", 0, 1.0, 0.0, 3.5)], DATA,
          "the teacher at 16 steps has gen PPL 1097, no lower than 1097 of unigram draws"),

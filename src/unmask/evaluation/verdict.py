@@ -225,7 +225,7 @@ def _reasons(
         yield f"the judge was trained on {share:.0%} of the held-out documents"
     if protocol.samples < MIN_TEXTS:
         n = protocol.samples
-        yield f"n = {n} texts per row are too few for an interval; at least {MIN_TEXTS} are needed"
+        yield f"n = {n} texts per row are fewer than the {MIN_TEXTS} that an interval needs"
     if {row.setting.model for row in student} & {row.setting.model for row in teacher}:
         yield "student and teacher have the same weights"
     unigram = next((row.measures[GEN_PPL].value for row in baselines if row.name == UNIGRAM), None)
