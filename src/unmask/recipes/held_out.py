@@ -133,8 +133,8 @@ def scoring_rule(
     """The rule that scores rows under a model.
 
     An autoregressive model reads a start token before each row, as in training and in the harness.
-    It reads none if rows begin with BOS and the model has no card, because the released baselines
-    of MDLM were trained without a start token.
+    It reads none if rows begin with BOS and the model has no card: the released baselines of MDLM
+    were trained so.
 
     Args:
         model: the model.
