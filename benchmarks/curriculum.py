@@ -6,7 +6,6 @@ form runs in its own process. The dense form is float32, as in the released code
 mean weight that the sparse input leaves out, by temperature and top_k.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from unmask.diffusion.gaussian_input import dense_input, sparse_input
 from unmask.diffusion.schedules import GaussianArgmax
+from unmask.evaluation.timing import peak_memory
 from unmask.models.layers import Embedding
 
 K, ROWS, LENGTH, WIDTH, TAU, TOP_K = 50258, 4, 128, 768, 1e-3, 8
@@ -43,10 +43,10 @@ def run(way: str) -> tuple[float, float]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     embedding, make = Embedding(K, WIDTH), {"dense": dense, "sparse": sparse}[way]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     with torch.no_grad():
         embedding(make())
-    risen = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    risen = (peak_memory() - before) / 2**20
     clock = []
     for _ in range(3):
         started = time.perf_counter()

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -34,3 +38,12 @@ def test_the_peak_is_in_bytes_and_grows_with_a_tensor():
     size = before + 2**26  # more than the process ever held
     held = torch.ones(size, dtype=torch.uint8)
     assert held.numel() < peak_memory() < 4 * size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_is_that_of_the_process_and_not_of_its_parent():
+    """The count of getrusage begins at the memory of the process that started this one."""
+    held = bytearray(os.urandom(2**20)) * 2**10  # 1 GiB in the parent
+    code = "from unmask.evaluation.timing import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < len(held) * 0.8
