@@ -14,7 +14,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from unmask.diffusion.gaussian_input import dense_input, sparse_input
+from unmask.diffusion.duality import ddim_path
+from unmask.diffusion.gaussian_input import sparse_input
 from unmask.diffusion.schedules import GaussianArgmax
 from unmask.evaluation.timing import peak_memory
 from unmask.models.layers import Embedding
@@ -60,7 +61,8 @@ def left_out() -> None:
     eps = torch.randn(1, 64, K, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     root = GaussianArgmax(K, -3.55, -1.85).snr_root(torch.tensor([0.5], dtype=torch.float64))
     for tau in (1e-3, 1e-2, 1e-1):
-        _, logits = dense_input(X0[:1, :64], eps, root, tau)
+        w = ddim_path(X0[0, :64], eps[0], root.expand(64))  # [64, K]
+        logits = (w / tau)[None]
         weight = (
             logits.softmax(-1).scatter(-1, X0[:1, :64, None], 0.0).sort(-1, descending=True).values
         )

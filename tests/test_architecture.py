@@ -6,8 +6,10 @@ import are tested in another process.
 """
 
 import ast
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -432,3 +434,18 @@ def test_the_report_never_loads_torch(tmp_path: Path) -> None:
     code += "sys.exit('torch' in sys.modules)"
     probe = in_a_process(code, tmp_path)
     assert probe.returncode == 0, probe.stderr or "importing unmask.experiments.report loads torch"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_scripts_import_names_that_exist(folder: str) -> None:
+    """Type checks do not read these folders, and most scripts take too long for a test."""
+    for file in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unmask"):
+                module = importlib.import_module(node.module)
+                submodules = {
+                    name for _, name, _ in pkgutil.iter_modules(getattr(module, "__path__", []))
+                }
+                known = submodules | vars(module).keys()
+                missing = [alias.name for alias in node.names if alias.name not in known]
+                assert not missing, f"{file.name}: {node.module} has no {missing}"
