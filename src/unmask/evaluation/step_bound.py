@@ -1,0 +1,152 @@
+"""The N-step bound: the likelihood of text under a sampler of N steps.
+
+Masked diffusion. The levels u of a text decide before the first call which tokens a step unmasks.
+Given u, a sampler of N steps is a chain of independent draws, so its likelihood is exact:
+
+    log q_N(x | u) = sum_i log p(x_i | z_{k(i)}),     k(i) the step that unmasks token i,
+
+where z_k holds the tokens of x with a level below alpha_k, and MASKs elsewhere. By Jensen's
+inequality -E_u log q_N(x | u) is at least -log q_N(x). For independent levels it is the
+discrete-time bound of MDLM (arXiv 2406.07524, Eq. 8) at T = N. At one token a call it is the
+any-order likelihood.
+
+Uniform noise. There is no order. The discrete-time bound at T = N is
+
+    KL(q(z_1 | x) || noise) + sum_k E KL(q(z_s | z_t, x) || p(z_s | z_t)),
+
+with the posterior of Duo (arXiv 2506.10892, Eq. 3). For N -> infinity it is `Process.nelbo`.
+
+Both are proper scores: no loss of diversity lowers them, and no temperature lowers that of a
+perfect denoiser. Given u, the score is a sum of cross-entropies of single tokens, and each is least
+at the true conditional. So no student with independent tokens beats a perfect teacher in it. An
+order, a joint head or a noise input can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask.data.packing import check_rows
+from unmask.diffusion.processes import Process
+from unmask.diffusion.row_losses import scatter_rows
+from unmask.diffusion.trajectory import Trajectory
+from unmask.diffusion.vocabulary_losses import cross_entropy
+from unmask.prediction import Prediction
+from unmask.rng import uniform
+from unmask.samplers.latent import INITIAL_NOISE, Latent, draw_latent
+from unmask.samplers.orders import LevelOrder
+from unmask.types import Denoiser, PerToken, Tokens
+
+
+@torch.no_grad()
+def step_bound_batches(
+    denoiser: Denoiser,
+    process: Process,
+    x0: Tokens,
+    alphas: Tensor,
+    order: LevelOrder,
+    *,
+    passes: int = 1,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Yield the contribution of each network call to the N-step bound of each row.
+
+    The sum over all calls is the bound, in nats. Rows and passes have their own levels, which do
+    not depend on `batch_size`.
+
+    Args:
+        denoiser: The network.
+        process: Its noise process.
+        x0: Held-out ids [n, L].
+        alphas: The grid of the sampler, float64 [N + 1], from alpha(1) to 1.
+        order: The order of unmasking. Uniform noise has none, and ignores it.
+        passes: Sets of levels per row.
+        batch_size: Rows per network call.
+        seed: Seed of the levels and of the noise.
+
+    Yields:
+        Nats [n], float64, of one call; there are at most N ceil(n / batch_size) calls per pass.
+
+    Raises:
+        ValueError: For ids outside the vocabulary, and a MASK among the ids.
+    """
+    check_rows(x0, process.vocab_size, process.mask_id)
+    n, length = x0.shape
+    for number in range(passes):
+        latent = draw_latent(n, length, seed, first=number * n, device=x0.device)
+        path = corruption(process, x0, alphas, latent, order)
+        for rows in torch.arange(n, device=x0.device).split(batch_size):
+            part = Trajectory(path.x0[rows], path.noise[rows], path.u[rows])
+            for nats in _step_nats(denoiser, process, part, alphas.to(x0.device)):
+                total = torch.zeros(n, dtype=torch.float64)
+                total[rows.cpu()] = nats.double().sum(dim=1).cpu() / passes
+                yield total
+
+
+def corruption(
+    process: Process, x0: Tokens, alphas: Tensor, latent: Latent, order: LevelOrder
+) -> Trajectory:
+    """The trajectory of x0 [n, L] whose reverse is the sampler with this latent.
+
+    In masked diffusion the sampler starts from MASKs only. So a token of level u becomes visible at
+    alpha_0 + (1 - alpha_0) u, as in `samplers.unmasking`.
+    """
+    noise = process.prior_from(uniform(latent.address(latent.everywhere, INITIAL_NOISE)))
+    if process.mask_id is None:
+        return Trajectory(x0, noise, latent.u)
+    levels = order.of(latent, torch.ones_like(x0, dtype=torch.bool))
+    return Trajectory(x0, noise, alphas[0] + (1 - alphas[0]) * levels)
+
+
+def _step_nats(
+    denoiser: Denoiser, process: Process, path: Trajectory, alphas: Tensor
+) -> Iterator[PerToken]:
+    """Yield the nats [B, L] of each step with a network call; the first one with the prior's."""
+    x0 = path.x0
+    prior: PerToken | float = 0.0
+    if process.mask_id is None:
+        prior = _prior_nats(process.vocab_size, alphas[0]).expand(x0.shape)
+    for alpha_t, alpha_s in zip(alphas[:-1], alphas[1:], strict=True):
+        a_t, a_s = alpha_t.expand(len(x0)), alpha_s.expand(len(x0))
+        z_t, z_s = path.at(a_t), path.at(a_s)
+        unmasked = z_t != z_s
+        if process.mask_id is not None and not bool(unmasked.any()):
+            continue  # the sampler makes no call either
+        prediction = denoiser(z_t, a_t)
+        if process.mask_id is None:
+            yield prior + posterior_kl(process, prediction, x0, z_t, a_t, a_s)
+        else:
+            yield scatter_rows(cross_entropy(prediction, x0, unmasked), unmasked)
+        prior = 0.0
+
+
+def posterior_kl(
+    process: Process, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: Tensor, alpha_s: Tensor
+) -> PerToken:
+    """KL(q(z_s | z_t, x0) || q(z_s | z_t, p)) at each position, nats [B, L], in float64.
+
+    p is the prediction from z_t. One sequence is computed at a time.
+    """
+    rows = []
+    for i in range(len(x0)):
+        where = torch.zeros_like(x0, dtype=torch.bool)
+        where[i] = True
+        at = slice(i, i + 1)
+        levels = z_t[at], alpha_t[at], alpha_s[at]
+        p = process.posterior(prediction.log_p(where)[None].double().exp(), *levels)
+        q = process.posterior(F.one_hot(x0[at], process.vocab_size).double(), *levels)
+        rows.append((torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1))
+    return torch.cat(rows)
+
+
+def _prior_nats(vocab_size: int, alpha: Tensor) -> Tensor:
+    """KL of one token's law at `alpha`, alpha x0 + (1 - alpha) / K, from uniform noise: nats."""
+    stays = alpha + (1 - alpha) / vocab_size
+    other = (1 - alpha) / vocab_size
+    terms = torch.xlogy(stays, stays) + (vocab_size - 1) * torch.xlogy(other, other)
+    return terms + torch.log(torch.tensor(float(vocab_size), dtype=torch.float64))
