@@ -25,6 +25,7 @@ order, a joint head or a noise input can.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +33,9 @@ from torch import Tensor
 
 from unmask.data.packing import check_rows
 from unmask.diffusion.processes import Process
-from unmask.diffusion.row_losses import scatter_rows
 from unmask.diffusion.trajectory import Trajectory
-from unmask.diffusion.vocabulary_losses import cross_entropy
-from unmask.prediction import Prediction
 from unmask.rng import uniform
+from unmask.samplers.categorical import check_finite, iter_log_probs
 from unmask.samplers.latent import INITIAL_NOISE, Latent, draw_latent
 from unmask.samplers.orders import LevelOrder
 from unmask.types import Denoiser, PerToken, Tokens
@@ -50,6 +49,7 @@ def step_bound_batches(
     alphas: Tensor,
     order: LevelOrder,
     *,
+    temperature: float = 1.0,
     passes: int = 1,
     batch_size: int = 8,
     seed: int = 0,
@@ -65,6 +65,7 @@ def step_bound_batches(
         x0: Held-out ids [n, L].
         alphas: The grid of the sampler, float64 [N + 1], from alpha(1) to 1.
         order: The order of unmasking. Uniform noise has none, and ignores it.
+        temperature: Divides log p, as in sampling.
         passes: Sets of levels per row.
         batch_size: Rows per network call.
         seed: Seed of the levels and of the noise.
@@ -82,7 +83,7 @@ def step_bound_batches(
         path = corruption(process, x0, alphas, latent, order)
         for rows in torch.arange(n, device=x0.device).split(batch_size):
             part = Trajectory(path.x0[rows], path.noise[rows], path.u[rows])
-            for nats in _step_nats(denoiser, process, part, alphas.to(x0.device)):
+            for nats in step_nats(denoiser, process, part, alphas.to(x0.device), temperature):
                 total = torch.zeros(n, dtype=torch.float64)
                 total[rows.cpu()] = nats.double().sum(dim=1).cpu() / passes
                 yield total
@@ -103,45 +104,50 @@ def corruption(
     return Trajectory(x0, noise, alphas[0] + (1 - alphas[0]) * levels)
 
 
-def _step_nats(
-    denoiser: Denoiser, process: Process, path: Trajectory, alphas: Tensor
+def step_nats(
+    denoiser: Denoiser,
+    process: Process,
+    path: Trajectory,
+    alphas: Tensor,
+    temperature: float = 1.0,
 ) -> Iterator[PerToken]:
-    """Yield the nats [B, L] of each step with a network call; the first one with the prior's."""
-    x0 = path.x0
-    prior: PerToken | float = 0.0
-    if process.mask_id is None:
-        prior = _prior_nats(process.vocab_size, alphas[0]).expand(x0.shape)
-    for alpha_t, alpha_s in zip(alphas[:-1], alphas[1:], strict=True):
+    """Yield the nats [B, L] of each network call.
+
+    With uniform noise, the first call includes the nats of the prior.
+    """
+    masked, x0 = process.mask_id is not None, path.x0
+    prior: PerToken | float = 0.0 if masked else _prior_nats(process.vocab_size, alphas[0])
+    for alpha_t, alpha_s in pairwise(alphas):
         a_t, a_s = alpha_t.expand(len(x0)), alpha_s.expand(len(x0))
         z_t, z_s = path.at(a_t), path.at(a_s)
-        unmasked = z_t != z_s
-        if process.mask_id is not None and not bool(unmasked.any()):
+        where = z_t != z_s if masked else torch.ones_like(x0, dtype=torch.bool)
+        if not bool(where.any()):
             continue  # the sampler makes no call either
-        prediction = denoiser(z_t, a_t)
-        if process.mask_id is None:
-            yield prior + posterior_kl(process, prediction, x0, z_t, a_t, a_s)
-        else:
-            yield scatter_rows(cross_entropy(prediction, x0, unmasked), unmasked)
+        prediction, at = denoiser(z_t, a_t), where.nonzero(as_tuple=True)
+        nats = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
+        broken = torch.zeros((), dtype=torch.bool, device=x0.device)
+        rows = prediction.rows(where)
+        for place, log_p in iter_log_probs(
+            prediction, rows, at, temperature, process.mask_id, broken
+        ):
+            if masked:
+                value = -log_p.gather(-1, x0[place][:, None])[:, 0].double()
+            else:
+                value = _posterior_kl(process, log_p, x0[place], z_t[place], alpha_t, alpha_s)
+            nats.index_put_(place, value)
+        check_finite(broken)
+        yield nats + prior
         prior = 0.0
 
 
-def posterior_kl(
-    process: Process, prediction: Prediction, x0: Tokens, z_t: Tokens, alpha_t: Tensor, alpha_s: Tensor
-) -> PerToken:
-    """KL(q(z_s | z_t, x0) || q(z_s | z_t, p)) at each position, nats [B, L], in float64.
-
-    p is the prediction from z_t. One sequence is computed at a time.
-    """
-    rows = []
-    for i in range(len(x0)):
-        where = torch.zeros_like(x0, dtype=torch.bool)
-        where[i] = True
-        at = slice(i, i + 1)
-        levels = z_t[at], alpha_t[at], alpha_s[at]
-        p = process.posterior(prediction.log_p(where)[None].double().exp(), *levels)
-        q = process.posterior(F.one_hot(x0[at], process.vocab_size).double(), *levels)
-        rows.append((torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1))
-    return torch.cat(rows)
+def _posterior_kl(
+    process: Process, log_p: Tensor, x0: Tokens, z_t: Tokens, alpha_t: Tensor, alpha_s: Tensor
+) -> Tensor:
+    """KL(q(z_s | z_t, x0) || q(z_s | z_t, p)) of m tokens with log p [m, V]: nats [m], float64."""
+    levels = z_t[None], alpha_t[None], alpha_s[None]
+    p = process.posterior(log_p.double().exp()[None], *levels)
+    q = process.posterior(F.one_hot(x0, process.vocab_size).double()[None], *levels)
+    return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1)[0]
 
 
 def _prior_nats(vocab_size: int, alpha: Tensor) -> Tensor:
