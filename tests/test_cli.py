@@ -348,6 +348,23 @@ def test_a_trained_student_draws_and_scores_text(capsys, family):
     assert json.loads(out)["perplexity"]["value"] > 1
 
 
+def test_the_bound_of_few_steps_is_printed_for_each_order(capsys, family):
+    words = ["eval", "likelihood", family.student, *family.text, "--steps", "1", "4"]
+    code, out, err = run(capsys, *words, "--order", "random", "spread", "--passes", "1", "--json")
+    assert code == 0, out + err
+    result = json.loads(out)["bounds"]
+    assert [(row["order"], row["steps"]) for row in result] == [
+        ("random", 1), ("spread", 1), ("random", 4), ("spread", 4)
+    ]  # fmt: skip
+    assert all(row["bound"]["value"] > 1 for row in result)
+    assert result[1]["difference"]["value"] == pytest.approx(0, abs=1e-6), "one step has no order"
+    for wrong in (["--steps", "2", "--order", "entropy"], ["--order", "spread"]):
+        code, _, err = run(capsys, "eval", "likelihood", family.student, *family.text, *wrong)
+        assert code == 1 and "order" in err
+    code, _, err = run(capsys, "eval", "likelihood", family.judge, *family.text, "--steps", "2")
+    assert code == 1 and "steps has no effect" in err
+
+
 def test_a_finished_run_trains_no_further_and_prints_json_lines(capsys, family, tmp_path):
     new = ["--data.tokenizer", "bpe:280", "--steps", "2", "--out", tmp_path / "json"]
     first = run(capsys, "train", family.teacher, "--json")

@@ -10,13 +10,14 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from unmask.cli.console import emit, parse, progress, remark, say
+from unmask.cli.console import emit, parse, progress, remark, say, table
 from unmask.evaluation.judges import Scores, perplexity
 from unmask.evaluation.likelihood import Convention, summed
-from unmask.evaluation.scoring_rules import ScoringRule
+from unmask.evaluation.measure import mean
+from unmask.evaluation.scoring_rules import ScoringRule, step_rule
 from unmask.limits import INT64, MOST_STEPS, whole
 from unmask.models.model import CausalModel, LanguageModel, Model, load
-from unmask.recipes.held_out import Limit, Text, held_out, scoring_rule
+from unmask.recipes.held_out import HeldOut, Limit, Text, held_out, scoring_rule
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Likelihood:
 
     Attributes:
         model: run or model directory, hub id, unmask:teacher or unmask:judge
+        steps: step counts N of a sampler; each gets the N-step bound, the likelihood of text under
+            the sampler, with `passes` sets of levels a row
+        order: orders of unmasking for `steps`: random, spread; differences are to the first one
         text: text to measure on
         effort: size and settings of the measurement
         device: device of the model
@@ -69,6 +73,8 @@ class Likelihood:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    steps: tuple[int, ...] = ()
+    order: tuple[str, ...] = ("random",)
     text: Text = field(default_factory=Text)
     effort: Annotated[Effort, tyro.conf.arg(name="")] = field(
         default_factory=partial(Effort, passes=4, limit=512, batch_size=64)
@@ -82,7 +88,12 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     model = load(options.model, device=options.device)
     real = held_out(options.text, options.model, model)
     check_length(options.model, model, real.rows.shape[1])
-    rule, x0 = options.effort.scoring_rule(model, real.data.wrap), real.some(options.effort.limit)
+    x0 = real.some(options.effort.limit)
+    if options.steps:
+        return _step_bounds(options, model, real, x0)
+    if options.order != ("random",):
+        raise ValueError(f"order has no effect without steps: got {options.order}; give --steps")
+    rule = options.effort.scoring_rule(model, real.data.wrap)
     value = perplexity(scored(rule, x0, "likelihood"), rule.unit)
     protocol = f"{rule.words}; {real.words(len(x0))}"
     if options.json:
@@ -90,6 +101,46 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         emit({"perplexity": asdict(value), **counts, "protocol": protocol})
     else:
         say(f"{value} [{protocol}]")
+    return 0
+
+
+def _step_bounds(options: Likelihood, model: Model | CausalModel, real: HeldOut, x0: Tensor) -> int:
+    """Print the N-step bound for each step count and order, with paired differences."""
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"steps has no effect: got {options.steps}, and {options.model} is autoregressive; "
+            "leave --steps out: its exact likelihood is one token a call"
+        )
+    if not options.order:
+        raise ValueError("order is empty: want at least one of random, spread")
+    effort = options.effort
+    rows: list[dict[str, object]] = []
+    lines: list[list[object]] = []
+    if effort.convention != "bound":
+        raise ValueError(f"convention has no effect with steps: got {effort.convention!r}")
+    for steps in options.steps:
+        first = None
+        for order in options.order:
+            rule = step_rule(
+                model, steps, order,
+                passes=effort.passes, batch_size=effort.batch_size, seed=effort.seed,
+            )  # fmt: skip
+            nats = scored(rule, x0, f"{order}, {steps} steps").nats.numpy() / x0.shape[1]
+            first = nats if first is None else first
+            bound, gap = mean(nats, "nats a token"), mean(nats - first, "nats a token")
+            measures = {"bound": asdict(bound), "difference": asdict(gap)}
+            rows.append({"order": order, "steps": steps, **measures})
+            lines.append([order, steps, bound.value, bound.sem, gap.value, gap.sem])
+    protocol = (
+        f"{effort.passes} sets of levels a row, seed {effort.seed}; products in "
+        f"{model.precision}; {real.words(len(x0))}"
+    )
+    if options.json:
+        emit({"bounds": rows, "protocol": protocol})
+    else:
+        head = ["order", "steps", "nats a token", "sem", f"minus {options.order[0]}", "sem"]
+        table("N-step bound: -E log q_N(x | levels) / L", head, lines)
+        say(protocol)
     return 0
 
 

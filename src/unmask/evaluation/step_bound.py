@@ -123,12 +123,12 @@ def step_nats(
         where = z_t != z_s if masked else torch.ones_like(x0, dtype=torch.bool)
         if not bool(where.any()):
             continue  # the sampler makes no call either
-        prediction, at = denoiser(z_t, a_t), where.nonzero(as_tuple=True)
+        prediction, (samples, columns) = denoiser(z_t, a_t), where.nonzero(as_tuple=True)
         nats = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
         broken = torch.zeros((), dtype=torch.bool, device=x0.device)
         rows = prediction.rows(where)
         for place, log_p in iter_log_probs(
-            prediction, rows, at, temperature, process.mask_id, broken
+            prediction, rows, (samples, columns), temperature, process.mask_id, broken
         ):
             if masked:
                 value = -log_p.gather(-1, x0[place][:, None])[:, 0].double()
