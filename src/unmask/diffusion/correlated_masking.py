@@ -4,12 +4,14 @@ The levels come from a Gaussian copula. Standard normals g_1 .. g_L with a corre
 the levels u_i = Phi(g_i). Each level is uniform for any C, and C sets the dependence of the levels.
 `Trajectory` compares u_i with alpha, so two laws of independent levels still hold. A token stays
 text with probability alpha, and the MASKs of z_s are among those of z_t (Latent Shadows, arXiv
-2602.00792, Theorem 3.3). The paper leaves open whether trajectory locking extends to structured or
-hierarchical masking. It does (docs/papers.md).
+2602.00792, Theorem 3.3). Trajectory locking is the use of one u at all noise levels. The paper
+leaves open whether locking extends to structured or hierarchical masking. Locking extends to both
+(docs/papers.md).
 
-A `Structure` is a linear map from independent normals to correlated ones, not the matrix C. It
-needs O(L) numbers a text and is exact for singular C, such as a block that changes as one token.
-Position i depends only on normals of positions up to i, so a longer text begins as a shorter one.
+A `Structure` is a linear map from independent normals to correlated ones, not the matrix C. The map
+needs O(L) numbers a text. It is exact for singular C too, such as a block that changes as one
+token. Position i depends only on normals of positions up to i, so a longer text begins as a shorter
+one.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from unmask.types import PerToken
 Number = TypeVar("Number", int, float)
 
 _EDGE = 2.0**-53  # the least distance of `rng.uniform` from 0 and 1
-_ROUNDING = 1e-12  # shares that should sum to 1 may differ from it by their rounding
+_ROUNDING = 1e-12  # the allowed rounding error of a sum of shares
 
 
 class Structure(Protocol):
     """The correlation of the levels within a text.
 
     `structure(normals)` maps independent standard normals [sources, ..., L], float64, to standard
-    normals [..., L] that are correlated along L. normals[0] holds each token's own number; without
-    correlation normals[0] is the result.
+    normals [..., L] that are correlated along L. The slice normals[0] holds each token's own
+    number. Without correlation the result equals this slice.
     """
 
     @property
@@ -81,7 +83,7 @@ class CorrelatedBlocks:
 class CorrelatedSpan:
     """A correlation that decays with distance: C_ij = exp(-|i - j| / length).
 
-    It is a stationary Ornstein-Uhlenbeck path:
+    The normals form a stationary Ornstein-Uhlenbeck path:
 
         g_0 = e_0,   g_i = a g_{i-1} + sqrt(1 - a^2) e_i,   a = exp(-1 / length)
 
@@ -107,7 +109,8 @@ class CorrelatedSpan:
         # expm1 in place of 1 - a^2, which cancels for a long span.
         innovation = math.sqrt(-math.expm1(-2 / self.length))
         g = torch.cat([e[..., :1], innovation * e[..., 1:]], dim=-1)
-        # The recursion by doubling, in log2 L rounds: g_i is the sum of its 2 gap newest terms.
+        # Doubling computes the recursion in log2 L rounds. After a round, g_i has its 2 gap newest
+        # terms.
         gap = 1
         while gap < e.shape[-1]:
             older = math.exp(-gap / self.length) * g[..., :-gap]
@@ -118,7 +121,7 @@ class CorrelatedSpan:
 
 @dataclass(frozen=True)
 class NestedBlocks:
-    """Blocks within blocks: C_ij = the sum of the shares of the blocks that hold both i and j.
+    """Blocks within blocks: C_ij = the sum of the shares of the blocks that contain both i and j.
 
         g_i = sum_k sqrt(shares_k) b_{k, i // sizes_k} + sqrt(1 - sum_k shares_k) e_i
 
@@ -199,7 +202,10 @@ def parse_structure(text: str) -> Structure | None:
 
 
 def _nest(normals: Tensor, sizes: tuple[int, ...], shares: tuple[float, ...]) -> Tensor:
-    """Add to each token's own normal, for each size, that of the first token of its block."""
+    """Mix each token's own normal with one normal of each block that contains the token.
+
+    The normal of a block is the one at its first position.
+    """
     position = torch.arange(normals.shape[-1], device=normals.device)
     own_share = 1 - math.fsum(shares)
     g = math.sqrt(own_share if own_share > _ROUNDING else 0.0) * normals[0]

@@ -1,19 +1,19 @@
 """The Gaussian form of masked diffusion: a token becomes MASK when it is not the arg max.
 
 Latent Shadows (arXiv 2602.00792, section 3). Write x0 as a one-hot vector of K coordinates and mix
-it with Gaussian noise eps along a DDIM path (Eq. 9). Keep the token while its own coordinate k is
-the greatest, and replace it by MASK afterwards (Eq. 8). Then
+it with Gaussian noise eps along a DDIM path (Eq. 9). Keep the token while its own coordinate k = x0
+is the greatest, and replace it by MASK afterwards (Eq. 8). Then
 
     x0 is visible  <=>  alpha~/sigma~ > Y,    Y = max_{j != k} eps_j - eps_k    (Lemma 3.1)
                    <=>  alpha > u,            u = F_Y(Y) ~ U(0, 1)              (Theorem 3.3)
 
-One number u a token replaces K Gaussians: that is `Trajectory`. This module has the Gaussian path,
-the projection, and the calibration alpha = F_Y(alpha~/sigma~) with its derivative and inverse.
-`snr_root` is alpha~/sigma~, the square root of the signal-to-noise ratio (SNR). `keep_probability`
-is F_Y, the probability P(arg max w = x0).
+One number u for each token replaces K Gaussians (see `Trajectory`). This module has the Gaussian
+path, the projection, and the calibration alpha = F_Y(alpha~/sigma~) with its derivative and
+inverse. `snr_root` is alpha~/sigma~, the square root of the signal-to-noise ratio (SNR).
+`keep_probability` is F_Y, the probability P(arg max w = x0).
 
-K counts all coordinates that compete. In the paper one of them belongs to MASK; in Duo
-(arXiv 2506.10892) none does.
+K counts all coordinates that compete. In the paper, but not in Duo (arXiv 2506.10892), one of them
+belongs to MASK.
 
 Limit: an SNR is >= 0, and pure noise still keeps one token in K, so Gaussian paths reach only
 keep >= 1/K. Below 1/K the identities hold with a negative `snr_root`, to which no SNR corresponds.
@@ -37,9 +37,9 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def coefficients(snr_root: Tensor | float) -> tuple[Tensor, Tensor]:
-    """(alpha~, sigma~) of the variance-preserving path (Eq. 2), float64, for finite snr_root.
+    """The coefficients (alpha~, sigma~) of the variance-preserving path (Eq. 2), float64.
 
-    They satisfy alpha~^2 + sigma~^2 = 1 and alpha~/sigma~ = snr_root.
+    For finite snr_root they satisfy alpha~^2 + sigma~^2 = 1 and alpha~/sigma~ = snr_root.
     """
     snr_root = torch.as_tensor(snr_root, dtype=torch.float64)
     sigma = 1 / torch.hypot(torch.ones_like(snr_root), snr_root)
@@ -117,7 +117,7 @@ def snr_root(keep: Tensor | float, vocab_size: int) -> Tensor:
 
     Newton's method solves for the log-odds of keep, which are almost linear in the root. A table
     brackets the root. `keep_probability` of the result equals `keep` to 1e-9. Near keep = 1 the
-    precision of 1 - keep in float64 limits that of the root.
+    precision of 1 - keep in float64 limits the precision of the root.
 
     Args:
         keep: 0 < keep < 1. Below 1/K the result is negative, and no SNR corresponds to it.
@@ -172,8 +172,8 @@ def _log_integral(x: Tensor, a: int, m: int) -> Tensor:
         g(w) = -(w - x)^2 / 2 - a w^2 / 2 + m log Phi(w)
 
     g is concave with g'' <= -1. The trapezoid rule runs between the two points where g has dropped
-    by _DROP, and converges geometrically. It is computed relative to the peak of g, so its relative
-    error stays small for tiny integrals.
+    by _DROP, and converges geometrically. The sum is taken relative to the peak of g, so the
+    relative error is also small for tiny integrals.
     """
     parts = [
         _log_trapezoid(part, a, m)
@@ -194,11 +194,12 @@ def _log_trapezoid(x: Tensor, a: int, m: int) -> Tensor:
 
 
 def _support(x: Tensor, a: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(peak value of g, left end, right end). Outside the ends g is below peak - _DROP.
+    """The interval to integrate: (peak value of g, left end, right end).
 
-    Newton's method converges monotonically here. g' is convex and decreasing, so a start left of
-    the peak only moves towards the peak. g is concave. Outside an end its tangent therefore reaches
-    the level before g does, and every iterate is a valid end.
+    Outside the ends g is below peak - _DROP. Newton's method converges monotonically here. Since g'
+    is convex and decreasing, iterates that start left of the peak approach it from the left. Since
+    g is concave, its tangents lie above it. So the iterates that start outside of an end stay
+    outside, and each of them is a valid end.
     """
     w = x / (1 + a)
     for _ in range(24):

@@ -6,9 +6,9 @@ Duo (arXiv 2506.10892, section 4.1) first trains its uniform-state denoiser on s
 
 The noisy token of the bound is z = arg max w. As tau -> 0 the input becomes z itself.
 
-The definition needs K Gaussians a token. `sparse_input` draws the same law from 2 k + 1 random
-numbers a token. Only the k greatest of the K - 1 other coordinates have noticeable
-weight. The order statistics of independent normals have a closed form for any K.
+The definition needs K Gaussians a token. `sparse_input` draws from the same law with 2 k + 1 random
+numbers a token. Only the k greatest of the K - 1 other coordinates have noticeable weight. The
+order statistics of independent normals have a closed form for any K.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def largest_normals(
     number is Phi^{-1}(U) = -Phi^{-1}(1 - U). The form with 1 - U is precise near U = 1.
     """
     uniform = torch.rand(n, k, generator=generator, dtype=torch.float64, device=device)
-    # Not 0, for which the greatest number would be infinite.
+    # Not 0, because the greatest normal would then be infinite.
     exponential = -torch.log1p(-uniform).clamp(max=-(2.0**-60))
     remaining = torch.arange(size, size - k, -1, dtype=torch.float64, device=device)
     minus_log_u = (exponential / remaining).cumsum(1)
@@ -92,8 +92,8 @@ def distinct(
 ) -> Tensor:
     """Draw k distinct numbers of 0 .. size - 1 in random order, uniformly.
 
-    int64 [n, k], with O(k^2) work a row. The j-th number is the rank of a draw among the size - j
-    numbers that are left. Each smaller number that was taken before shifts it up by one.
+    int64 [n, k], with O(k^2) work a row. The j-th draw is a rank among the size - j numbers that
+    are left. Each smaller number that was taken before raises the draw by one.
     """
     taken = torch.empty(n, 0, dtype=torch.int64, device=device)  # in increasing order
     numbers = torch.empty(n, k, dtype=torch.int64, device=device)

@@ -145,7 +145,7 @@ class MaskedProcess:
         return z == self.mask_id
 
     def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """alpha p_x0 + (1 - alpha) [z = MASK]."""
+        """The law of z: alpha p_x0 + (1 - alpha) [z = MASK]."""
         mask = F.one_hot(torch.tensor(self.mask_id, device=p_x0.device), self.vocab_size).to(p_x0)
         return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) * mask
 
@@ -168,7 +168,7 @@ class MaskedProcess:
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """keep [z_s = z_t] + predict p, with the weights of `posterior_mixture`."""
+        """The law keep [z_s = z_t] + predict p, with the weights of `posterior_mixture`."""
         return _posterior(self, p_x0, z_t, alpha_t, alpha_s)
 
     def nelbo(
@@ -179,7 +179,7 @@ class MaskedProcess:
         alpha_t: PerSequence,
         dalpha_t: PerSequence,
     ) -> PerToken:
-        """-alpha'_t / (1 - alpha_t) * -log p(x0) at every MASK, else 0 (MDLM, Eq. 10).
+        """The integrand -alpha'_t / (1 - alpha_t) * -log p(x0) at MASKs, else 0 (MDLM, Eq. 10).
 
         For the log-linear schedule this is the cross-entropy divided by t.
         """
@@ -193,7 +193,7 @@ class MaskedProcess:
 class UniformProcess:
     """Uniform noise: a token is itself or a uniform one (Duo, Sahoo et al. 2025, arXiv 2506.10892).
 
-    The formulae are exact for the leave-one-out law of x0_i given the other positions (`Denoiser`).
+    `posterior` and `nelbo` are exact if the prediction is the leave-one-out law (see `Denoiser`).
     """
 
     vocab_size: int
@@ -217,7 +217,7 @@ class UniformProcess:
         return torch.ones_like(z, dtype=torch.bool)
 
     def marginal(self, p_x0: Probs, alpha: PerSequence) -> Probs:
-        """alpha p_x0 + (1 - alpha) / K."""
+        """The law of z: alpha p_x0 + (1 - alpha) / K."""
         return _like(alpha, p_x0) * p_x0 + _like(1 - alpha, p_x0) / self.vocab_size
 
     def prior_from(self, u: Tensor) -> Tokens:
@@ -247,7 +247,7 @@ class UniformProcess:
     def posterior(
         self, p_x0: Probs, z_t: Tokens, alpha_t: PerSequence, alpha_s: PerSequence
     ) -> Probs:
-        """keep [z_s = z_t] + predict p + noise / K, with the weights of `posterior_mixture`."""
+        """The law keep [z_s = z_t] + predict p + noise / K, as in `posterior_mixture`."""
         return _posterior(self, p_x0, z_t, alpha_t, alpha_s)
 
     def nelbo(
@@ -258,7 +258,7 @@ class UniformProcess:
         alpha_t: PerSequence,
         dalpha_t: PerSequence,
     ) -> PerToken:
-        """lim KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt at every position (Duo, Eq. 12).
+        """The limit of KL(q(z_s | z_t, x0) || p(z_s | z_t)) / dt at every position (Duo, Eq. 12).
 
         Rao-Blackwellised; see the module `uniform_nelbo` for the formula.
         """

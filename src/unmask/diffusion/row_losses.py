@@ -10,7 +10,7 @@ a custom `autograd.Function`:
         d hidden and d head                  one backward call of the head
 
 The forward pass computes the gradients too, so the head runs once. Only the gradients of the hidden
-rows [N, D] and of the head [V, D] outlive a chunk: memory does not grow with N V.
+rows [N, D] and of the head [V, D] are kept after a chunk. So memory does not grow with N V.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def compute_row_loss(
     """Compute a loss at selected rows, differentiable in the hidden states and the head.
 
     Args:
-        prediction: its head has not run.
+        prediction: the prediction of all rows; its head has not run.
         loss: the loss of a chunk of rows.
         index: flat row indices [N].
         weight: constants [N] that multiply the values; None: 1. Factors that are applied to the
@@ -82,7 +82,7 @@ def softmax_backward(p: Tensor, slope: Tensor) -> Tensor:
 
 
 def within(chunk: Rows, rows: Rows) -> Rows:
-    """The same rows, counted from the start of the chunk."""
+    """Convert a range of rows to indices relative to the start of its chunk."""
     return slice(rows.start - chunk.start, rows.stop - chunk.start)
 
 
@@ -133,8 +133,8 @@ def _values_and_gradients(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The values [N], times `weight` [N] if given, and the gradients of their sum.
 
-    The gradients are those of the hidden rows [N, D] and of each parameter of the head; None for a
-    parameter that needs no gradient (`needs_grad`).
+    The gradients are those of the hidden rows [N, D] and of each parameter of the head. A parameter
+    that needs no gradient (`needs_grad`) has None.
     """
     parameters = list(prediction.head.parameters())
     d_hidden = torch.zeros_like(hidden)
@@ -169,9 +169,10 @@ def _values_and_gradients(
 def _run_head(
     head: Head, hidden: Tensor, totals: Sequence[Tensor | None]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The logits [n, V], which may be overwritten, and the backward pass: d logits -> d hidden.
+    """Apply the head: return the logits [n, V] and its backward pass, d logits -> d hidden.
 
-    The backward pass adds the gradients of the head's parameters to `totals`.
+    The caller may overwrite the logits. The backward pass adds the gradients of the head's
+    parameters to `totals`.
     """
     if isinstance(head, HeadWithBackward):
         return head(hidden), partial(head.backward_rows, hidden, totals=totals)

@@ -6,8 +6,8 @@ input -log alpha is infinite at zero. Losses and samplers use alpha and never t,
 needs no other change.
 
 Every function computes in float64, because 1 - alpha cancels near t = 0, and returns the dtype of
-its input. `alpha` and `time` are clamped to [0, 1]: processors round sines and powers differently
-in the last bit.
+its input. `alpha` and `time` are clamped to [0, 1], because processors round the last bit of sines
+and powers differently.
 """
 
 from __future__ import annotations
@@ -167,9 +167,8 @@ class GaussianArgmax:
         if not least <= self.gamma_min < self.gamma_max <= most:
             raise ValueError(
                 f"gamma is out of range: got gamma_min = {self.gamma_min} and gamma_max = "
-                f"{self.gamma_max}, want {least:.2f} <= gamma_min < gamma_max <= {most:.2f} for "
-                f"vocab_size = {self.vocab_size} (minus the log signal-to-noise ratio, where alpha "
-                "is in [1e-6, 1 - 1e-9])"
+                f"{self.gamma_max}, want {least:.2f} <= gamma_min < gamma_max <= {most:.2f}; then "
+                f"alpha is in [1e-6, 1 - 1e-9] for vocab_size = {self.vocab_size}"
             )
 
     def snr_root(self, t: PerSequence) -> PerSequence:
@@ -197,7 +196,7 @@ _ARGMAX_NODES = 4097
 
 @lru_cache(maxsize=32)
 def gamma_at(alpha: float, vocab_size: int) -> float:
-    """The gamma at which T of K = vocab_size tokens equals alpha: the inverse of the operator."""
+    """The gamma at which `GaussianArgmax` has this alpha: the inverse of Duo's operator T."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is out of range: got {alpha}, want 0 < alpha < 1")
     keep = ((vocab_size - 1) * alpha + 1) / vocab_size
@@ -235,7 +234,7 @@ class _CubicTable:
         return self._cell((t * cells).long().clamp(max=cells - 1), t)
 
     def inverse(self, value: Tensor) -> Tensor:
-        """The t of a value, by Newton steps inside its cell that start from the chord."""
+        """Find the t of a value: start on the chord of its cell, then make Newton steps."""
         cells = len(self.values) - 1
         value = value.clamp(self.values[-1], self.values[0])
         i = torch.searchsorted(-self.values, -value).clamp(1, cells) - 1

@@ -62,9 +62,9 @@ def trajectory(
         structure: the correlation of the levels within a text; None: independent levels. The
             texts of a batch are always independent.
 
-    The marginal law of one token at all levels is the same for any structure, but the joint law of
-    several tokens is not. So `Process.nelbo` is a bound for independent levels only. A coupled pair
-    (z_t, z_s) only needs nested MASKs, which any structure gives.
+    The law of one token over all levels is the same for any structure, but the joint law of several
+    tokens is not. So `Process.nelbo` is a bound for independent levels only. A coupled pair (z_t,
+    z_s) only needs nested MASKs, which any structure gives.
     """
     if structure is None:
         u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)

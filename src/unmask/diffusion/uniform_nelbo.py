@@ -1,7 +1,7 @@
 """The bound of uniform-state diffusion in closed form: value and derivative of one row.
 
 Duo (Sahoo et al. 2025, arXiv 2506.10892, Eq. 12), the Rao-Blackwellised continuous-time bound.
-Write a = alpha, K for the number of tokens, and
+Write a = alpha, a' = d alpha / dt, p_j for the prediction of token j and K for the number of tokens:
 
     y_j     = K a p_j + 1 - a              c = -a' / (K a)
     kappa_t = (1 - a) / (K a + 1 - a)      B = K a / (1 - a) if x0 != z, else 0
@@ -12,9 +12,9 @@ Write a = alpha, K for the number of tokens, and
     y_z(x0) = 1 - a + K a [x0 = z]
     const   = (K - 1) kappa_t log kappa_t if x0 = z else -log(kappa_t) / kappa_t
 
-The value is zero if p is the point mass of x0; y_z(x0) is y_z for that p. The terms of z and x0
-nearly cancel, so they are computed in float64, one number a row. S - K log(1 - a) is the sum of
-log(1 + K a p_j / (1 - a)). Its terms have the precision of log p, and its sum is in float64.
+If p is the point mass of x0, the value is zero and y_z equals y_z(x0). The terms of z and x0 nearly
+cancel, so they are computed in float64, one number a row. S - K log(1 - a) is the sum of
+log(1 + K a p_j / (1 - a)), whose terms have the precision of log p. The sum is in float64.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unmask.diffusion.row_losses import BlockLoss, Rows, ValueAndGradient, softm
 def uniform_nelbo(
     x0: Tensor, z: Tensor, alpha: Tensor, minus_dalpha: Tensor, size: int
 ) -> BlockLoss:
-    """The row loss of Duo's bound, nats; the module has the formula.
+    """The row loss of Duo's bound in nats; the docstring of this module has the formula.
 
     Args:
         x0: tokens of the text, [N].

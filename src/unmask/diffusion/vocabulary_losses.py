@@ -28,7 +28,7 @@ from unmask.types import Tokens
 class Divergence(Protocol):
     """A divergence of two predictions at the N positions of `where` -> [N].
 
-    The teacher is detached. `temperature` is the teacher's; below 1 it sharpens.
+    The teacher is detached. `temperature` divides its log p: a value below 1 sharpens the teacher.
     """
 
     def __call__(
@@ -39,7 +39,7 @@ class Divergence(Protocol):
 def cross_entropy(
     prediction: Prediction, x0: Tokens, where: Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """-log p(x0_i | z) at the N positions of `where`.
+    """The cross-entropy -log p(x0_i | z) at the N positions of `where`.
 
     Args:
         prediction: the model's prediction from z.
@@ -69,7 +69,8 @@ def forward_kl(
 ) -> Tensor:
     """KL(q || p) = KL(teacher || student) at the N positions of `where` -> [N] nats.
 
-    Its optimum covers all tokens that the teacher may predict. `temperature` is the teacher's.
+    This divergence is mass-covering: the student must cover all tokens that the teacher may
+    predict. `temperature` is that of the teacher.
     """
     return _divergence(_forward_kl, student, teacher, where, temperature)
 
@@ -79,8 +80,9 @@ def reverse_kl(
 ) -> Tensor:
     """KL(p || q) = KL(student || teacher) at the N positions of `where` -> [N] nats.
 
-    Its optimum seeks a mode of the teacher. `temperature` is the teacher's. At a token that is
-    visible to the teacher q is a point mass, and the value is about 1e6 (1 - p(x0)) nats.
+    This divergence is mode-seeking: a student can concentrate on one mode of the teacher.
+    `temperature` is that of the teacher. If a token is visible to the teacher, q is a point mass,
+    and the value is about 1e6 (1 - p(x0)) nats.
     """
     return _divergence(_reverse_kl, student, teacher, where, temperature)
 
@@ -88,14 +90,14 @@ def reverse_kl(
 def total_variation(
     student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """sum |p - q| / 2 at the N positions of `where` -> [N], in [0, 1]."""
+    """The total variation sum |p - q| / 2 at the N positions of `where` -> [N], in [0, 1]."""
     return _divergence(_total_variation, student, teacher, where, temperature)
 
 
 def squared_error(
     student: Prediction, teacher: Prediction, where: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """sum (p - q)^2 at the N positions of `where` -> [N], in [0, 2]."""
+    """The squared error sum (p - q)^2 at the N positions of `where` -> [N], in [0, 2]."""
     return _divergence(_squared_error, student, teacher, where, temperature)
 
 
