@@ -164,7 +164,7 @@ def test_a_protocol_takes_its_precision_from_the_draw(
     assert EvalSettings().draw == "gumbel_max"
     with pytest.raises(UnequalProtocols, match=r'precision: "float64" .*, "float32 Gumbel"'):
         require_same_protocol(measured.row for measured in rows.values())
-    with pytest.raises(ValueError, match="no draw is called 'rase'"):
+    with pytest.raises(ValueError, match="draw is unknown: got 'rase'"):
         _ = EvalContext(replace(plain, draw="rase"), judge, REAL, "digest").protocol
 
 

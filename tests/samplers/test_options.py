@@ -52,30 +52,30 @@ def test_a_family_and_a_number(name: str, sampler: object) -> None:
     [
         (
             "psi",
-            "sampler 'psi' is written psi:NUMBER, where kappa .* got nan, want 0 <= kappa",
+            "got 'psi', want psi:NUMBER; kappa .* got nan, want 0 <= kappa",
         ),
-        ("psi:", "'psi:' is written psi:NUMBER, where kappa .* got nan"),
-        ("psi:half", "'psi:half' is written psi:NUMBER"),
-        ("psi:2", "'psi:2' is written psi:NUMBER, where kappa .* got 2.0, want 0 <= kappa <= 1"),
-        ("psi:0.5:1", "'psi:0.5:1' is written psi:NUMBER"),
-        ("remdm_cap:-1", "remdm_cap:NUMBER, where eta .* got -1.0, want 0 <= eta <= 1"),
-        ("remdm_rescale", "remdm_rescale:NUMBER, where eta .* got nan"),
-        ("remdm_loop:7", "remdm_loop:NUMBER, where eta .* got 7.0"),
+        ("psi:", "'psi:', want psi:NUMBER; kappa .* got nan"),
+        ("psi:half", "'psi:half', want psi:NUMBER"),
+        ("psi:2", "'psi:2', want psi:NUMBER; kappa .* got 2.0, want 0 <= kappa <= 1"),
+        ("psi:0.5:1", "'psi:0.5:1', want psi:NUMBER"),
+        ("remdm_cap:-1", "remdm_cap:NUMBER; eta .* got -1.0, want 0 <= eta <= 1"),
+        ("remdm_rescale", "remdm_rescale:NUMBER; eta .* got nan"),
+        ("remdm_loop:7", "remdm_loop:NUMBER; eta .* got 7.0"),
         (
             "entropy_bounded",
-            "entropy_bounded:NUMBER, where bound .* got nan, want bound >= 0",
+            "entropy_bounded:NUMBER; bound .* got nan, want bound >= 0",
         ),
         ("entropy_bounded:-1", "got -1.0, want bound >= 0"),
         ("reveal:0.5", "sampler 'reveal' takes no number: got 'reveal:0.5', want 'reveal'"),
         (
             "remdm_cp:0.1",
-            r"no sampler is called 'remdm_cp:0.1' \(did you mean 'remdm_cap:NUMBER'\?\)",
+            r"sampler is unknown: got 'remdm_cp:0.1' \(did you mean 'remdm_cap:NUMBER'\?\)",
         ),
         (
             "greedy",
-            r"no sampler is called 'greedy' \(did you mean 'greedy_tail'\?\): .*, psi:NUMBER, ",
+            r"sampler is unknown: got 'greedy' \(did you mean 'greedy_tail'\?\), .*, psi:NUMBER, ",
         ),
-        ("", "no sampler is called '': want one of reveal, "),
+        ("", "sampler is unknown: got '', want one of reveal, "),
     ],
 )
 def test_wrong_names_are_refused(name: str, match: str) -> None:

@@ -80,7 +80,7 @@ def test_wrong_blocks_are_refused() -> None:
         ):
             Unmasking(blocks=wrong)
     with pytest.raises(
-        ValueError, match=r"written blockwise:NUMBER, where blocks is .* whole number: got 1\.5"
+        ValueError, match=r"want blockwise:NUMBER; blocks is .* whole number: got 1\.5"
     ):
         draw(masked(V, L), 2, sampler="blockwise:1.5")
     with pytest.raises(ValueError, match="sampler needs MaskedProcess, got UniformProcess"):
@@ -341,15 +341,15 @@ def test_old_names_are_orders_with_counts() -> None:
 @pytest.mark.parametrize(
     ("sampler", "match"),
     [
-        ("order=confidense", "no order is called 'confidense'.*'confidence'"),
-        ("count=grib", "no count is called 'grib'.*'grid'"),
+        ("order=confidense", "order is unknown: got 'confidense'.*'confidence'"),
+        ("count=grib", "count is unknown: got 'grib'.*'grid'"),
         ("count=threshold", "threshold .* got nan, want 0 <= threshold <= 1"),
         ("count=threshold:1.5", "threshold .* got 1.5"),
         ("count=bound:-1", "bound .* got -1.0, want bound >= 0"),
         ("blocks=0", "blocks is too small: got 0"),
         ("blocks=1.5", "blocks is .* whole number: got 1.5"),
         ("blocks=x", "blocks is .* whole number: got nan"),
-        ("ordr=random", "no part is called 'ordr'.*'order'"),
+        ("ordr=random", "part is unknown: got 'ordr'.*'order'"),
         ("order=random,order=spread", "part 'order'.*twice"),
     ],
 )

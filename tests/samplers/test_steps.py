@@ -443,7 +443,7 @@ def test_a_sampler_that_breaks_a_rule_is_refused() -> None:
         run(lambda problem: [FixedStep(torch.ones_like(problem.free))])
     with pytest.raises(ValueError, match=r"sampler left MASKs"):
         run(lambda problem: [])
-    with pytest.raises(ValueError, match=r"steps is 2, and the sampler has 3 steps"):
+    with pytest.raises(ValueError, match=r"steps is too small: got a grid of 2, want 3"):
         run(lambda problem: [FixedStep(problem.free)] * 3)
     with pytest.raises(ValueError, match=r"sampler returned a function, want a list"):
         run(lambda problem: lambda again: [])

@@ -1,7 +1,7 @@
 """The bound of uniform-state diffusion in closed form: value and derivative of one row.
 
 Duo (Sahoo et al. 2025, arXiv 2506.10892, Eq. 12), the Rao-Blackwellised continuous-time bound.
-Write a = alpha, a' = d alpha / dt, p_j for the prediction of token j and K for the number of tokens:
+Write a = alpha, a' = d alpha / dt, p_j for the prediction of token j and K for the vocabulary size:
 
     y_j     = K a p_j + 1 - a              c = -a' / (K a)
     kappa_t = (1 - a) / (K a + 1 - a)      B = K a / (1 - a) if x0 != z, else 0

@@ -32,9 +32,9 @@ def autoregress(
 ) -> Iterator[Frame]:
     """Write the free positions from left to right; yield a frame for each call.
 
-    Later tokens depend on a given token, earlier tokens do not. A position that is given in every
-    sample costs no call, because the next call reads it too. A sample takes part in a call (nfe) if
-    the call draws one of its tokens.
+    Later tokens depend on a given token, but earlier tokens do not. A position that is given in
+    every sample costs no call, because the next call reads it too. A sample takes part in a call
+    (nfe) if the call draws one of its tokens.
 
     Args:
         predictor: The model.
@@ -42,7 +42,7 @@ def autoregress(
         pins: Given tokens [n, L], -1 where free.
         latent: The random numbers of the n samples.
         filters: Temperature, top-k and top-p.
-        draw: From log-probabilities to a token.
+        draw: Maps log-probabilities to a token.
 
     Raises:
         ValueError: log p of a drawn position is not a number. The check comes after the last call.

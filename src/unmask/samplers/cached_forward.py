@@ -5,13 +5,14 @@ and keeps the keys and values of all positions. Each other step computes a windo
 sample is the smallest span of columns that contains all queries of the period. It attends to the
 kept keys and values of the other columns, which do not change before the next full pass.
 
-This is an approximation, as in Fast-dLLM (arXiv 2505.22618) and dKV-Cache (arXiv 2505.15781). The
-window held other tokens when the keys and values were computed, and a bidirectional network would
-now compute other ones. It is exact only for networks trained for it (block diffusion, arXiv
-2503.09573). Predictions outside the window are NaN, so that a step that uses one raises an error.
+This is an approximation, as in Fast-dLLM (arXiv 2505.22618) and dKV-Cache (arXiv 2505.15781). When
+the keys and values were computed, the window held other tokens. From the present tokens a
+bidirectional network would compute other keys and values. The result is exact only for networks
+that are trained for such windows (block diffusion, arXiv 2503.09573). Predictions outside the
+window are NaN, so that a step that uses one raises an error.
 
-One period for the whole run (r >= its steps) computes the prompt once. Blocks from left to right,
-with a period for each block, compute all other blocks once a period.
+One period for the whole run (r >= its steps) computes the prompt once. With blocks from left to
+right and a period for each block, each period computes all other blocks once.
 """
 
 from __future__ import annotations
@@ -136,12 +137,11 @@ class CachedForward:
 
     def _windowed(self, k: int, z: Tokens, alpha: PerSequence, query: Query) -> NetworkCall:
         rows, kept, columns = query.rows, self._window.rows, self._window.columns
-        # On a GPU this check would wait for the device. There such a read gives NaN instead.
+        # Only on a CPU: on a GPU this check would wait, and a missing sample gives NaN instead.
         if rows.device.type == "cpu" and not torch.isin(rows, kept).all():
             raise ValueError(
-                f"cache does not hold all samples of step {k}: got samples {rows.tolist()}, want "
-                f"some of {kept.tolist()}, those that its period queries at the first step; leave "
-                "cache out"
+                f"cache lacks a sample of step {k}: got samples {rows.tolist()}, want a subset of "
+                f"{kept.tolist()}, the samples of the last full forward pass; leave cache out"
             )
         step, forward = self._steps[k], self._denoiser.forward_window
         queries = step.columns if isinstance(step, RevealStep) else None
@@ -160,8 +160,8 @@ def _checked(
     """The denoiser; ValueError if it has no cache, or if the steps would use outdated keys."""
     if not isinstance(denoiser, WindowedDenoiser):
         raise ValueError(
-            f"cache needs a denoiser with a method forward_window, got {type(denoiser).__name__}: "
-            "leave cache out, or use a network of this library"
+            f"cache is not possible for this denoiser: got {type(denoiser).__name__}, want one "
+            "with a method forward_window; leave cache out, or use a network of this library"
         )
     if problem.mask_id is None or any(
         isinstance(step, MixturePosteriorStep | TablePosteriorStep) and step.kappa != 1
@@ -169,8 +169,8 @@ def _checked(
     ):
         raise ValueError(
             f"cache is not possible for this sampler: got {period}, want None or 1, because with "
-            "uniform noise, psi and ReMDM any token can change in any step; use a sampler of "
-            "masked diffusion that only unmasks, such as 'reveal'"
+            "uniform noise, psi or ReMDM any token can change; use a sampler of masked diffusion "
+            "that only unmasks, such as 'reveal'"
         )
     if any(
         isinstance(step, PrefixStep)

@@ -23,8 +23,8 @@ from unmask.rng import address, gumbel, uniform
 from unmask.samplers.latent import Positions
 
 BLOCK_ELEMENTS = 2**22  # rows x V drawn at a time: enough to fill a GPU
-CPU_BLOCK_ELEMENTS = 2**17  # a core's cache holds 1 MiB of float64, and as much of hashes
-TOP_P_ROUNDING = 1e-6  # log p comes from float32 logits: a set within this of top_p has reached it
+CPU_BLOCK_ELEMENTS = 2**17  # 1 MiB of float64 and 1 MiB of hashes fit into a core's cache
+TOP_P_ROUNDING = 1e-6  # the tolerance of top_p, because log p comes from float32 logits
 
 
 # A categorical draw. Each token is a pure function of its row.
@@ -33,7 +33,7 @@ Draw: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def gumbel_max(log_p: Tensor, state: Tensor) -> Tensor:
-    """arg max_v (log p_v + G_v) in float64, which draws exactly from p.
+    """The Gumbel-max draw arg max_v (log p_v + G_v) in float64: exact.
 
     G_v is standard Gumbel noise at the address (state, v).
     """
@@ -52,13 +52,14 @@ def inverse_cdf(log_p: Tensor, state: Tensor) -> Tensor:
 
 
 def gumbel_max_float32(log_p: Tensor, state: Tensor) -> Tensor:
-    """arg max_v p_v / (1e-10 - log(U_v + 1e-10)) in float32: biased, for old tables only.
+    """The draw arg max_v p_v / (1e-10 - log(U_v + 1e-10)) in float32: biased, for old tables.
 
     The codes of MDLM, SDTT and the first version of Duo use this draw. U has steps of 2^-24, so the
-    noise never exceeds 16.6. A rare token of odds r against one common token is drawn x / (e^x - 1)
-    times as often as it should be, with x = 2^-24 / r: 1 at r = 1e-4, a third at 3e-8, almost 0 at
-    1e-8. The effect is that of a temperature below 1 (arXiv 2409.02908). In old tables MASK was one
-    of the tokens of the draw. To repeat them, use the sampler `ancestral`.
+    noise never exceeds 16.6. Let a rare token have odds r against one common token,
+    and x = 2^-24 / r. The rare token is drawn x / (e^x - 1) times as often as it should be. This
+    factor is 1 at r = 1e-4, a third at 3e-8, and almost 0 at 1e-8. The effect is that of a
+    temperature below 1 (arXiv 2409.02908). In old tables MASK was one of the tokens of the draw.
+    To reproduce such tables, use the sampler `ancestral`.
     """
     u = (uniform(_token_states(log_p, state)) * 2**24).floor().clamp(max=2**24 - 1).float() * 2**-24
     return (log_p.float().exp() / (1e-10 - torch.log(u + 1e-10))).argmax(dim=-1)
@@ -75,11 +76,11 @@ DRAWS: Mapping[str, Draw] = MappingProxyType(
     }
 )
 _OLD_NAMES = {"gumbel_max": "race", "gumbel_max_float32": "legacy_gumbel32"}
-# How measured rows on disk name a draw: by its name in version 0.1.
+# The names of the draws in measured rows on disk: those of version 0.1.
 DRAW_LABELS: Mapping[str, str] = MappingProxyType(
     {name: _OLD_NAMES.get(name, name) for name in DRAWS}
 )
-# How an evaluation protocol names the precision of a draw.
+# The names of the precision of each draw in an evaluation protocol.
 PRECISION: Mapping[str, str] = MappingProxyType(
     {
         name: "float32 Gumbel" if draw is gumbel_max_float32 else "float64"
@@ -102,7 +103,7 @@ class SamplingFilters:
 
     Attributes:
         temperature: Divides log p; > 0.
-        top_p: Keep the smallest set of tokens whose probability reaches it; in (0, 1].
+        top_p: Keep the smallest set of tokens of at least this probability; in (0, 1].
         top_k: Keep the k most probable tokens; >= 1. None: all.
     """
 
@@ -206,8 +207,8 @@ def check_finite(broken: Tensor) -> None:
     """Raise ValueError if the flag of `iter_log_probs` is set."""
     if bool(broken):
         raise ValueError(
-            "log p of the model is not a number at a position that was drawn: check the weights "
-            "for NaN or infinity, and the precision for overflow"
+            "log p of the model is not a number at a drawn position: check the weights for NaN or "
+            "infinity, and the precision for overflow"
         )
 
 

@@ -102,11 +102,11 @@ def check_alphas(alphas: Tensor) -> None:
 def visible_counts(alphas: Tensor, free: Tensor) -> list[Tensor]:
     """The visible free tokens of each sample after each step of the grid: int64 [n, 1] each.
 
-    Of the F free tokens F (alpha_k - alpha_0) / (1 - alpha_0), rounded, halves up, are visible at
-    alpha_k.
+    At alpha_k, F (alpha_k - alpha_0) / (1 - alpha_0) of the F free tokens are visible, rounded,
+    halves up.
     """
     share = ((alphas - alphas[0]) / (1 - alphas[0])).to(free.device)
-    # 1e-9: a half counts as a half in spite of rounding.
+    # The 1e-9 makes a half round up, in spite of rounding errors.
     visible = (free.sum(1, keepdim=True) * share + 0.5 + 1e-9).long()
     return list(visible[:, 1:].split(1, dim=1))
 
@@ -151,16 +151,17 @@ def entropy_bound(nats: float) -> CountRule:
 
         sum_{l in U} H_l - max_{l in U} H_l <= nats,      H the entropy of p(x0_l | z)
 
-    The left side bounds the total correlation of the tokens in U. So it bounds the error of drawing
-    them independently. nats = 0: one token a step, and the tokens with H = 0; inf: all in one step.
+    The left side bounds the total correlation of the tokens in U. So `nats` bounds the error of
+    drawing these tokens independently. With 0 a step unmasks one token, and the tokens with H = 0.
+    With inf one step unmasks all tokens.
 
     Raises:
         ValueError: nats is negative or not a number.
     """
     if not (is_number(nats) and nats >= 0):
         raise ValueError(
-            f"bound is out of range: got {nats!r}, want bound >= 0 (nats of entropy that a step "
-            "may draw without its least certain token; inf unmasks all at once)"
+            f"bound is out of range: got {nats!r}, want bound >= 0 (nats: the entropy of a step "
+            "without its least certain token; inf unmasks all at once)"
         )
     return CountRule(ENTROPY, _nearly_independent, nats)
 
@@ -177,7 +178,7 @@ def _all_probable(negative_log_p: Tensor, probability: float) -> Tensor:
 def _nearly_independent(entropy: Tensor, nats: float) -> Tensor:
     total = F.pad(entropy.cumsum(1)[:, :-1], (1, 0))
     greatest = F.pad(entropy.cummax(1).values[:, :-1], (1, 0))
-    # The sum without the greatest term: in rising order, ties included, that is the last term.
+    # The sum without its greatest term. That is the last term, unless an earlier one is greater.
     surplus = (greatest - entropy).where(in_steps(greatest) > in_steps(entropy), 0.0)
     return total - surplus <= nats
 

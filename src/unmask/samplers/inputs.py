@@ -142,8 +142,8 @@ def given_tokens(
         device: Device of the result.
 
     Raises:
-        ValueError: A token is MASK or outside the vocabulary, a tensor has the wrong shape or type,
-            prompt and pinned contradict each other, or the memory of the device is too small.
+        ValueError: A token is MASK or outside the vocabulary. A tensor has the wrong shape or type.
+            Prompt and pinned contradict each other. The memory of the device is too small.
     """
     check_device_memory(n, length, call_bytes(network_of(model)), device)
     vocabulary = model.predictor if isinstance(model, AutoregressiveModel) else model.process
@@ -163,8 +163,8 @@ def given_tokens(
         head = pins[:, : len(ids)]
         if bool(((head != FREE) & (head != ids)).any()):
             raise ValueError(
-                "pinned and prompt give different tokens for one position: leave -1 under the "
-                "prompt"
+                "pinned and prompt give different tokens for one position: set pinned to -1 at the "
+                "positions of the prompt"
             )
         pins = torch.cat([ids.expand(n, -1), pins[:, len(ids) :]], dim=1)
     return pins.to(device)

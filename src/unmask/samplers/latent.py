@@ -20,7 +20,7 @@ from unmask.rng import address, uniform
 Positions: TypeAlias = tuple[Tensor, Tensor]
 
 _LEVEL, _KEY, _SHARED = 0, 1, 2  # the streams of a sample
-# Occasions outside the steps: no step has such an index.
+# Occasions of draws outside the steps. No step has such an index.
 INITIAL_NOISE, ORDER = 2**62, 2**62 + 1
 
 
@@ -29,8 +29,8 @@ class Latent:
     """The random numbers of n samples of L tokens.
 
     Attributes:
-        u: The level at which a token is unmasked, float64 [n, L] in (0, 1). As an alpha it is
-            alpha(1) + (1 - alpha(1)) u, so that a grid from alpha(1) to 1 unmasks each token once.
+        u: The level of a token, float64 [n, L] in (0, 1). The token is unmasked at the alpha
+            alpha(1) + (1 - alpha(1)) u, so a grid from alpha(1) to 1 unmasks each token once.
         key: The address of all other random numbers of a sample, int64 [n].
     """
 
@@ -97,7 +97,7 @@ def draw_latent(
             address(seed, sample[:, None], _SHARED, k, position)
             for k in range(1, structure.sources)
         ]
-        # On the CPU: other devices may round Phi and its inverse in another way.
+        # On the CPU, because other devices may round Phi and its inverse in another way.
         normals = torch.special.ndtri(uniform(torch.stack([own, *shared]).cpu()))
         u = gaussian_copula(structure, normals).to(device)
     return Latent(u, address(seed, sample, _KEY))

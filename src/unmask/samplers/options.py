@@ -148,8 +148,8 @@ def sampler_of(choice: str | Sampler) -> Sampler:
     """Read a sampler from its text form; a `Sampler` is returned as it is.
 
     The text is a name such as "reveal", a family with a number such as "psi:0.5", or an order with
-    a count: "order=ORDER,blocks=SIZE,count=COUNT", of which any part can be missing. ORDER is
-    random (default), spread, confidence, entropy or margin. COUNT is grid (default),
+    a count: "order=ORDER,blocks=SIZE,count=COUNT". Any of these three parts can be missing. ORDER
+    is random (default), spread, confidence, entropy or margin. COUNT is grid (default),
     threshold:PROBABILITY or bound:NATS.
 
     >>> sampler_of("order=random,count=grid") == sampler_of("reveal")
@@ -170,7 +170,7 @@ def sampler_of(choice: str | Sampler) -> Sampler:
             return FAMILIES[name](_number(number))
         except ValueError as error:
             raise ValueError(
-                f"sampler {choice!r} is written {name}:NUMBER, where {error}"
+                f"sampler is not valid: got {choice!r}, want {name}:NUMBER; {error}"
             ) from None
     if name in SAMPLERS and colon:
         raise ValueError(f"sampler {name!r} takes no number: got {choice!r}, want {name!r}")
@@ -204,7 +204,7 @@ def _unmasking(text: str) -> Unmasking:
         count = _count_rule(parts.get("count", "grid"))
         blocks = _block_size(_number(parts["blocks"])) if "blocks" in parts else None
     except ValueError as error:
-        raise ValueError(f"sampler {text!r} is written {_PARTS}, where {error}") from None
+        raise ValueError(f"sampler is not valid: got {text!r}, want {_PARTS}; {error}") from None
     return Unmasking(order, count, blocks)
 
 
@@ -221,11 +221,11 @@ def _unknown(kind: str, choice: str, forms: list[str]) -> ValueError:
     names = {form.partition(":")[0]: form for form in forms}
     close = get_close_matches(choice.partition(":")[0], names, n=1)
     hint = f" (did you mean {names[close[0]]!r}?)" if close else ""
-    return ValueError(f"no {kind} is called {choice!r}{hint}: want one of {', '.join(forms)}")
+    return ValueError(f"{kind} is unknown: got {choice!r}{hint}, want one of {', '.join(forms)}")
 
 
 def _number(text: str) -> float:
-    """The number that a text holds. NaN, which no sampler allows, if it holds no number."""
+    """Read a number from a text; NaN, which no sampler allows, if the text is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -233,6 +233,6 @@ def _number(text: str) -> float:
 
 
 def _block_size(number: float) -> int:
-    """The whole number of a float, because the text "16" is read as 16.0. ValueError for others."""
+    """Check a block size, which `_number` reads as a float. ValueError unless it is whole."""
     size = int(number) if number == number // 1 else number
     return whole("blocks", size, "the free tokens of a block")

@@ -1,4 +1,4 @@
-"""Orders of unmasking: which MASKs come first.
+"""Orders of unmasking: the sequence in which the MASKs of a text become visible.
 
 A `LevelOrder` follows from the latent: it gives every position a level in (0, 1), before the first
 network call. A `Statistic` of the predictions orders the MASKs at each step. Both combine with
@@ -22,10 +22,10 @@ from unmask.samplers.latent import ORDER, Latent
 
 @dataclass(frozen=True)
 class LevelOrder:
-    """An order that follows from the latent: the position of the lowest level comes first.
+    """An order that follows from the latent: the position with the lowest level comes first.
 
     Attributes:
-        levels: From the latent to levels, float64 [n, L] in (0, 1).
+        levels: Maps the latent to levels, float64 [n, L] in (0, 1).
         even: Replace the levels of the F free positions of a sample by (rank + 1/2) / F. Equal
             intervals of alpha then unmask equally many tokens, to rounding.
     """
@@ -46,7 +46,7 @@ class Statistic:
     """A number for each MASK, from its prediction and its drawn token. The lowest comes first.
 
     Attributes:
-        of: From (log p [m, V], tokens [m]) to the numbers, float64 [m].
+        of: Maps (log p [m, V], tokens [m]) to the numbers, float64 [m].
         reads_token: Whether the number depends on the drawn token.
     """
 
@@ -132,9 +132,9 @@ def in_steps(values: Tensor) -> Tensor:
 def _in_blocks(levels: Tensor, free: Tensor, size: int) -> Tensor:
     """Levels that unmask blocks of `size` free tokens from left to right.
 
-    A position has i of the F free tokens before it, first = size floor(i / size) of them before its
-    block. The block has b = min(size, F - first) tokens. The level becomes (first + b level) / F.
-    So the share of the grid that a block takes is its share of the tokens.
+    A position has i of the F free tokens before it. Its block has first = size floor(i / size) of
+    them before it. The block has b = min(size, F - first) tokens. The level becomes (first + b
+    level) / F. So the share of the grid that a block takes is its share of the tokens.
     """
     count = free.sum(1, keepdim=True)
     first = block_starts(free, size)

@@ -5,9 +5,9 @@ calls this law psi:
 
     z_s ~ kappa q(z_s | z_t, x0 ~ p) + (1 - kappa) q(z_s | x0 ~ q(x0 | z_t))
 
-with q(x0 | z_t) the posterior at alpha = 1. The first term is the ancestral step. The second term
-draws x0 from this posterior, and adds noise again. If z_t ~ q(z_t) and p is exact, each token has
-the marginal q(z_s) under both terms. So kappa is free: 1 is `ancestral`, 0 the pure
+where q(x0 | z_t) is the posterior at alpha_s = 1. The first term is the ancestral step. The second
+term draws x0 from this posterior, and adds noise again. If z_t ~ q(z_t) and p is exact, each token
+has the marginal q(z_s) under both terms. So kappa is free: 1 is `ancestral`, 0 the pure
 predictor-corrector. Over several steps this holds for a text of one token only, because tokens that
 are drawn together do not follow q.
 
@@ -17,10 +17,10 @@ In masked diffusion, with a = alpha and r = (a_s - a_t) / (1 - a_t), the law is:
     a MASK becomes a token of p with probability   kappa r + (1 - kappa) a_s
                                                    = (a_s - (1 - sigma) a_t) / (1 - a_t)
 
-This is ReMDM (arXiv 2503.00307). kappa may be negative: both are probabilities for sigma <= min(1,
-(1 - a_s) / a_t), that is for kappa >= max(1 - 1/(1 - a_s), 1 - 1/a_t). For uniform noise over K
-tokens the limit is kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order of 1/K. This library
-uses kappa >= 0 for uniform noise: sigma <= 1 - a_s.
+This is ReMDM (arXiv 2503.00307). A negative kappa is possible: both values are probabilities if
+sigma <= min(1, (1 - a_s) / a_t). This bound means kappa >= max(1 - 1/(1 - a_s), 1 - 1/a_t). For
+uniform noise over K tokens the limit is kappa >= -a_s (1 - a_t) / (a_t (K - 1 + a_s)), of the order
+of 1/K. This library uses kappa >= 0 for uniform noise: sigma <= 1 - a_s.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def greedy_tail(problem: SamplingProblem) -> Sequence[Step]:
     Source: Duo, arXiv 2506.10892. On the grid "released" this is the column "greedy-tail" of Duo's
     tables, and the sampler of the released codes of MDLM and SDTT. In masked diffusion the other
     steps are those of `reveal`, ancestral in law. The last step writes at MASKs only. Ties go to
-    the smaller id. Temperature, top-k and top-p do not change an arg max. This is not the model's
-    law: with fewer steps more tokens are an arg max, and the texts vary less.
+    the smaller id. Temperature, top-k and top-p do not change an arg max. The texts do not follow
+    the model's law: with fewer steps more tokens are an arg max, and the texts vary less.
     """
     steps = ancestral(problem) if problem.mask_id is None else reveal(problem)
     return [*steps[:-1], _ArgMaxStep(problem)]
@@ -78,9 +78,9 @@ def psi(kappa: float | Kappa) -> Sampler:
 
     The docstring of this module has its law. At alpha_s = 1 a step writes no noise and kappa has no
     effect, so a function is not called. In masked diffusion a step queries the MASKs that become
-    visible. With uniform noise it queries the tokens that can change (from a table: all). A sample
-    without such a token takes part in no call. A sample does not depend on its batch, but it
-    depends on the number of steps.
+    visible. With uniform noise it queries the tokens that can change, or all if it draws from a
+    table. A sample without such a token takes part in no call. A sample does not depend on its
+    batch, but it depends on the number of steps.
 
     Raises:
         ValueError: kappa is not in [0, 1]. In masked diffusion a function may also return less (see
@@ -132,8 +132,8 @@ class MixturePosteriorStep:
     """A psi step as a mixture: keep z_t, draw from p, or write a token of noise.
 
     Each position has one uniform number c: c < predict draws from p, c < predict + noise writes a
-    random token, else z_t stays. Both weights fall with p(x0 = z_t). So a position whose c changes
-    nothing at p(x0 = z_t) = 0 needs no prediction. Only draws from p need Gumbel noise.
+    random token, else z_t stays. Both weights decrease in p(x0 = z_t). So a position whose c
+    changes nothing at p(x0 = z_t) = 0 needs no prediction. Only draws from p need Gumbel noise.
     """
 
     problem: SamplingProblem
@@ -155,7 +155,7 @@ class MixturePosteriorStep:
             p_z = problem.filters.probability(log_p, z_t[at])
             predict, noise = (w[0] for w in self._weights(z_t[at][None], p_z[None]))
             token = random[at].where(number[at] < predict + noise, z_t[at])
-            # A GPU waits here: that costs less than Gumbel noise for all rows.
+            # On a GPU `nonzero` synchronises, which costs less than Gumbel noise for all rows.
             drawn = (number[at] < predict).nonzero().squeeze(-1)
             samples, columns = at
             place = samples[drawn], columns[drawn]
@@ -183,7 +183,7 @@ class MixturePosteriorStep:
         _, predict, noise = mixture(z, p_z, alpha_t, alpha_s)
         if self.kappa == 1:
             return predict, noise
-        # x0 first, which then gets noise again.
+        # Draw x0 first, and then add noise to it.
         _, clean, lost = mixture(z, p_z, alpha_t, torch.ones_like(alpha_t))
         predict = self.kappa * predict + (1 - self.kappa) * (alpha_s * clean)
         return predict, self.kappa * noise + (1 - self.kappa) * (alpha_s * lost + 1 - alpha_s)
@@ -251,7 +251,7 @@ def _remdm(eta: float, sigma: Sigma) -> Sampler:
     if not (is_number(eta) and 0 <= eta <= 1):
         raise ValueError(
             f"eta is out of range: got {eta!r}, want 0 <= eta <= 1 (the share of visible tokens "
-            "that a step noises, or for rescale of the greatest such share; 0 is ancestral)"
+            "that become MASK, for rescale relative to its maximum; 0 is ancestral)"
         )
 
     def sampler(problem: SamplingProblem) -> Sequence[Step]:

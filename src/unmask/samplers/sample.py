@@ -53,8 +53,8 @@ class Samples:
     Attributes:
         tokens: Token ids, int64 [n, L].
         texts: n strings; None if the model has no tokenizer.
-        nfe: The network calls of each sample, int64 [n], whatever the batch. A window counts as a
-            call.
+        nfe: The network calls of each sample, int64 [n], independent of the batch. A window counts
+            as a call.
         calls: The network calls of the whole batch.
     """
 
@@ -100,14 +100,14 @@ def sample(
         temperature: Divides log p(x0).
         top_p: Probability of the tokens to keep, after temperature and top-k.
         prompt: Text, or ids [P], at the start of every sample.
-        pinned: ids [n, length], -1 where free: infilling. It draws from the model's law in masked
-            diffusion only.
+        pinned: ids [n, length], -1 where free: infilling. Only masked diffusion draws the free
+            tokens from the model's law.
         device: Device of the model.
         top_k: Number of tokens to keep, after the temperature.
         sampler: "reveal" (default in masked diffusion), "ancestral" (default otherwise),
             "greedy_tail", "confidence", "psi:0.5", "remdm_cap:0.02", "remdm_rescale:0.015",
-            "remdm_loop:0.02", "entropy_bounded:0.1", "blockwise:16", an order with a count such as
-            "order=confidence,blocks=16,count=grid", or a `Sampler`.
+            "remdm_loop:0.02", "entropy_bounded:0.1", "blockwise:16", or a `Sampler`. Or an order
+            with a count, such as "order=confidence,blocks=16,count=grid".
         grid: "uniform", "cosine", "released" (one step more than `steps`), "loop", or a `Grid`.
         draw: "gumbel_max", "inverse_cdf", "gumbel_max_float32", or a `Draw`.
         first: Number of the first sample.
@@ -189,11 +189,11 @@ def denoise(
     Args:
         denoiser: The model.
         problem: Given tokens, random numbers, grid, filters and draw.
-        sampler: From the problem to its steps.
+        sampler: Maps the problem to its steps.
         cache: Steps from one full forward pass to the next. None or 1: every pass is a full one.
 
     Raises:
-        ValueError: The sampler does not keep the rules of `samplers.steps`, or log p of a drawn
+        ValueError: The sampler breaks the rules of `samplers.steps`, or log p of a drawn
             position is not a number. Checks of values come after the last step.
     """
     steps = _steps_of(sampler, problem)
@@ -210,8 +210,8 @@ def denoise(
         if alpha is None:
             if k + 1 >= len(alphas):
                 raise ValueError(
-                    f"steps is {len(alphas) - 1}, and the sampler has {len(steps)} steps at the "
-                    "alphas of the grid: give as many steps, or an alpha in each query"
+                    f"steps is too small: got a grid of {len(alphas) - 1}, want {len(steps)} "
+                    "for this sampler; raise steps, or give an alpha in each query"
                 )
             alpha = problem.alphas[k].to(z.device).expand(len(z))
         call = forward(k, z, alpha, query)
@@ -222,11 +222,11 @@ def denoise(
         z = after
     check_finite(broken)
     if bool((z != problem.pins)[given].any()):
-        raise ValueError("the sampler changed a given token: a step may change `problem.free` only")
+        raise ValueError("sampler changed a given token: a step may change `problem.free` only")
 
 
 def _steps_of(sampler: Sampler, problem: SamplingProblem) -> Sequence[Step]:
-    """The steps of a sampler; ValueError if the value is no list of steps."""
+    """The steps of a sampler; ValueError if the value is not a list."""
     steps = sampler(problem)
     if not isinstance(steps, Sequence):
         raise ValueError(
@@ -273,7 +273,7 @@ def _log_probs(
 
 
 def _runner(model: TextModel, options: SampleOptions) -> Run:
-    """The run of one batch. All that does not depend on the batch is prepared here, once."""
+    """Make the function that runs one batch. Values common to all batches are computed here."""
     check_device(network_of(model), options.device)
     seed, device, structure = options.seed, options.device, options.structure_value
     filters, draw = options.filters, options.draw_value
@@ -298,8 +298,7 @@ def _runner(model: TextModel, options: SampleOptions) -> Run:
             yield frame
         if problem.mask_id is not None and bool((frame.z == problem.mask_id)[problem.free].any()):
             raise ValueError(
-                "the sampler left MASKs: its steps must draw a token at all positions of "
-                "`problem.free`"
+                "sampler left MASKs: its steps must draw a token at all positions of `problem.free`"
             )
 
     return unmask

@@ -1,4 +1,4 @@
-"""Samplers: from noise to text in steps. This docstring is all that a new sampler needs.
+"""Samplers: from noise to text in steps. This docstring is a guide to writing a sampler.
 
 A sampler is a function from a `SamplingProblem` to a list of `Step`s. It runs before the first
 network call. The loop (`samplers.sample.denoise`) then makes one network call for each step:
@@ -39,7 +39,7 @@ Rules:
   that draws a position again passes its own index as `occasion`.
 - Without `Query.alpha`, step k runs at `problem.alphas[k]`, and the grid has an interval for each
   step.
-- The sampler computes all that depends on the latent and the grid only. A step computes the rest.
+- The sampler computes the values that depend only on latent and grid. A step computes the others.
 - If all positions are known before the first call, `RevealStep.of(problem, Query.of(mask))` is the
   whole step.
 - A test compares the texts with an enumeration of all paths: see tests/samplers/test_steps.py.
@@ -79,7 +79,7 @@ class SamplingProblem:
         latent: The random numbers of the n samples.
         alphas: The grid, float64 [steps + 1]: step k goes from alphas[k] to alphas[k + 1].
         filters: Temperature, top-k and top-p of p(x0), before any posterior.
-        draw: From log-probabilities to a token.
+        draw: Maps log-probabilities to a token.
     """
 
     process: Process
@@ -180,7 +180,7 @@ class RevealStep:
 
     @staticmethod
     def of(problem: SamplingProblem, positions: Query) -> RevealStep:
-        """The step on the device of the problem. Positions on the CPU avoid waiting for a GPU."""
+        """Make a step on the problem's device. Positions on the CPU avoid waiting for a GPU."""
         _, counts = positions.samples.unique_consecutive(return_counts=True)
         first = (counts.cumsum(0) - counts)[:, None]
         width = int(counts.max()) if len(counts) else 0

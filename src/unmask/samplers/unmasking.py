@@ -43,9 +43,9 @@ class Unmasking:
     `SamplingProblem.level`, because the grid does not give the number of visible tokens.
 
     In training the visible tokens are random. With a `Statistic`, a `CountRule` or blocks they are
-    not. The alpha of a network that reads it is then approximate. An order that depends on the
-    drawn token (CONFIDENCE) does not draw from the model's law: it prefers probable tokens. Blocks
-    unmask neighbours together, which depend on each other most.
+    not. Then the alpha that a network gets is only approximate. An order that depends on the drawn
+    token (CONFIDENCE) does not draw from the model's law: it prefers probable tokens. Blocks unmask
+    neighbours together, although neighbours depend on each other most.
 
     Attributes:
         order: A `LevelOrder` of the latent, or a `Statistic` of the predictions.
@@ -96,8 +96,8 @@ def unmasking_schedule(levels: Tensor, alphas: Tensor, free: Tensor) -> list[Que
 
         alpha_k <= alpha_0 + (1 - alpha_0) level < alpha_{k+1}
 
-    For uniform levels it unmasks a MASK with probability (alpha_{k+1} - alpha_k) / (1 - alpha_k),
-    the ancestral law (MDLM, arXiv 2406.07524, Eq. 6), also if alpha_0 = alpha(1) > 0.
+    For uniform levels it unmasks a MASK with probability (alpha_{k+1} - alpha_k) / (1 - alpha_k).
+    This is the ancestral law (MDLM, arXiv 2406.07524, Eq. 6), also if alpha_0 = alpha(1) > 0.
     """
     level = alphas[0] + (1 - alphas[0]) * levels.cpu()
     step = torch.bucketize(level, alphas[1:-1], right=True)
@@ -135,7 +135,7 @@ class PrefixStep:
         order, count = self.order, self.count
         used = order, None if isinstance(count, Tensor) else count.statistic
         statistics = [part for part in used if isinstance(part, Statistic)]
-        # A drawn token that decides about the order, and is dropped, must be drawn again later.
+        # If the order depends on the drawn tokens, a dropped token must be drawn again later.
         occasion = self.k if any(statistic.reads_token for statistic in statistics) else 0
         unread = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)
         drawn, values = z, dict.fromkeys(statistics, unread)
