@@ -1,6 +1,7 @@
 """Atomic writes of files and directories: a temporary name, fsync, rename.
 
-After a crash the target is the complete old one or the complete new one, or `recover` restores it.
+After a crash the target has its complete old contents or its complete new contents, or `recover`
+restores one of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def replacing(target: Path, keep: Callable[[str], bool] = lambda name: False) ->
 
     If the block raises, the new directory is removed. All new files get the mode of the umask, even
     if a library gave them another mode. The new directory gets the owner and the mode of the old
-    one. If `target` is a symbolic link, the directory behind it is replaced.
+    one. If `target` is a symbolic link, its target directory is replaced.
 
     Args:
         target: the directory; it need not exist.
@@ -78,7 +79,7 @@ def writing(file: Path) -> Iterator[Path]:
     """Replace a file: yield a temporary path, which is renamed to `file` after the block.
 
     If the block raises, the temporary file is removed. The new file gets the owner and the mode of
-    the old one, else the mode of the umask. If `file` is a symbolic link, the file behind it is
+    the old one, else the mode of the umask. If `file` is a symbolic link, its target file is
     replaced. ValueError if `file` is a directory, a pipe or a device.
     """
     file = _resolve(file, stat.S_ISREG, "a regular file")

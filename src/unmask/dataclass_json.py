@@ -167,7 +167,7 @@ def _check_leaf(name: str, value: Any) -> None:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} is out of range: got {value}, want an integer of 64 bits")
     if isinstance(value, str) and _has_lone_surrogate(value):
-        raise ValueError(f"{name} is not UTF-8: got {value!r}, want text; rename it")
+        raise ValueError(f"{name} is not UTF-8: got {value!r}, want text that UTF-8 can encode")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _gib(number: int) -> str:
 
 
 def _words(number: int) -> str:
-    """A number as text for errors. Python refuses to print numbers with very many digits."""
+    """A number as text for errors. Python raises an error for numbers with very many digits."""
     for power, name in ((-INT64, "-2^63"), (INT64 - 1, "2^63 - 1")):
         if number == power:
             return name

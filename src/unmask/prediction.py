@@ -150,8 +150,8 @@ class Prediction:
             temperature: divides log p, which is then renormalised; below 1 it sharpens. > 0.
 
         Returns:
-            Log-probabilities in nats: [N, V] for the N rows of `where`, [B, L, V] for None.
-            float64 if the hidden states are float64, else float32.
+            Log-probabilities in nats: [N, V] for the N rows of `where`, [B, L, V] for None. The
+            dtype is float64 if the hidden states are float64, else float32.
         """
         index = self.rows(where)
         if torch.is_grad_enabled():
@@ -209,7 +209,7 @@ class Prediction:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (flat rows [n], log p [n, V]) in chunks of bounded memory.
 
-        This is for many rows at a large V. The arguments are those of `log_p`.
+        Use this method for many rows at a large V. The arguments are those of `log_p`.
         """
         for part in self.rows(where).split(chunk_rows(self.vocab_size, self.hidden.device)):
             if len(part):

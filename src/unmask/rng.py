@@ -89,7 +89,7 @@ def generator(*keys: Tensor | int, device: torch.device | str = "cpu") -> torch.
     """A torch generator seeded by an address: each of the 2^64 addresses has its own stream.
 
     Let s = address(*keys). On a CPU, s determines all 624 words of the Mersenne twister (Matsumoto,
-    Nishimura 1998): words 2i and 2i + 1 are the low and the high half of address(s, i). On other
+    Nishimura 1998). Words 2i and 2i + 1 are the low and the high half of address(s, i). On other
     devices s is the seed, because their generators keep all 64 bits.
     """
     return _seed(torch.Generator(device), int(address(*keys)))
@@ -99,8 +99,8 @@ def generator(*keys: Tensor | int, device: torch.device | str = "cpu") -> torch.
 def global_generators(*keys: Tensor | int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed torch's global generators by an address, as `generator` does, within the block.
 
-    Dropout and the initialisation of modules draw from them: from the CPU's generator and, if
-    `device` is a GPU, from the generator of that GPU. The end of the block restores their states.
+    Dropout and the initialisation of modules draw from these generators. The block seeds that of
+    the CPU and, if `device` is a GPU, that of the GPU. The end of the block restores their states.
     """
     seed, device = int(address(*keys)), torch.device(device)
     on_gpu = device.type == "cuda"
@@ -131,9 +131,10 @@ def _seed(target: torch.Generator, seed: int) -> torch.Generator:
 def _new_state() -> Tensor:
     """torch's state of a new CPU generator, uint8.
 
-    It holds the seed (64 bits), left = 1 and seeded = 1 (32 bits each), next = 0 (64 bits), and the
-    words (64 bits each, the upper half empty). The end is the second number of a normal pair, which
-    a new generator does not have. RuntimeError if this version of torch uses another layout.
+    The state begins with the seed (64 bits), left = 1 and seeded = 1 (32 bits each), and next = 0
+    (64 bits). The words follow (64 bits each, the upper half empty). The end is the second number
+    of a normal pair, which a new generator does not have. RuntimeError if this version of torch
+    uses another layout.
     """
     seed, words = 5489, [5489]
     for i in range(1, _WORDS):  # Matsumoto and Nishimura's initialisation, init_genrand

@@ -38,9 +38,9 @@ class SoftTokens:
 class Denoiser(Protocol):
     """A model that predicts the clean text from noisy tokens.
 
-    Samplers, objectives and metrics use a model through this role only. `denoiser(z, alpha)` is
-    log p(x0_i | z without position i) for every position i. It is a `Prediction`: the backbone has
-    run, the vocabulary head has not. `alpha` [B] is the share of text left in z.
+    Samplers, objectives and metrics use a model through this role only. `denoiser(z, alpha)` is log
+    p(x0_i | z without position i) for every position i. The result is a `Prediction`: the backbone
+    has run, but the vocabulary head has not. `alpha` [B] is the share of text left in z.
 
     At a MASK this leave-one-out law equals p(x0_i | z). Under a masked process a visible token
     keeps probability 1.

@@ -194,7 +194,7 @@ def test_a_mixture_of_one_token_is_that_token() -> None:
     with pytest.raises(ValueError, match="z holds soft tokens"):
         masked_denoiser(SoftTokens(pair, weights), alpha)
     with pytest.raises(
-        ValueError, match=r"mixture .* got .*24, 2\) and .*24\), want both \[B, L, k\]"
+        ValueError, match=r"soft tokens have .* got .*24, 2\) and .*24\), want both \[B, L, k\]"
     ):
         model.denoiser(SoftTokens(pair, weights[..., 0]), alpha)
     with pytest.raises(ValueError, match=r"token ids .* got .* to 37, want 0 to 36"):

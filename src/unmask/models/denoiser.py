@@ -77,11 +77,11 @@ class NetworkDenoiser(DenoiserModule):
 
     Args:
         network: The network. ValueError for a causal one.
-        mask_id: The id of MASK for masked diffusion: MASK is never predicted, and visible tokens
-            keep probability 1 (SUBS, Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3). None for
-            uniform diffusion.
-        sees_alpha: True: the network gets sigma = -log alpha. False: it is time-agnostic (MDLM,
-            SDTT, MCD).
+        mask_id: The id of MASK for masked diffusion; None for uniform diffusion. MASK is never
+            predicted, and visible tokens keep probability 1 (SUBS, Sahoo et al. 2024, arXiv
+            2406.07524, section 3.2.3).
+        sees_alpha: True if the network gets sigma = -log alpha. False for a time-agnostic network
+            (MDLM, SDTT, MCD).
 
     Attributes:
         conditioning: The folded conditioning of a time-agnostic network, set by `frozen`. None: it
@@ -186,7 +186,7 @@ class CausalPredictor(PredictorModule):
 
     Args:
         network: The network. ValueError for one that is not causal.
-        mask_id: The id of MASK, if the vocabulary has one: it is never predicted.
+        mask_id: The id of MASK, which is never predicted; None if the vocabulary has no MASK.
     """
 
     network: DiT

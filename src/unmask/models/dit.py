@@ -96,8 +96,8 @@ class Conditioning:
 class DiT(nn.Module):
     """A transformer from tokens [B, L] and noise sigma [B] to raw logits [B, L, V].
 
-    Soft input is a `SoftTokens`, or logits [B, L, V]. `sigma = -log alpha` is in nats. In
-    time-agnostic models it is None: the conditioning of sigma = 0, computed once for all rows. A
+    Soft input is a `SoftTokens`, or logits [B, L, V]. `sigma = -log alpha` is in nats.
+    Time-agnostic models pass None: the conditioning of sigma = 0, computed once for all rows. A
     causal network takes no sigma, and its logits at position i predict token i + 1.
 
     Attributes:
@@ -223,7 +223,7 @@ class DiT(nn.Module):
         return x
 
     def conditioning(self, sigma: Tensor | None = None) -> Conditioning:
-        """Fold the adaLN layers of every block at sigma [B], or at the constant one (None)."""
+        """Fold the adaLN layers of every block at sigma [B]; None: at sigma = 0 for all rows."""
         vector = self._vector(sigma)
         return Conditioning(
             tuple(block.modulations(vector) for block in self.blocks),
@@ -236,7 +236,7 @@ class DiT(nn.Module):
         return Conditioning((vector,) * self.shape.blocks, vector)
 
     def _vector(self, sigma: Tensor | None) -> Tensor | None:
-        """The conditioning vector [b, C] of noise sigma [B], or of the constant one (None)."""
+        """The conditioning vector [b, C] of noise sigma [B]; None: of sigma = 0 for all rows."""
         if self.sigma_map is None:
             if sigma is not None:
                 raise ValueError("sigma has no effect on a causal network: leave it out")
@@ -273,7 +273,7 @@ class DiT(nn.Module):
             if tokens.tokens.dim() != 3 or tokens.tokens.shape != tokens.weights.shape:
                 shapes = f"{tuple(tokens.tokens.shape)} and {tuple(tokens.weights.shape)}"
                 raise ValueError(
-                    f"mixture has the wrong shape: got tokens and weights {shapes}, "
+                    f"soft tokens have the wrong shape: got tokens and weights {shapes}, "
                     "want both [B, L, k]"
                 )
             ids = tokens.tokens

@@ -24,7 +24,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's present weights."""
+        """Update the average with the present weights of the module."""
         weights = trained(module)
         check_same_shapes(weights, self.shadow, "module")
         self.updates += 1

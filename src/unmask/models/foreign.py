@@ -42,8 +42,8 @@ def load_into(
     """Read a saved model with a foreign network into a module of the same kind.
 
     Args:
-        module: Its network gets the weights, in place and in its own precision. It is put into
-            evaluation mode.
+        module: Its network gets the weights, in place and in its own precision. The module is put
+            into evaluation mode.
         directory: The model, as `save` wrote it.
         weights: "ema" or "raw".
 

@@ -37,7 +37,7 @@ class Cache:
 
         Args:
             block: Index of the block.
-            positions: Positions [B, l] of each sequence, each < length. Or the first of l
+            positions: Positions [B, l] of each sequence, each < length, or the first of l
                 consecutive positions, <= length.
             keys: New keys [B, heads, l, head width].
             values: New values, of the same shape.

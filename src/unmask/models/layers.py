@@ -34,7 +34,10 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight[outputs].to(x.dtype))
 
     def backward_rows(self, rows: Tensor, slope: Tensor, totals: Sequence[Tensor | None]) -> Tensor:
-        """See `prediction.HeadWithBackward`; `totals` is (weight, bias) or (weight,)."""
+        """Propagate a gradient through the map: see `prediction.HeadWithBackward`.
+
+        `totals` is (weight, bias) or (weight,).
+        """
         weight, *bias = totals
         for total in bias:
             if total is not None:
@@ -46,7 +49,7 @@ class Linear(nn.Linear):
 
 
 def zero_linear(inputs: int, outputs: int) -> Linear:
-    """A linear map of zeros: a new network is the identity with a uniform prediction."""
+    """A linear map of zeros. So new blocks are the identity, and new heads predict uniformly."""
     layer = Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -78,7 +81,7 @@ class Embedding(nn.Module):
 
 
 class SigmaEmbedding(nn.Module):
-    """Noise sigma = -log alpha [b] -> conditioning vector [b, C]."""
+    """Map noise sigma = -log alpha [b] to a conditioning vector [b, C]."""
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()

@@ -102,8 +102,8 @@ class LanguageModel(ABC):
     def completes_texts(self) -> bool:
         """Whether the model completes half-masked texts: only masked diffusion does.
 
-        A denoiser of uniform noise gets one alpha for all tokens. So it may also replace the given
-        tokens.
+        A denoiser of uniform noise gets one alpha for all tokens. So sampling may also replace the
+        given tokens.
         """
         return self.kind == MASKED
 
@@ -158,8 +158,8 @@ class LanguageModel(ABC):
         """Write config.json, model.safetensors and the tokenizer; `load` reads the model back.
 
         The files are first written to a temporary directory, which then replaces `directory`. Other
-        files in `directory` are kept. Raw weights in it are kept if its EMA weights do not change.
-        After an OSError the old directory is unchanged.
+        files in `directory` are kept. Raw weights in `directory` are kept if the EMA weights do not
+        change. After an OSError the old directory is unchanged.
 
         Args:
             directory: A new or empty directory, or one with a model that unmask saved.
@@ -247,7 +247,7 @@ class CausalModel(LanguageModel):
         tokenizer: Tokenizer | None,
         card: Mapping[str, object] | None = None,
     ) -> CausalModel:
-        """The model in evaluation mode. It never predicts a MASK of its tokenizer."""
+        """Make a model in evaluation mode, which never predicts the MASK of its tokenizer."""
         if predictor.mask_id is None and tokenizer is not None:
             predictor.mask_id = tokenizer.mask_id
         return CausalModel(predictor.eval(), tokenizer, card=card or {})
@@ -269,7 +269,7 @@ def load(
         revision: Revision on the hub.
         weights: "ema" or "raw". A .ckpt file has both. A directory has "raw" only if unmask saved
             both.
-        device: Where to put the weights.
+        device: Device of the weights.
         tokenizer: Replaces the tokenizer of the model's files, or supplies a missing one.
 
     Returns:

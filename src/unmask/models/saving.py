@@ -1,4 +1,4 @@
-"""Write models as directories, and check where they may be written."""
+"""Write models as directories, and check the paths before a write."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class NextToken:
     """The negative log-likelihood -log p(x_i | x_<i), a mean over all L tokens.
 
     Attributes:
-        start_id: the token that the network reads before the first one of the text
+        start_id: the token that the network reads before the first token of the text
     """
 
     start_id: int

@@ -59,7 +59,7 @@ class Objective(Protocol):
         """The loss of a micro-batch.
 
         Args:
-            network: the student, whichever network this step trains.
+            network: the student, even if this step trains another network.
             x0: token ids [B, L].
             step: the number of the training step.
             generator: the source of randomness; None: torch's global generator.
@@ -98,21 +98,21 @@ class Distillation(Protocol):
 
 
 def no_networks(self: object) -> dict[str, nn.Module]:
-    """No network: for an objective without other trained, or frozen, networks."""
+    """Return an empty dict: the objective has no other networks of this kind."""
     return {}
 
 
 def student_turn(self: object, step: int) -> str:
-    """Every step trains the student."""
+    """Return "student", because every step trains the student."""
     return "student"
 
 
 def no_preparation(self: object, step: int, student: nn.Module) -> None:
-    """A step needs no preparation."""
+    """Do nothing, because a step needs no preparation."""
 
 
 def teacher_network(self: Distillation) -> dict[str, nn.Module]:
-    """The teacher is saved with the run."""
+    """Return the teacher, which is saved with the run."""
     return {"teacher": self.teacher}
 
 

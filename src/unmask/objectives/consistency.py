@@ -1,9 +1,9 @@
 """Consistency distillation: the student at z_t imitates the teacher at z_s, on one trajectory.
 
-With masked noise this is MCD: Latent Shadows, arXiv 2602.00792, section 3.3 and Algorithm 1.
-With uniform noise it is DCD: Duo, arXiv 2506.10892, section 4.2. In the code only the process
-differs, but the optima differ more. Forward KL at tau = 1 leaves a perfect masked teacher unchanged
-and sharpens a uniform one (docs/papers.md).
+With masked noise this is MCD: Latent Shadows, arXiv 2602.00792, section 3.3 and Algorithm 1. With
+uniform noise it is DCD: Duo, arXiv 2506.10892, section 4.2. In the code only the process differs.
+The optima differ too: forward KL at tau = 1 leaves a perfect masked teacher unchanged, but sharpens
+a perfect uniform-state teacher (docs/papers.md).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Consistency:
         revealed: see `distillation_loss`
         coupling: "locked": z_t and z_s share one u (Theorem 3.3). "independent": each has its own
         reduction: "tokens": the mean over all B L tokens, as in Duo's DCD. "masked": the mean over
-            the noised tokens of z_t. The paper does not say
+            the noised tokens of z_t. The paper does not specify the reduction
         revealed_weight: factor of the tokens that are visible to the teacher only; 1 in Eq. 14
         structure: the correlation of u within a text; None: independent
     """
@@ -168,7 +168,7 @@ class Consistency:
     def _metrics(
         self, per_token: Tensor, revealed: Tensor, weight: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """The two sums of Eq. 14 and the round; they explain a loss that explodes."""
+        """The round and the two sums of Eq. 14, which help to diagnose a diverging loss."""
         reconstruction = (per_token * revealed).sum() / weight.clamp(min=1)
         distillation = (per_token * ~revealed).sum() / weight.clamp(min=1)
         round_ = torch.tensor(float(self.rounds.round(step)), device=weight.device)

@@ -54,9 +54,9 @@ class Sdtt:
 
         t_j = t a_j + (1 - t)(t - k delta),  a_j falls evenly from 1 to 0 over the k steps.
 
-    For k = 2 its first step unmasks about delta / (t (2 - t)) of the MASKs instead of delta / t:
-    half as many near t = 0, and as many at t = 1. The published code also takes "mse" and "tvd" of
-    log-probabilities; this option does not.
+    For k = 2 its first step unmasks about delta / (t (2 - t)) of the MASKs instead of delta / t.
+    These are half as many near t = 0, and as many at t = 1. The published code also computes "mse"
+    and "tvd" of log-probabilities. This option does not.
 
     Attributes:
         process: masked noise

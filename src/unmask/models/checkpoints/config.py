@@ -41,7 +41,7 @@ class CheckpointConfig:
     dropout: float = 0.1
 
     def to_json(self) -> dict[str, Any]:
-        """JSON for `parse_config`; ValueError for a schedule that configs cannot name."""
+        """Convert to JSON for `parse_config`; ValueError for a schedule not in `SCHEDULES`."""
         if self.schedule is None:
             return asdict(self)
         name = type(self.schedule).__name__
@@ -53,7 +53,7 @@ class CheckpointConfig:
 
 
 def parse_config(config: Mapping[str, Any], shape: Shape, where: str) -> CheckpointConfig:
-    """Read a config beside the network of this shape.
+    """Read the config of a network with this shape.
 
     A config of unmask names its `format`. Hugging Face directories of MDLM and Duo have flat
     configs. Hydra's configs (SDTT, Lightning) are nested. The sizes of the network never come from
@@ -201,7 +201,7 @@ def _foreign_config(reader: _ConfigReader, shape: Shape) -> CheckpointConfig:
 
 
 def _training(reader: _ConfigReader) -> dict[str, Any]:
-    """`length` and `dropout`, if present."""
+    """Read `length` and `dropout`, if present."""
     length = reader.first(int, "length", "model_length", "model.length")
     if length is not None and not 1 <= length <= LARGEST_LENGTH:
         raise CheckpointError(

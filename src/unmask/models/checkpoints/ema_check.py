@@ -25,11 +25,11 @@ def check_order(raw: Mapping[str, Tensor], averages: Mapping[str, Tensor], where
     """CheckpointError if EMA weights are assigned to the wrong parameters.
 
     Two parameters w, v of one size have averages a, b. The test is the cosine of a - b and w - v.
-    It is near 1 for averages of these weights, and above 0 even for averages of the initial
-    weights. It is -1 if two averages are swapped, and at most -1/2 for some pair of a longer cycle
-    of independent weights. Below -1/4 the order is refused. For n < 256 elements the bound is
-    -4 / sqrt(n), four standard deviations of the cosine of unrelated vectors. Pairs of equal
-    weights or equal averages are skipped.
+    The cosine is near 1 for averages of these weights, and above 0 even for averages of the initial
+    weights. If two averages are swapped, it is -1. In a longer cycle of independent weights it is
+    at most -1/2 for some pair. An order with a cosine below -1/4 is refused. For n < 256 elements
+    the bound is -4 / sqrt(n), four standard deviations of the cosine of unrelated vectors. Pairs of
+    equal weights or equal averages are skipped.
 
     Args:
         raw: Parameters by name, as `thinned` returns them.
@@ -48,7 +48,8 @@ def check_order(raw: Mapping[str, Tensor], averages: Mapping[str, Tensor], where
             raise CheckpointError(
                 f"{where} has EMA weights in another order than its parameters: those of "
                 f"{names[first]} and {names[second]} differ from the weights "
-                f"(cosine {least:.2f}, want above {-BOUND}); load with weights='raw'"
+                f"(cosine {least:.2f}, want above {-max(BOUND, 4 / math.sqrt(size)):.2f}); "
+                "load with weights='raw'"
             )
 
 

@@ -32,16 +32,16 @@ def save_lightning(model: LanguageModel, file: str | Path, *, raw: nn.Module | N
 
     Duo's code opens it with `load_from_checkpoint(file, tokenizer=..., config=...)`.
 
-    `state_dict` holds the raw weights under "backbone."; `ema.shadow_params` holds the EMA weights
+    `state_dict` holds the raw weights under "backbone.". `ema.shadow_params` holds the EMA weights
     as a list in the network's order, without buffers. The number of EMA updates is unknown, so
     `num_updates` is None and Duo's code uses the full decay. There is no optimizer state. So a
     training in Duo's code restarts from these weights, by `training.finetune_path` or
     `eval.checkpoint_path`. The card is among the hyper-parameters, where `load` finds it. The file
     is plain data, which `torch.load(weights_only=True)` reads.
 
-    Duo's code computes the number of rows from a tokenizer. For MASK it is `tokenizer.vocab_size`
-    (without added tokens) plus 1. For uniform noise it is `len(tokenizer)` after adding [PAD]. With
-    GPT-2's tokenizer V = 50258.
+    Duo's code computes V, the number of rows, from a tokenizer. With MASK, V is
+    `tokenizer.vocab_size` (without added tokens) plus 1. With uniform noise, V is `len(tokenizer)`
+    after adding [PAD]. With GPT-2's tokenizer V = 50258.
 
     Args:
         model: The model, with a network of this library.
@@ -49,9 +49,8 @@ def save_lightning(model: LanguageModel, file: str | Path, *, raw: nn.Module | N
         raw: The raw network whose EMA the model holds. None: both sets are the model's weights.
 
     Raises:
-        ValueError: The layout cannot express the model: its schedule is not log-linear, its
-            uniform-state network does not get the noise level, or its network is foreign. Or the
-            file is not a checkpoint.
+        ValueError: The schedule is not log-linear, a uniform-state network does not get the noise
+            level, or the network is foreign. Or the file is not a checkpoint.
         OSError: The file could not be written; its old contents are unchanged.
     """
     network = own_network(model)
@@ -95,12 +94,12 @@ def _duo_config(use: CheckpointConfig, shape: Shape) -> dict[str, Any]:
     schedule = use.schedule
     if schedule is not None and not isinstance(schedule, LogLinear):
         raise ValueError(
-            f"schedule cannot be expressed in that layout: got {schedule}, want LogLinear"
+            f"schedule cannot be expressed in a checkpoint of Duo: got {schedule}, want LogLinear"
         )
     if use.kind == UNIFORM and not use.sees_alpha:
         raise ValueError(
-            "sees_alpha cannot be expressed in that layout: got False for a uniform-state model, "
-            "want True"
+            "sees_alpha cannot be expressed in a checkpoint of Duo: got False for a uniform-state "
+            "model, want True"
         )
     name, parameterization = _ALGORITHMS[use.kind]
     return {

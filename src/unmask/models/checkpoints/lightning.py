@@ -1,9 +1,9 @@
 """Read Lightning checkpoints, the .ckpt files of MDLM, SDTT and Duo, without running code.
 
 Such a file is a zip archive of a pickle, NAME/data.pkl, and of the bytes of its tensors,
-NAME/data/KEY. `zipfile` reads it and checks the checksum of each member; `torch.load` accepts
-damaged tensors. `safe_unpickle.unpickle` reads the pickle. Tensors are read on demand, so an
-optimizer's moments stay on the disk.
+NAME/data/KEY. `zipfile` reads the archive and checks the checksum of each member, because
+`torch.load` accepts damaged tensors. `safe_unpickle.unpickle` reads the pickle. Tensors are read on
+demand, so an optimizer's moments stay on the disk.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _check_views(
     if tensor_bytes > LARGEST_SHARING * sum(sizes.values()):
         raise CheckpointError(
             f"{path} is not opened: its tensors are views of the same bytes, got {tensor_bytes} "
-            f"bytes of tensors in {sum(sizes.values())} bytes of storages, want at most "
-            f"{LARGEST_SHARING} times as many"
+            f"bytes of tensors in {sum(sizes.values())} bytes of storages, want a ratio of at most "
+            f"{LARGEST_SHARING}"
         )
 
 
@@ -128,7 +128,7 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
             _check_views(archive, folder, tensors, path)
         hyper = _plain(root.get("hyper_parameters"), {})
         config = hyper.get("config", hyper) if isinstance(hyper, dict) else {}
-        # The views of one storage are read one after the other.
+        # One storage is kept, because its views are read one after the other.
         content = lru_cache(maxsize=1)(partial(_content, archive, folder))
         yield Checkpoint(
             {name: _weight(stored, content) for name, stored in named.items()},
@@ -175,9 +175,8 @@ def _shadow(root: dict[Any, Any], path: Path) -> list[StoredTensor] | None:
 
 
 LEGACY = (
-    "{path} is not opened: it is a bare pickle or tar file, as torch.save wrote before torch 1.6, "
-    "and reading such a file can run code. If you trust its author, convert it on an isolated "
-    "machine: `torch.save(torch.load(old, weights_only=False), new)`, and load the new file"
+    "{path} is not opened: it is a bare pickle or tar file of torch before 1.6, and reading it can "
+    "run code. If you trust its author, convert it on an isolated machine: `torch.save(torch.load(old, weights_only=False), new)`, and load the new file"
 )
 
 

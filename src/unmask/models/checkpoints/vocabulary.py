@@ -72,7 +72,7 @@ def fit_vocabulary(
                 "others are MASK and padding; set `mask_id` in config.json "
                 f"({tokens} for models of MDLM's code)"
             )
-        mask_id = None  # an autoregressive model neither reads nor predicts it
+        mask_id = None  # an autoregressive model neither reads nor predicts MASK
     rows = [*range(tokens)]
     if mask_id is not None and mask_id >= tokens:
         rows.append(mask_id)

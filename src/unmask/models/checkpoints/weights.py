@@ -37,8 +37,8 @@ class Weight:
         shape: its sizes
         kind: its dtype, as torch or the file spells it: "float32"
         read: reads its values
-        storage: key of the bytes that it is a view of; tensors of one storage are read one after
-            the other
+        storage: key of the storage that contains its values. Tensors of one storage are read one
+            after the other
     """
 
     shape: tuple[int, ...]
