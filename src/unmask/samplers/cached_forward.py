@@ -141,7 +141,7 @@ class CachedForward:
         if rows.device.type == "cpu" and not torch.isin(rows, kept).all():
             raise ValueError(
                 f"cache lacks a sample of step {k}: got samples {rows.tolist()}, want a subset of "
-                f"{kept.tolist()}, the samples of the last full forward pass; leave cache out"
+                f"{kept.tolist()} (the last full forward pass); leave cache out"
             )
         step, forward = self._steps[k], self._denoiser.forward_window
         queries = step.columns if isinstance(step, RevealStep) else None
@@ -169,8 +169,8 @@ def _checked(
     ):
         raise ValueError(
             f"cache is not possible for this sampler: got {period}, want None or 1, because with "
-            "uniform noise, psi or ReMDM any token can change; use a sampler of masked diffusion "
-            "that only unmasks, such as 'reveal'"
+            "uniform noise, psi or ReMDM any token can change; use a sampler that only unmasks, "
+            "such as 'reveal'"
         )
     if any(
         isinstance(step, PrefixStep)

@@ -160,8 +160,8 @@ def entropy_bound(nats: float) -> CountRule:
     """
     if not (is_number(nats) and nats >= 0):
         raise ValueError(
-            f"bound is out of range: got {nats!r}, want bound >= 0 (nats: the entropy of a step "
-            "without its least certain token; inf unmasks all at once)"
+            f"bound is out of range: got {nats!r}, want bound >= 0 (nats, without the least "
+            "certain token of a step; inf unmasks all at once)"
         )
     return CountRule(ENTROPY, _nearly_independent, nats)
 

@@ -250,8 +250,8 @@ def _posterior_step(problem: SamplingProblem, masked: PosteriorStep) -> Posterio
 def _remdm(eta: float, sigma: Sigma) -> Sampler:
     if not (is_number(eta) and 0 <= eta <= 1):
         raise ValueError(
-            f"eta is out of range: got {eta!r}, want 0 <= eta <= 1 (the share of visible tokens "
-            "that become MASK, for rescale relative to its maximum; 0 is ancestral)"
+            f"eta is out of range: got {eta!r}, want 0 <= eta <= 1 (share of visible tokens that "
+            "become MASK, for rescale relative to its maximum; 0: ancestral)"
         )
 
     def sampler(problem: SamplingProblem) -> Sequence[Step]:

@@ -97,9 +97,8 @@ def _check_views(
         tensor_bytes += size * prod(stored.size) // max(1, storage.numel)
     if tensor_bytes > LARGEST_SHARING * sum(sizes.values()):
         raise CheckpointError(
-            f"{path} is not opened: its tensors are views of the same bytes, got {tensor_bytes} "
-            f"bytes of tensors in {sum(sizes.values())} bytes of storages, want a ratio of at most "
-            f"{LARGEST_SHARING}"
+            f"{path} has too many views of the same bytes, got {tensor_bytes} bytes of tensors in "
+            f"{sum(sizes.values())} bytes of storages, want a ratio of at most {LARGEST_SHARING}"
         )
 
 
@@ -176,7 +175,8 @@ def _shadow(root: dict[Any, Any], path: Path) -> list[StoredTensor] | None:
 
 LEGACY = (
     "{path} is not opened: it is a bare pickle or tar file of torch before 1.6, and reading it can "
-    "run code. If you trust its author, convert it on an isolated machine: `torch.save(torch.load(old, weights_only=False), new)`, and load the new file"
+    "run code. If you trust its author, convert it on an isolated machine by "
+    "`torch.save(torch.load(old, weights_only=False), new)`, and load the new file"
 )
 
 
