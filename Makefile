@@ -20,7 +20,7 @@ demo: $(INSTALLED) ## distil a teacher on real text and write runs/demo/report.h
 	$(BIN)/unmask demo $(ARGS)
 
 test: $(INSTALLED) ## the quick suite: every law, documents too, no slow study (PYTEST_ARGS="-k sampler", JOBS=2)
-	@echo "The quick suite takes about four minutes on two cores. \`make check\` runs the slow tests too."
+	@echo "The quick suite takes two to four minutes on two cores. \`make check\` runs the slow tests too."
 	$(TESTS) -m 'not slow' $(PYTEST_ARGS)
 
 # torch and its libraries read these once: the vector instructions that they may use.
