@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -206,7 +207,7 @@ def build(samples: int = 24) -> dict[str, Any]:
         },
         "protocol": table["teacher"][0]["protocol"],
         "data": data.to_json(),
-        "answers": answers.to_json(),
+        "answers": asdict(answers),
         "verdict": VERDICT,
         "rounds": [
             {"round": k, "steps": 8, "gen_ppl": 79 + 40 * math.exp(-k),

@@ -13,13 +13,14 @@ puts the answers into words.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from unmask.evaluation.interpolation import (
     NOT_REACHED,
+    NOT_TIMED,
     CurvePoint,
     Estimate,
     Point,
@@ -27,7 +28,7 @@ from unmask.evaluation.interpolation import (
     curves,
     estimate,
     interpolate,
-    read,
+    point_at,
     resampled,
 )
 from unmask.evaluation.measure import ENTROPIES, Row, require_same_protocol
@@ -126,10 +127,6 @@ class Answers:
     speed: list[Speed]
     equal_seconds: list[EqualSeconds]
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
 
 def answer_questions(
     teacher: Sequence[Row],
@@ -203,8 +200,8 @@ def _same_steps(teachers: Curves, students: Curves) -> Iterator[SameSteps]:
 def _equal_entropy(
     column: str, at: str, target: Point, steps: int, teachers: Curves, students: Curves
 ) -> EqualEntropy:
-    teacher = read(teachers.get(steps, ()), column, target)
-    student = read(students[steps], column, target)
+    teacher = point_at(teachers.get(steps, ()), column, target)
+    student = point_at(students[steps], column, target)
     problems = [
         f"{name}: {point}"
         for name, point in (("teacher", teacher), ("student", student))
@@ -234,28 +231,27 @@ def _at_target(point: CurvePoint | str) -> AtTarget | None:
 def _equal_seconds(
     column: str, steps: int, target: Point, teachers: Curves, students: Curves
 ) -> EqualSeconds:
-    student = read(students[steps], column, target)
+    student = point_at(students[steps], column, target)
     if isinstance(student, str):
         return EqualSeconds(column, steps, None, None, f"student: {student}")
     if student.seconds is None:
         return EqualSeconds(column, steps, None, None, "student: seconds were not measured")
-    points = [read(curve, column, target) for curve in teachers.values()]
+    points = [point_at(curve, column, target) for curve in teachers.values()]
     timed = [
         (np.log(point.seconds), point.log_ppl)
         for point in points
         if isinstance(point, CurvePoint) and point.seconds is not None
     ]
     if not timed:
-        reason = "teacher: not reached, or not timed, at any steps"
+        reason = f"teacher: {NOT_TIMED}"
         return EqualSeconds(column, steps, student.seconds, None, reason)
     log_ppl = np.stack([values for _, values in timed])
     clock = np.broadcast_to(np.array([seconds for seconds, _ in timed])[:, None], log_ppl.shape)
     teacher = interpolate(clock, log_ppl, np.full(log_ppl.shape[1], np.log(student.seconds)))
     if np.isnan(teacher[0]):
         least, most = np.exp(clock[:, 0].min()), np.exp(clock[:, 0].max())
-        reason = (
-            f"teacher: not reached: {student.seconds:.3g} s is outside {least:.3g} to {most:.3g} s"
-        )
+        outside = f"{student.seconds:.3g} s is outside {least:.3g} to {most:.3g} s"
+        reason = f"teacher: {NOT_REACHED}: {outside}"
         return EqualSeconds(column, steps, student.seconds, None, reason)
     return EqualSeconds(column, steps, student.seconds, estimate(teacher - student.log_ppl), None)
 
@@ -265,9 +261,9 @@ def _speed(column: str, model: str, model_curves: Curves, reference: Point) -> S
     setting, goal = reference.row.setting, float(np.exp(reference.log_ppl[0]))
     problems = []
     for steps, curve in model_curves.items():
-        point = read(curve, column, reference)
+        point = point_at(curve, column, reference)
         if isinstance(point, str):
-            problems.append(f"{steps} steps: {point.removeprefix(NOT_REACHED)}")
+            problems.append(f"{steps} steps: {point.removeprefix(f'{NOT_REACHED}: ')}")
             continue
         if point.log_ppl[0] > reference.log_ppl[0]:
             gen_ppl = np.exp(point.log_ppl[0])
@@ -288,5 +284,5 @@ def _speed(column: str, model: str, model_curves: Curves, reference: Point) -> S
             support=float(good_enough.mean()),
             reason="; ".join(problems) or None,
         )
-    reason = NOT_REACHED + "; ".join(problems)
+    reason = f"{NOT_REACHED}: {'; '.join(problems)}"
     return Speed(column, model, setting.steps, goal, None, None, None, None, reason)

@@ -100,7 +100,7 @@ def build_report(
     }
     return table | {
         "data": rows["data"][0].to_json(),
-        "answers": answers.to_json(),
+        "answers": asdict(answers),
         "no_claim": reasons,
         "verdict": [asdict(finding) for finding in verdict(answers, reasons=reasons)],
         "protocol": asdict(teacher[0].protocol),

@@ -17,7 +17,8 @@ import numpy as np
 from unmask.evaluation.bootstrap import Floats, Index, pooled_mean, resamples
 from unmask.evaluation.measure import ENTROPIES, NATS, SECONDS, TOKENS, Row
 
-NOT_REACHED = "not reached: "
+NOT_REACHED = "not reached"
+NOT_TIMED = f"{NOT_REACHED}, or not timed, at any steps"
 MIN_SHARE = 0.95  # of the resamples must bracket the target for an interval
 
 
@@ -90,8 +91,8 @@ def at_temperature_1(curve: Iterable[Point]) -> Point | None:
     return next((point for point in curve if point.row.setting.temperature == 1), None)
 
 
-def read(curve: Sequence[Point], column: str, target: Point) -> CurvePoint | str:
-    """The curve at the target's value of `column`, or the reason why it has no such point."""
+def point_at(curve: Sequence[Point], column: str, target: Point) -> CurvePoint | str:
+    """The point of a curve at the target's value of `column`, or the reason for its absence."""
     if not curve:
         return "no rows at these steps"
     if column not in target.entropy or any(column not in point.entropy for point in curve):
@@ -101,7 +102,7 @@ def read(curve: Sequence[Point], column: str, target: Point) -> CurvePoint | str
     if np.isnan(log_ppl[0]):
         temperatures = ", ".join(f"{point.row.setting.temperature:g}" for point in curve)
         return (
-            f"{NOT_REACHED}{goal[0]:.4g} is outside {x[:, 0].min():.4g} to {x[:, 0].max():.4g} "
+            f"{NOT_REACHED}: {goal[0]:.4g} is outside {x[:, 0].min():.4g} to {x[:, 0].max():.4g} "
             f"(temperatures {temperatures})"
         )
 

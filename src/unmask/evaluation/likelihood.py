@@ -95,11 +95,6 @@ def summed(batches: Iterable[Tensor], tokens: int) -> Scores:
     return Scores(nats, torch.full((len(nats),), tokens))
 
 
-def unit_of(convention: Convention) -> str:
-    """The name of exp(mean nats per token) under a convention."""
-    return f"perplexity {'bound' if convention == 'bound' else 'by convention mdlm'}"
-
-
 @torch.no_grad()
 def next_token_batches(
     predictor: NextTokenModel, x0: Tokens, *, start: int | None = None, batch_size: int = 8

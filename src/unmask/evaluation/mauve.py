@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +10,6 @@ from torch import Tensor
 from unmask.evaluation.judges import TextSet
 from unmask.evaluation.measure import Measure, over_seeds
 from unmask.extras import needs_extra
-
-Features: TypeAlias = Callable[[TextSet], Tensor]  # texts -> [n, D], as `Judge.features`
 
 MIN_TEXTS = 20  # mauve-text makes at least two clusters, of ten texts each
 
@@ -52,8 +49,16 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
 
 
 def mauve_against(
-    features: Features, real: TextSet, seeds: int = 5
+    features: Callable[[TextSet], Tensor], real: TextSet, seeds: int = 5
 ) -> Callable[[TextSet], Measure]:
-    """A function texts -> `mauve` against the real texts, whose features are computed once."""
+    """A function that maps texts to their `mauve` against real texts.
+
+    The features of the real texts are computed once.
+
+    Args:
+        features: texts -> features [n, D], such as `Judge.features`.
+        real: the real texts.
+        seeds: see `mauve`.
+    """
     real_features = features(real)
     return lambda texts: mauve(real_features, features(texts), seeds)

@@ -14,7 +14,6 @@ from unmask.evaluation.likelihood import (
     nelbo_batches,
     next_token_batches,
     summed,
-    unit_of,
 )
 from unmask.evaluation.step_bound import step_bound_batches
 from unmask.models.model import CausalModel, Model
@@ -87,9 +86,11 @@ def bound_rule(
             generator=generator(seed, device=x0.device),
         )
 
-    kind = "upper bound" if convention == "bound" else "convention of MDLM's tables, not a bound"
+    kind, unit = "upper bound", "perplexity bound"
+    if convention != "bound":
+        kind, unit = "convention of MDLM's tables, not a bound", "perplexity by convention mdlm"
     words = f"{kind}, {passes} noise levels a row, seed {seed}; products in {model.precision}"
-    return ScoringRule(batches, batch_size, passes, 0, unit_of(convention), words)
+    return ScoringRule(batches, batch_size, passes, 0, unit, words)
 
 
 def step_rule(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from unmask.evaluation.answers import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
-from unmask.evaluation.interpolation import Estimate
+from unmask.evaluation.interpolation import NOT_REACHED, NOT_TIMED, Estimate
 from unmask.evaluation.measure import ENTROPIES, GEN_PPL, Row
 
 BETTER, WORSE, EQUAL = "better", "worse", "no difference seen"
-OPEN, NOT_REACHED = "no interval", "not reached"
+OPEN = "no interval"
 UNKNOWN = {OPEN, NOT_REACHED}
 NO_CLAIM = "no claim"
 
@@ -159,7 +159,7 @@ def _equal_seconds(column: str, entries: list[EqualSeconds]) -> Finding:
     ]
     return Finding(
         f"Equal seconds and {ENTROPIES[column]}, against a temperature-scaled teacher",
-        details=details or ["not reached, or not timed, at any steps"],
+        details=details or [NOT_TIMED],
     )
 
 
@@ -202,8 +202,8 @@ def _gain(gain: Estimate) -> str:
 
 def reasons_against_claim(
     teacher: Sequence[Row], student: Sequence[Row], baselines: Sequence[Row], data: Row | None
-) -> list[str]:
-    """The reasons against a claim about the student, one clause each; empty if a claim is allowed.
+) -> Iterator[str]:
+    """Yield the reasons against a claim about the student, one clause each.
 
     Args:
         teacher: rows at temperature 1.
@@ -212,12 +212,6 @@ def reasons_against_claim(
             context.
         data: the row of real text.
     """
-    return list(_reasons(teacher, student, baselines, data))
-
-
-def _reasons(
-    teacher: Sequence[Row], student: Sequence[Row], baselines: Sequence[Row], data: Row | None
-) -> Iterator[str]:
     best = max(teacher, key=lambda row: row.setting.steps)
     protocol = best.protocol
     if protocol.read_by_judge:
