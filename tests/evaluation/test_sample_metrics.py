@@ -13,6 +13,7 @@ from unmask.evaluation.measure import (
     Setting,
     require_same_protocol,
 )
+from unmask.evaluation.metrics import completion_disagreement
 from unmask.evaluation.sample_metrics import (
     baseline_rows,
     draw_and_measure,
@@ -72,8 +73,11 @@ def test_a_row_holds_every_measure_of_a_timed_draw():
             protocol,
             replace(SETTING, steps=2, temperature=temperature),
             name="student",
-            complete=partial(model.complete, 2, temperature),
-            texts=texts,
+            on_real_text={
+                "completion_disagreement": partial(
+                    completion_disagreement, partial(model.complete, 2, temperature), texts, 4
+                )
+            },
             warmup=1,
         )
         for temperature in (0.5, 1.0)
@@ -116,8 +120,6 @@ def test_a_row_that_contradicts_its_protocol_is_refused():
             replace(PROTOCOL, judge=replace(JUDGE.identity, revision="1")),
             SETTING,
         )
-    with pytest.raises(ValueError, match=r"^complete or texts "):
-        draw_and_measure(lambda: drawn, JUDGE, PROTOCOL, SETTING, name="x", texts=drawn.tokens)
 
 
 def test_naive_rows_show_which_measure_can_be_gamed():

@@ -18,9 +18,9 @@ from unmask.evaluation.measure import (
     protocol_words,
     require_same_protocol,
 )
+from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import (
     EvalContext,
-    EvalSettings,
     MeasuredRow,
     measure,
     measure_baselines,
@@ -115,14 +115,13 @@ def test_real_texts_are_spread_over_all_held_out_rows(
     scene = EvalContext(study, judge, real, "digest")
     seen = []
 
-    def completion(*_):
-        return lambda pinned: seen.append(pinned) or pinned.abs()
+    def disagreement(complete, texts, completions):
+        seen.append((texts[:, 0].tolist(), completions))
+        return torch.zeros(len(texts), dtype=torch.float64)
 
-    monkeypatch.setattr(sweep, "_completion", completion)
+    monkeypatch.setattr(sweep, "completion_disagreement", disagreement)
     next(measure("teacher", teacher, scene, [1], [1.0]))
-    (pinned,) = seen
-    first_ids = [1 + row for row in [40, 120, 200, 280, 360] for _ in range(2)]
-    assert pinned.max(dim=1).values.tolist() == first_ids
+    assert seen == [([1 + row for row in [40, 120, 200, 280, 360]], 2)]
     assert scene.real_texts[:, 0].tolist() == (1 + evenly_spaced(400, 10)).tolist()
     compared = replace(scene, study=replace(study, samples=20, mauve_seeds=1))
     early, late = compared.real_texts, compared.reference_texts

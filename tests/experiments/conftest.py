@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from toy_recipes import shrink
-from unmask.evaluation.sweep import EvalSettings
+from unmask.evaluation.settings import EvalSettings
 from unmask.experiments.driver import run_plan
 from unmask.experiments.frontier_report import FrontierReport
 from unmask.experiments.plan import Cell, Plan, PlanTeacher

@@ -15,7 +15,7 @@ from toy_recipes import shrink
 from unmask.cli.main import main
 from unmask.evaluation import sweep
 from unmask.evaluation.measure import UnequalProtocols, require_same_protocol
-from unmask.evaluation.sweep import EvalSettings
+from unmask.evaluation.settings import EvalSettings
 from unmask.experiments.driver import run_plan
 from unmask.experiments.paper_table import RoundRows, precision_rows, record, table_lines
 from unmask.experiments.plan import FAILURE, Cell, Plan, PlanTeacher, Run

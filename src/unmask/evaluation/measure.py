@@ -21,6 +21,7 @@ from unmask.evaluation.bootstrap import Floats, pooled_mean, resamples
 GEN_PPL, MAUVE, REVERSE = "gen_ppl", "mauve", "reverse_ppl"
 NATS, TOKENS = "nats", "tokens"  # per-sample columns that give gen_ppl
 SECONDS = "seconds"  # wall clock time per sample
+UNIGRAM = "unigram draws"  # name of a row of baseline texts
 ENTROPIES = {  # column -> its name in a sentence
     "entropy": "unigram entropy",
     "pooled_entropy": "pooled 4-gram entropy",

@@ -16,6 +16,7 @@ from unmask.evaluation.measure import (
     NATS,
     SECONDS,
     TOKENS,
+    UNIGRAM,
     EvaluationProtocol,
     Measure,
     Row,
@@ -26,14 +27,12 @@ from unmask.rng import generator
 from unmask.samplers.sample import Samples
 from unmask.types import PerSequence, Tokens
 
-_UNITS = {
+UNITS = {  # of the columns of a row that become measures
     "entropy": "nats",
     "pooled_entropy": "nats",
     "completion_disagreement": "share of positions",
 }
 
-
-Complete: TypeAlias = Callable[[Tokens], Tokens]  # pinned ids [k, L], -1 where free -> ids [k, L]
 SetMetric: TypeAlias = Callable[[Samples], Measure]  # compares a set of texts with real texts
 
 
@@ -51,7 +50,7 @@ def measure_row(
     setting: Setting,
     *,
     seconds: Measure | None = None,
-    disagreement: PerSequence | None = None,
+    on_real_text: Mapping[str, PerSequence] | None = None,
     set_metrics: Mapping[str, SetMetric] | None = None,
 ) -> Row:
     """Every measure of a set of texts.
@@ -63,7 +62,7 @@ def measure_row(
         protocol: the protocol of the row; the texts and the judge must fit it.
         setting: how the texts were drawn; its `nfe` is replaced by the counted calls.
         seconds: wall clock time per sample.
-        disagreement: `metrics.completion_disagreement` of the same model in the same setting, one
+        on_real_text: columns of the same model in the same setting, by a name of `UNITS`, with a
             value per real text.
         set_metrics: further measures of the whole set, by name.
     """
@@ -80,13 +79,12 @@ def measure_row(
         )
     scores = judge(judge_input(drawn, judge))
     columns = {"entropy": metrics.entropy(tokens), "pooled_entropy": metrics.pooled_entropy(tokens)}
-    if disagreement is not None:
-        columns["completion_disagreement"] = disagreement
+    columns |= on_real_text or {}
     measures = {GEN_PPL: perplexity(scores, f"perplexity under {judge.identity.name}")}
     if scores.bytes is not None:
         measures["bits_per_byte"] = bits_per_byte(scores)
     for key, values in columns.items():
-        measures[key] = measure.mean(values.numpy(), _UNITS[key])
+        measures[key] = measure.mean(values.numpy(), UNITS[key])
     measures |= _repetition(tokens)
     for key, metric in (set_metrics or {}).items():
         measures[key] = metric(drawn)
@@ -133,8 +131,7 @@ def draw_and_measure(
     setting: Setting,
     *,
     name: str,
-    complete: Complete | None = None,
-    texts: Tokens | None = None,
+    on_real_text: Mapping[str, Callable[[], PerSequence]] | None = None,
     set_metrics: Mapping[str, SetMetric] | None = None,
     warmup: int = 0,
     device: torch.device | str = "cpu",
@@ -144,23 +141,16 @@ def draw_and_measure(
     Args:
         draw: draws the texts; two rows are paired only if both use the same latents.
         judge: the judge that gives gen_ppl.
-        protocol: the protocol of the row; it also counts the completions of each text.
+        protocol: the protocol of the row.
         setting: how `draw` draws.
         name: the row's name.
-        complete: completes half-masked texts in the same setting.
-        texts: real texts [T, L] to complete.
+        on_real_text: measurements of the same model in the same setting on real text, by the name
+            of their column: () -> a value per real text.
         set_metrics: see `measure_row`.
         warmup: draws before the timed one.
         device: device to synchronise with.
     """
-    if (complete is None) != (texts is None):
-        raise ValueError(
-            "complete or texts is missing: completion disagreement needs both; give both or neither"
-        )
     run = timed(draw, repeats=1, warmup=warmup, device=device)
-    disagreement = None
-    if complete is not None and texts is not None:
-        disagreement = metrics.completion_disagreement(complete, texts, protocol.completions).cpu()
     return measure_row(
         name,
         run.result,
@@ -168,7 +158,7 @@ def draw_and_measure(
         protocol,
         setting,
         seconds=run.measure(per=protocol.samples, unit="s a sample"),
-        disagreement=disagreement,
+        on_real_text={key: column().cpu() for key, column in (on_real_text or {}).items()},
         set_metrics=set_metrics,
     )
 
@@ -205,7 +195,7 @@ def baseline_rows(
     count = real.flatten().bincount(minlength=vocab_size).double()
     sets = {
         "uniform tokens": _multinomial(allowed, real, source),
-        "unigram draws": _multinomial(count, real, source),
+        UNIGRAM: _multinomial(count, real, source),
         "one text repeated": real[:1].expand_as(real),
         "data": real,
     }

@@ -22,23 +22,23 @@ from unmask.evaluation.measure import (
     Setting,
     over_seeds,
 )
+from unmask.evaluation.metrics import completion_disagreement
 from unmask.evaluation.reverse_perplexity import reverse_perplexity
 from unmask.evaluation.sample_metrics import (
-    Complete,
     SetMetric,
     baseline_rows,
     draw_and_measure,
     judge_input,
     not_drawn,
 )
-from unmask.evaluation.settings import EvalSettings as EvalSettings
+from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.timing import timed
 from unmask.models.denoiser import AUTOREGRESSIVE
 from unmask.models.model import CausalModel, LanguageModel, Model
 from unmask.samplers.categorical import DRAW_LABELS, PRECISION
 from unmask.samplers.options import named
 from unmask.samplers.sample import Samples, sample
-from unmask.types import Tokens
+from unmask.types import PerSequence, Tokens
 
 REPORT = "report.json"  # file of a measured frontier
 
@@ -152,7 +152,6 @@ def measure(
     context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
     setting, set_metrics = setting_of(model, study), _set_metrics(context, model)
-    completing = model.completes_texts and study.texts > 0
     warmup = 1  # draws that are not timed, once
     for count in steps:
         rows, seconds = [], []
@@ -169,8 +168,7 @@ def measure(
                     context.protocol,
                     row_setting,
                     name=name,
-                    complete=_completion(model, study, row_setting) if completing else None,
-                    texts=context.texts_to_complete if completing else None,
+                    on_real_text=_on_real_text(model, context, row_setting),
                     set_metrics=set_metrics,
                     warmup=warmup,
                     device=model.device,
@@ -276,7 +274,18 @@ def draw_row(
     )
 
 
-def _completion(model: Model | CausalModel, study: EvalSettings, setting: Setting) -> Complete:
+def _on_real_text(
+    model: Model | CausalModel, context: EvalContext, setting: Setting
+) -> dict[str, Callable[[], PerSequence]]:
+    """The measurements of a model in one setting that use real text, by their columns in a row.
+
+    A measure of a model that does not depend on the drawn texts belongs here. Its unit stands in
+    `sample_metrics.UNITS`.
+    """
+    study = context.study
+    if not (model.completes_texts and study.texts):
+        return {}
+
     def complete(pinned: Tokens) -> Tokens:
         drawn = sample(
             model,
@@ -293,7 +302,9 @@ def _completion(model: Model | CausalModel, study: EvalSettings, setting: Settin
         )
         return drawn.tokens.cpu()
 
-    return complete
+    texts = context.texts_to_complete
+    disagreement = partial(completion_disagreement, complete, texts, study.completions)
+    return {"completion_disagreement": disagreement}
 
 
 def measure_baselines(context: EvalContext, model: LanguageModel) -> list[MeasuredRow]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from unmask.evaluation.answers import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.interpolation import NOT_REACHED, NOT_TIMED, Estimate
-from unmask.evaluation.measure import ENTROPIES, GEN_PPL, Row
+from unmask.evaluation.measure import ENTROPIES, GEN_PPL, UNIGRAM, Row
 
 BETTER, WORSE, EQUAL = "better", "worse", "no difference seen"
 OPEN = "no interval"
@@ -16,7 +16,6 @@ NO_CLAIM = "no claim"
 
 MIN_TEXTS = 16  # per row: with fewer, 95 % intervals often miss the truth (benchmarks/coverage.py)
 MAX_REPEATED = 0.5  # share of 4-grams that repeat the same text or another text
-UNIGRAM = "unigram draws"
 
 
 @dataclass(frozen=True)

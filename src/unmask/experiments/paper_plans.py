@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, assert_never
 
-from unmask.evaluation.sweep import EvalSettings
+from unmask.evaluation.settings import EvalSettings
 from unmask.experiments.paper_table import RoundRows
 from unmask.experiments.plan import Cell, Plan, PlanTeacher
 from unmask.experiments.plans import consistency

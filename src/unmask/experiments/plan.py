@@ -14,7 +14,8 @@ from typing import ClassVar, Protocol
 from unmask.cli.console import Progress
 from unmask.dataclass_json import read_json
 from unmask.evaluation.judges import Judge
-from unmask.evaluation.sweep import EvalContext, EvalSettings, MeasuredRow
+from unmask.evaluation.settings import EvalSettings
+from unmask.evaluation.sweep import EvalContext, MeasuredRow
 from unmask.models.model import CausalModel, Model, causal_model, diffusion_model
 from unmask.objectives.rounds import Rounds
 from unmask.recipes.data import TrainingData

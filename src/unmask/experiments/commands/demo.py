@@ -8,7 +8,8 @@ from pathlib import Path
 
 from unmask.cli.console import follow, parse, remark, result_folder, say, table
 from unmask.dataclass_json import LARGEST_REPORT, read_json
-from unmask.evaluation.sweep import REPORT, EvalSettings
+from unmask.evaluation.settings import EvalSettings
+from unmask.evaluation.sweep import REPORT
 from unmask.evaluation.verdict import Finding
 from unmask.experiments.driver import run_plan
 from unmask.experiments.plans import SHIPPED, demo
