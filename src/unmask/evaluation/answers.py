@@ -1,10 +1,10 @@
 """The frontier of quality against diversity, and its three questions, as pure functions of rows.
 
 1. Same steps: the student's gain over the teacher, both at temperature 1.
-2. Equal entropy: its gain over a teacher whose temperature gives it the same diversity, for three
-   measures of diversity; and the same at equal seconds.
-3. Speed: the fewest calls, and seconds, with which it is as good as the teacher at its most steps,
-   at that teacher's diversity.
+2. Equal entropy: the student's gain over a teacher whose temperature gives it the same diversity.
+   There are three measures of diversity. A second comparison is also at equal seconds.
+3. Speed: the fewest calls and seconds with which the student is as good as the reference. The
+   reference is the teacher at its largest step count, and the diversity is that of the reference.
 
 A gain is gen_ppl of the teacher / gen_ppl of the student: above 1 the student is better. `verdict`
 puts the answers into words.
@@ -102,9 +102,11 @@ class Speed:
         model: "student" or "temperature_teacher" (the effect of temperature alone)
         reference_steps: steps of that teacher
         reference: gen_ppl of that teacher
+        steps: the fewest steps that are good enough; None: no step count is
         calls: nfe of the reference / nfe at these steps
         seconds: seconds of the reference / seconds at these steps
         support: share of resamples in which these steps are good enough
+        reason: the step counts that are not good enough, each with its fault
     """
 
     column: str
@@ -120,7 +122,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Answers:
-    """All answers, in order of column and steps."""
+    """The answers to all questions, in order of column and steps."""
 
     same_steps: list[SameSteps]
     equal_entropy: list[EqualEntropy]

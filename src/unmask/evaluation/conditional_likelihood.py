@@ -33,15 +33,15 @@ def conditional_nelbo(
     """Estimate a bound on -log p(x0[target] | other tokens of x0); context tokens get no noise.
 
     Masked diffusion: a draw masks k of the M targets, with k uniform on 1 .. M and random
-    positions, and weighs their -log p by M / k. This is -log p in a random order, each token given
-    those before it. For a denoiser with the exact p(x0_i | z) it is the likelihood itself.
-    Masking each target independently, as in training, has the same mean and more variance (Nie et
-    al. 2025, arXiv 2502.09992, use the same estimator). The network input alpha is the visible
-    share of the targets, as in sampling after a prompt.
+    positions, and weighs their -log p by M / k. The mean is -log p of the targets in a random
+    order, each given the earlier ones. For a denoiser with the exact p(x0_i | z) the mean is the
+    exact -log p. Nie et al. 2025 (arXiv 2502.09992) use the same estimator. Independent masks, as
+    in training, have the same mean and more variance. The network input alpha is the visible share
+    of the targets, as in sampling after a prompt.
 
     Uniform noise: a draw is an alpha ~ U(0, 1) and the bound's integrand at the targets. The
-    network gets one alpha for all tokens, so it also assumes noise in the context, and the bound
-    is loose. Both k and alpha are stratified over the draws.
+    network gets one alpha for all tokens, so it also assumes noise in the context. The bound is
+    therefore loose. Both k and alpha are stratified over the draws.
 
     Args:
         denoiser: the network.

@@ -19,7 +19,7 @@ class FrontierEvent:
     Attributes:
         done: rows measured so far
         total: rows in all
-        name: name of the report's list that got the new row
+        name: name of the list of the report to which the new row belongs
         measured: the new row
         rows: all rows so far, by the name of their list
     """
@@ -40,8 +40,8 @@ def frontier(
         teacher: the teacher.
         student: the student, with the teacher's tokenizer and noise process.
         context: judge, real text and settings.
-        autoregressive: a judge of ours; its own texts become a row if its training rows are at
-            least as long as the texts.
+        autoregressive: an autoregressive model of ours. Its texts become a row if its training rows
+            are at least as long as the texts.
 
     Yields:
         An event per row of a model.
@@ -84,7 +84,7 @@ def frontier(
 def build_report(
     rows: Mapping[str, Sequence[MeasuredRow]], doubts: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The rows, the answers, and the verdict, as JSON values.
+    """Build the contents of report.json: rows, answers and verdict as JSON values.
 
     Args:
         rows: rows by the name of their list, as `frontier` yields them.

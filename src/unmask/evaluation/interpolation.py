@@ -19,7 +19,7 @@ from unmask.evaluation.measure import ENTROPIES, NATS, SECONDS, TOKENS, Row
 
 NOT_REACHED = "not reached"
 NOT_TIMED = f"{NOT_REACHED}, or not timed, at any steps"
-MIN_SHARE = 0.95  # of the resamples must bracket the target for an interval
+MIN_SHARE = 0.95  # share of the resamples that must bracket the target for an interval
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Point:
-    """A row under every resample: log gen_ppl [1 + draws], and each entropy [1 + draws]."""
+    """A row under every resample.
+
+    Attributes:
+        log_ppl: log gen_ppl [1 + draws]
+        entropy: each entropy [1 + draws], by its column
+    """
 
     row: Row
     log_ppl: Floats
@@ -46,7 +51,13 @@ class Point:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A curve at a target: log gen_ppl [1 + draws] (NaN outside), calls and seconds per sample."""
+    """The point of a curve at a target.
+
+    Attributes:
+        log_ppl: log gen_ppl [1 + draws]; NaN in resamples whose target is outside the curve
+        nfe: network calls per sample
+        seconds: wall clock time per sample; None if a row of the curve was not timed
+    """
 
     log_ppl: Floats
     nfe: float

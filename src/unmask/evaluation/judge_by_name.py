@@ -55,11 +55,12 @@ def judge(
             of table 3 of the MCD paper (`evaluation.huggingface`).
         tokenizer: the judged model's. A judge of ours with the same tokenizer scores token ids;
             every other judge scores texts.
-        length: tokens of a text, for such a judge; None: the length of its training rows.
+        length: tokens of a text, for a judge that scores token ids; None: the length of the judge's
+            training rows.
         device: device of the judge.
 
     Returns:
-        The judge, for `generative_perplexity(texts, judge)`, or for token ids as said above.
+        The judge. It scores texts, or token ids if the models share a tokenizer.
     """
     if name == "smollm2":
         return smollm2_judge(device=device)

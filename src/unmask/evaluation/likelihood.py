@@ -110,6 +110,9 @@ def next_token_batches(
 
     Yields:
         Nats [n], float64, of one network call; zero for the rows of other calls.
+
+    Raises:
+        ValueError: for a wrong shape.
     """
     if not (x0.dim() == 2 and len(x0) and x0.shape[1] >= (2 if start is None else 1)):
         raise ValueError(

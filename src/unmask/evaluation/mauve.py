@@ -40,7 +40,7 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
         from mauve import compute_mauve
     p, q = (np.ascontiguousarray(table.detach().cpu().float().numpy()) for table in (real, drawn))
     results = [compute_mauve(p_features=p, q_features=q, seed=seed) for seed in range(seeds)]
-    # For equal histograms the package's curve is one point, which rounding splits: area 0.75.
+    # Equal histograms give a curve of one point. Rounding splits it, and the area becomes 0.75.
     values = [
         1.0 if np.array_equal(result.p_hist, result.q_hist) else min(1.0, float(result.mauve))
         for result in results

@@ -21,8 +21,8 @@ _HALVES = 0x48414C46  # random stream of the positions that `half_masked` masks
 def entropy(tokens: Tokens) -> PerSequence:
     """Unigram entropy of each sample's token ids, -sum_v (c_v/L) ln(c_v/L): [n] nats, at most ln L.
 
-    As in Duo (arXiv 2506.10892), without a correction for L. It does not detect that all samples
-    are the same text.
+    As in Duo (arXiv 2506.10892), without a correction for L. The entropy does not show whether all
+    samples are the same text.
 
     >>> entropy(torch.tensor([[5, 5, 5, 5], [1, 2, 1, 2]]))
     tensor([0.0000, 0.6931], dtype=torch.float64)
@@ -38,7 +38,7 @@ def entropy(tokens: Tokens) -> PerSequence:
 def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
     """Entropy of the n-grams of all samples together, nats: the mean of the returned values [rows].
 
-    A sample's value is the mean of -ln(share of the pool) over its n-grams. This is also the
+    A sample's value is the mean of -ln(share of the pool) over its n-grams. The value is also the
     influence of the sample on the entropy, so the spread of the values gives the standard error.
     The entropy grows with the number of samples: compare at equal n.
 
@@ -50,7 +50,7 @@ def pooled_entropy(tokens: Tokens, n: int = 4) -> PerSequence:
 
 
 def repetition(tokens: Tokens, n: int) -> PerSequence:
-    """Share of a sample's n-grams that repeat an earlier one of it: 1 - distinct / all, [rows].
+    """Share of a sample's n-grams that repeat an earlier n-gram: 1 - distinct / all, [rows].
 
     >>> repetition(torch.tensor([[1, 2, 1, 2, 1]]), 2)
     tensor([0.5000], dtype=torch.float64)
@@ -59,7 +59,7 @@ def repetition(tokens: Tokens, n: int) -> PerSequence:
 
 
 def distinct_n(tokens: Tokens, n: int) -> PerSequence:
-    """distinct-n, distinct / all n-grams of the whole set: the mean of the returned values [rows].
+    """Distinct / all n-grams of the set (distinct-n): the mean of the returned values [rows].
 
     >>> distinct_n(torch.tensor([[1, 2, 3], [1, 2, 3]]), 2).mean()
     tensor(0.5000, dtype=torch.float64)
@@ -71,8 +71,8 @@ def distinct_n(tokens: Tokens, n: int) -> PerSequence:
 def overlap(tokens: Tokens, n: int = 4, subset: int = 64) -> PerSequence:
     """Share of a sample's n-grams in another sample, mean over the others: [min(rows, subset)].
 
-    It covers every ordered pair of the first `subset` rows. It is 1 if all samples are one text,
-    for any entropy of that text.
+    The mean covers every ordered pair of the first `subset` rows. It is 1 if all samples are one
+    text, whatever the entropy of this text.
 
     >>> overlap(torch.tensor([[1, 2, 3], [1, 2, 4]]), n=2)
     tensor([0.5000, 0.5000], dtype=torch.float64)
@@ -109,7 +109,8 @@ def completion_disagreement(
     entropy and loses this diversity.
 
     Args:
-        complete: pinned ids [T completions, L], -1 where free -> ids of that shape, independent.
+        complete: function from pinned ids [T completions, L], -1 at free positions, to independent
+            ids of this shape.
         texts: real rows [T, L]; entry i of the result belongs to text i, for every model.
         completions: completions per text, at least 2.
         share: share of the positions that are masked.

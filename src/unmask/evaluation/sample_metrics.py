@@ -11,9 +11,12 @@ from torch import Tensor
 
 from unmask.evaluation import measure, metrics
 from unmask.evaluation.judges import Judge, TextSet, bits_per_byte, perplexity
+from unmask.evaluation.mauve import mauve_against
 from unmask.evaluation.measure import (
     GEN_PPL,
+    MAUVE,
     NATS,
+    REVERSE,
     SECONDS,
     TOKENS,
     UNIGRAM,
@@ -22,7 +25,10 @@ from unmask.evaluation.measure import (
     Row,
     Setting,
 )
+from unmask.evaluation.reverse_perplexity import reverse_perplexity
+from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.timing import timed
+from unmask.models.model import LanguageModel
 from unmask.rng import generator
 from unmask.samplers.sample import Samples
 from unmask.types import PerSequence, Tokens
@@ -40,6 +46,36 @@ def not_drawn(tokens: Tokens, decode: Callable[[Sequence[int]], str] | None) -> 
     """Texts [n, L] that no model drew, as samples without network calls."""
     texts = None if decode is None else [decode(row) for row in tokens.tolist()]
     return Samples(tokens, texts, nfe=torch.zeros(len(tokens), dtype=torch.int64), calls=0)
+
+
+def decoder(model: LanguageModel) -> Callable[[Sequence[int]], str] | None:
+    """The function from ids to text of a model; None without a tokenizer."""
+    return None if model.tokenizer is None else model.tokenizer.decode
+
+
+def set_metrics_of(
+    model: LanguageModel, judge: Judge, study: EvalSettings, reference: Tokens
+) -> dict[str, SetMetric]:
+    """MAUVE and reverse perplexity, each if its number of seeds in the settings is not 0.
+
+    Args:
+        model: the model that draws the texts.
+        judge: the judge that gives the features of MAUVE.
+        study: the settings.
+        reference: real texts [n, L] to compare sets of texts with.
+    """
+    set_metrics: dict[str, SetMetric] = {}
+    if study.mauve_seeds:
+        real_texts = judge_input(not_drawn(reference, decoder(model)), judge)
+        likeness = mauve_against(judge.features, real_texts, study.mauve_seeds)
+        set_metrics[MAUVE] = lambda drawn: likeness(judge_input(drawn, judge))
+    if study.reverse_seeds:
+        size, device = model.vocab_size, model.device
+        real = reference.to(device)
+        set_metrics[REVERSE] = lambda drawn: reverse_perplexity(
+            drawn.tokens.to(device), real, size, study.reverse_seeds
+        )
+    return set_metrics
 
 
 def measure_row(
@@ -60,7 +96,7 @@ def measure_row(
         drawn: the texts.
         judge: the judge that gives gen_ppl.
         protocol: the protocol of the row; the texts and the judge must fit it.
-        setting: how the texts were drawn; its `nfe` is replaced by the counted calls.
+        setting: model and options of the draw; the counted calls replace its `nfe`.
         seconds: wall clock time per sample.
         on_real_text: columns of the same model in the same setting, by a name of `UNITS`, with a
             value per real text.
@@ -142,7 +178,7 @@ def draw_and_measure(
         draw: draws the texts; two rows are paired only if both use the same latents.
         judge: the judge that gives gen_ppl.
         protocol: the protocol of the row.
-        setting: how `draw` draws.
+        setting: model and options of `draw`.
         name: the row's name.
         on_real_text: measurements of the same model in the same setting on real text, by the name
             of their column: () -> a value per real text.

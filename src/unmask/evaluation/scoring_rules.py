@@ -102,7 +102,7 @@ def step_rule(
     batch_size: int = 64,
     seed: int = 0,
 ) -> ScoringRule:
-    """The N-step bound of a diffusion model: the module `step_bound` has the formula.
+    """The rule of a sampler of N steps: the N-step bound, whose formula is in `step_bound`.
 
     Args:
         model: the model.

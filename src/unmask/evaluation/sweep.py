@@ -11,7 +11,7 @@ from typing import Any
 from unmask import __version__
 from unmask.data.packing import Rows, evenly_spaced
 from unmask.evaluation.judges import Judge
-from unmask.evaluation.mauve import MIN_TEXTS, mauve_against
+from unmask.evaluation.mauve import MIN_TEXTS
 from unmask.evaluation.measure import (
     MAUVE,
     REVERSE,
@@ -23,13 +23,11 @@ from unmask.evaluation.measure import (
     over_seeds,
 )
 from unmask.evaluation.metrics import completion_disagreement
-from unmask.evaluation.reverse_perplexity import reverse_perplexity
 from unmask.evaluation.sample_metrics import (
-    SetMetric,
     baseline_rows,
+    decoder,
     draw_and_measure,
-    judge_input,
-    not_drawn,
+    set_metrics_of,
 )
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.timing import timed
@@ -48,8 +46,8 @@ class MeasuredRow:
     """A row and its origin.
 
     Attributes:
-        shipped: it came with the package
-        timed: its seconds were measured on this machine (for shipped rows)
+        shipped: True for a row that came with the package
+        timed: True for a shipped row whose seconds were measured on this machine
     """
 
     row: Row
@@ -65,6 +63,8 @@ class EvalContext:
     """Judge, real text and settings that all rows of an evaluation share.
 
     Attributes:
+        study: size and settings
+        judge: the judge that gives gen_ppl
         real: held-out rows [m, L]
         data: digest of the documents
         known_rows: rows that were measured earlier, of any model
@@ -129,8 +129,8 @@ class EvalContext:
     def reference_texts(self) -> Tokens:
         """Other real texts to compare sets of texts with, [samples, L].
 
-        They come from the second half of the rows, and `real_texts` then come from the first. The
-        two share at most one document, so they share hardly any names.
+        They come from the second half of the held-out rows, so that a set metric compares
+        two halves. The halves share at most one document, so they share hardly any names.
         """
         half = len(self.real) // 2
         return self.real[half + evenly_spaced(len(self.real) - half, self.study.samples)]
@@ -147,12 +147,21 @@ def measure(
 
     Rows of `context.known_rows` are not measured again. Seconds do not depend on the temperature,
     so all rows measured here at one step count get the median of their seconds. Seconds of another
-    machine are not comparable: a shipped row gets this median too, or that of one timed draw.
+    machine are not comparable. A shipped row therefore gets this median too, or the seconds of one
+    timed draw.
+
+    Args:
+        name: name of the rows.
+        model: the model that draws the texts.
+        context: judge, real text and settings.
+        steps: step counts; the length of the texts for an autoregressive model.
+        temperatures: temperatures at each step count.
     """
     context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
-    setting, set_metrics = setting_of(model, study), _set_metrics(context, model)
-    warmup = 1  # draws that are not timed, once
+    setting = setting_of(model, study)
+    set_metrics = set_metrics_of(model, context.judge, study, context.reference_texts)
+    warmup = 1  # untimed draws before the first timed draw
     for count in steps:
         rows, seconds = [], []
         for temperature in temperatures:
@@ -218,31 +227,10 @@ def _is_complete(row: Row, name: str, setting: Setting, context: EvalContext) ->
 
 
 def matches(row: Row, name: str, setting: Setting, protocol: EvaluationProtocol) -> bool:
-    """Whether a row has this name, protocol and setting; `setting.nfe` is 0, as it is measured."""
+    """Whether a row has this name, protocol and setting; `setting.nfe` is 0."""
     return (
         row.name == name and row.protocol == protocol and replace(row.setting, nfe=0.0) == setting
     )
-
-
-def _set_metrics(context: EvalContext, model: LanguageModel) -> dict[str, SetMetric]:
-    """MAUVE and reverse perplexity, as far as the settings include them."""
-    study, judge = context.study, context.judge
-    set_metrics: dict[str, SetMetric] = {}
-    if study.mauve_seeds:
-        reference = judge_input(not_drawn(context.reference_texts, _decoder(model)), judge)
-        likeness = mauve_against(judge.features, reference, study.mauve_seeds)
-        set_metrics[MAUVE] = lambda drawn: likeness(judge_input(drawn, judge))
-    if study.reverse_seeds:
-        size, device = model.vocab_size, model.device
-        real = context.reference_texts.to(device)
-        set_metrics[REVERSE] = lambda drawn: reverse_perplexity(
-            drawn.tokens.to(device), real, size, study.reverse_seeds
-        )
-    return set_metrics
-
-
-def _decoder(model: LanguageModel) -> Callable[[Sequence[int]], str] | None:
-    return None if model.tokenizer is None else model.tokenizer.decode
 
 
 def settings_for(model: LanguageModel, study: EvalSettings) -> EvalSettings:
@@ -257,16 +245,28 @@ def draw_row(
     steps: int,
     temperature: float,
     top_p: float = 1.0,
+    pinned: Tokens | None = None,
 ) -> Samples:
-    """Draw the texts of a row, `length` tokens each."""
+    """Draw the texts of a row, or completions that are independent of these texts.
+
+    Args:
+        model: the model.
+        study: number of texts, seed, sampler and draw.
+        length: tokens per text.
+        steps: steps of the sampler.
+        temperature: temperature of the draw.
+        top_p: probability that nucleus sampling keeps.
+        pinned: ids [n, L] to complete, -1 at free positions; None draws `study.samples` texts.
+    """
     return sample(
         model,
-        study.samples,
+        study.samples if pinned is None else len(pinned),
         length,
         steps,
-        study.seed,
+        study.seed if pinned is None else study.seed + 1,
         temperature,
         top_p,
+        pinned=pinned,
         batch_size=study.batch_size,
         sampler=study.sampler if model.draws_in_steps else None,
         draw=study.draw,
@@ -287,20 +287,8 @@ def _on_real_text(
         return {}
 
     def complete(pinned: Tokens) -> Tokens:
-        drawn = sample(
-            model,
-            len(pinned),
-            pinned.shape[1],
-            setting.steps,
-            study.seed + 1,  # completions are independent of the samples
-            setting.temperature,
-            pinned=pinned,
-            sampler=study.sampler,
-            draw=study.draw,
-            batch_size=study.batch_size,
-            device=model.device,
-        )
-        return drawn.tokens.cpu()
+        length, steps, temperature = pinned.shape[1], setting.steps, setting.temperature
+        return draw_row(model, study, length, steps, temperature, pinned=pinned).tokens.cpu()
 
     texts = context.texts_to_complete
     disagreement = partial(completion_disagreement, complete, texts, study.completions)
@@ -317,9 +305,9 @@ def measure_baselines(context: EvalContext, model: LanguageModel) -> list[Measur
         model.vocab_size,
         context.judge,
         context.protocol,
-        decode=_decoder(model),
+        decode=decoder(model),
         never=[mask_id for mask_id in masks if mask_id is not None],
-        set_metrics=_set_metrics(context, model),
+        set_metrics=set_metrics_of(model, context.judge, context.study, context.reference_texts),
     )
     return [MeasuredRow(row, shipped=False) for row in rows]
 
@@ -340,9 +328,7 @@ def perplexity_after_round(model: Model, context: EvalContext) -> MeasuredRow:
     """A row at `round_steps` steps, without completions: cheap enough for every round."""
     context = replace(context, products=model.precision)
     study, steps = context.study, context.study.round_steps
-    draw: Callable[[], Samples] = partial(
-        draw_row, model, study, context.real.shape[1], steps, temperature=1.0
-    )
+    draw = partial(draw_row, model, study, context.real.shape[1], steps, 1.0)
     setting = replace(setting_of(model, study), steps=steps)
     row = draw_and_measure(
         draw, context.judge, context.protocol, setting, name="round", device=model.device
