@@ -167,6 +167,15 @@ def test_wrong_json(content: object, message: str) -> None:
         from_json(Recipe, content, "recipe")
 
 
+def test_an_objective_without_its_methods_is_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class WithoutTraits:
+        kind: str = "mine"
+
+    with pytest.raises(TypeError, match=r"objective of the recipe 'x' .*WithoutTraits.*traits"):
+        Recipe("x", objective=WithoutTraits())
+
+
 def test_settings_without_effect_are_refused() -> None:
     for change in ({"revealed": "none"}, {"revealed_weight": 4.0}, {"reduction": "masked"}):
         with pytest.raises(

@@ -449,3 +449,19 @@ def test_a_sampler_that_breaks_a_rule_is_refused() -> None:
         run(lambda problem: lambda again: [])
     alpha = torch.zeros(2, dtype=torch.float64)
     run(lambda problem: [FixedStep(problem.free, alpha=alpha)] * 3)  # alphas of its own
+    for wrong in (0.5, torch.tensor(0.5), torch.zeros(1)):
+        with pytest.raises(ValueError, match=r"alpha in the query of step 0 .*want a tensor \[2\]"):
+            run(lambda problem: [FixedStep(problem.free, alpha=cast(Tensor, wrong))])  # noqa: B023
+    for wrong in (None, torch.zeros(2, L), torch.zeros(L, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=rf"text of step 0 .*want a tensor int64 \[2, {L}\]"):
+            run(lambda problem: [ConstantStep(problem.free, text=wrong)])  # noqa: B023
+
+
+@dataclass(frozen=True)
+class ConstantStep(FixedStep):
+    """A step that returns this value."""
+
+    text: object = None
+
+    def __call__(self, z: Tensor, log_probs: LogProbs) -> Tensor:
+        return cast(Tensor, self.text)

@@ -1,15 +1,15 @@
 """An exploding training stops before the bad step and names step, round and term."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from toy_training import Chase, begin, contents, updates
+from toy_training import Chase, Net, begin, contents, updates
 from unmask.objectives.base import Loss
-from unmask.training import LossGuard, TrainingError
+from unmask.training import STUDENT, LossGuard, TrainingError
 
 
 @dataclass
@@ -56,6 +56,53 @@ def test_a_nan_weight_stops_the_first_step() -> None:
         next(iter(state.student.parameters())).fill_(math.nan)
     with pytest.raises(TrainingError, match=r"step 0.*loss is nan"):
         next(updates(state, objective, 1))
+
+
+@dataclass
+class WrongTurn(Chase):
+    """The loss of the student in the turn of a critic."""
+
+    critic: nn.Module = field(default_factory=lambda: Net(seed=3))
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"critic": self.critic}
+
+    def turn(self, step: int) -> str:
+        return "critic" if step == 1 else STUDENT
+
+
+def test_the_loss_of_another_network_stops_the_training() -> None:
+    objective = WrongTurn()
+    state = begin(objective)
+    loop = updates(state, objective, 2)
+    next(loop)
+    before = contents(state)
+    with pytest.raises(TrainingError, match=r"step 1.*critic: loss is .*gradient is 0"):
+        next(loop)
+    assert all(torch.equal(value, before[name]) for name, value in contents(state).items())
+
+
+def test_a_loss_without_gradient_stops_the_training() -> None:
+    class Detached(Chase):
+        def __call__(self, *args: object, **options: object) -> Loss:
+            loss = super().__call__(*args, **options)
+            return replace(loss, per_token=loss.per_token.detach())
+
+    objective = Detached()
+    with pytest.raises(TrainingError, match=r"step 0.*student: loss is .*gradient is 0"):
+        next(updates(begin(objective), objective, 1))
+
+
+def test_a_loss_of_another_type_is_refused() -> None:
+    class Mean(Chase):
+        def __call__(self, *args: object, **options: object) -> Tensor:
+            return super().__call__(*args, **options).per_token.mean()
+
+    objective = Mean()
+    with pytest.raises(TypeError, match=r"objective returned .*Tensor.*Loss"):
+        next(updates(begin(objective), objective, 1))
+    with pytest.raises(TypeError, match=r"weight of a Loss .*float"):
+        Loss(torch.zeros(2, 3), 1.0)
 
 
 def refused_steps(guard: LossGuard, losses: list[float], rounds: list[int]) -> list[int]:

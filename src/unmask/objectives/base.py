@@ -45,6 +45,14 @@ class Loss:
     weight: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in (("per_token", self.per_token), ("weight", self.weight)):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} of a Loss is not a tensor: got a value of type "
+                    f"{type(value).__name__}, want a tensor [B, L]"
+                )
+
 
 class Objective(Protocol):
     """A loss to minimise, and the networks that it needs in addition to the student.

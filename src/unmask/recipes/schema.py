@@ -17,6 +17,7 @@ from unmask.diffusion.schedules import Cosine, LogLinear, NoiseSchedule, Polynom
 from unmask.limits import check_range
 from unmask.models.dit import Shape
 from unmask.recipes.objective_settings import NelboSettings
+from unmask.recipes.traits import ObjectiveSettings as SettingsRole
 from unmask.recipes.traits import Traits
 from unmask.training.optim import AdamW
 
@@ -165,6 +166,12 @@ class Recipe:
     save_every: int = 1000
 
     def __post_init__(self) -> None:
+        if not isinstance(self.objective, SettingsRole):
+            raise TypeError(
+                f"objective of the recipe {self.name!r} is not settings of an objective: got a "
+                f"value of type {type(self.objective).__name__}, want a dataclass with kind, "
+                "traits() and build(), such as unmask.recipe('demo-mcd').objective"
+            )
         check_plain(self)
         check_name(self.name)
         for name in ("batch_size", "accumulation", "steps", "save_every"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from unmask.data.tokenizers import Tokenizer
 from unmask.diffusion.schedules import NoiseSchedule
@@ -56,6 +56,7 @@ class Traits:
         return "distill" if self.distils else "train"
 
 
+@runtime_checkable
 class ObjectiveSettings(Protocol):
     """The settings of an objective: a frozen dataclass with a name and two methods.
 

@@ -214,8 +214,10 @@ def denoise(
                     "for this sampler; raise steps, or give an alpha in each query"
                 )
             alpha = problem.alphas[k].to(z.device).expand(len(z))
+        _check_tensor(f"alpha in the query of step {k}", alpha, z[:, 0], "the alpha of each sample")
         call = forward(k, z, alpha, query)
         after = step(z, () if call is None else _log_probs(problem, query, call, broken))
+        _check_tensor(f"text of step {k}", after, z, "the text after the step", z.dtype)
         reached = alphas[k + 1] if query.alpha is None else float(problem.level(after).mean())
         rows = z.new_empty(0) if call is None else call[0]
         yield Frame(k + 1, reached, after, after != z, rows)
@@ -223,6 +225,23 @@ def denoise(
     check_finite(broken)
     if bool((z != problem.pins)[given].any()):
         raise ValueError("sampler changed a given token: a step may change `problem.free` only")
+
+
+def _check_tensor(
+    name: str, value: object, like: Tensor, meaning: str, dtype: torch.dtype | None = None
+) -> None:
+    """Raise ValueError unless a sampler's value is a tensor of this shape, and of this dtype."""
+    if isinstance(value, Tensor) and value.shape == like.shape and dtype in (None, value.dtype):
+        return
+    if isinstance(value, Tensor):
+        got = f"{str(value.dtype).removeprefix('torch.')} {[*value.shape]}"
+    else:
+        got = f"a value of type {type(value).__name__}"
+    want = str(dtype).removeprefix("torch.") + " " if dtype else ""
+    raise ValueError(
+        f"{name} is not what the sampler must give: got {got}, want a tensor {want}"
+        f"{[*like.shape]} ({meaning})"
+    )
 
 
 def _steps_of(sampler: Sampler, problem: SamplingProblem) -> Sequence[Step]:

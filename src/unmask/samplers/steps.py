@@ -34,12 +34,13 @@ This sampler unmasks one column in each step, from left to right:
 
 Rules:
 
-- Only positions in `problem.free` may change.
+- Only positions in `problem.free` may change, and the last step leaves no MASK.
 - Random numbers come from `problem.latent`, so that a sample does not depend on its batch. A step
   that draws a position again passes its own index as `occasion`.
 - Without `Query.alpha`, step k runs at `problem.alphas[k]`, and the grid has an interval for each
   step.
-- The sampler computes the values that depend only on latent and grid. A step computes the others.
+- The sampler computes the values that depend only on latent and grid. A step computes the values
+  that depend on the text. It keeps no state between calls.
 - If all positions are known before the first call, `RevealStep.of(problem, Query.of(mask))` is the
   whole step.
 - A test compares the texts with an enumeration of all paths: see tests/samplers/test_steps.py.
@@ -180,7 +181,7 @@ class RevealStep:
 
     @staticmethod
     def of(problem: SamplingProblem, positions: Query) -> RevealStep:
-        """Make a step on the problem's device. Positions on the CPU avoid waiting for a GPU."""
+        """Make a step on the problem's device. With positions on the CPU, no GPU is waited for."""
         _, counts = positions.samples.unique_consecutive(return_counts=True)
         first = (counts.cumsum(0) - counts)[:, None]
         width = int(counts.max()) if len(counts) else 0

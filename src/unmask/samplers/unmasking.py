@@ -36,7 +36,7 @@ class Unmasking:
     ones in the order. Ties (`orders.in_steps`) go to the earlier column. The statistic is computed
     from p(x0) at the temperature, before top-k and top-p. By the grid, F (alpha_k - alpha_0) / (1 -
     alpha_0) of F free tokens are visible after k steps, rounded, halves up. A step that fills a
-    block continues in the next one.
+    block continues in the next block.
 
     With a `CountRule`, a step unmasks at least one token of each sample, and no token outside the
     current block. The number of steps is at most the number of free tokens. The network's alpha is

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from unmask.limits import check_range, seed_number
+from unmask.objectives.base import Loss
 from unmask.rng import generator, global_generators
 from unmask.training.distributed import Engine, launch
 from unmask.training.loss_guard import LossGuard, TrainingError
@@ -142,7 +143,7 @@ def fit(
 
     Raises:
         TrainingError: loss or gradient norm is refused by `guard`, before the step changes
-            anything; or another process was lost.
+            anything; a loss other than 0 has no gradient; or another process was lost.
     """
     check_range("steps", steps, steps >= 1, "steps >= 1")
     seed_number("seed", seed)
@@ -199,8 +200,13 @@ def _backward(
         with global_generators(seed, step, number, _DROPOUT, device=engine.device):
             noise = generator(seed, step, number, _CORRUPTION, device=engine.device)
             loss = objective(state.student, x0, step=step, generator=noise)
+            if not isinstance(loss, Loss):
+                raise TypeError(
+                    f"objective returned a value of type {type(loss).__name__}, want a "
+                    "Loss(per_token [B, L], weight [B, L])"
+                )
             total = loss.per_token.sum()
-            if total.requires_grad:  # False if this micro-batch has no token to learn from
+            if total.requires_grad:  # False if no token has a loss; `guard` refuses other causes
                 total.backward()
         weight = loss.weight.expand_as(loss.per_token).sum(dtype=torch.float64)
         terms = {

@@ -60,12 +60,18 @@ class LossGuard:
             metrics: further terms for the message.
 
         Raises:
-            TrainingError: as in `check`; for a weight below 0 or NaN; for a loss other than 0
-                whose weight is 0; and after `window` consecutive steps of weight 0.
+            TrainingError: as in `check`; for a loss other than 0 whose gradient or weight is 0; for
+                a weight below 0 or NaN; and after `window` consecutive steps of weight 0.
         """
         if weight > 0:
             self._empty = 0
             self.check(step, turn, values, metrics)
+            if values["loss"] and values.get("grad_norm") == 0:
+                problem = (
+                    f"loss is {values['loss']:g}, but its gradient is 0. The loss must depend on "
+                    f"the weights of {turn!r}, the network of this turn, without detach"
+                )
+                raise TrainingError(_message(step, turn, problem, metrics))
             return True
         problem = ""
         if weight < 0 or math.isnan(weight):
