@@ -46,8 +46,8 @@ def compute_row_loss(
         prediction: the prediction of all rows; its head has not run.
         loss: the loss of a chunk of rows.
         index: flat row indices [N].
-        weight: constants [N] that multiply the values; None: 1. Factors that are applied to the
-            result instead cost a second pass of the head, unless all rows get the same factor.
+        weight: constants [N] that multiply the values; None: 1. A factor on the result would
+            cost a second pass of the head, unless all rows have the same factor.
 
     Returns:
         The values [N].

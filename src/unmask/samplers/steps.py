@@ -181,7 +181,7 @@ class RevealStep:
 
     @staticmethod
     def of(problem: SamplingProblem, positions: Query) -> RevealStep:
-        """Make a step on the problem's device. With positions on the CPU, no GPU is waited for."""
+        """Make a step on the problem's device. If the positions are on the CPU, no copy waits."""
         _, counts = positions.samples.unique_consecutive(return_counts=True)
         first = (counts.cumsum(0) - counts)[:, None]
         width = int(counts.max()) if len(counts) else 0
