@@ -1,10 +1,10 @@
-"""The start of a run. A run resumes only with the same text, tokenizer and initial weights.
+"""The start of a run: it resumes only with the same training text, tokenizer and initial weights.
 
     NAME/ start.json  tokenizer/
 
-`start.json` holds digests of the text, the tokenizer and the initial weights, and the facts that
-rounding depends on (`machine`). A resume encodes with the tokenizer of the run directory. So a
-tokenizer that is trained on the text is trained once.
+`start.json` holds digests of the training text, the tokenizer and the initial weights, and the
+facts that rounding depends on (`machine`). A resume encodes with the tokenizer of the run
+directory. So a tokenizer that is trained on the text is trained once.
 """
 
 from __future__ import annotations
