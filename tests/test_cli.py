@@ -734,10 +734,10 @@ def test_verify_measures_on_a_known_law(capsys, tmp_path):
 @pytest.mark.usefixtures("few_objectives")
 def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
 
-    from unmask.experiments.exact import equal_steps
+    from unmask.experiments.exact import factorization_gap
     from unmask.samplers.unmasking import confidence
 
-    monkeypatch.setattr(equal_steps, "equal_count_order", confidence)
+    monkeypatch.setattr(factorization_gap, "even", confidence)
     command = ["--n", "200", "--length", "4", "--vocab-size", "4", "--no-train", "--out", tmp_path]
     code, out, _ = run(capsys, "verify", "exact", *command)
     assert code == 1 and "FAILS" in out

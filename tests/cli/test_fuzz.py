@@ -230,7 +230,7 @@ def places(tmp_path, monkeypatch, masked, causal, text) -> dict[str, Path]:
     monkeypatch.setattr(distillation_optima, "OBJECTIVES", few)
     monkeypatch.setattr(package_corpora, "library_files", lambda: some)
     monkeypatch.setattr("unmask.experiments.commands.demo.run_plan", lambda *_: iter(()))
-    monkeypatch.setattr("unmask.experiments.report.exact_figures.duality_figure", lambda *_: None)
+    monkeypatch.setattr("unmask.experiments.exact.verify_figures.duality_figure", lambda *_: None)
     monkeypatch.setattr(
         "unmask.experiments.report.bench_figure.write_figure",
         lambda *_: (Path("a.png"), Path("a.svg")),

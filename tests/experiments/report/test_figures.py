@@ -2,7 +2,6 @@
 
 import re
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from unmask.evaluation.measure import ENTROPIES
-from unmask.experiments.exact.duality_checks import figure_data, observe
-from unmask.experiments.report.exact_figures import duality_figure
 from unmask.experiments.report.figures import (
     comparison_figure,
     frontier,
@@ -183,11 +180,3 @@ def test_step_labels_never_cover_each_other(report: dict) -> None:
         boxes.append(Bbox([middle - size / 2, middle + size / 2]))
     assert len(boxes) == 8
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
-
-
-@pytest.mark.parametrize("ending", ["png", "svg"])
-def test_duality_figure(tmp_path: Path, ending: str) -> None:
-    data = figure_data(observe(5, 200, seed=0))
-    file = duality_figure(data, tmp_path / f"duality.{ending}")
-    assert file.name == f"duality.{ending}"
-    assert file.read_bytes().startswith(b"\x89PNG" if ending == "png" else b"<?xml")

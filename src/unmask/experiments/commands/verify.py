@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from unmask.experiments.exact.distillation_optima import FixedPoint
     from unmask.experiments.exact.duality_checks import Check
     from unmask.experiments.exact.factorization_gap import ChanceDistance, GapRow
+    from unmask.experiments.exact.oracle import ExactModel
     from unmask.experiments.exact.synthetic_sources import SyntheticSource
+    from unmask.samplers.steps import Sampler
 
-ROUNDING = 1e-6  # an exact claim has a smaller expected error
 EXACT_ONLY = ("source", "order", "length", "concentration", "train")
-LARGEST = 2**20  # of a vocabulary: the work is proportional to it
-TOKEN_BYTES = 200  # least memory of a token that is drawn and tested: 9 moments of 3 paths
-FEWEST, SHORTEST = 100, 4  # least number of texts in a test, and of tokens in a text
+LARGEST_VOCABULARY = 2**20  # the work is proportional to it
+SHORTEST = 4  # tokens of a text
+TOKEN_BYTES = 200  # least memory of a token that is drawn and tested: 9 times of 3 paths
 
 
 @dataclass(frozen=True)
@@ -66,40 +67,42 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     args = parse(Arguments, verb, arguments)
     # The three numbers above the seed are used too.
     whole("seed", args.seed, "a seed", 0, INT64 - 4)
-    if args.what == "exact":
-        return _exact(args)
     default = vars(Arguments())
-    if unused := [name for name in EXACT_ONLY if vars(args)[name] != default[name]]:
+    unused = [name for name in EXACT_ONLY if vars(args)[name] != default[name]]
+    if args.what == "duality" and unused:
         raise ValueError(
             f"{', '.join(unused)} belongs to `verify exact`: leave it out of `verify duality`"
         )
-    return _duality(args)
+    checks = _exact(args) if args.what == "exact" else _duality(args)
+    return 0 if all(check.passed for check in checks) else 1
 
 
-def _duality(args: Arguments) -> int:
-    from unmask.experiments.exact.duality_checks import examine, figure_data, observe
-    from unmask.experiments.report.exact_figures import duality_figure
+def _duality(args: Arguments) -> list[Check]:
+    """Simulate the duality, draw its figure and print the checks."""
+    from unmask.experiments.exact.duality_checks import FEWEST, examine, observe
+    from unmask.experiments.exact.verify_figures import duality_figure
 
     size = 512 if args.vocab_size is None else args.vocab_size
-    whole("vocab_size", size, "the coordinates of the Gaussian", 2, LARGEST)
+    whole("vocab_size", size, "the coordinates of the Gaussian", 2, LARGEST_VOCABULARY)
     n = whole("n", 20_000 if args.n is None else args.n, "the tokens simulated", FEWEST)
     check_memory("n", str(n), n * TOKEN_BYTES, "give a smaller --n")
     result_folder(args.out)
     observation = observe(size, n, args.seed)
     checks = examine(observation)
-    duality_figure(figure_data(observation), args.out / "duality.png")
+    duality_figure(observation, args.out / "duality.png")
     if args.json:
-        emit([asdict(check) for check in checks])
+        emit([_record(check) for check in checks])
     else:
         _show_checks(f"K = {size}, seed {args.seed}", checks)
         say(f"figure: {args.out / 'duality.png'}")
-    return 0 if all(check.passed for check in checks) else 1
+    return checks
 
 
-def _exact(args: Arguments) -> int:
+def _exact(args: Arguments) -> list[Check]:
+    """Measure samplers and objectives, write the numbers and the figure, and print the tables."""
     from unmask.atomic_files import write_text
     from unmask.experiments.exact import distillation_optima, factorization_gap
-    from unmask.experiments.report.exact_figures import exact_figure
+    from unmask.experiments.exact.verify_figures import exact_figure
 
     n, length, source = _checked_source(args)
     result_folder(args.out)
@@ -130,7 +133,7 @@ def _exact(args: Arguments) -> int:
         "gaps": {name: [asdict(row) for row in family] for name, family in gaps.items()},
         "orders": [asdict(row) for row in orders],
         "fixed_points": [asdict(row) for row in rows],
-        "checks": [asdict(check) for check in checks],
+        "checks": [_record(check) for check in checks],
     }
     write_text(args.out / "exact.json", dumps(results, indent=2) + "\n")
     if args.json:
@@ -146,20 +149,21 @@ def _exact(args: Arguments) -> int:
         _show_fixed_points(rows)
         _show_checks(f"checks, seed {args.seed}", checks)
         say(f"numbers: {args.out / 'exact.json'}   figure: {args.out / 'exact.png'}")
-    return 0 if all(check.passed for check in checks) else 1
+    return checks
 
 
 def _checked_source(args: Arguments) -> tuple[int, int, SyntheticSource]:
     """The number of texts, their length, and the source; ValueError for values out of range."""
+    from unmask.experiments.exact.duality_checks import FEWEST
     from unmask.experiments.exact.synthetic_sources import random_chain, random_grammar
 
     size = 8 if args.vocab_size is None else args.vocab_size
     n = whole("n", 2000 if args.n is None else args.n, "the texts of a row", FEWEST)
     length = whole("length", args.length, "the tokens of a text", SHORTEST)
     order = whole("order", args.order, "the tokens that the next one depends on", 1, 2)
-    room = n * length * TOKEN_BYTES
-    check_memory("n x length", f"{n} x {length}", room, "give a smaller --n or --length")
-    whole("vocab_size", size, "the tokens of the source", 2, LARGEST)
+    least = n * length * TOKEN_BYTES
+    check_memory("n x length", f"{n} x {length}", least, "give a smaller --n or --length")
+    whole("vocab_size", size, "the tokens of the source", 2, LARGEST_VOCABULARY)
     advice = "give a smaller --vocab-size, or --order 1"
     check_memory("vocab_size", str(size), 8 * size ** (order + 1), advice)
     if args.source == "grammar":
@@ -172,25 +176,22 @@ def _gaps(
 ) -> tuple[dict[str, list[GapRow]], list[GapRow]]:
     """Rows of each sampler at increasing steps, and of the unmasking orders at equal calls."""
     from unmask.experiments.exact import factorization_gap as gap
-    from unmask.experiments.exact.equal_steps import equal_count_order
     from unmask.experiments.exact.oracle import masked_model, uniform_model
     from unmask.samplers.remasking import ancestral
-    from unmask.samplers.steps import Sampler
     from unmask.samplers.unmasking import confidence, reveal
 
-    masked, steps = masked_model(source), gap.powers(length)
-    families: list[tuple[str, Sampler, bool]] = [
-        ("reveal", reveal, True),
-        ("even", equal_count_order, True),
-        ("confidence", confidence, False),
-        ("uniform", ancestral, False),
-    ]
+    masked = masked_model(source)
+    steps = [*(2**k for k in range((length - 1).bit_length())), length]  # 1, 2, 4, .., length
+    families: dict[str, tuple[ExactModel, Sampler, bool]] = {
+        "reveal": (masked, reveal, True),
+        "even": (masked, gap.even, True),
+        "confidence": (masked, confidence, False),
+        "uniform": (uniform_model(source), ancestral, False),
+    }
     calls = [count for count in steps if 2 <= count <= length // 2]
     total, done = len(families) * len(steps) + len(calls), 0
-    gaps: dict[str, list[GapRow]] = {}
-    for name, sampler, traced in families:
-        model = uniform_model(source) if name == "uniform" else masked
-        gaps[name] = []
+    gaps: dict[str, list[GapRow]] = {name: [] for name in families}
+    for name, (model, sampler, traced) in families.items():
         for row in gap.gap_rows(model, name, sampler, steps, n, length, seed, traced=traced):
             gaps[name].append(row)
             advance("drawing", done := done + 1, total)
@@ -204,15 +205,17 @@ def _gaps(
 def _fixed_points(seed: int, train: bool, advance: Advance) -> list[FixedPoint]:
     """Rows of the teacher at some temperatures, and a row for each objective."""
     from unmask.experiments.exact import distillation_optima as optima
-    from unmask.experiments.exact.enumeration import enumerate_source
+    from unmask.experiments.exact.oracle import enumerate_source
     from unmask.experiments.exact.synthetic_sources import random_chain
 
     source = enumerate_source(random_chain(3, 1, 0.5, seed), length=3)
     rows = [optima.teacher_at_temperature(source, temperature) for temperature in (1.0, 0.9, 0.8)]
     for done, objective in enumerate(optima.OBJECTIVES, start=1):
-        train_it = train and objective.trained
-        trained = optima.train(source, objective, seed=seed) if train_it else None
-        rows.append(optima.fixed_point(source, objective, trained))
+        log_p, weight = optima.optimum(source, objective)
+        trained = (
+            optima.train(source, objective, seed=seed) if train and objective.trained else None
+        )
+        rows.append(optima.fixed_point(source, objective.name, log_p, weight, trained))
         advance("objectives", done, len(optima.OBJECTIVES))
     return rows
 
@@ -220,8 +223,8 @@ def _fixed_points(seed: int, train: bool, advance: Advance) -> list[FixedPoint]:
 def _show_gaps(
     chance: ChanceDistance, gaps: Mapping[str, Sequence[GapRow]], orders: Sequence[GapRow]
 ) -> None:
-    columns = ["sampler", "N", "nfe", "nll", "±", "excess", "kl", "pair TV", "entropy"]
-    columns.append("pair entropy")
+    columns = ["sampler", "N", "nfe", "nll", "±", "excess", "kl", "pair TV"]
+    columns += ["entropy", "pair entropy"]
 
     def cells(row: GapRow) -> list[Any]:
         kl = "" if row.kl is None else f"{max(row.kl.value, 0):.4f} ± {row.kl.sem:.4f}"
@@ -248,12 +251,10 @@ def _show_fixed_points(rows: Sequence[FixedPoint]) -> None:
     body = [
         [
             f"{i} {row.name}",
-            f"{row.entropy:.4f}",
-            f"{row.teacher_entropy:.4f}",
+            *(f"{entropy:.4f}" for entropy in (row.entropy, row.teacher_entropy)),
             f"{abs(row.from_teacher):.5f}",
             *(f"{value:.4f}" for value in (*row.nll, *row.kl)),
-            _optional(row.to_optimum),
-            _optional(row.to_teacher),
+            *("" if kl is None else f"{kl:.5f}" for kl in (row.to_optimum, row.to_teacher)),
         ]
         for i, row in enumerate(rows, start=1)
     ]
@@ -261,23 +262,18 @@ def _show_fixed_points(rows: Sequence[FixedPoint]) -> None:
 
 
 def _show_checks(title: str, checks: Sequence[Check]) -> None:
+    from unmask.experiments.exact.duality_checks import ROUNDING
+
+    def cells(check: Check) -> list[Any]:
+        # The expected error is the size of chance, of rounding alone, or a limit.
+        kind = "exact" if check.expected_error <= ROUNDING else "limit"
+        kind = kind if check.p_value is None else f"p = {check.p_value:.3g}"
+        numbers = [check.statistic, check.error, check.expected_error]
+        return [check.name, *numbers, kind, check.n, "holds" if check.passed else "FAILS"]
+
     columns = ["check", "value", "error", "expected", "", "n", ""]
-    rows = [
-        [c.name, c.statistic, c.error, c.expected_error, _kind(c), c.n, _verdict(c)] for c in checks
-    ]
-    table(title, columns, rows)
+    table(title, columns, [cells(check) for check in checks])
 
 
-def _verdict(check: Check) -> str:
-    return "holds" if check.passed else "FAILS"
-
-
-def _optional(value: float | None) -> str:
-    return "" if value is None else f"{value:.5f}"
-
-
-def _kind(check: Check) -> str:
-    """How to read `expected_error`: the size of chance, rounding alone, or a limit."""
-    if check.p_value is not None:
-        return f"p = {check.p_value:.3g}"
-    return "exact" if check.expected_error < ROUNDING else "limit"
+def _record(check: Check) -> dict[str, Any]:
+    return asdict(check) | {"passed": check.passed}

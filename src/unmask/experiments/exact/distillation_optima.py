@@ -1,13 +1,14 @@
 """Optima of distillation objectives for an exact teacher: in closed form, and by training.
 
-The student is a table with a distribution for each canvas and position. It can represent any
-prediction, so its optimum is that of the objective. Let P(z_t, z_s, x0) be the joint distribution
-of the coupled pair, z_t a canvas, and i a position that is masked in z_t. Define
+The student is a table with a distribution for each canvas (a partially masked text) and position.
+It can represent any prediction, so its optimum is that of the objective. Let P(z_t, z_s, x0) be the
+joint distribution of the coupled pair. For a canvas z_t and a position i that is masked in it, let
 
-    a(z_s)  P(z_t, z_s), i masked in z_s too       b(v)  P(z_t, x0_i = v), i visible in z_s
+    a(z_s) = P(z_t, z_s) if i is masked in z_s too, else 0
+    b(v)   = P(z_t, x0_i = v, i visible in z_s)
 
-Then the optimum of Eq. 14 (Latent Shadows, arXiv 2602.00792) and its variants is as follows, where
-q is the teacher's prediction at temperature tau:
+Let q be the teacher's prediction at temperature tau. The optimum of Eq. 14 (Latent Shadows, arXiv
+2602.00792) and of its variants is
 
     forward KL, no revealed term   sum_z_s a q
     forward KL + CE                sum_z_s a q + b
@@ -22,20 +23,20 @@ V and L must be small, such as 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from unmask.diffusion.processes import MaskedProcess
-from unmask.diffusion.schedules import LogLinear, NoiseSchedule
-from unmask.experiments.exact.duality_checks import Check
-from unmask.experiments.exact.enumeration import (
+from unmask.experiments.exact.duality_checks import ROUNDING, Check
+from unmask.experiments.exact.oracle import (
+    SCHEDULE,
     EnumeratedSource,
     Pairs,
+    canvas_number,
     coupled_pairs,
-    number,
     sampled_distribution,
 )
 from unmask.objectives.consistency import Consistency, Coupling, Direction, Revealed
@@ -45,18 +46,20 @@ from unmask.rng import generator
 from unmask.types import PerSequence, Tokens
 
 STEPS = (1, 2, 64)  # step counts of sampled texts
-EXACT = 1e-9  # nats of rounding
-# Nats for one round: with UPDATES x BATCH texts chance leaves 1e-4 to 2e-4.
-TRAINED = 4e-4
+# Largest KL(optimum || student) of one round, nats. UPDATES x BATCH texts leave 1e-4 to 2e-4.
+TRAINED_LIMIT = 4e-4
 UPDATES, BATCH = 400, 1024
+_RATE = 0.03  # the learning rate at the start of a round
 
 
 @dataclass(frozen=True)
 class TabularObjective:
-    """A distillation objective for a table; `temperatures` has one tau for each round.
+    """A distillation objective for a table.
 
     Attributes:
-        trained: whether `unmask verify exact` also trains it, within its two minutes
+        coupling: Whether z_t and z_s share the levels u of the tokens.
+        temperatures: The teacher's tau, one for each round.
+        trained: Whether `unmask verify exact` also trains a student. All would take too long.
     """
 
     name: str
@@ -64,11 +67,11 @@ class TabularObjective:
     revealed: Revealed
     coupling: Coupling = "locked"
     temperatures: tuple[float, ...] = (1.0,)
-    delta0: float = 0.5
     trained: bool = True
 
     def rounds(self, steps: int) -> Rounds:
-        return Rounds(steps, self.delta0, self.temperatures)
+        """Rounds of `steps` updates, of which the last has delta = 1/2."""
+        return Rounds(steps, 0.5 ** len(self.temperatures), self.temperatures)
 
     @property
     def keeps_teacher(self) -> bool:
@@ -81,60 +84,35 @@ class TabularObjective:
 
 
 PLAIN = TabularObjective("forward KL + CE", "forward", "cross_entropy")
+EQ14 = TabularObjective("reverse KL + CE (Eq. 14)", "reverse", "cross_entropy")
 OBJECTIVES = (
     TabularObjective("forward KL", "forward", "none", trained=False),
     PLAIN,
-    TabularObjective("forward KL + CE, u apart", "forward", "cross_entropy", "independent"),
-    TabularObjective("forward KL + CE, tau .7", "forward", "cross_entropy", temperatures=(0.7,)),
+    replace(PLAIN, name="forward KL + CE, u apart", coupling="independent"),
+    replace(PLAIN, name="forward KL + CE, tau .7", temperatures=(0.7,)),
     TabularObjective("reverse KL", "reverse", "none"),
-    TabularObjective("reverse KL + CE (Eq. 14)", "reverse", "cross_entropy"),
-    TabularObjective("Eq. 14, tau .7", "reverse", "cross_entropy", temperatures=(0.7,)),
-    TabularObjective(
-        "forward KL + CE, 3 rounds",
-        "forward",
-        "cross_entropy",
-        "locked",
-        (1.0,) * 3,
-        0.125,
-        trained=False,
-    ),
-    TabularObjective(
-        "Eq. 14, 3 rounds", "reverse", "cross_entropy", "locked", (1.0,) * 3, 0.125, trained=False
-    ),
-    TabularObjective(
-        "Eq. 14, 3 rounds, MCD's tau",
-        "reverse",
-        "cross_entropy",
-        temperatures=(0.96, 0.93, 0.9),
-        delta0=0.125,
-    ),
+    EQ14,
+    replace(EQ14, name="Eq. 14, tau .7", temperatures=(0.7,)),
+    replace(PLAIN, name="forward KL + CE, 3 rounds", temperatures=(1.0,) * 3, trained=False),
+    replace(EQ14, name="Eq. 14, 3 rounds", temperatures=(1.0,) * 3, trained=False),
+    replace(EQ14, name="Eq. 14, 3 rounds, MCD's tau", temperatures=(0.96, 0.93, 0.9)),
 )
 
 
-@dataclass(frozen=True)
-class Optimum:
-    """The optimum of an objective.
+def optimum(source: EnumeratedSource, objective: TabularObjective) -> tuple[Tensor, Tensor]:
+    """The optimum of an objective after all rounds.
 
-    Attributes:
-        log_p: [C, L, V] predictions
-        weight: [C, L] the share of the loss at each position, sum 1
+    delta doubles from round to round, and each round's teacher is the last student.
+
+    Returns:
+        Predictions log p [C, L, V], and the share of the loss at each position [C, L], sum 1.
     """
-
-    log_p: Tensor
-    weight: Tensor
-
-
-def optimum(
-    source: EnumeratedSource, objective: TabularObjective, schedule: NoiseSchedule | None = None
-) -> Optimum:
-    """The optimum after all rounds; delta doubles, and each round's teacher is the last student."""
     rounds, log_p = objective.rounds(steps=1), source.teacher
     weight = torch.zeros(log_p.shape[:2])
     for step in range(rounds.count):
-        delta = rounds.delta(step)
-        pairs = coupled_pairs(source, schedule or LogLinear(), delta, objective.coupling)
+        pairs = coupled_pairs(source, rounds.delta(step), objective.coupling)
         log_p, weight = _one_round(log_p, objective, pairs, rounds.temperature(step))
-    return Optimum(log_p, weight / weight.sum())
+    return log_p, weight / weight.sum()
 
 
 def _one_round(
@@ -177,19 +155,22 @@ def eq14_optimum(a: Tensor, log_g: Tensor, b: Tensor) -> Tensor:
     """
 
     def log_p_at(c: Tensor) -> Tensor:
-        low, high = torch.full_like(b, -80.0), torch.full_like(b, 2.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            above = a[..., None] * (middle - log_g) - b * (-middle).exp() > c[..., None]
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return (low + high) / 2
+        def above(log_p: Tensor) -> Tensor:
+            return a[..., None] * (log_p - log_g) - b * (-log_p).exp() > c[..., None]
+
+        return _bisect(torch.full_like(b, -80.0), torch.full_like(b, 2.0), above)
 
     low, high = -b.sum(-1) - 2 * a - 1e-9, a * (2 - log_g.amin(-1)) + 1e-9
+    return log_p_at(_bisect(low, high, lambda c: log_p_at(c).logsumexp(-1) > 0))
+
+
+def _bisect(low: Tensor, high: Tensor, above: Callable[[Tensor], Tensor]) -> Tensor:
+    """The numbers between low and high from which on `above` is true, by 60 bisections."""
     for _ in range(60):
         middle = (low + high) / 2
-        above = log_p_at(middle).logsumexp(-1) > 0
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return log_p_at((low + high) / 2)
+        too_high = above(middle)
+        low, high = torch.where(too_high, low, middle), torch.where(too_high, middle, high)
+    return (low + high) / 2
 
 
 class TableStudent(nn.Module):
@@ -201,16 +182,11 @@ class TableStudent(nn.Module):
         super().__init__()
         self.vocab_size = log_p.shape[-1] + 1
         self.mask_id = log_p.shape[-1]
-        self.logits = nn.Parameter(nn.functional.pad(log_p.detach().clone(), (0, 1)))
+        self.logits = nn.Parameter(nn.functional.pad(log_p.detach(), (0, 1)))
 
     def forward(self, z: Tokens, alpha: PerSequence) -> Prediction:
-        return Prediction(
-            self.logits[number(z, self.vocab_size)], nn.Identity(), self.vocab_size, self.mask_id, z
-        )
-
-    def log_p(self) -> Tensor:
-        """The predictions log p [C, L, V]."""
-        return self.logits.detach()[..., :-1].log_softmax(-1)
+        logits = self.logits[canvas_number(z, self.mask_id)]
+        return Prediction(logits, nn.Identity(), self.vocab_size, self.mask_id, z)
 
 
 def train(
@@ -219,13 +195,11 @@ def train(
     steps: int = UPDATES,
     batch: int = BATCH,
     seed: int = 0,
-    rate: float = 0.03,
 ) -> Tensor:
-    """Train a table by the library's `Consistency`; return its predictions [C, L, V].
+    """Train a table by the library's `Consistency`; return its predictions log p [C, L, V].
 
-    Adam's learning rate decreases to zero in each round, and the weights are averaged over the
-    round's last half. The remaining noise is then small against the differences between the
-    objectives.
+    In each round Adam's learning rate decreases to zero. The result of a round is the mean of the
+    weights over its last half. So its noise is small against the differences between objectives.
 
     Args:
         source: The enumerated source.
@@ -233,20 +207,19 @@ def train(
         steps: Updates a round.
         batch: Texts an update.
         seed: Seed of texts and corruptions.
-        rate: The learning rate at the start of a round.
     """
     rng = generator(seed)
     student, teacher = TableStudent(source.teacher), TableStudent(source.teacher)
     process = MaskedProcess(student.vocab_size, student.mask_id)
     loss_of = Consistency(
-        process=process, schedule=LogLinear(), teacher=teacher, rounds=objective.rounds(steps),
+        process=process, schedule=SCHEDULE, teacher=teacher, rounds=objective.rounds(steps),
         direction=objective.direction, revealed=objective.revealed, coupling=objective.coupling,
     )  # fmt: skip
     for first in range(0, loss_of.rounds.total, steps):
-        optimizer = torch.optim.Adam(student.parameters(), lr=rate, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam(student.parameters(), lr=_RATE, betas=(0.9, 0.99))
         total, count = torch.zeros_like(student.logits), 0
         for step in range(first, first + steps):
-            optimizer.param_groups[0]["lr"] = rate * (1 - (step - first) / steps)
+            optimizer.param_groups[0]["lr"] = _RATE * (1 - (step - first) / steps)
             loss_of.prepare(step, student)
             x0 = source.source.sample(batch, source.length, rng)
             loss = loss_of(student, x0, step=step, generator=rng)
@@ -257,7 +230,7 @@ def train(
                 total, count = total + student.logits.detach(), count + 1
         with torch.no_grad():
             student.logits.copy_(total / count)
-    return student.log_p()
+    return student.logits.detach()[..., :-1].log_softmax(-1)
 
 
 def distance(p: Tensor, q: Tensor, weight: Tensor) -> float:
@@ -274,16 +247,17 @@ def mean_entropy(log_p: Tensor, weight: Tensor) -> float:
 class FixedPoint:
     """The optimum of an objective for an exact teacher, in nats.
 
-    Predictions are compared at masked positions, weighted by their share of the loss.
+    Means over masked positions have their shares of the loss as weights.
 
     Attributes:
-        entropy: entropy of the student's prediction of a token
-        teacher_entropy: entropy of the teacher's prediction
-        from_teacher: KL(teacher || optimum)
-        steps: step counts of sampled texts
-        nll, kl: at each step count, exact: -E_q log p / L and KL(q || p) / L, nats a token
-        to_optimum: KL(optimum || trained student); None if none was trained
-        to_teacher: KL(teacher || trained student); None if none was trained
+        entropy: Entropy of the optimum's prediction of a token.
+        teacher_entropy: Entropy of the teacher's prediction.
+        from_teacher: KL(teacher || optimum).
+        steps: Step counts of sampled texts.
+        nll: At each step count -E_q log p / L, exact, nats a token.
+        kl: At each step count KL(q || p) / L, exact, nats a token.
+        to_optimum: KL(optimum || trained student). None without a trained student.
+        to_teacher: KL(teacher || trained student). None without a trained student.
     """
 
     name: str
@@ -293,53 +267,64 @@ class FixedPoint:
     steps: tuple[int, ...]
     nll: tuple[float, ...]
     kl: tuple[float, ...]
-    to_optimum: float | None = None
-    to_teacher: float | None = None
+    to_optimum: float | None
+    to_teacher: float | None
 
 
 def fixed_point(
-    source: EnumeratedSource, objective: TabularObjective, trained: Tensor | None = None
+    source: EnumeratedSource,
+    name: str,
+    log_p: Tensor,
+    weight: Tensor,
+    trained: Tensor | None = None,
 ) -> FixedPoint:
-    """The row of an objective; `trained` [C, L, V] are the predictions of a trained student."""
-    best = optimum(source, objective)
-    row = _fixed_point(source, objective.name, best)
-    if trained is None:
-        return row
-    to_optimum = distance(best.log_p, trained, best.weight)
-    to_teacher = distance(source.teacher, trained, best.weight)
-    return replace(row, to_optimum=to_optimum, to_teacher=to_teacher)
+    """Compare the optimum of an objective with the teacher and with a trained student.
+
+    Args:
+        source: The enumerated source.
+        name: Name of the row.
+        log_p: The optimum's predictions log p [C, L, V].
+        weight: The share of the loss at each position [C, L].
+        trained: The predictions of a trained student [C, L, V].
+    """
+    nll, kl = [], []
+    for steps in STEPS:
+        q = sampled_distribution(source, log_p, steps)
+        nll.append(float(-(q * source.log_p).sum()) / source.length)
+        kl.append(nll[-1] + float(torch.xlogy(q, q).sum()) / source.length)
+    return FixedPoint(
+        name=name,
+        entropy=mean_entropy(log_p, weight),
+        teacher_entropy=mean_entropy(source.teacher, weight),
+        from_teacher=distance(source.teacher, log_p, weight),
+        steps=STEPS,
+        nll=tuple(nll),
+        kl=tuple(kl),
+        to_optimum=None if trained is None else distance(log_p, trained, weight),
+        to_teacher=None if trained is None else distance(source.teacher, trained, weight),
+    )
 
 
 def teacher_at_temperature(source: EnumeratedSource, temperature: float) -> FixedPoint:
     """The row of the teacher at a temperature, which needs no distillation."""
-    weight = optimum(source, PLAIN).weight
     log_p = (source.teacher / temperature).log_softmax(-1)
     name = f"the teacher at temperature {temperature:g}"
-    return _fixed_point(source, name, Optimum(log_p, weight))
-
-
-def _fixed_point(source: EnumeratedSource, name: str, best: Optimum) -> FixedPoint:
-    nll, kl = [], []
-    for steps in STEPS:
-        alphas = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        q = sampled_distribution(source, best.log_p, alphas)
-        nll.append(float(-(q * source.log_p).sum()) / source.length)
-        kl.append(nll[-1] + float(torch.xlogy(q, q).sum()) / source.length)
-    return FixedPoint(
-        name, mean_entropy(best.log_p, best.weight), mean_entropy(source.teacher, best.weight),
-        distance(source.teacher, best.log_p, best.weight), STEPS, tuple(nll), tuple(kl),
-    )  # fmt: skip
+    return fixed_point(source, name, log_p, weight=optimum(source, PLAIN)[1])
 
 
 def fixed_point_checks(rows: Sequence[FixedPoint]) -> list[Check]:
     """Check that forward KL at tau = 1 keeps the teacher, and that training finds each optimum."""
-    fixed = {objective.name for objective in OBJECTIVES if objective.keeps_teacher}
-    rounds = {objective.name: len(objective.temperatures) for objective in OBJECTIVES}
-    error = max(abs(row.from_teacher) for row in rows if row.name in fixed)
-    results = [("forward KL, tau 1: the teacher stays", error, EXACT)]
+    objectives = {objective.name: objective for objective in OBJECTIVES}
+    kept = [row for row in rows if row.name in objectives and objectives[row.name].keeps_teacher]
+    error = max(abs(row.from_teacher) for row in kept)
+    checks = [_limited("forward KL, tau 1: the teacher stays", error, ROUNDING)]
     for row in rows:
         if row.to_optimum is not None:
             # Errors add over rounds, and KL is quadratic in them.
-            limit = TRAINED * rounds[row.name] ** 2
-            results.append((f"trained: {row.name}", row.to_optimum, limit))
-    return [Check(name, kl, kl, limit, None, 1, kl < limit) for name, kl, limit in results]
+            limit = TRAINED_LIMIT * len(objectives[row.name].temperatures) ** 2
+            checks.append(_limited(f"trained: {row.name}", row.to_optimum, limit))
+    return checks
+
+
+def _limited(name: str, kl: float, limit: float) -> Check:
+    return Check(name, kl, kl, limit, None, n=1)

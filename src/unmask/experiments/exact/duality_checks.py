@@ -2,7 +2,6 @@
 
     observation = observe(vocab_size, n, seed)  # project Gaussians, threshold scalars
     examine(observation)                        # -> the checks of `unmask verify`
-    figure_data(observation)                    # -> plain lists for a figure
 
 Latent Shadows (arXiv 2602.00792, section 3) proves two statements. The projection of a Gaussian
 path (Eqs 8, 9) is masked diffusion if the signal-to-noise ratio is calibrated (Lemma 3.1). One
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
 from types import ModuleType
 
 import torch
@@ -31,14 +29,14 @@ from unmask.types import Tokens
 
 # A random check fails if its p-value is below this.
 SIGNIFICANCE = 1e-4
+# The largest expected error of an exact claim, which has rounding errors only.
+ROUNDING = 1e-9
 TIMES = tuple(i / 10 for i in range(1, 10))
 # Indices into TIMES of the joint distributions.
 PAIR, TRIPLE = (2, 6), (1, 4, 7)
 # With fewer tokens the chi-square approximation is poor.
 FEWEST = 100
 _BLOCK = 2**18  # Gaussians in memory at a time
-_CURVE_POINTS = 121
-_PLOTTED_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,11 @@ class Check:
     """One claim of the theory, measured.
 
     Attributes:
-        statistic: a test's statistic, or a count of violations: it decides `passed`
-        error: largest distance between measurement and theory, as a probability
-        expected_error: the size of `error` by chance or rounding alone; 0 if no exception is
-            allowed
-        p_value: the probability of a larger statistic by chance; None for an exact claim
-        n: tokens drawn
+        statistic: A test's statistic, a measured number, or a count of violations.
+        error: Largest distance between measurement and theory.
+        expected_error: The size of `error` by chance; without a p-value, its limit.
+        p_value: The probability of a larger statistic by chance. None for an exact claim.
+        n: Tokens or texts drawn.
     """
 
     name: str
@@ -60,7 +57,12 @@ class Check:
     expected_error: float
     p_value: float | None
     n: int
-    passed: bool
+
+    @property
+    def passed(self) -> bool:
+        if self.p_value is None:
+            return self.error <= self.expected_error
+        return self.p_value >= SIGNIFICANCE
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,13 @@ class Observation:
     """n tokens over T times, from text to noise: projected Gaussians and thresholded scalars.
 
     Attributes:
-        alpha: [T] float64, decreasing
-        x0: [n] tokens
-        u: [n] F_Y(Y) of the tokens' margins Y
-        z: [T, n] the projection of each token's Gaussian path (Eq. 8)
-        locked: [T, n] `Trajectory` at the same u
-        free: [T, n] `Trajectory` at independent uniform numbers
+        vocab_size: K, MASK = K - 1 included.
+        alpha: [T] float64, decreasing.
+        x0: [n] tokens.
+        u: [n] F_Y(Y) of the tokens' margins Y.
+        z: [T, n] the projection of each token's Gaussian path (Eq. 8).
+        locked: [T, n] `Trajectory` at the same u.
+        free: [T, n] `Trajectory` at independent uniform numbers.
     """
 
     vocab_size: int
@@ -88,43 +91,24 @@ class Observation:
     def n(self) -> int:
         return len(self.x0)
 
+    def visible(self, z: Tokens) -> Tensor:
+        """Whether each token of z [T, n] is not MASK."""
+        return z != self.vocab_size - 1
 
-@dataclass(frozen=True)
-class JointLaw:
-    """Probabilities of visibility at several times; "10": visible at the first time only."""
+    @property
+    def kept(self) -> Tensor:
+        """The share [T] of the projected tokens that are visible."""
+        return self.visible(self.z).double().mean(-1)
 
-    time: list[float]
-    pattern: list[str]
-    exact: list[float]
-    projected: list[float]
-    thresholded: list[float]
+    def patterns(self, z: Tokens, times: tuple[int, ...]) -> Tensor:
+        """Counts of the tokens of z by visibility at k times: [2^k], the first time first.
 
-
-@dataclass(frozen=True)
-class FigureData:
-    """The data of the duality figure, as plain lists.
-
-    Attributes:
-        time, alpha, snr_root: calibration: times, target shares of text, and their signal-to-noise
-            roots
-        kept, kept_error: calibration: measured shares of text, and one standard error
-        uniform, pit: quantile plot: i / n against the sorted F_Y(Y), thinned
-        curve_root, curve_keep: the curve of F_Y
-        edge: 1/K, where snr_root changes sign: below it there is no physical SNR
-        joint: the joint distributions at 2 and at 3 times
-    """
-
-    time: list[float]
-    alpha: list[float]
-    snr_root: list[float]
-    kept: list[float]
-    kept_error: list[float]
-    uniform: list[float]
-    pit: list[float]
-    curve_root: list[float]
-    curve_keep: list[float]
-    edge: float
-    joint: list[JointLaw]
+        Index 2 = "10" counts the tokens that are visible at the first of two times only.
+        """
+        code = torch.zeros(self.n, dtype=torch.int64)
+        for visible in self.visible(z)[list(times)]:
+            code = 2 * code + visible
+        return torch.bincount(code, minlength=2 ** len(times)).double()
 
 
 def observe(
@@ -132,8 +116,8 @@ def observe(
 ) -> Observation:
     """Draw n tokens' Gaussian paths and n scalar paths at TIMES.
 
-    As in the paper, the last of the K coordinates belongs to MASK: it competes but is never a
-    token.
+    As in the paper, the last of the K coordinates belongs to MASK: it competes, but no clean token
+    is MASK.
 
     Args:
         vocab_size: K, the coordinates of the Gaussian.
@@ -182,9 +166,7 @@ def edge(observation: Observation) -> Check:
     """Without signal all K coordinates are equally distributed, so F_Y(0) = 1/K."""
     size = observation.vocab_size
     error = abs(float(keep_probability(0.0, size)) - 1 / size)
-    return Check(
-        "no signal keeps 1/K", error * size, error, 1e-9 / size, None, 1, error * size <= 1e-9
-    )
+    return Check("no signal keeps 1/K", error * size, error, ROUNDING / size, None, 1)
 
 
 def calibration(observation: Observation) -> Check:
@@ -193,21 +175,21 @@ def calibration(observation: Observation) -> Check:
     The statistic is the largest deviation in standard errors; p has Bonferroni's correction.
     """
     alpha, n = observation.alpha, observation.n
-    kept = _visible(observation, observation.z).mean(-1)
-    standard_error = _standard_error(alpha, n)
-    error = (kept - alpha).abs()
-    statistic = float((error / standard_error).max())
+    deviation = standard_error(alpha, n)
+    error = (observation.kept - alpha).abs()
+    statistic = float((error / deviation).max())
     p_value = min(1.0, len(alpha) * math.erfc(statistic / math.sqrt(2)))
-    usual = float(standard_error.max())
-    return _random("calibrated marginals", statistic, float(error.max()), usual, p_value, n)
+    usual = float(deviation.max())
+    return Check("calibrated marginals", statistic, float(error.max()), usual, p_value, n)
 
 
 def integral_transform(observation: Observation) -> Check:
     """Theorem 3.3: u = F_Y(Y) is uniform (Kolmogorov-Smirnov test)."""
-    distance, p_value = kolmogorov_smirnov(observation.u)
+    test = _scipy_stats().kstest(observation.u.numpy(), "uniform")
+    distance, n = float(test.statistic), observation.n
     # The mean of the Kolmogorov distribution.
-    usual = math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(observation.n)
-    return _random("F_Y(Y) is uniform", distance, distance, usual, p_value, observation.n)
+    usual = math.sqrt(math.pi / 2) * math.log(2) / math.sqrt(n)
+    return Check("F_Y(Y) is uniform", distance, distance, usual, float(test.pvalue), n)
 
 
 def joint_law(observation: Observation, times: tuple[int, ...]) -> Check:
@@ -217,16 +199,16 @@ def joint_law(observation: Observation, times: tuple[int, ...]) -> Check:
     """
     n = observation.n
     projected, thresholded = (
-        _patterns(observation, z, times) for z in (observation.z, observation.free)
+        observation.patterns(z, times) for z in (observation.z, observation.free)
     )
     total = projected + thresholded
     counts = torch.stack([projected, thresholded])[:, total > 0]
     test = _scipy_stats().chi2_contingency(counts.numpy(), correction=False)
-    statistic, p_value = float(test.statistic), float(test.pvalue)
     error = float((projected - thresholded).abs().sum()) / (2 * n)
     # E|N(0, 2 s^2)| / 2 = s / sqrt(pi)
-    usual = float((_standard_error(total / (2 * n), n) / math.sqrt(math.pi)).sum())
-    return _random(f"joint law at {len(times)} times", statistic, error, usual, p_value, n)
+    usual = float((standard_error(total / (2 * n), n) / math.sqrt(math.pi)).sum())
+    name = f"joint law at {len(times)} times"
+    return Check(name, float(test.statistic), error, usual, float(test.pvalue), n)
 
 
 def locking(observation: Observation) -> Check:
@@ -236,93 +218,41 @@ def locking(observation: Observation) -> Check:
 
 def absorbing(observation: Observation) -> Check:
     """Section 2.2 (after Eq. 5): a token of the projected path that is masked stays masked."""
-    visible = _visible(observation, observation.z)
-    return _exact("once masked, stays masked", (visible.diff(dim=0) > 0).any(0))
+    visible = observation.visible(observation.z)
+    return _exact("once masked, stays masked", (visible[1:] & ~visible[:-1]).any(0))
 
 
 def nestedness(observation: Observation) -> Check:
     """Eq. 13: the tokens of a trajectory visible at t are visible at every s < t, and equal x0."""
-    visible = _visible(observation, observation.free)
-    wrong = (observation.free != observation.x0) & visible.bool()
-    violated = wrong.any(0)
-    for s, t in combinations(range(len(visible)), 2):
-        violated = violated | (visible[t] > visible[s])
-    return _exact("visible sets are nested", violated)
+    visible = observation.visible(observation.free)
+    returns = (visible[1:] & ~visible[:-1]).any(0)
+    wrong = (visible & (observation.free != observation.x0)).any(0)
+    return _exact("visible sets are nested", returns | wrong)
 
 
-def figure_data(observation: Observation) -> FigureData:
-    """The data of the duality figure."""
-    size, n, alpha = observation.vocab_size, observation.n, observation.alpha
-    pit = observation.u.sort().values
-    thin = torch.linspace(0, n - 1, min(n, _PLOTTED_DRAWS), dtype=torch.float64).round().long()
-    curve = torch.linspace(-2.0, float(snr_root(0.999, size)), _CURVE_POINTS, dtype=torch.float64)
-    return FigureData(
-        time=list(TIMES),
-        alpha=alpha.tolist(),
-        snr_root=snr_root(alpha, size).tolist(),
-        kept=_visible(observation, observation.z).mean(-1).tolist(),
-        kept_error=_standard_error(alpha, n).tolist(),
-        uniform=((thin + 0.5) / n).tolist(),
-        pit=pit[thin].tolist(),
-        curve_root=curve.tolist(),
-        curve_keep=keep_probability(curve, size).tolist(),
-        edge=1 / size,
-        joint=[_joint_figure(observation, times) for times in (PAIR, TRIPLE)],
-    )
+def pattern_probabilities(alpha: Tensor) -> Tensor:
+    """The theory for `Observation.patterns` at levels alpha [k], decreasing: [2^k].
+
+    The token is visible at the first j times exactly if alpha_j > u >= alpha_{j+1}.
+    """
+    k = len(alpha)
+    levels = torch.cat([alpha.new_ones(1), alpha, alpha.new_zeros(1)])
+    code = 2**k - 2 ** torch.arange(k, -1, -1)  # "00", "10", "11" for k = 2
+    return alpha.new_zeros(2**k).index_copy(0, code, -levels.diff())
 
 
-def kolmogorov_smirnov(u: Tensor) -> tuple[float, float]:
-    """Test that u [n] is uniform on [0, 1]: (statistic D, p-value)."""
-    stats = _scipy_stats()
-    result = stats.ks_1samp(u.double().numpy(), stats.uniform.cdf)
-    return float(result.statistic), float(result.pvalue)
+def standard_error(p: Tensor, n: int) -> Tensor:
+    """The standard error of a share of n tokens whose expectation is p."""
+    return (p * (1 - p) / n).sqrt()
+
+
+def _exact(name: str, violated: Tensor) -> Check:
+    """The check of an exact claim: `violated` [n] must be False everywhere."""
+    count = int(violated.sum())
+    return Check(name, float(count), count / len(violated), 0.0, None, len(violated))
 
 
 def _scipy_stats() -> ModuleType:
     with needs_extra("demo"):
         from scipy import stats
     return stats  # type: ignore[no-any-return]
-
-
-def _visible(observation: Observation, z: Tokens) -> Tensor:
-    """1.0 where z [T, n] is not MASK, else 0.0."""
-    return (z != observation.vocab_size - 1).double()
-
-
-def _standard_error(p: Tensor, n: int) -> Tensor:
-    return (p * (1 - p) / n).sqrt()
-
-
-def _patterns(observation: Observation, z: Tokens, times: tuple[int, ...]) -> Tensor:
-    """Token counts by visibility at the k times: [2^k], the first time is the highest bit."""
-    code = torch.zeros(observation.n, dtype=torch.int64)
-    for time in times:
-        code = 2 * code + (z[time] != observation.vocab_size - 1)
-    return torch.bincount(code, minlength=2 ** len(times)).double()
-
-
-def _joint_figure(observation: Observation, times: tuple[int, ...]) -> JointLaw:
-    k = len(times)
-    levels = [1.0, *observation.alpha[list(times)].tolist(), 0.0]
-    exact = [0.0] * 2**k
-    for visible in range(k + 1):  # at the first times: alpha_next <= u < alpha_last
-        exact[2**k - 2 ** (k - visible)] = levels[visible] - levels[visible + 1]
-    return JointLaw(
-        time=[TIMES[time] for time in times],
-        pattern=[format(code, f"0{k}b") for code in range(2**k)],
-        exact=exact,
-        projected=(_patterns(observation, observation.z, times) / observation.n).tolist(),
-        thresholded=(_patterns(observation, observation.free, times) / observation.n).tolist(),
-    )
-
-
-def _random(
-    name: str, statistic: float, error: float, expected_error: float, p_value: float, n: int
-) -> Check:
-    return Check(name, statistic, error, expected_error, p_value, n, p_value >= SIGNIFICANCE)
-
-
-def _exact(name: str, violated: Tensor) -> Check:
-    """The check of an exact claim: `violated` [n] must be False everywhere."""
-    count = int(violated.sum())
-    return Check(name, float(count), count / len(violated), 0.0, None, len(violated), count == 0)

@@ -3,19 +3,19 @@
 There is no judge and no training error. The remaining error comes from drawing several tokens of a
 step as if they were independent. Three numbers compare sampled texts x ~ q with the source p:
 
-    nll            E_q[-log p(x)] / L, nats a token; for q = p the entropy of p. It is *not* a
-                   distance: a sampler that repeats the most likely text has the lowest
-    kl             E_r KL(q(x | r) || p) / L, nats a token, r the randomness of the order: >= KL(q
-                   || p) >= 0, and 0 only if q = p. Known if the order does not depend on the drawn
-                   tokens, because log q is then a sum over steps
-    pair_distance  total variation between the shares of adjacent pairs and their probabilities
-                   under p; `chance_distance` gives its value by chance alone for the same n
+    nll            E_q[-log p(x)] / L, nats a token. For q = p it is the entropy of p. It is *not* a
+                   distance: a sampler that repeats the most likely text has the lowest.
+    kl             E_r KL(q(x | r) || p) / L, nats a token, where r is the randomness of the order.
+                   It is an upper bound of KL(q || p), and 0 only if q = p. It is known if the order
+                   does not depend on the drawn tokens: log q is then a sum over steps.
+    pair_distance  The total variation between the shares of adjacent pairs and their probabilities
+                   under p. `chance_distance` gives its value by chance alone for the same n.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,25 +23,56 @@ from torch import Tensor
 
 from unmask.evaluation.measure import Measure, mean
 from unmask.evaluation.metrics import entropy
-from unmask.experiments.exact.duality_checks import SIGNIFICANCE, Check
-from unmask.experiments.exact.equal_steps import bit_reversed_order, equal_count_order
+from unmask.experiments.exact.duality_checks import ROUNDING, Check
 from unmask.experiments.exact.oracle import ExactModel
 from unmask.experiments.exact.synthetic_sources import SyntheticSource
+from unmask.limits import check_range
 from unmask.rng import generator
+from unmask.samplers.latent import Latent
 from unmask.samplers.options import SampleOptions
+from unmask.samplers.orders import LevelOrder
 from unmask.samplers.sample import watch
 from unmask.samplers.steps import Sampler
-from unmask.samplers.unmasking import confidence, reveal
+from unmask.samplers.unmasking import Unmasking, confidence, reveal
 from unmask.types import Tokens
 
 BATCH = 1000  # texts a call
 REPLICATES = 32  # sets of n texts that `chance_distance` draws
 UNIT = "nats a token"
-ROUNDING = 1e-9  # nats, for exact claims
-# Limit of a distance in standard deviations above the mean of `ChanceDistance`. Its distribution is
-# skewed, and estimated from REPLICATES sets only.
+# Largest pair distance: the mean by chance and so many standard deviations. So many, because the
+# distribution is skewed, and estimated from REPLICATES sets only.
 _DEVIATIONS = 6
 _HALVINGS = 16
+
+
+def equal_counts(key: Callable[[Latent], Tensor]) -> Sampler:
+    """A sampler that unmasks equally many tokens in each step, in increasing order of a key [n, L].
+
+    Of L tokens, L k / N are visible after step k, rounded, halves up. So the sampler makes N calls,
+    as `confidence` does. At N = L each call draws one token, so that q = p. In contrast, `reveal`
+    draws the number of tokens of a step, which may be 0. At N = L it makes about 0.64 L calls and
+    is not exact. Given tokens count too, so the steps are equal only without a prompt.
+    """
+
+    def levels(latent: Latent) -> Tensor:
+        rank = key(latent).argsort(1).argsort(1)
+        return (rank.double() + 0.5 - 1e-9) / rank.shape[1]  # the 1e-9 rounds halves up
+
+    return Unmasking(LevelOrder(levels))
+
+
+def _bit_reversed(latent: Latent) -> Tensor:
+    """The bit-reversed positions as keys [n, L]."""
+    length = latent.u.shape[1]
+    bits = (length - 1).bit_length()
+    keys = [int(f"{position:0{bits}b}"[::-1], 2) for position in range(length)]
+    return torch.tensor(keys).expand(latent.u.shape)
+
+
+even = equal_counts(lambda latent: latent.u)  # in random order
+# The tokens of a step are far apart. In a Markov chain, where neighbours depend most on each other,
+# this shows how much an order can gain.
+spread = equal_counts(_bit_reversed)
 
 
 @dataclass(frozen=True)
@@ -49,9 +80,9 @@ class DrawnSamples:
     """Sampled texts.
 
     Attributes:
-        tokens: [n, L] ids
-        nfe: [n] network calls
-        log_q: [n] log q(tokens | order) in nats; None if it is not known
+        tokens: [n, L] ids.
+        nfe: [n] network calls.
+        log_q: [n] log q(tokens | order) in nats. None if it is not known.
     """
 
     tokens: Tokens
@@ -64,12 +95,13 @@ class GapRow:
     """The numbers of a set of n texts.
 
     Attributes:
-        nfe: measured: mean network calls a text
-        nll, kl: see the module docstring; kl is None if the order depends on drawn tokens
-        excess: nll - entropy of the source
-        pair_distance: total variation of adjacent pairs
-        entropy: mean unigram entropy inside a text, nats
-        pair_entropy: entropy of the adjacent pairs of all texts, nats
+        steps: N, the steps of the grid.
+        nfe: Mean network calls a text, measured.
+        nll, kl: See the module docstring. kl is None if the order depends on drawn tokens.
+        excess: nll - entropy of the source.
+        pair_distance: Total variation of adjacent pairs.
+        entropy: Mean unigram entropy inside a text, nats.
+        pair_entropy: Entropy of the adjacent pairs of all texts, nats.
     """
 
     sampler: str
@@ -85,7 +117,7 @@ class GapRow:
 
 @dataclass(frozen=True)
 class ChanceDistance:
-    """`pair_distance` of texts of the source: mean and standard deviation over REPLICATES sets."""
+    """`pair_distance` of the source's own texts: mean and standard deviation over sets of texts."""
 
     mean: float
     deviation: float
@@ -102,7 +134,7 @@ def draw(
     traced: bool = False,
     first: int = 0,
 ) -> DrawnSamples:
-    """Draw texts in batches; sample i is that of `unmask.sample` with this seed.
+    """Draw texts in batches. Sample i is equal to that of `unmask.sample` with this seed.
 
     Args:
         model: An exact model.
@@ -124,12 +156,12 @@ def draw(
         frames = watch(model, options)
         before = next(frames)
         for frame in frames:
-            nfe[low : low + size].index_add_(0, frame.rows, torch.ones_like(frame.rows))
+            nfe[low + frame.rows] += 1
             if traced and len(frame.rows):
                 z, changed = before.z[frame.rows], frame.changed[frame.rows]
-                table = model.denoiser(z, torch.full((len(z),), before.alpha, dtype=torch.float64))
-                log_p = table.log_p(changed).gather(-1, frame.z[frame.changed][:, None]).squeeze(-1)
-                total.index_add_(0, frame.changed.nonzero()[:, 0], log_p)
+                prediction = model(z, torch.full((len(z),), before.alpha, dtype=torch.float64))
+                log_p = prediction.log_p(changed).gather(-1, frame.z[frame.changed][:, None])
+                total.index_add_(0, frame.changed.nonzero()[:, 0], log_p.squeeze(-1))
             before = frame
         tokens.append(before.z)
         log_q.append(total)
@@ -142,7 +174,7 @@ def measure(source: SyntheticSource, name: str, steps: int, drawn: DrawnSamples)
     log_p = source.log_prob(drawn.tokens)
     nll = mean(-log_p / length, UNIT)
     kl = None if drawn.log_q is None else mean((drawn.log_q - log_p) / length, UNIT)
-    pairs = pair_counts(source, drawn.tokens)
+    pairs = pair_shares(source, drawn.tokens)
     return GapRow(
         sampler=name,
         steps=steps,
@@ -152,12 +184,12 @@ def measure(source: SyntheticSource, name: str, steps: int, drawn: DrawnSamples)
         kl=kl,
         pair_distance=_total_variation(pairs, source.pairs(length)),
         entropy=mean(entropy(drawn.tokens), "nats"),
-        pair_entropy=float(-torch.xlogy(pairs, pairs).sum()),
+        pair_entropy=float(torch.special.entr(pairs).sum()),
     )
 
 
-def pair_counts(source: SyntheticSource, tokens: Tokens) -> Tensor:
-    """The shares of adjacent pairs in texts [n, L], over all texts and positions: [V, V]."""
+def pair_shares(source: SyntheticSource, tokens: Tokens) -> Tensor:
+    """The shares of the adjacent pairs of texts [n, L], over all texts and positions: [V, V]."""
     size = source.vocab_size
     codes = (tokens[:, :-1] * size + tokens[:, 1:]).flatten()
     return torch.bincount(codes, minlength=size**2).double().view(size, size) / len(codes)
@@ -174,14 +206,9 @@ def chance_distance(source: SyntheticSource, n: int, length: int, seed: int) -> 
     """Estimate `pair_distance` of n texts of the source by chance alone."""
     rng, pairs = generator(seed), source.pairs(length)
     sets = (source.sample(n, length, rng) for _ in range(REPLICATES))
-    distances = [_total_variation(pair_counts(source, tokens), pairs) for tokens in sets]
+    distances = [_total_variation(pair_shares(source, tokens), pairs) for tokens in sets]
     values = torch.tensor(distances, dtype=torch.float64)
     return ChanceDistance(float(values.mean()), float(values.std()))
-
-
-def powers(length: int) -> list[int]:
-    """1, 2, 4, .. below `length`, and `length`."""
-    return [*(2**k for k in range(length.bit_length()) if 2**k < length), length]
 
 
 def gap_rows(
@@ -207,15 +234,9 @@ def reveal_steps(nfe: float, length: int) -> int:
     On the uniform grid each of the L tokens is in one of N steps at random. Therefore
     nfe = N (1 - (1 - 1/N)^L).
     """
-    if not 0 < nfe < length:
-        raise ValueError(
-            f"nfe is out of range: got {nfe}, want 0 < nfe < {length} calls a text of `reveal`"
-        )
-
-    def error(count: int) -> float:
-        return abs(count * (1 - (1 - 1 / count) ** length) - nfe)
-
-    return min(range(1, length**2 + 1), key=error)
+    check_range("nfe", nfe, 0 < nfe < length, f"0 < nfe < {length} calls a text of `reveal`")
+    steps = range(1, length**2 + 1)
+    return min(steps, key=lambda count: abs(count * (1 - (1 - 1 / count) ** length) - nfe))
 
 
 def calibrate_entropy_bound(
@@ -223,10 +244,9 @@ def calibrate_entropy_bound(
 ) -> tuple[float, float, float]:
     """Find entropy bounds at which `entropy_bounded` makes `nfe` calls a text.
 
-    Returns (low, high, share): a `share` of the texts is drawn at `low` nats, the rest at `high`.
-    The calls can jump at a bound that admits one more token of *every* text. This happens in a
-    stationary source, where all tokens have equal entropy at first. So there are two bounds, one on
-    each side.
+    The calls can jump at a bound that admits one more token of *every* text. An example is a
+    stationary source, because its tokens have equal entropies at first. So there are two bounds,
+    one on each side of the jump.
 
     Args:
         model: An exact model.
@@ -234,9 +254,11 @@ def calibrate_entropy_bound(
         n: Texts in each step of the bisection.
         length: Tokens of a text.
         seed: Seed of the latents.
+
+    Returns:
+        (low, high, share): draw a `share` of the texts at `low` nats, and the rest at `high`.
     """
-    if not 1 <= nfe <= length:
-        raise ValueError(f"nfe is out of range: got {nfe}, want 1 <= nfe <= {length} calls a text")
+    check_range("nfe", nfe, 1 <= nfe <= length, f"1 <= nfe <= {length} calls a text")
 
     def calls(bound: float) -> float:
         drawn = draw(model, f"entropy_bounded:{bound}", length, n, length, seed)
@@ -257,33 +279,23 @@ def calibrate_entropy_bound(
 
 
 def order_rows(model: ExactModel, nfe: int, n: int, length: int, seed: int) -> Iterator[GapRow]:
-    """Measure the orders of masked diffusion at (nearly) `nfe` calls a text, 1 <= nfe < length."""
+    """Measure orders of unmasking at nearly `nfe` calls a text, 1 <= nfe < length."""
     for name, sampler, count, traced in (
         ("reveal", reveal, reveal_steps(nfe, length), True),
-        ("even", equal_count_order, nfe, True),
-        ("spread", bit_reversed_order, nfe, True),
+        ("even", even, nfe, True),
+        ("spread", spread, nfe, True),
         ("confidence", confidence, nfe, False),
     ):
-        drawn = draw(model, sampler, count, n, length, seed, traced=traced)
-        yield measure(model.source, name, count, drawn)
+        yield from gap_rows(model, name, sampler, [count], n, length, seed, traced=traced)
     low, high, share = calibrate_entropy_bound(model, nfe, min(n, BATCH // 2), length, seed)
     some = round(share * n)
-    parts = [
-        draw(
-            model,
-            f"entropy_bounded:{bound}",
-            length,
-            size,
-            length,
-            seed,
-            traced=True,
-            first=first,
-        )
-        for bound, size, first in ((low, some, 0), (high, n - some, some))
-        if size
-    ]
-    columns = [[vars(part)[name] for part in parts] for name in ("tokens", "nfe", "log_q")]
-    both = DrawnSamples(*map(torch.cat, columns))
+    parts = []
+    for bound, size, first in ((low, some, 0), (high, n - some, some)):
+        if size:
+            name = f"entropy_bounded:{bound}"
+            part = draw(model, name, length, size, length, seed, traced=True, first=first)
+            parts.append(vars(part))
+    both = DrawnSamples(**{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
     yield measure(model.source, f"entropy_bounded:{(low + high) / 2:.3g}", length, both)
 
 
@@ -294,15 +306,15 @@ def gap_checks(
     least: ChanceDistance,
     seed: int,
 ) -> list[Check]:
-    """Check `equal_count_order` at N = L against the source, and one call against the marginals.
+    """Check `even` at N = L against the source, and samplers in one call against the marginals.
 
-    A lower kl with more steps is an observation, not a theorem, so it is not checked. A refined
+    No check expects that kl falls with more steps. That is an observation, not a theorem: a refined
     order can have a larger KL(q || p).
 
     Args:
         source: The source.
         rows: Rows of `reveal` at increasing steps, from 1.
-        even_rows: Rows of `equal_count_order`, the last one at N = L.
+        even_rows: Rows of `even`, the last one at N = L.
         least: `chance_distance` for the same number of texts.
         seed: Seed of the product of marginals.
     """
@@ -310,39 +322,26 @@ def gap_checks(
     length = last.steps
     product = torch.multinomial(source.marginals(length), n, True, generator=generator(seed)).T
     independent = mean(-source.log_prob(product) / length, UNIT)
-    same = abs(last.kl.value) + (last.kl.sem or 0.0) if last.kl else math.inf
-    limit = least.mean + _DEVIATIONS * least.deviation
-    distance = last.pair_distance
+    kl = abs(last.kl.value) + (last.kl.sem or 0.0) if last.kl else math.inf
+    distance, limit = last.pair_distance, least.mean + _DEVIATIONS * least.deviation
     checks = [
-        normal_check("one token a call: nll = entropy", last.excess, last.nll.sem, n),
-        Check(
-            "one token a call: q = p, text by text", same, same, ROUNDING, None, n, same < ROUNDING
-        ),
-        Check(
-            "one token a call: pairs as by chance",
-            distance,
-            distance,
-            limit,
-            None,
-            n,
-            distance < limit,
-        ),
+        _zero_check("one token a call: nll = entropy", last.excess, last.nll.sem, n),
+        Check("one token a call: q = p, text by text", kl, kl, ROUNDING, None, n),
+        Check("one token a call: pairs as by chance", distance, distance, limit, None, n),
     ]
     for row in (rows[0], even_rows[0]):
         error = row.nll.value - independent.value
         sem = math.hypot(row.nll.sem or 0, independent.sem or 0)
-        checks.append(
-            normal_check(f"one call: product of marginals ({row.sampler})", error, sem, n)
-        )
+        name = f"one call: product of marginals ({row.sampler})"
+        checks.append(_zero_check(name, error, sem, n))
     return checks
 
 
-def normal_check(name: str, error: float, sem: float | None, n: int) -> Check:
+def _zero_check(name: str, error: float, sem: float | None, n: int) -> Check:
     """Check that a difference is 0, by its number of standard errors."""
     scale = max(sem or 0.0, 1e-12)
     statistic = abs(error) / scale
-    p_value = math.erfc(statistic / math.sqrt(2))
-    return Check(name, statistic, abs(error), scale, p_value, n, p_value >= SIGNIFICANCE)
+    return Check(name, statistic, abs(error), scale, math.erfc(statistic / math.sqrt(2)), n)
 
 
 def _total_variation(p: Tensor, q: Tensor) -> float:

@@ -5,10 +5,14 @@
     source.log_prob(x).mean() / 16, -source.entropy(16)      # nats a token, equal up to chance
 
 All of them are hidden Markov models: a state changes from token to token, and each state emits one
-token. Noisy text enters as *evidence*, e [B, L, V] with e_i(v) = P(z_i | x_i = v). At a MASK it is
-all ones, and at a visible token one-hot. Under uniform noise it is
-e_i(v) = alpha [v = z_i] + (1 - alpha) / V. Forward-backward over evidence (Rabiner 1989, "A
-tutorial on hidden Markov models", with its scaling) is exact for both processes, in float64.
+token. Noisy text enters as *evidence*, e [B, L, V] with e_i(v) = P(z_i | x_i = v):
+
+    at a MASK               1
+    at a visible token      [v = z_i], one-hot
+    under uniform noise     alpha [v = z_i] + (1 - alpha) / V
+
+The forward-backward algorithm over evidence, in float64, is exact for both processes. Source:
+Rabiner 1989, "A tutorial on hidden Markov models", with its scaling.
 """
 
 from __future__ import annotations
@@ -17,14 +21,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.limits import whole
+from unmask.limits import check_range, whole
 from unmask.types import PerSequence, Probs, Tokens
 
 # Least probability of any token in a random distribution, so that no text is impossible.
@@ -33,74 +36,23 @@ _BLOCK = 2**24  # numbers in the messages of one block of rows, 128 MiB in float
 _TOLERANCE, _ITERATIONS = 1e-14, 200_000  # of the power iteration
 
 
-class Transition(Protocol):
-    """The transition p(s' | s) over S states, as two products and a draw; messages are [B, S]."""
-
-    def push(self, message: Tensor) -> Tensor:
-        """sum_s m(s) p(s' | s): the distribution of the next state."""
-        ...
-
-    def pull(self, message: Tensor) -> Tensor:
-        """sum_s' p(s' | s) m(s'): the expectation of m at the next state."""
-        ...
-
-    def draw(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the next states [n]."""
-        ...
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A transition matrix [S, S], whose rows sum to 1."""
-
-    matrix: Tensor
-
-    def push(self, message: Tensor) -> Tensor:
-        return message @ self.matrix
-
-    def pull(self, message: Tensor) -> Tensor:
-        return message @ self.matrix.T
-
-    def draw(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return _draw(self.matrix[state], generator)
-
-
-@dataclass(frozen=True)
-class SecondOrder:
-    """States of two tokens: a V + b changes to b V + c with p(c | a, b) = `table` [V, V, V].
-
-    A message takes V^3 products. The dense matrix [V^2, V^2] would take V^4, at V = 64 64 times
-    more.
-    """
-
-    table: Tensor
-
-    def push(self, message: Tensor) -> Tensor:
-        size = len(self.table)
-        return torch.einsum("nab,abc->nbc", message.view(-1, size, size), self.table).flatten(1)
-
-    def pull(self, message: Tensor) -> Tensor:
-        size = len(self.table)
-        return torch.einsum("nbc,abc->nab", message.view(-1, size, size), self.table).flatten(1)
-
-    def draw(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        size = len(self.table)
-        return state % size * size + _draw(self.table.flatten(0, 1)[state], generator)
-
-
 @dataclass(frozen=True)
 class SyntheticSource:
     """p(x) of texts of any length L: s_1 ~ start, s_{i+1} ~ transition(s_i), x_i ~ emission(s_i).
 
+    All probabilities are float64.
+
     Attributes:
-        start: [S] float64
-        emission: [S, V] float64, rows sum to 1
-        identifying_prefix: the number of first tokens that determine the state. Each later token
-            determines the next state, so the entropy is a finite sum (in general it is not)
+        start: [S].
+        transition: p(s' | s) [S, S]. Or p(c | a, b) [V, V, V] of states of two tokens, S = V^2: the
+            state a V + b changes to b V + c. This costs V^3 products a step, and a matrix V^4.
+        emission: [S, V], rows sum to 1.
+        identifying_prefix: The number of first tokens that determine the state. Each later token
+            must determine the next state. Then the entropy is a finite sum.
     """
 
     start: Tensor
-    transition: Transition
+    transition: Tensor
     emission: Tensor
     identifying_prefix: int
 
@@ -115,7 +67,7 @@ class SyntheticSource:
         state = _draw(self.start.expand(n, -1), generator)
         tokens = [_draw(self.emission[state], generator)]
         for _ in range(length - 1):
-            state = self.transition.draw(state, generator)
+            state = self._next_state(state, generator)
             tokens.append(_draw(self.emission[state], generator))
         return torch.stack(tokens, dim=1)
 
@@ -136,34 +88,34 @@ class SyntheticSource:
         return torch.cat([self._conditionals(part) for part in self._blocks(evidence)])
 
     def _conditionals(self, evidence: Probs) -> Tensor:
-        ahead, log_likelihood = self._filter(evidence)
+        forward, log_likelihood = self._filter(evidence)
         if not bool(log_likelihood.isfinite().all()):
             raise ValueError(
                 "evidence has a row of probability 0 under the source: want probability > 0; use a "
                 "source whose probabilities are all positive"
             )
-        seen = evidence @ self.emission.T
-        behind = torch.ones_like(ahead[-1])
+        likelihood = evidence @ self.emission.T
+        backward = torch.ones_like(forward[-1])
         rows = []
         for i in reversed(range(evidence.shape[1])):
-            row = (ahead[i] * behind) @ self.emission
+            row = (forward[i] * backward) @ self.emission
             rows.append((row / row.sum(-1, keepdim=True)).log())
-            behind = self.transition.pull(behind * seen[:, i])
-            behind = behind / behind.amax(-1, keepdim=True)
+            backward = _pull(self.transition, backward * likelihood[:, i])
+            backward = backward / backward.amax(-1, keepdim=True)
         return torch.stack(rows[::-1], dim=1)
 
     def _filter(self, evidence: Probs) -> tuple[list[Tensor], PerSequence]:
         """p(s_i | evidence before i), L times [B, S], and the log-likelihood [B]."""
-        seen = evidence @ self.emission.T
+        likelihood = evidence @ self.emission.T
         message, total = self.start.expand(len(evidence), -1), evidence.new_zeros(len(evidence))
-        ahead = []
+        forward = []
         for i in range(evidence.shape[1]):
-            ahead.append(message)
-            joint = message * seen[:, i]
+            forward.append(message)
+            joint = message * likelihood[:, i]
             scale = joint.sum(-1, keepdim=True)
             total = total + scale.squeeze(-1).log()
-            message = self.transition.push(joint / scale.where(scale > 0, 1.0))
-        return ahead, total
+            message = _push(self.transition, joint / scale.where(scale > 0, 1.0))
+        return forward, total
 
     def _blocks(self, evidence: Probs) -> Sequence[Probs]:
         if evidence.dim() != 3 or evidence.shape[2] != self.vocab_size:
@@ -195,8 +147,8 @@ class SyntheticSource:
         first = min(self.identifying_prefix, length)
         texts = torch.tensor([*product(range(self.vocab_size), repeat=first)])
         log_p = self.log_prob(texts)
-        total = _entropy(log_p.exp())
-        next_entropy = _entropy(self._next_token())
+        total = torch.special.entr(log_p.exp()).sum()
+        next_entropy = torch.special.entr(self._next_token()).sum(-1)
         for state in self._state_marginals(length)[first - 1 : -1]:
             total = total + state @ next_entropy
         return float(total) / length
@@ -206,16 +158,23 @@ class SyntheticSource:
         whole("length", length, "the tokens of a text with an entropy rate", 2)
         return length * self.entropy(length) - (length - 1) * self.entropy(length - 1)
 
+    def _next_state(self, state: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw the states [n] after the states [n]."""
+        token = _draw(self.transition.flatten(0, -2)[state], generator)
+        if self.transition.dim() == 2:
+            return token
+        return state % self.vocab_size * self.vocab_size + token
+
     def _state_marginals(self, length: int) -> list[Tensor]:
         """p(s_i) [S] for i = 1 .. length."""
         rows = [self.start]
         for _ in range(length - 1):
-            rows.append(self.transition.push(rows[-1][None])[0])
+            rows.append(_push(self.transition, rows[-1][None])[0])
         return rows
 
     def _next_token(self) -> Tensor:
         """p(x_{i+1} | s_i), [S, V]."""
-        return self.transition.pull(self.emission.T.contiguous()).T
+        return _pull(self.transition, self.emission.T.contiguous()).T
 
 
 def markov_chain(transition: Tensor, start: Tensor | None = None) -> SyntheticSource:
@@ -234,17 +193,15 @@ def markov_chain(transition: Tensor, start: Tensor | None = None) -> SyntheticSo
             "(order 2) with V >= 2"
         )
     _check_distribution("transition", transition)
-    moves: Transition = (
-        Dense(transition.double()) if order == 1 else SecondOrder(transition.double())
-    )
+    transition = transition.double()
     if start is None:
-        start = _stationary(moves, size**order)
+        start = _stationary(transition, size**order)
     if start.numel() != size**order:
         raise ValueError(f"start has shape {tuple(start.shape)}: want {size**order} states")
     _check_distribution("start", start.flatten())
     last = torch.arange(size**order) % size
     return SyntheticSource(
-        start.double().flatten(), moves, F.one_hot(last, size).double(), identifying_prefix=order
+        start.double().flatten(), transition, F.one_hot(last, size).double(), order
     )
 
 
@@ -286,7 +243,7 @@ def grammar(weights: Tensor, templates: Sequence[Tensor]) -> SyntheticSource:
     start = torch.zeros(len(emission), dtype=torch.float64).index_copy(0, first, weights.double())
     matrix = torch.eye(len(emission), dtype=torch.float64).roll(1, dims=1)
     matrix[ends - 1] = start
-    return SyntheticSource(start, Dense(matrix), emission, identifying_prefix=1)
+    return SyntheticSource(start, matrix, emission, identifying_prefix=1)
 
 
 def random_grammar(
@@ -301,10 +258,8 @@ def random_grammar(
             impossible.
         seed: Seed of the templates.
     """
-    if not 0 < slip < 1:
-        raise ValueError(
-            f"slip is {slip}: want 0 < slip < 1, the probability of a uniform token in a slot"
-        )
+    want = "0 < slip < 1, the probability of a uniform token in a slot"
+    check_range("slip", slip, 0 < slip < 1, want)
     rng = np.random.default_rng(seed % 2**64)
     count = max(2, vocab_size // 4)
     opens = torch.arange(vocab_size) % count
@@ -318,11 +273,27 @@ def random_grammar(
     return grammar(_dirichlet(rng, count, 1, 5.0)[0], templates)
 
 
-def _stationary(moves: Transition, states: int) -> Tensor:
+def _push(transition: Tensor, message: Tensor) -> Tensor:
+    """sum_s m(s) p(s' | s) of messages [B, S]: the distribution of the next state."""
+    if transition.dim() == 2:
+        return message @ transition
+    pairs = message.view(-1, *transition.shape[:2])
+    return torch.einsum("nab,abc->nbc", pairs, transition).flatten(1)
+
+
+def _pull(transition: Tensor, message: Tensor) -> Tensor:
+    """sum_s' p(s' | s) m(s') of messages [B, S]: the expectation of m at the next state."""
+    if transition.dim() == 2:
+        return message @ transition.T
+    pairs = message.view(-1, *transition.shape[:2])
+    return torch.einsum("nbc,abc->nab", pairs, transition).flatten(1)
+
+
+def _stationary(transition: Tensor, states: int) -> Tensor:
     """The stationary distribution, by power iteration of the lazy chain, which is aperiodic."""
     row = torch.full((1, states), 1 / states, dtype=torch.float64)
     for _ in range(_ITERATIONS):
-        after = (row + moves.push(row)) / 2
+        after = (row + _push(transition, row)) / 2
         if float((after - row).abs().sum()) < _TOLERANCE:
             return after[0] / after.sum()
         row = after
@@ -335,11 +306,8 @@ def _stationary(moves: Transition, states: int) -> Tensor:
 def _dirichlet(rng: np.random.Generator, size: int, n: int, concentration: float) -> Tensor:
     """n distributions over `size` tokens, [n, size] float64, no entry below about LEAST."""
     whole("vocab_size", size, "the tokens of the source without MASK", 2)
-    if not 0 < concentration < math.inf:
-        raise ValueError(
-            f"concentration is out of range: got {concentration}, want a finite number > 0, the "
-            "parameter of a Dirichlet distribution"
-        )
+    want = "a finite number > 0, the parameter of a Dirichlet distribution"
+    check_range("concentration", concentration, 0 < concentration < math.inf, want)
     rows = torch.from_numpy(rng.dirichlet(np.full(size, concentration), n)) + LEAST
     return rows / rows.sum(-1, keepdim=True)
 
@@ -349,10 +317,6 @@ def _draw(rows: Tensor, generator: torch.Generator | None) -> Tensor:
     below = rows.cumsum(-1)
     u = 1 - torch.rand(len(rows), 1, generator=generator, dtype=torch.float64)  # in (0, 1]
     return torch.searchsorted(below, u * below[:, -1:]).squeeze(-1)
-
-
-def _entropy(p: Tensor) -> Tensor:
-    return -torch.xlogy(p, p).sum(-1)
 
 
 def _check_distribution(name: str, rows: Tensor) -> None:
