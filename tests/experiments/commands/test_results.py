@@ -19,7 +19,7 @@ from unmask.experiments.commands.results import (
     summary,
 )
 from unmask.experiments.plan import Cell, Plan, PlanTeacher, Run
-from unmask.experiments.report.figures import comparison_figure
+from unmask.experiments.report.comparison_figure import comparison_figure
 from unmask.experiments.report.report_schema import read_report
 from unmask.recipes.catalog import recipe
 

@@ -10,7 +10,7 @@ import unmask
 from toy_bench import bench
 from unmask.experiments.bench.bench_results import Bench
 from unmask.experiments.report.bench_figure import throughput_figure, write_figure
-from unmask.experiments.report.style import LIGHT
+from unmask.experiments.report.plotting import LIGHT
 
 
 def drawn(of: Bench) -> Figure:

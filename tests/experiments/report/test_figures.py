@@ -10,17 +10,23 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from unmask.evaluation.measure import ENTROPIES
+from unmask.experiments.report.comparison_figure import comparison_figure
 from unmask.experiments.report.figures import (
-    comparison_figure,
-    frontier,
+    frontier_figure,
     gen_ppl_by_steps,
     plan_figures,
+    training_figure,
 )
-from unmask.experiments.report.plot_helpers import describe, step_labels
+from unmask.experiments.report.plotting import (
+    NARROW,
+    WIDE,
+    SvgFigure,
+    describe,
+    plot_style,
+    step_labels,
+    svg_figure,
+)
 from unmask.experiments.report.report_schema import read_report
-from unmask.experiments.report.style import NARROW, WIDE, plot_style
-from unmask.experiments.report.svg import SvgFigure, svg_figure
-from unmask.experiments.report.training_figure import training_figure
 
 HOSTILE = (
     '</title></svg></script><img src=x onerror="alert(1)"> & $x_1$ $\\frac{ [v2] 日本 \x00\x0b'
@@ -70,7 +76,7 @@ def test_a_comparison_draws_each_student_and_a_shared_teacher_once(report: dict)
 
 @pytest.mark.parametrize("column", ENTROPIES)
 def test_frontier(report: dict, column: str) -> None:
-    figure = frontier(read_report(report), column, NARROW)
+    figure = frontier_figure(read_report(report), column, NARROW)
     rows = [
         row
         for name in ("teacher", "student")
@@ -131,7 +137,7 @@ def test_only_measured_rows_are_drawn(report: dict) -> None:
     record = read_report(report)
     assert [plan.name for plan in plan_figures(record)] == names[:3]
     gen_ppl_by_steps(record, NARROW)
-    frontier(record, "entropy", NARROW)
+    frontier_figure(record, "entropy", NARROW)
 
 
 def svg(report: dict, name: str = "a", alt: str = "words") -> SvgFigure:

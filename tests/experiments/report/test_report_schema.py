@@ -15,7 +15,7 @@ from unmask import __version__
 from unmask.cli.main import main
 from unmask.evaluation.measure import UnequalProtocols
 from unmask.experiments.report.page import page_source
-from unmask.experiments.report.report_schema import ROW_LISTS, Finding, curves, read_report
+from unmask.experiments.report.report_schema import ROW_LISTS, Finding, read_report, rows_by_steps
 
 OPTIONAL = """date seed data temperature_teacher temperature_student naive autoregressive rounds
 training samples real player seconds corpus models""".split()
@@ -165,9 +165,9 @@ def test_training_columns_of_two_lengths_are_refused(report: dict) -> None:
         read_report(report)
 
 
-def test_curves_group_by_steps_and_sort_by_temperature(report: dict) -> None:
+def test_rows_are_grouped_by_steps_and_sorted_by_temperature(report: dict) -> None:
     read = read_report(report)
-    table = curves([*read.temperature_teacher, *read.teacher, *read.teacher])
+    table = rows_by_steps([*read.temperature_teacher, *read.teacher, *read.teacher])
     assert list(table) == [4, 8, 16, 32, 64, 128]
     for rows in table.values():
         assert [row.temperature for row in rows] == [0.7, 0.8, 0.9, 1.0]

@@ -15,9 +15,9 @@ from unmask.experiments import paper_table as paper
 from unmask.experiments.plan import Plan, Run, failure
 from unmask.experiments.plans import STUDY_SEEDS
 from unmask.experiments.published import FAILED, TABLES
-from unmask.experiments.report.figures import comparison_figure
+from unmask.experiments.report.comparison_figure import comparison_figure
 from unmask.experiments.report.paper import write_table
-from unmask.experiments.report.plot_helpers import save_figure
+from unmask.experiments.report.plotting import save_figure
 from unmask.experiments.report.report_schema import read_report
 
 Report = Mapping[str, Any]

@@ -18,8 +18,15 @@ from unmask.experiments.exact.duality_checks import (
     standard_error,
 )
 from unmask.experiments.exact.factorization_gap import ChanceDistance, GapRow
-from unmask.experiments.report.plot_helpers import logarithmic, note, save_figure
-from unmask.experiments.report.style import LIGHT, SMALL, WIDE, plot_style
+from unmask.experiments.report.plotting import (
+    LIGHT,
+    SMALL,
+    WIDE,
+    logarithmic,
+    note,
+    plot_style,
+    save_figure,
+)
 from unmask.extras import needs_extra
 
 with needs_extra("demo"):

@@ -12,9 +12,18 @@ from matplotlib.figure import Figure
 
 from unmask.atomic_files import write_text
 from unmask.experiments.bench.bench_results import Bench, BenchRow, step_name
-from unmask.experiments.report.plot_helpers import caption, legend, logarithmic, note, save_figure
-from unmask.experiments.report.style import LIGHT, WIDE, plot_style
-from unmask.experiments.report.svg import svg_figure, tooltip
+from unmask.experiments.report.plotting import (
+    LIGHT,
+    WIDE,
+    caption,
+    legend,
+    logarithmic,
+    note,
+    plot_style,
+    save_figure,
+    svg_figure,
+    tooltip,
+)
 
 NAME = "bench"
 _MARKERS = ("o", "s", "v", "D", "P", "X")

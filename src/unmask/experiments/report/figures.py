@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.atomic_files import write_text
-from unmask.evaluation.measure import ENTROPIES
-from unmask.experiments.report.plot_helpers import (
+from unmask.evaluation.measure import ENTROPIES, GEN_PPL
+from unmask.experiments.report.plotting import (
+    LIGHT,
+    MARKERS,
+    NARROW,
+    WIDE,
     Points,
+    SvgFigure,
     caption,
     curve,
     legend,
     logarithmic,
     note,
+    plot_style,
     point,
     save_figure,
     step_labels,
+    svg_figure,
 )
-from unmask.experiments.report.report_schema import ENTROPY, Report, ReportRow, curves
-from unmask.experiments.report.style import LIGHT, MARKERS, NARROW, WIDE, plot_style
-from unmask.experiments.report.svg import SvgFigure, svg_figure
-from unmask.experiments.report.training_figure import training_figure
+from unmask.experiments.report.report_schema import ENTROPY, Report, ReportRow, rows_by_steps
 
-# Colours of compared cells: after Okabe and Ito, and three more.
-_COLORS = "#c2410c #e69f00 #009e73 #cc79a7 #22211f #66635c #56b4e9 #7b3294 #8c510a".split()
+_WINDOWS = 40  # a running mean divides a training run into so many windows
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def plan_figures(report: Report) -> list[FigurePlan]:
         )
     ]
     for column, words in ENTROPIES.items():
-        if len(_points([*report.teacher, *report.temperature_teacher], column)) > 1:
+        if len(points_of([*report.teacher, *report.temperature_teacher], column)) > 1:
             name = "frontier" if column == ENTROPY else "frontier-" + column.replace("_", "-")
             alt = (
                 f"Generative perplexity against {words}: for teacher and student, one curve over "
@@ -68,7 +71,7 @@ def plan_figures(report: Report) -> list[FigurePlan]:
                 "The tables below hold the same numbers."
             )
             title = f"Gen PPL against {words}"
-            plans.append(FigurePlan(name, title, alt, partial(frontier, report, column)))
+            plans.append(FigurePlan(name, title, alt, partial(frontier_figure, report, column)))
     if report.training.step or report.rounds:
         rounds = max((entry.round for entry in report.rounds), default=0)
         alt = (
@@ -126,28 +129,30 @@ def gen_ppl_by_steps(report: Report, width: float) -> Figure:
 
 
 @plot_style()
-def frontier(report: Report, column: str, width: float) -> Figure:
+def frontier_figure(report: Report, column: str, width: float) -> Figure:
     """Gen PPL against the entropy `column`, a curve over temperatures for each step count."""
     figure = Figure(figsize=(width, 5.6 if width > NARROW else 5.0))
     axes = figure.add_subplot()
     for name, style in (("teacher", (0, (4, 2))), ("student", "-")):
         marker, color, label = MARKERS[name], LIGHT[name], f"{name} over temperatures"
         line = {"color": color, "linestyle": style, "linewidth": 1.4, "alpha": 0.75}
-        for rows in curves([*vars(report)[name], *vars(report)[f"temperature_{name}"]]).values():
-            points = _points(rows, column)
+        for rows in rows_by_steps(
+            [*vars(report)[name], *vars(report)[f"temperature_{name}"]]
+        ).values():
+            points = points_of(rows, column)
             curve(axes, points, label=label, **line)
             label = ""  # one entry of the legend for all step counts
             for row, x in points:
                 point(axes, row, x, marker=marker, markersize=3.6, color=color)
     for fixed, label, color in _references(report):
         marker, size = ("*", 13) if fixed is report.data else ("D", 7)
-        for row, x in _points([fixed], column):
+        for row, x in points_of([fixed], column):
             point(axes, row, x, marker=marker, color=LIGHT[color], markersize=size, label=label)
-    _target(axes, report, column)
+    mark_target(axes, report, column)
     logarithmic(axes.yaxis)
     axes.margins(0.06, 0.09)
     plain = [row for row in [*report.student, *report.teacher] if row.temperature == 1]
-    step_labels(axes, _points(plain, column))
+    step_labels(axes, points_of(plain, column))
     unit = "" if column == "completion_disagreement" else ", nats"
     axes.set(xlabel=ENTROPIES[column] + unit, ylabel="gen PPL")
     remark = "better: lower and further right; numbers are steps, at temperature 1"
@@ -156,65 +161,80 @@ def frontier(report: Report, column: str, width: float) -> Figure:
 
 
 @plot_style()
-def comparison_figure(reports: Mapping[str, Report], steps: int) -> Figure:
-    """Gen PPL against unigram entropy over temperatures, for several students and their teachers.
-
-    Each teacher is drawn once, at `steps` and at its most steps. If there are several teachers,
-    each is named after its first student.
-
-    Args:
-        reports: cell -> report. All reports share one protocol.
-        steps: step count of the students.
-    """
-    figure = Figure(figsize=(WIDE, 5.6))
-    axes = figure.add_subplot()
-    lines = [*_teacher_lines(reports, steps), *_student_lines(reports, steps)]
-    for label, rows, style in lines:
-        points = _points(rows, ENTROPY)
-        curve(axes, points, label=label, markersize=4, linewidth=1.4, **style)
-        for row, x in points:
-            if row.temperature == 1:
-                point(axes, row, x, **style | {"markersize": 9})
-    first = next(iter(reports.values()))
-    _target(axes, first, ENTROPY)
-    logarithmic(axes.yaxis)
-    axes.margins(0.06, 0.09)
-    axes.set(xlabel=f"{ENTROPIES[ENTROPY]}, nats", ylabel="gen PPL")
-    columns = 4 if max(len(label) for label, *_ in lines) < 24 else 3
-    remark = "better: lower and further right; the large markers stand at temperature 1"
-    legend(axes, remark, columns)
-    caption(figure, first.protocol_words)
+def training_figure(report: Report, width: float) -> Figure:
+    """The loss and its two terms by step; below, gen PPL and entropy of the student by round."""
+    heights = [3.3] if report.training.step else []
+    if report.rounds:
+        heights.append(2.9 if width > NARROW else 5.4)
+    figure = Figure(figsize=(width, sum(heights)))
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    if report.training.step:
+        _losses(figure.add_subplot(grid[0]), report)
+    if report.rounds:
+        shape = (1, 2) if width > NARROW else (2, 1)
+        below = grid[-1].subgridspec(*shape)
+        _by_round(figure.add_subplot(below[0]), report, GEN_PPL, "gen PPL")
+        _by_round(figure.add_subplot(below[1]), report, ENTROPY, "unigram entropy, nats")
     return figure
 
 
-Line = tuple[str, Sequence[ReportRow], dict[str, Any]]  # label, rows, style
+def _losses(axes: Axes, report: Report) -> None:
+    curve = report.training
+    steps = np.array(curve.step)
+    kernel = np.ones(window := max(1, len(steps) // _WINDOWS)) / window
+    for name, color, style, width in (
+        ("loss", "ink", "-", 2.0),
+        ("distillation", "student", "-", 1.4),
+        ("reconstruction", "muted", "--", 1.4),
+    ):
+        values = np.array(vars(curve)[name])
+        if len(values):
+            axes.plot(steps, values, color=LIGHT[color], linewidth=0.6, alpha=0.25)
+            x, y = (np.convolve(column, kernel, "valid") for column in (steps, values))
+            axes.plot(x, y, color=LIGHT[color], linestyle=style, linewidth=width, label=name)
+    for number, indices in groupby(range(len(steps)), key=lambda i: curve.round[i]):
+        inside = list(indices)
+        first, last = steps[inside[0]], steps[inside[-1]]
+        if number % 2:
+            axes.axvspan(first, last, color=LIGHT["line"], alpha=0.35, linewidth=0)
+        note(
+            axes,
+            f"round {number}",
+            ((first + last) / 2, 1),
+            (0, -3),
+            LIGHT["muted"],
+            xycoords=axes.get_xaxis_transform(),
+            va="top",
+        )
+    axes.margins(x=0.01, y=0.15)
+    axes.set(xlabel="step of distillation", ylabel="nats a token")
+    legend(axes, "running means; the thin lines are single steps", 3)
 
 
-def _teacher_lines(reports: Mapping[str, Report], steps: int) -> list[Line]:
-    owners: dict[str, str] = {}
-    for name, report in reports.items():
-        owners.setdefault(report.teacher[0].row.setting.model, name)
-    lines: list[Line] = []
-    colors = (LIGHT["teacher"], LIGHT["ink"], *_COLORS)
-    for name, color in zip(owners.values(), colors, strict=False):
-        table = curves([*reports[name].teacher, *reports[name].temperature_teacher])
-        label = "teacher" if len(owners) == 1 else f"teacher of {name}"
-        for count, dashes in ((max(table), ":"), (steps, "--")):
-            if count in table:
-                style = {"color": color, "marker": "o", "linestyle": dashes}
-                lines.append((f"{label}, {count} steps", table[count], style))
-    return lines
+def _by_round(axes: Axes, report: Report, measure: str, label: str) -> None:
+    """A measure of the student by round. Round 0 is the teacher at the same steps."""
+    start = {
+        row.steps: row.measures[measure].value for row in report.teacher if row.temperature == 1
+    }
+    color, marker = LIGHT["student"], MARKERS["student"]
+    for steps in sorted({entry.steps for entry in report.rounds}):
+        entries = [entry for entry in report.rounds if entry.steps == steps]
+        values = {entry.round: vars(entry)[measure] for entry in entries}
+        first, last = min(values), max(values)
+        if steps in start:
+            x, y = [0, first], [start[steps], values[first]]
+            axes.plot(x, y, color=LIGHT["muted"], linestyle=":")
+            axes.plot(x[:1], y[:1], MARKERS["teacher"], color=LIGHT["teacher"])
+        axes.plot(list(values), list(values.values()), color=color, marker=marker)
+        note(axes, f"{steps} steps", (last, values[last]), (0, 11), color, ha="right")
+    if measure == GEN_PPL:
+        logarithmic(axes.yaxis)
+    axes.margins(0.06, 0.16)
+    axes.set_xticks(sorted({0, *(entry.round for entry in report.rounds)}))
+    axes.set(xlabel="rounds of distillation (0: the teacher)", ylabel=label)
 
 
-def _student_lines(reports: Mapping[str, Report], steps: int) -> list[Line]:
-    lines: list[Line] = []
-    for (name, report), color in zip(reports.items(), cycle(_COLORS), strict=False):
-        rows = curves([*report.student, *report.temperature_student]).get(steps, [])
-        lines.append((f"{name}, {steps} steps", rows, {"color": color, "marker": "s"}))
-    return lines
-
-
-def _points(rows: Sequence[ReportRow], column: str) -> Points:
+def points_of(rows: Sequence[ReportRow], column: str) -> Points:
     """The rows that have the measure `column`, with its values."""
     return [(row, row.measures[column].value) for row in rows if column in row.measures]
 
@@ -246,9 +266,9 @@ def _reference_levels(axes: Axes, report: Report) -> None:
         )
 
 
-def _target(axes: Axes, report: Report, column: str) -> None:
+def mark_target(axes: Axes, report: Report, column: str) -> None:
     """Mark the entropy at which curves are compared: the teacher's at its most steps."""
-    points = _points([row for row in report.teacher if row.temperature == 1], column)
+    points = points_of([row for row in report.teacher if row.temperature == 1], column)
     if points:
         row, entropy = max(points, key=lambda entry: entry[0].steps)
         axes.axvline(entropy, color=LIGHT["teacher"], linewidth=1, linestyle=":")

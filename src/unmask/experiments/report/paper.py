@@ -10,10 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.atomic_files import write_text
-from unmask.experiments.report.plot_helpers import caption, legend, logarithmic, save_figure
-from unmask.experiments.report.rendering import render
-from unmask.experiments.report.style import LIGHT, NARROW, WIDE, plot_style
-from unmask.experiments.report.svg import svg_figure
+from unmask.experiments.report.page import render
+from unmask.experiments.report.plotting import (
+    LIGHT,
+    NARROW,
+    WIDE,
+    caption,
+    legend,
+    logarithmic,
+    plot_style,
+    save_figure,
+    svg_figure,
+)
 
 _ROUND_COLORS = ("#fdba74", "#fb923c", "#f97316", "#c2410c", "#7c2d12")  # light to dark
 _MARKERS = "os^DvP"

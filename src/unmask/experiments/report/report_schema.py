@@ -216,7 +216,7 @@ def read_report(data: Mapping[str, Any]) -> Report:
     return report
 
 
-def curves(rows: Sequence[ReportRow]) -> dict[int, list[ReportRow]]:
+def rows_by_steps(rows: Sequence[ReportRow]) -> dict[int, list[ReportRow]]:
     """Group rows by step count and sort each group by temperature, both ascending.
 
     Of two rows at one step count and temperature the first is kept.

@@ -5,7 +5,7 @@ from importlib import resources
 
 import matplotlib as mpl
 
-from unmask.experiments.report.style import LIGHT, PALETTE, css_variables, plot_style, themed
+from unmask.experiments.report.plotting import LIGHT, PALETTE, css_variables, plot_style, themed
 
 
 def test_each_light_colour_has_one_name() -> None:
