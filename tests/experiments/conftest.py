@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from toy_recipes import shrink
+from unmask.cli.console import follow
 from unmask.evaluation.settings import EvalSettings
 from unmask.experiments.driver import run_plan
 from unmask.experiments.frontier_report import FrontierReport
@@ -34,6 +35,5 @@ def frontier_plan(text: Path, masked: Path, causal: Path) -> Plan:
 def frontier_home(frontier_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the plan, complete."""
     place = tmp_path_factory.mktemp("cells")
-    *_, last = run_plan(frontier_plan, place)
-    assert last.report is not None
+    assert follow(run_plan(frontier_plan, place))
     return place

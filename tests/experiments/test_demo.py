@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import unmask.experiments.commands.demo as command
+from unmask.cli.console import follow
 from unmask.cli.main import main
 from unmask.data.tokenizers import train_bpe
 from unmask.dataclass_json import LARGEST_REPORT, read_json, to_json
@@ -71,8 +72,7 @@ def plan(options: dict[str, Any], home: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def finished(plan: Plan, home: Path) -> dict[str, Any]:
-    *_, last = run_plan(plan, home)
-    assert last.report is not None
+    assert follow(run_plan(plan, home))
     return read_json(home / REPORT, LARGEST_REPORT)
 
 
@@ -112,8 +112,7 @@ def test_an_interrupted_demo_continues_with_the_same_results(options, finished, 
         if event.stage == "distilling" and event.done == 3:
             break
     stages.close()
-    *_, last = run_plan(plan, tmp_path)
-    assert last.report is not None
+    assert follow(run_plan(plan, tmp_path))
     report = read_json(tmp_path / REPORT, LARGEST_REPORT)
     for name in ("teacher", "student"):
         gen_ppl = [row["gen_ppl"] for row in report[name]]

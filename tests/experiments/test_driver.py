@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import unmask.experiments.driver as driver
+from unmask.cli.console import follow
 from unmask.experiments.commands.results import reports_of
 from unmask.experiments.driver import run_plan, train
 from unmask.experiments.plan import FAILURE, Plan, Run, failure
@@ -34,9 +35,9 @@ def test_a_failed_training_is_a_result(
     plan = replace(frontier_plan, cells={"bad": cell, "good": cell})
     monkeypatch.setattr(driver, "run_recipe", explode)
     monkeypatch.setattr(driver, "teacher_rows", lambda *_: iter(()))
-    monkeypatch.setattr(type(plan.measured), "measure", measure)
+    monkeypatch.setattr(type(plan.measurement), "measure_run", measure)
     stages = [event.stage for event in run_plan(plan, tmp_path)]
-    assert stages[2:] == ["bad, failed", "bad, writing", "good, writing", "all runs"]
+    assert stages[2:] == ["bad, failed", "bad, writing", "good, writing"]
     assert failure(tmp_path / "bad") == "loss is nan" and failure(tmp_path / "good") is None
     again = [event for event in run_plan(plan, tmp_path) if event.stage.startswith("bad, failed")]
     assert [(event.stage, event.line) for event in again] == [
@@ -53,7 +54,7 @@ def test_a_stop_begins_no_other_run(
     monkeypatch.setattr(driver, "teacher_rows", lambda *_: iter(()))
     events = [*run_plan(frontier_plan, tmp_path)]
     assert [event.stage for event in events] == ["reading", "reading"]
-    assert events[-1].report is None
+    assert follow(run_plan(frontier_plan, tmp_path)) is False
     first = replace(frontier_plan, prerequisites={"teacher": frontier_plan.cells["mcd"].recipe})
     assert [*run_plan(first, tmp_path)] == []
 
@@ -68,25 +69,21 @@ def test_a_signal_saves_the_state_and_the_plan_continues(
         cells[name] = replace(cell, recipe=replace(cell.recipe, objective=objective, steps=4))
     plan, run = replace(frontier_plan, cells=cells), Run("mcd")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    last = None
-    for last in run_plan(plan, stopped):
-        if last.stage == "mcd, distilling" and last.done == 1:
+    for event in run_plan(plan, stopped):
+        if event.stage == "mcd, distilling" and event.done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-    assert last is not None and last.report is None
     training = plan.place(run, stopped) / "student"
     assert (training / "state").exists() and not (training / "model").exists()
     assert not plan.place(Run("KL on revealed"), stopped).exists()
     for place in (stopped, whole):
-        *_, last = run_plan(plan, place, [run])
-        assert last.report is not None
+        assert follow(run_plan(plan, place, [run]))
     one, two = (reports_of(plan, place)[run] for place in (stopped, whole))
     for name in ("teacher", "student", "temperature_student"):
         assert [row["gen_ppl"] for row in one[name]] == [row["gen_ppl"] for row in two[name]], name
 
 
 def test_no_runs_measure_the_teacher_alone(frontier_plan: Plan, tmp_path: Path) -> None:
-    *_, last = run_plan(frontier_plan, tmp_path, ())
-    assert last.report is not None
+    assert follow(run_plan(frontier_plan, tmp_path, ()))
     assert len(read_rows(tmp_path / "rows.jsonl")) == 4 and not (tmp_path / "mcd").exists()
 
 

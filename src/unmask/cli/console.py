@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -240,23 +240,23 @@ class Progress:
         done: number of completed parts of the stage
         total: number of all parts
         line: a line to print; None: no line
-        report: the result of the job, in the last event of a complete job
     """
 
     stage: str
     done: int
     total: int
     line: str | None = None
-    report: Mapping[str, Any] | None = None
 
 
-def follow(events: Iterable[Progress]) -> Mapping[str, Any] | None:
-    """Show the progress of a job and return the report of its last event, or None if it stopped."""
-    report = None
+def follow(job: Generator[Progress, None, T]) -> T:
+    """Show the progress of a job on stderr, and return what its generator returns."""
     with progress() as (advance, note):
-        for event in events:
+        while True:
+            try:
+                event = next(job)
+            except StopIteration as end:
+                result: T = end.value
+                return result
             advance(event.stage, event.done, event.total)
             if event.line is not None:
                 note(event.line)
-            report = event.report
-    return report

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,17 +28,24 @@ from unmask.recipes.schema import Recipe
 from unmask.training import TrainingError, launch
 
 
-def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> Iterator[Progress]:
+def run_plan(
+    plan: Plan, directory: Path, only: Sequence[Run] | None = None
+) -> Generator[Progress, None, bool]:
     """Train, distil and measure all runs of a plan in `directory`, or `only` some.
 
     Results that exist are not computed again. A failed training is a result: its directory gets a
-    failure.json, and the next run begins. A signal ends the plan with the state saved. The last
-    event of a plan that was not interrupted has a `report`.
+    failure.json, and the next run begins. A signal ends the plan with the state saved.
 
     Args:
         plan: The plan.
         directory: The plan's directory.
         only: The runs to train. An empty list: the prerequisites and the teachers' rows only.
+
+    Yields:
+        The progress.
+
+    Returns:
+        True if everything is done, False if a signal stopped it.
 
     Raises:
         ValueError: The device is unavailable, or the command was started by `torchrun` with
@@ -50,9 +57,8 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
         )
     started = time.perf_counter()
     _check_device(plan.device or "cpu")
-    yield from train(plan.prerequisites, directory, plan.device)
-    if not trained(plan.prerequisites, directory):
-        return  # stopped by a signal
+    if not (yield from train(plan.prerequisites, directory, plan.device)):
+        return False
     directory.mkdir(parents=True, exist_ok=True)
     teachers: dict[str, OpenTeacher] = {}
     for name in plan.teachers:
@@ -72,9 +78,9 @@ def run_plan(plan: Plan, directory: Path, only: Sequence[Run] | None = None) -> 
         one = OpenRun(plan, run, teacher, plan.place(run, directory), started)
         yield from _titled(run, _carry_out(one))
         if not one.ended:
-            return  # stopped by a signal
+            return False
         started = time.perf_counter()
-    yield Progress("all runs", 1, 1, report={})
+    return True
 
 
 def open_teacher(plan: Plan, name: str, directory: Path) -> OpenTeacher:
@@ -87,7 +93,7 @@ def open_teacher(plan: Plan, name: str, directory: Path) -> OpenTeacher:
         model = replace(model, tokenizer=data.tokenizer)
     context = EvalContext(
         replace(plan.study, sampler=settings.sampler, draw=settings.draw),
-        plan.measured.judge(plan.judge, data, device),
+        plan.measurement.judge(plan.judge, data, device),
         data.held_out,
         data.digest,
         known_rows=[*plan.known_rows, *read_rows(directory / settings.folder / ROWS)],
@@ -103,7 +109,7 @@ def teacher_rows(
     """Measure the rows of a teacher, and keep the new ones in its file of rows."""
     file = directory / teacher.settings.folder / ROWS
     file.parent.mkdir(parents=True, exist_ok=True)
-    total, rows = plan.measured.teacher_rows(teacher)
+    total, rows = plan.measurement.teacher_rows(teacher)
     for done, measured in enumerate(rows, start=1):
         is_new = append_new(measured, teacher.context.known_rows, file)
         line = row_line(measured.row.name, measured) if is_new else None
@@ -121,7 +127,7 @@ def _carry_out(run: OpenRun) -> Iterator[Progress]:
             write_text(run.place / FAILURE, json.dumps({"message": str(error)}) + "\n")
             yield Progress("failed", 1, 1, str(error))
     if run.ended:
-        yield from run.plan.measured.measure(run)
+        yield from run.plan.measurement.measure_run(run)
 
 
 def _distil(run: OpenRun) -> Iterator[Progress]:
@@ -132,7 +138,7 @@ def _distil(run: OpenRun) -> Iterator[Progress]:
         line = lines.pop(0) if lines else None
         if update.student is not None:
             student = diffusion(update.student)
-            line = run.plan.measured.keep_round(run, student, update.step) or line
+            line = run.plan.measurement.keep_round(run, student, update.step) or line
         yield Progress("distilling", update.step, recipe.steps, line)
 
 
@@ -164,10 +170,13 @@ def _check_device(device: str) -> None:
 
 def train(
     recipes: Mapping[str, Recipe], directory: Path, device: str | None = None
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, bool]:
     """Train each recipe in `directory`/NAME, one after the other; a signal ends them all.
 
     A complete training is only read, so several processes may call this at a time.
+
+    Returns:
+        True if all trainings are complete, False if a signal stopped one.
     """
     for name, recipe in recipes.items():
         if finished(recipe, directory / name):
@@ -178,10 +187,6 @@ def train(
             line = lines.pop(0) if lines else line
             event = Progress(f"training the {name}", update.step, recipe.steps)
             yield replace(event, line=line and f"{name}: {line}")
-        if not trained([name], directory):
-            return
-
-
-def trained(names: Iterable[str], directory: Path) -> bool:
-    """Whether all these trainings of `directory` are complete; otherwise a signal stopped them."""
-    return all((directory / name / "model").exists() for name in names)
+        if not (directory / name / "model").exists():
+            return False
+    return True

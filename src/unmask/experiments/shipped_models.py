@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def recipes(directory: Path) -> dict[str, Recipe]:
     return both | {"duo": with_tokenizer(recipe("demo-duo"), tokenizer)}
 
 
-def measure_rows(work: Path, out: Path) -> Iterator[Progress]:
+def measure_rows(work: Path, out: Path) -> Generator[Progress, None, None]:
     """Measure the masked teacher of `out` and write its rows there.
 
     Rows in `work` are not measured again.

@@ -54,7 +54,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         judge=args.judge,
         study=args.study,
     )
-    if follow(run_plan(plan, args.out)) is None:
+    if not follow(run_plan(plan, args.out)):
         remark(f"stopped: the state is saved in {args.out}; the same command continues from there")
         return 1
     report = read_json(args.out / REPORT, LARGEST_REPORT)

@@ -14,7 +14,7 @@ from unmask.cli.console import emit, follow, parse, say
 from unmask.dataclass_json import to_json
 from unmask.experiments.commands.results import show
 from unmask.experiments.commands.workers import end_with_parent, share_runs
-from unmask.experiments.driver import run_plan, train, trained
+from unmask.experiments.driver import run_plan, train
 from unmask.experiments.paper_plans import Scale, paper_plan
 from unmask.experiments.plan import Plan
 from unmask.experiments.plans import ablation, methods, study, with_tokenizer
@@ -144,9 +144,9 @@ def _run(plan: Plan, args: Arguments, work: Path) -> bool:
     alone = plan.device not in (None, "cpu") or args.what in ("study", "methods")
     jobs = args.jobs or (1 if alone else os.cpu_count() or 1)
     if jobs == 1 or len(runs) == 1:
-        return follow(run_plan(plan, work, runs)) is not None
+        return follow(run_plan(plan, work, runs))
     # Prerequisites and the teachers' rows are computed once, here.
-    if follow(run_plan(plan, work, ())) is None:
+    if not follow(run_plan(plan, work, ())):
         return False
     command = [args.what, "--work", str(work)]
     command += ["--scale", args.scale] if args.scale != "tiny" else []
@@ -157,8 +157,7 @@ def _run(plan: Plan, args: Arguments, work: Path) -> bool:
 def _assets(work: Path, out: Path) -> bool:
     """Train the shipped models, publish and measure them; return whether all is done."""
     plans = recipes(work)
-    follow(train(plans, work))
-    if not trained(plans, work):
+    if not follow(train(plans, work)):
         return False
     for name in plans:
         publish(work / name, out / name)

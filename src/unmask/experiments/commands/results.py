@@ -9,6 +9,7 @@ from typing import Any
 from unmask.atomic_files import write_text
 from unmask.cli.console import say, table
 from unmask.dataclass_json import LARGEST_REPORT, dumps, read_json
+from unmask.evaluation.interpolation import NOT_REACHED
 from unmask.evaluation.measure import ENTROPIES, Measure, over_seeds, require_same_protocol
 from unmask.evaluation.sweep import REPORT
 from unmask.experiments import paper_table as paper
@@ -37,7 +38,6 @@ METHODS_HEAD = (
     "entropy",
     "gen PPL at the unigram entropy of real text",
 )
-NOT_REACHED = "not reached"
 
 
 def show(name: str, plan: Plan, directory: Path, *, whole: bool, done: bool) -> None:
@@ -152,7 +152,7 @@ def _cell(line: paper.TableLine, steps: int, seeds: int) -> str:
 
 def write_page(name: str, plan: Plan, directory: Path) -> None:
     """Write the table as JSON, as a figure and as a page."""
-    content = paper.full_record(plan, directory, TABLES[name], FAILED.get(name, {}))
+    content = paper.table_record(plan, directory, TABLES[name], FAILED.get(name, {}))
     # Figure 3 shares the directory of table 1.
     file = directory / ("table.json" if name.startswith("table") else f"{name}.json")
     write_text(file, dumps(content, indent=1) + "\n")
