@@ -42,22 +42,26 @@ VERDICT = [
         "claim": "Same steps (4), temperature 1",
         "figures": None,
         "details": ["gain 1.743", "better"],
+        "kind": "comparison",
     },
     {
         "claim": "Equal unigram entropy, against a temperature-scaled teacher",
         "figures": "3.879, the teacher at 128 steps",
         "details": ["4 steps 187.7 to 165.5", "8 steps 118.3 to 112.1"],
+        "kind": "comparison",
     },
     {
         "claim": "As diverse as the teacher at 128 steps by all 3 measures together, the student "
         "does not beat a teacher that only lowers its temperature",
         "figures": "worse by 2 of 3 measures at 4 steps, not reached at 32 steps",
         "details": [],
+        "kind": "conclusion",
     },
     {
         "claim": "One training seed",
         "figures": None,
         "details": ["not yet a verdict on the method"],
+        "kind": "remark",
     },
 ]
 

@@ -314,6 +314,9 @@ def test_the_verdict_is_true_in_every_case(levels, claim):
     assert sum(claim in sentence for sentence in sentences) == 1
     assert all(sentence.endswith(".") for sentence in sentences)
     assert "One training seed" in sentences[-1]
+    assert [finding.claim for finding in findings if finding.kind == "conclusion"] == [
+        finding.claim for finding in findings if "by all 3 measures" in finding.claim
+    ]
 
 
 @pytest.mark.parametrize("reasons", [[], ["one reason", "another"]])
@@ -421,7 +424,9 @@ def test_a_verdict_on_nothing_is_none(teacher, student, naive, data, why):
     (reason,) = reasons_against_claim(teacher, student, naive, data)
     assert reason == why
     findings = verdict(answer_questions(TEACHER, GOOD, COLD), reasons=[reason])
-    assert findings[0] == Finding("No claim is made about the student", why) and len(findings) == 2
+    conclusion, remark = findings
+    assert conclusion == Finding("No claim is made about the student", why, kind="conclusion")
+    assert remark.kind == "remark"
     text = " ".join(map(str, findings))
     assert not [word for word in ("beat", "better", "gain") if word in text]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from unmask.evaluation.answers import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.interpolation import NOT_REACHED, NOT_TIMED, Estimate
@@ -26,11 +27,13 @@ class Finding:
         claim: the conclusion, or the subject of a comparison
         figures: evidence of a conclusion; None for a comparison
         details: results of a comparison; empty for a conclusion
+        kind: "remark" for a limit of the whole verdict
     """
 
     claim: str
     figures: str | None = None
     details: list[str] = field(default_factory=list)
+    kind: Literal["conclusion", "comparison", "remark"] = "comparison"
 
     def __str__(self) -> str:
         """
@@ -45,6 +48,7 @@ class Finding:
 ONE_SEED = Finding(
     "One training seed",
     details=["these figures come from one run; a verdict on the method needs at least two"],
+    kind="remark",
 )
 
 
@@ -66,7 +70,8 @@ def verdict(answers: Answers, reasons: Sequence[str] = ()) -> list[Finding]:
             contains only them.
     """
     if reasons:
-        return [Finding("No claim is made about the student", "; ".join(reasons)), ONE_SEED]
+        claim = "No claim is made about the student"
+        return [Finding(claim, "; ".join(reasons), kind="conclusion"), ONE_SEED]
     at = answers.equal_entropy[0].at
     columns = {
         column: [one for one in answers.equal_entropy if one.column == column and one.at == at]
@@ -139,6 +144,7 @@ def _win(columns: list[list[EqualEntropy]], at: str) -> Finding:
         "; ".join(
             f"{result} at {', '.join(steps)} steps" for result, steps in steps_by_result.items()
         ),
+        kind="conclusion",
     )
 
 

@@ -174,7 +174,7 @@ def test_the_verdict_comes_first_and_is_complete(page: Path, parsed: Parsed) -> 
     for statement in REPORT["verdict"]:
         for words in (statement["claim"], statement["figures"], *statement["details"]):
             assert words is None or words in main
-    conclusions = [s for s in REPORT["verdict"] if s["figures"] and not s["details"]]
+    conclusions = [s for s in REPORT["verdict"] if s["kind"] == "conclusion"]
     assert [parsed.one("p", **{"class": "lede"}).text] == [s["claim"] for s in conclusions]
     remark = REPORT["verdict"][-1]
     words = f"{remark['claim']}: {remark['details'][0]}"

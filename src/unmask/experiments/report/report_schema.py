@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unmask import __version__
@@ -20,7 +20,7 @@ from unmask.evaluation.measure import (
     require_same_protocol,
     row_of,
 )
-from unmask.evaluation.verdict import Finding
+from unmask.evaluation.verdict import ONE_SEED, Finding
 
 ENTROPY = "entropy"
 TINY, HUGE = 1e-100, 1e100  # the range of a number on an axis
@@ -241,10 +241,16 @@ def _read_row(value: Any, where: str) -> ReportRow:
 
 
 def _read_finding(value: Any, where: str) -> Finding:
-    """A finding; old reports hold a plain sentence in its place."""
+    """A finding. Old reports hold findings without a kind, or plain sentences."""
     if isinstance(value, str):
         value = {"claim": value}
-    return from_json(Finding, value, where, strict=False)
+    finding = from_json(Finding, value, where, strict=False)
+    if "kind" in value:
+        return finding
+    if finding.claim == ONE_SEED.claim:
+        return replace(finding, kind="remark")
+    is_conclusion = finding.figures and not finding.details
+    return replace(finding, kind="conclusion" if is_conclusion else "comparison")
 
 
 def _check_rows(report: Report) -> None:
