@@ -12,12 +12,13 @@ import unmask.experiments.commands.reproduce as reproduce
 import unmask.experiments.commands.results as results
 import unmask.experiments.driver as driver
 from toy_recipes import shrink
+from unmask.cli.console import follow
 from unmask.cli.main import main
 from unmask.evaluation import sweep
 from unmask.evaluation.measure import UnequalProtocols, require_same_protocol
 from unmask.evaluation.settings import EvalSettings
 from unmask.experiments.driver import run_plan
-from unmask.experiments.paper_table import RoundRows, precision_rows, record, table_lines
+from unmask.experiments.paper_table import RoundRows, lines_record, precision_rows, table_lines
 from unmask.experiments.plan import FAILURE, Cell, Plan, PlanTeacher, Run
 from unmask.experiments.published import TABLES
 from unmask.experiments.rows_file import ROWS, read_rows
@@ -53,8 +54,7 @@ def toy(text: Path, masked: Path, uniform: Path, causal: Path) -> Plan:
 @pytest.fixture(scope="module")
 def home(toy: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("table")
-    *_, last = run_plan(toy, place)
-    assert last.report is not None
+    assert follow(run_plan(toy, place))
     return place
 
 
@@ -161,7 +161,7 @@ def test_a_failed_training_is_a_line_of_the_table(
 
     monkeypatch.setattr(driver, "run_recipe", explode)
     plan = only(toy, "MCD")
-    assert list(run_plan(plan, tmp_path))[-1].report is not None
+    assert follow(run_plan(plan, tmp_path))
     failed = [line for line in table_lines(plan, tmp_path) if line.failed]
     assert [line.failed for line in failed] == ["loss is nan"] * 2 and not failed[0].cells
     assert (tmp_path / "MCD-seed-1" / FAILURE).exists()
@@ -228,7 +228,7 @@ def test_rows_that_were_measured_again_count_once(toy: Plan, home: Path, tmp_pat
         line["protocol"]["version"] = "0.0.1"
         line["measures"]["gen_ppl"]["value"] = 1e9
     file.write_text("".join(json.dumps(line) + "\n" for line in stale) + old, "utf-8")
-    assert record(toy, tmp_path / "home", {}) == record(toy, home, {})
+    assert lines_record(toy, tmp_path / "home", {}) == lines_record(toy, home, {})
 
 
 def test_published_values_stand_beside_ours(toy: Plan, home: Path) -> None:
@@ -237,7 +237,8 @@ def test_published_values_stand_beside_ours(toy: Plan, home: Path) -> None:
         ("MDLM", 0, 4): TABLES["table1"]["MDLM", 0, 512],
     }
     found = {
-        line["line"]: line["cells"]["4"]["published"] for line in record(toy, home, cells)["lines"]
+        line["line"]: line["cells"]["4"]["published"]
+        for line in lines_record(toy, home, cells)["lines"]
     }
     assert found["MCD R2"] == [{"source": "MCD paper", "value": "39.73"}] and found["SDTT R1"] == []
     assert [cell["source"] for cell in found["MDLM"]] == ["MCD paper", "Duo paper"]

@@ -79,7 +79,7 @@ class FrontierReport:
             f"nats at {line['steps']} steps"
         )
 
-    def measure(self, run: OpenRun) -> Iterator[Progress]:
+    def measure_run(self, run: OpenRun) -> Iterator[Progress]:
         """Measure all rows of a run and write its report.json; nothing if its training failed."""
         if not (run.training / "model").exists():
             return
@@ -98,7 +98,7 @@ class FrontierReport:
         report |= self._origin(run, teacher, student, judge)
         report["rounds"] = _rounds(run.place / ROUNDS, context)
         write_text(run.place / REPORT, dumps(report, indent=1) + "\n")
-        yield Progress("writing", 1, 1, report=report)
+        yield Progress("writing", 1, 1)
 
     def _origin(
         self, run: OpenRun, teacher: Model, student: Model, judge: CausalModel

@@ -89,7 +89,7 @@ def paper_plan(name: Name, scale: Scale, directory: Path) -> Plan:
         judge=judge,
         cells=cells,
         study=study,
-        measured=RoundRows(),
+        measurement=RoundRows(),
         seeds=2,
         prerequisites=prerequisites,
         device="cpu" if scale == "tiny" else "cuda",

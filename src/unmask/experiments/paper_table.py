@@ -33,7 +33,7 @@ from unmask.samplers.sample import sample
 
 PublishedCells = Mapping[tuple[str, int, int], Sequence[Published]]
 # Sampler and draw: exact; and as the codes of MDLM, SDTT and early Duo draw.
-PRECISIONS = (("reveal", "race"), ("ancestral", "legacy_gumbel32"))
+PRECISIONS = (("reveal", "gumbel_max"), ("ancestral", "gumbel_max_float32"))
 TOP_P = (1.0, 0.9)
 
 
@@ -60,7 +60,7 @@ class RoundRows:
         student.save(run.place / f"round-{number}", recipe=to_json(run.recipe), steps=step)
         return None
 
-    def measure(self, run: OpenRun) -> Iterator[Progress]:
+    def measure_run(self, run: OpenRun) -> Iterator[Progress]:
         """Measure the student of every round, also of those before a failure."""
         known_rows, steps = read_rows(run.place / ROWS), run.plan.study.student_steps
         context = replace(run.teacher.context, known_rows=known_rows)
@@ -86,7 +86,7 @@ def _precision_rows(teacher: OpenTeacher) -> Iterator[MeasuredRow]:
     grid = product(PRECISIONS, TOP_P, teacher.settings.precision_steps)
     for (sampler, draw), top_p, count in grid:
         study = replace(context.study, sampler=sampler, draw=draw)
-        protocol = replace(context, study=study).protocol
+        protocol = replace(context, study=study, products=model.precision).protocol
         title = f"{teacher.name}, {protocol.precision}, top-p {top_p:g}"
         setting = replace(sweep.setting_of(model, study), steps=count, top_p=top_p)
         # Rows of earlier versions have the default draw; their protocol has the precision.
@@ -183,8 +183,8 @@ def protocol_line(plan: Plan, directory: Path) -> str:
     return protocol_words(require_same_protocol(rows), seeds)
 
 
-def record(plan: Plan, directory: Path, published: PublishedCells) -> dict[str, Any]:
-    """Title and lines of table.json; each cell has the published values beside it."""
+def lines_record(plan: Plan, directory: Path, published: PublishedCells) -> dict[str, Any]:
+    """Title and lines of table.json, with the published values in each cell."""
     lines = []
     for line in table_lines(plan, directory):
         cells = {}
@@ -205,7 +205,7 @@ def record(plan: Plan, directory: Path, published: PublishedCells) -> dict[str, 
     return {"title": plan.title, "lines": lines}
 
 
-def full_record(
+def table_record(
     plan: Plan, directory: Path, published: PublishedCells, failed: Mapping[str, str]
 ) -> dict[str, Any]:
     """The content of table.json: lines, rows in other precisions, texts, and the protocol.
@@ -222,12 +222,12 @@ def full_record(
         f"{line} {cell.gen_ppl.value:.4g} at {cell.entropy.value:.2f} nats"
         for line, cell in ((line, line.cells[steps]) for line in last.values())
     ]
-    return record(plan, directory, published) | {
+    return lines_record(plan, directory, published) | {
         "methods": {name: cell.teacher for name, cell in plan.cells.items()},
         "doubts": precision_records(plan, directory),
         "seeds": plan.seeds,
         "failed": dict(failed),
-        "texts": example_texts(plan, directory, steps),
+        "texts": texts_of_models(plan, directory, steps),
         "shown_steps": steps,
         "protocol": protocol_line(plan, directory),
         "version": __version__,
@@ -235,7 +235,7 @@ def full_record(
     }
 
 
-def example_texts(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list[str]]:
+def texts_of_models(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list[str]]:
     """n texts of each teacher and of each method's last round (first seed), equal latents."""
     models = {name: (teacher.model, name) for name, teacher in plan.teachers.items()}
     for name, cell in plan.cells.items():

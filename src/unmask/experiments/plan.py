@@ -37,8 +37,8 @@ class PlanTeacher:
     """
 
     model: str
-    sampler: str = "reveal"
-    draw: str = "race"
+    sampler: str = EvalSettings.sampler
+    draw: str = EvalSettings.draw
     folder: str = ""
     precision_steps: tuple[int, ...] = ()
 
@@ -103,7 +103,7 @@ class Measurement(Protocol):
         """Keep the student of a round that ended at update `step`; return a line for a terminal."""
         ...
 
-    def measure(self, run: OpenRun) -> Iterator[Progress]:
+    def measure_run(self, run: OpenRun) -> Iterator[Progress]:
         """Measure a run whose training ended or failed."""
         ...
 
@@ -117,7 +117,7 @@ class Plan:
             directory is then the plan's
         judge: directory or name of the judge
         study: settings of the evaluation: samples, seed, step counts, temperatures
-        measured: the measurement, which also names the files of its results
+        measurement: the measurement, which also names the files of its results
         seeds: trainings of each cell; None: one, with the seed of its recipe
         prerequisites: models that are trained first, in directory/NAME
         known_rows: rows of teachers that were measured before
@@ -129,7 +129,7 @@ class Plan:
     judge: str
     cells: Mapping[str, Cell]
     study: EvalSettings
-    measured: Measurement
+    measurement: Measurement
     seeds: int | None = None
     prerequisites: Mapping[str, Recipe] = field(default_factory=dict)
     known_rows: Sequence[MeasuredRow] = ()
@@ -202,7 +202,7 @@ class OpenRun:
     @property
     def training(self) -> Path:
         """The directory of the training."""
-        return self.place / self.plan.measured.training
+        return self.place / self.plan.measurement.training
 
     @property
     def ended(self) -> bool:

@@ -83,7 +83,7 @@ def demo(
         judge=models["judge"],
         cells=_cells(models["teacher"], {"": student}),
         study=study,
-        measured=FrontierReport("shipped" if is_shipped else "trained here"),
+        measurement=FrontierReport("shipped" if is_shipped else "trained here"),
         prerequisites={} if is_shipped else own,
         known_rows=shipped_rows() if is_shipped else (),
     )
@@ -118,7 +118,7 @@ def study(directory: Path) -> Plan:
         judge=models["judge"],
         cells=_cells(models["teacher"], study_recipes(student)),
         study=STUDY,
-        measured=FrontierReport(),
+        measurement=FrontierReport(),
         prerequisites=prerequisites,
     )
 
@@ -163,7 +163,7 @@ def ablation(scale: str, full: bool = False) -> Plan:
         judge=judge,
         cells=_cells(teacher, grid_recipes(base) if full else ablation_recipes(base)),
         study=settings,
-        measured=FrontierReport(),
+        measurement=FrontierReport(),
         seeds=2,
         known_rows=known_rows,
     )
@@ -221,7 +221,7 @@ def methods() -> Plan:
         judge=PACKAGE_PREFIX + "judge",
         cells=_cells(masked, short) | _cells(uniform, dcd, "duo"),
         study=METHODS,
-        measured=FrontierReport(),
+        measurement=FrontierReport(),
         seeds=2,
         known_rows=shipped_rows(),
     )

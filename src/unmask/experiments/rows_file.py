@@ -60,11 +60,8 @@ def newest_rows(file: Path) -> list[Row]:
 
 
 def append_new(measured: MeasuredRow, known_rows: Sequence[MeasuredRow], file: Path) -> bool:
-    """Append a row that was measured now, and return whether it was.
-
-    Shipped rows and elements of `known_rows` (compared by identity) are not appended.
-    """
-    is_new = not measured.shipped and all(measured is not row for row in known_rows)
+    """Append a row that is neither shipped nor one of `known_rows`; return whether it is new."""
+    is_new = not measured.shipped and measured not in known_rows
     if is_new:
         append_line(file, measured.to_json())
     return is_new
