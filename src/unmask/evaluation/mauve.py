@@ -11,7 +11,7 @@ from unmask.evaluation.judges import TextSet
 from unmask.evaluation.measure import Measure, over_seeds
 from unmask.extras import needs_extra
 
-MIN_TEXTS = 20  # mauve-text makes at least two clusters, of ten texts each
+MIN_MAUVE_TEXTS = 20  # mauve-text makes at least two clusters, of ten texts each
 
 
 def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
@@ -31,10 +31,10 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
         raise ValueError(f"seeds is too small: got {seeds}, want seeds >= 1 runs of k-means")
     shapes = tuple(real.shape), tuple(drawn.shape)
     matrices = real.dim() == drawn.dim() == 2 and real.shape[1] == drawn.shape[1]
-    if not matrices or min(len(real), len(drawn)) < MIN_TEXTS:
+    if not matrices or min(len(real), len(drawn)) < MIN_MAUVE_TEXTS:
         raise ValueError(
             f"real or drawn has a wrong shape: got {shapes[0]} and {shapes[1]}, want features "
-            f"[n, D] and [m, D] of two sets of at least {MIN_TEXTS} texts"
+            f"[n, D] and [m, D] of two sets of at least {MIN_MAUVE_TEXTS} texts"
         )
     with needs_extra("mauve"):
         from mauve import compute_mauve

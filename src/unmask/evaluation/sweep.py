@@ -11,7 +11,7 @@ from typing import Any
 from unmask import __version__
 from unmask.data.packing import Rows, evenly_spaced
 from unmask.evaluation.judges import Judge
-from unmask.evaluation.mauve import MIN_TEXTS
+from unmask.evaluation.mauve import MIN_MAUVE_TEXTS
 from unmask.evaluation.measure import (
     MAUVE,
     REVERSE,
@@ -85,10 +85,10 @@ class EvalContext:
 
     def __post_init__(self) -> None:
         study = self.study
-        if study.has_set_metrics and study.samples < MIN_TEXTS:
+        if study.has_set_metrics and study.samples < MIN_MAUVE_TEXTS:
             raise ValueError(
                 f"samples is too small: got {study.samples}, and MAUVE and reverse perplexity need "
-                f"at least {MIN_TEXTS} texts; give more, or mauve_seeds = reverse_seeds = 0"
+                f"at least {MIN_MAUVE_TEXTS} texts; give more, or mauve_seeds = reverse_seeds = 0"
             )
         needed = max(study.samples, study.texts) + study.has_set_metrics * study.samples
         if len(self.real) < needed:

@@ -15,7 +15,9 @@ OPEN = "no interval"
 UNKNOWN = {OPEN, NOT_REACHED}
 NO_CLAIM = "no claim"
 
-MIN_TEXTS = 16  # per row: with fewer, 95 % intervals often miss the truth (benchmarks/coverage.py)
+MIN_CLAIM_TEXTS = (
+    16  # per row: with fewer, 95 % intervals often miss the truth (benchmarks/coverage.py)
+)
 MAX_REPEATED = 0.5  # share of 4-grams that repeat the same text or another text
 
 
@@ -222,9 +224,9 @@ def reasons_against_claim(
     if protocol.read_by_judge:
         share = protocol.read_by_judge
         yield f"the judge was trained on {share:.0%} of the held-out documents"
-    if protocol.samples < MIN_TEXTS:
+    if protocol.samples < MIN_CLAIM_TEXTS:
         n = protocol.samples
-        yield f"n = {n} texts per row are fewer than the {MIN_TEXTS} that an interval needs"
+        yield f"n = {n} texts per row are fewer than the {MIN_CLAIM_TEXTS} that an interval needs"
     if {row.setting.model for row in student} & {row.setting.model for row in teacher}:
         yield "student and teacher have the same weights"
     unigram = next((row.measures[GEN_PPL].value for row in baselines if row.name == UNIGRAM), None)

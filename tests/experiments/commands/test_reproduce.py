@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 import unmask.experiments.commands.reproduce as reproduce
-import unmask.experiments.commands.workers as workers
 from unmask.cli.main import main
 from unmask.experiments.plan import Plan
 
@@ -57,7 +56,7 @@ def test_the_command_shares_its_runs_out(
         def poll(self) -> int:
             return self.returncode
 
-    monkeypatch.setattr(workers.subprocess, "Popen", Process)
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
     command = ["reproduce", "ablation", "--work", str(tmp_path)]
     assert main([*command, "--jobs", "2"]) == 0
     (first, threads), (second, _) = calls
@@ -66,4 +65,4 @@ def test_the_command_shares_its_runs_out(
     assert main([*command, "--cells", "forward", "--jobs", "2"]) != 0
     Process.returncode = 1
     with pytest.raises(RuntimeError, match=r"\[1, 1\]"):
-        workers.share_runs(["ablation"], ["a", "b"], 2)
+        reproduce.share_runs(["ablation"], ["a", "b"], 2)

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 import unmask
-import unmask.experiments.commands.workers as workers
-from unmask.experiments.commands.workers import WORKER, end_with_parent
+import unmask.experiments.commands.reproduce as reproduce
+from unmask.experiments.commands.reproduce import WORKER, end_with_parent
 
 CHILD = """
 import sys, time
 from pathlib import Path
-from unmask.experiments.commands.workers import end_with_parent
+from unmask.experiments.commands.reproduce import end_with_parent
 from unmask.training import stop_signals
 place = Path(sys.argv[0]).parent
 with stop_signals() as stop:
@@ -30,9 +30,9 @@ with stop_signals() as stop:
 PARENT = """
 import sys
 from types import SimpleNamespace
-from unmask.experiments.commands import workers
-workers.sys = SimpleNamespace(executable=sys.argv[1])
-workers.share_runs(["ablation"], ["a"], 1)
+from unmask.experiments.commands import reproduce
+reproduce.sys = SimpleNamespace(executable=sys.argv[1])
+reproduce.share_runs(["ablation"], ["a"], 1)
 """
 
 
@@ -78,6 +78,6 @@ def test_a_signal_is_passed_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         f"while [ ! -s {log} ]; do sleep 0.02; done\nsleep 0.3\nexit 1\n"
     )
     program.chmod(0o755)
-    monkeypatch.setattr(workers, "sys", SimpleNamespace(executable=str(program)))
-    assert workers.share_runs(["ablation"], ["a"], 1) is False
+    monkeypatch.setattr(reproduce, "sys", SimpleNamespace(executable=str(program)))
+    assert reproduce.share_runs(["ablation"], ["a"], 1) is False
     assert log.read_text() == "stopped\n"

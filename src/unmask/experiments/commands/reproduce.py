@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +18,6 @@ import tyro
 from unmask.cli.console import emit, follow, parse, say
 from unmask.dataclass_json import to_json
 from unmask.experiments.commands.results import show
-from unmask.experiments.commands.workers import end_with_parent, share_runs
 from unmask.experiments.driver import run_plan, train
 from unmask.experiments.paper_plans import Scale, paper_plan
 from unmask.experiments.plan import Plan
@@ -22,10 +26,13 @@ from unmask.experiments.published import TABLES
 from unmask.experiments.shipped_models import NAMES, measure_card, measure_rows, publish, recipes
 from unmask.recipes.estimate import estimate
 from unmask.recipes.schema import Recipe
+from unmask.training import stop_signals
 
 ASSETS = Path("src/unmask/assets")
 # Figures of the paper that are drawn from the runs of a table.
 SHARED_RUNS = {"figure3": "table1"}
+# An environment variable that marks a process started by `share_runs`.
+WORKER = "UNMASK_WORKER"
 
 What = Literal[
     "assets", "measures", "study", "ablation", "methods", "table1", "table2", "table3", "figure3"
@@ -152,6 +159,62 @@ def _run(plan: Plan, args: Arguments, work: Path) -> bool:
     command += ["--scale", args.scale] if args.scale != "tiny" else []
     command += ["--full"] if args.full else []
     return share_runs(command, [str(run) for run in runs], jobs)
+
+
+def share_runs(command: list[str], runs: Sequence[str], jobs: int) -> bool:
+    """Distribute runs over processes of this command; return whether all of them are done.
+
+    Each process gets an equal part of the cores. A signal is passed on, so that every process saves
+    its state. The standard input of each process is a pipe from this process. If this process is
+    killed, the pipe closes, and the others save their state and end.
+
+    Args:
+        command: Words of `unmask reproduce` without `--jobs` and `--cells`.
+        runs: Titles of the runs.
+        jobs: Processes, at most one a run.
+
+    Raises:
+        RuntimeError: A process failed although no signal arrived.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    start = [sys.executable, "-m", "unmask", "reproduce", *command, "--jobs", "1", "--cells"]
+    with stop_signals() as stop:
+        workers = [
+            subprocess.Popen(
+                [*start, *runs[first::jobs]],
+                env=os.environ | {"OMP_NUM_THREADS": threads, WORKER: "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal sends Ctrl-C to this process only
+            )
+            for first in range(min(jobs, len(runs)))
+        ]
+        stopping = False
+        while any(worker.poll() is None for worker in workers):
+            if stop() and not stopping:
+                stopping = True
+                for worker in workers:
+                    worker.terminate()
+            time.sleep(0.1)
+    codes = [worker.returncode for worker in workers]
+    if any(codes) and not stopping:
+        raise RuntimeError(
+            f"processes of {command[0]} ended with exit codes {codes}: see their messages above"
+        )
+    return not any(codes)
+
+
+def end_with_parent() -> None:
+    """In a process of `share_runs`: send SIGTERM to itself when the parent process ends."""
+    if os.environ.pop(WORKER, None) is None:
+        return
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _assets(work: Path, out: Path) -> bool:
