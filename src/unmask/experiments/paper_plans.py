@@ -9,12 +9,11 @@ from typing import Literal, assert_never
 
 from unmask.evaluation.settings import EvalSettings
 from unmask.experiments.paper_table import RoundRows
-from unmask.experiments.plan import Cell, Plan, PlanTeacher
+from unmask.experiments.plan import Cell, Plan, PlanTeacher, distillation
 from unmask.experiments.plans import consistency
 from unmask.objectives.rounds import PAPER_TEMPERATURES
 from unmask.recipes.catalog import recipe
 from unmask.recipes.objective_settings import (
-    ConsistencySettings,
     CurriculumSettings,
     NelboSettings,
     SdttSettings,
@@ -188,40 +187,24 @@ def _methods(scale: Scale, large: bool) -> tuple[Recipe, Recipe, Recipe]:
     return methods[0], methods[1], methods[2]
 
 
-def _in_rounds(base: Recipe, round_steps: int, delta0: float) -> Recipe:
-    """The recipe with five rounds of `round_steps` updates."""
-    objective, count = base.objective, len(PAPER_TEMPERATURES)
-    match objective:
-        case SdttSettings():
-            objective = replace(objective, round_steps=round_steps, delta0=delta0, count=count)
-        case ConsistencySettings():
-            tau = PAPER_TEMPERATURES if objective.process == "masked" else (1.0,) * count
-            objective = replace(objective, round_steps=round_steps, delta0=delta0, temperatures=tau)
-        case _:
-            raise _not_in_rounds(base)
+def _in_rounds(
+    base: Recipe, round_steps: int, delta0: float, count: int = len(PAPER_TEMPERATURES)
+) -> Recipe:
+    """The distillation in `count` rounds of `round_steps` updates; delta0 is the first step size."""
+    objective = replace(distillation(base), round_steps=round_steps, delta0=delta0)
+    if isinstance(objective, SdttSettings):
+        objective = replace(objective, count=count)
+    else:
+        tau = PAPER_TEMPERATURES if objective.process == "masked" else (1.0,) * count
+        objective = replace(objective, temperatures=tau[:count])
     save_every = min(round_steps, base.save_every)
     return replace(base, objective=objective, steps=round_steps * count, save_every=save_every)
 
 
 def _first_round(base: Recipe) -> Recipe:
-    """The first round of the recipe alone, with at least 120 updates."""
-    objective = base.objective
-    match objective:
-        case SdttSettings():
-            objective = replace(objective, count=1)
-        case ConsistencySettings():
-            objective = replace(objective, temperatures=objective.temperatures[:1])
-        case _:
-            raise _not_in_rounds(base)
-    steps = max(120, objective.round_steps)
-    objective = replace(objective, round_steps=steps)
-    return replace(base, objective=objective, steps=steps, save_every=min(steps, base.save_every))
-
-
-def _not_in_rounds(base: Recipe) -> ValueError:
-    return ValueError(
-        f"recipe {base.name!r} is {base.objective.kind}: want a distillation in rounds"
-    )
+    """The first round of the distillation alone, with at least 120 updates."""
+    objective = distillation(base)
+    return _in_rounds(base, max(120, objective.round_steps), objective.delta0, count=1)
 
 
 def _losses(base: Recipe) -> dict[str, Recipe]:

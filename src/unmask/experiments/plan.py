@@ -53,12 +53,7 @@ class Cell:
     @property
     def objective(self) -> DistillationSettings:
         """The objective of the recipe; ValueError if it is not a distillation."""
-        if not isinstance(self.recipe.objective, DistillationSettings):
-            raise ValueError(
-                f"recipe {self.recipe.name!r} of a cell is {self.recipe.objective.kind}: "
-                "want a distillation"
-            )
-        return self.recipe.objective
+        return distillation(self.recipe)
 
     @property
     def rounds(self) -> Rounds:
@@ -208,6 +203,13 @@ class OpenRun:
     def ended(self) -> bool:
         """Whether the training is complete or failed; otherwise a signal stopped it."""
         return (self.training / "model").exists() or failure(self.place) is not None
+
+
+def distillation(recipe: Recipe) -> DistillationSettings:
+    """The objective of a recipe; ValueError if it is not a distillation."""
+    if not isinstance(recipe.objective, DistillationSettings):
+        raise ValueError(f"recipe {recipe.name!r} is {recipe.objective.kind}: want a distillation")
+    return recipe.objective
 
 
 def failure(place: Path) -> str | None:

@@ -12,11 +12,11 @@ from unmask.data.hub import PACKAGE_PREFIX, shipped
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import MeasuredRow
 from unmask.experiments.frontier_report import FrontierReport
-from unmask.experiments.plan import Cell, Plan, PlanTeacher
+from unmask.experiments.plan import Cell, Plan, PlanTeacher, distillation
 from unmask.experiments.rows_file import ROWS, read_rows
 from unmask.objectives.consistency import Coupling, Direction, Revealed
 from unmask.recipes.catalog import recipe
-from unmask.recipes.objective_settings import ConsistencySettings, DistillationSettings
+from unmask.recipes.objective_settings import ConsistencySettings
 from unmask.recipes.schema import Recipe
 
 SHIPPED = "sotu"  # the corpus of the shipped teacher and judge
@@ -146,15 +146,11 @@ def ablation(scale: str, full: bool = False) -> Plan:
         full: All combinations of the factors instead of one change at a time.
     """
     if scale == "tiny":
-        base, settings, teacher = (
-            shortened(recipe("demo-mcd")),
-            ABLATION,
-            PACKAGE_PREFIX + "teacher",
-        )
-        judge, known_rows = PACKAGE_PREFIX + "judge", shipped_rows()
+        base, settings, known_rows = shortened(recipe("demo-mcd")), ABLATION, shipped_rows()
+        teacher, judge = PACKAGE_PREFIX + "teacher", PACKAGE_PREFIX + "judge"
     elif scale == "small":
-        base, settings, teacher = recipe("long-mcd"), STUDY, "runs/study/teacher/model"
-        judge, known_rows = "runs/study/judge/model", []
+        base, settings, known_rows = recipe("long-mcd"), STUDY, []
+        teacher, judge = "runs/study/teacher/model", "runs/study/judge/model"
     else:
         raise ValueError(f"scale of an ablation is {scale!r}: want 'tiny' or 'small'")
     return Plan(
@@ -239,9 +235,7 @@ def consistency(base: Recipe) -> ConsistencySettings:
 
 def shortened(base: Recipe) -> Recipe:
     """The distillation with rounds of ROUND_STEPS updates."""
-    if not isinstance(base.objective, DistillationSettings):
-        raise ValueError(f"recipe {base.name!r} is {base.objective.kind}: want a distillation")
-    objective = replace(base.objective, round_steps=ROUND_STEPS)
+    objective = replace(distillation(base), round_steps=ROUND_STEPS)
     steps = objective.rounds().total
     return replace(base, objective=objective, steps=steps, save_every=ROUND_STEPS)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 MCD, DUO = "MCD paper", "Duo paper"
 
@@ -79,16 +78,14 @@ def _cells(
             gen_ppl, _, entropy = cell.partition("/")
             published = Published(DUO, float(gen_ppl), float(entropy) if entropy else None)
             cells[line, round_, count] = (*cells.get((line, round_, count), ()), published)
-    return MappingProxyType(cells)
+    return cells
 
 
-TABLES: Mapping[str, Cells] = MappingProxyType(
-    {
-        "table1": _cells(MCD_TABLE1, DUO_ROWS),
-        "table2": _cells(MCD_TABLE2),
-        "table3": _cells(MCD_TABLE3),
-        "figure3": _cells(MCD_TABLE1, DUO_ROWS),
-    }
-)
+TABLES: Mapping[str, Cells] = {
+    "table1": _cells(MCD_TABLE1, DUO_ROWS),
+    "table2": _cells(MCD_TABLE2),
+    "table3": _cells(MCD_TABLE3),
+    "figure3": _cells(MCD_TABLE1, DUO_ROWS),
+}
 # Lines of our tables that have no number in the paper, with its words.
-FAILED: Mapping[str, Mapping[str, str]] = MappingProxyType({"table2": {"KL-Bwd": f"{MCD}: FAILED"}})
+FAILED: Mapping[str, Mapping[str, str]] = {"table2": {"KL-Bwd": f"{MCD}: FAILED"}}

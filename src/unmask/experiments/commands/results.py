@@ -117,9 +117,7 @@ def show_paper_table(name: str, plan: Plan, directory: Path) -> None:
     lines = paper.table_lines(plan, directory)
     if not lines:
         return
-    protocol = paper.protocol_line(
-        plan, directory
-    )  # raises before rows of two protocols are printed
+    protocol = paper.protocol_line(plan, directory)  # raises before rows of two are printed
     steps = sorted({count for line in lines for count in line.cells})
     body: list[Sequence[object]] = []
     for line in lines:

@@ -144,15 +144,12 @@ def _curve(axes: Axes, line: Mapping[str, Any], measure: str) -> None:
     steps = sorted(map(int, line["cells"]))
     values = [line["cells"][str(count)][measure] for count in steps]
     if line["round"]:
-        color, label = (
-            _ROUND_COLORS[min(line["round"], len(_ROUND_COLORS)) - 1],
-            f"round {line['round']}",
-        )
+        color = _ROUND_COLORS[min(line["round"], len(_ROUND_COLORS)) - 1]
+        label = f"round {line['round']}"
         axes.plot(steps, values, "s-", color=color, markersize=4, linewidth=1.6, label=label)
     else:
-        axes.plot(
-            steps, values, "o--", color=_teacher_color(line), markersize=4, label=line["name"]
-        )
+        color, label = _teacher_color(line), line["name"]
+        axes.plot(steps, values, "o--", color=color, markersize=4, label=label)
 
 
 def _teacher_color(line: Mapping[str, Any]) -> str:
