@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import unmask.experiments.commands.reproduce as reproduce
 import unmask.experiments.commands.results as results
@@ -22,6 +23,7 @@ from unmask.experiments.paper_table import RoundRows, lines_record, precision_ro
 from unmask.experiments.plan import FAILURE, Cell, Plan, PlanTeacher, Run
 from unmask.experiments.published import TABLES
 from unmask.experiments.rows_file import ROWS, read_rows
+from unmask.models.denoiser import set_compute
 from unmask.recipes.catalog import recipe
 from unmask.recipes.schema import Recipe, trained_on
 from unmask.training import TrainingError
@@ -106,6 +108,15 @@ def test_the_teacher_is_drawn_in_other_precisions_too(toy: Plan, home: Path) -> 
     assert rows[0].measures["gen_ppl"].value == pytest.approx(plain.gen_ppl.value), (
         "the same latents, the same draw"
     )
+
+
+def test_a_row_in_another_precision_states_the_products_of_its_model(
+    toy: Plan, tmp_path: Path
+) -> None:
+    teacher = driver.open_teacher(toy, "MDLM", tmp_path)
+    set_compute(teacher.model.module, torch.bfloat16)
+    _, rows = RoundRows().teacher_rows(teacher)
+    assert next(rows).row.protocol.products == "bfloat16"
 
 
 def test_measured_rows_are_not_measured_again(

@@ -24,5 +24,5 @@ def test_each_cell_has_each_seed(frontier_plan: Plan) -> None:
 
 
 def test_a_cell_distils() -> None:
-    with pytest.raises(ValueError, match="'demo-teacher' of a cell is nelbo"):
+    with pytest.raises(ValueError, match="'demo-teacher' is nelbo"):
         Cell("teacher", recipe("demo-teacher")).rounds  # noqa: B018

@@ -34,7 +34,7 @@ def run_plan(
     """Train, distil and measure all runs of a plan in `directory`, or `only` some.
 
     Results that exist are not computed again. A failed training is a result: its directory gets a
-    failure.json, and the next run begins. A signal ends the plan with the state saved.
+    failure.json, and the next run begins. A signal stops the plan after the state is saved.
 
     Args:
         plan: The plan.
@@ -143,7 +143,7 @@ def _distil(run: OpenRun) -> Iterator[Progress]:
 
 
 def _titled(run: Run, events: Iterable[Progress]) -> Iterator[Progress]:
-    """The events with the title of the run before their stages and lines."""
+    """Put the title of the run before the stages and lines of its events."""
     for event in events:
         line = event.line and f"{run}: {event.line}"
         titled = replace(event, stage=f"{run}, {event.stage}", line=line)
@@ -171,9 +171,9 @@ def _check_device(device: str) -> None:
 def train(
     recipes: Mapping[str, Recipe], directory: Path, device: str | None = None
 ) -> Generator[Progress, None, bool]:
-    """Train each recipe in `directory`/NAME, one after the other; a signal ends them all.
+    """Train each recipe in `directory`/NAME, one after the other; a signal stops them all.
 
-    A complete training is only read, so several processes may call this at a time.
+    A complete training is only read, so several processes may call this at the same time.
 
     Returns:
         True if all trainings are complete, False if a signal stopped one.

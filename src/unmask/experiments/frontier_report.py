@@ -1,4 +1,4 @@
-"""Measure a student against its teacher over steps and temperatures, into the report of one run."""
+"""Measure a run's student and its teacher over steps and temperatures, and write report.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.data import TrainingData
 
 ROUNDS = "rounds.jsonl"
-CURVES = ("step", "loss", "distillation", "reconstruction")
+COLUMNS = ("step", "loss", "distillation", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FrontierReport:
     source: str = "trained here"
 
     def judge(self, name: str, data: TrainingData, device: str) -> Judge:
-        """Load an autoregressive model of ours that shares the tokenizer of the texts."""
+        """Load an autoregressive model of this library with the tokenizer of the texts."""
         return judge_of(causal(load(name, device=device)), data.held_out.shape[1])
 
     def teacher_rows(self, teacher: OpenTeacher) -> tuple[int, Iterator[MeasuredRow]]:
@@ -80,7 +80,7 @@ class FrontierReport:
         )
 
     def measure_run(self, run: OpenRun) -> Iterator[Progress]:
-        """Measure all rows of a run and write its report.json; nothing if its training failed."""
+        """Measure all rows of a run and write its report.json, unless its training failed."""
         if not (run.training / "model").exists():
             return
         file, teacher = run.place / ROWS, run.teacher.model
@@ -103,7 +103,7 @@ class FrontierReport:
     def _origin(
         self, run: OpenRun, teacher: Model, student: Model, judge: CausalModel
     ) -> dict[str, Any]:
-        """The fields of a report about how it was made."""
+        """The fields of a report that state its origin: title, models, training, seconds."""
         recipe, metrics = run.recipe, read_lines(run.training / "metrics.jsonl")
         steps = f"{recipe.steps} steps of {recipe.objective.kind}"
         sources: dict[str, tuple[Model | CausalModel, str]] = {
@@ -121,7 +121,7 @@ class FrontierReport:
                 name: {"parameters": model.parameters, "source": source}
                 for name, (model, source) in sources.items()
             },
-            "training": _curves(metrics),
+            "training": _training_curves(metrics),
             "seconds": {
                 "distil": sum(line["seconds"] for line in metrics),
                 "total": time.perf_counter() - run.started,
@@ -152,8 +152,8 @@ def _rounds(file: Path, context: EvalContext) -> list[dict[str, Any]]:
     return list({line["round"]: line for line in lines}.values())
 
 
-def _curves(metrics: list[dict[str, Any]]) -> dict[str, list[float]]:
+def _training_curves(metrics: list[dict[str, Any]]) -> dict[str, list[float]]:
     """The columns of a run's metrics.jsonl that the report draws; rounds count from 1."""
-    names = [name for name in CURVES if all(name in line for line in metrics)]
-    curves = {name: [line[name] for line in metrics] for name in names}
-    return curves | {"round": [int(line["round"]) + 1 for line in metrics]}
+    names = [name for name in COLUMNS if all(name in line for line in metrics)]
+    columns = {name: [line[name] for line in metrics] for name in names}
+    return columns | {"round": [int(line["round"]) + 1 for line in metrics]}

@@ -1,4 +1,4 @@
-"""The plans of the paper's tables at three scales: two cores, one GPU, the paper's own."""
+"""The plans of the paper's tables at three scales: two CPU cores, one GPU, the paper's scale."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _models(
         "MDLM large" if large else "MDLM": PlanTeacher(
             masked, precision_steps=PRECISION_STEPS[scale]
         ),
-        # Uniform noise draws a position several times, so it gets the cheaper exact draw.
+        # Uniform diffusion draws each position several times, so it uses the cheaper exact draw.
         "Duo": PlanTeacher(duo, "ancestral", "inverse_cdf"),
     }
     return teachers, judge, prerequisites
@@ -177,7 +177,7 @@ def _methods(scale: Scale, large: bool) -> tuple[Recipe, Recipe, Recipe]:
     methods = []
     for name in ("demo-mcd", "demo-sdtt", "demo-dcd"):
         base = recipe(name)
-        # The tokenizer of this name is that of the teacher.
+        # The tokenizer of this name is the teacher's tokenizer.
         base = replace(base, data=replace(base.data, tokenizer=VOCABULARY[scale]))
         if network is not None:
             base = replace(base, network=replace(network, sees_alpha=base.network.sees_alpha))
@@ -190,7 +190,7 @@ def _methods(scale: Scale, large: bool) -> tuple[Recipe, Recipe, Recipe]:
 def _in_rounds(
     base: Recipe, round_steps: int, delta0: float, count: int = len(PAPER_TEMPERATURES)
 ) -> Recipe:
-    """The distillation in `count` rounds of `round_steps` updates; delta0 is the first step size."""
+    """The distillation in `count` rounds of `round_steps` updates, from step size delta0 on."""
     objective = replace(distillation(base), round_steps=round_steps, delta0=delta0)
     if isinstance(objective, SdttSettings):
         objective = replace(objective, count=count)

@@ -1,4 +1,4 @@
-"""The rows of each round of a plan, the paper's table over them, and the content of table.json."""
+"""Rows of each distillation round, the paper's table of them, and the content of table.json."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from unmask.recipes.data import TrainingData, training_data
 from unmask.samplers.sample import sample
 
 PublishedCells = Mapping[tuple[str, int, int], Sequence[Published]]
-# Sampler and draw: exact; and as the codes of MDLM, SDTT and early Duo draw.
+# Sampler and draw: the exact ones, then those of the codes of MDLM, SDTT and early Duo.
 PRECISIONS = (("reveal", "gumbel_max"), ("ancestral", "gumbel_max_float32"))
 TOP_P = (1.0, 0.9)
 
@@ -61,7 +61,7 @@ class RoundRows:
         return None
 
     def measure_run(self, run: OpenRun) -> Iterator[Progress]:
-        """Measure the student of every round, also of those before a failure."""
+        """Measure the student of every round, including the rounds before a failure."""
         known_rows, steps = read_rows(run.place / ROWS), run.plan.study.student_steps
         context = replace(run.teacher.context, known_rows=known_rows)
         count = run.cell.rounds.count
@@ -236,7 +236,7 @@ def table_record(
 
 
 def texts_of_models(plan: Plan, directory: Path, steps: int, n: int = 2) -> dict[str, list[str]]:
-    """n texts of each teacher and of each method's last round (first seed), equal latents."""
+    """Draw n texts of each teacher and each method's last round (first seed) at equal latents."""
     models = {name: (teacher.model, name) for name, teacher in plan.teachers.items()}
     for name, cell in plan.cells.items():
         place = plan.place(Run(name, cell.recipe.seed), directory)

@@ -63,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a cell; without a seed it is the only one, with the seed of its recipe."""
+    """One training of a cell. Without a seed, it is the only one and has its recipe's seed."""
 
     cell: str
     seed: int | None = None
@@ -91,7 +91,7 @@ class Measurement(Protocol):
         ...
 
     def teacher_rows(self, teacher: OpenTeacher) -> tuple[int, Iterator[MeasuredRow]]:
-        """The number of a teacher's rows, and an iterator that measures them."""
+        """The number of a teacher's rows, and an iterator that measures and yields them."""
         ...
 
     def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
@@ -142,7 +142,7 @@ class Plan:
         ]
 
     def select(self, names: Sequence[str]) -> list[Run]:
-        """The runs of the named cells, and the runs with these titles; all runs without a name."""
+        """The runs of the named cells and the runs with these titles; all runs if none is named."""
         runs = self.runs
         if unknown := sorted({*names} - {*self.cells} - {str(run) for run in runs}):
             raise ValueError(
@@ -213,7 +213,7 @@ def distillation(recipe: Recipe) -> DistillationSettings:
 
 
 def failure(place: Path) -> str | None:
-    """Why the training of a run failed; None if it did not."""
+    """The reason why the training of a run failed; None if it did not fail."""
     file = place / FAILURE
     return str(read_json(file)["message"]) if file.exists() else None
 

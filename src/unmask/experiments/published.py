@@ -1,8 +1,9 @@
 """Published gen PPL, and entropy where it was printed: `unmask reproduce` prints them beside ours.
 
 MCD: arXiv 2602.00792, which states float64 and GPT-2 large. Only the figures in its text are
-known here, none with an entropy. We take 39.73, 118.1 and 52.16 for round 5, which the text does
-not name. Its MDLM teacher has about half of the gen PPL of Duo's float64 table at equal steps.
+known here, none with an entropy. We assign 39.73, 118.1 and 52.16 to round 5, because the text
+does not name their round. Its MDLM teacher has about half of the gen PPL of Duo's float64 table
+at equal steps.
 Duo: arXiv 2506.10892, float64 draws, GPT-2 large, ancestral steps; its SDTT is of the MDLM teacher.
 """
 

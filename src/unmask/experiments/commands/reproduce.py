@@ -120,7 +120,7 @@ def _refuse_unused(args: Arguments) -> None:
 
 
 def _directory(args: Arguments) -> Path:
-    """Where the runs of a job are kept by default."""
+    """The default directory of a job's runs."""
     name = SHARED_RUNS.get(args.what, args.what)
     return Path("runs") / (f"{name}-{args.scale}" if args.what in TABLES else name)
 
@@ -152,7 +152,7 @@ def _run(plan: Plan, args: Arguments, work: Path) -> bool:
     jobs = args.jobs or (1 if alone else os.cpu_count() or 1)
     if jobs == 1 or len(runs) == 1:
         return follow(run_plan(plan, work, runs))
-    # Prerequisites and the teachers' rows are computed once, here.
+    # This process computes the prerequisites and the teachers' rows, once for all processes.
     if not follow(run_plan(plan, work, ())):
         return False
     command = [args.what, "--work", str(work)]

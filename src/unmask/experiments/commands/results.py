@@ -1,4 +1,4 @@
-"""The results of a plan: tables over the reports of its runs, figures, and a page."""
+"""Print the results of a plan as tables, and write its figures and its page."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def show(name: str, plan: Plan, directory: Path, *, whole: bool, done: bool) -> 
         name: The word after `unmask reproduce`.
         plan: The plan.
         directory: Its directory.
-        whole: The command was for all cells.
-        done: The command was not interrupted.
+        whole: True if the command was for all cells.
+        done: False if a signal stopped the command.
     """
     if name == "study":
         show_study(plan, directory)
@@ -63,7 +63,7 @@ def show(name: str, plan: Plan, directory: Path, *, whole: bool, done: bool) -> 
 
 
 def show_study(plan: Plan, directory: Path) -> None:
-    """Every cell with its intervals, and the means of the cells that differ in the seed only."""
+    """Print every cell with its intervals, and the means of cells that differ only in the seed."""
     reports = reports_of(plan, directory)
     lines = summary(reports)
     both = [report for run, report in reports.items() if run.cell in STUDY_SEEDS]
@@ -74,7 +74,7 @@ def show_study(plan: Plan, directory: Path) -> None:
 
 
 def show_ablation(plan: Plan, directory: Path, whole: bool) -> None:
-    """Print failures and means over seeds; for all cells, also draw those of the first seed."""
+    """Print failures and means over seeds; if `whole`, also draw the first seed of each cell."""
     reports = reports_of(plan, directory)
     _show_failures(plan, directory)
     by_cell = {run.cell: report for run, report in reversed(reports.items())}
@@ -84,7 +84,7 @@ def show_ablation(plan: Plan, directory: Path, whole: bool) -> None:
 
 
 def show_methods(plan: Plan, directory: Path) -> None:
-    """Every method beside its teacher, and its gains over it."""
+    """Print every method after its teacher, then the gains of each method over its teacher."""
     teachers = [*plan.teachers]
     reports = reports_of(plan, directory)
     order = sorted(reports, key=lambda run: teachers.index(plan.cells[run.cell].teacher))
@@ -98,7 +98,7 @@ def show_methods(plan: Plan, directory: Path) -> None:
 def _show_reports(
     lines: list[list[str]], reports: Mapping[str, Report], picture: Path | None, steps: int
 ) -> None:
-    """A table and its figure; nothing if nothing is measured. All reports share one protocol."""
+    """Print a table and draw its figure, if there are reports. They must share one protocol."""
     if not reports:
         return
     records = {name: read_report(report) for name, report in reports.items()}
@@ -110,7 +110,7 @@ def _show_reports(
 
 
 def show_paper_table(name: str, plan: Plan, directory: Path) -> None:
-    """The teacher in several precisions; then gen PPL / entropy, with published values below."""
+    """Print the teacher in several precisions, then gen PPL / entropy above published values."""
     if precisions := [[*row.values()] for row in paper.precision_records(plan, directory)]:
         columns = ["", "steps", "gen PPL", "entropy", "calls"]
         table("the same teacher; precision of the draw, top-p", columns, precisions)
@@ -149,7 +149,7 @@ def _cell(line: paper.TableLine, steps: int, seeds: int) -> str:
 
 
 def write_page(name: str, plan: Plan, directory: Path) -> None:
-    """Write the table as JSON, as a figure and as a page."""
+    """Write the table as JSON, a figure and a page."""
     content = paper.table_record(plan, directory, TABLES[name], FAILED.get(name, {}))
     # Figure 3 shares the directory of table 1.
     file = directory / ("table.json" if name.startswith("table") else f"{name}.json")
@@ -201,7 +201,7 @@ def means(name: str, reports: Sequence[Report]) -> list[list[str]]:
 
 
 def means_by_cell(plan: Plan, reports: Mapping[Run, Report]) -> list[list[str]]:
-    """The lines of `means` for every cell; the name has the number of seeds if some miss."""
+    """The lines of `means` for every cell; the name counts the seeds if some are missing."""
     lines = []
     for cell in plan.cells:
         of_cell = [report for run, report in reports.items() if run.cell == cell]
@@ -211,7 +211,7 @@ def means_by_cell(plan: Plan, reports: Mapping[Run, Report]) -> list[list[str]]:
 
 
 def methods_table(reports: Mapping[Run, Report]) -> list[list[str]]:
-    """A line for each run and step count; those of a teacher before its first student.
+    """Lines for each run and step count; a teacher's lines come before its first student's.
 
     The last column compares methods with different teachers by their temperature. It is empty
     unless both teacher and student were drawn in these steps.

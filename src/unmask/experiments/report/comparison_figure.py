@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -58,14 +58,14 @@ def comparison_figure(reports: Mapping[str, Report], steps: int) -> Figure:
     return figure
 
 
-Line = tuple[str, Sequence[ReportRow], dict[str, Any]]  # label, rows, style
+Lines = Iterator[tuple[str, Sequence[ReportRow], dict[str, Any]]]  # label, rows, style
 
 
-def _teacher_lines(reports: Mapping[str, Report], steps: int) -> list[Line]:
+def _teacher_lines(reports: Mapping[str, Report], steps: int) -> Lines:
+    """Each teacher at its most steps and at `steps`; names are those of its first student."""
     owners: dict[str, str] = {}
     for name, report in reports.items():
         owners.setdefault(report.teacher[0].row.setting.model, name)
-    lines: list[Line] = []
     colors = (LIGHT["teacher"], LIGHT["ink"], *_COLORS)
     for name, color in zip(owners.values(), colors, strict=False):
         table = rows_by_steps([*reports[name].teacher, *reports[name].temperature_teacher])
@@ -73,13 +73,10 @@ def _teacher_lines(reports: Mapping[str, Report], steps: int) -> list[Line]:
         for count, dashes in ((max(table), ":"), (steps, "--")):
             if count in table:
                 style = {"color": color, "marker": "o", "linestyle": dashes}
-                lines.append((f"{label}, {count} steps", table[count], style))
-    return lines
+                yield f"{label}, {count} steps", table[count], style
 
 
-def _student_lines(reports: Mapping[str, Report], steps: int) -> list[Line]:
-    lines: list[Line] = []
+def _student_lines(reports: Mapping[str, Report], steps: int) -> Lines:
     for (name, report), color in zip(reports.items(), cycle(_COLORS), strict=False):
         rows = rows_by_steps([*report.student, *report.temperature_student]).get(steps, [])
-        lines.append((f"{name}, {steps} steps", rows, {"color": color, "marker": "s"}))
-    return lines
+        yield f"{name}, {steps} steps", rows, {"color": color, "marker": "s"}

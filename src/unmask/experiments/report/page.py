@@ -1,4 +1,4 @@
-"""report.json -> report.html, a page that needs no network and no other file.
+"""report.html, the page of a report.json; it needs no network and no other file.
 
 The templates escape all text from a model or a report, unless it is `Markup`.
 """
@@ -85,8 +85,8 @@ def page_source(
             for at in targets
         ],
         figures=figures,
-        curves=[name for name in ("gen-ppl-by-steps", "frontier") if name in figures],
-        more_curves=[name for name in figures if name.startswith("frontier-")],
+        main_figures=[name for name in ("gen-ppl-by-steps", "frontier") if name in figures],
+        more_figures=[name for name in figures if name.startswith("frontier-")],
         uniform_noise=_uniform_noise(report),
         plain_rows=plain,
         other_rows=[(name, row) for name, row in rows if row.temperature != 1],

@@ -1,4 +1,4 @@
-"""table.json -> NAME.png and a page: a table of the paper, measured again."""
+"""The figure NAME.png and the page of a table.json, a table of the paper measured again."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def themed(svg: str) -> str:
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Set matplotlib's style: a `with` block, or a decorator of a function that draws or saves.
+    """Set matplotlib's style in a `with` block, or as the decorator of a function that draws.
 
     The same figure always gives the same file. Missing glyphs raise no warning, because a page
     is shown in the reader's own fonts.

@@ -114,7 +114,7 @@ class UnmaskingTrace:
     Attributes:
         pieces: the L tokens of the finished text
         frames: positions that each call unmasks; a position in no frame belongs to the prompt
-        alphas: share of text left, from which each call starts
+        alphas: alpha at the start of each call, the expected share of visible tokens
     """
 
     title: str
