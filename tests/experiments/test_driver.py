@@ -77,9 +77,9 @@ def test_a_signal_saves_the_state_and_the_plan_continues(
     assert not plan.place(Run("KL on revealed"), stopped).exists()
     for place in (stopped, whole):
         assert follow(run_plan(plan, place, [run]))
-    one, two = (reports_of(plan, place)[run] for place in (stopped, whole))
+    one, two = (vars(reports_of(plan, place)[run]) for place in (stopped, whole))
     for name in ("teacher", "student", "temperature_student"):
-        assert [row["gen_ppl"] for row in one[name]] == [row["gen_ppl"] for row in two[name]], name
+        assert [row.gen_ppl for row in one[name]] == [row.gen_ppl for row in two[name]], name
 
 
 def test_no_runs_measure_the_teacher_alone(frontier_plan: Plan, tmp_path: Path) -> None:

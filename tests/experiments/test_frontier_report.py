@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from unmask.dataclass_json import LARGEST_REPORT, read_json
 from unmask.evaluation import sweep
-from unmask.experiments.commands.results import reports_of
+from unmask.evaluation.sweep import REPORT
 from unmask.experiments.driver import run_plan
 from unmask.experiments.plan import Plan, Run
 from unmask.experiments.rows_file import read_lines, read_rows
 
 
 def named_reports(plan: Plan, home: Path) -> dict[str, dict]:
-    return {str(run): dict(report) for run, report in reports_of(plan, home).items()}
+    files = {str(run): plan.place(run, home) / REPORT for run in plan.runs}
+    return {name: read_json(f, LARGEST_REPORT) for name, f in files.items() if f.exists()}
 
 
 def test_runs_share_the_rows_of_the_teacher(frontier_plan: Plan, frontier_home: Path) -> None:

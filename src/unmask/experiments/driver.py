@@ -18,7 +18,7 @@ from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
 from unmask.evaluation.sweep import EvalContext, MeasuredRow
 from unmask.experiments.plan import FAILURE, OpenRun, OpenTeacher, Plan, Run, diffusion, failure
-from unmask.experiments.rows_file import ROWS, append_new, read_rows, row_line
+from unmask.experiments.rows_file import ROWS, append_new, read_rows
 from unmask.models.model import load
 from unmask.recipes.contamination import share_read
 from unmask.recipes.data import training_data
@@ -111,8 +111,7 @@ def teacher_rows(
     file.parent.mkdir(parents=True, exist_ok=True)
     total, rows = plan.measurement.teacher_rows(teacher)
     for done, measured in enumerate(rows, start=1):
-        is_new = append_new(measured, teacher.context.known_rows, file)
-        line = row_line(measured.row.name, measured) if is_new else None
+        line = append_new(measured, teacher.context.known_rows, file)
         yield Progress(f"measuring {teacher.name}", done, total, line), measured
 
 

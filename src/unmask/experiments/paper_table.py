@@ -26,7 +26,7 @@ from unmask.evaluation.sample_metrics import draw_and_measure
 from unmask.evaluation.sweep import MeasuredRow
 from unmask.experiments.plan import OpenRun, OpenTeacher, Plan, Run, diffusion, failure
 from unmask.experiments.published import Published
-from unmask.experiments.rows_file import ROWS, append_new, newest_rows, read_rows, row_line
+from unmask.experiments.rows_file import ROWS, append_new, newest_rows, read_rows
 from unmask.models.model import Model, load
 from unmask.recipes.data import TrainingData, training_data
 from unmask.samplers.sample import sample
@@ -72,8 +72,7 @@ class RoundRows:
             student = diffusion(load(saved, device=run.plan.device or "cpu"))
             rows = sweep.measure(name, student, context, steps, (1.0,))
             for i, measured in enumerate(rows, start=(number - 1) * len(steps) + 1):
-                is_new = append_new(measured, known_rows, run.place / ROWS)
-                line = row_line(name, measured) if is_new else None
+                line = append_new(measured, known_rows, run.place / ROWS)
                 yield Progress("measuring", i, count * len(steps), line)
 
 

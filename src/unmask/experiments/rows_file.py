@@ -59,12 +59,12 @@ def newest_rows(file: Path) -> list[Row]:
     return list({(m.row.name, m.row.setting.steps): m.row for m in read_rows(file)}.values())
 
 
-def append_new(measured: MeasuredRow, known_rows: Sequence[MeasuredRow], file: Path) -> bool:
-    """Append a row that is neither shipped nor one of `known_rows`; return whether it is new."""
-    is_new = not measured.shipped and measured not in known_rows
-    if is_new:
-        append_line(file, measured.to_json())
-    return is_new
+def append_new(measured: MeasuredRow, known_rows: Sequence[MeasuredRow], file: Path) -> str | None:
+    """Append a row unless it is shipped or one of `known_rows`; return its line for a terminal."""
+    if measured.shipped or measured in known_rows:
+        return None
+    append_line(file, measured.to_json())
+    return row_line(measured.row.name, measured)
 
 
 def row_line(name: str, measured: MeasuredRow) -> str:

@@ -10,7 +10,6 @@ from unmask.cli.console import follow, parse, remark, result_folder, say, table
 from unmask.dataclass_json import LARGEST_REPORT, read_json
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import REPORT
-from unmask.evaluation.verdict import Finding
 from unmask.experiments.driver import run_plan
 from unmask.experiments.plans import SHIPPED, demo
 from unmask.experiments.report.page import write_report
@@ -63,9 +62,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
     for name in ("teacher", "student"):
         rows = [[row[column] for column in columns] for row in report[name]]
         table(name, ["steps", "calls", "gen PPL", "sem", "entropy"], rows)
-    say(read_report(report).protocol_words)
-    for finding in report["verdict"]:
-        say(str(Finding(**finding)))
+    record = read_report(report)
+    say(record.protocol_words)
+    for finding in record.verdict:
+        say(str(finding))
     seconds = report["seconds"]["total"]
     say(f"\n{page}: the report, with figures and a player ({seconds:.0f} s)")
     return 0

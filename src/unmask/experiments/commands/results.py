@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from unmask.atomic_files import write_text
 from unmask.cli.console import say, table
 from unmask.dataclass_json import LARGEST_REPORT, dumps, read_json
-from unmask.evaluation.interpolation import NOT_REACHED
+from unmask.evaluation.answers import AtTarget
+from unmask.evaluation.interpolation import NOT_REACHED, Estimate
 from unmask.evaluation.measure import ENTROPIES, Measure, over_seeds, require_same_protocol
 from unmask.evaluation.sweep import REPORT
 from unmask.experiments import paper_table as paper
@@ -19,9 +19,7 @@ from unmask.experiments.published import FAILED, TABLES
 from unmask.experiments.report.comparison_figure import comparison_figure
 from unmask.experiments.report.paper import write_table
 from unmask.experiments.report.plotting import save_figure
-from unmask.experiments.report.report_schema import read_report
-
-Report = Mapping[str, Any]
+from unmask.experiments.report.report_schema import ENTROPY, Report, read_report
 
 HEAD = (
     "cell",
@@ -68,9 +66,8 @@ def show_study(plan: Plan, directory: Path) -> None:
     lines = summary(reports)
     both = [report for run, report in reports.items() if run.cell in STUDY_SEEDS]
     lines += means(f"{len(both)} seeds", both) if len(both) > 1 else []
-    named = {str(run): report for run, report in reports.items()}
     steps = max(plan.study.teacher_steps) // 16
-    _show_reports(lines, named, directory / "study.png", steps)
+    _show_reports(lines, reports, directory / "study.png", steps)
 
 
 def show_ablation(plan: Plan, directory: Path, whole: bool) -> None:
@@ -78,7 +75,7 @@ def show_ablation(plan: Plan, directory: Path, whole: bool) -> None:
     reports = reports_of(plan, directory)
     _show_failures(plan, directory)
     by_cell = {run.cell: report for run, report in reversed(reports.items())}
-    first = {cell: by_cell[cell] for cell in plan.cells if cell in by_cell}
+    first = {Run(cell): by_cell[cell] for cell in plan.cells if cell in by_cell}
     picture = directory / "ablation.png" if whole else None
     _show_reports(means_by_cell(plan, reports), first, picture, max(plan.study.student_steps))
 
@@ -91,21 +88,20 @@ def show_methods(plan: Plan, directory: Path) -> None:
     reports = {run: reports[run] for run in order}
     if reports:
         table("methods", METHODS_HEAD, methods_table(reports))
-    named = {str(run): report for run, report in reports.items()}
-    _show_reports(summary(reports), named, directory / "methods.png", plan.study.round_steps)
+    _show_reports(summary(reports), reports, directory / "methods.png", plan.study.round_steps)
 
 
 def _show_reports(
-    lines: list[list[str]], reports: Mapping[str, Report], picture: Path | None, steps: int
+    lines: list[list[str]], reports: Mapping[Run, Report], picture: Path | None, steps: int
 ) -> None:
     """Print a table and draw its figure, if there are reports. They must share one protocol."""
     if not reports:
         return
-    records = {name: read_report(report) for name, report in reports.items()}
-    require_same_protocol(row.row for record in records.values() for _, row in record.rows)
+    require_same_protocol(row.row for report in reports.values() for _, row in report.rows)
     table("students; gains over a temperature-scaled teacher at equal steps", HEAD, lines)
     if picture is not None:
-        save_figure(comparison_figure(records, steps), picture)
+        named = {str(run): report for run, report in reports.items()}
+        save_figure(comparison_figure(named, steps), picture)
         say(f"{picture}: all cells at {steps} steps")
 
 
@@ -166,10 +162,11 @@ def reports_of(plan: Plan, directory: Path) -> dict[Run, Report]:
 
 def _report(file: Path) -> Report:
     try:
-        report: Report = read_json(file, LARGEST_REPORT)
+        return read_report(read_json(file, LARGEST_REPORT))
     except ValueError as error:
-        raise ValueError(f"{error}. Move it away to measure again") from error
-    return report
+        raise ValueError(
+            f"report {file} is unreadable: {error}. Move it away to measure again"
+        ) from error
 
 
 def summary(reports: Mapping[Run, Report]) -> list[list[str]]:
@@ -181,21 +178,21 @@ def summary(reports: Mapping[Run, Report]) -> list[list[str]]:
     """
     lines = []
     for run, report in reports.items():
-        for row in report["student"]:
-            gains = [_gain(gain) for gain in _gains(report, row["steps"])]
-            figures = [f"{row['gen_ppl']:.1f}", f"{row['entropy']:.3f}"]
-            lines.append([str(run), str(row["steps"]), *figures, *gains])
+        for row in report.student:
+            gains = [_gain(gain) for gain in _gains(report, row.steps)]
+            figures = [f"{row.gen_ppl.value:.1f}", f"{row.entropy.value:.3f}"]
+            lines.append([str(run), str(row.steps), *figures, *gains])
     return lines
 
 
 def means(name: str, reports: Sequence[Report]) -> list[list[str]]:
     """The lines of `summary` over training seeds of one cell: mean ± standard error over seeds."""
     lines = []
-    for rows in zip(*(report["student"] for report in reports), strict=True):
-        steps = rows[0]["steps"]
-        columns: list[list[float]] = [[row[key] for row in rows] for key in ("gen_ppl", "entropy")]
+    for rows in zip(*(report.student for report in reports), strict=True):
+        steps = rows[0].steps
+        columns = [[row.gen_ppl.value for row in rows], [row.entropy.value for row in rows]]
         gains = zip(*(_gains(report, steps) for report in reports), strict=True)
-        columns += [[gain["value"] for gain in column if gain is not None] for column in gains]
+        columns += [[gain.value for gain in column if gain is not None] for column in gains]
         lines.append([name, str(steps), *(_mean(column, len(reports)) for column in columns)])
     return lines
 
@@ -219,7 +216,7 @@ def methods_table(reports: Mapping[Run, Report]) -> list[list[str]]:
     lines: list[list[str]] = []
     seen: set[str] = set()
     for run, report in reports.items():
-        teachers = {row["setting"]["model"] for row in report["teacher"]}
+        teachers = {row.row.setting.model for row in report.teacher}
         if not seen & teachers:
             lines += _method_lines(f"teacher of {run.cell}", report, "teacher")
         seen |= teachers
@@ -228,18 +225,19 @@ def methods_table(reports: Mapping[Run, Report]) -> list[list[str]]:
 
 
 def _method_lines(name: str, report: Report, role: str) -> list[list[str]]:
-    entries = [entry for entry in report["answers"]["equal_entropy"] if entry["at"] == "data"]
-    equal = {entry["steps"]: entry[role] for entry in entries if entry["column"] == "entropy"}
+    entries = [entry for entry in report.answers.equal_entropy if entry.at == "data"]
+    equal = {entry.steps: vars(entry)[role] for entry in entries if entry.column == ENTROPY}
     lines = []
-    for row in report[role]:
-        figures = [f"{row['nfe']:.1f}", f"{row['gen_ppl']:.1f}", f"{row['entropy']:.3f}"]
-        last = _gen_ppl(equal[row["steps"]]) if row["steps"] in equal else ""
-        lines.append([name, str(row["steps"]), *figures, last])
+    for row in vars(report)[role]:
+        nfe = f"{row.row.setting.nfe:.1f}"
+        figures = [nfe, f"{row.gen_ppl.value:.1f}", f"{row.entropy.value:.3f}"]
+        last = _gen_ppl(equal[row.steps]) if row.steps in equal else ""
+        lines.append([name, str(row.steps), *figures, last])
     return lines
 
 
-def _gen_ppl(point: Mapping[str, Any] | None) -> str:
-    return NOT_REACHED if point is None else f"{point['gen_ppl']['value']:.1f}"
+def _gen_ppl(point: AtTarget | None) -> str:
+    return NOT_REACHED if point is None else f"{point.gen_ppl.value:.1f}"
 
 
 def _mean(values: Sequence[float], seeds: int) -> str:
@@ -249,15 +247,15 @@ def _mean(values: Sequence[float], seeds: int) -> str:
     return f"{mean.value:.4g}" + ("" if mean.sem is None else f" ± {mean.sem:.2g}")
 
 
-def _gains(report: Report, steps: int) -> list[Mapping[str, Any] | None]:
+def _gains(report: Report, steps: int) -> list[Estimate | None]:
     """The gains at the teacher's diversity, one for each measure of diversity."""
-    entries = report["answers"]["equal_entropy"]
-    at = entries[0]["at"] if entries else None
-    return [entry["gain"] for entry in entries if entry["at"] == at and entry["steps"] == steps]
+    entries = report.answers.equal_entropy
+    at = entries[0].at if entries else None
+    return [entry.gain for entry in entries if entry.at == at and entry.steps == steps]
 
 
-def _gain(gain: Mapping[str, Any] | None) -> str:
+def _gain(gain: Estimate | None) -> str:
     if gain is None:
         return NOT_REACHED
-    interval = "?" if gain["low"] is None else f"{gain['low']:.2f}, {gain['high']:.2f}"
-    return f"{gain['value']:.2f} [{interval}]"
+    interval = "?" if gain.low is None else f"{gain.low:.2f}, {gain.high:.2f}"
+    return f"{gain.value:.2f} [{interval}]"
