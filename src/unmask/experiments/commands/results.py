@@ -12,14 +12,14 @@ from unmask.evaluation.answers import AtTarget
 from unmask.evaluation.interpolation import NOT_REACHED, Estimate
 from unmask.evaluation.measure import ENTROPIES, Measure, over_seeds, require_same_protocol
 from unmask.evaluation.sweep import REPORT
-from unmask.experiments import paper_table as paper
+from unmask.experiments import paper_table
 from unmask.experiments.plan import Plan, Run, failure
 from unmask.experiments.plans import STUDY_SEEDS
 from unmask.experiments.published import FAILED, TABLES
 from unmask.experiments.report.comparison_figure import comparison_figure
-from unmask.experiments.report.paper import write_table
 from unmask.experiments.report.plotting import save_figure
 from unmask.experiments.report.report_schema import ENTROPY, Report, read_report
+from unmask.experiments.report.table_page import write_table
 
 HEAD = (
     "cell",
@@ -107,13 +107,13 @@ def _show_reports(
 
 def show_paper_table(name: str, plan: Plan, directory: Path) -> None:
     """Print the teacher in several precisions, then gen PPL / entropy above published values."""
-    if precisions := [[*row.values()] for row in paper.precision_records(plan, directory)]:
+    if precisions := [[*row.values()] for row in paper_table.precision_records(plan, directory)]:
         columns = ["", "steps", "gen PPL", "entropy", "calls"]
         table("the same teacher; precision of the draw, top-p", columns, precisions)
-    lines = paper.table_lines(plan, directory)
+    lines = paper_table.table_lines(plan, directory)
     if not lines:
         return
-    protocol = paper.protocol_line(plan, directory)  # raises before rows of two are printed
+    protocol = paper_table.protocol_line(plan, directory)  # raises before rows of two are printed
     steps = sorted({count for line in lines for count in line.cells})
     body: list[Sequence[object]] = []
     for line in lines:
@@ -136,7 +136,7 @@ def _show_failures(plan: Plan, directory: Path) -> None:
             say(f"{run}: {reason}")
 
 
-def _cell(line: paper.TableLine, steps: int, seeds: int) -> str:
+def _cell(line: paper_table.TableLine, steps: int, seeds: int) -> str:
     if steps not in line.cells:
         return "failed" if line.failed else ""
     cell = line.cells[steps]
@@ -146,7 +146,7 @@ def _cell(line: paper.TableLine, steps: int, seeds: int) -> str:
 
 def write_page(name: str, plan: Plan, directory: Path) -> None:
     """Write the table as JSON, a figure and a page."""
-    content = paper.table_record(plan, directory, TABLES[name], FAILED.get(name, {}))
+    content = paper_table.table_record(plan, directory, TABLES[name], FAILED.get(name, {}))
     # Figure 3 shares the directory of table 1.
     file = directory / ("table.json" if name.startswith("table") else f"{name}.json")
     write_text(file, dumps(content, indent=1) + "\n")

@@ -35,25 +35,23 @@ _SHORT = 2  # letters; shorter words occur in most texts
 NamedRow = tuple[str, ReportRow]  # the name of a list of rows, and a row of it
 
 
-def write_report(report: Mapping[str, Any], directory: Path | str) -> Path:
+def write_report(data: Mapping[str, Any], directory: Path | str) -> Path:
     """Write report.html, and its figures as PNG and SVG in figures/; return the path of the page.
 
     Args:
-        report: the value of a report.json.
+        data: the value of a report.json.
         directory: directory of the page.
 
     Raises:
         ValueError: a field of the report is missing, of another type or of another version.
     """
-    record = read_report(report)
+    report = read_report(data)
     folder = Path(directory)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figures = {
-        plan.name: save_report_figure(plan, record, folder / "figures")
-        for plan in plan_figures(record)
-    }
+    plans = plan_figures(report)
+    figures = {plan.name: save_report_figure(plan, report, folder / "figures") for plan in plans}
     page = folder / "report.html"
-    write_text(page, page_source(record, figures, report))
+    write_text(page, page_source(report, figures, data))
     return page
 
 
@@ -120,10 +118,9 @@ def _uniform_noise(report: Report) -> bool:
 def _measures(rows: Sequence[NamedRow], main: bool) -> list[tuple[str, str, str]]:
     """Key, name and unit of the measures of a table: the main ones, or all others."""
     units = {key: measure.unit for _, row in rows for key, measure in row.measures.items()}
-    keys = dict.fromkeys(key for _, row in rows for key in row.measures)
     return [
-        (key, _MEASURE_NAMES.get(key, key.replace("_", " ")), units[key])
-        for key in keys
+        (key, _MEASURE_NAMES.get(key, key.replace("_", " ")), unit)
+        for key, unit in units.items()
         if (key in _MAIN_MEASURES) == main
     ]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from unmask.experiments.report.paper import curves_by_steps, entropy_plane, write_table
 from unmask.experiments.report.plotting import NARROW, WIDE
+from unmask.experiments.report.table_page import curves_by_steps, entropy_plane, write_table
 
 
 def cell(gen_ppl: float, entropy: float, seeds: int = 2) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def write_table(record: Mapping[str, Any], directory: Path, name: str) -> Path:
     if not record["doubts"]:
         del sections["precisions"]
     source = render(
-        "paper.html.j2",
+        "table.html.j2",
         title=record["title"],
         version=record["version"],
         sections=sections,
