@@ -51,9 +51,10 @@ def run_plan(
         ValueError: The device is unavailable, or the command was started by `torchrun` with
             several processes.
     """
-    if launch().world > 1:
+    if (processes := launch().world) > 1:
         raise ValueError(
-            "a plan measures in one process: train by `torchrun`, then run this command without it"
+            f"torchrun started too many processes: got {processes}, and a plan measures in 1. "
+            "Train by `torchrun`, then run this command without it"
         )
     started = time.perf_counter()
     _check_device(plan.device or "cpu")

@@ -54,7 +54,9 @@ def load_offline(name: str, folder: Path) -> Corpus:
     source = OFFLINE[name]
     file = folder / source.file
     if not file.exists():
-        raise ValueError(f"{file} of the text {name!r} is missing: `make texts`, or {source.fetch}")
+        raise ValueError(
+            f"{file} of the text {name!r} is missing: run `make texts`, or {source.fetch}"
+        )
     if sha256(file) != source.digest:
         raise ValueError(
             f"{file} of the text {name!r} does not have sha256 {source.digest}: fetch it again"

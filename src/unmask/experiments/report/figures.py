@@ -34,12 +34,12 @@ from unmask.experiments.report.plotting import (
 )
 from unmask.experiments.report.report_schema import ENTROPY, Report, ReportRow, rows_by_steps
 
-_WINDOWS = 40  # a running mean divides a training run into so many windows
+_WINDOWS = 40  # windows of the running mean in a training run
 
 
 @dataclass(frozen=True)
 class FigurePlan:
-    """A figure of a report: file name, caption, description, and how to draw it.
+    """A figure of a report: file name, caption, description, drawing function.
 
     Attributes:
         alt: a description of the figure, for screen readers

@@ -30,7 +30,7 @@ _MEASURE_NAMES = {**_MAIN_MEASURES, "bits_per_byte": "bits a byte", "overlap_4":
 _UNIFORM_SAMPLERS = {"ancestral", "greedy_tail"}
 
 GAIN_SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○", NO_CLAIM: "○"}
-_SHORT = 2  # letters; shorter words occur in most texts
+_SHORT = 2  # letters of the longest word that is not marked: such words occur in most texts
 
 NamedRow = tuple[str, ReportRow]  # the name of a list of rows, and a row of it
 
