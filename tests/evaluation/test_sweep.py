@@ -14,17 +14,13 @@ from unmask.evaluation.judges import LanguageModelJudge
 from unmask.evaluation.measure import (
     MAUVE,
     REVERSE,
+    MeasuredRow,
     UnequalProtocols,
     protocol_words,
     require_same_protocol,
 )
 from unmask.evaluation.settings import EvalSettings
-from unmask.evaluation.sweep import (
-    EvalContext,
-    MeasuredRow,
-    measure,
-    measure_baselines,
-)
+from unmask.evaluation.sweep import EvalContext, measure, measure_baselines
 from unmask.samplers.categorical import DRAWS, PRECISION
 
 STUDY = EvalSettings(samples=20, texts=0, completions=0, reverse_seeds=1, batch_size=20)

@@ -14,9 +14,9 @@ from unmask.dataclass_json import LARGEST_REPORT, read_json, to_json
 from unmask.evaluation import sweep
 from unmask.evaluation.frontier import frontier
 from unmask.evaluation.judge_by_name import judge_of
-from unmask.evaluation.measure import Row
+from unmask.evaluation.measure import MeasuredRow, Row
 from unmask.evaluation.settings import EvalSettings
-from unmask.evaluation.sweep import REPORT, EvalContext, MeasuredRow, measure
+from unmask.evaluation.sweep import REPORT, EvalContext, measure
 from unmask.evaluation.verdict import Finding
 from unmask.experiments.driver import run_plan, train
 from unmask.experiments.plan import Plan

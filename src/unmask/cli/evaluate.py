@@ -19,9 +19,9 @@ from unmask.evaluation import judge_by_name, sweep
 from unmask.evaluation.example_texts import example_texts
 from unmask.evaluation.frontier import build_report
 from unmask.evaluation.frontier import frontier as measure_frontier
-from unmask.evaluation.measure import GEN_PPL, MAUVE, REVERSE, protocol_words
+from unmask.evaluation.measure import GEN_PPL, MAUVE, REVERSE, MeasuredRow, protocol_words
 from unmask.evaluation.settings import EvalSettings
-from unmask.evaluation.sweep import REPORT, EvalContext, MeasuredRow
+from unmask.evaluation.sweep import REPORT, EvalContext
 from unmask.evaluation.verdict import Finding
 from unmask.models.model import LanguageModel, diffusion_model, load
 from unmask.recipes.contamination import share_read

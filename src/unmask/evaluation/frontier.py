@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unmask.evaluation.answers import answer_questions
-from unmask.evaluation.sweep import EvalContext, MeasuredRow, measure, measure_baselines
+from unmask.evaluation.measure import MeasuredRow
+from unmask.evaluation.sweep import EvalContext, measure, measure_baselines
 from unmask.evaluation.verdict import reasons_against_claim, verdict
 from unmask.models.model import CausalModel, Model
 

@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike
 from unmask.dataclass_json import from_json
 from unmask.evaluation.bootstrap import Floats, pooled_mean, resamples
 
-GEN_PPL, MAUVE, REVERSE = "gen_ppl", "mauve", "reverse_ppl"
+GEN_PPL, ENTROPY, MAUVE, REVERSE = "gen_ppl", "entropy", "mauve", "reverse_ppl"
 NATS, TOKENS = "nats", "tokens"  # per-sample columns that give gen_ppl
 SECONDS = "seconds"  # wall clock time per sample
 UNIGRAM = "unigram draws"  # name of a row of baseline texts
 ENTROPIES = {  # column -> its name in a sentence
-    "entropy": "unigram entropy",
+    ENTROPY: "unigram entropy",
     "pooled_entropy": "pooled 4-gram entropy",
     "completion_disagreement": "completion disagreement",
 }
@@ -186,6 +186,43 @@ class Row:
             raise ValueError(
                 f"not a row that this version of unmask wrote: {error}. Measure it again"
             ) from error
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """A row and its origin.
+
+    Attributes:
+        shipped: True for a row that came with the package (`make assets` measured it)
+        timed: True for a shipped row whose seconds were measured on this machine
+    """
+
+    row: Row
+    shipped: bool
+    timed: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return self.row.to_json() | {"shipped": self.shipped}
+
+    @property
+    def steps(self) -> int:
+        return self.row.setting.steps
+
+    @property
+    def temperature(self) -> float:
+        return self.row.setting.temperature
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        return self.row.measures
+
+    @property
+    def gen_ppl(self) -> Measure:
+        return self.row.measures[GEN_PPL]
+
+    @property
+    def entropy(self) -> Measure:
+        return self.row.measures[ENTROPY]
 
 
 def row_of(value: Any, where: str, strict: bool = True) -> Row:

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from unmask import __version__
 from unmask.data.packing import Rows, evenly_spaced
@@ -18,6 +17,7 @@ from unmask.evaluation.measure import (
     SECONDS,
     EvaluationProtocol,
     Measure,
+    MeasuredRow,
     Row,
     Setting,
     over_seeds,
@@ -39,23 +39,6 @@ from unmask.samplers.sample import Samples, sample
 from unmask.types import PerSequence, Tokens
 
 REPORT = "report.json"  # file of a measured frontier
-
-
-@dataclass(frozen=True)
-class MeasuredRow:
-    """A row and its origin.
-
-    Attributes:
-        shipped: True for a row that came with the package
-        timed: True for a shipped row whose seconds were measured on this machine
-    """
-
-    row: Row
-    shipped: bool
-    timed: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return self.row.to_json() | {"shipped": self.shipped}
 
 
 @dataclass(frozen=True)

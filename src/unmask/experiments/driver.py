@@ -16,7 +16,8 @@ import torch
 
 from unmask.atomic_files import write_text
 from unmask.cli.console import Progress
-from unmask.evaluation.sweep import EvalContext, MeasuredRow
+from unmask.evaluation.measure import MeasuredRow
+from unmask.evaluation.sweep import EvalContext
 from unmask.experiments.plan import FAILURE, OpenRun, OpenTeacher, Plan, Run, diffusion, failure
 from unmask.experiments.rows_file import ROWS, append_new, read_rows
 from unmask.models.model import load

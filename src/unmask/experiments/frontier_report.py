@@ -18,8 +18,8 @@ from unmask.evaluation.example_texts import example_texts
 from unmask.evaluation.frontier import build_report, frontier
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.judges import Judge
-from unmask.evaluation.measure import EvaluationProtocol
-from unmask.evaluation.sweep import REPORT, EvalContext, MeasuredRow
+from unmask.evaluation.measure import EvaluationProtocol, MeasuredRow
+from unmask.evaluation.sweep import REPORT, EvalContext
 from unmask.experiments.plan import OpenRun, OpenTeacher, causal, diffusion
 from unmask.experiments.rows_file import (
     ROWS,

@@ -16,6 +16,7 @@ from unmask.evaluation import judge_by_name, sweep
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.measure import (
     Measure,
+    MeasuredRow,
     Row,
     Setting,
     over_seeds,
@@ -23,7 +24,6 @@ from unmask.evaluation.measure import (
     require_same_protocol,
 )
 from unmask.evaluation.sample_metrics import draw_and_measure
-from unmask.evaluation.sweep import MeasuredRow
 from unmask.experiments.plan import OpenRun, OpenTeacher, Plan, Run, diffusion, failure
 from unmask.experiments.published import Published
 from unmask.experiments.rows_file import ROWS, append_new, newest_rows, read_rows

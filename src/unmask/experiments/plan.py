@@ -14,8 +14,9 @@ from typing import ClassVar, Protocol
 from unmask.cli.console import Progress
 from unmask.dataclass_json import read_json
 from unmask.evaluation.judges import Judge
+from unmask.evaluation.measure import MeasuredRow
 from unmask.evaluation.settings import EvalSettings
-from unmask.evaluation.sweep import EvalContext, MeasuredRow
+from unmask.evaluation.sweep import EvalContext
 from unmask.models.model import CausalModel, Model, causal_model, diffusion_model
 from unmask.objectives.rounds import Rounds
 from unmask.recipes.data import TrainingData

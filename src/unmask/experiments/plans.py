@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from unmask.data.hub import PACKAGE_PREFIX, shipped
+from unmask.evaluation.measure import MeasuredRow
 from unmask.evaluation.settings import EvalSettings
-from unmask.evaluation.sweep import MeasuredRow
 from unmask.experiments.frontier_report import FrontierReport
 from unmask.experiments.plan import Cell, Plan, PlanTeacher, distillation
 from unmask.experiments.rows_file import ROWS, read_rows

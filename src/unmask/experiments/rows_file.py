@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.dataclass_json import dumps
-from unmask.evaluation.measure import Row
-from unmask.evaluation.sweep import MeasuredRow
+from unmask.evaluation.measure import MeasuredRow, Row
 
 ROWS = "rows.jsonl"
 
@@ -56,7 +55,7 @@ def newest_rows(file: Path) -> list[Row]:
 
     A row is measured again when the version or the model changes; the newer one counts.
     """
-    return list({(m.row.name, m.row.setting.steps): m.row for m in read_rows(file)}.values())
+    return list({(m.row.name, m.steps): m.row for m in read_rows(file)}.values())
 
 
 def append_new(measured: MeasuredRow, known_rows: Sequence[MeasuredRow], file: Path) -> str | None:
@@ -69,9 +68,9 @@ def append_new(measured: MeasuredRow, known_rows: Sequence[MeasuredRow], file: P
 
 def row_line(name: str, measured: MeasuredRow) -> str:
     """One line of text about a row, for a terminal."""
-    setting, measures = measured.row.setting, measured.row.measures
+    title = f"{name.replace('_', ' ')}, {measured.steps} steps"
+    figures = f"gen PPL {measured.gen_ppl.value:.1f}, entropy {measured.entropy.value:.2f} nats"
     return (
-        f"{name.replace('_', ' ')}, {setting.steps} steps, temperature {setting.temperature:g}: "
-        f"gen PPL {measures['gen_ppl'].value:.1f}, entropy {measures['entropy'].value:.2f} nats, "
-        f"{setting.nfe:.1f} calls" + (" (shipped)" if measured.shipped else "")
+        f"{title}, temperature {measured.temperature:g}: {figures}, "
+        f"{measured.row.setting.nfe:.1f} calls" + (" (shipped)" if measured.shipped else "")
     )

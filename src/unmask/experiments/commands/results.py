@@ -10,7 +10,7 @@ from unmask.cli.console import say, table
 from unmask.dataclass_json import LARGEST_REPORT, dumps, read_json
 from unmask.evaluation.answers import AtTarget
 from unmask.evaluation.interpolation import NOT_REACHED, Estimate
-from unmask.evaluation.measure import ENTROPIES, Measure, over_seeds, require_same_protocol
+from unmask.evaluation.measure import ENTROPIES, ENTROPY, Measure, over_seeds, require_same_protocol
 from unmask.evaluation.sweep import REPORT
 from unmask.experiments import paper_table
 from unmask.experiments.plan import Plan, Run, failure
@@ -18,7 +18,7 @@ from unmask.experiments.plans import STUDY_SEEDS
 from unmask.experiments.published import FAILED, TABLES
 from unmask.experiments.report.comparison_figure import comparison_figure
 from unmask.experiments.report.plotting import save_figure
-from unmask.experiments.report.report_schema import ENTROPY, Report, read_report
+from unmask.experiments.report.report_schema import Report, read_report
 from unmask.experiments.report.table_page import write_table
 
 HEAD = (

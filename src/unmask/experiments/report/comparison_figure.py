@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from unmask.evaluation.measure import ENTROPIES
+from unmask.evaluation.measure import ENTROPIES, ENTROPY, MeasuredRow
 from unmask.experiments.report.figures import mark_target, points_of
 from unmask.experiments.report.plotting import (
     LIGHT,
@@ -20,7 +20,7 @@ from unmask.experiments.report.plotting import (
     plot_style,
     point,
 )
-from unmask.experiments.report.report_schema import ENTROPY, Report, ReportRow, rows_by_steps
+from unmask.experiments.report.report_schema import Report, rows_by_steps
 
 # Colours of compared cells: after Okabe and Ito, and three more.
 _COLORS = "#c2410c #e69f00 #009e73 #cc79a7 #22211f #66635c #56b4e9 #7b3294 #8c510a".split()
@@ -58,7 +58,7 @@ def comparison_figure(reports: Mapping[str, Report], steps: int) -> Figure:
     return figure
 
 
-Lines = Iterator[tuple[str, Sequence[ReportRow], dict[str, Any]]]  # label, rows, style
+Lines = Iterator[tuple[str, Sequence[MeasuredRow], dict[str, Any]]]  # label, rows, style
 
 
 def _teacher_lines(reports: Mapping[str, Report], steps: int) -> Lines:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.atomic_files import write_text
-from unmask.evaluation.measure import ENTROPIES, GEN_PPL
+from unmask.evaluation.measure import ENTROPIES, ENTROPY, GEN_PPL, MeasuredRow
 from unmask.experiments.report.plotting import (
     LIGHT,
     MARKERS,
@@ -32,7 +32,7 @@ from unmask.experiments.report.plotting import (
     step_labels,
     svg_figure,
 )
-from unmask.experiments.report.report_schema import ENTROPY, Report, ReportRow, rows_by_steps
+from unmask.experiments.report.report_schema import Report, rows_by_steps
 
 _WINDOWS = 40  # windows of the running mean in a training run
 
@@ -234,12 +234,12 @@ def _by_round(axes: Axes, report: Report, measure: str, label: str) -> None:
     axes.set(xlabel="rounds of distillation (0: the teacher)", ylabel=label)
 
 
-def points_of(rows: Sequence[ReportRow], column: str) -> Points:
+def points_of(rows: Sequence[MeasuredRow], column: str) -> Points:
     """The rows that have the measure `column`, with its values."""
     return [(row, row.measures[column].value) for row in rows if column in row.measures]
 
 
-def _references(report: Report) -> list[tuple[ReportRow, str, str]]:
+def _references(report: Report) -> list[tuple[MeasuredRow, str, str]]:
     """Rows without a step count: real text and the judge's own samples, with label and colour."""
     rows = [(report.data, "real text", "ink")] if report.data else []
     own = [(row, "the judge's own samples", "autoregressive") for row in report.autoregressive[:1]]

@@ -19,11 +19,11 @@ from unmask.atomic_files import write_text
 from unmask.dataclass_json import finite
 from unmask.evaluation.answers import EqualEntropy, EqualSeconds, SameSteps
 from unmask.evaluation.interpolation import Estimate
-from unmask.evaluation.measure import ENTROPIES, GEN_PPL, SECONDS
+from unmask.evaluation.measure import ENTROPIES, GEN_PPL, SECONDS, MeasuredRow
 from unmask.evaluation.verdict import BETTER, EQUAL, NO_CLAIM, OPEN, WORSE, judge_gain
 from unmask.experiments.report.figures import plan_figures, save_report_figure
 from unmask.experiments.report.plotting import SvgFigure, css_variables
-from unmask.experiments.report.report_schema import Report, ReportRow, read_report
+from unmask.experiments.report.report_schema import Report, read_report
 
 _MAIN_MEASURES = {GEN_PPL: "gen PPL", **ENTROPIES, SECONDS: "seconds"}
 _MEASURE_NAMES = {**_MAIN_MEASURES, "bits_per_byte": "bits a byte", "overlap_4": "4-gram overlap"}
@@ -32,7 +32,7 @@ _UNIFORM_SAMPLERS = {"ancestral", "greedy_tail"}
 GAIN_SIGNS = {BETTER: "▲", WORSE: "▼", EQUAL: "●", OPEN: "○", NO_CLAIM: "○"}
 _SHORT = 2  # letters of the longest word that is not marked: such words occur in most texts
 
-NamedRow = tuple[str, ReportRow]  # the name of a list of rows, and a row of it
+NamedRow = tuple[str, MeasuredRow]  # the name of a list of rows, and a row of it
 
 
 def write_report(data: Mapping[str, Any], directory: Path | str) -> Path:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from unmask.atomic_files import writing
-from unmask.experiments.report.report_schema import ReportRow
+from unmask.evaluation.measure import MeasuredRow
 
 WIDE, NARROW = 10.4, 5.0  # width of a figure on a desktop and on a phone, inches
 SMALL = 9.0  # font size of notes inside a figure, points
@@ -197,7 +197,7 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-Points = Sequence[tuple[ReportRow, float]]  # rows with their x
+Points = Sequence[tuple[MeasuredRow, float]]  # rows with their x
 
 PNG_DPI = 160
 _LABEL_SIZE = (24.0, 14.0)  # width and height of a step label, points
@@ -232,7 +232,7 @@ def curve(axes: Axes, points: Points, **style: Any) -> None:
     axes.plot([x for _, x in points], [row.gen_ppl.value for row, _ in points], **style)
 
 
-def point(axes: Axes, row: ReportRow, x: float, **style: Any) -> None:
+def point(axes: Axes, row: MeasuredRow, x: float, **style: Any) -> None:
     """Draw a row as a marker at (x, gen PPL), with a tooltip that describes it."""
     (artist,) = axes.plot([x], [row.gen_ppl.value], **style | {"linestyle": "none"})
     artist.set_gid(tooltip(describe(row)))
@@ -270,7 +270,7 @@ def step_labels(axes: Axes, points: Points) -> None:
         text.set_gid(tooltip(describe(row)))
 
 
-def describe(row: ReportRow) -> str:
+def describe(row: MeasuredRow) -> str:
     """A row in words: model, steps, temperature, gen PPL ± one standard error, entropy."""
     sem = "" if row.gen_ppl.sem is None else f" ± {row.gen_ppl.sem:.2g}"
     how = f", {row.steps} steps, temperature {row.temperature:g}" if row.steps else ""

@@ -12,17 +12,16 @@ from unmask.dataclass_json import from_json
 from unmask.evaluation.answers import Answers
 from unmask.evaluation.measure import (
     ENTROPIES,
+    ENTROPY,
     GEN_PPL,
     EvaluationProtocol,
-    Measure,
-    Row,
+    MeasuredRow,
     protocol_words,
     require_same_protocol,
     row_of,
 )
 from unmask.evaluation.verdict import ONE_SEED, Finding
 
-ENTROPY = "entropy"
 TINY, HUGE = 1e-100, 1e100  # the range of a number on an axis
 ROW_LISTS = (
     "teacher",
@@ -32,38 +31,6 @@ ROW_LISTS = (
     "temperature_teacher",
     "temperature_student",
 )
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """A measured row of the report.
-
-    Attributes:
-        shipped: the row came with the package, measured by `make assets` under the same protocol
-    """
-
-    row: Row
-    shipped: bool
-
-    @property
-    def steps(self) -> int:
-        return self.row.setting.steps
-
-    @property
-    def temperature(self) -> float:
-        return self.row.setting.temperature
-
-    @property
-    def measures(self) -> Mapping[str, Measure]:
-        return self.row.measures
-
-    @property
-    def gen_ppl(self) -> Measure:
-        return self.row.measures[GEN_PPL]
-
-    @property
-    def entropy(self) -> Measure:
-        return self.row.measures[ENTROPY]
 
 
 @dataclass(frozen=True)
@@ -149,18 +116,18 @@ class Report:
     title: str
     version: str
     protocol: EvaluationProtocol
-    teacher: list[ReportRow]
-    student: list[ReportRow]
+    teacher: list[MeasuredRow]
+    student: list[MeasuredRow]
     answers: Answers
     verdict: list[Finding]
     no_claim: list[str] = field(default_factory=list)
     date: str = ""
     seed: int | None = None
-    data: ReportRow | None = None
-    temperature_teacher: list[ReportRow] = field(default_factory=list)
-    temperature_student: list[ReportRow] = field(default_factory=list)
-    naive: list[ReportRow] = field(default_factory=list)
-    autoregressive: list[ReportRow] = field(default_factory=list)
+    data: MeasuredRow | None = None
+    temperature_teacher: list[MeasuredRow] = field(default_factory=list)
+    temperature_student: list[MeasuredRow] = field(default_factory=list)
+    naive: list[MeasuredRow] = field(default_factory=list)
+    autoregressive: list[MeasuredRow] = field(default_factory=list)
     rounds: list[RoundRow] = field(default_factory=list)
     training: TrainingCurve = field(default_factory=TrainingCurve)
     samples: list[TextPair] = field(default_factory=list)
@@ -171,7 +138,7 @@ class Report:
     models: Mapping[str, ModelInfo] = field(default_factory=dict)
 
     @property
-    def rows(self) -> Iterator[tuple[str, ReportRow]]:
+    def rows(self) -> Iterator[tuple[str, MeasuredRow]]:
         """Every row with the name of its list, in the order of the tables."""
         for name in ROW_LISTS:
             yield from ((name, row) for row in vars(self)[name])
@@ -200,7 +167,7 @@ def read_report(data: Mapping[str, Any]) -> Report:
             f"report.version is {version!r}, this is unmask {__version__}: "
             "measure again, or write the page with that version"
         )
-    readers = {ReportRow: _read_row, Finding: _read_finding}
+    readers = {MeasuredRow: _read_row, Finding: _read_finding}
     report = from_json(Report, data, "report", strict=False, readers=readers)
     _check_rows(report)
     _check_columns(report.answers)
@@ -216,12 +183,12 @@ def read_report(data: Mapping[str, Any]) -> Report:
     return report
 
 
-def rows_by_steps(rows: Sequence[ReportRow]) -> dict[int, list[ReportRow]]:
+def rows_by_steps(rows: Sequence[MeasuredRow]) -> dict[int, list[MeasuredRow]]:
     """Group rows by step count and sort each group by temperature, both ascending.
 
     Of two rows at one step count and temperature the first is kept.
     """
-    table: dict[int, dict[float, ReportRow]] = {}
+    table: dict[int, dict[float, MeasuredRow]] = {}
     for row in rows:
         table.setdefault(row.steps, {}).setdefault(row.temperature, row)
     return {steps: [table[steps][tau] for tau in sorted(table[steps])] for steps in sorted(table)}
@@ -232,12 +199,12 @@ def _release(version: str) -> list[str]:
     return version.split(".")[:2]
 
 
-def _read_row(value: Any, where: str) -> ReportRow:
+def _read_row(value: Any, where: str) -> MeasuredRow:
     row = row_of(value, where, strict=False)  # report.json repeats the main figures on top
     shipped = value.get("shipped", False)
     if not isinstance(shipped, bool):
         raise ValueError(f"{where}.shipped is not a bool: got {shipped!r}")
-    return ReportRow(row, shipped)
+    return MeasuredRow(row, shipped)
 
 
 def _read_finding(value: Any, where: str) -> Finding:
