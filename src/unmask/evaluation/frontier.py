@@ -75,7 +75,7 @@ def frontier(
     rows |= {f"temperature_{name}": [] for name in ("teacher", "student")}
     for name, model, steps, temperatures in plans:
         for measured in measure(name, model, context, steps, temperatures):
-            untempered = measured.row.setting.temperature == 1
+            untempered = measured.temperature == 1
             place = name if untempered else f"temperature_{name}"
             rows[place].append(measured)
             done += 1

@@ -184,7 +184,7 @@ def _with_seconds(
         return
     median = Measure(statistics.median(seconds), "s a sample", len(seconds))
     for measured in rows:
-        earlier = any(measured is one for one in known_rows)
+        earlier = measured in known_rows
         if measured.timed or (earlier and not measured.shipped):
             yield measured
         else:

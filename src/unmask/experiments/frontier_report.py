@@ -63,14 +63,14 @@ class FrontierReport:
     def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Measure the student at the step count of the table of rounds, and append its line."""
         rounds, context = run.cell.rounds, run.teacher.context
-        row = sweep.perplexity_after_round(student, context).row
+        measured = sweep.perplexity_after_round(student, context)
         line = {
             "round": rounds.round(step - 1) + 1,
-            "steps": row.setting.steps,
+            "steps": measured.steps,
             "delta": rounds.delta(step - 1),
             "temperature": rounds.temperature(step - 1),
-            "gen_ppl": row.measures["gen_ppl"].value,
-            "entropy": row.measures["entropy"].value,
+            "gen_ppl": measured.gen_ppl.value,
+            "entropy": measured.entropy.value,
             "protocol": asdict(context.protocol),
         }
         append_line(run.place / ROUNDS, line)

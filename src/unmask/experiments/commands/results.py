@@ -113,7 +113,8 @@ def show_paper_table(name: str, plan: Plan, directory: Path) -> None:
     lines = paper_table.table_lines(plan, directory)
     if not lines:
         return
-    protocol = paper_table.protocol_line(plan, directory)  # raises before rows of two are printed
+    # Refuses rows of unequal protocols before any is printed.
+    protocol = paper_table.protocol_line(plan, directory)
     steps = sorted({count for line in lines for count in line.cells})
     body: list[Sequence[object]] = []
     for line in lines:
