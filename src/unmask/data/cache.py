@@ -39,9 +39,9 @@ def fingerprint(*facts: str | int | bool | list[int] | None) -> str:
 def file_lock(target: Path, log: Log = no_log) -> Iterator[None]:
     """Run the block in one process at a time; each other process logs one line and waits.
 
-    The operating system frees the lock when its process ends, also after a crash. The processes of
-    a training do not wait in a collective operation instead: it times out after minutes, but one
-    process may read text for hours.
+    The operating system frees the lock when its process ends, also after a crash. A collective
+    operation cannot replace the lock: it times out after minutes, but a process may read text for
+    hours.
 
     Args:
         target: the file or folder that the block writes. The lock is a file `.lock-NAME` beside it.

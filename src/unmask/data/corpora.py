@@ -44,8 +44,8 @@ class Corpus:
         name: the name in errors and logs.
         documents: the documents, without those of `held_out`.
         held_out: documents of a published held-out split; None: the corpus has no such split.
-        identity: of documents on disk: a string that changes when they change. None: the documents
-            are in memory.
+        identity: a string that changes when documents on disk change. None: the documents are in
+            memory.
     """
 
     name: str
@@ -56,7 +56,8 @@ class Corpus:
     def __post_init__(self) -> None:
         if len(self.documents) == 0:
             raise ValueError(
-                f"corpus {self.name!r} is empty: got 0 documents with text, want at least 1"
+                f"corpus {self.name!r} is empty: got 0 documents with text, want at least 1; "
+                "give another text"
             )
 
     @cached_property
@@ -77,7 +78,10 @@ class Corpus:
     def texts(self) -> Sequence[str]:
         """The documents; ValueError if they are token ids."""
         if isinstance(self.documents, TokenLists):
-            raise ValueError(f"corpus {self.name!r} has the wrong kind: got token ids, want text")
+            raise ValueError(
+                f"corpus {self.name!r} has the wrong kind: got token ids, want text; give the text "
+                "that was encoded"
+            )
         return self.documents
 
     def part(
@@ -147,16 +151,16 @@ def load_corpus(name_or_path: str | Path) -> Corpus:
     DATA SET       a directory of `datasets.save_to_disk`, a folder of .parquet files, a .parquet
                    or an .arrow file
 
-    The documents of a data set are its column "input_ids", lists of token ids, if there is one.
-    Ids whose "attention_mask" is 0 are left out. Else the documents are its column "text". The
-    split `test` (else `validation`) is held out. Without such a split, `split` holds out documents.
+    If a data set has a column "input_ids", its documents are the lists of token ids there. Ids
+    with an "attention_mask" of 0 are left out. Else its documents are the column "text". The split
+    `test` (else `validation`) is held out. Without such a split, `split` holds out documents.
 
     Data sets stay on disk, unchanged. Other documents are read into memory and stripped of white
     space, and empty documents are dropped.
 
     Raises:
-        ValueError: the name is unknown or empty; the corpus is empty; a file is not UTF-8 text or
-            is not read as text (.csv, .json, .gz and others); a folder holds files of several
+        ValueError: the name is unknown or empty, or the corpus is empty. A file is not UTF-8 text,
+            or is not read as text (.csv, .json, .gz and others). A folder holds files of several
             kinds.
     """
     name = non_empty(str(name_or_path), "corpus")
@@ -208,7 +212,7 @@ def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Spli
         raise ValueError(
             f"data.streaming cannot read this corpus: got {name!r}, want a data set of the hub "
             f"({HUB_PREFIX}OWNER/NAME, {', '.join(HUB_CORPORA)}) or on disk (.arrow, .parquet, a "
-            "folder of parquet files or of `save_to_disk`); give --data.no-streaming"
+            "folder of parquet files or of `save_to_disk`). Give --data.no-streaming"
         )
     splits, identity = open_splits(source, streaming=True)
     train, test = choose_splits(splits, source)

@@ -76,8 +76,8 @@ def group_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
         named = next(name for name in names if name not in without)
         raise ValueError(
             f"corpus {folder} would be read in part: some files name a split, such as {named}, and "
-            f"{len(without)} do not ({abbreviated(without)}); name these train-1, train-2 and so "
-            "on, or move them to another folder"
+            f"{len(without)} do not ({abbreviated(without)}). Name the others train-1, train-2 and "
+            "so on, or move them to another folder"
         )
     groups: dict[str, list[Path]] = {}
     for file, split in zip(files, splits, strict=True):
@@ -99,7 +99,7 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def abbreviated(names: Sequence[str]) -> str:
-    """The first three names of a list, and how many more there are."""
+    """The first three names of a list, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -69,7 +69,7 @@ class DatasetDocuments(Sequence[str]):
 
 @dataclass(frozen=True)
 class AllButEveryKth(Sequence[int]):
-    """Some numbers in order without every k-th one, k = `every`."""
+    """A sequence of numbers without every k-th one, k = `every`."""
 
     numbers: Sequence[int]
     every: int
@@ -191,7 +191,8 @@ def check_text(kind: Any, column: str, name: str | Path) -> None:
     value = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
         raise ValueError(
-            f"column {column!r} of {name} has the wrong type: got {kind}, want a string in each row"
+            f"column {column!r} of {name} has the wrong type: got {kind}, want a string in each "
+            "row; convert it (`cast_column` of datasets)"
         )
 
 

@@ -22,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "encoder.json", "vo
 
 
 def non_empty(name: str, argument: str) -> str:
-    """Return the name; ValueError if it is empty. As a path it would mean the working directory."""
+    """Return the name; ValueError if it is empty, because "" as a path is the working directory."""
     if not name.strip():
         raise ValueError(
             f"{argument} is empty: got {name!r}, want a name or path (. is the working directory)"
@@ -61,7 +61,8 @@ def local_or_hub(
     match = re.fullmatch(rf"({_NAME})(?:@([^@\s]+))?", name)
     if match is None or name.startswith("runs/") or match[1].endswith((".ckpt", ".safetensors")):
         raise ValueError(
-            f"there is no file or directory {name}, and this is not the name of a repository either"
+            f"there is no file or directory {name}, and this is not the name of a repository "
+            "either: give a path or OWNER/NAME"
         )
     repository, suffix = match.groups()
     if suffix and revision not in (None, suffix):
@@ -101,7 +102,7 @@ def check_not_shadowed(repository: str) -> None:
     if Path(repository).exists():
         raise ValueError(
             f"data set {repository} of the hub has the name of a path in the working directory, "
-            f"which `datasets` would read: give ./{repository} for that path, or change to another "
+            f"which `datasets` would read. Give ./{repository} for that path, or change to another "
             "directory"
         )
 
@@ -135,7 +136,7 @@ def check_no_file_left_out(repository: str, commit: str, read: Sequence[str]) ->
         raise ValueError(
             f"data set {repository} would be read in part: `datasets` leaves out {len(left_out)} "
             f"files ({abbreviated(left_out)}), because it takes words in the other names for "
-            "splits; download the data set and give its folder"
+            "splits. Download the data set and give its folder"
         )
 
 
@@ -169,7 +170,10 @@ def _model_directory(path: Path) -> Path:
                 f"{path} holds no model yet, because its training has not ended: step {saved} of "
                 f"{steps} is saved; `unmask {verb} {shlex.quote(str(path))}` continues it"
             )
-    raise ValueError(f"{path} holds no model, and its recipe.json is not that of a training")
+    raise ValueError(
+        f"{path} holds no model, and its recipe.json is not that of a training: give a run or "
+        "model directory"
+    )
 
 
 @contextmanager
@@ -192,9 +196,12 @@ def _cause(error: Exception, revision: str | None) -> str:
         case errors.RepositoryNotFoundError():
             return "no repository has this name (or it is private: run `hf auth login`)"
         case errors.RevisionNotFoundError():
-            return f"it has no revision {revision!r}"
+            return f"it has no revision {revision!r}: give another, or omit it"
         case errors.LocalEntryNotFoundError():
-            return "the hub cannot be reached, and the cache has no earlier download of it"
+            return (
+                "the hub cannot be reached, and the cache has no earlier download of this name: "
+                "connect to a network, or give a path"
+            )
         case errors.OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set: name a commit, OWNER/NAME@COMMIT, or unset it"
     return f"the download failed: {error}"

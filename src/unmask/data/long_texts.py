@@ -28,7 +28,7 @@ def encode_in_pieces(
     context: int = CONTEXT,
     longest: int = LONGEST,
 ) -> Iterator[tuple[str, Codes]]:
-    """Yield the pieces of a text with their codes, which joined are the codes of the whole text.
+    """Yield the pieces of a text with their codes; joined, these are the codes of the whole text.
 
     A text a b may be cut between a and b if encode(a c) = encode(a) encode(c). Here c is the first
     `context` characters of b. A piece has `size` characters; without a cut its size doubles.
@@ -66,7 +66,7 @@ def _first_piece(
         if size > longest:
             raise ValueError(
                 f"a document cannot be encoded in pieces: got {size} characters without a valid "
-                f"cut, from character {start} on, want at most {longest}; divide the document, or "
+                f"cut, from character {start} on, want at most {longest}. Divide the document, or "
                 "use a tokenizer that splits text into words"
             )
         size *= 2

@@ -95,7 +95,7 @@ def row_blocks(
     Args:
         token_lists: the token ids of each document.
         length: L.
-        eos_id: as in `pack`, like `wrap` and `bos_id`.
+        eos_id: EOS; None puts nothing between documents.
         wrap: put BOS and EOS at the ends of each row.
         bos_id: BOS; None uses EOS.
         block: tokens of a block.
@@ -196,14 +196,14 @@ def batch_at(
 
     Each epoch shuffles the rows inside every window. The sequence of rows is window after window
     and epoch after epoch; step k takes its rows k B to (k + 1) B. Rows that are not streamed are
-    one window. At any step the counts of use of two rows differ by at most 1. The batch of all
-    processes together does not depend on `world`.
+    one window. At any step, the numbers of uses of any two rows differ by at most 1. The batch of
+    all processes together does not depend on `world`.
 
     Args:
         ids: the rows [n, L].
         step: number of the batch, from 0.
         batch_size: B, rows of all processes together; a multiple of `world`.
-        seed: of the shuffles.
+        seed: seed of the shuffles.
         rank: number of this process.
         world: number of processes.
     """
@@ -234,7 +234,7 @@ def _shuffled(rows: range, seed: int, epoch: int) -> Tensor:
 def _cut(
     pieces: Iterable[NDArray[np.int64]], length: int, block: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows [k, L] of the stream, cut whenever `block` tokens are held; the rest stays held."""
+    """Cut rows [k, L] whenever memory holds `block` tokens, and keep the remaining tokens."""
     held: list[NDArray[np.int64]] = []
     size = 0
     for piece in pieces:
@@ -253,7 +253,7 @@ def _cut(
 def _check_total(
     pieces: Iterable[NDArray[np.int64]], length: int, name: str
 ) -> Iterator[NDArray[np.int64]]:
-    """The pieces; ValueError at the end if they do not fill one row."""
+    """Yield the pieces; ValueError at the end if they do not fill one row."""
     total = 0
     for piece in pieces:
         total += len(piece)

@@ -26,7 +26,7 @@ from unmask.data.streaming import HEAD_SIZE, Stream
 
 WINDOW_TOKENS = 2**24
 PREFETCH = 2  # windows that are written beyond the one in use
-POLL_SECONDS, JOIN_SECONDS = 0.05, 10.0  # between checks for a window; for the thread's end
+POLL_SECONDS, JOIN_SECONDS = 0.05, 10.0  # between two checks for a window; to end the thread
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def stream_rows(
         folder: the folder of the windows, which processes may share.
         vocab_size: V.
         length: L; a window has about `WINDOW_TOKENS` tokens.
-        eos_id: as in `packing.pack`, like `wrap` and `bos_id`.
+        eos_id: EOS; None puts nothing between documents.
         wrap: put BOS and EOS at the ends of each row.
         bos_id: BOS; None uses EOS.
         log: receives lines about slow operations.
@@ -86,11 +86,11 @@ def stream_rows(
 def read_pieces(
     stream: Stream, encode: Callable[[Any], Sequence[Ids]], eos_id: int | None, start: Cursor
 ) -> Iterator[tuple[NDArray[np.int64], Cursor]]:
-    """Read tokens from `start` on, with EOS between documents: pieces, and where each begins."""
+    """Yield pieces of tokens from `start` on, each with its place; EOS separates documents."""
     for number, state, documents in stream.read(start.documents, start.state):
         token_lists = [*encode(documents)]
         if number > stream.chosen.start and token_lists:
-            token_lists.insert(0, [])  # EOS separates these documents from those before
+            token_lists.insert(0, [])  # EOS after the documents before this group
         joined = np.concatenate([np.empty(0, np.int64), *join_documents(token_lists, eos_id)])
         skipped = start.tokens if number == start.documents else 0
         yield joined[skipped:], Cursor(number, state, skipped)
@@ -146,13 +146,13 @@ class WindowFolder:
         self._windows: list[Sequence[NDArray[Any]]] = []
         self._end = Cursor()
         self._rows = StoredRows([], range(0))
-        self._scanning = threading.Lock()  # of the folder for new windows
-        self._writing = threading.Lock()  # of a window, in one thread of this process
-        # With the number of its next window.
+        self._scanning = threading.Lock()  # one thread looks for new windows
+        self._writing = threading.Lock()  # one thread of this process writes a window
+        # The number of the next window, and the reader of the windows from there on.
         self._reader: tuple[int, Iterator[tuple[list[NDArray[np.int64]], Cursor]]] | None = None
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        # At the latest when the interpreter exits.
+        # The threads end when this object is collected or the interpreter exits.
         weakref.finalize(self, _end, self._stop, self._threads)
 
     def at_least(self, n: int) -> StoredRows:
@@ -163,7 +163,7 @@ class WindowFolder:
             if logged != len(self._windows):
                 logged = len(self._windows)
                 self._log(f"reading text beyond row {logged * self.size:,}")
-            if self._writing.acquire(timeout=POLL_SECONDS):  # the thread may hold it for long
+            if self._writing.acquire(timeout=POLL_SECONDS):  # the thread may hold the lock for long
                 try:
                     self._write_next()
                 finally:
@@ -195,7 +195,7 @@ class WindowFolder:
     @property
     def _is_leading(self) -> bool:
         """Whether this process has a reader at the end of the existing windows."""
-        reader = self._reader  # the other thread may replace it meanwhile
+        reader = self._reader  # another thread may replace `_reader` meanwhile
         return reader is not None and reader[0] == len(self._windows)
 
     @property
@@ -227,11 +227,11 @@ class WindowFolder:
             else:
                 pieces = _until(self._stop, self._read(self._end))
                 reader = read_windows(pieces, self.size * self._row_tokens)
-            self._reader = None  # an error leaves it in the middle of a window
+            self._reader = None  # after an error the reader is inside a window
             window, end = next(reader)
             rows, file = _count(window) // self._row_tokens, self._file(number)
             self._write(file.with_suffix(".arrow"), window)
-            # Last, because a window exists if this file does.
+            # This file is written last, because a window exists if this file does.
             write_text(file, json.dumps({"rows": rows, "end": asdict(end)}))
             self._reader = number + 1, reader
 
@@ -255,7 +255,7 @@ def _count(arrays: Iterable[NDArray[Any]]) -> int:
 def _until(
     stop: threading.Event, pieces: Iterable[tuple[NDArray[np.int64], Cursor]]
 ) -> Iterator[tuple[NDArray[np.int64], Cursor]]:
-    """The pieces; `Closed` after `stop`."""
+    """Yield the pieces; raise `Closed` after `stop`."""
     for piece in pieces:
         if stop.is_set():
             raise Closed

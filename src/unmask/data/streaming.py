@@ -92,12 +92,13 @@ class Stream:
         for document in self.head():
             if not isinstance(document, str):
                 raise ValueError(
-                    f"data set {self.name!r} has the wrong kind: got token ids, want text"
+                    f"data set {self.name!r} has the wrong kind: got token ids, want text; give "
+                    "the text that was encoded"
                 )
             yield document
 
     def beside_text(self, most: int) -> list[tuple[str, NDArray[np.int64]]]:
-        """At most `most` first texts, each with its ids; empty unless both columns exist."""
+        """The first texts, at most `most`, each with its ids; empty unless both columns exist."""
         columns = columns_of(self.table)
         if self.column != IDS_COLUMN or TEXT_COLUMN not in columns:
             return []
@@ -110,7 +111,7 @@ class Stream:
         return TokenLists(group.column(IDS_COLUMN), range(len(group)), mask, text)
 
     def _documents(self, group: Any, number: int) -> list[str] | TokenLists:
-        """The documents of a group of rows. `number` is that of the first row."""
+        """The documents of a group of rows. `number` is the number of the first row."""
         if self.column == IDS_COLUMN:
             return self._token_lists(group)
         column = group.column(self.column)

@@ -127,7 +127,7 @@ def identity_facts(text: str) -> str:
 
 
 def words_of_bytes() -> pre_tokenizers.PreTokenizer:
-    """GPT-2's division of a text into words, of bytes."""
+    """GPT-2's division of a text into words; each word is a sequence of bytes."""
     return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 

@@ -53,7 +53,7 @@ _STRAY = 20  # 1 id and 1 of 20 may be in no run, such as the first word of a ro
 
 
 class TextDecoder(Protocol):
-    """The role of a tokenizer: text to ids, and ids to text. `Tokenizer` has it."""
+    """The role of a tokenizer: text to ids, and ids to text. `Tokenizer` implements it."""
 
     @property
     def bos_id(self) -> int | None: ...
@@ -82,10 +82,11 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         if isinstance(backend.model, models.BPE):
-            backend.model.dropout = None  # it would make the merges random
+            backend.model.dropout = None  # dropout would make the merges random
         backend.add_special_tokens(unmarked_specials(backend, names))
         text = backend.to_str()
-        # This option is a state of a backend. Threads may share a backend, so there are two.
+        # A backend keeps `encode_special_tokens` as a state, and threads may share a backend. So
+        # each value of this option has its own backend.
         self._plain, self._reading_specials = backend, hf.Tokenizer.from_str(text)
         self._plain.encode_special_tokens = True
         self._reading_specials.encode_special_tokens = False
@@ -178,7 +179,7 @@ class Tokenizer:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Divide texts, in order, into groups to encode together; a long text is a group of its own."""
+    """Divide texts, in order, into groups to encode together; a long text is a group alone."""
     group: list[str] = []
     for text in texts:
         if not isinstance(text, str):
@@ -277,8 +278,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _in_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The texts; long texts in pieces that are cut between words."""
-    words = words_of_bytes()  # not the backend's, which is locked during training
+    """Yield the texts; long texts in pieces that are cut between words."""
+    words = words_of_bytes()  # not that of the backend, which is locked during training
     for text in texts:
         if len(text) <= PIECE:
             yield text
@@ -323,7 +324,7 @@ def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer)
         raise ValueError(
             f"input_ids of {name!r} contradicts the column text in {len(wrong)} of {len(rows)} "
             f"rows: the ids decode to {tokenizer.decode(ids[:16])!r}, but the text begins with "
-            f"{text[:48]!r}; give the tokenizer that made the ids, or drop the wrong column"
+            f"{text[:48]!r}. Give the tokenizer that made the ids, or drop the wrong column"
         )
 
 

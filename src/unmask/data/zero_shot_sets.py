@@ -91,7 +91,7 @@ class ZeroShotSet:
     before: str | None = None
 
     def text(self, document: str) -> str:
-        """The text of a document to tokenize."""
+        """The detokenised text of a document, with `before`."""
         plain = detokenised(document, self.rules)
         return plain if self.before is None else self.before + plain.strip()
 
@@ -141,7 +141,7 @@ def load_zero_shot(name: str) -> Corpus:
         where = source.files if isinstance(source.files, str) else source.path
         raise ValueError(
             f"the zero-shot set {name!r} ({where}, split {source.split}) could not be loaded: "
-            f"{error}. Is there a network? Without one, measure on the sets of `--sets offline`"
+            f"{error}. Check the network, or measure on the sets of `--sets offline`"
         ) from error
     if source.column not in table.column_names:
         raise ValueError(
