@@ -210,9 +210,9 @@ def load_stream(name: str, part: slice = slice(None), log: Log = no_log) -> Spli
     on_hub = source.startswith(HUB_PREFIX)
     if not on_hub and (source in _INSTALLED or not is_dataset(_existing(source))):
         raise ValueError(
-            f"data.streaming cannot read this corpus: got {name!r}, want a data set of the hub "
-            f"({HUB_PREFIX}OWNER/NAME, {', '.join(HUB_CORPORA)}) or on disk (.arrow, .parquet, a "
-            "folder of parquet files or of `save_to_disk`). Give --data.no-streaming"
+            f"data.streaming cannot read this corpus: got {name!r}, want a data set. Give one of "
+            f"the hub ({HUB_PREFIX}OWNER/NAME, {', '.join(HUB_CORPORA)}) or on disk (.arrow, "
+            ".parquet, a folder of parquet files or of `save_to_disk`), or give --data.no-streaming"
         )
     splits, identity = open_splits(source, streaming=True)
     train, test = choose_splits(splits, source)

@@ -307,8 +307,8 @@ def check_ids(name: str, pairs: Sequence[tuple[str, Ids]], tokenizer: Tokenizer)
     """ValueError if a data set has texts and ids, and the tokenizer gives the texts other ids.
 
     The first 256 ids of a row, without special tokens, are compared with the ids of its text. They
-    agree if they consist of runs of at least 8 ids that both have in the same order. One id and 1
-    in 20 may be outside of runs. A row may be padded, or be a part of its text.
+    agree if they consist of runs of at least 8 ids that both lists have in the same order. One id
+    and 1 in 20 may be outside of runs. A row may be padded, or be a part of its text.
 
     Args:
         name: the data set's name, for the error.
