@@ -211,7 +211,7 @@ def _copy(name: str, tensor: Tensor, part: Any, place: list[int] | None) -> int:
     start, count = place or (0, None)
     if (got := shape if count is None else [count, *shape[1:]]) != list(tensor.shape):
         raise ValueError(f"{name} of the saved state has shape {got}, want {list(tensor.shape)}")
-    if not shape:  # a number has no rows
+    if not shape:  # a scalar has no rows
         fill(into, part.get_tensor(name))
         return 1
     begin = first_row(tensor)
@@ -273,7 +273,7 @@ def damage(folder: Path, step: int) -> str | None:
 
 
 def _files(folder: Path) -> set[str]:
-    """The names of all entries except directories, pipes and devices included."""
+    """The names of all entries that are not directories: files, links, pipes and devices."""
     return {
         entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if not entry.is_dir()
     }

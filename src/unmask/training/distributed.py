@@ -110,7 +110,7 @@ class Engine:
 
         Args:
             problem: the error on this process; None: it has none.
-            what: what a process with a problem could not do, for the message.
+            what: the failure, a verb phrase for the message: "could not write its parts".
         """
         failed = torch.tensor([problem is not None], dtype=torch.int64, device=self.device)
         self.sum_([failed])
@@ -166,8 +166,8 @@ class Engine:
 def launch(device: str | None = None, sharded: bool = False) -> Engine:
     """Connect the processes of this training and choose a device.
 
-    Under `accelerate launch` or `torchrun` each process uses its own GPU. It uses the CPU if there
-    is no GPU, if `device` is "cpu", or with `accelerate launch --cpu`.
+    Under `accelerate launch` or `torchrun` each process uses its own GPU. A process uses the CPU if
+    there is no GPU, if `device` is "cpu", or with `accelerate launch --cpu`.
 
     Args:
         device: "cpu", "cuda" or "cuda:N"; by default the best available. With several processes

@@ -260,7 +260,7 @@ def with_checkpoints(
             run.log(update.record())
             try:
                 yield update
-            finally:  # after the caller's code; if that is killed, a resume yields the update again
+            finally:  # If the caller's code is killed before, a resume repeats the update.
                 if update.step % every == 0:
                     run.save(state)
     except TrainingError as error:

@@ -10,6 +10,8 @@ from statistics import median
 
 from unmask.limits import check_range
 
+_SLOWER = "Give a smaller learning rate, or a longer warm-up."
+
 
 class TrainingError(RuntimeError):
     """The training cannot continue. The message names the step, the term and the last state."""
@@ -60,20 +62,21 @@ class LossGuard:
             metrics: further terms for the message.
 
         Raises:
-            TrainingError: as in `check`; for a loss other than 0 whose gradient or weight is 0; for
-                a weight below 0 or NaN; and after `window` consecutive steps of weight 0.
+            TrainingError: `check` refuses a value, or the weight is below 0 or NaN. The loss is not
+                0 but its gradient or weight is, or `window` consecutive steps had weight 0.
         """
         if weight > 0:
             self._empty = 0
             self.check(step, turn, values, metrics)
             if values["loss"] and values.get("grad_norm") == 0:
-                problem = (
-                    f"loss is {values['loss']:g}, but its gradient is 0. The loss must depend on "
-                    f"the weights of {turn!r}, the network of this turn, without detach"
+                problem = f"loss is {values['loss']:g}, but its gradient is 0"
+                advice = (
+                    f"The loss must depend on the weights of {turn!r}, the network of this turn, "
+                    "without detach."
                 )
-                raise TrainingError(_message(step, turn, problem, metrics))
+                raise TrainingError(_message(step, turn, problem, metrics, advice))
             return True
-        problem = ""
+        problem, advice = "", "Correct the weights of the objective."
         if weight < 0 or math.isnan(weight):
             problem = f"weights of the loss sum to {weight}, want >= 0"
         elif any(value != 0 for value in values.values()):
@@ -86,8 +89,9 @@ class LossGuard:
                     f"no token to learn from in {self._empty} consecutive steps: the weights of "
                     "the loss are 0"
                 )
+                advice = "Give longer rows or larger batches."
         if problem:
-            raise TrainingError(_message(step, turn, problem, metrics))
+            raise TrainingError(_message(step, turn, problem, metrics, advice))
         return False
 
     def check(
@@ -100,7 +104,7 @@ class LossGuard:
         for name, value in values.items():
             recent = self._recent.setdefault(f"{turn} {name}", deque(maxlen=self.window))
             if not math.isfinite(value):
-                raise TrainingError(_message(step, turn, f"{name} is {value}", metrics))
+                raise TrainingError(_message(step, turn, f"{name} is {value}", metrics, _SLOWER))
             if step >= self.patience and len(recent) == self.window:
                 usual = median(recent)
                 if value > self.factor * usual > 0:
@@ -108,11 +112,11 @@ class LossGuard:
                         f"{name} is {value:.4g}, more than {self.factor:g} times its median "
                         f"{usual:.4g}"
                     )
-                    raise TrainingError(_message(step, turn, problem, metrics))
+                    raise TrainingError(_message(step, turn, problem, metrics, _SLOWER))
             recent.append(value)
 
 
-def _message(step: int, turn: str, problem: str, metrics: Mapping[str, float]) -> str:
+def _message(step: int, turn: str, problem: str, metrics: Mapping[str, float], advice: str) -> str:
     in_round = f", round {metrics['round']:g}" if "round" in metrics else ""
     terms = {name: value for name, value in metrics.items() if name != "round"}
     bad = [f"{name} = {value:g}" for name, value in terms.items() if not math.isfinite(value)]
@@ -121,5 +125,5 @@ def _message(step: int, turn: str, problem: str, metrics: Mapping[str, float]) -
     others = f"; other terms: {', '.join(rest)}" if rest else ""
     return (
         f"training stopped at step {step}{in_round}, {turn}: {problem}{not_finite}{others}. The "
-        "step was not taken."
+        f"step was not taken. {advice}"
     )

@@ -208,9 +208,15 @@ class RunDir:
             try:
                 unsealed = read_state(state, folder, engine) == UNSEALED
             except (ValueError, LookupError, TypeError) as error:
-                raise RunError(f"the state in {folder} has other networks: {error}") from error
+                raise RunError(
+                    f"the state in {folder} has other networks: {error}. Choose another run "
+                    "directory, or the recipe of this one"
+                ) from error
             except (OSError, SafetensorError) as error:
-                raise RunError(f"the state in {folder} could not be read: {error}") from error
+                raise RunError(
+                    f"the state in {folder} could not be read: {error}. Put a good copy there, or "
+                    "start in another directory"
+                ) from error
         state.step, self._saved = step, step or None
         with _as_run_error("metrics.jsonl was not cut to the step of the state", self.kept):
             lost = engine.broadcast_int(self._cut(step) if engine.main else 0)
@@ -223,7 +229,7 @@ class RunDir:
                 write_text(self.path / START, json.dumps(facts, indent=1) + "\n")
 
     def publish(self, name: str, write: Callable[[Path], object]) -> None:
-        """Replace the folder `name` by what `write(folder)` puts into an empty one."""
+        """Replace the folder `name` atomically by a new one that `write(folder)` fills."""
         if not self.engine.main:
             return
         self._check_place()
@@ -249,7 +255,7 @@ class RunDir:
         return sorted(int(name.removeprefix("step-")) for name in names)
 
     def kept(self) -> str:
-        """A sentence for error messages: the good state on disk."""
+        """A sentence about the newest good state on disk, for error messages."""
         if self.model.exists():
             return f"The finished model is kept in {self.model}."
         steps = self.steps()
@@ -267,8 +273,8 @@ class RunDir:
         file = self.path / LOCK
         if not (file.exists() and os.path.samestat(os.stat(file), self._lock_status)):
             raise RunError(
-                f"{self.path} was removed, moved or replaced during its training ({LOCK} is not "
-                "the file that this process locked), so nothing can be saved in it: move it back "
+                f"{self.path} was removed, moved or replaced during its training, so nothing can "
+                f"be saved there ({LOCK} is not the file that this process locked). Move it back "
                 "and start again by the same command, or choose another directory"
             )
 
@@ -281,7 +287,7 @@ class RunDir:
             )
 
     def _newest(self, every: int | None) -> int:
-        """The step of the newest good state, 0 if none was saved. Damaged ones are set aside."""
+        """The step of the newest good state, 0 if none was saved. Damaged states are set aside."""
         problems: dict[Path, str] = {}
         for step in reversed(self.steps()):
             problem = damage(self._folder(step), step)

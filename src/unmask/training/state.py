@@ -37,7 +37,10 @@ class TrainedNetwork:
         """The network before its first update. Its weights must be on their device already."""
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if not parameters:
-            raise ValueError("network has no parameter with requires_grad, so it cannot be trained")
+            raise ValueError(
+                "network has no parameter to train: got requires_grad = False for all parameters; "
+                "set it to True for at least one"
+            )
         optimizer = torch.optim.AdamW(
             parameters,
             lr=settings.lr,
@@ -46,7 +49,7 @@ class TrainedNetwork:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        # AdamW sets these values in its first step. A state can be read into them before it.
+        # AdamW sets these values in its first step. A saved state is read before that step.
         for parameter in parameters:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
@@ -134,7 +137,7 @@ class State:
         if set(settings) != set(networks):
             raise ValueError(
                 f"settings names other networks than the objective trains: got {sorted(settings)}, "
-                f"want {sorted(networks)}"
+                f"want {sorted(networks)}; give these names, or one AdamW for all networks"
             )
         owners = {
             p.data_ptr(): name for name, network in networks.items() for p in network.parameters()
@@ -156,7 +159,7 @@ class State:
 
     @property
     def student(self) -> nn.Module:
-        """The network that the objective trains in most steps."""
+        """The student, which every objective trains."""
         return self.trained[STUDENT].network
 
     def select(self, turn: str) -> TrainedNetwork:
@@ -164,7 +167,7 @@ class State:
         if turn not in self.trained:
             raise ValueError(
                 f"turn({self.step}) is not a trained network: got {turn!r}, want one of "
-                f"{sorted(self.trained)}"
+                f"{sorted(self.trained)}; correct `turn` or `networks` of the objective"
             )
         for name, trained in self.trained.items():
             trained.network.train(name == turn)
