@@ -101,20 +101,20 @@ def build(
         distils = recipe.traits.distils
         student = (_copied if distils else _continued)(start, recipe)
         schedule = start.schedule if distils and start.schedule is not None else schedule
-    with global_generators(recipe.seed, 1):  # weights of networks that it makes, such as a critic
+    with global_generators(recipe.seed, 1):  # for weights of other networks, such as a critic
         objective = recipe.objective.build(student, schedule, tokenizer)
     return Parts(objective, student, without_weights(student), schedule, tokenizer, recipe)
 
 
 def _random_student(recipe: Recipe, tokenizer: Tokenizer | None, vocab_size: int | None) -> Student:
-    """A network with random weights, by the seed of the recipe."""
+    """A network with random weights that follow from the recipe's seed."""
     sizes, noise = recipe.network, recipe.traits.noise
     if tokenizer is not None:
         size, mask_id = tokenizer.vocab_size, tokenizer.mask_id
     elif vocab_size is not None:
         size, mask_id = vocab_size, vocab_size - 1
     else:
-        raise ValueError("vocab_size is missing: without a tokenizer its value is unknown")
+        raise ValueError("vocab_size is missing: give it, or a tokenizer, which determines it")
     if noise == "masked" and mask_id is None:
         size, mask_id = size + 1, size  # MASK is an additional last token, as in MDLM
     network = _initialized(sizes.shape(size, causal=noise is None), recipe)
@@ -147,7 +147,7 @@ def _continued(start: LanguageModel, recipe: Recipe) -> Student:
 
 
 def _initialized(shape: Shape, recipe: Recipe) -> DiT:
-    """A network with initial weights by the seed of the recipe."""
+    """A network with initial weights that follow from the recipe's seed."""
     with global_generators(recipe.seed):
         return DiT(shape, DTYPES[recipe.precision], recipe.checkpointing)
 

@@ -376,7 +376,7 @@ RECIPES: tuple[Callable[[], Recipe], ...] = (
 
 
 def recipe(name: str) -> Recipe:
-    """The named recipe. ValueError, which suggests the most similar name, for an unknown name."""
+    """Find a recipe by its name. ValueError for an unknown name suggests the most similar one."""
     recipes = {function().name: function for function in RECIPES}
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1)

@@ -43,10 +43,10 @@ class TrainingData:
     Attributes:
         train: rows to train on, [n, L].
         held_out: rows to measure on, [m, L].
-        tokenizer: encoded both.
+        tokenizer: the tokenizer of both.
         digest: digest of the held-out documents.
-        text_digest: of the training documents: `Corpus.digest` if they are in memory; else an
-            identity that changes with their files or their commit.
+        text_digest: digest of the training documents, `Corpus.digest`, if they are in memory; else
+            an identity that changes with their files or their commit.
         wrap: whether rows have BOS and EOS at their ends.
     """
 
@@ -257,7 +257,7 @@ def _unpacked(
     if lists.length != length:
         raise ValueError(
             f"network.length does not match the data: got {length}, but the rows of {name!r} have "
-            f"{lists.length} tokens; give --network.length {lists.length} (for a measurement "
+            f"{lists.length} tokens. Give --network.length {lists.length} (for a measurement "
             "--text.length), or documents of different lengths, which are packed"
         )
     stored = lists.rows()
@@ -267,7 +267,7 @@ def _unpacked(
         if ends != [[bos, tokenizer.eos_id]]:
             raise ValueError(
                 f"data.wrap does not match the data: the first rows of {name!r} begin and end with "
-                f"{ends[:3]}, want BOS (id {bos}) and EOS (id {tokenizer.eos_id}); give "
+                f"{ends[:3]}, want BOS (id {bos}) and EOS (id {tokenizer.eos_id}). Give "
                 "--data.no-wrap (for a measurement --text.wrap False), or the tokenizer that made "
                 "the rows"
             )

@@ -63,20 +63,22 @@ def estimate(
     Returns:
         parameters: weights of the student.
         tokens: tokens in the batches of all updates.
-        flops: of the matrix products. A forward pass takes 2 for each token and parameter outside
-            the embedding, and 4 L D a block for attention. The student's pass counts three times,
-            or four times with checkpointing.
+        flops: FLOPs of the matrix products. A forward pass takes 2 for each token and parameter
+            outside the embedding, and 4 L D a block for attention. The student's pass counts three
+            times, or four times with checkpointing.
         weights_bytes: float32 weights, gradients, two moments and the EMA: 20 bytes a parameter
             of each trained network, and 4 of a frozen teacher.
-        activations_bytes: of a micro-batch: 20 numbers for each token, channel and block (more
-            with dropout or a noise level; with checkpointing 1, and the 20 of one block), and the
-            rows of the head.
+        activations_bytes: activations of a micro-batch: 20 numbers for each token, channel and
+            block, and the rows of the head. Dropout and a noise level add numbers. Checkpointing
+            keeps 1 number, and the 20 of one block.
         vocabulary_bytes: a gradient of the head for each loss over the vocabulary, and tables of a
             chunk and of a block of its rows.
-        memory_bytes: their sum, which is the peak, just before the backward pass.
-        sharded_bytes: the same for each of 2, 8 and 64 processes with one micro-batch each: their
-            share of the weights, and whole embeddings, heads and two blocks of each network.
-        hours: on one GPU at 0.4 of its data sheet's rate in the recipe's precision, an assumption.
+        memory_bytes: sum of these three, which is the peak, just before the backward pass.
+        sharded_bytes: memory_bytes of each of 2, 8 and 64 processes with one micro-batch each. A
+            process holds its share of the weights, and whole embeddings, heads and two blocks of
+            each network.
+        hours: GPU -> hours on one of them, assuming 0.4 of the rate in its data sheet, in the
+            recipe's precision.
     """
     sizes, traits = recipe.network, recipe.traits
     vocab = vocabulary(recipe) if vocab_size is None else vocab_size

@@ -28,7 +28,7 @@ class Text:
         corpus: corpus name, file or folder; None: the text of the model's card
         part: half of the documents; None: that of the card, or all documents of another text
         held_out: use only the documents that a training on the text holds out. None: True for the
-            text of the card; of another text, its published held-out split, else all of it
+            text of the card; for another text its published held-out split, if any, else all of it
         length: tokens in a row; None: the model's length
         wrap: True: rows with BOS and EOS at their ends. False: plain crops of L tokens. None: as in
             the card, or False if there is no card
@@ -205,7 +205,7 @@ def _data(text: Text, name: str, model: LanguageModel) -> tuple[DataSettings, bo
     if not (is_corpus_name(card.corpus) or Path(card.corpus).exists()):
         raise ValueError(
             f"text.corpus is missing: the card of {name} names the text {card.corpus!r}, but there "
-            f"is no such file or folder in {Path.cwd()}; give its path by --text.corpus, with "
+            f"is no such file or folder in {Path.cwd()}. Give its path by --text.corpus, with "
             "--text.held-out True if it is that text"
         )
     return replace(card, part=text.part or card.part, wrap=wrap), True

@@ -137,13 +137,13 @@ class ConsistencySettings:
         direction: KL divergence at tokens that are masked for both; reverse is
             KL(student || teacher)
         revealed: loss at tokens that are visible to the teacher only
-        revealed_weight: weight of that loss; the divergence has weight 1
+        revealed_weight: weight of the loss `revealed`; the divergence has weight 1
         coupling: locked: student and teacher read one trajectory (Theorem 3.3); independent: each
             has its own noise
         structure: tokens that are noised together: block:SIZE:CORRELATION, span:LENGTH,
             hierarchy:SIZES:SHARES; empty: tokens are independent
-        reduction: divide by all tokens, or by the masked tokens
-        gamma: range of gamma of Duo's Gaussian path to train on; none: the teacher's schedule
+        reduction: divide the loss by the number of all tokens, or of the masked tokens
+        gamma: range of gamma of Duo's Gaussian path to train on; None: the teacher's schedule
     """
 
     kind: Literal["consistency"] = "consistency"
@@ -172,7 +172,7 @@ class ConsistencySettings:
         if self.process == "uniform" and changed:
             raise ValueError(
                 f"{', '.join(changed)} has no effect with process = 'uniform': uniform noise has "
-                "no visible tokens, so no term for them, and all tokens count; omit it, or use "
+                "no visible tokens, so the loss has one term, over all tokens. Omit it, or use "
                 "process = 'masked'"
             )
 
@@ -261,7 +261,10 @@ class SdttSettings:
     ) -> Objective:
         process = process_of(student)
         if not isinstance(process, MaskedProcess):
-            raise TypeError(f"SDTT needs a masked-diffusion teacher, got {process}")
+            raise TypeError(
+                f"teacher has the wrong noise process: got {process}, and SDTT wants masked "
+                "diffusion; give another teacher"
+            )
         return Sdtt(
             process,
             schedule,
@@ -274,7 +277,7 @@ class SdttSettings:
 
 
 DistillationSettings = ConsistencySettings | SdttSettings
-# A recipe.json and the command line give the fields of one of these classes.
+# The field `objective` of a recipe.json or of a command line is one of these classes.
 BuiltInSettings = (
     NelboSettings | CurriculumSettings | AutoregressiveSettings | ConsistencySettings | SdttSettings
 )

@@ -243,7 +243,7 @@ def _in_memory(
     """Run a recipe on rows [n, L] without a run directory."""
     engine = launch(str(ids.device) if ids.is_cuda else "cpu")
 
-    def faster() -> bool:  # a foreign network computes in the precision of its weights
+    def faster() -> bool:  # A user's own network computes in the precision of its weights.
         own = start is None or bool(own_networks(start.module))
         return bool(engine.broadcast_int(own and faster_in_bfloat16(engine.device)))
 

@@ -104,7 +104,7 @@ class Schedule:
 
     Attributes:
         name: formula of alpha(t)
-        eps: share of text left at t = 1
+        eps: share of tokens without noise at t = 1
         power: exponent of the polynomial schedule, 1 - t^power
     """
 
@@ -194,8 +194,8 @@ def check_name(name: str) -> None:
     size = len(name.encode())
     if name in ("", ".", "..") or {"/", "\0"} & {*name} or size > NAME_BYTES:
         raise ValueError(
-            f"name cannot be the name of a directory: got {name[:40]!r}, {size} bytes, want 1 to "
-            f"{NAME_BYTES} bytes without a slash or NUL, and not '.' or '..'; give another --name"
+            f"name is not valid for a directory: got {name[:40]!r}, {size} bytes, want 1 to "
+            f"{NAME_BYTES} bytes without slash or NUL, not '.' or '..'; give another --name"
         )
 
 

@@ -123,7 +123,7 @@ def _refuse_more_steps(recipe: Recipe, directory: Path) -> None:
     verb, flag = recipe.traits.verb, f"--objective.{recipe.traits.start_field}"
     raise RunError(
         f"steps of a finished run are fixed: got {recipe.steps}, and {directory} ended after "
-        f"{old.steps}; start another run from its model: unmask {verb} {recipe.name} {flag} "
+        f"{old.steps}. Start another run from its model: unmask {verb} {recipe.name} {flag} "
         f"{shlex.quote(str(directory))} --out ANOTHER. Fields that differ (there -> now):\n  "
         + "\n  ".join(differences(to_json(old), to_json(recipe)))
     )
@@ -196,11 +196,11 @@ def _changed(name: str, want: str, got: str, directory: Path, recipe: Recipe) ->
         "run directory, or remove this one",
         "text_digest": f"data.corpus has another text than {directory} started with: got text "
         f"{got} in {recipe.data.corpus}, want {want}. The text was edited, its files have other "
-        "names, sizes or times, or a branch of the hub has another commit: restore the text "
+        "names, sizes or times, or a branch of the hub has another commit. Restore the text "
         "(cp -p keeps times), name the commit (hub:OWNER/NAME@COMMIT), or choose another run "
         "directory",
         "tokenizer_digest": f"data.tokenizer is not the tokenizer that {directory} started with, "
-        f"so ids would change their meaning: got tokenizer {got}, want {want}; restore "
+        f"so ids would change their meaning: got tokenizer {got}, want {want}. Restore "
         f"{directory / TOKENIZER}, or choose another run directory",
     }
     return messages[name]
@@ -220,7 +220,7 @@ def _changes(
         )
     if changed := differences(saved.get(MACHINE, machine), machine):
         lines.append(
-            f"the machine has changed since the run started ({'; '.join(changed)}): rounding may "
+            f"the machine has changed since the run started ({'; '.join(changed)}). Rounding may "
             "differ, so the weights will not equal those of an uninterrupted run bit for bit"
         )
     return lines
