@@ -89,7 +89,7 @@ def dataclasses_of(kind: object) -> Iterator[type]:
 
 
 def is_main_process() -> bool:
-    """True if this process prints results. The others of a `torchrun` print only errors."""
+    """True if this process prints results. Other processes of `torchrun` print only errors."""
     return os.environ.get("RANK", "0") == "0"
 
 

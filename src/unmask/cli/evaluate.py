@@ -48,7 +48,7 @@ class SamplesArguments:
         seeds: seeds of the latents, one set of rows each; several seeds add rows of their means
         texts: half-masked real texts for the completion disagreement of masked diffusion;
             None: 16
-        completions: completions of each of these texts; None: 4
+        completions: completions of each half-masked text; None: 4
         mauve_seeds: starts of k-means for MAUVE against other real texts (0: not measured;
             needs the package mauve-text)
         reverse_seeds: networks fitted per row for the reverse perplexity (0: not measured)
@@ -102,7 +102,7 @@ class SamplesArguments:
 class Frontier:
     """Compare a student with its teacher by generative perplexity and entropy.
 
-    Both are measured over steps and temperatures. `unmask report OUT` then writes the page.
+    Both models are measured over steps and temperatures. `unmask report OUT` then writes the page.
 
     Attributes:
         student: run or model directory, hub id, or unmask:teacher

@@ -28,8 +28,8 @@ class Effort:
         passes: noise levels per row
         limit: maximum rows of a text, spread evenly over all of them; "all" for all
         batch_size: rows per network call
-        convention: "bound": a true bound, alpha ~ U(0, 1); "mdlm": as in published tables, t >=
-            1e-3, which gives less than the bound
+        convention: "bound": a true bound, alpha ~ U(0, 1). "mdlm": as in published tables, with
+            t >= 1e-3, which gives less than the bound
         seed: seed of the noise
     """
 
@@ -63,8 +63,8 @@ class Likelihood:
 
     Attributes:
         model: run or model directory, hub id, unmask:teacher or unmask:judge
-        steps: step counts N of a sampler; each gets the N-step bound, the likelihood of text under
-            the sampler, with `passes` sets of levels a row
+        steps: step counts N of a sampler; measure the N-step bound for each, with `passes` sets of
+            levels a row. It bounds the likelihood of text under the sampler
         order: orders of unmasking for `steps`: random, spread; differences are to the first one
         text: text to measure on
         effort: size and settings of the measurement
@@ -109,7 +109,7 @@ def _step_bounds(options: Likelihood, model: Model | CausalModel, real: HeldOut,
     if not isinstance(model, Model):
         raise ValueError(
             f"steps has no effect: got {options.steps}, and {options.model} is autoregressive; "
-            "leave --steps out: its exact likelihood is one token a call"
+            "leave --steps out, because the likelihood is exact, at one token a call"
         )
     if not options.order:
         raise ValueError("order is empty: want at least one of random, spread")
@@ -117,7 +117,10 @@ def _step_bounds(options: Likelihood, model: Model | CausalModel, real: HeldOut,
     rows: list[dict[str, object]] = []
     lines: list[list[object]] = []
     if effort.convention != "bound":
-        raise ValueError(f"convention has no effect with steps: got {effort.convention!r}")
+        raise ValueError(
+            f"convention has no effect with steps: got {effort.convention!r}, want 'bound'; leave "
+            "--convention out, or leave --steps out"
+        )
     for steps in options.steps:
         first = None
         for order in options.order:

@@ -39,7 +39,7 @@ class LmHarness:
         seed: seed of noise and latents
         batch_size: rows per network call
         device: device of the model
-        out: JSON file for everything that lm-eval returns
+        out: JSON file for all results of lm-eval
         json: print the results as JSON
     """
 
@@ -97,7 +97,10 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         log_samples=options.out is not None,
     )
     if results is None:
-        raise RuntimeError("lm-eval returned nothing: only the first process gets its results")
+        raise RuntimeError(
+            "lm-eval returned no results, because only the first process gets them: see the output "
+            "of that process"
+        )
     protocol = model.words
     if options.limit is not None:
         protocol += f"; at most {options.limit} questions of a task, spread evenly"

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(words)
         with written(sys.stdout):
             sys.stdout.flush()
-    except SystemExit as stop:  # tyro raises it on --help and on wrong use
+    except SystemExit as stop:  # tyro raises SystemExit on --help and on wrong use
         if not isinstance(stop.code, int):
             raise
         code = stop.code
@@ -196,7 +196,7 @@ def _sentence(error: BaseException) -> str:
         case OverflowError():
             return f"a number is too large ({error}): give smaller numbers"
         case RecursionError():
-            return f"an input nests too deeply ({error})"
+            return f"an input nests too deeply ({error}): give one with fewer levels"
         case EOFError():
             return f"a file ends too early ({error}): copy or download it again"
         case BadZipFile() | PickleError():

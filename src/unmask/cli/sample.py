@@ -42,8 +42,9 @@ class Arguments:
             a count, such as order=confidence,blocks=16,count=grid; see docs/choosing-a-sampler.md.
             None: reveal for masked diffusion, ancestral for uniform noise
         grid: noise levels of the steps; released has one step more, as in the released codes
-        draw: categorical draw. gumbel_max and inverse_cdf are exact, in float64; gumbel_max_float32
-            is biased, as in old tables; race and legacy_gumbel32 are old names of the Gumbel draws
+        draw: categorical draw. gumbel_max and inverse_cdf are exact, in float64. gumbel_max_float32
+            is biased, as in old tables. race is an old name of gumbel_max, and legacy_gumbel32 of
+            gumbel_max_float32
         batch_size: samples in a network call; None: all. With 1, no bit of a sample depends on n
         cache: run a full forward pass every CACHE steps, and a cached window in between. This is
             faster and approximate, for masked diffusion only. None: no cache

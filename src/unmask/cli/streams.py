@@ -73,7 +73,7 @@ def open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: `number`
             os.set_inheritable(null, True)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)

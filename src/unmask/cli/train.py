@@ -30,12 +30,12 @@ class Arguments:
 
     Attributes:
         recipe: the recipe to train
-        out: run directory (runs/NAME)
+        out: run directory; None: runs/NAME
         dry_run: print the complete recipe with its parameters, memory and tokens; train nothing
         resume: resume from the newest state in the run directory; --no-resume refuses an
             existing run
         shard: with several processes, keep a part of weights, moments and EMA on each (FSDP2).
-            Results change only by rounding, and a run can resume without it
+            Results change only by rounding, and a run can resume without --shard
         json: print JSON lines instead of sentences
     """
 

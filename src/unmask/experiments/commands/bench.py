@@ -26,8 +26,8 @@ RANDOM = "a twin of the same sizes"
 class Arguments:
     """Time a diffusion model against an autoregressive one with KV cache.
 
-    The models take turns. Latency is that of one call of `sample`: network calls, drawing of
-    tokens, decoding. Writes bench.json, bench.png and bench.svg.
+    Calls of the two models alternate. Latency is the time of one call of `sample`: network calls,
+    drawing of tokens, decoding. The results are bench.json, bench.png and bench.svg.
 
     Attributes:
         model: a run directory, a model directory, a .ckpt file, a hub id, or unmask:teacher

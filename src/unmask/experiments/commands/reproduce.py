@@ -44,12 +44,12 @@ class Arguments:
     """Measure again what this project ships or claims.
 
     Attributes:
-        what: assets: train the shipped teachers and judge, and measure the masked teacher's rows;
+        what: assets: train the shipped teachers and judge, and measure the masked teacher's rows.
             measures: measure the shipped models' held-out likelihoods and the masked teacher's
-            rows; study: on rows of 256 tokens, distil by recipes that differ in one factor;
+            rows. study: on rows of 256 tokens, distil by recipes that differ in one factor.
             ablation: the paper's setting of MCD and eight changes of one factor, two training
-            seeds; methods: MCD and SDTT of the masked teacher, and DCD of the uniform-state
-            teacher; table1, table2, table3, figure3: those of the paper, with the published values
+            seeds. methods: MCD and SDTT of the masked teacher, and DCD of the uniform-state
+            teacher. table1, table2, table3, figure3: those of the paper, with the published values
         work: directory of the runs; None: runs/assets, runs/study and so on. An interrupted run
             continues
         out: directory of finished assets; None: src/unmask/assets
