@@ -102,7 +102,7 @@ class Speed:
         model: "student" or "temperature_teacher" (the effect of temperature alone)
         reference_steps: steps of that teacher
         reference: gen_ppl of that teacher
-        steps: the fewest steps that are good enough; None: no step count is
+        steps: the fewest steps that are good enough; None: no step count is good enough
         calls: nfe of the reference / nfe at these steps
         seconds: seconds of the reference / seconds at these steps
         support: share of resamples in which these steps are good enough
@@ -274,7 +274,7 @@ def _speed(column: str, model: str, model_curves: Curves, reference: Point) -> S
         seconds = None
         if point.seconds is not None and reference.seconds is not None:
             seconds = reference.seconds / point.seconds
-        good_enough = point.log_ppl[1:] <= reference.log_ppl[1:]  # False for NaN, not bracketed
+        good_enough = point.log_ppl[1:] <= reference.log_ppl[1:]  # False for NaN
         return Speed(
             column,
             model,

@@ -59,7 +59,7 @@ def frontier(
     ):
         raise ValueError(
             "student and teacher differ: want one tokenizer and one noise process, because a "
-            "frontier compares token by token; measure each by `unmask eval samples` with a judge "
+            "frontier compares token by token. Measure each by `unmask eval samples` with a judge "
             "of texts"
         )
     *baselines, real = measure_baselines(context, teacher)

@@ -24,7 +24,7 @@ MIN_SHARE = 0.95  # share of the resamples that must bracket the target for an i
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; None where too few resamples reach the target."""
+    """A value and its 95 % interval; None if too few resamples reach the target."""
 
     value: float
     low: float | None

@@ -50,9 +50,9 @@ def judge(
     """A judge by name.
 
     Args:
-        name: "unmask:judge", the directory or hub id of an autoregressive model (of ours or of
-            Hugging Face), "smollm2", or "sdtt:NAME": a Hugging Face model by the rule of SDTT and
-            of table 3 of the MCD paper (`evaluation.huggingface`).
+        name: "unmask:judge", "smollm2", "sdtt:NAME", or the directory or hub id of an
+            autoregressive model (of ours or of Hugging Face). "sdtt:NAME" is a Hugging Face model
+            by the rule of SDTT and of table 3 of the MCD paper (`evaluation.huggingface`).
         tokenizer: the judged model's. A judge of ours with the same tokenizer scores token ids;
             every other judge scores texts.
         length: tokens of a text, for a judge that scores token ids; None: the length of the judge's

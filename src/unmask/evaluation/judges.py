@@ -2,9 +2,11 @@
 
 The default rule is that of MDLM and Duo (arXiv 2406.07524, 2506.10892). Decode the samples, encode
 them with the judge's tokenizer, add no start token, and score each token after the first in
-float32. Only the first EOS is scored, and so is the text after it. Two corrections: no incomplete
-batch is dropped, and padding is never scored, so that a text's score does not depend on its batch.
-A text longer than the context is scored in windows. `huggingface` has a second rule.
+float32. The first EOS is scored and later ones are not; text after the first EOS is scored too.
+
+This module corrects the rule in two points: no incomplete batch is dropped, and padding is never
+scored. So a text's score does not depend on its batch. A text longer than the context is scored in
+windows. `huggingface` has a second rule.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Scores:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A function texts -> `Scores`, or ids [n, L] -> `Scores` without `identity.retokenised`."""
+    """A function texts -> `Scores`; ids [n, L] -> `Scores` if `identity.retokenised` is False."""
 
     @property
     def identity(self) -> JudgeId:
@@ -79,7 +81,7 @@ class LanguageModelJudge:
         next_nats: ids [B, T] -> -log p of ids[:, 1:] given the earlier ids, [B, T - 1] nats
         encode: text -> ids, with special tokens parsed from their strings; None: ids only
         eos_id: the token of `identity.eos_rule`; None: no such token
-        start_id: token before each text where `identity.prefixed`
+        start_id: token before each text if `identity.prefixed`
         hidden: ids [B, T] -> last hidden states [B, T, D]; None: no features
     """
 
@@ -176,7 +178,7 @@ class LanguageModelJudge:
 
 
 def eos_weight(row: Tokens, eos_id: int | None) -> Tensor:
-    """Mask of the scored tokens of a row [..., T]: all except EOS, and the first EOS.
+    """Mask of the scored tokens of a row [..., T]: False only at an EOS after the first one.
 
     >>> eos_weight(torch.tensor([5, 0, 6, 0, 7]), eos_id=0)
     tensor([ True,  True,  True, False,  True])
@@ -233,7 +235,7 @@ def causal_judge(
         ids: True: score token ids, for models that share the tokenizer; False: encode texts.
         prefixed: True: put a start token (BOS, else EOS) before each text.
         eos_rule: see `JudgeId`.
-        eos_id: id of EOS where there is no tokenizer.
+        eos_id: id of EOS if there is no tokenizer.
         batch_size: windows per network call.
         device: device of the network.
     """

@@ -77,8 +77,8 @@ class HarnessModel:
         wrap: bool | None = None,
         **ignored: object,
     ) -> None:
-        if unknown := sorted(ignored.keys() - {"max_batch_size"}):  # lm-eval always passes that
-            raise ValueError(f"model_args has unknown names: got {', '.join(unknown)}")
+        if unknown := sorted(ignored.keys() - {"max_batch_size"}):  # lm-eval always passes this
+            raise ValueError(f"model_args has unknown names: got {', '.join(unknown)}; omit them")
         if not str(batch_size).isdigit():
             raise ValueError(
                 f"batch_size is not a number: got {batch_size!r}, want the rows of a network call"
@@ -184,7 +184,7 @@ class HarnessModel:
 
     @property
     def _prefix(self) -> list[int]:
-        """The tokens before every text: the start token, and BOS where training rows have it."""
+        """The tokens before every text: the start token, and BOS if training rows have it."""
         return [self._start] * (1 + self.wrap * self._added)
 
     @property

@@ -17,14 +17,14 @@ MIN_MAUVE_TEXTS = 20  # mauve-text makes at least two clusters, of ten texts eac
 def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
     """Area under the divergence curve of two quantised sets of texts: in (0, 1], 1 for equal sets.
 
-    Scaling factor 5 and min(n, m) / 10 clusters, the package's defaults. Published values use
-    thousands of texts. The value grows with the number of texts and depends on the features, so
-    compare it only under one protocol.
+    The scaling factor is 5 and there are min(n, m) / 10 clusters, by default in the package.
+    Published values use thousands of texts. The value grows with the number of texts and depends on
+    the features, so compare it only under one protocol.
 
     Args:
         real: features [n, D], n >= 20: the judge's last hidden state at the end of each text.
         drawn: features [m, D], m >= 20.
-        seeds: runs of k-means with different starts, which matter where texts are few. The value
+        seeds: runs of k-means with different starts, which matter if texts are few. The value
             is their mean, the error comes from their spread, and n counts them.
     """
     if seeds < 1:
@@ -34,7 +34,7 @@ def mauve(real: Tensor, drawn: Tensor, seeds: int = 5) -> Measure:
     if not matrices or min(len(real), len(drawn)) < MIN_MAUVE_TEXTS:
         raise ValueError(
             f"real or drawn has a wrong shape: got {shapes[0]} and {shapes[1]}, want features "
-            f"[n, D] and [m, D] of two sets of at least {MIN_MAUVE_TEXTS} texts"
+            f"[n, D] and [m, D] with n and m >= {MIN_MAUVE_TEXTS} texts"
         )
     with needs_extra("mauve"):
         from mauve import compute_mauve

@@ -35,7 +35,7 @@ class UnequalProtocols(ValueError):
 
 @dataclass(frozen=True)
 class Measure:
-    """A value, its unit, its number of samples n, and its standard error (None where n = 1)."""
+    """A value, its unit, its number of samples n, and its standard error (None if n = 1)."""
 
     value: float
     unit: str

@@ -28,8 +28,8 @@ class ScoringRule:
     """A rule that scores held-out rows under one model.
 
     Attributes:
-        batches: x0 [n, L] -> nats [n] of each network call, whose sum is the score of each row;
-            ValueError for ids outside the vocabulary, and for a MASK among them
+        batches: x0 [n, L] -> nats [n] of each network call; their sum is the score of each row.
+            ValueError for ids outside the vocabulary, and for a MASK among the ids
         batch_size: rows per network call
         passes: network calls per row
         unscored: tokens at the start of a row that have no score
@@ -123,7 +123,9 @@ def step_rule(
             "unknown; want random or spread"
         )
     if model.mask_id is None and levels != RANDOM:
-        raise ValueError(f"order has no effect: got {order!r}, and uniform noise has none")
+        raise ValueError(
+            f"order has no effect: got {order!r}, and uniform noise has no order; want 'random'"
+        )
     alphas = uniform_grid(steps, model.schedule)
 
     def batches(x0: Tensor) -> Iterator[Tensor]:

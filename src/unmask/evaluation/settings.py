@@ -20,7 +20,7 @@ class EvalSettings:
         student_temperatures: temperatures of the student in addition to 1, at each step count
         texts: half-masked real texts for the completion disagreement, spread evenly over the
             held-out rows
-        completions: completions of each of these texts
+        completions: completions of each half-masked text
         mauve_seeds: starts of k-means for MAUVE against other real texts (0: not measured)
         reverse_seeds: networks fitted per row for the reverse perplexity (0: not measured)
         batch_size: maximum samples per network call

@@ -1,4 +1,4 @@
-"""The N-step bound: the likelihood of text under a sampler of N steps.
+"""The N-step bound on the likelihood of text under a sampler of N steps.
 
 Masked diffusion. The levels u of a text decide before the first call which tokens a step unmasks.
 Given u, a sampler of N steps is a chain of independent draws, so its likelihood is exact:
@@ -16,10 +16,10 @@ Uniform noise. There is no order. The discrete-time bound at T = N is
 
 with the posterior of Duo (arXiv 2506.10892, Eq. 3). For N -> infinity it is `Process.nelbo`.
 
-Both are proper scores: no loss of diversity lowers them, and no temperature lowers that of a
-perfect denoiser. Given u, the score is a sum of cross-entropies of single tokens, and each is least
-at the true conditional. So no student with independent tokens beats a perfect teacher in it. An
-order, a joint head or a noise input can.
+Both bounds are proper scores: no loss of diversity lowers them, and no temperature lowers the score
+of a perfect denoiser. Given u, the score is a sum of cross-entropies of single tokens, and each is
+least at the true conditional. So no student with independent tokens has a lower score than a
+perfect teacher. A student with an order, a joint head or a noise input can have a lower one.
 """
 
 from __future__ import annotations
@@ -60,21 +60,21 @@ def step_bound_batches(
     not depend on `batch_size`.
 
     Args:
-        denoiser: The network.
-        process: Its noise process.
-        x0: Held-out ids [n, L].
-        alphas: The grid of the sampler, float64 [N + 1], from alpha(1) to 1.
-        order: The order of unmasking. Uniform noise has none, and ignores it.
-        temperature: Divides log p, as in sampling.
-        passes: Sets of levels per row.
-        batch_size: Rows per network call.
-        seed: Seed of the levels and of the noise.
+        denoiser: the network.
+        process: its noise process.
+        x0: held-out ids [n, L].
+        alphas: the grid of the sampler, float64 [N + 1], from alpha(1) to 1.
+        order: the order of unmasking; ignored for uniform noise, which has no order.
+        temperature: divides log p, as in sampling.
+        passes: sets of levels per row.
+        batch_size: rows per network call.
+        seed: seed of the levels and of the noise.
 
     Yields:
         Nats [n], float64, of one call; there are at most N ceil(n / batch_size) calls per pass.
 
     Raises:
-        ValueError: For ids outside the vocabulary, and a MASK among the ids.
+        ValueError: for ids outside the vocabulary, and a MASK among the ids.
     """
     check_rows(x0, process.vocab_size, process.mask_id)
     n, length = x0.shape
@@ -151,7 +151,7 @@ def _posterior_kl(
 
 
 def _prior_nats(vocab_size: int, alpha: Tensor) -> Tensor:
-    """KL of one token's law at `alpha`, alpha x0 + (1 - alpha) / K, from uniform noise: nats."""
+    """KL(alpha x0 + (1 - alpha) / K || uniform noise) of one token at `alpha`, in nats."""
     stays = alpha + (1 - alpha) / vocab_size
     other = (1 - alpha) / vocab_size
     terms = torch.xlogy(stays, stays) + (vocab_size - 1) * torch.xlogy(other, other)

@@ -55,7 +55,7 @@ ONE_SEED = Finding(
 
 
 def judge_gain(gain: Estimate, claims: bool = True) -> str:
-    """The conclusion that a gain and its interval allow; `NO_CLAIM` where no claim is made."""
+    """The conclusion that a gain and its interval allow; `NO_CLAIM` if `claims` is False."""
     if not claims:
         return NO_CLAIM
     if gain.low is None or gain.high is None:
