@@ -178,7 +178,7 @@ class Row:
     def from_json(data: Mapping[str, Any]) -> Row:
         """Read the output of `to_json`; ValueError names a missing or unknown field.
 
-        A JSON null replaces a value that is not finite. It is read as NaN.
+        A JSON null replaces a value that is not finite. The null is read as NaN.
         """
         try:
             return row_of(data, "row")

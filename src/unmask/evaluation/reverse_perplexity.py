@@ -30,7 +30,7 @@ MIN_GAIN = 1e-3  # nats per token
 def reverse_perplexity(drawn: Tokens, real: Tokens, vocab_size: int, seeds: int = 1) -> Measure:
     """Perplexity of real rows x under a small network q that is trained on drawn rows only.
 
-    It is exp(-1 / (n L) sum_ij log q(x_ij | x_i<j)), for n rows of L tokens.
+    The value is exp(-1 / (n L) sum_ij log q(x_ij | x_i<j)), for n rows of L tokens.
 
     A uniform model scores `vocab_size`; an overconfident wrong model can score higher. q is small
     (two blocks of width 64) and starts from random weights, so the number of texts matters much.

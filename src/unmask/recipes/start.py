@@ -58,7 +58,7 @@ def resume_or_start(
     tokenizer: Tokenizer,
     say: Callable[[str], None],
 ) -> bool:
-    """Restore the newest state of a run, and report what has changed since its start.
+    """Restore the newest state of a run, and report the changes since its start.
 
     Args:
         run_dir: the open run directory.
@@ -215,8 +215,8 @@ def _changes(
     lines = []
     if missing := [name for name in (*now, MACHINE) if name not in saved]:
         lines.append(
-            f"{START} of this run lacks {', '.join(missing)} (version 0.1 wrote none): whether "
-            "these have changed cannot be checked now; they are checked from now on"
+            f"{START} of this run lacks {', '.join(missing)} (version 0.1 wrote none). A change "
+            "since the start cannot be detected; later changes are"
         )
     if changed := differences(saved.get(MACHINE, machine), machine):
         lines.append(

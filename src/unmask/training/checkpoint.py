@@ -6,10 +6,10 @@
 Any number of processes can read either form, sharded or not. The file of a process in `parts/`
 holds its rows of each tensor.
 
-`cursor.json` holds the step, the SHA-256 of every file, and a digest of itself. It detects damage:
-a changed bit, a missing or an extra file, two exchanged folders. It does not prove the origin of a
-state, because any program can write such a file. So no file of a state may run code. The format of
-`torch.distributed.checkpoint` contains a pickle, and is not used.
+`cursor.json` holds the step, the SHA-256 of every file, and a digest of itself. These checksums
+detect damage: a changed bit, a missing or an extra file, two exchanged folders. They do not prove
+the origin of a state, because any program can write such files. So no file of a state may run code.
+The format of `torch.distributed.checkpoint` contains a pickle, and is not used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unmask.training.distributed import Engine, copies, fill, first_row, is_shar
 from unmask.training.state import State
 
 CURSOR = "cursor.json"
-LARGEST_CURSOR = 2**24  # bytes; with sharding it lists a file for each process
+LARGEST_CURSOR = 2**24  # bytes; with sharding the cursor lists a file for each process
 FORMAT, UNSEALED = 2, 1  # version 0.1 wrote format 1, without a digest of the cursor itself
 PARTS, ROWS = "parts", "rows"
 PICKLED = ".metadata"  # file in the parts that version 0.1 wrote
