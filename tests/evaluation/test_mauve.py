@@ -41,7 +41,7 @@ def test_what_it_cannot_compare_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         (cloud(0), cloud(1)[:, :5]),
         (cloud(0)[:, 0], cloud(1)[:, 0]),
     ):
-        with pytest.raises(ValueError, match=r"real or drawn .* at least 20"):
+        with pytest.raises(ValueError, match=r"real or drawn .* 20 texts"):
             mauve(real, drawn)
     with pytest.raises(ValueError, match=r"seeds .* got 0"):
         mauve(cloud(0), cloud(1), seeds=0)

@@ -56,8 +56,7 @@ class Corpus:
     def __post_init__(self) -> None:
         if len(self.documents) == 0:
             raise ValueError(
-                f"corpus {self.name!r} is empty: got 0 documents with text, want at least 1; "
-                "give another text"
+                f"corpus {self.name!r} is empty: got 0 documents with text; give at least 1"
             )
 
     @cached_property
@@ -78,10 +77,7 @@ class Corpus:
     def texts(self) -> Sequence[str]:
         """The documents; ValueError if they are token ids."""
         if isinstance(self.documents, TokenLists):
-            raise ValueError(
-                f"corpus {self.name!r} has the wrong kind: got token ids, want text; give the text "
-                "that was encoded"
-            )
+            raise ValueError(f"corpus {self.name!r} is not text: got token ids; give their text")
         return self.documents
 
     def part(

@@ -92,8 +92,7 @@ class Stream:
         for document in self.head():
             if not isinstance(document, str):
                 raise ValueError(
-                    f"data set {self.name!r} has the wrong kind: got token ids, want text; give "
-                    "the text that was encoded"
+                    f"data set {self.name!r} is not text: got token ids; give their text"
                 )
             yield document
 

@@ -76,8 +76,8 @@ class EvalContext:
         needed = max(study.samples, study.texts) + study.has_set_metrics * study.samples
         if len(self.real) < needed:
             raise ValueError(
-                f"samples or texts is too large: got {needed} texts for a row, want at most the "
-                f"{len(self.real)} held-out rows; measure fewer samples, or give more text"
+                f"samples or texts is too large: got {needed} texts for a row, want at most "
+                f"{len(self.real)}, the held-out rows; give fewer samples, or more text"
             )
 
     @property

@@ -15,9 +15,8 @@ OPEN = "no interval"
 UNKNOWN = {OPEN, NOT_REACHED}
 NO_CLAIM = "no claim"
 
-MIN_CLAIM_TEXTS = (
-    16  # per row: with fewer, 95 % intervals often miss the truth (benchmarks/coverage.py)
-)
+# Texts of a row: with fewer, 95 % intervals often miss the truth (benchmarks/coverage.py).
+MIN_CLAIM_TEXTS = 16
 MAX_REPEATED = 0.5  # share of 4-grams that repeat the same text or another text
 
 

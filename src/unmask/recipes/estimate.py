@@ -68,17 +68,15 @@ def estimate(
             times, or four times with checkpointing.
         weights_bytes: float32 weights, gradients, two moments and the EMA: 20 bytes a parameter
             of each trained network, and 4 of a frozen teacher.
-        activations_bytes: activations of a micro-batch: 20 numbers for each token, channel and
-            block, and the rows of the head. Dropout and a noise level add numbers. Checkpointing
-            keeps 1 number, and the 20 of one block.
+        activations_bytes: of a micro-batch: 20 numbers for each token, channel and block, and the
+            rows of the head. Dropout or a noise level adds numbers. Checkpointing keeps 1 number,
+            and the 20 of one block.
         vocabulary_bytes: a gradient of the head for each loss over the vocabulary, and tables of a
             chunk and of a block of its rows.
         memory_bytes: sum of these three, which is the peak, just before the backward pass.
-        sharded_bytes: memory_bytes of each of 2, 8 and 64 processes with one micro-batch each. A
-            process holds its share of the weights, and whole embeddings, heads and two blocks of
-            each network.
-        hours: GPU -> hours on one of them, assuming 0.4 of the rate in its data sheet, in the
-            recipe's precision.
+        sharded_bytes: memory_bytes of each of 2, 8 and 64 processes with a micro-batch each: a
+            share of the weights, and whole embeddings, heads and two blocks of each network.
+        hours: GPU -> hours on one, assuming 0.4 of its data sheet's rate in the recipe's precision.
     """
     sizes, traits = recipe.network, recipe.traits
     vocab = vocabulary(recipe) if vocab_size is None else vocab_size

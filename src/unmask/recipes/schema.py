@@ -168,9 +168,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not isinstance(self.objective, SettingsRole):
             raise TypeError(
-                f"objective of the recipe {self.name!r} is not settings of an objective: got a "
-                f"value of type {type(self.objective).__name__}, want a dataclass with kind, "
-                "traits() and build(), such as unmask.recipe('demo-mcd').objective"
+                f"objective of the recipe {self.name!r} has a wrong type: got "
+                f"{type(self.objective).__name__}, want a dataclass with kind, traits() and "
+                "build(), such as unmask.recipe('demo-mcd').objective"
             )
         check_plain(self)
         check_name(self.name)

@@ -142,8 +142,8 @@ def fit(
         An `Update` for each step.
 
     Raises:
-        TrainingError: loss or gradient norm is refused by `guard`, before the step changes
-            anything; a loss other than 0 has no gradient; or another process was lost.
+        TrainingError: `guard` refuses the loss or the gradient norm, before the step changes
+            anything. A loss other than 0 has no gradient, or another process was lost.
     """
     check_range("steps", steps, steps >= 1, "steps >= 1")
     seed_number("seed", seed)
