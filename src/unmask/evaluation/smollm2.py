@@ -60,7 +60,7 @@ def find_smollm2() -> Path:
 def split_digits(tokenizer: Any) -> None:
     """Make a tokenizer of transformers encode each digit by itself, as SmolLM2's own does.
 
-    The GGUF file does not store this rule. It matters for numbers such as ½ and ².
+    The GGUF file does not store this rule. The rule matters for numbers such as ½ and ².
     """
     from tokenizers import pre_tokenizers
 

@@ -36,7 +36,7 @@ def share_read(model: str, measured: DataSettings, whole: bool = False) -> float
     corpus = load_corpus(measured.corpus)
     if corpus.held_out is not None:
         return 0.0  # the corpus is published with a held-out split
-    if not isinstance(corpus.documents, TokenLists):  # numbers replace the texts: nothing is read
+    if not isinstance(corpus.documents, TokenLists):  # numbers replace the texts: no text is read
         corpus = Corpus("numbers", list(map(str, range(len(corpus.documents)))))
     seen, (rest, held_out) = set(_part(corpus, trained)[0]), _part(corpus, measured)
     read = [*rest, *held_out] if whole else held_out

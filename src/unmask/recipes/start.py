@@ -216,7 +216,7 @@ def _changes(
     if missing := [name for name in (*now, MACHINE) if name not in saved]:
         lines.append(
             f"{START} of this run lacks {', '.join(missing)} (version 0.1 wrote none). A change "
-            "since the start cannot be detected; later changes are"
+            "since the start cannot be detected; later changes can be"
         )
     if changed := differences(saved.get(MACHINE, machine), machine):
         lines.append(

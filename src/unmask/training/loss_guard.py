@@ -81,7 +81,7 @@ class LossGuard:
             problem = f"weights of the loss sum to {weight}, want >= 0"
         elif any(value != 0 for value in values.values()):
             terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            problem = f"the weights of the loss are 0, but it has {terms}"
+            problem = f"the weights of the loss are 0, but the step has {terms}"
         else:
             self._empty += 1
             if self._empty >= self.window:
