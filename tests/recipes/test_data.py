@@ -324,7 +324,7 @@ def test_ids_that_cannot_be_rows_are_refused(small: Recipe, tmp_path: Path, cach
     short = ids_of(small, tmp_path / "short", **{IDS_COLUMN: [[1] * 9] * 20})
     with pytest.raises(
         ValueError,
-        match=f"network.length .*got {LENGTH}, .*have 9 tokens; give --network.length 9",
+        match=f"network.length .*got {LENGTH}, .*have 9 tokens.*--network.length 9",
     ):
         training_data(short)
     foreign = ids_of(small, tmp_path / "foreign", **{IDS_COLUMN: [[1] * 20, [999] * 30, [1] * 50]})
