@@ -123,7 +123,7 @@ def test_lists_of_ids_are_preferred_to_text_and_their_end_is_held_out(tmp_path: 
     parts = split(load_corpus(tmp_path / "set"))
     assert isinstance(parts.train.documents, TokenLists) and len(parts.train.documents) == 23
     assert [list(ids) for ids in parts.held_out.documents] == [[23, 24], [24, 25]]
-    with pytest.raises(ValueError, match="got token ids, want text"):
+    with pytest.raises(ValueError, match="not text: got token ids"):
         _ = parts.train.texts
     assert parts.held_out.digest != parts.train.digest
 

@@ -286,7 +286,7 @@ def test_lists_of_ids_are_packed_or_are_rows(
     )
     with pytest.raises(ValueError, match=f"have {LENGTH} tokens, later ones do not"):
         everything(training_data(on(plan, tmp_path / "mixed")).train)
-    with pytest.raises(ValueError, match="got token ids, want text"):
+    with pytest.raises(ValueError, match="not text: got token ids"):
         training_data(on(plan, tmp_path / "rows", tokenizer="bpe:262"))
 
 
