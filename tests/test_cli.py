@@ -358,7 +358,7 @@ def test_the_bound_of_few_steps_is_printed_for_each_order(capsys, family):
     ]  # fmt: skip
     assert all(row["bound"]["value"] > 1 for row in result)
     assert result[1]["difference"]["value"] == pytest.approx(0, abs=1e-6), "one step has no order"
-    for wrong in (["--steps", "2", "--order", "entropy"], ["--order", "spread"]):
+    for wrong in (["--steps", "2", "--order", "confidence"], ["--order", "spread"]):
         code, _, err = run(capsys, "eval", "likelihood", family.student, *family.text, *wrong)
         assert code == 1 and "order" in err
     code, _, err = run(capsys, "eval", "likelihood", family.judge, *family.text, "--steps", "2")
@@ -753,7 +753,7 @@ def test_verify_fails_where_a_law_does(capsys, tmp_path, monkeypatch):
         (["eval", "samples", "unmask:teacher", "--judge="], "--judge"),
         (["distill", "demo-mcd", "--dry-run", "--data.corpus", ""], "--data.corpus"),
         (["bench", "--out", ""], "--out"),
-        (["sample", "unmask:teacher", "--structure", ""], "--structure"),
+        (["sample", "unmask:teacher", "--order", ""], "--order"),
     ],
 )
 def test_an_empty_name_is_refused(capsys, arguments, flag):
@@ -767,12 +767,6 @@ def test_an_option_that_is_empty_by_default_may_be_empty(capsys):
         for more in ([], ["--prompt", ""])
     ]
     assert drawn[0] == drawn[1] and drawn[0][0] == 0
-    assert (
-        dry(capsys, "distill", "demo-mcd", "--objective.structure", "")["recipe"]["objective"][
-            "structure"
-        ]
-        == ""
-    )
 
 
 @pytest.mark.parametrize(

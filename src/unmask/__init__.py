@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unmask.evaluation.judge_by_name import judge as judge
     from unmask.evaluation.judges import generative_perplexity as generative_perplexity
     from unmask.evaluation.metrics import entropy as entropy
+    from unmask.evaluation.step_bound import few_step_bound as few_step_bound
     from unmask.models.denoiser import DenoiserModule as DenoiserModule
     from unmask.models.foreign import load_into as load_into
     from unmask.models.model import Model as Model
@@ -61,6 +62,7 @@ _HOMES = {
     "distillation_loss": "unmask.objectives.consistency",
     "duality": "unmask.diffusion",
     "entropy": "unmask.evaluation.metrics",
+    "few_step_bound": "unmask.evaluation.step_bound",
     "generative_perplexity": "unmask.evaluation.judges",
     "judge": "unmask.evaluation.judge_by_name",
     "load": "unmask.models.model",

@@ -8,40 +8,61 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import sampler_reveal
-from toy_sampling import MASK, L, Table, V, alphas_of, filtered, masked, start, uniform
+from reference import sampler_p_value, sampler_reveal
+from toy_sampling import MASK, L, Table, V, alphas_of, draw, filtered, masked, start, uniform
 from unmask.diffusion.schedules import LogLinear
-from unmask.diffusion.trajectory import Trajectory
 from unmask.evaluation.likelihood import nelbo_batches
-from unmask.evaluation.step_bound import corruption, step_bound_batches, step_nats
+from unmask.evaluation.step_bound import (
+    few_step_bound,
+    readable_sampler,
+    step_bound_batches,
+    unmasking_nats,
+)
 from unmask.rng import generator
 from unmask.samplers.counts import uniform_grid
 from unmask.samplers.latent import Latent, draw_latent
-from unmask.samplers.orders import RANDOM, SPREAD
+from unmask.samplers.steps import SamplingProblem
 
 TEXTS = torch.tensor([*itertools.product(range(V - 1), repeat=L)])
+LEVELS = ["random", "spread", "spread,count=equal", "random,blocks=2", "spread,blocks=2"]
+STATISTICS = [
+    "entropy",
+    "margin",
+    "entropy,blocks=2",
+    "entropy,count=bound:0.9",
+    "margin,count=equal",
+]
 
 
-def likelihoods(model: object, levels: Tensor, alphas: Tensor) -> Tensor:
-    """q_N(x | u) of all texts x under one set of levels u [L]."""
-    path = Trajectory(TEXTS, torch.full_like(TEXTS, MASK), levels.expand(len(TEXTS), -1))
-    nats = sum(step_nats(model.denoiser, model.process, path, alphas))
-    return (-nats.sum(1)).exp()
+def likelihoods(
+    model: object, levels: Tensor, alphas: Tensor, order: str, texts: Tensor = TEXTS, pins: int = 0
+) -> Tensor:
+    """q_N(x | u) of texts under one set of levels u [L]; the first `pins` tokens are given."""
+    n = len(texts)
+    latent = Latent(levels.expand(n, -1), torch.zeros(n, dtype=torch.int64))
+    given = texts.where(torch.arange(L) < pins, -1)
+    problem = SamplingProblem(model.process, given, latent, alphas)
+    sampler = readable_sampler(model.process, order)
+    nats = torch.zeros(n, dtype=torch.float64)
+    for part, called in unmasking_nats(model.denoiser, problem, sampler, texts):
+        assert len(called), "a call has samples"
+        nats += part.sum(1)
+    return (-nats).exp()
 
 
-@pytest.mark.parametrize("order", [RANDOM, SPREAD])
+@pytest.mark.parametrize("order", LEVELS + STATISTICS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 @pytest.mark.parametrize(("eps", "sees_alpha"), [(1e-3, False), (0.3, True)])
 def test_the_likelihoods_of_all_texts_sum_to_one(
-    order: object, steps: int, eps: float, sees_alpha: bool
+    order: str, steps: int, eps: float, sees_alpha: bool
 ) -> None:
     model = masked(V, L, LogLinear(eps), sees_alpha=sees_alpha)
     alphas = uniform_grid(steps, model.schedule)
     for seed in range(5):
-        one = draw_latent(1, L, seed)
-        latent = Latent(one.u.expand(len(TEXTS), -1), one.key.expand(len(TEXTS)))
-        path = corruption(model.process, TEXTS, alphas, latent, order)
-        assert likelihoods(model, path.u[0], alphas).sum() == pytest.approx(1)
+        levels = draw_latent(1, L, seed).u[0]
+        assert likelihoods(model, levels, alphas, order).sum() == pytest.approx(1)
+    prompted = TEXTS[TEXTS[:, 0] == 1]
+    assert likelihoods(model, levels, alphas, order, prompted, 1).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.3])
@@ -51,12 +72,29 @@ def test_the_mean_over_all_plans_is_the_law_of_the_sampler(steps: int, eps: floa
     model = masked(V, L, LogLinear(eps), sees_alpha=True)
     alphas = uniform_grid(steps, model.schedule)
     exact = sampler_reveal(start((-1,) * L), alphas_of(model, steps), filtered(model), MASK)
-    shares = alphas.diff() / (1 - alphas[0])
     law = torch.zeros(len(TEXTS), dtype=torch.float64)
     for plan in itertools.product(range(steps), repeat=L):
-        levels = torch.stack([(alphas[k] + alphas[k + 1]) / 2 for k in plan])
-        law += shares[[*plan]].prod() * likelihoods(model, levels, alphas)
+        levels = (torch.tensor(plan).double() + 0.5) / steps
+        law += likelihoods(model, levels, alphas, "random") / steps**L
     assert law.tolist() == pytest.approx([exact[tuple(text)] for text in TEXTS.tolist()])
+
+
+@pytest.mark.parametrize("order", ["spread", "spread,count=equal", "spread,blocks=2", *STATISTICS])
+@pytest.mark.parametrize("steps", [2, 5])
+def test_the_likelihoods_are_the_law_of_the_sampler(order: str, steps: int) -> None:
+    """In spread order the mean over all levels; in other orders the levels do not matter."""
+    model = masked(V, L, LogLinear(0.1), seed=6, sees_alpha=True, one_level=False)
+    alphas = uniform_grid(steps, model.schedule)
+    size = 4 * 6 * steps  # the steps of all tokens are constant between these points
+    firsts = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    law = sum(
+        likelihoods(model, torch.stack([first, *torch.rand(L - 1).double()]), alphas, order)
+        for first in (firsts if order.startswith("spread") else firsts[:1])
+    )
+    law = law / law.sum()
+    tokens = draw(model, steps, sampler=f"order={order}").tokens
+    exact = {tuple(text): float(p) for text, p in zip(TEXTS.tolist(), law, strict=True)}
+    assert sampler_p_value(tokens, exact) > 1e-3
 
 
 def test_one_token_a_call_is_the_entropy_of_a_perfect_model() -> None:
@@ -80,27 +118,57 @@ def test_one_token_a_call_is_the_entropy_of_a_perfect_model() -> None:
 
     model = masked(V, L)
     model.denoiser = Perfect(V, L, mask_id=MASK)
-    alphas = uniform_grid(3000, model.schedule)
-    for order in (RANDOM, SPREAD):
-        nats = sum(step_bound_batches(model.denoiser, model.process, TEXTS, alphas, order))
-        expected = [-math.log(truth[tuple(text)]) for text in TEXTS.tolist()]
-        assert nats.tolist() == pytest.approx(expected)
+    expected = np.array([-math.log(truth[tuple(text)]) for text in TEXTS.tolist()])
+    p = np.exp(-expected)
+    for order in ("random", "spread", "entropy", "margin"):
+        every = few_step_bound(model, TEXTS, 3000, order)
+        assert every.samples == pytest.approx(expected / L) and every.nfe == L
         # Fewer calls cost the factorisation error, and never gain in the mean.
-        few = sum(step_bound_batches(model.denoiser, model.process, TEXTS, alphas[[0, -1]], order))
-        p = torch.tensor(expected).neg().exp()
-        assert (p * few).sum() > (p * nats).sum() + 0.01
+        few = few_step_bound(model, TEXTS, 1, order)
+        assert p @ np.array(few.samples) > p @ np.array(every.samples) + 0.01 / L and few.nfe == 1
 
 
 def test_rows_and_batches_do_not_change_the_bound() -> None:
-    model = masked(V, L)
-    alphas, rows = uniform_grid(3, model.schedule), TEXTS[:10]
+    model, rows = masked(V, L), TEXTS[:10]
 
-    def bound(batch_size: int, passes: int = 2) -> Tensor:
-        how = {"passes": passes, "batch_size": batch_size, "seed": 3}
-        return sum(step_bound_batches(model.denoiser, model.process, rows, alphas, SPREAD, **how))
+    def bound(batch_size: int, passes: int = 2) -> tuple[float, ...]:
+        how = {"passes": passes, "batch_size": batch_size}
+        return few_step_bound(model, rows, 3, "spread", 3, **how).samples
 
-    assert bound(1).tolist() == pytest.approx(bound(4).tolist())
-    assert bound(4).tolist() != pytest.approx(bound(4, passes=1).tolist())
+    assert bound(1) == pytest.approx(bound(4))
+    assert bound(4) != pytest.approx(bound(4, passes=1))
+
+
+def test_given_tokens_have_no_score() -> None:
+    """The mean is over the other tokens, and the given ones are visible from the start."""
+    model = masked(V, L, one_level=False)
+    given = torch.zeros_like(TEXTS, dtype=torch.bool)
+    given[:, 1] = True
+    bound = few_step_bound(model, TEXTS, 1, given=given)
+    for text, nats in zip(TEXTS.tolist(), bound.samples, strict=True):
+        law = model.denoiser.law((MASK, text[1], MASK), 0.0)
+        assert nats == pytest.approx(-sum(math.log(law[i, text[i]]) for i in (0, 2)) / 2)
+    assert bound.value == pytest.approx(np.mean(bound.samples)) and bound.n == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"order": "confidence"}, "order depends on the drawn tokens: got 'confidence'"),
+        ({"order": "random,count=threshold:0.5"}, "order depends on the drawn tokens"),
+        ({"order": "spam"}, "order is unknown: got 'spam'"),
+        ({"steps": 0}, "steps is too small: got 0"),
+        ({"passes": 0}, "passes is too small: got 0"),
+        ({"batch_size": 0}, "batch_size is too small: got 0"),
+        ({"temperature": 0.0}, "temperature is out of range: got 0"),
+        ({"given": torch.ones_like(TEXTS, dtype=torch.bool)}, "given is not valid"),
+        ({"given": TEXTS}, "given is not valid: got int64"),
+        ({"ids": TEXTS + 1}, str(V - 1)),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        few_step_bound(**{"model": masked(V, L), "ids": TEXTS, "steps": 2, **wrong})
 
 
 def reference_uniform(model: object, x: tuple[int, ...], alphas: list[float]) -> float:
@@ -130,19 +198,18 @@ def test_uniform_noise_has_the_discrete_time_bound(steps: int) -> None:
     alphas = uniform_grid(steps, model.schedule)
     n, text = 4000, (2, 0, 3)
     x0 = torch.tensor([text]).expand(n, -1)
-    how = {"batch_size": n, "seed": 5}
-    nats = sum(step_bound_batches(model.denoiser, model.process, x0, alphas, RANDOM, **how))
+    nats = L * np.array(few_step_bound(model, x0, steps, seed=5, batch_size=n).samples)
     exact = reference_uniform(model, text, alphas.tolist())
     assert nats.mean() == pytest.approx(exact, abs=4 * float(nats.std()) / math.sqrt(n))
+    with pytest.raises(ValueError, match="order has no effect: got 'spread'"):
+        few_step_bound(model, x0, steps, "spread")
 
 
 def test_many_steps_of_uniform_noise_give_the_bound_in_continuous_time() -> None:
     model = uniform(V, L, LogLinear(1e-3), sees_alpha=False, one_level=False)
     n = 4000
     x0 = torch.tensor([[1, 0, 2]]).expand(n, -1)
-    alphas = uniform_grid(200, model.schedule)
-    how = {"batch_size": n, "seed": 5}
-    steps = sum(step_bound_batches(model.denoiser, model.process, x0, alphas, RANDOM, **how))
+    steps = sum(s.nats for s in step_bound_batches(model, x0, 200, seed=5, batch_size=n))
     limit = sum(
         nelbo_batches(
             model.denoiser, model.process, x0, passes=20, batch_size=n, generator=generator(7)

@@ -12,6 +12,7 @@ from unmask.evaluation.example_texts import side_by_side
 from unmask.evaluation.frontier import frontier
 from unmask.evaluation.judges import LanguageModelJudge
 from unmask.evaluation.measure import (
+    BOUND,
     MAUVE,
     REVERSE,
     MeasuredRow,
@@ -72,6 +73,33 @@ def test_reverse_perplexity_stands_in_every_row_and_is_not_fitted_twice(
     assert rows["one text repeated"][REVERSE].value > rows["data"][REVERSE].value, (
         "sure of one text"
     )
+
+
+def test_rows_at_temperature_1_have_the_bound_of_their_sampler(
+    teacher: unmask.Model, judge: LanguageModelJudge
+) -> None:
+    """Also rows that were measured without it. A sampler that reads drawn tokens has none."""
+    study = replace(STUDY, reverse_seeds=0, bound_texts=5, sampler="order=spread")
+    context = EvalContext(study, judge, REAL, "digest")
+    plain, cooled = measure("teacher", teacher, context, [4], [1.0, 0.9])
+    ids = REAL[evenly_spaced(len(REAL), 5)]
+    bound = unmask.few_step_bound(teacher, ids, 4, "spread")
+    assert plain.row.samples[BOUND] == pytest.approx(bound.samples)
+    assert plain.row.measures[BOUND].value == pytest.approx(bound.value)
+    assert BOUND not in cooled.row.measures
+    bare = replace(
+        plain.row,
+        measures={key: m for key, m in plain.row.measures.items() if key != BOUND},
+    )
+    known = replace(context, known_rows=[MeasuredRow(bare, shipped=False)])
+    (again,) = measure("teacher", teacher, known, [4], [1.0])
+    assert again.row.measures == plain.row.measures
+    reader = replace(context, study=replace(study, sampler="confidence"))
+    (row,) = measure("teacher", teacher, reader, [4], [1.0])
+    assert BOUND not in row.row.measures
+    writer = unmask.load("unmask:judge")
+    (row,) = measure("autoregressive", writer, context, [8], [1.0])
+    assert row.row.measures[BOUND].n == 5 and 1 < row.row.measures[BOUND].value < bound.value + 5
 
 
 def test_rows_of_another_precision_have_another_protocol(judge: LanguageModelJudge) -> None:

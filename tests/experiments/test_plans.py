@@ -58,13 +58,12 @@ def test_the_ablation_changes_one_factor_at_a_time() -> None:
     assert all(a < b < 1 for a, b in zip(steeper, base.objective.temperatures, strict=True))
 
 
-def test_the_grid_has_every_combination_and_structures() -> None:
+def test_the_grid_has_every_combination_and_spread_masks() -> None:
     cells = [cell.objective for cell in plans.ablation("tiny", full=True).cells.values()]
-    combined = [cell for cell in cells if not cell.structure]
+    combined = [cell for cell in cells if cell.order == "random"]
     factors = {(c.direction, c.revealed, c.coupling, c.temperatures) for c in combined}
     assert len(factors) == len(combined) == 36
-    structures = [cell.structure for cell in cells if cell.structure]
-    assert structures == ["block:8:0.9", "block:8:1", "span:8"]
+    assert [cell.order for cell in cells if cell not in combined] == ["spread"]
 
 
 def test_scales() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from toy_recipes import LENGTH, VOCABULARY, shrink
 from unmask.data.tokenizers import Tokenizer, train_bpe
-from unmask.diffusion.correlated_masking import CorrelatedBlocks
+from unmask.diffusion.levels import random_order, spread_order
 from unmask.diffusion.processes import MaskedProcess, UniformProcess
 from unmask.diffusion.schedules import Cosine, GaussianArgmax, LogLinear, Polynomial
 from unmask.models.denoiser import CausalPredictor, NetworkDenoiser
@@ -387,17 +387,14 @@ def test_every_switch_of_sdtt_reaches_the_objective(small: Recipe, teacher: Mode
 
 
 def test_every_switch_of_dcd_reaches_the_objective(small: Recipe, uniform_teacher: Model) -> None:
-    method = settings(
-        process="uniform", gamma=(-3.9, 1.0), structure="block:4:0.5", coupling="independent"
-    )
+    method = settings(process="uniform", gamma=(-3.9, 1.0), order="spread", coupling="independent")
     objective = distilled(small, uniform_teacher, method).objective
     assert isinstance(objective, Consistency) and objective.process == UniformProcess(VOCABULARY)
     assert objective.schedule == GaussianArgmax(VOCABULARY, -3.9, 1.0)
-    assert (objective.structure, objective.coupling) == (CorrelatedBlocks(4, 0.5), "independent")
-    parts = distilled(small, uniform_teacher, replace(method, gamma=None, structure=""))
-    assert (
-        parts.objective.schedule == uniform_teacher.schedule and parts.objective.structure is None
-    )
+    assert (objective.order, objective.coupling) == (spread_order, "independent")
+    parts = distilled(small, uniform_teacher, replace(method, gamma=None, order="random"))
+    assert parts.objective.schedule == uniform_teacher.schedule
+    assert parts.objective.order is random_order
     assert parts.schedule == uniform_teacher.schedule, "that of sampling stays the teacher's"
     assert parts.student.sees_alpha and parts.student.mask_id is None
     with pytest.raises(ValueError, match=r"gamma .*got gamma_min = -9\.0"):

@@ -48,7 +48,7 @@ objectives = st.one_of(
         temperatures=st.lists(positive, min_size=1, max_size=9).map(tuple),
         direction=st.sampled_from(["reverse", "forward"]),
         coupling=st.sampled_from(["locked", "independent"]),
-        structure=st.sampled_from(["", "block:4:0.5", "span:3"]),
+        order=st.sampled_from(["random", "spread"]),
         gamma=st.none() | gammas,
     ),
     st.builds(

@@ -50,7 +50,7 @@ OTHERS: dict[str, Any] = {
     "objective.direction": "forward",
     "objective.revealed": "divergence",
     "objective.coupling": "independent",
-    "objective.structure": "span:3",
+    "objective.order": "spread",
     "objective.reduction": "masked",
     "objective.gamma": (-3.0, -1.5),
     "objective.temperatures": (0.5, 0.5),

@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 
 from reference import sampler_p_value
 from toy_sampling import MASK, L, V, draw, filtered, masked, run_frames, start, uniform
+from unmask.diffusion.levels import spread_order
 from unmask.experiments.exact import factorization_gap as exact
 from unmask.experiments.exact.oracle import masked_model
 from unmask.experiments.exact.synthetic_sources import random_chain
 from unmask.samplers.counts import CountRule, threshold
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.options import sampler_of
-from unmask.samplers.orders import ENTROPY, MARGIN, SPREAD, block_starts
+from unmask.samplers.orders import ENTROPY, MARGIN, block_starts
 from unmask.samplers.sample import sample
 from unmask.samplers.unmasking import Unmasking
 
@@ -88,7 +88,7 @@ def test_wrong_blocks_are_refused() -> None:
 
 
 ORDER_NAMES = ["random", "spread", "confidence", "entropy", "margin"]
-COUNT_NAMES = ["grid", "threshold:0.4", "bound:0.9"]
+COUNT_NAMES = ["grid", "equal", "threshold:0.4", "bound:0.9"]
 COMBINATIONS = [
     (order, blocks, count) for order in ORDER_NAMES for blocks in (None, 2) for count in COUNT_NAMES
 ]
@@ -114,15 +114,15 @@ def test_every_order_combines_with_every_count(
         done.tokens[pinned >= 0], pinned[pinned >= 0]
     )
     assert done.calls == len(model.denoiser.batches)
-    if count != "grid":
+    if count not in ("grid", "equal"):
         least = (free / (blocks or 6)).ceil()
         assert bool((done.nfe >= least).all()) and bool((done.nfe <= free).all())
-    elif order == "random":
+    elif count == "grid" and order in ("random", "spread"):
         assert bool((done.nfe <= free.clamp(max=steps)).all())
     else:
-        # Of F tokens round(F k / N) are visible after step k; levels (rank + 1/2) / F round down.
+        # Of F tokens F k / N are visible after step k, rounded, halves up.
         share = free[:, None] * torch.arange(steps + 1) / steps
-        visible = (share - 0.5).ceil() if order == "spread" else (share + 0.5).floor()
+        visible = (share + 0.5).floor()
         assert done.nfe.tolist() == (visible.diff(dim=1) > 0).sum(1).tolist()
         assert (visible.diff(dim=1) > 0).sum(1).tolist() == free.clamp(max=steps).tolist()
 
@@ -151,6 +151,19 @@ def prefix_law(
     order, blocks, count = sampler
     free = [i for i, token in enumerate(pins) if token < 0]
     first = {i: 0 if blocks is None else rank // blocks * blocks for rank, i in enumerate(free)}
+    by_rank = count == "equal" or (count == "grid" and key is None)
+
+    def level(i: int) -> float:
+        size = min(blocks or len(free), len(free) - first[i])
+        return (first[i] + size * key[i]) / len(free)
+
+    def visible_after(visible: int, k: int) -> int:
+        if by_rank:
+            return math.floor(len(free) * (k + 1) / steps + 0.5)
+        if count == "grid":
+            return sum(level(i) < (k + 1) / steps for i in free)
+        return visible + 1
+
     texts: dict[tuple[int, ...], float] = {}
 
     def statistic(name: str, p: np.ndarray, token: int) -> float:
@@ -179,7 +192,7 @@ def prefix_law(
             texts[z] = texts.get(z, 0.0) + weight
             return
         visible = len(free) - len(masks)
-        after = math.floor(len(free) * (k + 1) / steps + 0.5) if count == "grid" else visible + 1
+        after = visible_after(visible, k)
         if after == visible:
             return walk(z, k + 1, weight)
         reachable, p = [i for i in masks if first[i] < after], law(z, 0.0)
@@ -191,7 +204,11 @@ def prefix_law(
                 for i, token in tokens.items()
             }
             ranked = sorted(reachable, key=lambda i: (first[i], value[i], i))
-            size = after - visible if count == "grid" else length_of_prefix(ranked, p, tokens)
+            size = (
+                after - visible
+                if count in ("grid", "equal")
+                else length_of_prefix(ranked, p, tokens)
+            )
             kept = {i: tokens[i] for i in ranked[:size]}
             walk(tuple(kept.get(i, token) for i, token in enumerate(z)), k + 1, weight * chance)
 
@@ -199,12 +216,19 @@ def prefix_law(
     return texts
 
 
-def keys_of(order: str) -> list[tuple[float, ...] | None]:
-    """Equally likely levels of a text of 3 tokens: permutations, or shifts of the reversed bits."""
+def keys_of(order: str, steps: int) -> list[tuple[float, ...] | None]:
+    """Equally likely levels of a text of 3 tokens: permutations, or shifts of the reversed bits.
+
+    In spread order the step of a token changes only at multiples of 1 / steps of v.
+    """
     if order == "random":
         return list(permutations((0, 1, 2)))
     reversed_bits = (0, 2, 1, 3)
-    shifts = [tuple(reversed_bits[(i + s) % 4] for i in range(L)) for s in range(4)]
+    shifts = [
+        tuple((reversed_bits[(i + s) % 4] + (j + 0.5) / steps) / 4 for i in range(L))
+        for s in range(4)
+        for j in range(steps)
+    ]
     return shifts if order == "spread" else [None]
 
 
@@ -216,7 +240,7 @@ def test_law(sampler: tuple[str, int | None, str], pins: tuple[int, ...]) -> Non
     """Random levels by the grid are `reveal`, in test_steps.py."""
     model = masked(V, L, seed=6, one_level=False)
     steps = 2 if sum(pin < 0 for pin in pins) == 2 else 5  # no halves: F k / N is rounded
-    keys = keys_of(sampler[0])
+    keys = keys_of(sampler[0], steps)
     exact: dict[tuple[int, ...], float] = {}
     for key in keys:
         for text, p in prefix_law(filtered(model), pins, key, sampler, steps).items():
@@ -262,30 +286,15 @@ def test_confidence_in_blocks_stays_in_the_current_block(count: str) -> None:
     assert bool((frames[-1].z < 2).all()) and (count != "grid" or crossings > 0)
 
 
-def test_spread_levels_are_uniform_and_keep_early_tokens_apart() -> None:
-    """Of L = 16 tokens the first 2^j are L / 2^j apart, around the circle, for every sample."""
-    n, length = 4000, 16
-    free = torch.ones(n, length, dtype=torch.bool)
-    levels = SPREAD.of(draw_latent(n, length, 3), free)
-    ranks = (levels * length - 0.5).round().long()
-    assert torch.equal(ranks.sort(1).values, torch.arange(length).expand(n, -1))
-    for column in range(length):
-        assert chisquare(ranks[:, column].bincount(minlength=length).numpy()).pvalue > 1e-4
-    for j in range(1, 5):
-        for row in ranks[:50]:
-            early = (row < 2**j).nonzero().squeeze(-1)
-            gaps = torch.cat([early, early[:1] + length]).diff()
-            assert gaps.tolist() == [length // 2**j] * 2**j
-
-
 @given(st.integers(1, 20), st.integers(1, 8), st.integers(0, 99), st.sampled_from([None, 1, 3]))
-def test_levels_of_spread_are_even_for_any_pins(
+def test_equal_counts_are_equal_for_any_pins(
     length: int, n: int, seed: int, blocks: int | None
 ) -> None:
     """The F free tokens have the levels (rank + 1/2) / F, whatever the batch."""
     latent = draw_latent(n, length, seed)
     free = draw_latent(n, length, seed + 100).u < 0.7
-    levels = SPREAD.of(latent, free, blocks)
+    sampler = Unmasking(spread_order, "equal", blocks)
+    levels = sampler.levels(latent.u, free)
     starts = block_starts(free, blocks)
     for row in range(n):
         mine, count = levels[row][free[row]], int(free[row].sum())
@@ -295,7 +304,7 @@ def test_levels_of_spread_are_even_for_any_pins(
         by_level = starts[row][free[row]][mine.argsort()]
         assert torch.equal(by_level, by_level.sort().values), "blocks come from left to right"
         part = slice(row, row + 1)
-        alone = SPREAD.of(latent[part], free[part], blocks)
+        alone = sampler.levels(latent[part].u, free[part])
         assert torch.equal(alone[0][free[row]], levels[row][free[row]])
 
 
@@ -315,7 +324,7 @@ def test_a_custom_count_rule_is_a_value() -> None:
     def first(values: torch.Tensor, limit: float) -> torch.Tensor:
         return (torch.arange(values.shape[1]) < limit).expand(values.shape)
 
-    sampler = Unmasking(SPREAD, CountRule(ENTROPY, first, 2))
+    sampler = Unmasking(spread_order, CountRule(ENTROPY, first, 2))
     model = masked(3, 5, one_level=False)
     visible = [
         int((frame.z != model.process.mask_id).sum())

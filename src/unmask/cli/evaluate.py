@@ -19,7 +19,14 @@ from unmask.evaluation import judge_by_name, sweep
 from unmask.evaluation.example_texts import example_texts
 from unmask.evaluation.frontier import build_report
 from unmask.evaluation.frontier import frontier as measure_frontier
-from unmask.evaluation.measure import GEN_PPL, MAUVE, REVERSE, MeasuredRow, protocol_words
+from unmask.evaluation.measure import (
+    BOUND,
+    GEN_PPL,
+    MAUVE,
+    REVERSE,
+    MeasuredRow,
+    protocol_words,
+)
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import REPORT, EvalContext
 from unmask.evaluation.verdict import Finding
@@ -49,6 +56,7 @@ class SamplesArguments:
         texts: half-masked real texts for the completion disagreement of masked diffusion;
             None: 16
         completions: completions of each half-masked text; None: 4
+        bound_texts: held-out rows for the N-step bound of rows at temperature 1 (0: not measured)
         mauve_seeds: starts of k-means for MAUVE against other real texts (0: not measured;
             needs the package mauve-text)
         reverse_seeds: networks fitted per row for the reverse perplexity (0: not measured)
@@ -69,6 +77,7 @@ class SamplesArguments:
     seeds: tuple[int, ...] = (_DEFAULTS.seed,)
     texts: int | None = None
     completions: int | None = None
+    bound_texts: int = _DEFAULTS.bound_texts
     mauve_seeds: int = _DEFAULTS.mauve_seeds
     reverse_seeds: int = _DEFAULTS.reverse_seeds
     naive: bool = True
@@ -91,6 +100,7 @@ class SamplesArguments:
             completions=_DEFAULTS.completions if self.completions is None else self.completions,
             sampler=self.sampler or (_DEFAULTS.sampler if model.completes_texts else "ancestral"),
             draw=self.draw,
+            bound_texts=self.bound_texts,
             mauve_seeds=self.mauve_seeds,
             reverse_seeds=self.reverse_seeds,
             batch_size=self.batch_size,
@@ -252,7 +262,7 @@ def _show(title: str, measured: Sequence[MeasuredRow]) -> None:
         "completion_disagreement": "disagree",
         "distinct_4": "distinct",
     }
-    for key, column in {MAUVE: "MAUVE", REVERSE: "reverse"}.items():
+    for key, column in {BOUND: "bound", MAUVE: "MAUVE", REVERSE: "reverse"}.items():
         if any(key in row.measures for row in rows):
             columns[key] = column
     lines: list[list[object]] = []

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Annotated
 
+import numpy as np
 import tyro
 from torch import Tensor
 
 from unmask.cli.console import emit, parse, progress, remark, say, table
 from unmask.evaluation.judges import Scores, perplexity
 from unmask.evaluation.likelihood import Convention, summed
-from unmask.evaluation.measure import mean
-from unmask.evaluation.scoring_rules import ScoringRule, step_rule
+from unmask.evaluation.measure import Measure, mean
+from unmask.evaluation.scoring_rules import ScoringRule
+from unmask.evaluation.step_bound import StepBound, bound_of, step_bound_batches
 from unmask.limits import INT64, MOST_STEPS, whole
 from unmask.models.model import CausalModel, LanguageModel, Model, load
 from unmask.recipes.held_out import HeldOut, Limit, Text, held_out, scoring_rule
@@ -65,7 +67,8 @@ class Likelihood:
         model: run or model directory, hub id, unmask:teacher or unmask:judge
         steps: step counts N of a sampler; measure the N-step bound for each, with `passes` sets of
             levels a row. It bounds the likelihood of text under the sampler
-        order: orders of unmasking for `steps`: random, spread; differences are to the first one
+        order: orders of unmasking for `steps`: random, spread, entropy or margin, with blocks and
+            a count as in spread,count=equal; differences are to the first one
         text: text to measure on
         effort: size and settings of the measurement
         device: device of the model
@@ -112,28 +115,26 @@ def _step_bounds(options: Likelihood, model: Model | CausalModel, real: HeldOut,
             "leave --steps out, because the likelihood is exact, at one token a call"
         )
     if not options.order:
-        raise ValueError("order is empty: want at least one of random, spread")
+        raise ValueError("order is empty: want at least one of random, spread, entropy, margin")
     effort = options.effort
-    rows: list[dict[str, object]] = []
-    lines: list[list[object]] = []
     if effort.convention != "bound":
         raise ValueError(
-            f"convention has no effect with steps: got {effort.convention!r}, want 'bound'; leave "
-            "--convention out, or leave --steps out"
+            f"convention has no effect with steps: got {effort.convention!r}; leave out "
+            "--convention or --steps"
         )
+    rows: list[dict[str, object]] = []
+    lines: list[list[object]] = []
     for steps in options.steps:
         first = None
         for order in options.order:
-            rule = step_rule(
-                model, steps, order,
-                passes=effort.passes, batch_size=effort.batch_size, seed=effort.seed,
-            )  # fmt: skip
-            nats = scored(rule, x0, f"{order}, {steps} steps").nats.numpy() / x0.shape[1]
+            bound = _step_bound(model, x0, steps, order, effort)
+            nats = np.asarray(bound.samples)
             first = nats if first is None else first
-            bound, gap = mean(nats, "nats a token"), mean(nats - first, "nats a token")
-            measures = {"bound": asdict(bound), "difference": asdict(gap)}
-            rows.append({"order": order, "steps": steps, **measures})
-            lines.append([order, steps, bound.value, bound.sem, gap.value, gap.sem])
+            gap = mean(nats - first, bound.unit)
+            value = Measure(bound.value, bound.unit, bound.n, bound.sem)
+            measures = {"bound": asdict(value), "difference": asdict(gap)}
+            rows.append({"order": order, "steps": steps, "nfe": bound.nfe, **measures})
+            lines.append([order, steps, bound.nfe, bound.value, bound.sem, gap.value, gap.sem])
     protocol = (
         f"{effort.passes} sets of levels a row, seed {effort.seed}; products in "
         f"{model.precision}; {real.words(len(x0))}"
@@ -141,10 +142,32 @@ def _step_bounds(options: Likelihood, model: Model | CausalModel, real: HeldOut,
     if options.json:
         emit({"bounds": rows, "protocol": protocol})
     else:
-        head = ["order", "steps", "nats a token", "sem", f"minus {options.order[0]}", "sem"]
+        head = [
+            "order",
+            "steps",
+            "calls",
+            "nats a token",
+            "sem",
+            f"minus {options.order[0]}",
+            "sem",
+        ]
         table("N-step bound: -E log q_N(x | levels) / L", head, lines)
         say(protocol)
     return 0
+
+
+def _step_bound(model: Model, x0: Tensor, steps: int, order: str, effort: Effort) -> StepBound:
+    """The N-step bound of rows x0 [n, L], with a progress bar of network calls."""
+    scores, calls = [], -(-len(x0) // effort.batch_size) * effort.passes * steps
+    ids = x0.to(model.device)
+    with progress() as (advance, _):
+        for score in step_bound_batches(
+            model, ids, steps, order, effort.seed,
+            passes=effort.passes, batch_size=effort.batch_size,
+        ):  # fmt: skip
+            scores.append(score)
+            advance(f"{order}, {steps} steps", min(len(scores), calls), calls)
+    return bound_of(scores, ids, passes=effort.passes)
 
 
 def check_length(name: str, model: LanguageModel, length: int) -> None:

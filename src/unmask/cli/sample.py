@@ -48,8 +48,8 @@ class Arguments:
         batch_size: samples in a network call; None: all. With 1, no bit of a sample depends on n
         cache: run a full forward pass every CACHE steps, and a cached window in between. This is
             faster and approximate, for masked diffusion only. None: no cache
-        structure: tokens that reveal unmasks together: none, block:8:0.9, span:16,
-            hierarchy:64,16:0.5,0.3
+        order: order of unmasking, in place of a sampler: random, spread, confidence, entropy or
+            margin, with blocks and a count as in spread,blocks=16,count=equal. None: see sampler
         revision: branch, tag or commit of a hub id
         weights: ema: the moving average of the weights; raw: the weights without averaging, if the
             files hold both
@@ -73,7 +73,7 @@ class Arguments:
     )
     batch_size: int | None = None
     cache: int | None = None
-    structure: str = "none"
+    order: str | None = None
     revision: str | None = None
     weights: Literal["ema", "raw"] = "ema"
     device: str = "cpu"
@@ -94,7 +94,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
         n=given.n, length=length, steps=STEPS if given.steps is None else given.steps,
         seed=given.seed, temperature=given.temperature, top_p=given.top_p, top_k=given.top_k,
         prompt=prompt_ids(given.prompt, model), sampler=given.sampler, grid=given.grid,
-        draw=given.draw, batch_size=given.batch_size, structure=given.structure,
+        draw=given.draw, batch_size=given.batch_size, order=given.order,
         cache=given.cache, device=given.device,
     )  # fmt: skip
     batches = iter_samples(model, options)  # an interrupt loses one batch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unmask.diffusion.correlated_masking import Structure, gaussian_copula
+from unmask.diffusion.levels import LevelOrder, random_order
 from unmask.diffusion.schedules import check_unit
 from unmask.types import PerSequence, PerToken, Tokens
 
@@ -51,7 +51,7 @@ def trajectory(
     process: Process,
     x0: Tokens,
     generator: torch.Generator | None = None,
-    structure: Structure | None = None,
+    order: LevelOrder = random_order,
 ) -> Trajectory:
     """Draw the randomness of the forward process from x0: the levels u and the noise.
 
@@ -59,17 +59,11 @@ def trajectory(
         process: the source of the noise.
         x0: token ids [B, L].
         generator: the source of randomness; None: torch's global generator.
-        structure: the correlation of the levels within a text; None: independent levels. The
-            texts of a batch are always independent.
+        order: the joint law of the levels within a text. The texts of a batch are independent.
 
-    The law of one token over all levels is the same for any structure, but the joint law of several
+    The law of one token over all levels is the same for any order, but the joint law of several
     tokens is not. So `Process.nelbo` is a bound for independent levels only. A coupled pair (z_t,
-    z_s) only needs nested MASKs, which any structure gives.
+    z_s) only needs nested MASKs, which any order gives.
     """
-    if structure is None:
-        u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
-    else:
-        shape = (structure.sources, *x0.shape)
-        normals = torch.randn(shape, generator=generator, dtype=torch.float64, device=x0.device)
-        u = gaussian_copula(structure, normals)
-    return Trajectory(x0, process.prior(x0, generator=generator), u)
+    u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
+    return Trajectory(x0, process.prior(x0, generator=generator), order(u))

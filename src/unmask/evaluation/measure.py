@@ -19,6 +19,7 @@ from unmask.dataclass_json import from_json
 from unmask.evaluation.bootstrap import Floats, pooled_mean, resamples
 
 GEN_PPL, ENTROPY, MAUVE, REVERSE = "gen_ppl", "entropy", "mauve", "reverse_ppl"
+BOUND = "bound"  # the N-step bound
 NATS, TOKENS = "nats", "tokens"  # per-sample columns that give gen_ppl
 SECONDS = "seconds"  # wall clock time per sample
 UNIGRAM = "unigram draws"  # name of a row of baseline texts

@@ -13,6 +13,7 @@ from unmask.evaluation import measure, metrics
 from unmask.evaluation.judges import Judge, TextSet, bits_per_byte, perplexity
 from unmask.evaluation.mauve import mauve_against
 from unmask.evaluation.measure import (
+    BOUND,
     GEN_PPL,
     MAUVE,
     NATS,
@@ -37,6 +38,7 @@ UNITS = {  # of the columns of a row that become measures
     "entropy": "nats",
     "pooled_entropy": "nats",
     "completion_disagreement": "share of positions",
+    BOUND: "nats a token",
 }
 
 SetMetric: TypeAlias = Callable[[Samples], Measure]  # compares a set of texts with real texts

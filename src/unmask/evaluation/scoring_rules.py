@@ -15,12 +15,8 @@ from unmask.evaluation.likelihood import (
     next_token_batches,
     summed,
 )
-from unmask.evaluation.step_bound import step_bound_batches
 from unmask.models.model import CausalModel, Model
 from unmask.rng import generator
-from unmask.samplers.counts import uniform_grid
-from unmask.samplers.options import named
-from unmask.samplers.orders import ORDERS, RANDOM, LevelOrder
 
 
 @dataclass(frozen=True)
@@ -91,53 +87,6 @@ def bound_rule(
         kind, unit = "convention of MDLM's tables, not a bound", "perplexity by convention mdlm"
     words = f"{kind}, {passes} noise levels a row, seed {seed}; products in {model.precision}"
     return ScoringRule(batches, batch_size, passes, 0, unit, words)
-
-
-def step_rule(
-    model: Model,
-    steps: int,
-    order: str = "random",
-    *,
-    passes: int = 1,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> ScoringRule:
-    """The rule of a sampler of N steps: the N-step bound, whose formula is in `step_bound`.
-
-    Args:
-        model: the model.
-        steps: N, the steps of the sampler on the uniform grid.
-        order: the order of unmasking, a name of `samplers.orders.ORDERS` that does not depend on
-            drawn tokens. Uniform noise has no order, and takes "random" only.
-        passes: sets of levels per row.
-        batch_size: rows per network call.
-        seed: seed of the levels.
-
-    Raises:
-        ValueError: an unknown order, or one that depends on the drawn tokens.
-    """
-    levels = named("order", order, ORDERS)
-    if not isinstance(levels, LevelOrder):
-        raise ValueError(
-            f"order depends on the drawn tokens: got {order!r}, so the likelihood of its texts is "
-            "unknown; want random or spread"
-        )
-    if model.mask_id is None and levels != RANDOM:
-        raise ValueError(
-            f"order has no effect: got {order!r}, and uniform noise has no order; want 'random'"
-        )
-    alphas = uniform_grid(steps, model.schedule)
-
-    def batches(x0: Tensor) -> Iterator[Tensor]:
-        x0 = x0.to(model.device)
-        return step_bound_batches(
-            model.denoiser, model.process, x0, alphas, levels,
-            passes=passes, batch_size=batch_size, seed=seed,
-        )  # fmt: skip
-
-    words = f"{steps} steps, order {order}, {passes} sets of levels a row, seed {seed}"
-    unit = f"perplexity bound in {steps} steps"
-    return ScoringRule(batches, batch_size, passes * steps, 0, unit, words)
 
 
 def exact_rule(model: CausalModel, start: int | None = None, batch_size: int = 64) -> ScoringRule:

@@ -21,6 +21,8 @@ class EvalSettings:
         texts: half-masked real texts for the completion disagreement, spread evenly over the
             held-out rows
         completions: completions of each half-masked text
+        bound_texts: held-out rows for the N-step bound of each row at temperature 1, spread evenly
+            over them (0: not measured)
         mauve_seeds: starts of k-means for MAUVE against other real texts (0: not measured)
         reverse_seeds: networks fitted per row for the reverse perplexity (0: not measured)
         batch_size: maximum samples per network call
@@ -40,6 +42,7 @@ class EvalSettings:
     student_temperatures: tuple[float, ...] = (1.15, 1.3, 1.45)
     texts: int = 16
     completions: int = 4
+    bound_texts: int = 64
     mauve_seeds: int = 0
     reverse_seeds: int = 0
     batch_size: int = 64
@@ -52,7 +55,8 @@ class EvalSettings:
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "round_steps", "player_steps"):
             whole(name, getattr(self, name), "a count of the evaluation", 1, MOST_STEPS)
-        for name in ("texts", "completions", "mauve_seeds", "reverse_seeds", "shown"):
+        optional = "texts", "completions", "bound_texts", "mauve_seeds", "reverse_seeds", "shown"
+        for name in optional:
             whole(name, getattr(self, name), "a count of the evaluation", 0, MOST_STEPS)
         seed_number("seed", self.seed)
 

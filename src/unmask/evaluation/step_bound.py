@@ -1,11 +1,12 @@
 """The N-step bound on the likelihood of text under a sampler of N steps.
 
-Masked diffusion. The levels u of a text decide before the first call which tokens a step unmasks.
-Given u, a sampler of N steps is a chain of independent draws, so its likelihood is exact:
+Masked diffusion. An order that does not read drawn tokens decides which positions a step unmasks:
+by the levels u, or by the predictions given the visible tokens. So the likelihood of a text x is
+exact, given u:
 
     log q_N(x | u) = sum_i log p(x_i | z_{k(i)}),     k(i) the step that unmasks token i,
 
-where z_k holds the tokens of x with a level below alpha_k, and MASKs elsewhere. By Jensen's
+where z_k holds the tokens of x that are visible before step k, and MASKs elsewhere. By Jensen's
 inequality -E_u log q_N(x | u) is at least -log q_N(x). For independent levels it is the
 discrete-time bound of MDLM (arXiv 2406.07524, Eq. 8) at T = N. At one token a call it is the
 any-order likelihood.
@@ -24,7 +25,8 @@ perfect teacher. A student with an order, a joint head or a noise input can have
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -34,110 +36,260 @@ from torch import Tensor
 from unmask.data.packing import check_rows
 from unmask.diffusion.processes import Process
 from unmask.diffusion.trajectory import Trajectory
-from unmask.rng import uniform
-from unmask.samplers.categorical import check_finite, iter_log_probs
-from unmask.samplers.latent import INITIAL_NOISE, Latent, draw_latent
-from unmask.samplers.orders import LevelOrder
+from unmask.evaluation.measure import Measure, pooled
+from unmask.limits import whole
+from unmask.models.denoiser import for_inference
+from unmask.samplers.categorical import SamplingFilters, check_finite, iter_log_probs
+from unmask.samplers.counts import CountRule, uniform_grid
+from unmask.samplers.inputs import FREE, DiffusionModel
+from unmask.samplers.latent import draw_latent
+from unmask.samplers.options import sampler_of
+from unmask.samplers.orders import Statistic
+from unmask.samplers.remasking import ancestral
+from unmask.samplers.sample import denoise
+from unmask.samplers.steps import LogProbs, Query, Sampler, SamplingProblem, Step
+from unmask.samplers.unmasking import Unmasking
 from unmask.types import Denoiser, PerToken, Tokens
+
+
+@dataclass(frozen=True)
+class StepBound(Measure):
+    """The N-step bound of rows: a measure in nats a token, with its value for each row.
+
+    Attributes:
+        samples: Nats a token of each row [n].
+        nfe: Mean network calls of a row.
+    """
+
+    samples: tuple[float, ...] = ()
+    nfe: float = 0.0
+
+
+@dataclass(frozen=True)
+class CallScore:
+    """The share of one network call in the bounds of n rows.
+
+    Attributes:
+        nats: Nats of the tokens that the call unmasks, float64 [n].
+        calls: 1 for the rows in the call, else 0: float64 [n].
+    """
+
+    nats: Tensor
+    calls: Tensor
+
+
+def few_step_bound(
+    model: DiffusionModel,
+    ids: Tokens,
+    steps: int,
+    order: str | Sampler = "random",
+    seed: int = 0,
+    *,
+    passes: int = 1,
+    batch_size: int = 64,
+    temperature: float = 1.0,
+    given: Tensor | None = None,
+) -> StepBound:
+    """The N-step bound of held-out rows: -E log q_N(x | u) / L in nats a token.
+
+    The formula stands at the top of the module. `unmask eval likelihood --steps` prints it.
+
+    Args:
+        model: A diffusion model.
+        ids: Held-out rows, int64 [n, L], without MASK.
+        steps: N, the steps of the sampler on the uniform grid.
+        order: The order of unmasking: "random", "spread", "entropy" or "margin", with blocks and
+            a count as in `sample`: "spread,count=equal", "random,blocks=16". It may not depend on
+            the drawn tokens. Or a `Sampler` that unmasks positions in such an order. Uniform noise
+            has no order, and takes "random" only.
+        seed: Seed of the levels and of the noise.
+        passes: Sets of levels of each row.
+        batch_size: Rows in a network call.
+        temperature: Divides log p, as in sampling.
+        given: Tokens that the sampler is given, bool [n, L]: the bound is of the others. None: all
+            tokens are drawn. Masked diffusion only.
+
+    Returns:
+        The mean over all drawn tokens, and its standard error over rows.
+
+    Raises:
+        ValueError: An argument is out of range, or the order depends on drawn tokens.
+    """
+    scores = step_bound_batches(
+        model, ids, steps, order, seed,
+        passes=passes, batch_size=batch_size, temperature=temperature, given=given,
+    )  # fmt: skip
+    return bound_of(scores, ids, given, passes)
+
+
+def bound_of(
+    scores: Iterable[CallScore], ids: Tokens, given: Tensor | None = None, passes: int = 1
+) -> StepBound:
+    """Add up the scores of all network calls, in nats a drawn token."""
+    nats = torch.zeros(len(ids), dtype=torch.float64)
+    calls = torch.zeros_like(nats)
+    for score in scores:
+        nats += score.nats
+        calls += score.calls
+    tokens = torch.full_like(nats, ids.shape[1]) if given is None else (~given).sum(1).double()
+    mean = pooled(nats.numpy() / passes, tokens.cpu().numpy(), "nats a token")
+    samples = tuple((nats / passes / tokens.cpu()).tolist())
+    return StepBound(mean.value, mean.unit, mean.n, mean.sem, samples, float(calls.mean()) / passes)
 
 
 @torch.no_grad()
 def step_bound_batches(
-    denoiser: Denoiser,
-    process: Process,
-    x0: Tokens,
-    alphas: Tensor,
-    order: LevelOrder,
-    *,
-    temperature: float = 1.0,
-    passes: int = 1,
-    batch_size: int = 8,
+    model: DiffusionModel,
+    ids: Tokens,
+    steps: int,
+    order: str | Sampler = "random",
     seed: int = 0,
-) -> Iterator[Tensor]:
-    """Yield the contribution of each network call to the N-step bound of each row.
-
-    The sum over all calls is the bound, in nats. Rows and passes have their own levels, which do
-    not depend on `batch_size`.
-
-    Args:
-        denoiser: the network.
-        process: its noise process.
-        x0: held-out ids [n, L].
-        alphas: the grid of the sampler, float64 [N + 1], from alpha(1) to 1.
-        order: the order of unmasking; ignored for uniform noise, which has no order.
-        temperature: divides log p, as in sampling.
-        passes: sets of levels per row.
-        batch_size: rows per network call.
-        seed: seed of the levels and of the noise.
-
-    Yields:
-        Nats [n], float64, of one call; there are at most N ceil(n / batch_size) calls per pass.
-
-    Raises:
-        ValueError: for ids outside the vocabulary, and a MASK among the ids.
-    """
-    check_rows(x0, process.vocab_size, process.mask_id)
-    n, length = x0.shape
-    for number in range(passes):
-        latent = draw_latent(n, length, seed, first=number * n, device=x0.device)
-        path = corruption(process, x0, alphas, latent, order)
-        for rows in torch.arange(n, device=x0.device).split(batch_size):
-            part = Trajectory(path.x0[rows], path.noise[rows], path.u[rows])
-            for nats in step_nats(denoiser, process, part, alphas.to(x0.device), temperature):
-                total = torch.zeros(n, dtype=torch.float64)
-                total[rows.cpu()] = nats.double().sum(dim=1).cpu() / passes
-                yield total
-
-
-def corruption(
-    process: Process, x0: Tokens, alphas: Tensor, latent: Latent, order: LevelOrder
-) -> Trajectory:
-    """The trajectory of x0 [n, L] whose reverse is the sampler with this latent.
-
-    In masked diffusion the sampler starts from MASKs only. So a token of level u becomes visible at
-    alpha_0 + (1 - alpha_0) u, as in `samplers.unmasking`.
-    """
-    noise = process.prior_from(uniform(latent.address(latent.everywhere, INITIAL_NOISE)))
-    if process.mask_id is None:
-        return Trajectory(x0, noise, latent.u)
-    levels = order.of(latent, torch.ones_like(x0, dtype=torch.bool))
-    return Trajectory(x0, noise, alphas[0] + (1 - alphas[0]) * levels)
-
-
-def step_nats(
-    denoiser: Denoiser,
-    process: Process,
-    path: Trajectory,
-    alphas: Tensor,
+    *,
+    passes: int = 1,
+    batch_size: int = 64,
     temperature: float = 1.0,
-) -> Iterator[PerToken]:
-    """Yield the nats [B, L] of each network call.
+    given: Tensor | None = None,
+) -> Iterator[CallScore]:
+    """Yield the share of each network call in the N-step bound: see `few_step_bound`.
 
-    With uniform noise, the first call includes the nats of the prior.
+    Rows and passes have their own levels, which do not depend on `batch_size`.
     """
-    masked, x0 = process.mask_id is not None, path.x0
-    prior: PerToken | float = 0.0 if masked else _prior_nats(process.vocab_size, alphas[0])
-    for alpha_t, alpha_s in pairwise(alphas):
-        a_t, a_s = alpha_t.expand(len(x0)), alpha_s.expand(len(x0))
-        z_t, z_s = path.at(a_t), path.at(a_s)
-        where = z_t != z_s if masked else torch.ones_like(x0, dtype=torch.bool)
-        if not bool(where.any()):
+    process = model.process
+    check_rows(ids, process.vocab_size, process.mask_id)
+    whole("passes", passes, "the sets of levels of each row")
+    whole("batch_size", batch_size, "the rows in a network call")
+    sampler, alphas = readable_sampler(process, order), uniform_grid(steps, model.schedule)
+    if given is None:
+        given = torch.zeros_like(ids, dtype=torch.bool)
+    elif process.mask_id is None:
+        raise ValueError("given has no effect on uniform noise: leave it out")
+    elif given.shape != ids.shape or given.dtype != torch.bool or bool(given.all(1).any()):
+        raise ValueError(
+            f"given is not valid: got {str(given.dtype)[6:]} {list(given.shape)}, want bool "
+            f"{list(ids.shape)} with at least one token to draw in each row"
+        )
+    denoiser, filters = for_inference(model.denoiser), SamplingFilters(temperature)
+    (n, length), device = ids.shape, ids.device
+    for number in range(passes):
+        latent = draw_latent(n, length, seed, first=number * n, device=device)
+        for rows in torch.arange(n, device=device).split(batch_size):
+            x0, part = ids[rows], latent[rows]
+            pins = x0.where(given[rows], FREE)
+            problem = SamplingProblem(process, pins, part, alphas, filters, _most_probable)
+            calls = (
+                uniform_nats(denoiser, problem, x0)
+                if process.mask_id is None
+                else unmasking_nats(denoiser, problem, sampler, x0)
+            )
+            for nats, called in calls:
+                score = CallScore(*torch.zeros(2, n, dtype=torch.float64).unbind())
+                score.nats[rows.cpu()] = nats.sum(1).cpu()
+                score.calls[rows[called].cpu()] = 1.0
+                yield score
+
+
+def readable_sampler(process: Process, order: str | Sampler) -> Sampler:
+    """The sampler of an order; ValueError if it depends on drawn tokens or has no effect."""
+    sampler = sampler_of(f"order={order}") if isinstance(order, str) else order
+    if process.mask_id is None and sampler not in (Unmasking(), ancestral):
+        raise ValueError(
+            f"order has no effect: got {order!r}, and uniform noise has none; want random"
+        )
+    if not has_bound(sampler):
+        raise ValueError(
+            f"order depends on the drawn tokens: got {order!r}, so the likelihood of its texts is "
+            "unknown; want random, spread, entropy or margin, without count=threshold"
+        )
+    return sampler
+
+
+def has_bound(sampler: Sampler) -> bool:
+    """Whether the positions that a sampler unmasks are known not to depend on drawn tokens.
+
+    The ancestral sampler has the law of the random order, or of uniform noise.
+    """
+    if not isinstance(sampler, Unmasking):
+        return sampler == ancestral
+    count = sampler.count
+    statistics = [sampler.order, count.statistic if isinstance(count, CountRule) else None]
+    return not any(isinstance(part, Statistic) and part.reads_token for part in statistics)
+
+
+def unmasking_nats(
+    denoiser: Denoiser, problem: SamplingProblem, sampler: Sampler, x0: Tokens
+) -> Iterator[tuple[PerToken, Tensor]]:
+    """Yield (nats [n, L], samples [b]) of each network call of a sampler that unmasks x0 [n, L].
+
+    The sampler runs as in `sample`. Each token that it draws is replaced by the token of x0. The
+    positions that a step unmasks may not depend on the tokens that it draws.
+    """
+    nats = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
+    sampler = Unmasking() if sampler == ancestral else sampler
+
+    def forced(problem: SamplingProblem) -> list[Step]:
+        return [_ForcedStep(step, x0, nats) for step in sampler(problem)]
+
+    for frame in denoise(denoiser, problem, forced):
+        if len(frame.rows):
+            yield nats.where(frame.changed, 0.0), frame.rows
+
+
+@dataclass(frozen=True)
+class _ForcedStep:
+    """A step that unmasks the tokens of x0 [n, L], and writes their nats into `nats` [n, L]."""
+
+    step: Step
+    x0: Tokens
+    nats: PerToken
+
+    def query(self, z: Tokens) -> Query:
+        return self.step.query(z)
+
+    def __call__(self, z: Tokens, log_probs: LogProbs) -> Tokens:
+        return self.x0.where(self.step(z, self._scored(log_probs)) != z, z)
+
+    def _scored(self, log_probs: LogProbs) -> LogProbs:
+        for at, log_p in log_probs:
+            nats = -log_p.gather(-1, self.x0[at][:, None])[:, 0].double()
+            self.nats.index_put_(at, nats)
+            yield at, log_p
+
+
+def _most_probable(log_p: Tensor, state: Tensor) -> Tensor:
+    """Any token that is not MASK: the tokens of x0 replace it."""
+    return log_p.argmax(-1)
+
+
+def uniform_nats(
+    denoiser: Denoiser, problem: SamplingProblem, x0: Tokens
+) -> Iterator[tuple[PerToken, Tensor]]:
+    """Yield (nats [n, L], samples [n]) of each network call with uniform noise.
+
+    The first call includes the nats of the prior.
+    """
+    process, alphas, everyone = problem.process, problem.alphas, torch.arange(len(x0))
+    path = Trajectory(x0, problem.canvas(), problem.latent.u)
+    prior: PerToken | float = _prior_nats(process.vocab_size, alphas[0])
+    where = torch.ones_like(x0, dtype=torch.bool)
+    samples, columns = where.nonzero(as_tuple=True)
+    temperature = problem.filters.temperature
+    broken = torch.zeros((), dtype=torch.bool, device=x0.device)
+    for alpha_t, alpha_s in pairwise(alphas.to(x0.device)):
+        if alpha_t == alpha_s:
             continue  # the sampler makes no call either
-        prediction, (samples, columns) = denoiser(z_t, a_t), where.nonzero(as_tuple=True)
+        a_t = alpha_t.expand(len(x0))
+        z_t = path.at(a_t)
+        prediction = denoiser(z_t, a_t)
         nats = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
-        broken = torch.zeros((), dtype=torch.bool, device=x0.device)
         rows = prediction.rows(where)
         for place, log_p in iter_log_probs(
-            prediction, rows, (samples, columns), temperature, process.mask_id, broken
+            prediction, rows, (samples, columns), temperature, None, broken
         ):
-            if masked:
-                value = -log_p.gather(-1, x0[place][:, None])[:, 0].double()
-            else:
-                value = _posterior_kl(process, log_p, x0[place], z_t[place], alpha_t, alpha_s)
-            nats.index_put_(place, value)
-        check_finite(broken)
-        yield nats + prior
+            kl = _posterior_kl(process, log_p, x0[place], z_t[place], alpha_t, alpha_s)
+            nats.index_put_(place, kl)
+        yield nats + prior, everyone
         prior = 0.0
+    check_finite(broken)
 
 
 def _posterior_kl(

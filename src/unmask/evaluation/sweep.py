@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+
 from unmask import __version__
 from unmask.data.packing import Rows, evenly_spaced
+from unmask.data.tokenizers import start_token
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.mauve import MIN_MAUVE_TEXTS
 from unmask.evaluation.measure import (
+    BOUND,
     MAUVE,
     REVERSE,
     SECONDS,
@@ -20,21 +24,25 @@ from unmask.evaluation.measure import (
     MeasuredRow,
     Row,
     Setting,
+    mean,
     over_seeds,
 )
 from unmask.evaluation.metrics import completion_disagreement
 from unmask.evaluation.sample_metrics import (
+    UNITS,
     baseline_rows,
     decoder,
     draw_and_measure,
     set_metrics_of,
 )
+from unmask.evaluation.scoring_rules import exact_rule
 from unmask.evaluation.settings import EvalSettings
+from unmask.evaluation.step_bound import few_step_bound, has_bound
 from unmask.evaluation.timing import timed
 from unmask.models.denoiser import AUTOREGRESSIVE
 from unmask.models.model import CausalModel, LanguageModel, Model
 from unmask.samplers.categorical import DRAW_LABELS, PRECISION
-from unmask.samplers.options import named
+from unmask.samplers.options import named, sampler_of
 from unmask.samplers.sample import Samples, sample
 from unmask.types import PerSequence, Tokens
 
@@ -128,10 +136,10 @@ def measure(
 ) -> Iterator[MeasuredRow]:
     """Yield a row for each step count and temperature, in this order.
 
-    Rows of `context.known_rows` are not measured again. Seconds do not depend on the temperature,
-    so all rows measured here at one step count get the median of their seconds. Seconds of another
-    machine are not comparable. A shipped row therefore gets this median too, or the seconds of one
-    timed draw.
+    Rows of `context.known_rows` are not measured again, except for a missing bound. Seconds do not
+    depend on the temperature, so all rows measured here at one step count get the median of their
+    seconds. Seconds of another machine are not comparable. A shipped row therefore gets this median
+    too, or the seconds of one timed draw.
 
     Args:
         name: name of the rows.
@@ -172,7 +180,36 @@ def measure(
             draw = partial(draw_row, model, study, length, count, 1.0)
             run = timed(draw, repeats=1, warmup=warmup, device=model.device)
             seconds, warmup = [run.measure(per=study.samples, unit="s a sample").value], 0
-        yield from _with_seconds(rows, seconds, context.known_rows)
+        for measured in _with_seconds(rows, seconds, context.known_rows):
+            yield with_bound(measured, model, context)
+
+
+def with_bound(
+    measured: MeasuredRow, model: Model | CausalModel, context: EvalContext
+) -> MeasuredRow:
+    """A row with the N-step bound of its sampler at temperature 1, if the sampler has one.
+
+    An autoregressive model has its exact likelihood, one token a call.
+    """
+    study, row, length = context.study, measured.row, context.real.shape[1]
+    ids = context.real[evenly_spaced(len(context.real), study.bound_texts or 1)].to(model.device)
+    known = row.measures.get(BOUND)
+    if row.setting.temperature != 1 or row.setting.top_p != 1 or not study.bound_texts:
+        return measured
+    if known is not None and known.n == len(ids):
+        return measured
+    if isinstance(model, CausalModel):
+        start = start_token(model.tokenizer, model.vocab_size, model.mask_id)
+        values = exact_rule(model, start, study.batch_size).scores(ids).nats / length
+    elif has_bound(sampler := sampler_of(study.sampler)):
+        steps, size = row.setting.steps, study.batch_size
+        bound = few_step_bound(model, ids, steps, sampler, study.seed, batch_size=size)
+        values = torch.tensor(bound.samples)
+    else:
+        return measured
+    measures = {**row.measures, BOUND: mean(values.numpy(), UNITS[BOUND])}
+    samples = {**row.samples, BOUND: values.tolist()}
+    return replace(measured, row=replace(row, measures=measures, samples=samples))
 
 
 def _with_seconds(

@@ -184,7 +184,7 @@ def ablation_recipes(base: Recipe) -> dict[str, Recipe]:
 
 
 def grid_recipes(base: Recipe) -> dict[str, Recipe]:
-    """All combinations of direction, revealed term, coupling and temperatures; masked blocks."""
+    """All combinations of direction, revealed term, coupling and temperatures; spread masks."""
     objective = consistency(base)
     schedules = {
         "paper's tau": objective.temperatures,
@@ -197,8 +197,7 @@ def grid_recipes(base: Recipe) -> dict[str, Recipe]:
         title = f"{direction} {revealed.replace('_', ' ')} {coupling} {name}"
         changed = replace(objective, direction=direction, revealed=revealed, coupling=coupling)
         factors[title] = replace(changed, temperatures=tau)
-    for structure in ("block:8:0.9", "block:8:1", "span:8"):
-        factors[structure.replace(":", " ")] = replace(objective, structure=structure)
+    factors["spread"] = replace(objective, order="spread")
     return {name: replace(base, objective=factor) for name, factor in factors.items()}
 
 

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from unmask.diffusion.correlated_masking import Structure
+from unmask.diffusion.levels import LevelOrder, random_order
 from unmask.diffusion.processes import Process
 from unmask.diffusion.row_losses import scatter_rows
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
@@ -102,7 +102,7 @@ class Consistency:
         reduction: "tokens": the mean over all B L tokens, as in Duo's DCD. "masked": the mean over
             the noised tokens of z_t. The paper does not specify the reduction
         revealed_weight: factor of the tokens that are visible to the teacher only; 1 in Eq. 14
-        structure: the correlation of u within a text; None: independent
+        order: the joint law of the levels u within a text
     """
 
     process: Process
@@ -114,7 +114,7 @@ class Consistency:
     coupling: Coupling = "locked"
     reduction: Reduction = "tokens"
     revealed_weight: float = 1.0
-    structure: Structure | None = None
+    order: LevelOrder = random_order
 
     networks = no_networks
     frozen = teacher_network
@@ -163,7 +163,7 @@ class Consistency:
         return Loss(per_token, weight, metrics)
 
     def _path(self, x0: Tokens, generator: torch.Generator | None) -> Trajectory:
-        return trajectory(self.process, x0, generator, self.structure)
+        return trajectory(self.process, x0, generator, self.order)
 
     def _metrics(
         self, per_token: Tensor, revealed: Tensor, weight: Tensor, step: int

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unmask.diffusion.levels import LevelOrder, random_order
 from unmask.diffusion.processes import Process
 from unmask.diffusion.schedules import NoiseSchedule
 from unmask.diffusion.trajectory import trajectory
@@ -25,11 +26,14 @@ class Nelbo:
         schedule: maps t to the share of text left
         t_min: the smallest t. MDLM's `sampling_eps` is 1e-3, which bounds the weight 1 / t of the
             log-linear schedule by 1000
+        order: the joint law of the levels within a text. The loss is a bound for independent levels
+            only
     """
 
     process: Process
     schedule: NoiseSchedule
     t_min: float = 1e-3
+    order: LevelOrder = random_order
 
     networks = frozen = no_networks
     turn = student_turn
@@ -40,6 +44,6 @@ class Nelbo:
     ) -> Loss:
         t = self.t_min + (1 - self.t_min) * stratified(len(x0), generator, x0.device)
         alpha_t = self.schedule.alpha(t)
-        z_t = trajectory(self.process, x0, generator).at(alpha_t)
+        z_t = trajectory(self.process, x0, generator, self.order).at(alpha_t)
         nelbo = self.process.nelbo(network(z_t, alpha_t), x0, z_t, alpha_t, self.schedule.dalpha(t))
         return Loss(nelbo, torch.ones_like(nelbo))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unmask.data.tokenizers import Tokenizer, start_token
-from unmask.diffusion.correlated_masking import parse_structure
+from unmask.diffusion.levels import LEVEL_ORDERS
 from unmask.diffusion.processes import MaskedProcess, Process, UniformProcess, noise_process
 from unmask.diffusion.schedules import GaussianArgmax, NoiseSchedule
 from unmask.limits import check_range
@@ -26,6 +26,8 @@ from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds, check_rounds
 from unmask.objectives.sdtt import Distance, Sdtt, TimeGrid
 from unmask.recipes.traits import Noise, Student, Traits
 
+Order = Literal["random", "spread"]  # the names of LEVEL_ORDERS
+
 
 @dataclass(frozen=True)
 class NelboSettings:
@@ -38,6 +40,8 @@ class NelboSettings:
             its MASK are kept; row length and dropout are the recipe's. Empty: random weights
         deeper: depth multiplier. After each block of `init`, deeper - 1 new blocks are inserted
             that start as the identity
+        order: tokens of a row become noise independently (random), or those that are far apart
+            become noise together (spread). The loss is a bound for random only
     """
 
     kind: Literal["nelbo"] = "nelbo"
@@ -45,6 +49,7 @@ class NelboSettings:
     t_min: float = 1e-3
     init: str = ""
     deeper: int = 1
+    order: Order = "random"
 
     def __post_init__(self) -> None:
         _check_t_min(self.t_min)
@@ -58,7 +63,7 @@ class NelboSettings:
     def build(
         self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
     ) -> Objective:
-        return Nelbo(process_of(student), schedule, self.t_min)
+        return Nelbo(process_of(student), schedule, self.t_min, LEVEL_ORDERS[self.order])
 
 
 @dataclass(frozen=True)
@@ -140,8 +145,8 @@ class ConsistencySettings:
         revealed_weight: weight of the loss `revealed`; the divergence has weight 1
         coupling: locked: student and teacher read one trajectory (Theorem 3.3); independent: each
             has its own noise
-        structure: tokens that are noised together: block:SIZE:CORRELATION, span:LENGTH,
-            hierarchy:SIZES:SHARES; empty: tokens are independent
+        order: tokens of a row become noise independently (random), or those that are far apart
+            become noise together (spread)
         reduction: divide the loss by the number of all tokens, or of the masked tokens
         gamma: range of gamma of Duo's Gaussian path to train on; None: the teacher's schedule
     """
@@ -156,12 +161,11 @@ class ConsistencySettings:
     revealed: Revealed = "cross_entropy"
     revealed_weight: float = 1.0
     coupling: Coupling = "locked"
-    structure: str = ""
+    order: Order = "random"
     reduction: Reduction = "tokens"
     gamma: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        parse_structure(self.structure)  # raises for a wrong name
         self.rounds()  # raises for values out of range
         weight = self.revealed_weight
         check_range("revealed_weight", weight, 0 <= weight < math.inf, "a finite weight >= 0")
@@ -207,7 +211,7 @@ class ConsistencySettings:
             coupling=self.coupling,
             reduction=self.reduction,
             revealed_weight=self.revealed_weight,
-            structure=parse_structure(self.structure),
+            order=LEVEL_ORDERS[self.order],
         )
 
 

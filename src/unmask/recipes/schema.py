@@ -207,7 +207,9 @@ def recipe_of(run: Path, objective: ObjectiveSettings | None = None) -> Recipe:
 def recipe_from_json(
     content: Any, where: str = "recipe", objective: ObjectiveSettings | None = None
 ) -> Recipe:
-    """The recipe of a JSON value, also with the old name `faithful` of `objective.time_grid`.
+    """The recipe of a JSON value. Two old forms of the objective are read.
+
+    `faithful` of SDTT is `time_grid`. An empty `structure` of MCD is independent levels.
 
     Args:
         content: the JSON value.
@@ -220,6 +222,8 @@ def recipe_from_json(
     match content:
         case {"objective": {"kind": "sdtt", "faithful": grid, **rest}}:
             content = {**content, "objective": {"kind": "sdtt", **rest, "time_grid": grid}}
+        case {"objective": {"kind": "consistency", "structure": "" | "none", **rest}}:
+            content = {**content, "objective": {"kind": "consistency", **rest}}
         case {"objective": {"kind": kind, **rest}, **others} if (
             objective is not None and kind == objective.kind
         ):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -165,6 +165,9 @@ def entropy_bound(nats: float) -> CountRule:
         )
     return CountRule(ENTROPY, _nearly_independent, nats)
 
+
+GridCount = Literal["grid", "equal"]
+Count: TypeAlias = GridCount | CountRule
 
 COUNTS: Mapping[str, Callable[[float], CountRule]] = MappingProxyType(
     {"threshold": threshold, "bound": entropy_bound}

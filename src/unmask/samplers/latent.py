@@ -12,16 +12,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from unmask.diffusion.correlated_masking import Structure, gaussian_copula
 from unmask.limits import INT64, seed_number, whole
 from unmask.rng import address, uniform
 
 # int64 tensors (samples, columns) that broadcast, as `nonzero(as_tuple=True)` of [n, L] gives them
 Positions: TypeAlias = tuple[Tensor, Tensor]
 
-_LEVEL, _KEY, _SHARED = 0, 1, 2  # the streams of a sample
-# Occasions of draws outside the steps. No step has such an index.
-INITIAL_NOISE, ORDER = 2**62, 2**62 + 1
+_LEVEL, _KEY = 0, 1  # the streams of a sample
+INITIAL_NOISE = 2**62  # the occasion of the noise before the first step; no step has this index
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,10 @@ def draw_latent(
     seed: int,
     first: int = 0,
     device: torch.device | str = "cpu",
-    structure: Structure | None = None,
 ) -> Latent:
     """Draw the latents of samples first, ..., first + n - 1 of a seed.
 
-    Row r is a function of (seed, first + r) alone. A structure changes u, but not the Gumbel noise.
-    A structure without correlation gives the independent u, to rounding.
+    Row r is a function of (seed, first + r) alone.
 
     Args:
         n: Number of samples.
@@ -80,7 +76,6 @@ def draw_latent(
         seed: A 64-bit number.
         first: Number of the first sample.
         device: Device of the tensors.
-        structure: Correlation of the levels u of a text; None: independent levels.
 
     Raises:
         ValueError: seed or first is out of range.
@@ -89,17 +84,7 @@ def draw_latent(
     check_first(first, n)
     sample = torch.arange(first, first + n, device=device)
     position = torch.arange(length, device=device)
-    own = address(seed, sample[:, None], _LEVEL, position)
-    if structure is None:
-        u = uniform(own)
-    else:
-        shared = [
-            address(seed, sample[:, None], _SHARED, k, position)
-            for k in range(1, structure.sources)
-        ]
-        # On the CPU, because other devices may round Phi and its inverse in another way.
-        normals = torch.special.ndtri(uniform(torch.stack([own, *shared]).cpu()))
-        u = gaussian_copula(structure, normals).to(device)
+    u = uniform(address(seed, sample[:, None], _LEVEL, position))
     return Latent(u, address(seed, sample, _KEY))
 
 

@@ -7,19 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
-from unmask.diffusion.correlated_masking import Structure, parse_structure
 from unmask.diffusion.processes import Process
 from unmask.limits import MOST_STEPS, seed_number, whole
 from unmask.samplers.categorical import DRAWS, Draw, SamplingFilters
-from unmask.samplers.counts import COUNTS, GRIDS, CountRule, Grid, entropy_bound
+from unmask.samplers.counts import COUNTS, GRIDS, Count, Grid, GridCount, entropy_bound
 from unmask.samplers.inputs import Prompt
 from unmask.samplers.latent import check_first
-from unmask.samplers.orders import ENTROPY, ORDERS, RANDOM
+from unmask.samplers.orders import ENTROPY, ORDERS
 from unmask.samplers.remasking import (
     ancestral,
     greedy_tail,
@@ -47,7 +46,7 @@ FAMILIES: Mapping[str, Callable[[float], Sampler]] = MappingProxyType(
     }
 )
 _PARTS = "order=ORDER,blocks=SIZE,count=COUNT"
-_COUNT_FORMS = ["grid", "threshold:PROBABILITY", "bound:NATS"]
+_COUNT_FORMS = [*get_args(GridCount), "threshold:PROBABILITY", "bound:NATS"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class SampleOptions:
     draw: str | Draw = "gumbel_max"
     first: int = 0
     batch_size: int | None = None
-    structure: str | Structure | None = None
+    order: str | None = None
     cache: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,19 +88,17 @@ class SampleOptions:
                 whole(name, value, meaning)
         check_first(self.first, self.n)
         # Each value is made once here, so that a wrong name or number fails before any sampling.
-        _ = self.filters, self.structure_value, self.grid_value, self.draw_value
-        if self.sampler is not None:
-            sampler_of(self.sampler)
+        _ = self.filters, self.grid_value, self.draw_value
+        if self.sampler is not None and self.order is not None:
+            raise ValueError(
+                f"order contradicts sampler: got order={self.order!r} and "
+                f"sampler={self.sampler!r}; leave one of them out"
+            )
+        _ = self.sampler_value(None)
 
     @property
     def filters(self) -> SamplingFilters:
         return SamplingFilters(self.temperature, self.top_p, self.top_k)
-
-    @property
-    def structure_value(self) -> Structure | None:
-        return (
-            parse_structure(self.structure) if isinstance(self.structure, str) else self.structure
-        )
 
     @property
     def grid_value(self) -> Grid:
@@ -111,21 +108,19 @@ class SampleOptions:
     def draw_value(self) -> Draw:
         return named("draw", self.draw, DRAWS)
 
-    def sampler_value(self, process: Process) -> Sampler:
-        """The sampler for a process; ValueError if `structure` has no effect on it."""
-        is_masked = process.mask_id is not None
-        default = reveal if is_masked else ancestral
-        sampler = default if self.sampler is None else sampler_of(self.sampler)
-        random = isinstance(sampler, Unmasking) and sampler.order == RANDOM
-        if not (is_masked and (random or sampler == greedy_tail)):
-            name = repr(self.sampler) if isinstance(self.sampler, str) else "this sampler"
-            self._check_structure(f"the sampler is {name}")
-        return sampler
+    def sampler_value(self, process: Process | None) -> Sampler:
+        """The sampler, by default that of a process."""
+        if self.sampler is not None:
+            return sampler_of(self.sampler)
+        if self.order is not None:
+            return sampler_of(f"order={self.order}")
+        return ancestral if process is not None and process.mask_id is None else reveal
 
     def check_autoregressive(self) -> None:
         """Raise ValueError for options that have no effect on an autoregressive model."""
         for name, value, reason in (
             ("sampler", self.sampler, "which writes from left to right"),
+            ("order", self.order, "which writes from left to right"),
             ("grid", None if self.grid == "uniform" else self.grid, "which has no noise levels"),
             ("cache", self.cache, "which always keeps keys and values"),
         ):
@@ -134,14 +129,6 @@ class SampleOptions:
                     f"{name} has no effect on an autoregressive model, {reason}: got {value!r}; "
                     "leave it out"
                 )
-        self._check_structure("the model is autoregressive")
-
-    def _check_structure(self, fault: str) -> None:
-        if self.structure_value is not None:
-            raise ValueError(
-                f"structure has no effect: got {self.structure_value}, and {fault}; leave "
-                "structure out, or use the sampler 'reveal' of masked diffusion"
-            )
 
 
 def sampler_of(choice: str | Sampler) -> Sampler:
@@ -149,7 +136,7 @@ def sampler_of(choice: str | Sampler) -> Sampler:
 
     The text is a name such as "reveal", a family with a number such as "psi:0.5", or an order with
     a count: "order=ORDER,blocks=SIZE,count=COUNT". Any of these three parts can be missing. ORDER
-    is random (default), spread, confidence, entropy or margin. COUNT is grid (default),
+    is random (default), spread, confidence, entropy or margin. COUNT is grid (default), equal,
     threshold:PROBABILITY or bound:NATS.
 
     >>> sampler_of("order=random,count=grid") == sampler_of("reveal")
@@ -201,17 +188,18 @@ def _unmasking(text: str) -> Unmasking:
                 raise ValueError(f"the part {key!r} comes twice")
             parts[key] = value
         order = named("order", parts.get("order", "random"), ORDERS)
-        count = _count_rule(parts.get("count", "grid"))
+        count = _count(parts.get("count", "grid"))
         blocks = _block_size(_number(parts["blocks"])) if "blocks" in parts else None
     except ValueError as error:
         raise ValueError(f"sampler is not valid: got {text!r}, want {_PARTS}; {error}") from None
     return Unmasking(order, count, blocks)
 
 
-def _count_rule(text: str) -> CountRule | None:
+def _count(text: str) -> Count:
     name, _, number = text.partition(":")
-    if text == "grid":
-        return None
+    for grid in get_args(GridCount):
+        if text == grid:
+            return cast(GridCount, grid)
     if name not in COUNTS:
         raise _unknown("count", text, _COUNT_FORMS)
     return COUNTS[name](_number(number))

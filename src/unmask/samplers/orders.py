@@ -1,7 +1,7 @@
 """Orders of unmasking: the sequence in which the MASKs of a text become visible.
 
-A `LevelOrder` follows from the latent: it gives every position a level in (0, 1), before the first
-network call. A `Statistic` of the predictions orders the MASKs at each step. Both combine with
+A `LevelOrder` gives every position a level before the first network call, and the lowest level
+comes first. A `Statistic` of the predictions orders the MASKs at each step. Both combine with
 blocks from left to right, and with every count of `samplers.counts`.
 """
 
@@ -15,30 +15,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from unmask.rng import address, uniform
+from unmask.diffusion.levels import LEVEL_ORDERS, LevelOrder
 from unmask.samplers.categorical import iter_blocks
-from unmask.samplers.latent import ORDER, Latent
-
-
-@dataclass(frozen=True)
-class LevelOrder:
-    """An order that follows from the latent: the position with the lowest level comes first.
-
-    Attributes:
-        levels: Maps the latent to levels, float64 [n, L] in (0, 1).
-        even: Replace the levels of the F free positions of a sample by (rank + 1/2) / F. Equal
-            intervals of alpha then unmask equally many tokens, to rounding.
-    """
-
-    levels: Callable[[Latent], Tensor]
-    even: bool = False
-
-    def of(self, latent: Latent, free: Tensor, blocks: int | None = None) -> Tensor:
-        """The levels [n, L] of the free positions [n, L]. Other positions hold no valid level."""
-        levels = self.levels(latent)
-        if blocks is not None:
-            levels = _in_blocks(levels, free, blocks)
-        return _even(levels, free) if self.even else levels
 
 
 @dataclass(frozen=True)
@@ -54,24 +32,6 @@ class Statistic:
     reads_token: bool = False
 
 
-def spread_levels(latent: Latent) -> Tensor:
-    """The levels of bit-reversed positions after a random shift: one step's tokens lie far apart.
-
-    key_i = reverse_B((i + s) mod 2^B) with B = ceil(log2 L), and s uniform on 0, ..., 2^B - 1 for
-    each sample. The level is (key + 1/2) / 2^B. This is the van der Corput sequence. Close
-    relatives: Halton scheduler (arXiv 2503.17076), dilated unmasking (arXiv 2506.19037).
-    """
-    length = latent.u.shape[1]
-    bits = (length - 1).bit_length()
-    shift = (uniform(address(latent.key, ORDER)) * 2**bits).long()
-    place = (torch.arange(length, device=shift.device) + shift[:, None]) % 2**bits
-    key = torch.zeros_like(place)
-    for bit in range(bits):
-        key += (place >> bit & 1) << (bits - 1 - bit)
-    level: Tensor = (key + 0.5).double() / 2**bits
-    return level
-
-
 def _negative_log_p(log_p: Tensor, token: Tensor) -> Tensor:
     return -log_p.gather(-1, token[:, None]).squeeze(-1).double()
 
@@ -85,9 +45,6 @@ def _negative_margin(log_p: Tensor, token: Tensor) -> Tensor:
     return second - best
 
 
-# Independent levels: the order of MDLM's ancestral sampler.
-RANDOM = LevelOrder(lambda latent: latent.u)
-SPREAD = LevelOrder(spread_levels, even=True)
 # -log p of the drawn token, nats: MaskGIT (arXiv 2202.04200), LLaDA (arXiv 2502.09992).
 CONFIDENCE = Statistic(_negative_log_p, reads_token=True)
 # Entropy of p(x0_i | z), nats: EB-sampler (arXiv 2505.24857).
@@ -96,13 +53,7 @@ ENTROPY = Statistic(_entropy)
 MARGIN = Statistic(_negative_margin)
 
 ORDERS: Mapping[str, LevelOrder | Statistic] = MappingProxyType(
-    {
-        "random": RANDOM,
-        "spread": SPREAD,
-        "confidence": CONFIDENCE,
-        "entropy": ENTROPY,
-        "margin": MARGIN,
-    }
+    {**LEVEL_ORDERS, "confidence": CONFIDENCE, "entropy": ENTROPY, "margin": MARGIN}
 )
 
 
@@ -129,7 +80,7 @@ def in_steps(values: Tensor) -> Tensor:
     return (values * 2**10).round()
 
 
-def _in_blocks(levels: Tensor, free: Tensor, size: int) -> Tensor:
+def in_blocks(levels: Tensor, free: Tensor, size: int) -> Tensor:
     """Levels that unmask blocks of `size` free tokens from left to right.
 
     A position has i of the F free tokens before it. Its block has first = size floor(i / size) of
@@ -141,8 +92,12 @@ def _in_blocks(levels: Tensor, free: Tensor, size: int) -> Tensor:
     return (first + (count - first).clamp(max=size) * levels) / count.clamp(min=1)
 
 
-def _even(levels: Tensor, free: Tensor) -> Tensor:
-    """Levels (rank + 1/2) / F of the F free positions, in the same order."""
+def equal_levels(levels: Tensor, free: Tensor) -> Tensor:
+    """Levels (rank + 1/2) / F of the F free positions, in the same order.
+
+    Below a level a lie F a of them, rounded, halves up.
+    """
     rank = levels.masked_fill(~free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    even: Tensor = (rank + 0.5).double() / free.sum(1, keepdim=True).clamp(min=1)
-    return even
+    count = free.sum(1, keepdim=True).clamp(min=1)
+    equal: Tensor = (rank.double() + 0.5 - 1e-9) / count  # the 1e-9 rounds halves up
+    return equal

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from unmask.data.tokenizers import start_token
-from unmask.diffusion.correlated_masking import Structure
 from unmask.models.denoiser import for_inference
 from unmask.samplers.autoregressive import autoregress
 from unmask.samplers.cached_forward import (
@@ -82,7 +81,7 @@ def sample(
     draw: str | Draw = "gumbel_max",
     first: int = 0,
     batch_size: int | None = None,
-    structure: str | Structure | None = None,
+    order: str | None = None,
     cache: int | None = None,
 ) -> Samples:
     """Draw n texts of `length` tokens in `steps` steps.
@@ -112,8 +111,9 @@ def sample(
         draw: "gumbel_max", "inverse_cdf", "gumbel_max_float32", or a `Draw`.
         first: Number of the first sample.
         batch_size: Samples in a network call; None: all. With 1, no bit of a sample depends on n.
-        structure: Tokens that "reveal" unmasks together: "block:8:0.9", "span:16",
-            "hierarchy:64,16:0.5,0.3", or a `Structure`; None: independent levels.
+        order: The order of unmasking, in place of a sampler: "random", "spread", "confidence",
+            "entropy" or "margin". It is short for sampler="order=ORDER", and takes blocks and a
+            count too: "spread,count=equal".
         cache: Steps from one full forward pass to the next, with cached windows in between
             (`samplers.cached_forward`): faster, approximate. None or 1: every pass is a full one.
 
@@ -122,7 +122,7 @@ def sample(
     """
     options = SampleOptions(
         n, length, steps, seed, temperature, top_p, prompt, pinned, device, top_k, sampler, grid,
-        draw, first, batch_size, structure, cache,
+        draw, first, batch_size, order, cache,
     )  # fmt: skip
     return sample_with(model, options)
 
@@ -294,7 +294,7 @@ def _log_probs(
 def _runner(model: TextModel, options: SampleOptions) -> Run:
     """Make the function that runs one batch. Values common to all batches are computed here."""
     check_device(network_of(model), options.device)
-    seed, device, structure = options.seed, options.device, options.structure_value
+    seed, device = options.seed, options.device
     filters, draw = options.filters, options.draw_value
     if isinstance(model, AutoregressiveModel):
         options.check_autoregressive()
@@ -311,7 +311,7 @@ def _runner(model: TextModel, options: SampleOptions) -> Run:
     denoiser = for_inference(model.denoiser)
 
     def unmask(pins: Tensor, first: int) -> Iterator[Frame]:
-        latent = draw_latent(len(pins), pins.shape[1], seed, first, device, structure)
+        latent = draw_latent(len(pins), pins.shape[1], seed, first, device)
         problem = SamplingProblem(process, pins, latent, alphas, filters, draw)
         for frame in denoise(denoiser, problem, sampler, options.cache):
             yield frame

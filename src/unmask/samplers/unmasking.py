@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from unmask.limits import whole
-from unmask.samplers.counts import CountRule, visible_counts
+from unmask.diffusion.levels import LevelOrder, random_order
+from unmask.limits import check_choice, whole
+from unmask.samplers.counts import Count, CountRule, GridCount, visible_counts
 from unmask.samplers.orders import (
     CONFIDENCE,
-    RANDOM,
-    LevelOrder,
     Statistic,
     block_starts,
+    equal_levels,
+    in_blocks,
     in_steps,
     rank_order,
 )
@@ -27,16 +29,18 @@ from unmask.types import Tokens
 class Unmasking:
     """A sampler of masked diffusion: an order of the MASKs, and a count of the MASKs of a step.
 
-    With a `LevelOrder` and the grid, all positions of all steps are known before the first call. A
+    With a `LevelOrder` and a grid, all positions of all steps are known before the first call. A
     token is then drawn from one prediction. A token of level u is unmasked at the step whose alphas
-    contain alpha_0 + (1 - alpha_0) u. In the order RANDOM this is MDLM's ancestral sampler in law.
+    contain alpha_0 + (1 - alpha_0) u. In random order this is MDLM's ancestral sampler in law.
     The same latent gives coupled texts at different numbers of steps.
 
     With a `Statistic`, a step draws a token at every MASK that it can reach, and keeps the first
     ones in the order. Ties (`orders.in_steps`) go to the earlier column. The statistic is computed
-    from p(x0) at the temperature, before top-k and top-p. By the grid, F (alpha_k - alpha_0) / (1 -
-    alpha_0) of F free tokens are visible after k steps, rounded, halves up. A step that fills a
-    block continues in the next block.
+    from p(x0) at the temperature, before top-k and top-p. A step that fills a block continues in
+    the next block.
+
+    With the count "equal", and with a `Statistic` and the grid, F (alpha_k - alpha_0) / (1 -
+    alpha_0) of F free tokens are visible after k steps, rounded, halves up.
 
     With a `CountRule`, a step unmasks at least one token of each sample, and no token outside the
     current block. The number of steps is at most the number of free tokens. The network's alpha is
@@ -49,17 +53,20 @@ class Unmasking:
 
     Attributes:
         order: A `LevelOrder` of the latent, or a `Statistic` of the predictions.
-        count: None: the number of MASKs that the grid gives. A `CountRule`: the number that the
-            predictions allow, whatever the grid.
+        count: "grid": the tokens whose levels the step reaches. "equal": equal counts on a grid of
+            equal intervals. A `CountRule`: the number that the predictions allow, whatever the
+            grid.
         blocks: Free tokens of a block. Blocks come from left to right, and the order acts inside a
             block. None: one block.
     """
 
-    order: LevelOrder | Statistic = RANDOM
-    count: CountRule | None = None
+    order: LevelOrder | Statistic = random_order
+    count: Count = "grid"
     blocks: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.count, CountRule):
+            check_choice("count", self.count, get_args(GridCount))
         if self.blocks is not None:
             whole("blocks", self.blocks, "the free tokens of a block")
 
@@ -70,19 +77,29 @@ class Unmasking:
                 "MASKs; use sampler='ancestral'"
             )
         free, order, count = problem.free, self.order, self.count
-        key = (
-            order.of(problem.latent, free, self.blocks) if isinstance(order, LevelOrder) else order
-        )
-        if count is None and isinstance(key, Tensor):
+        key = order if isinstance(order, Statistic) else self.levels(problem.latent.u, free)
+        if isinstance(key, Tensor) and not isinstance(count, CountRule):
             schedule = unmasking_schedule(key, problem.alphas, free)
             return [RevealStep.of(problem, positions) for positions in schedule]
-        starts = block_starts(free, self.blocks)
         counts: Sequence[Tensor | CountRule] = (
-            visible_counts(problem.alphas, free)
-            if count is None
-            else [count] * int(free.sum(1).max())
+            [count] * int(free.sum(1).max())
+            if isinstance(count, CountRule)
+            else visible_counts(problem.alphas, free)
         )
+        starts = block_starts(free, self.blocks)
         return [PrefixStep(problem, k, key, part, starts) for k, part in enumerate(counts)]
+
+    def levels(self, u: Tensor, free: Tensor) -> Tensor:
+        """The levels of the free positions in a `LevelOrder`, float64 [n, L].
+
+        Other positions hold no valid level. ValueError for a `Statistic`.
+        """
+        if isinstance(self.order, Statistic):
+            raise ValueError("order has no levels before the first call: got a Statistic")
+        levels = self.order(u)
+        if self.blocks is not None:
+            levels = in_blocks(levels, free, self.blocks)
+        return equal_levels(levels, free) if self.count == "equal" else levels
 
 
 reveal = Unmasking()

@@ -57,7 +57,7 @@ class Arguments:
         scale: size of the runs. ablation: tiny is the demo's teacher on two cores; small is the
             teacher of the study. Tables: tiny needs two cores; small needs a GPU for an hour; paper
             is OpenWebText and the public checkpoints on GPUs
-        full: run the ablation as a grid of all its factors, with structured couplings
+        full: run the ablation as a grid of all its factors, with masks in spread order
         jobs: processes that share the runs, each with an equal part of the cores; None: one for
             each core, and 1 for study and methods
         dry_run: print the trainings, rows and published values of a table, then stop

@@ -15,12 +15,13 @@ step as if they were independent. Three numbers compare sampled texts x ~ q with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from unmask.diffusion.levels import random_order, spread_order
 from unmask.evaluation.measure import Measure, mean
 from unmask.evaluation.metrics import entropy
 from unmask.experiments.exact.duality_checks import ROUNDING, Check
@@ -28,9 +29,7 @@ from unmask.experiments.exact.oracle import ExactModel
 from unmask.experiments.exact.synthetic_sources import SyntheticSource
 from unmask.limits import check_range
 from unmask.rng import generator
-from unmask.samplers.latent import Latent
 from unmask.samplers.options import SampleOptions
-from unmask.samplers.orders import LevelOrder
 from unmask.samplers.sample import watch
 from unmask.samplers.steps import Sampler
 from unmask.samplers.unmasking import Unmasking, confidence, reveal
@@ -45,34 +44,13 @@ _DEVIATIONS = 6
 _HALVINGS = 16
 
 
-def equal_counts(key: Callable[[Latent], Tensor]) -> Sampler:
-    """A sampler that unmasks equally many tokens in each step, in increasing order of a key [n, L].
-
-    Of L tokens, L k / N are visible after step k, rounded, halves up. So the sampler makes N calls,
-    as `confidence` does. At N = L each call draws one token, so that q = p. In contrast, `reveal`
-    draws the number of tokens of a step, which may be 0. At N = L it makes about 0.64 L calls and
-    is not exact. Given tokens count too, so the steps are equal only without a prompt.
-    """
-
-    def levels(latent: Latent) -> Tensor:
-        rank = key(latent).argsort(1).argsort(1)
-        return (rank.double() + 0.5 - 1e-9) / rank.shape[1]  # the 1e-9 rounds halves up
-
-    return Unmasking(LevelOrder(levels))
-
-
-def _bit_reversed(latent: Latent) -> Tensor:
-    """The bit-reversed positions as keys [n, L]."""
-    length = latent.u.shape[1]
-    bits = (length - 1).bit_length()
-    keys = [int(f"{position:0{bits}b}"[::-1], 2) for position in range(length)]
-    return torch.tensor(keys).expand(latent.u.shape)
-
-
-even = equal_counts(lambda latent: latent.u)  # in random order
+# Equal counts: L k / N of L tokens are visible after step k. So these samplers make N calls, as
+# `confidence` does. At N = L each call draws one token, so that q = p. In contrast, `reveal` draws
+# the number of tokens of a step, which may be 0. At N = L it makes about 0.64 L calls, and q != p.
+even = Unmasking(random_order, "equal")
 # The tokens of a step are far apart. In a Markov chain, where neighbours depend most on each other,
 # this shows how much an order can gain.
-spread = equal_counts(_bit_reversed)
+spread = Unmasking(spread_order, "equal")
 
 
 @dataclass(frozen=True)
