@@ -23,7 +23,6 @@ from unmask.data.corpora import library_files
 from unmask.experiments import package_corpora
 from unmask.models.model import load
 from unmask.recipes.catalog import RECIPES
-from unmask.recipes.objective_settings import DistillationSettings
 from unmask.training import Update
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -237,7 +236,7 @@ def dry(capsys, verb, name, *more):
 def test_every_recipe_has_its_dry_run(capsys, recipe):
     """Nothing is read but a tokenizer that is at hand: no teacher, no corpus, no hub."""
     plan = recipe()
-    verb = "distill" if isinstance(plan.objective, DistillationSettings) else "train"
+    verb = plan.traits.verb
     printed = dry(capsys, verb, plan.name)
     assert (
         printed["recipe"]["name"] == plan.name

@@ -16,29 +16,11 @@ from unmask.models.model import CausalModel, Model
 from unmask.recipes.catalog import RECIPES, recipe
 from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
-    ConsistencySettings,
-    CurriculumSettings,
-    NelboSettings,
-    SdttSettings,
 )
 from unmask.recipes.run import run
 from unmask.recipes.schema import Recipe
-from unmask.recipes.traits import ObjectiveSettings
 
 NAMES = [function().name for function in RECIPES]
-
-
-def kind(objective: ObjectiveSettings) -> str:
-    """What noise a recipe trains against."""
-    match objective:
-        case AutoregressiveSettings():
-            return "next token"
-        case CurriculumSettings():
-            return "uniform"
-        case NelboSettings(process=noise) | ConsistencySettings(process=noise):
-            return noise
-        case SdttSettings():
-            return "masked"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,8 +28,8 @@ def test_each_recipe_trains_two_steps_and_its_model_draws_text(
     name: str, text: Path, masked: Path, uniform: Path, causal: Path, tmp_path: Path
 ) -> None:
     plan = recipe(name)
-    models = {"masked": masked, "uniform": uniform, "next token": causal}
-    start = models[kind(plan.objective)] if plan.traits.start else None
+    models = {"masked": masked, "uniform": uniform, None: causal}
+    start = models[plan.traits.noise] if plan.traits.start else None
     small = shrink(
         plan,
         text,
@@ -77,8 +59,8 @@ def test_each_recipe_trains_two_steps_and_its_model_draws_text(
     processes = {"masked": MaskedProcess, "uniform": UniformProcess}
     for model in models:
         if isinstance(model, Model):
-            assert type(model.process) is processes[kind(small.objective)]
-            assert model.denoiser.sees_alpha == (kind(small.objective) == "uniform")
+            assert type(model.process) is processes[small.traits.noise]
+            assert model.denoiser.sees_alpha == (small.traits.noise == "uniform")
         assert not model.network.training and model.tokenizer is not None
         assert model.vocab_size == model.tokenizer.vocab_size == VOCABULARY
     drawn = [unmask.sample(models[0], n=2, length=8, steps=3, seed=1) for _ in range(2)]

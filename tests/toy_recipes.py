@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from unmask.recipes.objective_settings import CurriculumSettings, SdttSettings
+from unmask.recipes.objective_settings import CurriculumSettings, MomentsSettings, SdttSettings
 from unmask.recipes.schema import Recipe
 
 LENGTH, VOCABULARY = 16, 262
@@ -42,6 +42,8 @@ def shrink(
     if isinstance(objective, SdttSettings):
         # In a small step of a short row no token would be revealed.
         objective = replace(objective, delta0=1 / 8, count=2)
+    if isinstance(objective, MomentsSettings):
+        objective = replace(objective, critic_start=0)  # the second step trains the student
     if traits.start or traits.distils:
         objective = replace(objective, **{traits.start_field: str(start)})
     if traits.round_steps is not None:

@@ -51,17 +51,8 @@ def cross_entropy(
         [N] nats, times the weight.
     """
     index = prediction.rows(where)
-    target = x0.flatten()[index]
-
-    def block_loss(log_p: Tensor, rows: Rows) -> ValueAndGradient:
-        token = target[rows, None]
-        minus_one = torch.full_like(token, -1, dtype=log_p.dtype)
-        value = -log_p.gather(-1, token).squeeze(-1)
-        # p - 1[target]
-        return value, lambda: log_p.exp_().scatter_add_(-1, token, minus_one)
-
     row_weight = None if weight is None else weight[index // x0.shape[1]]
-    return compute_row_loss(prediction, lambda chunk: block_loss, index, row_weight)
+    return _token_nats(prediction, x0.flatten()[index], index, row_weight)
 
 
 def forward_kl(
@@ -99,6 +90,76 @@ def squared_error(
 ) -> Tensor:
     """The squared error sum (p - q)^2 at the N positions of `where` -> [N], in [0, 2]."""
     return _divergence(_squared_error, student, teacher, where, temperature)
+
+
+def expected_log_ratio(
+    prediction: Prediction, above: Prediction, below: Prediction, where: Tensor
+) -> Tensor:
+    """sum_v p(v) [log a(v) - log b(v)] at the N positions of `where` -> [N] nats.
+
+    Only p has a gradient. a (`above`) and b (`below`) are constants, of equal vocabularies. For
+    a = p the value is KL(p || b), but its gradient is that of the expectation alone.
+    """
+    index = prediction.rows(where)
+
+    def chunk_loss(chunk: Rows) -> BlockLoss:
+        tables = above.logits(index[chunk]), below.logits(index[chunk])
+
+        def block_loss(log_p: Tensor, rows: Rows) -> ValueAndGradient:
+            part = within(chunk, rows)
+            log_a = above.normalise_(tables[0][part], index[rows])
+            ratio = log_a.sub_(below.normalise_(tables[1][part], index[rows]))
+            p = log_p.exp_()
+            return (p * ratio).sum(-1), lambda: softmax_backward(p, ratio)
+
+        return block_loss
+
+    return compute_row_loss(prediction, chunk_loss, index)
+
+
+def leave_one_out(
+    prediction: Prediction, above: Prediction, below: Prediction, where: Tensor, tokens: Tensor
+) -> Tensor:
+    """REINFORCE with a leave-one-out baseline for `expected_log_ratio`: [N] nats.
+
+        r_k = log a(v_k) - log b(v_k)        for K tokens v_k ~ p of a position
+        gradient = 1/K sum_k (r_k - mean_{j != k} r_j) grad log p(v_k)
+
+    Its mean over the tokens is the gradient of `expected_log_ratio`. The value is the mean of r_k.
+    Source: Kool, van Hoof, Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free".
+
+    Args:
+        prediction: p, with a gradient.
+        above: a.
+        below: b.
+        where: bool [B, L], or flat row indices [N].
+        tokens: the draws, int64 [K, N], K >= 2.
+    """
+    index = prediction.rows(where)
+    with torch.no_grad():
+        reward = torch.stack(
+            [_token_nats(below, v, index) - _token_nats(above, v, index) for v in tokens]
+        )
+    others = (reward.sum(0) - reward) / (len(tokens) - 1)
+    advantage = (reward - others) / len(tokens)
+    nats = [_token_nats(prediction, v, index, a) for v, a in zip(tokens, advantage, strict=True)]
+    surrogate = -torch.stack(nats).sum(0)
+    return reward.mean(0) + surrogate - surrogate.detach()
+
+
+def _token_nats(
+    prediction: Prediction, target: Tensor, index: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """-log p of a target token [N] at each row of `index` [N], times a weight [N]: [N] nats."""
+
+    def block_loss(log_p: Tensor, rows: Rows) -> ValueAndGradient:
+        token = target[rows, None]
+        minus_one = torch.full_like(token, -1, dtype=log_p.dtype)
+        value = -log_p.gather(-1, token).squeeze(-1)
+        # p - 1[target]
+        return value, lambda: log_p.exp_().scatter_add_(-1, token, minus_one)
+
+    return compute_row_loss(prediction, lambda chunk: block_loss, index, weight)
 
 
 # (log p, log q), [n, V] each -> value [n], and a function that computes d value / d logits of p.

@@ -15,6 +15,7 @@ from unmask.recipes.objective_settings import (
     AutoregressiveSettings,
     ConsistencySettings,
     CurriculumSettings,
+    MomentsSettings,
     NelboSettings,
     SdttSettings,
 )
@@ -273,6 +274,23 @@ def demo_sdtt() -> Recipe:
     )
 
 
+def demo_moments() -> Recipe:
+    """Moment matching of the shipped teacher: 40 updates of the critic, then 150 of both.
+
+    All [ours].
+    """
+    mcd = demo_mcd()
+    return replace(
+        mcd,
+        name="demo-moments",
+        objective=MomentsSettings(teacher="unmask:teacher"),
+        optim=AdamW(lr=1e-4, betas=(0.9, 0.99), warmup_steps=20, ema_decay=0.99),
+        batch_size=16,
+        steps=340,
+        save_every=100,
+    )
+
+
 def demo_duo() -> Recipe:
     """The shipped uniform-state teacher: size and text of `demo-teacher`, half its updates.
 
@@ -370,7 +388,7 @@ def long_mcd() -> Recipe:
 RECIPES: tuple[Callable[[], Recipe], ...] = (
     owt_small_teacher, owt_small_mcd, owt_large_mcd, owt_small_sdtt, owt_duo, owt_duo_dcd,
     lm1b_teacher, lm1b_mcd, lm1b_duo,
-    demo_teacher, demo_judge, demo_mcd, demo_sdtt, demo_duo, demo_dcd,
+    demo_teacher, demo_judge, demo_mcd, demo_sdtt, demo_moments, demo_duo, demo_dcd,
     long_teacher, long_judge, long_mcd,
 )  # fmt: skip
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from torch import nn
 
 from unmask.data.tokenizers import Tokenizer, start_token
 from unmask.diffusion.levels import LEVEL_ORDERS
@@ -21,10 +23,12 @@ from unmask.objectives.autoregressive import NextToken
 from unmask.objectives.base import Objective
 from unmask.objectives.consistency import Consistency, Coupling, Direction, Reduction, Revealed
 from unmask.objectives.curriculum import Curriculum
+from unmask.objectives.moments import CRITIC, Moments, Renoising, Reward
 from unmask.objectives.nelbo import Nelbo
 from unmask.objectives.rounds import PAPER_TEMPERATURES, Rounds, check_rounds
 from unmask.objectives.sdtt import Distance, Sdtt, TimeGrid
 from unmask.recipes.traits import Noise, Student, Traits
+from unmask.training.optim import AdamW
 
 Order = Literal["random", "spread"]  # the names of LEVEL_ORDERS
 
@@ -280,10 +284,90 @@ class SdttSettings:
         )
 
 
+@dataclass(frozen=True)
+class MomentsSettings:
+    """Moment matching with a critic, after D-MMD (arXiv 2603.20155) and IDLM (arXiv 2602.19066).
+
+    Attributes:
+        teacher: as in `ConsistencySettings`
+        process: noise process of the teacher
+        critic_start: first updates, in which only the critic is trained
+        critic_steps: updates of the critic for each later update of the student
+        critic_optim: optimizer of the critic
+        reach: greatest share of text that a bridge adds, 0 < reach <= 1
+        renoising: bridge: the student's tokens replace some of the noise; fresh: new noise on all
+            tokens; mixed: half of the rows each
+        anchor: weight of the divergence of the student from the teacher
+        teacher_share: share of the teacher in the target of the critic
+        reward: soft: expectation over all tokens; leave-one-out: REINFORCE with `draws` tokens
+        draws: tokens of leave-one-out
+        order: tokens of a row become noise independently (random), or those that are far apart
+            become noise together (spread)
+    """
+
+    kind: Literal["moments"] = "moments"
+    teacher: str = ""
+    process: Noise = "masked"
+    critic_start: int = 40
+    critic_steps: int = 1
+    critic_optim: AdamW = field(
+        default_factory=lambda: AdamW(lr=3e-4, betas=(0.9, 0.99), warmup_steps=20, ema_decay=None)
+    )
+    reach: float = 0.25
+    renoising: Renoising = "bridge"
+    anchor: float = 0.1
+    teacher_share: float = 0.5
+    reward: Reward = "soft"
+    draws: int = 2
+    order: Order = "random"
+
+    def __post_init__(self) -> None:
+        empty = nn.Module()
+        self._objective(UniformProcess(2), empty, empty)  # raises for values out of range
+
+    def traits(self) -> Traits:
+        return Traits(
+            self.process,
+            self.teacher,
+            distils=True,
+            teacher_passes=2,
+            vocabulary_losses=2,
+            optims={CRITIC: self.critic_optim},
+            unused={} if self.reward == "leave-one-out" else {"draws": "reward is 'soft'"},
+        )
+
+    def build(
+        self, student: Student, schedule: NoiseSchedule, tokenizer: Tokenizer | None
+    ) -> Objective:
+        teacher, critic = frozen_copy(student), copy.deepcopy(student)
+        return self._objective(process_of(student), teacher, critic)
+
+    def _objective(self, process: Process, teacher: nn.Module, critic: nn.Module) -> Moments:
+        return Moments(
+            process,
+            teacher,
+            critic,
+            self.critic_start,
+            self.critic_steps,
+            self.reach,
+            self.renoising,
+            self.anchor,
+            self.teacher_share,
+            self.reward,
+            self.draws,
+            LEVEL_ORDERS[self.order],
+        )
+
+
 DistillationSettings = ConsistencySettings | SdttSettings
 # The field `objective` of a recipe.json or of a command line is one of these classes.
 BuiltInSettings = (
-    NelboSettings | CurriculumSettings | AutoregressiveSettings | ConsistencySettings | SdttSettings
+    NelboSettings
+    | CurriculumSettings
+    | AutoregressiveSettings
+    | ConsistencySettings
+    | SdttSettings
+    | MomentsSettings
 )
 
 
