@@ -10,7 +10,7 @@ import torch
 import unmask
 
 model = unmask.load(Path(unmask.__file__).parent / "assets" / "teacher")
-settings = {"n": 64, "length": 128, "steps": 8, "seed": 0}
+settings = {"n": 64, "length": 128, "steps": 8, "seed": 0, "order": "random"}
 for dtype in (torch.float32, torch.bfloat16):
     model.network.compute_dtype = dtype
     base = unmask.sample(model, **settings).tokens

@@ -102,3 +102,14 @@ def test_every_list_of_names_is_complete() -> None:
         page + (sample.__doc__ or ""),
     ):
         sampler_of(name)
+
+
+def test_the_default_of_masked_diffusion_is_spread_order() -> None:
+    """It wins by the N-step bound at few steps: docs/evaluation.md."""
+    model = masked(V, L)
+    default, spread, random = (
+        sample(model, n=8, length=L, steps=2, **how).tokens
+        for how in ({}, {"sampler": "order=spread"}, {"order": "random"})
+    )
+    assert torch.equal(default, spread) and not torch.equal(default, random)
+    assert torch.equal(random, sample(model, n=8, length=L, steps=2, sampler="reveal").tokens)

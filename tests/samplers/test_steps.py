@@ -321,7 +321,7 @@ def test_a_schedule_is_the_exact_cost() -> None:
     pinned = torch.tensor([[-1, -1, -1, -1], [0, -1, 1, 2], [2, 2, 2, 2], [-1, -1, 0, -1]])
     alphas = uniform_grid(30, model.schedule)
     queries = unmasking_schedule(draw_latent(4, 4, seed=3).u, alphas, pinned < 0)
-    done = sample(model, n=4, length=4, steps=30, seed=3, pinned=pinned)
+    done = sample(model, n=4, length=4, steps=30, seed=3, pinned=pinned, order="random")
     paid = [k for k, query in enumerate(queries) if len(query.rows)]
     denoiser, nfe = model.denoiser, planned_nfe(queries, 4)
     assert 0 < done.calls == len(paid) == len(denoiser.batches) < 30
@@ -443,6 +443,15 @@ def test_a_sampler_that_breaks_a_rule_is_refused() -> None:
         run(lambda problem: [FixedStep(torch.ones_like(problem.free))])
     with pytest.raises(ValueError, match=r"sampler left MASKs"):
         run(lambda problem: [])
+    for token in (-1, V):
+        with pytest.raises(
+            ValueError, match=rf"outside the vocabulary: got .*want 0 .. {V - 1}"
+        ):
+            run(lambda problem: [FixedStep(problem.free, token)])  # noqa: B023
+    with pytest.raises(ValueError, match=r"query of step 0 is not a Query: got .*NoneType"):
+        run(lambda problem: [SimpleNamespace(query=lambda z: None)])
+    with pytest.raises(ValueError, match=r"mask is not a bool tensor: got int64"):
+        run(lambda problem: [FixedStep(problem.pins)])
     with pytest.raises(ValueError, match=r"steps is too small: got a grid of 2, want 3"):
         run(lambda problem: [FixedStep(problem.free)] * 3)
     with pytest.raises(ValueError, match=r"sampler returned a function, want a list"):

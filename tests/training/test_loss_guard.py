@@ -103,6 +103,9 @@ def test_a_loss_of_another_type_is_refused() -> None:
         next(updates(begin(objective), objective, 1))
     with pytest.raises(TypeError, match=r"weight of a Loss .*float"):
         Loss(torch.zeros(2, 3), 1.0)
+    for rows, weights in (((2,), (2,)), ((), ()), ((2, 3), (2,))):
+        with pytest.raises(ValueError, match=r"wrong shape: got .*want \[B, L\]"):
+            Loss(torch.zeros(rows), torch.zeros(weights))
 
 
 def refused_steps(guard: LossGuard, losses: list[float], rounds: list[int]) -> list[int]:

@@ -48,7 +48,7 @@ class SamplesArguments:
         text: real text for completions and for the length of the samples
         steps: step counts, one row for each with each temperature; None: 4 8 16 32. An
             autoregressive model takes no steps and makes one network call for each token
-        sampler: sampler of a diffusion model; None: reveal, or ancestral for uniform noise
+        sampler: sampler of a diffusion model; None: order=spread, or ancestral for uniform noise
         draw: categorical draw of a diffusion model, see `unmask sample --help`
         temperatures: temperatures, one row each with each step count
         samples: texts per row

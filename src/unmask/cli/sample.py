@@ -40,7 +40,7 @@ class Arguments:
         sampler: reveal, ancestral, greedy_tail, confidence, psi:0.5, remdm_cap:0.02,
             remdm_rescale:0.015, remdm_loop:0.02, entropy_bounded:0.1, blockwise:16, or an order and
             a count, such as order=confidence,blocks=16,count=grid; see docs/choosing-a-sampler.md.
-            None: reveal for masked diffusion, ancestral for uniform noise
+            None: order=spread for masked diffusion, ancestral for uniform noise
         grid: noise levels of the steps; released has one step more, as in the released codes
         draw: categorical draw. gumbel_max and inverse_cdf are exact, in float64. gumbel_max_float32
             is biased, as in old tables. race is an old name of gumbel_max, and legacy_gumbel32 of

@@ -46,7 +46,7 @@ class EvalSettings:
     mauve_seeds: int = 0
     reverse_seeds: int = 0
     batch_size: int = 64
-    sampler: str = "reveal"
+    sampler: str = "order=spread"
     draw: str = "gumbel_max"
     round_steps: int = 8
     shown: int = 3

@@ -38,7 +38,7 @@ class PlanTeacher:
     """
 
     model: str
-    sampler: str = EvalSettings.sampler
+    sampler: str = "reveal"
     draw: str = EvalSettings.draw
     folder: str = ""
     precision_steps: tuple[int, ...] = ()

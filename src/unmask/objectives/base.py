@@ -52,6 +52,12 @@ class Loss:
                     f"{name} of a Loss is not a tensor: got a value of type "
                     f"{type(value).__name__}, want a tensor [B, L]"
                 )
+        rows, weights = self.per_token.shape, self.weight.shape
+        if len(rows) != 2 or weights not in (rows, ()):
+            raise ValueError(
+                f"per_token or weight of a Loss has the wrong shape: got {[*rows]} and "
+                f"{[*weights]}, want [B, L] for both"
+            )
 
 
 class Objective(Protocol):

@@ -28,7 +28,7 @@ from unmask.samplers.remasking import (
     remdm_rescale,
 )
 from unmask.samplers.steps import Sampler
-from unmask.samplers.unmasking import Unmasking, confidence, reveal
+from unmask.samplers.unmasking import Unmasking, confidence, reveal, spread
 
 Choice = TypeVar("Choice")
 
@@ -114,7 +114,7 @@ class SampleOptions:
             return sampler_of(self.sampler)
         if self.order is not None:
             return sampler_of(f"order={self.order}")
-        return ancestral if process is not None and process.mask_id is None else reveal
+        return ancestral if process is not None and process.mask_id is None else spread
 
     def check_autoregressive(self) -> None:
         """Raise ValueError for options that have no effect on an autoregressive model."""

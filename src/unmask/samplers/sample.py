@@ -103,10 +103,10 @@ def sample(
             tokens from the model's law.
         device: Device of the model.
         top_k: Number of tokens to keep, after the temperature.
-        sampler: "reveal" (default in masked diffusion), "ancestral" (default otherwise),
-            "greedy_tail", "confidence", "psi:0.5", "remdm_cap:0.02", "remdm_rescale:0.015",
-            "remdm_loop:0.02", "entropy_bounded:0.1", "blockwise:16", or a `Sampler`. Or an order
-            with a count, such as "order=confidence,blocks=16,count=grid".
+        sampler: "order=spread" (default in masked diffusion), "ancestral" (default otherwise),
+            "reveal" (random order), "greedy_tail", "confidence", "psi:0.5", "remdm_cap:0.02",
+            "remdm_rescale:0.015", "remdm_loop:0.02", "entropy_bounded:0.1", "blockwise:16", or a
+            `Sampler`. Or an order with a count, such as "order=confidence,blocks=16,count=grid".
         grid: "uniform", "cosine", "released" (one step more than `steps`), "loop", or a `Grid`.
         draw: "gumbel_max", "inverse_cdf", "gumbel_max_float32", or a `Draw`.
         first: Number of the first sample.
@@ -206,6 +206,11 @@ def denoise(
     yield Frame(0, alphas[0], z, torch.zeros_like(problem.free), z.new_empty(0))
     for k, step in enumerate(steps):
         query = step.query(z)
+        if not isinstance(query, Query):
+            raise ValueError(
+                f"query of step {k} is not a Query: got a value of type {type(query).__name__}, "
+                "want Query.of(mask) or Query.at(samples, columns)"
+            )
         alpha = query.alpha
         if alpha is None:
             if k + 1 >= len(alphas):
@@ -315,9 +320,16 @@ def _runner(model: TextModel, options: SampleOptions) -> Run:
         problem = SamplingProblem(process, pins, latent, alphas, filters, draw)
         for frame in denoise(denoiser, problem, sampler, options.cache):
             yield frame
-        if problem.mask_id is not None and bool((frame.z == problem.mask_id)[problem.free].any()):
+        drawn = frame.z[problem.free]
+        if problem.mask_id is not None and bool((drawn == problem.mask_id).any()):
             raise ValueError(
                 "sampler left MASKs: its steps must draw a token at all positions of `problem.free`"
+            )
+        if bool(((drawn < 0) | (drawn >= process.vocab_size)).any()):
+            raise ValueError(
+                "sampler drew ids outside the vocabulary: got "
+                f"{[int(value) for value in drawn.aminmax()]} as least and greatest id, want 0 .. "
+                f"{process.vocab_size - 1}"
             )
 
     return unmask

@@ -143,7 +143,12 @@ class Query:
 
     @staticmethod
     def of(mask: Tensor, alpha: Tensor | None = None) -> Query:
-        """The positions where `mask` [n, L] is True."""
+        """The positions where `mask`, bool [n, L], is True."""
+        if mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask is not a bool tensor: got {str(mask.dtype).removeprefix('torch.')}, want "
+                "bool [n, L], True at the positions"
+            )
         samples, columns = mask.nonzero(as_tuple=True)
         return Query.at(samples, columns, alpha)
 

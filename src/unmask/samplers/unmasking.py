@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from unmask.diffusion.levels import LevelOrder, random_order
+from unmask.diffusion.levels import LevelOrder, random_order, spread_order
 from unmask.limits import check_choice, whole
 from unmask.samplers.counts import Count, CountRule, GridCount, visible_counts
 from unmask.samplers.orders import (
@@ -103,6 +103,7 @@ class Unmasking:
 
 
 reveal = Unmasking()
+spread = Unmasking(spread_order)
 confidence = Unmasking(CONFIDENCE)
 
 

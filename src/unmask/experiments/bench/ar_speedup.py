@@ -59,7 +59,7 @@ def time_pairs(
     """Time `settings.repeats` pairs for each batch and step count.
 
     The models take turns, so a disturbance of the machine slows both. One warm-up pair comes
-    first. Temperature 1, the default sampler and grid of `sample`.
+    first. Temperature 1, random order in masked diffusion, the uniform grid.
 
     Args:
         model: the diffusion model.
@@ -84,7 +84,11 @@ def _time_call(
     device: torch.device | str,
 ) -> TimedCall:
     length, seed = settings.length, settings.seed
-    draw = partial(sample, model, n=batch, length=length, steps=steps, seed=seed, device=device)
+    masked = isinstance(model, DiffusionModel) and model.process.mask_id is not None
+    order = "random" if masked else None
+    draw = partial(
+        sample, model, n=batch, length=length, steps=steps, seed=seed, device=device, order=order
+    )
     on_gpu = torch.device(device).type == "cuda"
     reset_peak_memory(device)
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
