@@ -20,6 +20,7 @@ from unmask.evaluation.measure import (
 )
 from unmask.evaluation.verdict import (
     Finding,
+    calls_by_bound,
     judge_gain,
     reasons_against_claim,
     verdict,
@@ -441,3 +442,26 @@ def test_an_infinite_gen_ppl_is_never_lower():
         DATA, measures={**DATA.measures, "gen_ppl": Measure(float("nan"), "perplexity", 64)}
     )
     assert len(list(reasons_against_claim(TEACHER, GOOD, [UNIGRAM], broken))) == 1
+
+
+def bounded(steps, nats, nfe=None):
+    """A row of the teacher with an N-step bound."""
+    plain = row("teacher", steps, 1.0, 1.0, 4.0, nfe=nfe)
+    bound = Measure(nats, "nats a token", N, 0.02)
+    return replace(plain, measures={**plain.measures, "bound": bound})
+
+
+def test_the_bound_names_the_fewest_calls_that_do_the_work_of_all():
+    """Within 0.05 nats a token of the most calls."""
+    teacher = [bounded(4, 3.50), bounded(8, 3.46), bounded(16, 3.44), bounded(128, 3.42)]
+    random = [bounded(8, 3.74), bounded(128, 3.44, nfe=81.2)]
+    (finding,) = calls_by_bound(teacher, random)
+    assert finding.kind == "conclusion" and "8 calls of the teacher do the work of 128" in str(
+        finding
+    )
+    assert "3.460 nats a token in 8 calls, 3.420 nats a token in 128 calls" in str(finding)
+    assert "in random order 3.740 nats a token in 8 calls" in str(finding)
+    (finding,) = calls_by_bound([bounded(4, 4.0), bounded(128, 3.4)], [])
+    assert "fewer calls than 128 lose more than 0.05 nats" in str(finding)
+    assert not list(calls_by_bound([row("teacher", 4, 1.0, 1.0, 4.0)], []))
+    assert not list(calls_by_bound([bounded(4, 4.0)], []))

@@ -134,7 +134,7 @@ def test_a_training_that_never_learns_ends() -> None:
     guard = LossGuard(window=7)
     assert trained(0.0, 0.0, 6, guard) == 6
     with pytest.raises(
-        TrainingError, match=r"step 6.*no token to learn from in 7 consecutive steps"
+        TrainingError, match=r"step 6.*weights of the loss are 0 in 7 consecutive steps"
     ):
         trained(0.0, 0.0, 7, guard)
 

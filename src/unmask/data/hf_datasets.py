@@ -168,7 +168,7 @@ def choose_splits(splits: Mapping[str, Any], name: str | Path) -> tuple[str, str
 
 
 def columns_of(table: Any) -> list[str]:
-    """The columns of a split. A stream may not know them until a row is read."""
+    """The columns of a split. For some streams a row must be read first."""
     return table.column_names or list(next(iter(table), ()))
 
 

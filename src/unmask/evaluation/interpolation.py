@@ -2,8 +2,8 @@
 
 A curve is one model at one step count over temperatures, with points (entropy, log gen_ppl).
 Between the two points whose entropies bracket the target, log gen_ppl is linear in the entropy. It
-is never extrapolated. Every number carries its bootstrap: arrays [1 + draws] hold the value as
-measured, then its resamples. One resample draws latents for all rows at once, because sample i of
+is never extrapolated. Every number is an array [1 + draws]: the measured value, and then its
+resamples. One resample draws latents for all rows at once, because sample i of
 every row comes from latent i. Intervals of ratios are therefore paired.
 """
 

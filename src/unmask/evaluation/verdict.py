@@ -8,12 +8,13 @@ from typing import Literal
 
 from unmask.evaluation.answers import Answers, EqualEntropy, EqualSeconds, SameSteps, Speed
 from unmask.evaluation.interpolation import NOT_REACHED, NOT_TIMED, Estimate
-from unmask.evaluation.measure import ENTROPIES, GEN_PPL, UNIGRAM, Row
+from unmask.evaluation.measure import BOUND, ENTROPIES, GEN_PPL, UNIGRAM, Row
 
 BETTER, WORSE, EQUAL = "better", "worse", "no difference seen"
 OPEN = "no interval"
 UNKNOWN = {OPEN, NOT_REACHED}
 NO_CLAIM = "no claim"
+CLOSE_NATS = 0.05  # nats a token: calls whose bound is so close do the same work
 
 # Texts of a row: with fewer, 95 % intervals often miss the truth (benchmarks/coverage.py).
 MIN_CLAIM_TEXTS = 16
@@ -60,6 +61,42 @@ def judge_gain(gain: Estimate, claims: bool = True) -> str:
     if gain.low is None or gain.high is None:
         return OPEN
     return BETTER if gain.low > 1 else WORSE if gain.high < 1 else EQUAL
+
+
+def calls_by_bound(teacher: Sequence[Row], random_order: Sequence[Row]) -> Iterator[Finding]:
+    """Yield what the N-step bound says about the teacher's calls, if its rows have the bound.
+
+    Args:
+        teacher: rows at temperature 1.
+        random_order: rows of the teacher in random order; empty if the texts are in that order.
+    """
+    bounds = [row for row in teacher if BOUND in row.measures]
+    if len(bounds) < 2:
+        return
+    most = max(bounds, key=lambda row: row.setting.nfe)
+    limit = most.measures[BOUND].value + CLOSE_NATS
+    few = min(
+        (row for row in bounds if row.measures[BOUND].value <= limit),
+        key=lambda row: row.setting.nfe,
+    )
+    figures = f"{_bound(few)}, {_bound(most)}"
+    random = [row for row in random_order if BOUND in row.measures]
+    if same := [row for row in random if row.setting.steps == few.setting.steps]:
+        figures += f"; in random order {_bound(same[0])}"
+    if few is most:
+        claim = f"By likelihood, fewer calls than {_calls(most)} lose more than"
+    else:
+        claim = f"By likelihood, {_calls(few)} calls of the teacher do the work of {_calls(most)}:"
+        claim += " the loss is at most"
+    yield Finding(f"{claim} {CLOSE_NATS:g} nats a token", figures, kind="conclusion")
+
+
+def _calls(row: Row) -> str:
+    return f"{row.setting.nfe:.4g}"
+
+
+def _bound(row: Row) -> str:
+    return f"{row.measures[BOUND].value:.3f} nats a token in {_calls(row)} calls"
 
 
 def verdict(answers: Answers, reasons: Sequence[str] = ()) -> list[Finding]:

@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from unmask.cli.console import Progress
 from unmask.dataclass_json import dumps
 from unmask.evaluation import sweep
 from unmask.evaluation.example_texts import example_texts
-from unmask.evaluation.frontier import build_report, frontier
+from unmask.evaluation.frontier import build_report, frontier, in_random_order
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.measure import EvaluationProtocol, MeasuredRow
@@ -31,6 +32,8 @@ from unmask.experiments.rows_file import (
 )
 from unmask.models.model import CausalModel, Model, load
 from unmask.recipes.data import TrainingData
+from unmask.recipes.objective_settings import DistillationSettings
+from unmask.training import STUDENT
 
 ROUNDS = "rounds.jsonl"
 COLUMNS = ("step", "loss", "distillation", "reconstruction")
@@ -52,16 +55,24 @@ class FrontierReport:
         return judge_of(causal(load(name, device=device)), data.held_out.shape[1])
 
     def teacher_rows(self, teacher: OpenTeacher) -> tuple[int, Iterator[MeasuredRow]]:
-        """A row at each of the teacher's step counts and temperatures."""
-        study = teacher.context.study
-        temperatures = (1.0, *study.teacher_temperatures)
-        rows = sweep.measure(
-            "teacher", teacher.model, teacher.context, study.teacher_steps, temperatures
+        """A row at each step count and temperature, and in random order at temperature 1."""
+        study, model = teacher.context.study, teacher.model
+        temperatures, steps = (1.0, *study.teacher_temperatures), study.teacher_steps
+        parts = [(teacher.context, temperatures)]
+        if (random := in_random_order(model, teacher.context)) is not None:
+            parts.append((random, (1.0,)))
+        rows = chain.from_iterable(
+            sweep.measure("teacher", model, context, steps, some) for context, some in parts
         )
-        return len(study.teacher_steps) * len(temperatures), rows
+        return sum(len(steps) * len(some) for _, some in parts), rows
 
     def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
-        """Measure the student at the step count of the table of rounds, and append its line."""
+        """Measure the student at the step count of the table of rounds, and append its line.
+
+        A distillation without rounds has no such table.
+        """
+        if not isinstance(run.recipe.objective, DistillationSettings):
+            return None
         rounds, context = run.cell.rounds, run.teacher.context
         measured = sweep.perplexity_after_round(student, context)
         line = {
@@ -153,7 +164,13 @@ def _rounds(file: Path, context: EvalContext) -> list[dict[str, Any]]:
 
 
 def _training_curves(metrics: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """The columns of a run's metrics.jsonl that the report draws; rounds count from 1."""
-    names = [name for name in COLUMNS if all(name in line for line in metrics)]
-    columns = {name: [line[name] for line in metrics] for name in names}
-    return columns | {"round": [int(line["round"]) + 1 for line in metrics]}
+    """The columns of a run's metrics.jsonl that the report draws; rounds count from 1.
+
+    Steps that train another network than the student are left out.
+    """
+    lines = [line for line in metrics if line.get("turn", STUDENT) == STUDENT]
+    names = [name for name in COLUMNS if all(name in line for line in lines)]
+    columns = {name: [line[name] for line in lines] for name in names}
+    if all("round" in line for line in lines):
+        columns["round"] = [int(line["round"]) + 1 for line in lines]
+    return columns

@@ -53,7 +53,7 @@ class Cell:
 
     @property
     def objective(self) -> DistillationSettings:
-        """The objective of the recipe; ValueError if it is not a distillation."""
+        """The objective of the recipe; ValueError if it is not a distillation in rounds."""
         return distillation(self.recipe)
 
     @property
@@ -155,7 +155,10 @@ class Plan:
     def recipe(self, run: Run) -> Recipe:
         """The recipe of a run, with its teacher and its seed."""
         cell = self.cells[run.cell]
-        objective = replace(cell.objective, teacher=self.teachers[cell.teacher].model)
+        if not cell.recipe.traits.distils:
+            kind = cell.recipe.objective.kind
+            raise ValueError(f"recipe {cell.recipe.name!r} is {kind}: want a distillation")
+        objective = replace(cell.recipe.objective, teacher=self.teachers[cell.teacher].model)
         seed = cell.recipe.seed if run.seed is None else run.seed
         return replace(cell.recipe, objective=objective, seed=seed)
 
@@ -207,9 +210,9 @@ class OpenRun:
 
 
 def distillation(recipe: Recipe) -> DistillationSettings:
-    """The objective of a recipe; ValueError if it is not a distillation."""
+    """The objective of a recipe; ValueError if it is not a distillation in rounds."""
     if not isinstance(recipe.objective, DistillationSettings):
-        raise ValueError(f"recipe {recipe.name!r} is {recipe.objective.kind}: want a distillation")
+        raise ValueError(f"recipe {recipe.name!r} is {recipe.objective.kind}: want rounds")
     return recipe.objective
 
 

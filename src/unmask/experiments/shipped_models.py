@@ -15,7 +15,7 @@ from unmask.dataclass_json import dumps, to_json
 from unmask.evaluation.judges import perplexity
 from unmask.experiments.driver import open_teacher, teacher_rows
 from unmask.experiments.plan import Cell, PlanTeacher
-from unmask.experiments.plans import SHIPPED, demo, teacher_and_judge, with_tokenizer
+from unmask.experiments.plans import DEMO, SHIPPED, demo, teacher_and_judge, with_tokenizer
 from unmask.experiments.rows_file import ROWS
 from unmask.models.denoiser import AUTOREGRESSIVE, MASKED, UNIFORM
 from unmask.models.model import LanguageModel, load
@@ -65,7 +65,7 @@ def measure_rows(work: Path, out: Path) -> Generator[Progress, None, None]:
     student = with_tokenizer(recipe("demo-mcd"), teacher)
     plan = replace(
         demo(work),
-        teachers={"teacher": PlanTeacher(teacher)},
+        teachers={"teacher": PlanTeacher(teacher, DEMO.sampler)},
         judge=str(out / "judge"),
         cells={"": Cell("teacher", student)},
         known_rows=(),

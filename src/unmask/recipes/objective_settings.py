@@ -270,8 +270,8 @@ class SdttSettings:
         process = process_of(student)
         if not isinstance(process, MaskedProcess):
             raise TypeError(
-                f"teacher has the wrong noise process: got {process}, and SDTT wants masked "
-                "diffusion; give another teacher"
+                f"teacher has the wrong noise process: got {process}, want masked noise, which "
+                "SDTT needs; give another teacher"
             )
         return Sdtt(
             process,

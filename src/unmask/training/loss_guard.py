@@ -86,8 +86,8 @@ class LossGuard:
             self._empty += 1
             if self._empty >= self.window:
                 problem = (
-                    f"no token to learn from in {self._empty} consecutive steps: the weights of "
-                    "the loss are 0"
+                    f"weights of the loss are 0 in {self._empty} consecutive steps: there is no "
+                    "token to learn from"
                 )
                 advice = "Give longer rows or larger batches."
         if problem:

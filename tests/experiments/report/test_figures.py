@@ -12,6 +12,7 @@ from matplotlib.transforms import Bbox
 from unmask.evaluation.measure import ENTROPIES
 from unmask.experiments.report.comparison_figure import comparison_figure
 from unmask.experiments.report.figures import (
+    bound_by_calls,
     frontier_figure,
     gen_ppl_by_steps,
     plan_figures,
@@ -124,6 +125,7 @@ def test_a_training_figure_shows_only_recorded_parts(
 def test_only_measured_rows_are_drawn(report: dict) -> None:
     names = [plan.name for plan in plan_figures(read_report(report))]
     assert names == [
+        "bound-by-calls",
         "gen-ppl-by-steps",
         "frontier",
         "frontier-pooled-entropy",
@@ -132,12 +134,28 @@ def test_only_measured_rows_are_drawn(report: dict) -> None:
     ]
     for row in [*report["teacher"], *report["temperature_teacher"]]:
         del row["measures"]["completion_disagreement"]
+        row["measures"].pop("bound", None)
     for name in ("rounds", "training", "data", "autoregressive"):
         del report[name]
     record = read_report(report)
-    assert [plan.name for plan in plan_figures(record)] == names[:3]
+    assert [plan.name for plan in plan_figures(record)] == names[1:4]
     gen_ppl_by_steps(record, NARROW)
     frontier_figure(record, "entropy", NARROW)
+
+
+def test_the_bound_is_drawn_against_calls(report: dict) -> None:
+    """A curve for each list of rows with the bound, and the floor of the autoregressive model."""
+    record = read_report(report)
+    (axes,) = bound_by_calls(record, WIDE).axes
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    drawn = {container.get_label() for container in axes.containers}
+    assert drawn == {"teacher in random order", "teacher", "student"}
+    (floor,) = record.autoregressive
+    assert any(list(line.get_ydata()) == [floor.measures["bound"].value] * 2
+               for line in curves.values())  # fmt: skip
+    del report["random_order"]
+    (axes,) = bound_by_calls(read_report(report), NARROW).axes
+    assert {container.get_label() for container in axes.containers} == {"teacher", "student"}
 
 
 def svg(report: dict, name: str = "a", alt: str = "words") -> SvgFigure:

@@ -11,7 +11,7 @@ from unmask.dataclass_json import LARGEST_REPORT, read_json
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import REPORT
 from unmask.experiments.driver import run_plan
-from unmask.experiments.plans import SHIPPED, demo
+from unmask.experiments.plans import DEMO, SHIPPED, demo
 from unmask.experiments.report.page import write_report
 from unmask.experiments.report.report_schema import read_report
 from unmask.recipes.catalog import recipe
@@ -36,10 +36,10 @@ class Arguments:
     corpus: str = SHIPPED
     out: Path = Path("runs/demo")
     from_scratch: bool = False
-    student: Recipe = field(default_factory=lambda: recipe("demo-mcd"))
+    student: Recipe = field(default_factory=lambda: recipe("demo-moments"))
     teacher: Recipe = field(default_factory=lambda: recipe("demo-teacher"))
     judge: Recipe = field(default_factory=lambda: recipe("demo-judge"))
-    study: EvalSettings = field(default_factory=EvalSettings)
+    study: EvalSettings = DEMO
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Figures and self-contained pages made from report.json and table.json. It never imports torch.
+"""Figures and self-contained pages made from report.json and table.json, without torch.
 
 `page.write_report` writes report.html, `table_page.write_table` the page of a table of the paper.
 """

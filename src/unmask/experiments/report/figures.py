@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unmask.atomic_files import write_text
-from unmask.evaluation.measure import ENTROPIES, ENTROPY, GEN_PPL, MeasuredRow
+from unmask.evaluation.measure import BOUND, ENTROPIES, ENTROPY, GEN_PPL, MeasuredRow
 from unmask.experiments.report.plotting import (
     LIGHT,
     MARKERS,
@@ -54,7 +54,15 @@ class FigurePlan:
 
 def plan_figures(report: Report) -> list[FigurePlan]:
     """The figures that the report has numbers for."""
-    plans = [
+    plans = []
+    if len(points_of(report.teacher, BOUND)) > 1:
+        alt = (
+            "The N-step bound in nats a token against network calls: the teacher in random order, "
+            "the teacher, and the student. The tables below hold the same numbers."
+        )
+        title = "Likelihood of held-out text against network calls"
+        plans.append(FigurePlan("bound-by-calls", title, alt, partial(bound_by_calls, report)))
+    plans += [
         FigurePlan(
             "gen-ppl-by-steps",
             "Gen PPL against steps",
@@ -78,7 +86,7 @@ def plan_figures(report: Report) -> list[FigurePlan]:
             "The loss of the distillation and its two terms by step, and gen PPL and entropy of "
             "the student by round" + (f", {rounds} rounds." if rounds else ".")
         )
-        title = "The distillation, round by round"
+        title = "The distillation, round by round" if rounds else "The distillation"
         plans.append(FigurePlan("training", title, alt, partial(training_figure, report)))
     return plans
 
@@ -95,6 +103,45 @@ def save_report_figure(plan: FigurePlan, report: Report, folder: Path) -> tuple[
     )
     write_text(folder / f"{plan.name}.svg", drawn[0].standalone())
     return drawn
+
+
+@plot_style()
+def bound_by_calls(report: Report, width: float) -> Figure:
+    """The N-step bound against network calls on a logarithmic axis; lower is better."""
+    figure = Figure(figsize=(width, 4.6))
+    axes = figure.add_subplot()
+    for name, label, style in (
+        ("random_order", "teacher in random order", (0, (4, 2))),
+        ("teacher", "teacher", "-"),
+        ("student", "student", "-"),
+    ):
+        points = points_of([row for row in vars(report)[name] if row.temperature == 1], BOUND)
+        if points and points[0][0].row.setting.sampler == "order=spread":
+            label += " in spread order"
+        color = LIGHT["muted" if name == "random_order" else name]
+        if points:
+            axes.errorbar(
+                [row.row.setting.nfe for row, _ in points],
+                [value for _, value in points],
+                [1.96 * (row.measures[BOUND].sem or 0) for row, _ in points],
+                color=color,
+                linestyle=style,
+                marker=MARKERS.get(name, "v"),
+                label=label,
+                capsize=2,
+                elinewidth=1,
+            )
+    for row, value in points_of(report.autoregressive, BOUND):
+        axes.axhline(value, color=LIGHT["ink"], linewidth=1, linestyle=":")
+        words = f"autoregressive, {row.row.setting.nfe:g} calls"
+        note(axes, words, (1, value), (-4, 8), LIGHT["ink"], ha="right",
+             xycoords=axes.get_yaxis_transform())  # fmt: skip
+    drawn = [*report.random_order, *report.teacher, *report.student]
+    logarithmic(axes.xaxis, {round(row.row.setting.nfe) for row, _ in points_of(drawn, BOUND)})
+    axes.margins(x=0.06, y=0.1)
+    axes.set(xlabel="network calls", ylabel="N-step bound, nats a token")
+    legend(axes, "lower is better; no loss of diversity and no temperature lowers it")
+    return figure
 
 
 @plot_style()
@@ -192,7 +239,7 @@ def _losses(axes: Axes, report: Report) -> None:
             axes.plot(steps, values, color=LIGHT[color], linewidth=0.6, alpha=0.25)
             x, y = (np.convolve(column, kernel, "valid") for column in (steps, values))
             axes.plot(x, y, color=LIGHT[color], linestyle=style, linewidth=width, label=name)
-    for number, indices in groupby(range(len(steps)), key=lambda i: curve.round[i]):
+    for number, indices in groupby(range(len(curve.round)), key=lambda i: curve.round[i]):
         inside = list(indices)
         first, last = steps[inside[0]], steps[inside[-1]]
         if number % 2:

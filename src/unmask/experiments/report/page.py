@@ -19,13 +19,13 @@ from unmask.atomic_files import write_text
 from unmask.dataclass_json import finite
 from unmask.evaluation.answers import EqualEntropy, EqualSeconds, SameSteps
 from unmask.evaluation.interpolation import Estimate
-from unmask.evaluation.measure import ENTROPIES, GEN_PPL, SECONDS, MeasuredRow
+from unmask.evaluation.measure import BOUND, ENTROPIES, GEN_PPL, SECONDS, MeasuredRow
 from unmask.evaluation.verdict import BETTER, EQUAL, NO_CLAIM, OPEN, WORSE, judge_gain
 from unmask.experiments.report.figures import plan_figures, save_report_figure
 from unmask.experiments.report.plotting import SvgFigure, css_variables
 from unmask.experiments.report.report_schema import Report, read_report
 
-_MAIN_MEASURES = {GEN_PPL: "gen PPL", **ENTROPIES, SECONDS: "seconds"}
+_MAIN_MEASURES = {BOUND: "N-step bound", GEN_PPL: "gen PPL", **ENTROPIES, SECONDS: "seconds"}
 _MEASURE_NAMES = {**_MAIN_MEASURES, "bits_per_byte": "bits a byte", "overlap_4": "4-gram overlap"}
 _UNIFORM_SAMPLERS = {"ancestral", "greedy_tail"}
 
@@ -84,6 +84,7 @@ def page_source(
         ],
         figures=figures,
         main_figures=[name for name in ("gen-ppl-by-steps", "frontier") if name in figures],
+        first_figure="bound-by-calls" if "bound-by-calls" in figures else None,
         more_figures=[name for name in figures if name.startswith("frontier-")],
         uniform_noise=_uniform_noise(report),
         plain_rows=plain,
@@ -98,6 +99,7 @@ def _sections(report: Report, figures: Mapping[str, Any]) -> dict[str, str]:
     """Anchor -> heading of the sections that have content."""
     answers = report.answers
     sections = {
+        "likelihood": ("Few calls, by likelihood", "bound-by-calls" in figures),
         "answers": ("Three answers", answers.same_steps or answers.equal_entropy or answers.speed),
         "player": ("Watch a text being unmasked", report.player),
         "reading": ("How to read this", True),

@@ -26,6 +26,7 @@ TINY, HUGE = 1e-100, 1e100  # the range of a number on an axis
 ROW_LISTS = (
     "teacher",
     "student",
+    "random_order",
     "autoregressive",
     "naive",
     "temperature_teacher",
@@ -128,6 +129,7 @@ class Report:
     temperature_student: list[MeasuredRow] = field(default_factory=list)
     naive: list[MeasuredRow] = field(default_factory=list)
     autoregressive: list[MeasuredRow] = field(default_factory=list)
+    random_order: list[MeasuredRow] = field(default_factory=list)
     rounds: list[RoundRow] = field(default_factory=list)
     training: TrainingCurve = field(default_factory=TrainingCurve)
     samples: list[TextPair] = field(default_factory=list)
