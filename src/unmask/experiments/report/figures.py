@@ -140,7 +140,7 @@ def bound_by_calls(report: Report, width: float) -> Figure:
     logarithmic(axes.xaxis, {round(row.row.setting.nfe) for row, _ in points_of(drawn, BOUND)})
     axes.margins(x=0.06, y=0.1)
     axes.set(xlabel="network calls", ylabel="N-step bound, nats a token")
-    legend(axes, "lower is better; no loss of diversity and no temperature lowers it")
+    legend(axes, "lower is better; a loss of diversity does not lower it")
     return figure
 
 
