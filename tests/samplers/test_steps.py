@@ -444,9 +444,7 @@ def test_a_sampler_that_breaks_a_rule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sampler left MASKs"):
         run(lambda problem: [])
     for token in (-1, V):
-        with pytest.raises(
-            ValueError, match=rf"outside the vocabulary: got .*want 0 .. {V - 1}"
-        ):
+        with pytest.raises(ValueError, match=rf"outside the vocabulary: got .*want 0 .. {V - 1}"):
             run(lambda problem: [FixedStep(problem.free, token)])  # noqa: B023
     with pytest.raises(ValueError, match=r"query of step 0 is not a Query: got .*NoneType"):
         run(lambda problem: [SimpleNamespace(query=lambda z: None)])
