@@ -52,7 +52,7 @@ VERDICT = [
     },
     {
         "claim": "As diverse as the teacher at 128 steps by all 3 measures together, the student "
-        "does not beat a teacher that only lowers its temperature",
+        "does not beat a teacher that only changes its temperature",
         "figures": "worse by 2 of 3 measures at 4 steps, not reached at 32 steps",
         "details": [],
         "kind": "conclusion",
@@ -143,6 +143,8 @@ def rows(samples: int) -> dict[str, list[Row]]:
         "student": tempered("student", STUDENT, 3.78, [1.0], noise),
         "temperature_student": tempered("student", STUDENT, 3.78, [1.1, 1.2, 1.3, 1.4], noise),
         "random_order": tempered("teacher", TEACHER, 3.86, [1.0], warmer),
+        "top_p_teacher": tempered("teacher", {n: 0.8 * TEACHER[n] for n in STUDENT}, 3.84,
+                                  [1.0, 1.15, 1.3], warmer),
         "autoregressive": [row("autoregressive", L, 1.0, 24.0, 3.84, samples, warmer)],
         "naive": [
             row(name, 0, 1.0, gen_ppl, entropy, samples, warmer)
@@ -187,7 +189,9 @@ def build(samples: int = 24) -> dict[str, Any]:
     lists = rows(samples)
     (data,) = lists.pop("data")
     students = [*lists["student"], *lists["temperature_student"]]
-    answers = answer_questions(lists["teacher"], students, lists["temperature_teacher"], data)
+    answers = answer_questions(
+        lists["teacher"], students, lists["temperature_teacher"], data, lists["top_p_teacher"]
+    )
     table = {
         name: [each.to_json() | {"shipped": False} for each in some] for name, some in lists.items()
     }

@@ -294,19 +294,19 @@ def test_equal_seconds_reads_the_teacher_between_its_step_counts():
     [
         (
             {4: 0.6, 8: 0.4},
-            "beats a teacher that only lowers its temperature (better at 4, 8 steps)",
+            "beats a teacher that only changes its temperature (better at 4, 8 steps)",
         ),
         (
             {4: 0.6, 8: 0.7},
-            "beats at some steps a teacher that only lowers its temperature "
+            "beats at some steps a teacher that only changes its temperature "
             "(better at 4 steps; worse at 8 steps)",
         ),
         (
             {4: 1.0},
-            "does not beat a teacher that only lowers its temperature "
+            "does not beat a teacher that only changes its temperature "
             "(no difference seen at 4 steps)",
         ),
-        ({4: 1.2}, "does not beat a teacher that only lowers its temperature (worse at 4 steps)"),
+        ({4: 1.2}, "does not beat a teacher that only changes its temperature (worse at 4 steps)"),
     ],
 )
 def test_the_verdict_is_true_in_every_case(levels, claim):
@@ -465,3 +465,22 @@ def test_the_bound_names_the_fewest_calls_that_do_the_work_of_all():
     assert "fewer calls than 128 lose more than 0.05 nats" in str(finding)
     assert not list(calls_by_bound([row("teacher", 4, 1.0, 1.0, 4.0)], []))
     assert not list(calls_by_bound([bounded(4, 4.0)], []))
+
+
+def test_a_teacher_with_top_p_is_a_second_opponent():
+    """Its gains stand beside those over the temperature-scaled teacher, with their own verdict."""
+    better = student({n: level - 0.1 for n, level in LEVELS.items()})
+    stronger = [
+        each
+        for n, level in LEVELS.items()
+        for each in curve("top-p", n, level - 0.2, [3.2, 3.45, 3.6], [1.0, 1.15, 1.3])
+    ]
+    alone = answer_questions(TEACHER, better, COLD)
+    answers = answer_questions(TEACHER, better, COLD, top_p_teacher=stronger)
+    assert alone.against_top_p == [] and answers.equal_entropy == alone.equal_entropy
+    assert {entry.column for entry in answers.against_top_p} == ENTROPIES.keys()
+    for entry in answers.against_top_p:
+        assert entry.gain.value == pytest.approx(math.exp(-0.1)) and entry.gain.high < 1
+    conclusions = [str(one) for one in verdict(answers) if one.kind == "conclusion"]
+    assert "beats a teacher that only changes its temperature" in conclusions[0]
+    assert "does not beat a teacher with top-p" in conclusions[1]

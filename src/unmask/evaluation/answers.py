@@ -13,7 +13,7 @@ puts the answers into words.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -122,12 +122,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to all questions, in order of column and steps."""
+    """The answers to all questions, in order of column and steps.
+
+    Attributes:
+        against_top_p: as `equal_entropy` at the teacher's diversity, against a teacher with top-p
+    """
 
     same_steps: list[SameSteps]
     equal_entropy: list[EqualEntropy]
     speed: list[Speed]
     equal_seconds: list[EqualSeconds]
+    against_top_p: list[EqualEntropy] = field(default_factory=list)
 
 
 def answer_questions(
@@ -135,6 +140,7 @@ def answer_questions(
     student: Sequence[Row],
     temperature_teacher: Sequence[Row],
     data: Row | None = None,
+    top_p_teacher: Sequence[Row] = (),
 ) -> Answers:
     """Answer the three questions from rows of one protocol.
 
@@ -144,6 +150,7 @@ def answer_questions(
             reach the teacher's entropy.
         temperature_teacher: rows of the teacher at other temperatures.
         data: the row of real text; its entropy is a second target.
+        top_p_teacher: rows of the teacher with top-p, at some temperatures.
 
     Raises:
         UnequalProtocols: for rows of several protocols.
@@ -154,9 +161,10 @@ def answer_questions(
             f"teacher or student is empty: got {len(plain)} rows of the teacher at temperature 1 "
             f"and {len(student)} of the student, want rows of both"
         )
-    require_same_protocol([*teacher, *student, *temperature_teacher, *([data] if data else [])])
+    others = [*temperature_teacher, *top_p_teacher, *([data] if data else [])]
+    require_same_protocol([*teacher, *student, *others])
     teachers = curves([*plain, *temperature_teacher])
-    students = curves(student)
+    students, top_p_curves = curves(student), curves(top_p_teacher)
     most = max(row.setting.steps for row in plain)
     reference = at_temperature_1(teachers[most])
     assert reference is not None  # `plain` has a row at `most` steps
@@ -180,6 +188,12 @@ def answer_questions(
             _equal_seconds(column, steps, reference, teachers, students)
             for column in ENTROPIES
             for steps in students
+        ],
+        against_top_p=[
+            _equal_entropy(column, next(iter(targets)), reference, steps, top_p_curves, students)
+            for column in ENTROPIES
+            for steps in students
+            if top_p_curves
         ],
     )
 

@@ -14,7 +14,8 @@ from unmask.models.model import CausalModel, Model
 from unmask.samplers.options import sampler_of
 from unmask.samplers.unmasking import reveal
 
-RANDOM_ORDER = "random_order"  # the rows of the teacher in random order
+# Lists of further rows of the teacher.
+RANDOM_ORDER, TOP_P = "random_order", "top_p_teacher"
 
 
 @dataclass(frozen=True)
@@ -69,28 +70,65 @@ def frontier(
             "of texts"
         )
     *baselines, real = measure_baselines(context, teacher)
-    plans: list[tuple[str, Model | CausalModel, tuple[int, ...], tuple[float, ...]]] = [
-        ("teacher", teacher, study.teacher_steps, (1.0, *study.teacher_temperatures)),
-        ("student", student, study.student_steps, (1.0, *study.student_temperatures)),
-    ]
+    parts = teacher_parts(teacher, context)
+    student_temperatures = (1.0, *study.student_temperatures)
+    parts.insert(1, Part("student", context, study.student_steps, student_temperatures))
     if autoregressive is not None and length <= autoregressive.length:
-        plans.append(("autoregressive", autoregressive, (length,), (1.0,)))
-    random = in_random_order(teacher, context)
-    if random is not None:
-        plans.append((RANDOM_ORDER, teacher, study.teacher_steps, (1.0,)))
-    total, done = sum(len(steps) * len(temperatures) for _, _, steps, temperatures in plans), 0
+        parts.append(Part("autoregressive", context, (length,), (1.0,)))
+    total, done = sum(map(len, parts)), 0
     rows: dict[str, list[MeasuredRow]] = {"naive": baselines, "data": [real]}
-    rows |= {name: [] for name, *_ in plans}
+    rows |= {part.name: [] for part in parts}
     rows |= {f"temperature_{name}": [] for name in ("teacher", "student")}
-    for name, model, steps, temperatures in plans:
-        own = random if name == RANDOM_ORDER and random is not None else context
-        drawn = "teacher" if name == RANDOM_ORDER else name
-        for measured in measure(drawn, model, own, steps, temperatures):
-            untempered = measured.temperature == 1
-            place = name if untempered else f"temperature_{name}"
+    models = {"student": student, "autoregressive": autoregressive}
+    for part in parts:
+        for measured in part.measure(models.get(part.name) or teacher):
+            at_1 = measured.row.setting.temperature == 1
+            tempered = part.name in ("teacher", "student") and not at_1
+            place = f"temperature_{part.name}" if tempered else part.name
             rows[place].append(measured)
             done += 1
             yield FrontierEvent(done, total, place, measured, rows)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one model in one setting, over steps and temperatures.
+
+    Attributes:
+        name: name of the list of the report. All rows of the teacher have the name "teacher"
+        context: judge, real text and settings
+        steps: step counts
+        temperatures: temperatures at each step count
+        top_p: probability of the tokens that the sampler keeps
+    """
+
+    name: str
+    context: EvalContext
+    steps: Sequence[int]
+    temperatures: Sequence[float]
+    top_p: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.temperatures)
+
+    def measure(self, model: Model | CausalModel) -> Iterator[MeasuredRow]:
+        """Measure the rows of this model."""
+        name = "teacher" if self.name in (RANDOM_ORDER, TOP_P) else self.name
+        return measure(name, model, self.context, self.steps, self.temperatures, self.top_p)
+
+
+def teacher_parts(teacher: Model, context: EvalContext) -> list[Part]:
+    """The rows of a teacher: over temperatures, with top-p, and in random order."""
+    study = context.study
+    parts = [
+        Part("teacher", context, study.teacher_steps, (1.0, *study.teacher_temperatures)),
+    ]
+    if study.top_p < 1:
+        temperatures, top_p = study.top_p_temperatures, study.top_p
+        parts.append(Part(TOP_P, context, study.student_steps, temperatures, top_p))
+    if (random := in_random_order(teacher, context)) is not None:
+        parts.append(Part(RANDOM_ORDER, random, study.teacher_steps, (1.0,)))
+    return parts
 
 
 def in_random_order(teacher: Model, context: EvalContext) -> EvalContext | None:
@@ -115,7 +153,8 @@ def build_report(
     by_name = {name: [m.row for m in measured] for name, measured in rows.items()}
     teacher, student, (data,) = by_name["teacher"], by_name["student"], by_name["data"]
     all_student = [*student, *by_name["temperature_student"]]
-    answers = answer_questions(teacher, all_student, by_name["temperature_teacher"], data)
+    tempered, top_p = by_name["temperature_teacher"], by_name.get(TOP_P, [])
+    answers = answer_questions(teacher, all_student, tempered, data, top_p)
     reasons = [*doubts, *reasons_against_claim(teacher, student, by_name["naive"], data)]
     findings = [
         *calls_by_bound(teacher, by_name.get(RANDOM_ORDER, [])),

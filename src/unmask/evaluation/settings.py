@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unmask.limits import MOST_STEPS, seed_number, whole
+from unmask.limits import MOST_STEPS, check_range, seed_number, whole
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class EvalSettings:
         student_steps: step counts of the student, one row each
         teacher_temperatures: temperatures of the teacher in addition to 1, at each step count
         student_temperatures: temperatures of the student in addition to 1, at each step count
+        top_p: top-p of further rows of the teacher at the student's step counts, a stronger
+            opponent than temperature alone (1: not measured)
+        top_p_temperatures: temperatures of these rows
         texts: half-masked real texts for the completion disagreement, spread evenly over the
             held-out rows
         completions: completions of each half-masked text
@@ -40,6 +43,8 @@ class EvalSettings:
     student_steps: tuple[int, ...] = (4, 8, 16, 32)
     teacher_temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.1)
     student_temperatures: tuple[float, ...] = (1.15, 1.3, 1.45)
+    top_p: float = 0.9
+    top_p_temperatures: tuple[float, ...] = (1.0, 1.15, 1.3)
     texts: int = 16
     completions: int = 4
     bound_texts: int = 64
@@ -59,6 +64,7 @@ class EvalSettings:
         for name in optional:
             whole(name, getattr(self, name), "a count of the evaluation", 0, MOST_STEPS)
         seed_number("seed", self.seed)
+        check_range("top_p", self.top_p, 0 < self.top_p <= 1, "0 < top_p <= 1")
 
     @property
     def has_set_metrics(self) -> bool:

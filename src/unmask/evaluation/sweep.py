@@ -133,6 +133,7 @@ def measure(
     context: EvalContext,
     steps: Sequence[int],
     temperatures: Sequence[float],
+    top_p: float = 1.0,
 ) -> Iterator[MeasuredRow]:
     """Yield a row for each step count and temperature, in this order.
 
@@ -147,10 +148,11 @@ def measure(
         context: judge, real text and settings.
         steps: step counts; the length of the texts for an autoregressive model.
         temperatures: temperatures at each step count.
+        top_p: probability of the tokens that the sampler keeps.
     """
     context = replace(context, products=model.precision)
     study, length = context.study, context.real.shape[1]
-    setting = setting_of(model, study)
+    setting = replace(setting_of(model, study), top_p=top_p)
     set_metrics = set_metrics_of(model, context.judge, study, context.reference_texts)
     warmup = 1  # untimed draws before the first timed draw
     for count in steps:
@@ -163,7 +165,7 @@ def measure(
             )
             if measured is None:
                 row = draw_and_measure(
-                    partial(draw_row, model, study, length, count, temperature),
+                    partial(draw_row, model, study, length, count, temperature, top_p),
                     context.judge,
                     context.protocol,
                     row_setting,
@@ -177,7 +179,7 @@ def measure(
                 seconds.append(row.measures[SECONDS].value)
             rows.append(measured)
         if not seconds and any(m.shipped and not m.timed for m in rows):
-            draw = partial(draw_row, model, study, length, count, 1.0)
+            draw = partial(draw_row, model, study, length, count, 1.0, top_p)
             run = timed(draw, repeats=1, warmup=warmup, device=model.device)
             seconds, warmup = [run.measure(per=study.samples, unit="s a sample").value], 0
         for measured in _with_seconds(rows, seconds, context.known_rows):
@@ -308,7 +310,8 @@ def _on_real_text(
 
     def complete(pinned: Tokens) -> Tokens:
         length, steps, temperature = pinned.shape[1], setting.steps, setting.temperature
-        return draw_row(model, study, length, steps, temperature, pinned=pinned).tokens.cpu()
+        top_p = setting.top_p
+        return draw_row(model, study, length, steps, temperature, top_p, pinned).tokens.cpu()
 
     texts = context.texts_to_complete
     disagreement = partial(completion_disagreement, complete, texts, study.completions)

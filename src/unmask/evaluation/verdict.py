@@ -118,7 +118,8 @@ def verdict(answers: Answers, reasons: Sequence[str] = ()) -> list[Finding]:
     return [
         *map(_same_steps, answers.same_steps),
         *(_equal_entropy(column, entries) for column, entries in columns.items()),
-        _win(list(columns.values()), at),
+        _win(list(columns.values()), at, "that only changes its temperature"),
+        *_against_top_p(answers.against_top_p, at),
         *(_equal_seconds(column, answers.equal_seconds) for column in ENTROPIES),
         *(_speed(column, answers.speed) for column in ENTROPIES),
         ONE_SEED,
@@ -156,7 +157,18 @@ def _change(entry: EqualEntropy) -> str:
     return f"{student:.4g} to {teacher:.4g}, gain {_gain(entry.gain)}"
 
 
-def _win(columns: list[list[EqualEntropy]], at: str) -> Finding:
+def _against_top_p(all_entries: list[EqualEntropy], at: str) -> Iterator[Finding]:
+    """The same comparisons against a teacher with top-p, if it was measured."""
+    if not all_entries:
+        return
+    columns = [[one for one in all_entries if one.column == column] for column in ENTROPIES]
+    for column, entries in zip(ENTROPIES, columns, strict=True):
+        details = [f"{entry.steps} steps {_change(entry)}" for entry in entries]
+        yield Finding(f"Equal {ENTROPIES[column]}, against a teacher with top-p", details=details)
+    yield _win(columns, at, "with top-p that also changes its temperature")
+
+
+def _win(columns: list[list[EqualEntropy]], at: str, opponent: str) -> Finding:
     """The main claim: the gain at equal diversity by all measures, at each step count."""
     steps_by_result: dict[str, list[str]] = {}
     for entries in zip(*columns, strict=True):
@@ -178,7 +190,7 @@ def _win(columns: list[list[EqualEntropy]], at: str) -> Finding:
         verb = "beats at some steps" if BETTER in compared else "does not beat"
     return Finding(
         f"As diverse as {at} by all {len(columns)} measures together, the student {verb} a teacher "
-        "that only lowers its temperature",
+        f"{opponent}",
         "; ".join(
             f"{result} at {', '.join(steps)} steps" for result, steps in steps_by_result.items()
         ),

@@ -16,7 +16,7 @@ from unmask.cli.console import Progress
 from unmask.dataclass_json import dumps
 from unmask.evaluation import sweep
 from unmask.evaluation.example_texts import example_texts
-from unmask.evaluation.frontier import build_report, frontier, in_random_order
+from unmask.evaluation.frontier import build_report, frontier, teacher_parts
 from unmask.evaluation.judge_by_name import judge_of
 from unmask.evaluation.judges import Judge
 from unmask.evaluation.measure import EvaluationProtocol, MeasuredRow
@@ -55,16 +55,10 @@ class FrontierReport:
         return judge_of(causal(load(name, device=device)), data.held_out.shape[1])
 
     def teacher_rows(self, teacher: OpenTeacher) -> tuple[int, Iterator[MeasuredRow]]:
-        """A row at each step count and temperature, and in random order at temperature 1."""
-        study, model = teacher.context.study, teacher.model
-        temperatures, steps = (1.0, *study.teacher_temperatures), study.teacher_steps
-        parts = [(teacher.context, temperatures)]
-        if (random := in_random_order(model, teacher.context)) is not None:
-            parts.append((random, (1.0,)))
-        rows = chain.from_iterable(
-            sweep.measure("teacher", model, context, steps, some) for context, some in parts
-        )
-        return sum(len(steps) * len(some) for _, some in parts), rows
+        """The teacher's rows of a report, which all runs share."""
+        parts = teacher_parts(teacher.model, teacher.context)
+        rows = chain.from_iterable(part.measure(teacher.model) for part in parts)
+        return sum(map(len, parts)), rows
 
     def keep_round(self, run: OpenRun, student: Model, step: int) -> str | None:
         """Measure the student at the step count of the table of rounds, and append its line.

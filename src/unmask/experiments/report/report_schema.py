@@ -27,6 +27,7 @@ ROW_LISTS = (
     "teacher",
     "student",
     "random_order",
+    "top_p_teacher",
     "autoregressive",
     "naive",
     "temperature_teacher",
@@ -130,6 +131,7 @@ class Report:
     naive: list[MeasuredRow] = field(default_factory=list)
     autoregressive: list[MeasuredRow] = field(default_factory=list)
     random_order: list[MeasuredRow] = field(default_factory=list)
+    top_p_teacher: list[MeasuredRow] = field(default_factory=list)
     rounds: list[RoundRow] = field(default_factory=list)
     training: TrainingCurve = field(default_factory=TrainingCurve)
     samples: list[TextPair] = field(default_factory=list)
@@ -237,7 +239,7 @@ def _check_rows(report: Report) -> None:
 
 
 def _check_columns(answers: Answers) -> None:
-    for key in ("equal_entropy", "speed", "equal_seconds"):
+    for key in ("equal_entropy", "against_top_p", "speed", "equal_seconds"):
         for i, entry in enumerate(vars(answers)[key]):
             if entry.column not in ENTROPIES:
                 allowed = ", ".join(ENTROPIES)
@@ -272,7 +274,7 @@ def _axis_values(report: Report) -> Iterator[tuple[str, float, float, float]]:
         yield f"report.seconds.{key}", value, 0, HUGE
     for name, model in report.models.items():
         yield f"report.models.{name}.parameters", model.parameters, 0, HUGE
-    for key in ("same_steps", "equal_entropy", "equal_seconds"):
+    for key in ("same_steps", "equal_entropy", "against_top_p", "equal_seconds"):
         for i, entry in enumerate(vars(report.answers)[key]):
             for end, value in vars(entry.gain).items() if entry.gain is not None else ():
                 if value is not None:
