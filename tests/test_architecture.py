@@ -42,7 +42,8 @@ FILE_LINES = 350
 LONG_FILES = {  # "folder/file.py" -> the reason for its length
     "evaluation/measure.py": "one schema: measures, rows and their protocol",
     "models/model.py": "both kinds of model, and `load`",
-    "recipes/catalog.py": "18 recipes, each number with its source",
+    "recipes/catalog.py": "19 recipes, each number with its source",
+    "recipes/objective_settings.py": "the settings of all objectives, a class each",
 }
 FUNCTION_LINES = 60
 LONG_FUNCTIONS = {  # "folder/file.py:function" -> the reason for its length

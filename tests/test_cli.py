@@ -405,7 +405,7 @@ def test_a_frontier_has_rows_answers_a_verdict_and_example_texts(capsys, frontie
     assert [pair["latent"] for pair in result["samples"]] == [0] and len(result["real"]) == 2
     titles = ["teacher, 2 steps", "student, 2 steps", "teacher, 16 steps", "student, 4 steps"]
     assert [trace["title"] for trace in result["player"]] == titles
-    conclusion, caveat = result["verdict"]
+    *_, conclusion, caveat = result["verdict"]
     assert conclusion["claim"] == "No claim is made about the student"
     assert conclusion["figures"].startswith("n = 2 texts per row are fewer than the 16")
     assert caveat["claim"] == "One training seed"

@@ -16,7 +16,8 @@ from unmask.recipes.catalog import recipe
 
 STUDY = EvalSettings(
     samples=2, teacher_steps=(2, 16), student_steps=(2,), teacher_temperatures=(0.8,),
-    student_temperatures=(1.2,), texts=2, completions=2, shown=1, round_steps=2, player_steps=2,
+    student_temperatures=(1.2,), top_p_temperatures=(1.0,), texts=2, completions=2, shown=1,
+    round_steps=2, player_steps=2,
 )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def test_a_signal_saves_the_state_and_the_plan_continues(
 
 def test_no_runs_measure_the_teacher_alone(frontier_plan: Plan, tmp_path: Path) -> None:
     assert follow(run_plan(frontier_plan, tmp_path, ()))
-    assert len(read_rows(tmp_path / "rows.jsonl")) == 4 and not (tmp_path / "mcd").exists()
+    assert len(read_rows(tmp_path / "rows.jsonl")) == 5 and not (tmp_path / "mcd").exists()
 
 
 def test_an_unavailable_device_is_refused_first(frontier_plan: Plan, tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ def named_reports(plan: Plan, home: Path) -> dict[str, dict]:
 
 def test_runs_share_the_rows_of_the_teacher(frontier_plan: Plan, frontier_home: Path) -> None:
     shared = [measured.row for measured in read_rows(frontier_home / "rows.jsonl")]
-    assert len(shared) == 4
+    assert len(shared) == 5 and [row.setting.top_p for row in shared].count(0.9) == 1
     for name, report in named_reports(frontier_plan, frontier_home).items():
-        rows = [*report["teacher"], *report["temperature_teacher"]]
+        lists = "teacher", "temperature_teacher", "top_p_teacher"
+        rows = [row for name in lists for row in report[name]]
         assert sorted(row["gen_ppl"] for row in rows) == sorted(
             row.measures["gen_ppl"].value for row in shared
         )

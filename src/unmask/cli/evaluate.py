@@ -27,6 +27,7 @@ from unmask.evaluation.measure import (
     MeasuredRow,
     protocol_words,
 )
+from unmask.evaluation.sample_metrics import mean_row
 from unmask.evaluation.settings import EvalSettings
 from unmask.evaluation.sweep import REPORT, EvalContext
 from unmask.evaluation.verdict import Finding
@@ -158,7 +159,7 @@ def samples(verb: str, arguments: Sequence[str]) -> int:
                 advance("measuring", sum(map(len, by_seed)), total)
     rows = [row for of_seed_rows in by_seed for row in of_seed_rows]
     if len(by_seed) > 1:
-        rows += [sweep.mean_row([m.row for m in same]) for same in zip(*by_seed, strict=True)]
+        rows += [mean_row([m.row for m in same]) for same in zip(*by_seed, strict=True)]
     if options.naive:
         rows += sweep.measure_baselines(context, model)
     if options.json:

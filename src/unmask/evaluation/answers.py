@@ -171,14 +171,17 @@ def answer_questions(
     targets = {f"the teacher at {most} steps": reference}
     if data:
         targets["data"] = resampled(data)
-    return Answers(
-        same_steps=list(_same_steps(teachers, students)),
-        equal_entropy=[
-            _equal_entropy(column, at, target, steps, teachers, students)
-            for at, target in targets.items()
+
+    def compare(opponents: Curves, at: str, target: Point) -> list[EqualEntropy]:
+        return [
+            _equal_entropy(column, at, target, steps, opponents, students)
             for column in ENTROPIES
             for steps in students
-        ],
+        ]
+
+    return Answers(
+        same_steps=list(_same_steps(teachers, students)),
+        equal_entropy=[one for target in targets.items() for one in compare(teachers, *target)],
         speed=[
             _speed(column, model, model_curves, reference)
             for column in ENTROPIES
@@ -189,12 +192,7 @@ def answer_questions(
             for column in ENTROPIES
             for steps in students
         ],
-        against_top_p=[
-            _equal_entropy(column, next(iter(targets)), reference, steps, top_p_curves, students)
-            for column in ENTROPIES
-            for steps in students
-            if top_p_curves
-        ],
+        against_top_p=compare(top_p_curves, *next(iter(targets.items()))) if top_p_curves else [],
     )
 
 

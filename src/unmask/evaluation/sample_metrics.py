@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -23,8 +24,10 @@ from unmask.evaluation.measure import (
     UNIGRAM,
     EvaluationProtocol,
     Measure,
+    MeasuredRow,
     Row,
     Setting,
+    over_seeds,
 )
 from unmask.evaluation.reverse_perplexity import reverse_perplexity
 from unmask.evaluation.settings import EvalSettings
@@ -248,3 +251,15 @@ def baseline_rows(
 def _multinomial(weight: Tensor, like: Tokens, source: torch.Generator) -> Tokens:
     ids = torch.multinomial(weight, like.numel(), replacement=True, generator=source)
     return ids.view_as(like)
+
+
+def mean_row(rows: Sequence[Row]) -> MeasuredRow:
+    """Means of rows that differ only in the seed of their latents, with errors over seeds."""
+    first = rows[0]
+    setting = replace(
+        first.setting,
+        nfe=statistics.fmean(row.setting.nfe for row in rows),
+        seeds=tuple(seed for row in rows for seed in row.setting.seeds),
+    )
+    measures = {key: over_seeds([row.measures[key] for row in rows]) for key in first.measures}
+    return MeasuredRow(Row(f"{len(rows)} seeds", first.protocol, setting, measures), shipped=False)

@@ -25,7 +25,6 @@ from unmask.evaluation.measure import (
     Row,
     Setting,
     mean,
-    over_seeds,
 )
 from unmask.evaluation.metrics import completion_disagreement
 from unmask.evaluation.sample_metrics import (
@@ -333,18 +332,6 @@ def measure_baselines(context: EvalContext, model: LanguageModel) -> list[Measur
         set_metrics=set_metrics_of(model, context.judge, context.study, context.reference_texts),
     )
     return [MeasuredRow(row, shipped=False) for row in rows]
-
-
-def mean_row(rows: Sequence[Row]) -> MeasuredRow:
-    """Means of rows that differ only in the seed of their latents, with errors over seeds."""
-    first = rows[0]
-    setting = replace(
-        first.setting,
-        nfe=statistics.fmean(row.setting.nfe for row in rows),
-        seeds=tuple(seed for row in rows for seed in row.setting.seeds),
-    )
-    measures = {key: over_seeds([row.measures[key] for row in rows]) for key in first.measures}
-    return MeasuredRow(Row(f"{len(rows)} seeds", first.protocol, setting, measures), shipped=False)
 
 
 def perplexity_after_round(model: Model, context: EvalContext) -> MeasuredRow:
