@@ -63,3 +63,9 @@ def test_two_laws_of_a_trajectory_hold_in_any_order(order: LevelOrder) -> None:
     for visible, alpha in ((less, alphas[0]), (more, alphas[1])):
         error = (visible.double().mean(0) - alpha).abs().max()
         assert error < 5 * (alpha * (1 - alpha) / n) ** 0.5
+
+
+def test_an_order_that_is_no_function_is_refused() -> None:
+    x0 = torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="order is not a function of levels: got 'spread'"):
+        trajectory(MaskedProcess(2, 1), x0, order="spread")

@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from reference import sampler_p_value, sampler_reveal
-from toy_sampling import MASK, L, Table, V, alphas_of, draw, filtered, masked, start, uniform
+from toy_sampling import (
+    MASK,
+    L,
+    Table,
+    V,
+    alphas_of,
+    causal,
+    draw,
+    filtered,
+    masked,
+    start,
+    uniform,
+)
 from unmask.diffusion.schedules import LogLinear
 from unmask.evaluation.likelihood import nelbo_batches
 from unmask.evaluation.step_bound import (
@@ -164,6 +176,13 @@ def test_given_tokens_have_no_score() -> None:
         ({"given": torch.ones_like(TEXTS, dtype=torch.bool)}, "given is not valid"),
         ({"given": TEXTS}, "given is not valid: got int64"),
         ({"ids": TEXTS + 1}, str(V - 1)),
+        ({"ids": TEXTS[0]}, r"ids is not a table of token ids: got int64 \[3\]"),
+        ({"ids": TEXTS[:0]}, r"ids is not a table of token ids: got int64 \[0, 3\]"),
+        ({"ids": TEXTS.float()}, "ids is not a table of token ids: got float32"),
+        ({"ids": ["abc"]}, "ids is not a tensor: got .*list"),
+        ({"given": [[True]]}, "given is not a tensor: got .*list"),
+        ({"model": "unmask:teacher"}, "unmask:teacher"),
+        ({"model": causal(V, L)}, "model is autoregressive"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, object], match: str) -> None:

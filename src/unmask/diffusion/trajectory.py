@@ -65,5 +65,10 @@ def trajectory(
     tokens is not. So `Process.nelbo` is a bound for independent levels only. A coupled pair (z_t,
     z_s) only needs nested MASKs, which any order gives.
     """
+    if not callable(order):
+        raise ValueError(
+            f"order is not a function of levels: got {order!r}, want random_order or spread_order "
+            "of unmask.diffusion.levels"
+        )
     u = torch.rand(x0.shape, generator=generator, dtype=torch.float64, device=x0.device)
     return Trajectory(x0, process.prior(x0, generator=generator), order(u))

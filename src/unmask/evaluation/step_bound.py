@@ -39,9 +39,10 @@ from unmask.diffusion.trajectory import Trajectory
 from unmask.evaluation.measure import Measure, pooled
 from unmask.limits import whole
 from unmask.models.denoiser import for_inference
+from unmask.models.model import not_a_model
 from unmask.samplers.categorical import SamplingFilters, check_finite, iter_log_probs
 from unmask.samplers.counts import CountRule, uniform_grid
-from unmask.samplers.inputs import FREE, DiffusionModel
+from unmask.samplers.inputs import FREE, AutoregressiveModel, DiffusionModel
 from unmask.samplers.latent import draw_latent
 from unmask.samplers.options import sampler_of
 from unmask.samplers.orders import Statistic
@@ -154,6 +155,7 @@ def step_bound_batches(
 
     Rows and passes have their own levels, which do not depend on `batch_size`.
     """
+    _check_arguments(model, ids, given)
     process = model.process
     check_rows(ids, process.vocab_size, process.mask_id)
     whole("passes", passes, "the sets of levels of each row")
@@ -186,6 +188,28 @@ def step_bound_batches(
                 score.nats[rows.cpu()] = nats.sum(1).cpu()
                 score.calls[rows[called].cpu()] = 1.0
                 yield score
+
+
+def _check_arguments(model: object, ids: object, given: object) -> None:
+    """Raise ValueError for values of the wrong type or shape."""
+    if not isinstance(model, DiffusionModel):
+        if isinstance(model, AutoregressiveModel):
+            raise ValueError(
+                f"model is autoregressive: got {type(model).__name__}, want a diffusion model; "
+                "`unmask eval likelihood` prints its exact likelihood"
+            )
+        raise not_a_model(model)
+    for name, value in (("ids", ids), ("given", given)):
+        if not isinstance(value, Tensor) and not (name == "given" and value is None):
+            raise ValueError(
+                f"{name} is not a tensor: got a value of type {type(value).__name__}, want [n, L]"
+            )
+    assert isinstance(ids, Tensor)
+    if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool or not len(ids):
+        raise ValueError(
+            f"ids is not a table of token ids: got {str(ids.dtype).removeprefix('torch.')} "
+            f"{[*ids.shape]}, want integers [n, L] with n >= 1"
+        )
 
 
 def readable_sampler(process: Process, order: str | Sampler) -> Sampler:
