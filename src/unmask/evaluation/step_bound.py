@@ -1,7 +1,7 @@
 """The N-step bound on the likelihood of text under a sampler of N steps.
 
-Masked diffusion. An order that does not read drawn tokens decides which positions a step unmasks:
-by the levels u, or by the predictions given the visible tokens. So the likelihood of a text x is
+Masked diffusion. Take an order that does not read drawn tokens. The levels u, or the predictions
+from the visible tokens, fix the positions that a step unmasks. So the likelihood of a text x is
 exact, given u:
 
     log q_N(x | u) = sum_i log p(x_i | z_{k(i)}),     k(i) the step that unmasks token i,

@@ -192,13 +192,12 @@ def with_bound(
 
     An autoregressive model has its exact likelihood, one token a call.
     """
-    study, row, length = context.study, measured.row, context.real.shape[1]
-    ids = context.real[evenly_spaced(len(context.real), study.bound_texts or 1)].to(model.device)
-    known = row.measures.get(BOUND)
-    if row.setting.temperature != 1 or row.setting.top_p != 1 or not study.bound_texts:
+    study, row, (total, length) = context.study, measured.row, context.real.shape
+    n, known = min(study.bound_texts, total), row.measures.get(BOUND)
+    unfiltered = row.setting.temperature == row.setting.top_p == 1
+    if not n or not unfiltered or (known is not None and known.n == n):
         return measured
-    if known is not None and known.n == len(ids):
-        return measured
+    ids = context.real[evenly_spaced(total, n)].to(model.device)
     if isinstance(model, CausalModel):
         start = start_token(model.tokenizer, model.vocab_size, model.mask_id)
         values = exact_rule(model, start, study.batch_size).scores(ids).nats / length

@@ -157,7 +157,10 @@ class Plan:
         cell = self.cells[run.cell]
         if not cell.recipe.traits.distils:
             kind = cell.recipe.objective.kind
-            raise ValueError(f"recipe {cell.recipe.name!r} is {kind}: want a distillation")
+            raise ValueError(
+                f"recipe {cell.recipe.name!r} is {kind}, which has no teacher: want a "
+                "distillation, such as demo-moments"
+            )
         objective = replace(cell.recipe.objective, teacher=self.teachers[cell.teacher].model)
         seed = cell.recipe.seed if run.seed is None else run.seed
         return replace(cell.recipe, objective=objective, seed=seed)
@@ -212,7 +215,10 @@ class OpenRun:
 def distillation(recipe: Recipe) -> DistillationSettings:
     """The objective of a recipe; ValueError if it is not a distillation in rounds."""
     if not isinstance(recipe.objective, DistillationSettings):
-        raise ValueError(f"recipe {recipe.name!r} is {recipe.objective.kind}: want rounds")
+        raise ValueError(
+            f"recipe {recipe.name!r} is {recipe.objective.kind}, which has no rounds: want "
+            "consistency or sdtt"
+        )
     return recipe.objective
 
 

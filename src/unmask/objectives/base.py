@@ -26,6 +26,9 @@ from torch import Tensor, nn
 from unmask.objectives.rounds import Rounds
 from unmask.types import PerToken, Tokens
 
+# The network that every objective trains. `Objective.networks()` names the others.
+STUDENT = "student"
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -117,8 +120,8 @@ def no_networks(self: object) -> dict[str, nn.Module]:
 
 
 def student_turn(self: object, step: int) -> str:
-    """Return "student", because every step trains the student."""
-    return "student"
+    """Return the name of the student, because every step trains it."""
+    return STUDENT
 
 
 def no_preparation(self: object, step: int, student: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Moment matching: a critic learns the student's predictions, and the student leaves them.
+"""Moment matching: distil by the difference between a critic of the student and the teacher.
 
 Let p be the teacher, q the student and psi the critic. From the text x0 the objective draws
 
@@ -13,12 +13,11 @@ and trains in turns
               + anchor KL(q_i(. | z_t) || p_i(. | z_t))
 
 The bracket is a constant. For w = 0 the best critic is psi_i(. | z_s) = E[q_i(. | z_t) | z_s], the
-prediction that the student implies at z_s. So the student moves to tokens that the teacher, who
-reads the tokens that the student drew, finds more probable than the student's own law does.
+prediction of the student as a function of z_s. The teacher predicts from z_s too, which contains
+tokens of the student. So the student raises the tokens whose probability under p exceeds psi.
 
 Sources: D-MMD (discrete moment matching, arXiv 2603.20155) and IDLM (inverse distillation, arXiv
-2602.19066). The forms here are those of a study of this library:
-docs/methods/moments.md.
+2602.19066). The page docs/methods/moments.md names the choices of this library.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ from unmask.diffusion.vocabulary_losses import (
     reverse_kl,
 )
 from unmask.limits import check_choice, check_range
-from unmask.objectives.base import Loss, no_preparation
+from unmask.objectives.base import STUDENT, Loss, no_preparation
 from unmask.prediction import Prediction
 from unmask.rng import stratified
 from unmask.types import Denoiser, PerSequence, Tokens
 
 Renoising = Literal["bridge", "fresh", "mixed"]
 Reward = Literal["soft", "leave-one-out"]
-STUDENT, CRITIC = "student", "critic"
+CRITIC = "critic"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Moments:
     """Moment matching of a diffusion model: the module has the formulas.
 
     Both losses are means over positions. That of the critic is over the noise of z_s, that of the
-    student over positions that are noise in z_t and in z_s. If z_t shows a token, the critic's
+    student over positions that are noise in z_t and in z_s. At a visible token of z_t, the critic's
     target is that token in place of q.
 
     Attributes:
@@ -201,9 +200,9 @@ def bridge(
 ) -> Tokens:
     """Draw z_s ~ q(z_s | z_t, x^), the posterior of the process, at alpha_s >= alpha_t.
 
-    In masked diffusion the levels of the path decide: the MASKs with alpha_t <= u < alpha_s show
-    their token of x^. So the order of the path holds for z_s too. With uniform noise the path does
-    not tell which tokens of z_t are noise, so the posterior is drawn.
+    In masked diffusion the levels of the path decide: the MASKs with alpha_t <= u < alpha_s become
+    their token of x^. So the order of the path holds for z_s too. With uniform noise z_t alone does
+    not determine which tokens are noise, so the posterior is drawn.
 
     Args:
         process: the noise.

@@ -94,7 +94,7 @@ class SampleOptions:
                 f"order contradicts sampler: got order={self.order!r} and "
                 f"sampler={self.sampler!r}; leave one of them out"
             )
-        _ = self.sampler_value(None)
+        _ = self.chosen_sampler
 
     @property
     def filters(self) -> SamplingFilters:
@@ -108,13 +108,18 @@ class SampleOptions:
     def draw_value(self) -> Draw:
         return named("draw", self.draw, DRAWS)
 
-    def sampler_value(self, process: Process | None) -> Sampler:
-        """The sampler, by default that of a process."""
-        if self.sampler is not None:
-            return sampler_of(self.sampler)
+    @property
+    def chosen_sampler(self) -> Sampler | None:
+        """The sampler that `sampler` or `order` names; None if both are None."""
         if self.order is not None:
             return sampler_of(f"order={self.order}")
-        return ancestral if process is not None and process.mask_id is None else spread
+        return None if self.sampler is None else sampler_of(self.sampler)
+
+    def sampler_value(self, process: Process) -> Sampler:
+        """The chosen sampler, else the default of a process."""
+        if (chosen := self.chosen_sampler) is not None:
+            return chosen
+        return ancestral if process.mask_id is None else spread
 
     def check_autoregressive(self) -> None:
         """Raise ValueError for options that have no effect on an autoregressive model."""

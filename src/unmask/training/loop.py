@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from unmask.limits import check_range, seed_number
-from unmask.objectives.base import Loss
+from unmask.objectives.base import STUDENT, Loss
 from unmask.rng import generator, global_generators
 from unmask.training.distributed import Engine, launch
 from unmask.training.loss_guard import LossGuard, TrainingError
-from unmask.training.state import STUDENT, State
+from unmask.training.state import State
 from unmask.types import Tokens
 
 if TYPE_CHECKING:

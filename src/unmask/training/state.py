@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.ema import Ema
+from unmask.objectives.base import STUDENT
 from unmask.training.distributed import Engine, whole
 from unmask.training.optim import AdamW
 
 if TYPE_CHECKING:
     from unmask.objectives.base import Objective
-
-# The network that every objective trains. `Objective.networks()` names the others.
-STUDENT = "student"
 
 
 @dataclass
